@@ -1,0 +1,70 @@
+"""Every error this package raises on purpose.
+
+    BuleyeanError                 exit code 1: the input or the result is bad
+    ├── RecordError               a rejection record, with the file and line it came from
+    ├── ModelError                a base model or run folder that cannot be loaded or trained
+    ├── TrainingError             training could not start, go on, or change anything
+    ├── EngineError               an inference engine failed or answered nonsense
+    ├── ExportError               a GGUF file that cannot be written
+    │   ├── UnsupportedArchitecture
+    │   └── ParityError           the written file does not behave like the model it came from
+    └── UsageError                exit code 2: the request itself is wrong
+
+A message says what is wrong, where, and what to do about it, in one or two lines. Anything else
+that escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class BuleyeanError(Exception):
+    """Base of all errors; `exit_code` is what the command returns for it."""
+
+    exit_code = 1
+
+
+class RecordError(BuleyeanError):
+    """A bad rejection record or records file.
+
+    Args:
+        problem: what is wrong and what to do about it.
+        path: the file it was read from, if any.
+        line: its line in that file, counted from 1, if any.
+    """
+
+    def __init__(self, problem: str, *, path: Path | str | None = None, line: int | None = None) -> None:
+        self.problem, self.path, self.line = problem, path, line
+        where = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
+        super().__init__(where + problem)
+
+
+class ModelError(BuleyeanError):
+    """A base model or a run folder that cannot be loaded, or cannot be trained."""
+
+
+class TrainingError(BuleyeanError):
+    """Training could not start or go on, or it left the model as it was."""
+
+
+class EngineError(BuleyeanError):
+    """An inference engine that failed, or whose answer makes no sense."""
+
+
+class ExportError(BuleyeanError):
+    """A model that cannot be written as GGUF."""
+
+
+class UnsupportedArchitecture(ExportError):
+    """An architecture the exporter does not know."""
+
+
+class ParityError(ExportError):
+    """A written GGUF that does not behave like the model it was made from."""
+
+
+class UsageError(BuleyeanError):
+    """A request that contradicts itself or names something that does not exist."""
+
+    exit_code = 2
