@@ -1,0 +1,283 @@
+"""Boundaries, packed: many tries in one row, each token computed once, each record alone with itself.
+
+    boundaries --pack--> Batch --forward_hidden--> hidden states at the nodes --> the loss
+
+*Packed* is the fast layout: every prompt once, every shared prefix once, no padding. A token attends to
+its own path through the trie and to nothing else; `packed_attention` does it, registered with
+transformers under `PACKED`. *Padded* is the plain layout for models whose attention cannot be replaced
+(state-space layers, soft-capped attention): one row per response, transformers' own attention. Both give
+the same hidden states at the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from buleyean_rl.boundary import Boundary
+from buleyean_rl.complement import Counts
+
+PACKED = "buleyean_packed"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a packed row that attends as one: its tokens follow each other on one path.
+
+    Args:
+        length: how many tokens; segments tile the row in order.
+        context: earlier stretches of the row, [start, end), that every token of this one can see.
+    """
+
+    length: int
+    context: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Boundaries ready for a model.
+
+    Args:
+        input_ids: Shape: (rows, tokens).
+        position_ids: each token's distance from the start of its prompt. Shape: (rows, tokens).
+        nodes: where each node's last token stands in the flattened ids. Shape: (nodes,).
+        counts: rejections over the vocabulary at each node.
+        record: which record each node belongs to. Shape: (nodes,).
+        segments: the packed row's segments, or None for the padded layout.
+        attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    nodes: Tensor
+    counts: Counts
+    record: Tensor
+    segments: tuple[Segment, ...] | None = None
+    attention_mask: Tensor | None = None
+
+    def to(self, device: torch.device, **_: Any) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            nodes=self.nodes.to(device),
+            counts=self.counts.to(device),
+            record=self.record.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+        )
+
+    def without_anchors(self) -> Batch:
+        """The same batch with a loss only where something was rejected.
+
+        On a reference measure the other nodes anchor the model; on a uniform one their target would be
+        noise over the whole vocabulary.
+        """
+        keep, node = torch.unique(self.counts.node, return_inverse=True)
+        counts = replace(self.counts, node=node, rounds=self.counts.rounds[keep])
+        return replace(self, nodes=self.nodes[keep], counts=counts, record=self.record[keep])
+
+
+def pack(boundaries: Sequence[Boundary]) -> Batch:
+    """Lay boundaries end to end in one row.
+
+    Args:
+        boundaries: one per record.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    nodes: list[int] = []
+    segments: list[Segment] = []
+    for boundary in boundaries:
+        start, prompt = len(ids), len(boundary.prompt)
+        ids += boundary.prompt + boundary.tokens
+        positions += range(prompt)
+        nodes += range(start + prompt - 1, start + prompt + len(boundary.tokens))
+        for run, parent in zip(boundary.run_slices(), boundary.parents, strict=True):
+            path = boundary.path(parent)
+            depth = prompt + sum(piece.stop - piece.start for piece in path)
+            length = run.stop - run.start
+            positions += range(depth, depth + length)
+            first = start + prompt  # where the record's nodes begin in the row
+            if run.start == 0:  # the first run goes straight on from the prompt
+                segments.append(Segment(prompt + length))
+                continue
+            context = [(start, first), *((first + piece.start, first + piece.stop) for piece in path)]
+            segments.append(Segment(length, tuple(_merge_adjacent(context))))
+    return Batch(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        nodes=torch.tensor(nodes),
+        counts=_counts(boundaries),
+        record=_record_of_nodes(boundaries),
+        segments=tuple(segments),
+    )
+
+
+def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
+    """Lay every path from a prompt to the end of a run in a row of its own, padded on the right.
+
+    Args:
+        boundaries: one per record.
+    """
+    rows: list[list[int]] = []
+    places: list[tuple[int, int]] = []  # of each node: row and column
+    for boundary in boundaries:
+        prompt = len(boundary.prompt)
+        for run in boundary.run_slices():
+            path = boundary.path(run.stop)
+            row = boundary.prompt + [token for piece in path for token in boundary.tokens[piece]]
+            if run.start == 0:
+                places.append((len(rows), prompt - 1))
+            new = run.stop - run.start
+            places += [(len(rows), column) for column in range(len(row) - new, len(row))]
+            rows.append(row)
+    width = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    columns = torch.arange(width).expand(len(rows), width)
+    return Batch(
+        input_ids=torch.stack([pad(torch.tensor(row), (0, width - len(row))) for row in rows]),
+        position_ids=columns.contiguous(),
+        nodes=torch.tensor([row * width + column for row, column in places]),
+        counts=_counts(boundaries),
+        record=_record_of_nodes(boundaries),
+        attention_mask=(columns < lengths.unsqueeze(1)).long(),
+    )
+
+
+def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
+    """The last hidden states at the batch's nodes.
+
+    Args:
+        backbone: a transformers decoder without its output head, its attention set to `PACKED` if the
+            batch is packed.
+        batch: see `Batch`.
+
+    Returns:
+        Shape: (nodes, width).
+    """
+    with _segments_in_use(batch.segments):
+        output = backbone(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+        )
+    return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
+
+
+_segments: ContextVar[tuple[Segment, ...] | None] = ContextVar("segments", default=None)
+
+
+@contextmanager
+def _segments_in_use(segments: tuple[Segment, ...] | None) -> Iterator[None]:
+    # transformers hands an attention function only what the model's own code passes down, which differs
+    # from model to model; the segments travel beside it.
+    token = _segments.set(segments)
+    try:
+        yield
+    finally:
+        _segments.reset(token)
+
+
+def packed_attention(
+    module: torch.nn.Module,  # noqa: ARG001 - the signature is transformers'
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment of a packed row, and from it to its context.
+
+    Args:
+        module: the attention layer, not used.
+        query: Shape: (1, heads, tokens, head width).
+        key: Shape: (1, key heads, tokens, head width).
+        value: Shape as `key`.
+        attention_mask: not used; the segments say it all.
+        scaling: factor on the scores.
+        dropout: on the attention weights.
+        sliding_window: how many tokens back a token sees, itself included; None for all.
+
+    Returns:
+        Shape: (1, tokens, heads, head width), and None for the weights.
+    """
+    segments = _segments.get()
+    if segments is None:  # generation, or a plain forward pass: an ordinary causal row
+        segments = (Segment(query.shape[2]),)
+    lengths = [segment.length for segment in segments]
+    outputs = []
+    for segment, q, k, v in zip(
+        segments, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
+    ):
+        if segment.context:
+            k = torch.cat([*(key[:, :, a:b] for a, b in segment.context), k], 2)
+            v = torch.cat([*(value[:, :, a:b] for a, b in segment.context), v], 2)
+        mask = _mask(segment.length, k.shape[2], sliding_window, q.device)
+        outputs.append(
+            scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
+            )
+        )
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def _mask(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees, the queries being the last of the keys; None for plain causal."""
+    if queries == keys and (sliding_window is None or sliding_window >= keys):
+        return None
+    distance = torch.arange(keys - queries, keys, device=device).unsqueeze(1) - torch.arange(
+        keys, device=device
+    )
+    visible = distance >= 0
+    return visible if sliding_window is None else visible & (distance < sliding_window)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
+
+
+def _merge_adjacent(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged = [pieces[0]]
+    for start, end in pieces[1:]:
+        if start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], end)
+        elif end > start:
+            merged.append((start, end))
+    return merged
+
+
+def _counts(boundaries: Sequence[Boundary]) -> Counts:
+    node: list[int] = []
+    token: list[int] = []
+    count: list[int] = []
+    rounds: list[int] = []
+    for boundary in boundaries:
+        for local, rejected, v in boundary.rejections:
+            node.append(len(rounds) + local)
+            token.append(rejected)
+            count.append(v)
+        rounds += [boundary.rounds] * boundary.nodes
+    return Counts(
+        torch.tensor(node, dtype=torch.long),
+        torch.tensor(token, dtype=torch.long),
+        torch.tensor(count, dtype=torch.float32),
+        torch.tensor(rounds, dtype=torch.float32),
+    )
+
+
+def _record_of_nodes(boundaries: Sequence[Boundary]) -> Tensor:
+    sizes = torch.tensor([boundary.nodes for boundary in boundaries])
+    return torch.repeat_interleave(torch.arange(len(boundaries)), sizes)
