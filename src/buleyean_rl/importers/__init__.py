@@ -1,0 +1,24 @@
+"""Other people's data -> rejection records.
+
+    sources      a file or a Hub data set -> rows, each with its place
+    formats      a row -> the records in it; what is not a rejection is discarded and counted
+    run          both, folded by prompt, into a records file
+
+What this package is not: no row's chosen answer, accepted answer or score ever reaches a record.
+"""
+
+from buleyean_rl.importers.formats import FORMATS, Discards, Format, detect_format, find_format
+from buleyean_rl.importers.run import ImportReport, import_records
+from buleyean_rl.importers.sources import is_hub_id, open_rows
+
+__all__ = [
+    "FORMATS",
+    "Discards",
+    "Format",
+    "ImportReport",
+    "detect_format",
+    "find_format",
+    "import_records",
+    "is_hub_id",
+    "open_rows",
+]

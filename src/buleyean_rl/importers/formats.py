@@ -1,0 +1,373 @@
+"""The shapes rejections come in, one small generator each: a row in, its records out.
+
+A converter checks only what it uses: the text of an answer nobody rejected is never looked at. What it
+leaves out on purpose it counts in `Discards`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from buleyean_rl.errors import UsageError
+from buleyean_rl.records import (
+    Messages,
+    RejectionRecord,
+    Row,
+    make_record,
+    parse_messages,
+    parse_record,
+    parse_text,
+    pick,
+    rejected_answers,
+)
+from buleyean_rl.records.record import fail, keys_of, kind_of
+
+
+@dataclass
+class Discards:
+    """What importing left out on purpose.
+
+    Args:
+        chosen_discarded: answers that were chosen, accepted, or never rejected.
+        ties: pairs of answers with equal scores, which are no rejection.
+        without_rejection: rows in which nothing was rejected.
+        duplicates_folded: rejected answers that repeat another one of their row.
+        same_as_chosen: rows that reject the very text they choose.
+    """
+
+    chosen_discarded: int = 0
+    ties: int = 0
+    without_rejection: int = 0
+    duplicates_folded: int = 0
+    same_as_chosen: int = 0
+
+
+@dataclass(frozen=True)
+class Format:
+    """One shape of row.
+
+    Args:
+        name: what `--format` calls it.
+        keys: the keys it is known by, for error messages.
+        matches: whether a row looks like it.
+        convert: the records of a row.
+    """
+
+    name: str
+    keys: str
+    matches: Callable[[Row], bool]
+    convert: Callable[[Row, Discards], Iterator[RejectionRecord]]
+
+
+def from_record(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
+    """Canonical records, and the data card's `rejected` without counts."""
+    record = parse_record(row)
+    discards.duplicates_folded += len(rejected_answers(row)) - len(record.rejected_responses)
+    yield record
+
+
+def from_pair(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
+    """A chosen and a rejected answer: the chosen one is discarded.
+
+    Answers are texts beside a prompt, message lists beside a prompt, or whole conversations that share
+    everything but their last message.
+    """
+    rejected, chosen = pick(row, "rejected"), pick(row, "chosen")
+    if rejected is None:
+        fail(f"has no rejected answer (its keys: {keys_of(row)})")
+    if _is_messages(rejected):
+        context, answer = _split_answer(rejected, "rejected")
+        if context and context[0][0] == "assistant":
+            fail("rejected is more than one answer: which of them was rejected is unclear")
+        if context and chosen is not None and _split_answer(chosen, "chosen")[0] != context:
+            fail("chosen and rejected part ways before their last answers: which was rejected is unclear")
+        prompt, answers = _as_prompt(context) if context else _prompt_of(row), [answer]
+    else:
+        prompt, answers = _prompt_of(row), [rejected] if isinstance(rejected, str) else rejected
+    yield _record(discards, prompt, answers)
+    if chosen is not None:
+        discards.chosen_discarded += 1
+        discards.same_as_chosen += _last_text(chosen) in answers
+
+
+def from_label(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
+    """An answer and a label (KTO): true is discarded, false is a rejection."""
+    label = row.get("label")
+    if not isinstance(label, bool):
+        fail(f"label is {kind_of(label)}: it must be true (accepted) or false (rejected)")
+    if label:
+        discards.chosen_discarded += 1
+        discards.without_rejection += 1
+        return
+    completion = pick(row, "completion", "response")
+    if completion is None:
+        context, answer = _split_answer(pick(row, "messages", "prompt"), "messages")
+        yield _record(discards, _as_prompt(context), [answer])
+    else:
+        yield _record(discards, _prompt_of(row), [_only_answer(completion, "completion")])
+
+
+def from_candidates(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
+    """Several answers to one prompt, with the rejections of each already counted, or with scores."""
+    candidates = _candidates(row)
+    tallies = [pick(candidate, "rejection_count", "rejectionCount") for candidate in candidates]
+    if all(tally is None for tally in tallies):
+        yield from from_scores(row, discards)
+        return
+    for k, tally in enumerate(tallies):
+        if not isinstance(tally, int) or isinstance(tally, bool) or tally < 0:
+            fail(f"rejection_count of candidate {k} is {kind_of(tally)}: it must be a whole number, 0 or more")
+    rounds = pick(row, "total_rounds", "totalRounds")
+    yield from _counted(row, discards, candidates, tallies, rounds)
+
+
+def from_scores(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
+    """Several scored answers to one prompt: each pair is a round, and the lower score loses it.
+
+    With K answers each takes part in K - 1 rounds, so T = K - 1. A tie rejects neither.
+    """
+    candidates = _candidates(row)
+    scores = [_score(candidate, k, row) for k, candidate in enumerate(candidates)]
+    losses = [sum(score < other for other in scores) for score in scores]
+    discards.ties += sum(a == b for a, b in combinations(scores, 2))
+    yield from _counted(row, discards, candidates, losses, max(1, len(candidates) - 1))
+
+
+def from_open_webui(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
+    """Open WebUI: a row of its feedback export, or of its chat export; thumbs down are the rejections."""
+    feedback = row.get("data")
+    if isinstance(feedback, Mapping):
+        stored = _path(row, "snapshot", "chat")
+        chat = _path(stored, "chat") or stored  # the stored chat wraps the conversation, in most versions
+        rated = {_path(row, "meta", "message_id"): feedback.get("rating")}
+    else:
+        chat = row.get("chat")
+        rated = {
+            name: _path(message, "annotation", "rating")
+            for name, message in (_path(chat, "history", "messages") or {}).items()
+        }
+    messages, system = _path(chat, "history", "messages"), _path(chat, "params", "system")
+    down = [name for name, rating in rated.items() if rating in (-1, "-1")]
+    discards.chosen_discarded += sum(rating in (1, "1") for rating in rated.values())
+    discards.without_rejection += not down
+    for name in down:
+        if not isinstance(messages, Mapping) or name not in messages:
+            fail("is a thumbs down without its conversation: export the feedback with its chat snapshots")
+        thread = _thread(messages, name)
+        if isinstance(system, str) and system.strip():
+            thread.insert(0, {"role": "system", "content": system})
+        context, answer = _split_answer(thread, "the conversation")
+        yield _record(discards, _as_prompt(context), [answer])
+
+
+# The order is the order in which `auto` tries them.
+FORMATS = (
+    Format(
+        "records",
+        "prompt, rejected_responses (or rejected without chosen)",
+        lambda row: (
+            not row.keys().isdisjoint({"rejected_responses", "rejectedResponses"})
+            or ("rejected" in row and "chosen" not in row)
+        ),
+        from_record,
+    ),
+    Format("pairs", "prompt, chosen, rejected", lambda row: {"chosen", "rejected"} <= row.keys(), from_pair),
+    Format(
+        "kto",
+        "messages (or prompt, completion), label",
+        lambda row: "label" in row and not row.keys().isdisjoint({"messages", "completion", "response"}),
+        from_label,
+    ),
+    Format(
+        "candidates",
+        "prompt, candidates[response, rejection_count or score]",
+        lambda row: isinstance(row.get("candidates"), list),
+        from_candidates,
+    ),
+    Format(
+        "scored",
+        "prompt, completions[response, score]",
+        lambda row: (
+            isinstance(row.get("completions"), list) or (isinstance(row.get("responses"), list) and "scores" in row)
+        ),
+        from_scores,
+    ),
+    Format(
+        "openwebui",
+        "data.rating, meta.message_id, snapshot.chat; or chat.history",
+        lambda row: _path(row, "data", "rating") is not None or _path(row, "chat", "history") is not None,
+        from_open_webui,
+    ),
+)
+
+
+def find_format(name: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        UsageError: there is none; says which there are.
+    """
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    raise UsageError(f"no format {name!r}: choose auto, {', '.join(known.name for known in FORMATS)}")
+
+
+def detect_format(rows: Sequence[Row]) -> Format:
+    """The format of the first row that looks like one.
+
+    Args:
+        rows: some rows from the start of the data.
+
+    Raises:
+        RecordError: none does; says which keys the first row has and which formats there are.
+    """
+    for row in rows:
+        for known in FORMATS:
+            if known.matches(row):
+                return known
+    known_formats = "; ".join(f"{known.name}: {known.keys}" for known in FORMATS)
+    seen = f"its first row has the keys {keys_of(rows[0])}" if rows else "it has no good row"
+    fail(f"is in no known format: {seen}.\nKnown are {known_formats}")
+
+
+# --- parts of rows ------------------------------------------------------------------------------------
+
+
+def _record(
+    discards: Discards,
+    prompt: object,
+    answers: object,
+    counts: Sequence[int] | None = None,
+    rounds: object = None,
+) -> RejectionRecord:
+    record = make_record(prompt, answers, counts, rounds)
+    if isinstance(answers, list):
+        discards.duplicates_folded += len(answers) - len(record.rejected_responses)
+    return record
+
+
+def _counted(
+    row: Row, discards: Discards, candidates: Sequence[Row], tallies: Sequence[int], rounds: object
+) -> Iterator[RejectionRecord]:
+    """The record of candidates with rejection counts: those at 0 are discarded."""
+    rejected = [k for k, tally in enumerate(tallies) if tally]
+    if rejected:
+        answers = [_answer_of(candidates[k], k) for k in rejected]
+        yield _record(discards, _prompt_of(row), answers, [tallies[k] for k in rejected], rounds)
+    else:
+        discards.without_rejection += 1
+    discards.chosen_discarded += len(candidates) - len(rejected)
+
+
+def _prompt_of(row: Row) -> Any:
+    prompt = pick(row, "prompt", "instruction", "question", "messages")
+    if prompt is None:
+        fail(f"has no prompt (its keys: {keys_of(row)})")
+    # The Alpaca layout keeps the text an instruction is about in a field of its own.
+    extra = row.get("input") if "instruction" in row else None
+    if isinstance(prompt, str) and isinstance(extra, str) and extra.strip():
+        return f"{prompt}\n{extra}"
+    return prompt
+
+
+def _is_messages(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _split_answer(value: object, name: str) -> tuple[Messages, str]:
+    """A conversation as what came before its last answer, and that answer."""
+    *context, (role, answer) = parse_messages(value, name)
+    if role != "assistant":
+        fail(f"{name} ends with a {role} message: its last message must be the assistant's answer")
+    return tuple(context), answer
+
+
+def _only_answer(value: object, name: str) -> str:
+    """An answer that is a text, or a list of one assistant message."""
+    if not _is_messages(value):
+        return parse_text(value, name)
+    context, answer = _split_answer(value, name)
+    return fail(f"{name} is {len(context) + 1} messages: one answer is wanted") if context else answer
+
+
+def _as_prompt(context: Messages) -> list[Row]:
+    if not context:
+        fail("the conversation is an answer without a prompt")
+    return [{"role": role, "content": content} for role, content in context]
+
+
+def _last_text(value: Any) -> Any:
+    return value[-1].get("content") if _is_messages(value) else value
+
+
+def _candidates(row: Row) -> list[Row]:
+    value = pick(row, "completions", "candidates", "responses")
+    if not isinstance(value, list):
+        fail(f"has no list of completions or candidates (its keys: {keys_of(row)})")
+    scores = row.get("scores")
+    if isinstance(scores, list) and all(isinstance(text, str) for text in value):
+        if len(scores) != len(value):
+            fail(f"has {len(scores)} scores for {len(value)} answers: give each a score")
+        return [{"response": text, "score": score} for text, score in zip(value, scores, strict=True)]
+    for k, candidate in enumerate(value):
+        if not isinstance(candidate, Mapping):
+            fail(f"candidate {k} is {kind_of(candidate)}: it must be an object with a response")
+    return value
+
+
+def _answer_of(candidate: Row, k: int) -> str:
+    answer = pick(candidate, "response", "completion", "text", "answer", "content")
+    if answer is None:
+        fail(f"candidate {k} has no response (its keys: {keys_of(candidate)})")
+    return _only_answer(answer, f"the response of candidate {k}")
+
+
+def _score(candidate: Row, k: int, row: Row) -> float:
+    """A candidate's score: one number, or the mean rating of UltraFeedback's aspects."""
+    for name in ("score", "overall_score", "rating"):
+        value = candidate.get(name)
+        if value is not None:
+            return _number(value, f"{name} of candidate {k}")
+    aspects = candidate.get("annotations")
+    if isinstance(aspects, Mapping):
+        ratings = [_path(aspect, "Rating") for aspect in aspects.values()]
+        numbers = [float(rating) for rating in ratings if re.fullmatch(r"\d+(\.\d+)?", str(rating))]
+        if numbers:  # an aspect that does not apply is rated "N/A"
+            return sum(numbers) / len(numbers)
+    fail(f"candidate {k} has no score (its keys: {keys_of(candidate)}; the row's: {keys_of(row)})")
+
+
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        fail(f"{name} is {kind_of(value)}: it must be a finite number")
+    return value
+
+
+def _path(value: Any, *names: str) -> Any:
+    """What stands at the end of a path of keys, None where it breaks off."""
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+# Open WebUI keeps reasoning and tool calls inside the message, as folded HTML that no model wrote so.
+_FOLDED_HTML = re.compile(r'<details type="(?:reasoning|tool_calls|code_interpreter)".*?</details>\s*', re.DOTALL)
+
+
+def _thread(messages: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The conversation that led to a message, from its first message to itself."""
+    thread: list[dict[str, Any]] = []
+    step: Any = name
+    while step in messages and len(thread) <= len(messages):  # a loop of parents ends too
+        content = _path(messages[step], "content")
+        if isinstance(content, str):
+            content = _FOLDED_HTML.sub("", content)
+        thread.append({"role": _path(messages[step], "role"), "content": content})
+        step = _path(messages[step], "parentId")
+    return thread[::-1]
