@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -226,9 +226,7 @@ class FoldReport:
     empty: int = 0
 
 
-def write_folded(
-    path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None
-) -> FoldReport:
+def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
     """Write one record per prompt, in the order of first appearance, holding only an index in memory.
 
     Every record goes to a spool; prompts seen twice are remembered by place. The second pass copies the spool
@@ -324,10 +322,15 @@ def _replacing(path: Path | str) -> Iterator[IO[bytes]]:
         raise RecordError(f"cannot be written: create the folder {target.parent} first", path=path)
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        try:
+            file = open(temporary, "wb")  # noqa: SIM115 - only the errors of opening are caught here
+        except OSError as error:
+            raise RecordError(f"cannot be written: {error.strerror or error}", path=path) from error
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone if it took its name, and never there if it could not be opened
+            temporary.unlink()

@@ -81,9 +81,42 @@ class Validation:
         """The report as one JSON object."""
         return {**asdict(self), "usable": self.usable}
 
+    def lines(self) -> list[str]:
+        """The report for a person, zeros left out."""
+        notes = {
+            "duplicate answers folded into counts": self.duplicates,
+            "records that repeat a prompt (`buleyean data import` folds them)": self.repeated_prompts,
+            "empty answers, with no token to reject": self.empty,
+        }
+        if self.tokens is not None:
+            notes |= {
+                "tokens of prompts": self.tokens.prompts,
+                "tokens of rejected answers": self.tokens.responses,
+                "tokens of the longest prompt": self.tokens.longest_prompt,
+                "tokens of the longest answer": self.tokens.longest_response,
+                f"prompts that leave no room within {self.tokens.max_length:,} tokens": self.tokens.over_length,
+                f"answers cut at {self.tokens.max_length:,} tokens": self.tokens.truncated,
+                "tokens cut off": self.tokens.cut,
+            }
+        notes |= {"records dropped": self.dropped, "bad lines": self.bad}
+        verdict = (
+            "usable"
+            if self.usable
+            else "not usable: " + ("mend or remove the bad lines" if self.bad else "no record is left to train on")
+        )
+        return [
+            f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
+            *(f"  {what}: {number:,}" for what, number in notes.items() if number),
+            *(f"  {error}" for error in self.errors),
+        ]
+
 
 def validate_records(
-    path: Path | str, *, measure: Measure | None = None, max_length: int = 1024
+    path: Path | str,
+    *,
+    measure: Measure | None = None,
+    max_length: int = 1024,
+    progress: Callable[[int], object] | None = None,
 ) -> Validation:
     """Read a whole records file and count what training would use, fold, cut and drop.
 
@@ -91,6 +124,7 @@ def validate_records(
         path: the file.
         measure: a record in tokens; without it the text alone is checked.
         max_length: with `measure`, the most tokens a prompt and an answer may have together.
+        progress: told the number of rows, every hundred.
 
     Raises:
         RecordError: the file is missing, empty or binary. Bad lines are counted, not raised.
@@ -112,6 +146,8 @@ def validate_records(
             continue
         report.rows += 1
         report.records += 1
+        if progress is not None and report.rows % 100 == 0:
+            progress(report.rows)
         report.rejections += sum(record.rejection_counts)
         report.duplicates += len(rejected_answers(row)) - len(record.rejected_responses)
         report.empty += record.rejected_responses.count("")
