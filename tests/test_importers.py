@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from buleyean_rl.errors import RecordError, UsageError
@@ -234,8 +234,9 @@ def test_open_webui_thumbs_down(rating: object) -> None:
     assert convert(row) == ([make_record(OPEN_WEBUI_PROMPT, ["No."])], Discards())
     row["snapshot"]["chat"]["chat"]["params"]["system"] = "Be kind."
     assert convert(row)[0][0].prompt[0] == ("system", "Be kind.")
-    row["snapshot"]["chat"] = row["snapshot"]["chat"]["chat"]
-    assert len(convert(row)[0]) == 1
+    for _ in range(2):  # older exports wrap the conversation less deeply
+        row["snapshot"] = {"chat": {}} | row["snapshot"]["chat"]
+        assert len(convert(row)[0]) == 1
 
 
 def test_open_webui_thumbs_up_and_lost_snapshots() -> None:
@@ -275,6 +276,9 @@ def test_open_webui_chats() -> None:
     ),
     st.sampled_from([known.name for known in FORMATS]),
 )
+@example([{}, None], "chosen", "pairs")
+@example({"rating": -1}, "data", "openwebui")
+@example({"history": {"messages": []}}, "chat", "openwebui")
 def test_no_row_makes_an_importer_crash(value: object, key: str, name: str) -> None:
     rows = [{"prompt": "Hi", "rejected": "No.", "label": False, "completion": "No.", key: value}, {key: value}]
     for row in rows:

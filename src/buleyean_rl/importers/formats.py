@@ -142,21 +142,22 @@ def from_open_webui(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
     """Open WebUI: a row of its feedback export, or of its chat export; thumbs down are the rejections."""
     feedback = row.get("data")
     if isinstance(feedback, Mapping):
-        stored = _path(row, "snapshot", "chat")
-        chat = _path(stored, "chat") or stored  # the stored chat wraps the conversation, in most versions
-        rated = {_path(row, "meta", "message_id"): feedback.get("rating")}
+        snapshot = row.get("snapshot")
+        places = (_path(snapshot, "chat", "chat"), _path(snapshot, "chat"), snapshot)  # by version
+        chat = next((place for place in places if _path(place, "history")), None)
+        messages = _path(chat, "history", "messages")
+        rated = [(_path(row, "meta", "message_id"), feedback.get("rating"))]
     else:
         chat = row.get("chat")
-        rated = {
-            name: _path(message, "annotation", "rating")
-            for name, message in (_path(chat, "history", "messages") or {}).items()
-        }
-    messages, system = _path(chat, "history", "messages"), _path(chat, "params", "system")
-    down = [name for name, rating in rated.items() if rating in (-1, "-1")]
-    discards.chosen_discarded += sum(rating in (1, "1") for rating in rated.values())
+        messages = _path(chat, "history", "messages")
+        named = messages.items() if isinstance(messages, Mapping) else ()
+        rated = [(name, _path(message, "annotation", "rating")) for name, message in named]
+    down = [name for name, rating in rated if rating in (-1, "-1")]
+    system = _path(chat, "params", "system")
+    discards.chosen_discarded += sum(rating in (1, "1") for _, rating in rated)
     discards.without_rejection += not down
     for name in down:
-        if not isinstance(messages, Mapping) or name not in messages:
+        if not isinstance(messages, Mapping) or not isinstance(name, str) or name not in messages:
             fail("is a thumbs down without its conversation: export the feedback with its chat snapshots")
         thread = _thread(messages, name)
         if isinstance(system, str) and system.strip():
@@ -303,7 +304,7 @@ def _as_prompt(context: Messages) -> list[Row]:
 
 
 def _last_text(value: Any) -> Any:
-    return value[-1].get("content") if _is_messages(value) else value
+    return _path(value[-1], "content") if _is_messages(value) else value
 
 
 def _candidates(row: Row) -> list[Row]:
@@ -364,7 +365,7 @@ def _thread(messages: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The conversation that led to a message, from its first message to itself."""
     thread: list[dict[str, Any]] = []
     step: Any = name
-    while step in messages and len(thread) <= len(messages):  # a loop of parents ends too
+    while isinstance(step, str) and step in messages and len(thread) <= len(messages):  # a loop ends too
         content = _path(messages[step], "content")
         if isinstance(content, str):
             content = _FOLDED_HTML.sub("", content)
