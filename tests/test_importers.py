@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,26 @@ def test_no_row_makes_an_importer_crash(value: object, key: str, name: str) -> N
     for row in rows:
         with suppress(RecordError):
             convert(row, name)
+
+
+DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+
+
+@pytest.mark.skipif(not DATA_PAGE.exists(), reason="the readers' pages are not here")
+def test_every_example_of_the_data_page_imports() -> None:
+    page = DATA_PAGE.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in re.findall(r"^\{.*\}$", page, re.MULTILINE)]
+    assert [detect_format([row]).name for row in rows] == [
+        *["records"] * 2,
+        *["pairs"] * 2,
+        *["kto"] * 2,
+        "candidates",
+        "scored",
+    ]
+    records = [convert(row)[0] for row in rows]
+    assert all(records)
+    assert records[1][0].rejected_responses[0][slice(*records[1][0].rejected_spans[0][0])] == "twice twice"
+    assert records[-1] == [make_record("Hi", ["Hm.", "Go."], [1, 2], 2)]
 
 
 # --- choosing the format
