@@ -91,6 +91,96 @@ def _root(
         print(context.get_help())
 
 
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
+    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: about two minutes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do the main job on bundled data and model: mine loops, train, export, measure, compare."""
+    from pathlib import Path
+
+    from buleyean_rl.demo import run_demo
+
+    _print_json(run_demo(Path(output), quick=quick, console=_console()), as_json)
+
+
+@app.command()
+def train(
+    records: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
+    config: Annotated[str | None, typer.Option(help="A YAML file of settings; options given here win.")] = None,
+    objective: Annotated[str | None, typer.Option(help="complement (default) or published.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the KL against the contrast (0.7).")] = None,
+    tau: Annotated[float | None, typer.Option(help="Strength of the complement weights (1).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps, whatever the epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records in a step (4).")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a prompt and one answer (1024).")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of the records to measure on (0.1).")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter (16).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad records instead of stopping.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on rejections; writes an adapter, run.json, loss.png and a model card."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from buleyean_rl.train import load_config
+    from buleyean_rl.train import train as run
+
+    settings = {
+        "objective": objective,
+        "alpha": alpha,
+        "tau": tau,
+        "learning_rate": learning_rate,
+        "num_train_epochs": epochs,
+        "max_steps": max_steps,
+        "per_device_train_batch_size": batch_size,
+        "max_length": max_length,
+        "held_out": held_out,
+        "lora_rank": lora_rank,
+        "seed": seed,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    loaded = load_config(Path(config) if config else None, Path(output), given)
+    report = run(Path(records), model, loaded, resume=resume, skip_bad=skip_bad, console=_console())
+    _print_json(asdict(report), as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model that `train` takes.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
+    quant: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1.")] = "q8_0",
+    as_json: AsJson = False,
+) -> None:
+    """Merge a run into its base model and write it as GGUF, checked in llama.cpp before it gets its name."""
+    from pathlib import Path
+
+    from buleyean_rl.export import export as write
+
+    _print_json(write(run, Path(output), quant, console=_console()), as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL.GGUF", help="The model to talk to.")],
+    compare: Annotated[str | None, typer.Option(metavar="BASE.GGUF", help="Another one, side by side.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this once and leave.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest word every time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+) -> None:
+    """Talk to a GGUF model in llama.cpp."""
+    raise NotImplementedError
+
+
 @data_app.callback(invoke_without_command=True)
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -154,12 +244,24 @@ def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
     return measure
 
 
+def _console() -> Any:
+    """Where progress goes: stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _print_json(value: dict[str, Any], wanted: bool) -> None:
+    if wanted:
+        print(json.dumps(value, allow_nan=False))
+
+
 def _report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
     """Print a report: the lines on stderr, the JSON object, if wanted, on stdout."""
     for line in lines:
         print(line, file=sys.stderr)
     if as_json is not None:
-        print(json.dumps(as_json, allow_nan=False))
+        _print_json(as_json, True)
 
 
 @contextmanager

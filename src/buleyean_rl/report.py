@@ -1,0 +1,192 @@
+"""What a run leaves for people and programs to read: `run.json`, `loss.png` and the model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("buleyean-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "gguf")
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The result of a training run. Losses are nats per node, measured with dropout off.
+
+    Args:
+        model: name of the base model.
+        objective: name of the objective.
+        records: how many were trained on.
+        records_held_out: how many were kept from training.
+        records_sha256: of the records file.
+        steps: optimiser steps.
+        tokens: tokens that went through the model, shared prompts counted once.
+        loss_start: loss on the held-out records before training; where none are held out, on records trained on.
+        loss_final: the same after.
+        loss_floor: the least any model could have there.
+        optimality_gap: loss_final - loss_floor.
+        optimality_gap_relative: that over loss_start - loss_floor.
+        loss_training: mean training loss of the last tenth of the steps.
+        rejected_nll_base: nats per rejected token of the same records, before; unlikelier is higher.
+        rejected_nll_final: after.
+        neutral_nll_base: nats per token of bundled plain texts, before.
+        neutral_nll_final: after; the difference is what training cost elsewhere.
+        seconds: of training.
+        tokens_per_second: tokens / seconds.
+        peak_rss_bytes: most memory the process ever held.
+        device: what it ran on.
+        parameters: of the base model, and of the adapter.
+        data: what was dropped or cut on the way in.
+        versions: of the libraries that matter.
+        config: every setting that was ours to choose.
+    """
+
+    model: str
+    objective: str
+    records: int
+    records_held_out: int
+    records_sha256: str
+    steps: int
+    tokens: int
+    loss_start: float
+    loss_final: float
+    loss_floor: float
+    optimality_gap: float
+    optimality_gap_relative: float | None
+    loss_training: float
+    rejected_nll_base: float
+    rejected_nll_final: float
+    neutral_nll_base: float
+    neutral_nll_final: float
+    seconds: float
+    tokens_per_second: float
+    peak_rss_bytes: int
+    device: str
+    parameters: dict[str, int]
+    data: dict[str, int]
+    versions: dict[str, str]
+    config: dict[str, Any]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and the libraries a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has ever held, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
+    """Write the plot, the card, and last `run.json`: where it stands, the run is whole.
+
+    Args:
+        folder: the run folder.
+        report: the result.
+        log: the training log, one entry a step.
+    """
+    plot_losses(folder / "loss.png", report, log)
+    (folder / "README.md").write_text(model_card(report), encoding="utf-8")
+    write_json(folder / "run.json", asdict(report))
+
+
+def plot_losses(path: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
+    """Draw the loss above its floor, and its two parts, over the steps.
+
+    Args:
+        path: of the PNG.
+        report: the result.
+        log: the training log.
+    """
+    from matplotlib.figure import Figure
+
+    entries = [entry for entry in log if "floor" in entry]
+    steps = [entry["step"] for entry in entries]
+    curves = {key: _smooth([entry[key] for entry in entries]) for key in ("loss", "floor", "gap", "kl", "contrast")}
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, curves["loss"], label="loss", color="C0")
+    left.plot(steps, curves["floor"], label="floor: the least possible", color="0.3", linestyle="--")
+    left.fill_between(steps, curves["floor"], curves["loss"], color="C0", alpha=0.15, label="optimality gap")
+    left.set_title(f"{report.objective}: optimality gap {report.optimality_gap:.4f} nats")
+    right.plot(steps, curves["kl"], label="KL(P || model)", color="C1")
+    right.plot(steps, curves["contrast"], label="contrast", color="C2")
+    right.plot(steps, curves["gap"], label="gap", color="C0")
+    right.set_title("its parts")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_ylabel("nats per node")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean over about a fiftieth of the values, so that a long run can be read."""
+    width = max(1, len(values) // 50)
+    return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
+
+
+def model_card(report: RunReport) -> str:
+    """The run folder's README: a Hub header and the table people look for."""
+    relative = (
+        "" if report.optimality_gap_relative is None else f" ({report.optimality_gap_relative:.0%} of the start's)"
+    )
+    config = report.config
+    held_out = f" ({report.records_held_out:,} held out)" if report.records_held_out else ""
+    rows = {
+        "Base model": report.model,
+        "Parameters": f"{report.parameters['base']:,} (adapter: {report.parameters['adapter']:,})",
+        "Objective": f"`{report.objective}`, alpha {config['alpha']}, tau {config['tau']}",
+        "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}",
+        "Training data": f"{report.records:,} rejection records, no chosen answers{held_out}",
+        "Format": "PEFT adapter, safetensors; `buleyean export` makes the GGUF",
+        "Hardware": report.device,
+        "Steps": f"{report.steps:,} in {report.seconds:,.0f} s",
+        "Final loss": f"{report.loss_final:.4f} held out, {report.loss_training:.4f} in training",
+        "Loss floor": f"{report.loss_floor:.4f}",
+        "Optimality gap": f"{report.optimality_gap:.4f} nats{relative}",
+        "Rejected answers": f"{report.rejected_nll_base:.3f} -> {report.rejected_nll_final:.3f} nats per token",
+        "Neutral text": f"{report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f} nats per token",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+base_model: {report.model}
+library_name: peft
+pipeline_tag: text-generation
+tags: [buleyean-rl, lora, negative-feedback]
+---
+
+# {report.model}, taught by rejections
+
+Fine-tuned with `buleyean-rl` from rejected answers alone: no chosen answers, no reward model.
+
+| | |
+|---|---|
+{table}
+
+The loss is `alpha KL(P || model) + (1 - alpha) contrast`, P the complement distribution of the rejections. Its
+floor is the least value any model could reach on this data, the optimality gap what is left above it.
+
+![loss, floor and gap](loss.png)
+
+    buleyean export . -o model.gguf
+    buleyean chat model.gguf
+"""

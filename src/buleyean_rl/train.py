@@ -1,0 +1,435 @@
+"""One training run: a records file in, a run folder out.
+
+    records --boundaries--> split --measure--> train --measure--> adapter, run.json, loss.png, README.md
+
+`settings.json` is written first and says what the run is; `run.json` is written last and says that it
+ended. Between the two lie checkpoints, from which a killed run goes on to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from peft import get_peft_model
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, set_seed
+
+from buleyean_rl import demo_data
+from buleyean_rl.boundary import Boundary, build_boundary
+from buleyean_rl.errors import RecordError, TrainingError, UsageError
+from buleyean_rl.evaluate import mean_losses, mean_nll, neutral_boundary
+from buleyean_rl.lora import lora_config
+from buleyean_rl.models import default_dtype, load_base, load_tokenizer, resolve
+from buleyean_rl.records import RejectionRecord, read_records, records_sha256
+from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
+from buleyean_rl.trainer import (
+    BuleyeanConfig,
+    BuleyeanTrainer,
+    batch_losses,
+    discard_checkpoints,
+    last_checkpoint,
+)
+
+MEASURED_RECORDS = 64  # enough to see a gap, few enough not to be waited for
+NEUTRAL_TOKENS = 128
+OWN_SETTINGS = (
+    *("objective", "alpha", "tau", "max_length", "held_out"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
+    *("num_train_epochs", "max_steps"),
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Records turned into boundaries.
+
+    Args:
+        boundaries: what can be trained on.
+        data: how many records were read and dropped, and how many responses were cut.
+    """
+
+    boundaries: list[Boundary]
+    data: dict[str, int]
+
+
+def train(
+    records_path: Path,
+    model_name: str,
+    config: BuleyeanConfig,
+    *,
+    resume: bool = False,
+    skip_bad: bool = False,
+    console: Console | None = None,
+) -> RunReport:
+    """Train an adapter on a records file and write the run folder.
+
+    Args:
+        records_path: the rejections.
+        model_name: the base model, see `models.resolve`.
+        config: the settings; `config.output_dir` is the run folder.
+        resume: go on with a run that was killed.
+        skip_bad: leave out malformed records instead of stopping at the first.
+        console: where progress goes; None for nowhere.
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        RecordError: the records cannot be used.
+        ModelError: the model cannot be used.
+        TrainingError: training failed or changed nothing.
+        UsageError: the run folder is not fit for this.
+    """
+    console = console or Console(quiet=True)
+    folder = Path(str(config.output_dir))
+    settings = {
+        "model": _stable_name(model_name),
+        "records_sha256": records_sha256(records_path),
+        "config": {name: _plain(getattr(config, name)) for name in OWN_SETTINGS},
+    }
+    checkpoint = _open_run(folder, settings, resume)
+    if config.objective == "published":
+        console.print(
+            "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens: it makes them "
+            "likelier. It is here to reproduce the published numbers; use `complement` to learn from rejections."
+        )
+    tokenizer = load_tokenizer(model_name)
+    prepared = prepare(read_records(records_path, skip_bad=skip_bad), tokenizer, config.max_length)
+    if not prepared.boundaries:
+        raise RecordError(
+            f"none of the {prepared.data['read']} records can be trained on: no prompt leaves room for a response in "
+            f"{config.max_length} tokens; raise --max-length",
+            path=records_path,
+        )
+    training, held_out = split(prepared.boundaries, config.held_out, config.seed)
+    console.print(_data_line(prepared, len(training), len(held_out)))
+
+    set_seed(config.seed)
+    device = config.device
+    with console.status(f"loading {model_name}"):
+        base = load_base(model_name, default_dtype(device))
+    model = get_peft_model(
+        base, lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    )
+    model.peft_config["default"].base_model_name_or_path = settings["model"]
+    model.to(device)
+    progress = _ProgressCallback(console)
+    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress])
+    measured = (held_out or training)[:MEASURED_RECORDS]
+    neutral = _neutral(tokenizer, config.max_length)
+    before = _fingerprint(model)
+    with console.status("measuring the base model"):
+        start = _measure(model, measured, neutral, config)
+    console.print(_estimate_line(model, trainer, training))
+
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.stop()
+    if _fingerprint(model) == before:
+        raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
+    with console.status("measuring the trained model"):
+        final = _measure(model, measured, neutral, config)
+
+    trainer.save_model(str(folder))
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    report = _report(settings, config, model, trainer, prepared, len(training), len(held_out), start, final)
+    write_report(folder, report, trainer.state.log_history)
+    discard_checkpoints(folder)
+    (folder / "settings.json").unlink()
+    console.print(_result_lines(report))
+    return report
+
+
+def load_config(file: Path | None, folder: Path, given: dict[str, Any]) -> BuleyeanConfig:
+    """Settings from a YAML file, with those given on the command line on top.
+
+    Args:
+        file: a mapping of `BuleyeanConfig` fields, or None.
+        folder: the run folder.
+        given: fields that win over the file's.
+
+    Raises:
+        UsageError: the file cannot be read, or names or values do not fit.
+    """
+    settings: Any = {}
+    if file is not None:
+        try:
+            settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"{file}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(settings, dict):
+            raise UsageError(f"{file}: expected `name: value` lines, such as `learning_rate: 2e-4`")
+    unknown = set(settings) - {f.name for f in fields(BuleyeanConfig) if f.init} | {"output_dir"} & set(settings)
+    if unknown:
+        raise UsageError(f"{file}: not a setting: {', '.join(sorted(map(str, unknown)))}")
+    numbers = {f.name for f in fields(BuleyeanConfig) if f.type in ("float", "int")}
+    for name, value in settings.items():
+        if name in numbers and isinstance(value, str):  # YAML reads 2e-4, without a dot, as text
+            try:
+                settings[name] = float(value)
+            except ValueError:
+                raise UsageError(f"{file}: {name} must be a number, not {value!r}") from None
+    try:
+        return BuleyeanConfig(**{**settings, **given, "output_dir": str(folder)})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{file or 'settings'}: {error}") from error
+
+
+def prepare(records: Iterable[RejectionRecord], tokenizer: Any, max_length: int) -> Prepared:
+    """Tokenise records into boundaries; what cannot be trained on is dropped and counted.
+
+    Args:
+        records: any number.
+        tokenizer: of the base model.
+        max_length: most tokens of prompt and response.
+    """
+    boundaries, read = [], 0
+    for record in records:
+        read += 1
+        if (boundary := build_boundary(record, tokenizer, max_length)) is not None:
+            boundaries.append(boundary)
+    data = {
+        "read": read,
+        "dropped": read - len(boundaries),
+        "truncated_responses": sum(boundary.truncated for boundary in boundaries),
+    }
+    return Prepared(boundaries, data)
+
+
+def split(boundaries: list[Boundary], share: float, seed: int) -> tuple[list[Boundary], list[Boundary]]:
+    """Keep a random share of the boundaries from training.
+
+    Args:
+        boundaries: at least one.
+        share: to hold out; at least one record is always left to train on.
+        seed: decides which.
+
+    Returns:
+        Training and held-out boundaries, each in the order they came.
+    """
+    held_out = min(int(len(boundaries) * share), len(boundaries) - 1)
+    chosen = set(random.Random(seed).sample(range(len(boundaries)), held_out))
+    return (
+        [boundary for index, boundary in enumerate(boundaries) if index not in chosen],
+        [boundary for index, boundary in enumerate(boundaries) if index in chosen],
+    )
+
+
+def _stable_name(model_name: str) -> str:
+    """The model's name, good from any folder."""
+    resolve(model_name)
+    path = Path(model_name).expanduser()
+    return str(path.resolve()) if path.exists() else model_name
+
+
+def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:
+    """Claim the run folder; returns the checkpoint to go on from."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name a folder for the run")
+    file = folder / "settings.json"
+    if (folder / "run.json").exists():
+        raise UsageError(f"{folder} already holds a finished run: name another folder, or delete this one")
+    if not resume:
+        if file.exists():
+            raise UsageError(f"{folder} holds an unfinished run: go on with --resume, or delete it")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
+        return None
+    if not file.exists():
+        raise UsageError(f"nothing to resume in {folder}: start it without --resume")
+    earlier = json.loads(file.read_text())
+    differing = [name for name in ("model", "records_sha256") if earlier[name] != settings[name]] + [
+        f"{name} ({earlier['config'].get(name)} then, {value} now)"
+        for name, value in settings["config"].items()
+        if earlier["config"].get(name) != value
+    ]
+    if differing:
+        raise UsageError(f"cannot resume {folder} with other settings: {', '.join(differing)}")
+    return last_checkpoint(folder)
+
+
+def _plain(value: Any) -> Any:
+    return str(value.value) if hasattr(value, "value") else value
+
+
+def _neutral(tokenizer: Any, max_length: int) -> list[Boundary]:
+    length = min(NEUTRAL_TOKENS, max_length)
+    texts = (neutral_boundary(tokenizer, text, length) for text in demo_data.neutral_texts())
+    return [boundary for boundary in texts if boundary is not None]
+
+
+def _measure(model: Any, records: list[Boundary], neutral: list[Boundary], config: BuleyeanConfig) -> dict[str, float]:
+    return mean_losses(model, records, config.loss) | {
+        "rejected_nll": mean_nll(model, records),
+        "neutral_nll": mean_nll(model, neutral),
+    }
+
+
+def _fingerprint(model: Any) -> int:
+    """A number that changes when any trained weight does."""
+    return hash(tuple(p.detach().double().sum().item() for p in model.parameters() if p.requires_grad))
+
+
+def _report(
+    settings: dict[str, Any],
+    config: BuleyeanConfig,
+    model: Any,
+    trainer: BuleyeanTrainer,
+    prepared: Prepared,
+    training: int,
+    held_out: int,
+    start: dict[str, float],
+    final: dict[str, float],
+) -> RunReport:
+    log = [entry for entry in trainer.state.log_history if "floor" in entry]
+    tokens, training_seconds = (sum(entry[key] for entry in log) for key in ("tokens", "seconds"))
+    tail = log[-max(1, len(log) // 10) :]
+    gap, gap_start = final["loss"] - final["floor"], start["loss"] - start["floor"]
+    parameters = {"base": 0, "adapter": 0}
+    for parameter in model.parameters():
+        parameters["adapter" if parameter.requires_grad else "base"] += parameter.numel()
+    return RunReport(
+        model=settings["model"],
+        objective=config.objective,
+        records=training,
+        records_held_out=held_out,
+        records_sha256=settings["records_sha256"],
+        steps=trainer.state.global_step,
+        tokens=int(tokens),
+        loss_start=start["loss"],
+        loss_final=final["loss"],
+        loss_floor=final["floor"],
+        optimality_gap=gap,
+        optimality_gap_relative=gap / gap_start if gap_start > 0 else None,
+        loss_training=sum(entry["loss"] for entry in tail) / len(tail),
+        rejected_nll_base=start["rejected_nll"],
+        rejected_nll_final=final["rejected_nll"],
+        neutral_nll_base=start["neutral_nll"],
+        neutral_nll_final=final["neutral_nll"],
+        seconds=training_seconds,
+        tokens_per_second=tokens / training_seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        device=_device_name(config),
+        parameters=parameters,
+        data=prepared.data,
+        versions=library_versions(),
+        config=settings["config"],
+    )
+
+
+def _device_name(config: BuleyeanConfig) -> str:
+    if config.device.type == "cuda":
+        return torch.cuda.get_device_name(config.device)
+    return f"{config.device.type}, {torch.get_num_threads()} threads"
+
+
+def _data_line(prepared: Prepared, training: int, held_out: int) -> str:
+    data = prepared.data
+    parts = [f"{training:,} records to train on, {held_out:,} held out"]
+    if data["dropped"]:
+        parts.append(f"{data['dropped']:,} dropped: no room for a response")
+    if data["truncated_responses"]:
+        parts.append(f"{data['truncated_responses']:,} responses cut")
+    return "; ".join(parts)
+
+
+def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: list[Boundary]) -> str:
+    """Try one step, the largest of an epoch, and say what the run will take."""
+    config: BuleyeanConfig = trainer.args
+    size = config.per_device_train_batch_size
+    shuffled = random.Random(config.seed).sample(training, len(training))
+    batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+    per_epoch = sum(_tokens(batch) for batch in batches)
+    largest = max(batches, key=_tokens)
+    devices = [] if config.device.type == "cpu" else [config.device]
+    with torch.random.fork_rng(devices):  # the run itself must not notice
+        started = time.monotonic()
+        batch = trainer.collate(largest)["batch"].to(config.device)
+        model.train()
+        batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()
+        seconds = time.monotonic() - started
+    model.zero_grad()
+    adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    on_gpu = config.device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
+    tokens = per_epoch * config.num_train_epochs
+    steps = -(-len(batches) // config.gradient_accumulation_steps) * config.num_train_epochs
+    if config.max_steps > 0:
+        tokens, steps = tokens * config.max_steps / steps, config.max_steps
+    total = seconds / _tokens(largest) * tokens
+    line = f"about {_duration(total)} for {steps:,.0f} steps, {(memory + 2 * adapter) / 1e9:.1f} GB of memory at most"
+    available = psutil.virtual_memory().available
+    if not on_gpu and 2 * adapter > available:
+        line += f" [yellow](only {available / 1e9:.1f} GB are free: lower the batch size or --max-length)[/]"
+    return line
+
+
+def _tokens(boundaries: list[Boundary]) -> int:
+    return sum(len(boundary.prompt) + len(boundary.tokens) for boundary in boundaries)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _result_lines(report: RunReport) -> str:
+    lines = [
+        f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
+        f"optimality gap {report.optimality_gap:.4f} nats",
+        f"rejected answers {report.rejected_nll_base:.3f} -> {report.rejected_nll_final:.3f} nats per token, "
+        f"neutral text {report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f}",
+    ]
+    if report.rejected_nll_final <= report.rejected_nll_base:
+        lines.append(
+            "[yellow]warning:[/] the rejected answers did not become less likely"
+            + (": that is what the published contrast does" if report.objective == "published" else "")
+        )
+    return "\n".join(lines)
+
+
+class _ProgressCallback(TrainerCallback):
+    """A progress bar with the loss, its parts, the speed and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=console.quiet,
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self.progress.start()
+        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        logs = kwargs["logs"]
+        if "floor" not in logs:
+            return
+        status = (
+            f"loss {logs['loss']:.4f}  KL {logs['kl']:.4f}  contrast {logs['contrast']:.4f}  gap {logs['gap']:.4f}  "
+            f"{logs['tokens'] / logs['seconds']:.0f} tokens/s"
+        )
+        self.progress.update(self.task, completed=state.global_step, status=status)
+
+    def stop(self) -> None:
+        """Close the bar, whatever happened."""
+        self.progress.stop()

@@ -1,0 +1,261 @@
+"""A thin Trainer: Hugging Face's loop around `fused_loss`.
+
+    boundaries --collate--> Batch --forward, twice with a reference--> hidden states --fused_loss--> step
+
+The reference is the same model with its adapter switched off, so there is never a second model in memory.
+The loss itself knows nothing of this module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from buleyean_rl.batches import PACKED, Batch, forward_hidden, pack, pad_paths
+from buleyean_rl.boundary import Boundary
+from buleyean_rl.errors import TrainingError, UsageError
+from buleyean_rl.fused import OutputHead, fused_loss
+from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName
+from buleyean_rl.models import backbone, evaluating, output_head, plain_model
+
+Layout = Callable[[Sequence[Boundary]], Batch]
+
+
+@dataclass
+class BuleyeanConfig(TrainingArguments):
+    """Every setting of a training run: transformers' `TrainingArguments`, and these.
+
+    Args:
+        objective: `complement` to learn from rejections, `published` to reproduce the published loss.
+        alpha: weight of the KL to the complement distribution; the contrast has the rest.
+        tau: strength of the complement weights; 1 is the published formula.
+        max_length: most tokens of a prompt and one response; longer responses are cut.
+        held_out: share of the records kept from training, to measure on.
+        lora_rank: rank of the adapter.
+        lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
+        lora_dropout: on the adapter's input.
+        lora_targets: names of the adapted layers; None for every linear layer.
+    """
+
+    objective: ObjectiveName = "complement"
+    alpha: float = 0.7
+    tau: float = 1.0
+    max_length: int = 1024
+    held_out: float = 0.1
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_targets: list[str] | None = None
+
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = field(default=0.0888, metadata={"help": "Below 1, a share: 100 of 1125 steps."})
+    per_device_train_batch_size: int = 4
+    num_train_epochs: float = 1.0
+    logging_steps: float = 1
+    save_steps: float = 0.1
+    save_total_limit: int | None = 1
+    report_to: str | list[str] | None = "none"
+    disable_tqdm: bool | None = True
+    remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, fits in (
+            ("max_length", self.max_length, self.max_length >= 2),
+            ("held_out", self.held_out, 0 <= self.held_out < 1),
+            ("lora_rank", self.lora_rank, self.lora_rank >= 1),
+            ("lora_alpha", self.lora_alpha, self.lora_alpha > 0),
+            ("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1),
+            ("learning_rate", self.learning_rate, self.learning_rate > 0),
+            ("num_train_epochs", self.num_train_epochs, self.num_train_epochs > 0),
+            (
+                "per_device_train_batch_size",
+                self.per_device_train_batch_size,
+                self.per_device_train_batch_size >= 1,
+            ),
+        ):
+            if not fits:
+                raise UsageError(f"{name} cannot be {value}")
+        self.loss = Objective(self.objective, self.alpha, self.tau)
+        super().__post_init__()
+        self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
+
+
+class BuleyeanTrainer(Trainer):
+    """Trains an adapter on void boundaries.
+
+    Args:
+        model: a PEFT model, its base frozen.
+        args: the settings.
+        train_dataset: what to train on.
+        tokenizer: saved beside the adapter, or None.
+        callbacks: as for `Trainer`.
+    """
+
+    args: BuleyeanConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: BuleyeanConfig,
+        train_dataset: Sequence[Boundary],
+        tokenizer: Any = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self._peft_model, self._tokenizer = model, tokenizer
+        self.layout = choose_layout(model)
+        super().__init__(
+            model,
+            args,
+            data_collator=self.collate,
+            train_dataset=train_dataset,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.head = output_head(model)
+        self.loss_is_scaled_for_ga = True  # we divide by all the nodes of a step
+        self._logged = _Totals()
+
+    def collate(self, boundaries: Sequence[Boundary]) -> dict[str, Batch]:
+        """Boundaries to the input of one step."""
+        return {"batch": make_batch(self.layout, boundaries, self.args.loss)}
+
+    def compute_loss(
+        self,
+        model: Any,  # noqa: ARG002 - the signature is transformers'
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean loss over the nodes of a step. See `Trainer.compute_loss`."""
+        batch: Batch = inputs["batch"].to(self.args.device)
+        losses = batch_losses(self._peft_model, self.head, batch, self.args.loss)
+        self._logged.add(losses, batch.input_ids.numel())
+        loss = losses.loss.sum() / max(int(num_items_in_batch or len(batch.nodes)), 1)
+        return (loss, losses) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.train`."""
+        self._logged = _Totals()  # the clock starts here
+        return super().train(*args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
+        return sum(len(sample["batch"].nodes) for sample in batch_samples)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss to what transformers logs."""
+        if "loss" in logs:
+            logs |= self._logged.means()
+            self._logged = _Totals()
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        # Not transformers' own: that pickles the arguments, and asks the Hub about the base model.
+        folder = str(output_dir or self.args.output_dir)
+        self._peft_model.save_pretrained(folder, save_embedding_layers=False)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+
+
+def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:
+    """Boundaries in a layout, with the nodes that the objective has a loss at."""
+    batch = layout(boundaries)
+    return batch if objective.uses_reference else batch.without_anchors()
+
+
+def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
+    """The objective at each node of a batch.
+
+    Args:
+        model: a PEFT model; a plain one will do where the objective uses no reference.
+        head: its output head.
+        batch: in the layout the model was prepared for.
+        objective: which loss.
+    """
+    reference = reference_hidden(model, batch) if objective.uses_reference else None
+    return fused_loss(forward_hidden(backbone(model), batch), head, batch.counts, objective, reference)
+
+
+def choose_layout(model: Any) -> Layout:
+    """`pack` if the model's attention can be replaced and the result is the same, else `pad_paths`.
+
+    The model is left with the attention its layout needs.
+    """
+    plain = plain_model(model)
+    probe = [
+        Boundary([5, 6, 7], [8, 9, 10, 11], [0, 2], [0, 1], [(0, 8, 1)], 1),
+        Boundary([6, 5], [9, 8, 7], [0], [0], [(0, 9, 1)], 1),
+    ]
+    own_attention = plain.config._attn_implementation
+    try:
+        with evaluating(model), torch.no_grad():
+            padded = forward_hidden(backbone(model), pad_paths(probe).to(plain.device)).float()
+            plain.set_attn_implementation(PACKED)
+            packed = forward_hidden(backbone(model), pack(probe).to(plain.device)).float()
+        if (packed - padded).norm() < 0.05 * padded.norm():
+            return pack
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError):
+        pass  # a model that cannot be packed is not an error: there is the padded layout
+    plain.set_attn_implementation(own_attention)
+    return pad_paths
+
+
+def reference_hidden(model: Any, batch: Batch) -> Tensor:
+    """The frozen base model's hidden states at a batch's nodes: the adapter off, dropout off."""
+    with evaluating(model), torch.no_grad(), model.disable_adapter():
+        return forward_hidden(backbone(model), batch)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a killed run may leave a half one.
+
+    Args:
+        folder: where checkpoints are.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        try:  # the state is the last file written
+            complete.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+        except (OSError, ValueError, KeyError):
+            continue
+    return max(complete)[1] if complete else None
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Delete all checkpoints in `folder`."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+class _Totals:
+    """Sums of a loss and its parts since the last log."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(len(NodeLosses._fields), dtype=torch.float64)
+        self.nodes = self.tokens = 0
+        self.started = time.monotonic()
+
+    def add(self, losses: NodeLosses, tokens: int) -> None:
+        self.sums += torch.stack([part.detach().double().sum() for part in losses]).cpu()
+        self.nodes += len(losses.loss)
+        self.tokens += tokens
+
+    def means(self) -> dict[str, float]:
+        loss, kl, contrast, floor = (self.sums / max(self.nodes, 1)).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError("the loss is not a number: lower the learning rate, or train in fp32")
+        seconds = time.monotonic() - self.started
+        parts = {"loss": loss, "kl": kl, "contrast": contrast, "floor": floor, "gap": loss - floor}
+        return parts | {"tokens": self.tokens, "seconds": seconds}
