@@ -1,0 +1,365 @@
+"""The parity gate: does a GGUF file behave in llama.cpp like the model it was made from?
+
+Each check compares what transformers does with what llama.cpp does, from the outside in:
+
+    tensors    bit for bit what quantising the model gives, every one of them
+    tokens     the whole vocabulary, and the ids of texts that tokenizers trip over
+    chat       the rendered template and the ids fed to the model
+    ends       BOS before a text or not, EOS after it or not, generation stops where it should
+    numbers    next-token log-probabilities at many positions
+
+The numbers are compared with transformers running the *stored* weights, quantised and turned back, so the
+tolerance has to cover llama.cpp's arithmetic only: it is as tight at four bits as at sixteen.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFReader
+from jinja2 import TemplateError
+
+from buleyean_rl.engines import LlamaCppEngine
+from buleyean_rl.errors import EngineError, ExportError, ParityError
+from buleyean_rl.gguf_export import architectures
+from buleyean_rl.gguf_export.quantise import dequantise, quantise
+from buleyean_rl.gguf_export.vocabulary import added_ends, chat_template
+
+TEXTS = (
+    "Hello, world!",
+    "The quick brown fox jumps over the lazy dog, doesn't it? I'LL say we've seen it.",
+    "  two spaces,   three,\ttab,\t\ttwo tabs \n\n\nthree newlines\r\nand a carriage return  ",
+    " ",
+    "\n",
+    "        eight spaces before, one after ",
+    "0 1 12 123 1234 12345 3.14159 1,000,000 2024-02-29 0x1F ½ ² ٣ 四",
+    "def f(x: int) -> int:\n    if x != 0 and not (x <= -1):\n\treturn x ** 2  # done\n\n\nprint(f'{f(3)!r}')",
+    "naïve café Straße œuvre Ångström İstanbul ﬁ",
+    "combining: e\u0301 n\u0303 a\u0308\u0323 o\u0335",
+    "漢字とかな 中文字符 한국어 ภาษาไทย हिन्दी",
+    "שלום עולם مرحبا بالعالم \u202eright to left\u202c",
+    "🙂 👍🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇫🇷 ❤️ 🫠",
+    "zero\u200bwidth\u200djoin\ufeffbom nb\u00a0space thin\u2009space em\u2014dash \u201cquotes\u201d \u2026",
+    '<div class="a">&amp;</div> [INST] </s> <s> <unk> <|x|> <|im_start <0x0A> \\n \\u0041',
+    "a\u0000b\u0007c\u001b[0m",
+    "𝒻𝓊𝓃 𐍈 𓀀 \U0010fffd",
+    "antidisestablishmentarianism" + "a" * 70 + "!?!?...,,,;;;:::---___***",
+)
+
+CHATS: tuple[tuple[dict[str, str], ...], ...] = (
+    ({"role": "user", "content": "Hello!"},),
+    (
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "2 + 2 is 4."},
+        {"role": "user", "content": "And if we\nadd <one> \"more\" & 'one'?"},
+    ),
+    (
+        {"role": "system", "content": "You are a pirate. Answer briefly."},
+        {"role": "user", "content": "Qu'est-ce que c'est? 漢字 🙂"},
+    ),
+)
+
+POSITIONS = 8  # per sequence
+TOP = 20  # log-probabilities per position
+LONGEST = 160  # tokens per sequence
+
+# Mean KL, in nats, by which llama.cpp may differ from transformers on the same weights. It rounds activations
+# to the type its kernels multiply with: 8 bits for quantised weights, half precision for f16. Measured on the
+# bundled model: 0.0043 at most for the quantised types, 0.0001 for bf16; on random tiny models a tenth of that.
+# Faults are far off: 0.04 for a rotation base ten times too large, 0.3 to 1.4 for unpermuted q and k.
+TOLERANCE = {"F32": 1e-4, "F16": 1e-3, "BF16": 3e-3}
+QUANTISED_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared, and how close it was.
+
+    Args:
+        texts: tokenised alike.
+        chats: rendered alike.
+        tensors: equal bit for bit.
+        positions: whose next-token log-probabilities were compared.
+        divergence: KL(llama.cpp || transformers) over the likeliest tokens, in nats, the mean of positions.
+        tolerance: what `divergence` was allowed to be.
+        largest: difference of any log-probability, in nats; rises with how unlikely the token is.
+        notes: what differs on purpose, in sentences.
+        seconds: it took.
+    """
+
+    texts: int
+    chats: int
+    tensors: int
+    positions: int
+    divergence: float
+    tolerance: float
+    largest: float
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def check_parity(model: Any, tokenizer: Any, path: Path | str, *, tolerance: float | None = None) -> ParityReport:
+    """Compare a GGUF file, in llama.cpp, with the transformers model it was made from.
+
+    Args:
+        model: the merged model, in memory; its weights are swapped for the stored ones meanwhile, and back.
+        tokenizer: its tokenizer.
+        path: the GGUF file.
+        tolerance: for the divergence, in nats; by the file's coarsest type if None.
+
+    Raises:
+        ParityError: something differs; the message says what, with the numbers.
+    """
+    started, path = time.monotonic(), Path(path)
+    try:
+        reader = GGUFReader(path)
+        engine = LlamaCppEngine(path, context=2 * LONGEST, exact=True)
+    except (EngineError, ValueError, IndexError, KeyError) as error:
+        raise ParityError(f"llama.cpp cannot load the written file: {error}") from error
+    try:
+        notes: list[str] = []
+        tensors = {t.name: t for t in reader.tensors}
+        _check_vocabulary(tokenizer, reader)
+        texts = _check_texts(tokenizer, engine, notes)
+        chats = _check_chats(tokenizer, engine, notes)
+        _check_ends(model, tokenizer, engine, reader)
+        if tolerance is None:
+            tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
+        sequences = [ids[: _longest(reader)] for ids in _sequences(tokenizer, engine)]
+        with _stored_weights(model, tensors):
+            positions, divergence, largest = _check_numbers(model, engine, sequences, tolerance)
+    except EngineError as error:
+        raise ParityError(f"llama.cpp failed on the written file: {error}") from error
+    finally:
+        engine.close()
+    return ParityReport(
+        texts=texts,
+        chats=chats,
+        tensors=len(tensors),
+        positions=positions,
+        divergence=divergence,
+        tolerance=tolerance,
+        largest=largest,
+        notes=tuple(notes),
+        seconds=time.monotonic() - started,
+    )
+
+
+def answer_ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens at which generation stops."""
+    ends = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
+    return ({tokenizer.eos_token_id} | set(ends if isinstance(ends, list) else [ends])) - {None}
+
+
+def _check_vocabulary(tokenizer: Any, reader: GGUFReader) -> None:
+    """Every token of the tokenizer stands in the file at its id, and BOS and EOS are the same."""
+    field = reader.fields.get("tokenizer.ggml.tokens")
+    stored = field.contents() if field is not None else []
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if index >= len(stored) or stored[index] != token:
+            found = repr(stored[index]) if index < len(stored) else "nothing"
+            raise ParityError(f"vocabulary differs: token {index} is {token!r}, and {found} in the file")
+    for name, expected in (("bos", tokenizer.bos_token_id), ("eos", tokenizer.eos_token_id)):
+        field = reader.fields.get(f"tokenizer.ggml.{name}_token_id")
+        there = None if field is None else int(field.contents())
+        if expected is not None and there != expected:
+            raise ParityError(f"{name.upper()} differs: token {expected}, and {there} in the file")
+
+
+def _check_texts(tokenizer: Any, engine: LlamaCppEngine, notes: list[str]) -> int:
+    """Token ids of the tricky texts and of every special token, as text and as tokens."""
+    composes = _composes(tokenizer)
+    if composes:
+        notes.append("the tokenizer composes characters (NFC) before it splits them, llama.cpp does not")
+    specials = sorted(set(tokenizer.all_special_tokens))
+    texts = [*TEXTS, *specials, "x".join(specials), f" {' '.join(specials)}\n"]
+    for text in texts:
+        given = unicodedata.normalize("NFC", text) if composes else text
+        for add_special in (False, True):
+            expected = tokenizer(given, add_special_tokens=add_special, verbose=False)["input_ids"]
+            _same_ids(given, expected, engine.tokenize(given, add_special=add_special))
+    return len(texts)
+
+
+def _check_chats(tokenizer: Any, engine: LlamaCppEngine, notes: list[str]) -> int:
+    """The rendered template, and the ids that are fed to the model."""
+    if chat_template(tokenizer) is None:
+        notes.append("there is no chat template; llama.cpp will use its own")
+        return 0
+    compared = 0
+    for messages in CHATS:
+        for prompt in (True, False):
+            try:
+                expected = tokenizer.apply_chat_template(
+                    [dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt
+                )
+            except TemplateError:
+                continue  # a template may refuse a system message
+            rendered = engine.render(messages, add_generation_prompt=prompt)
+            bos = tokenizer.bos_token or ""
+            # llama.cpp takes a leading BOS away where it will add one itself.
+            if rendered != expected and (not added_ends(tokenizer)[0] or bos + rendered != expected):
+                raise ParityError(f"chat template renders differently: {_first_difference(expected, rendered)}")
+            compared += 1
+        wanted = tokenizer(expected, add_special_tokens=False)["input_ids"]
+        fed = engine.tokenize(rendered, add_special=True)
+        if fed[1:] == wanted and fed[:1] == [tokenizer.bos_token_id]:
+            note = "llama.cpp puts BOS before a chat; the chat template does not"
+            if note not in notes:
+                notes.append(note)
+        else:
+            _same_ids(expected, wanted, fed)
+    return compared
+
+
+def _check_ends(model: Any, tokenizer: Any, engine: LlamaCppEngine, reader: GGUFReader) -> None:
+    """Generation stops at every token that ends an answer, and not at others."""
+    expected = added_ends(tokenizer)
+    for name, wanted in zip(("bos", "eos"), expected, strict=True):
+        field = reader.fields.get(f"tokenizer.ggml.add_{name}_token")
+        if field is not None and bool(field.contents()) != wanted:
+            raise ParityError(f"add_{name}_token differs: {wanted}, and {field.contents()} in the file")
+    ends = answer_ends(model, tokenizer)
+    for token in sorted(ends):
+        if not engine.ends_at(token):
+            raise ParityError(f"llama.cpp does not end an answer at token {token} ({_piece(tokenizer, token)})")
+    for text in ("a", " the", "."):
+        token = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
+        if token not in ends and engine.ends_at(token):
+            raise ParityError(f"llama.cpp ends an answer at token {token} ({_piece(tokenizer, token)})")
+
+
+def _sequences(tokenizer: Any, engine: LlamaCppEngine) -> list[list[int]]:
+    """Token ids to compare log-probabilities on: prose, code, chat, and one long enough for rotations to drift."""
+    prose, code = engine.tokenize(TEXTS[1]), engine.tokenize(TEXTS[7])
+    long = engine.tokenize(" ".join(TEXTS[1:3]) * 8)
+    chat = engine.prompt_ids(CHATS[1]) if chat_template(tokenizer) else engine.tokenize(CHATS[1][0]["content"])
+    bos = [tokenizer.bos_token_id] if added_ends(tokenizer)[0] else []
+    return [bos + prose, bos + code, chat, bos + long]
+
+
+def _check_numbers(
+    model: Any, engine: LlamaCppEngine, sequences: list[list[int]], tolerance: float
+) -> tuple[int, float, float]:
+    """Next-token log-probabilities: (positions compared, mean divergence, largest difference)."""
+    divergences, largest, where = [], 0.0, ""
+    for ids in sequences:
+        with torch.inference_mode():
+            tokens = torch.tensor([ids], device=model.device)
+            expected = model(input_ids=tokens).logits[0].float().log_softmax(-1).cpu().numpy()
+        for length in np.unique(np.linspace(1, len(ids), POSITIONS).astype(int)).tolist():
+            top = engine.top_logprobs(ids[:length], TOP)
+            found, wanted = np.array(list(top.values())), expected[length - 1, list(top)]
+            divergences.append(_divergence(found, wanted))
+            at = int(np.abs(found - wanted).argmax())
+            if not abs(found[at] - wanted[at]) <= largest:  # NaN is the largest
+                largest = float(abs(found[at] - wanted[at]))
+                where = f"token {list(top)[at]} after {length}: {wanted[at]:.4f}, and {found[at]:.4f} in llama.cpp"
+    divergence = float(np.mean(divergences))
+    if not divergence <= tolerance:
+        raise ParityError(
+            f"log-probabilities differ: {divergence:.5f} nats of KL on average, allowed are {tolerance:.5f}; "
+            f"the largest difference is {largest:.4f} ({where})"
+        )
+    return len(divergences), divergence, largest
+
+
+@contextmanager
+def _stored_weights(model: Any, tensors: dict[str, Any]) -> Iterator[None]:
+    """The model with the file's weights in it, having checked that the file holds the model's, bit for bit.
+
+    Each weight is quantised again and compared with the file; then the model computes with what the file
+    stands for, in fp32, until the block ends.
+    """
+    parameters = dict(model.state_dict(keep_vars=True))
+    own: list[tuple[Any, Any]] = []
+    seen = set()
+    try:
+        for weight in architectures.weights(model):
+            seen.add(weight.name)
+            if weight.name not in tensors:
+                raise ParityError(f"tensor {weight.name} is missing in the file")
+            stored = tensors[weight.name]
+            shape = tuple(int(n) for n in reversed(stored.shape))
+            if shape != weight.shape:
+                raise ParityError(f"tensor {weight.name} has shape {weight.shape}, and {shape} in the file")
+            _same_bytes(weight, stored)
+            if weight.parameter is not None:
+                parameter = parameters[weight.parameter]
+                values = weight.restore(dequantise(stored.data, stored.tensor_type, shape))
+                own.append((parameter, parameter.data))
+                parameter.data = values.to(parameter.device)
+        if extra := sorted(set(tensors) - seen):
+            raise ParityError(f"the file has tensors the model lacks: {', '.join(extra[:3])}")
+        yield
+    finally:
+        for parameter, data in own:
+            parameter.data = data
+
+
+def _same_bytes(weight: architectures.Weight, stored: Any) -> None:
+    """Refuse a tensor of the file that is not what quantising the model's gives."""
+    try:
+        expected = quantise(weight.load(), stored.tensor_type)
+    except ExportError as error:
+        raise ParityError(f"tensor {weight.name}: {error}") from error
+    wanted = np.ascontiguousarray(expected).reshape(-1).view(np.uint8)
+    found = np.ascontiguousarray(stored.data).reshape(-1).view(np.uint8)
+    if not np.array_equal(wanted, found):
+        count = int((wanted != found).sum()) if wanted.size == found.size else abs(wanted.size - found.size)
+        raise ParityError(
+            f"tensor {weight.name} ({stored.tensor_type.name}) differs from the model's in {count} of "
+            f"{wanted.size} bytes"
+        )
+
+
+def _divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) of log-probabilities, generalised to a part of the vocabulary: 0 only where they agree.
+
+    Shape: (tokens,) each.
+    """
+    return float((np.exp(p) * (p - q) - np.exp(p) + np.exp(q)).sum())
+
+
+def _longest(reader: GGUFReader) -> int:
+    """The most tokens of a sequence: the model's context, less one to draw, if that is short."""
+    arch = reader.fields["general.architecture"].contents()
+    return min(LONGEST, int(reader.fields[f"{arch}.context_length"].contents()) - 1)
+
+
+def _tolerance(kinds: set[GGMLQuantizationType]) -> float:
+    """The tolerance of the coarsest type among the matrices."""
+    return max((TOLERANCE.get(kind.name, QUANTISED_TOLERANCE) for kind in kinds), default=QUANTISED_TOLERANCE)
+
+
+def _same_ids(text: str, expected: list[int], found: list[int]) -> None:
+    """Refuse different token ids."""
+    if list(expected) != list(found):
+        raise ParityError(f"token ids of {text[:60]!r} differ: {_first_difference(list(expected), list(found))}")
+
+
+def _first_difference(expected: Any, found: Any) -> str:
+    """Where two sequences part, in words, with a little of what follows."""
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    if at is None:
+        at = min(len(expected), len(found))
+    return f"at {at}, {expected[at : at + 24]!r} in transformers and {found[at : at + 24]!r} in llama.cpp"
+
+
+def _composes(tokenizer: Any) -> bool:
+    """Whether a tokenizer normalises text to NFC."""
+    return '"NFC"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("normalizer"))
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    """A token's text, for messages."""
+    return repr(tokenizer.convert_ids_to_tokens(token))
