@@ -227,9 +227,7 @@ def packed_attention(
             v = torch.cat([*(value[:, :, a:b] for a, b in segment.context), v], 2)
         mask = _mask(segment.length, k.shape[2], sliding_window, q.device)
         outputs.append(
-            scaled_dot_product_attention(
-                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=True
-            )
+            scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=True)
         )
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
@@ -238,9 +236,7 @@ def _mask(queries: int, keys: int, sliding_window: int | None, device: torch.dev
     """Which keys each query sees, the queries being the last of the keys; None for plain causal."""
     if queries == keys and (sliding_window is None or sliding_window >= keys):
         return None
-    distance = torch.arange(keys - queries, keys, device=device).unsqueeze(1) - torch.arange(
-        keys, device=device
-    )
+    distance = torch.arange(keys - queries, keys, device=device).unsqueeze(1) - torch.arange(keys, device=device)
     visible = distance >= 0
     return visible if sliding_window is None else visible & (distance < sliding_window)
 

@@ -147,9 +147,7 @@ def encode_prompt(tokenizer: Any, prompt: str | tuple[tuple[str, str], ...]) -> 
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def encode_response(
-    tokenizer: Any, text: str, spans: Sequence[tuple[int, int]] = ()
-) -> tuple[list[int], list[bool]]:
+def encode_response(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]] = ()) -> tuple[list[int], list[bool]]:
     """Token ids of a response, and which of them are rejected.
 
     Args:

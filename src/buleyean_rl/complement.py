@@ -27,9 +27,7 @@ from torch import Tensor
 SOLVER_STEPS = 60  # bisection halves the bracket each time: double precision, and still cheap
 
 
-def exact_target(
-    counts: Sequence[int], rounds: int, base: Sequence[int | Fraction] | None = None
-) -> list[Fraction]:
+def exact_target(counts: Sequence[int], rounds: int, base: Sequence[int | Fraction] | None = None) -> list[Fraction]:
     """The complement distribution (1) at tau = 1, in exact rational arithmetic.
 
     Args:
@@ -93,9 +91,7 @@ class Counts:
 
     def to(self, device: torch.device) -> Counts:
         """The same counts on another device."""
-        return Counts(
-            self.node.to(device), self.option.to(device), self.count.to(device), self.rounds.to(device)
-        )
+        return Counts(self.node.to(device), self.option.to(device), self.count.to(device), self.rounds.to(device))
 
     def astype(self, dtype: torch.dtype) -> Counts:
         """The same counts in another floating type."""

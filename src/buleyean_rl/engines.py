@@ -18,7 +18,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +76,8 @@ class Engine(Protocol):
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The token ids this engine feeds to the model to answer the messages."""
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Iterator[str]:
-        """The answer to a conversation, in pieces as they come; closing the iterator stops the work."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+        """The answer to a conversation, in pieces as they come; closing the generator stops the work."""
 
     def complete_many(
         self,
@@ -154,6 +154,8 @@ class LlamaCppEngine:
         self._address = urlsplit(self._server.listening_address).netloc
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._plain_token = self.tokenize("a")[-1]
+        # A server that is freed before its loop has begun never ends: one token, and it has.
+        self._next([self._plain_token], self._plain_token, 1)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -169,8 +171,8 @@ class LlamaCppEngine:
         """The ids llama.cpp's chat endpoint would evaluate."""
         return self.tokenize(self.render(messages), add_special=True)
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Iterator[str]:
-        """The answer in pieces as they come; closing the iterator stops the server's work on it."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+        """The answer in pieces as they come; closing the generator stops the server's work on it."""
         request = {"prompt": self.prompt_ids(messages), "stream": True, **_llama_sampling(sampling)}
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         abandoned = threading.Event()
@@ -343,7 +345,7 @@ class TransformersEngine:
         """The rendered template's ids: the template itself brings a BOS where the model wants one."""
         return self.tokenize(self.render(messages))
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Iterator[str]:
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer in pieces as they come."""
         import torch
 

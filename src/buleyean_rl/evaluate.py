@@ -13,6 +13,9 @@ from buleyean_rl.losses import NodeLosses, Objective
 from buleyean_rl.models import evaluating, output_head, plain_model
 from buleyean_rl.trainer import batch_losses, choose_layout, make_batch
 
+# A word, a punctuation mark, or one character of a script that puts no spaces between words
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+UNIT = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 LOOPING = 0.3  # share of repeated 4-grams above which an answer loops
 NGRAM = 4
 
@@ -119,7 +122,7 @@ def loop_rate(answers: Sequence[str]) -> float:
 
 def _grams(text: str) -> Iterator[tuple[int, int, bool]]:
     """Each 4-gram: where it starts and ends, and whether it occurred before."""
-    units = [(match.group().lower(), *match.span()) for match in re.finditer(r"\w+|[^\w\s]", text)]
+    units = [(match.group().lower(), *match.span()) for match in UNIT.finditer(text)]
     seen = set()
     for window in zip(*(units[offset:] for offset in range(NGRAM)), strict=False):
         gram = tuple(unit for unit, _, _ in window)

@@ -161,9 +161,7 @@ def _tile(
     contrast = counts.sum_by_node(_contrast(log_pi, counts, objective))
     if gradient is not None:
         pi = (logits - lse.unsqueeze(-1)).exp()
-        gradient[where] = head.pull_back(
-            _logit_gradient(pi, base_dense, base, target, counts, objective), logits
-        )
+        gradient[where] = head.pull_back(_logit_gradient(pi, base_dense, base, target, counts, objective), logits)
     return _Tile(kl, contrast, base)
 
 

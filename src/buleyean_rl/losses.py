@@ -45,9 +45,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ObjectiveName):
-            raise UsageError(
-                f"unknown objective {self.name!r}: choose one of {', '.join(get_args(ObjectiveName))}"
-            )
+            raise UsageError(f"unknown objective {self.name!r}: choose one of {', '.join(get_args(ObjectiveName))}")
         if not 0 < self.alpha <= 1:
             raise UsageError(f"alpha must be above 0 and at most 1, not {self.alpha}")
         if not self.tau > 0:
@@ -92,9 +90,7 @@ def published_loss(logits: Tensor, counts: Counts, objective: Objective) -> Node
     return _combine(kl, contrast, floor, objective.alpha)
 
 
-def complement_loss(
-    logits: Tensor, reference_logits: Tensor, counts: Counts, objective: Objective
-) -> NodeLosses:
+def complement_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, objective: Objective) -> NodeLosses:
     """Equation (2) with contrast (4).
 
     Args:
@@ -112,9 +108,7 @@ def complement_loss(
     contrast = -(counts.dense(counts.rate, logits.shape[-1]) * log_not_pi).sum(-1)
     base = reference[counts.node, counts.option]
     sparse = complement.sparse_target(counts, base, logits.shape[-1], objective.tau)
-    return _combine(
-        kl, contrast, complement.complement_floor(counts, sparse, objective.alpha), objective.alpha
-    )
+    return _combine(kl, contrast, complement.complement_floor(counts, sparse, objective.alpha), objective.alpha)
 
 
 def _combine(kl: Tensor, contrast: Tensor, floor: Tensor, alpha: float) -> NodeLosses:

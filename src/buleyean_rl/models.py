@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import nn
 
 from buleyean_rl.errors import ModelError
@@ -135,21 +137,39 @@ def load_tokenizer(name: str) -> Any:
     source = resolve(name)
     options = {} if source.gguf is None else {"gguf_file": source.gguf}
     with _loading(source):
-        return AutoTokenizer.from_pretrained(source.location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+    if source.gguf_path is not None:
+        _restore_digit_splitting(tokenizer, source.gguf_path)
+    return tokenizer
+
+
+def _restore_digit_splitting(tokenizer: Any, gguf_path: Path) -> None:
+    """SmolLM splits every digit off before merging; transformers forgets that when it reads a GGUF."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
     """Turn the many ways in which loading fails into one error; keep progress bars out of the way."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    own_bar = modeling_gguf_pytorch_utils.tqdm  # this one heeds no setting
+    modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
     finally:
+        modeling_gguf_pytorch_utils.tqdm = own_bar
         logging.enable_progress_bar()
 
 
@@ -220,6 +240,29 @@ def output_head(model: Any) -> OutputHead:
     return head
 
 
+def attach_lora(model: Any, config: Any) -> Any:
+    """Put a fresh adapter on a base model. The base is frozen and changed in place.
+
+    Args:
+        model: from `load_base`.
+        config: from `lora.lora_config`.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        ModelError: the model has no such layers.
+    """
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
+
+
 def merge_run(run: Path) -> tuple[Any, Any]:
     """A run folder's base model with the adapter merged in, in fp32, and its tokenizer.
 
@@ -233,7 +276,8 @@ def merge_run(run: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     base = load_base(run_base(run), torch.float32)
-    with _loading(Source(str(run), str(run))):
+    with _loading(Source(str(run), str(run))), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         merged = PeftModel.from_pretrained(base, str(run)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(run))
     return merged.eval(), tokenizer

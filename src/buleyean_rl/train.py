@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from peft import get_peft_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, set_seed
@@ -29,7 +28,7 @@ from buleyean_rl.boundary import Boundary, build_boundary
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.evaluate import mean_losses, mean_nll, neutral_boundary
 from buleyean_rl.lora import lora_config
-from buleyean_rl.models import default_dtype, load_base, load_tokenizer, resolve
+from buleyean_rl.models import attach_lora, default_dtype, load_base, load_tokenizer, resolve
 from buleyean_rl.records import RejectionRecord, read_records, records_sha256
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
 from buleyean_rl.trainer import (
@@ -120,9 +119,8 @@ def train(
     device = config.device
     with console.status(f"loading {model_name}"):
         base = load_base(model_name, default_dtype(device))
-    model = get_peft_model(
-        base, lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    )
+    adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    model = attach_lora(base, adapter)
     model.peft_config["default"].base_model_name_or_path = settings["model"]
     model.to(device)
     progress = _ProgressCallback(console)

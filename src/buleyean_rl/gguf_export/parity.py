@@ -2,8 +2,8 @@
 
 Each check compares what transformers does with what llama.cpp does, from the outside in:
 
-    tensors    bit for bit what quantising the model gives, every one of them
     tokens     the whole vocabulary, and the ids of texts that tokenizers trip over
+    tensors    bit for bit what quantising the model gives, every one of them
     chat       the rendered template and the ids fed to the model
     ends       BOS before a text or not, EOS after it or not, generation stops where it should
     numbers    next-token log-probabilities at many positions
@@ -18,7 +18,7 @@ import json
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from jinja2 import TemplateError
 
-from buleyean_rl.engines import LlamaCppEngine
+from buleyean_rl.engines import LlamaCppEngine, check_gguf
 from buleyean_rl.errors import EngineError, ExportError, ParityError
 from buleyean_rl.gguf_export import architectures
 from buleyean_rl.gguf_export.quantise import dequantise, quantise
@@ -71,6 +71,7 @@ CHATS: tuple[tuple[dict[str, str], ...], ...] = (
 POSITIONS = 8  # per sequence
 TOP = 20  # log-probabilities per position
 LONGEST = 160  # tokens per sequence
+CONTEXT = 512  # tokens: room for the chats
 
 # Mean KL, in nats, by which llama.cpp may differ from transformers on the same weights. It rounds activations
 # to the type its kernels multiply with: 8 bits for quantised weights, half precision for f16. Measured on the
@@ -120,27 +121,24 @@ def check_parity(model: Any, tokenizer: Any, path: Path | str, *, tolerance: flo
         ParityError: something differs; the message says what, with the numbers.
     """
     started, path = time.monotonic(), Path(path)
+    notes: list[str] = []
     try:
+        check_gguf(path)
         reader = GGUFReader(path)
-        engine = LlamaCppEngine(path, context=2 * LONGEST, exact=True)
-    except (EngineError, ValueError, IndexError, KeyError) as error:
-        raise ParityError(f"llama.cpp cannot load the written file: {error}") from error
-    try:
-        notes: list[str] = []
         tensors = {t.name: t for t in reader.tensors}
         _check_vocabulary(tokenizer, reader)
-        texts = _check_texts(tokenizer, engine, notes)
-        chats = _check_chats(tokenizer, engine, notes)
-        _check_ends(model, tokenizer, engine, reader)
-        if tolerance is None:
-            tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
-        sequences = [ids[: _longest(reader)] for ids in _sequences(tokenizer, engine)]
-        with _stored_weights(model, tensors):
+        with _stored_weights(model, tensors), closing(LlamaCppEngine(path, context=CONTEXT, exact=True)) as engine:
+            texts = _check_texts(tokenizer, engine, notes)
+            chats = _check_chats(tokenizer, engine, notes)
+            _check_ends(model, tokenizer, engine, reader)
+            sequences = [ids[: _longest(reader)] for ids in _sequences(tokenizer, engine)]
+            if tolerance is None:
+                tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
             positions, divergence, largest = _check_numbers(model, engine, sequences, tolerance)
     except EngineError as error:
-        raise ParityError(f"llama.cpp failed on the written file: {error}") from error
-    finally:
-        engine.close()
+        raise ParityError(f"llama.cpp cannot run the written file: {error}") from error
+    except (ValueError, IndexError, KeyError) as error:
+        raise ParityError(f"{path}: is not a GGUF file that can be read: {error}") from error
     return ParityReport(
         texts=texts,
         chats=chats,
