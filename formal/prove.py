@@ -90,6 +90,12 @@ def problems(source: str) -> list[str]:
     return [f"{source.count(chr(10), 0, m.start()) + 1}: {m.group()}" for m in FORBIDDEN.finditer(source)]
 
 
+def refuse_forbidden(name: str, source: str) -> None:
+    """Raise a ProofError if a source holds a forbidden word."""
+    if words := problems(source):
+        raise ProofError(f"{name}.lean: forbidden: " + ", ".join(words))
+
+
 def theorems(source: str) -> list[Theorem]:
     """The theorems a source states, in order."""
     return [Theorem(m["name"], " ".join((m["doc"] or "").split())) for m in THEOREM.finditer(source)]
@@ -169,8 +175,7 @@ def elaborate(lean: Lean, name: str, source: str) -> list[Message]:
 
 def check(lean: Lean, name: str, source: str) -> list[Theorem]:
     """The theorems of a source, all proved, or a ProofError that says what is wrong."""
-    if words := problems(source):
-        raise ProofError(f"{name}.lean: forbidden: " + ", ".join(words))
+    refuse_forbidden(name, source)
     stated = theorems(source)
     end = source.count("\n") + 1
     roll = "".join(f"#check @Buleyean.{theorem.name}\n" for theorem in stated)
@@ -212,8 +217,8 @@ def main() -> int:
     try:
         if set(sources) != set(MODULES):
             raise ProofError(f"MODULES and formal/Buleyean differ: {sorted(set(sources) ^ set(MODULES))}")
-        if words := problems((FORMAL / "bridge.lean").read_text()):
-            raise ProofError("bridge.lean: forbidden: " + ", ".join(words))
+        for name, source in {**sources, "bridge": (FORMAL / "bridge.lean").read_text()}.items():
+            refuse_forbidden(name, source)
         if find() is None:
             print("Setting up Lean in .cache/lean", file=sys.stderr, flush=True)
             install()

@@ -1,0 +1,148 @@
+"""The proofs and the Python: the checker refuses what is no proof, and Lean and Python compute the same function.
+
+The tests that run Lean are part of `make prove`, which sets `BULEYEAN_PROVE`; elsewhere they are skipped.
+"""
+
+import importlib.util
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from buleyean_rl.complement import exact_target, target, weights
+
+FORMAL = Path(__file__).resolve().parent.parent / "formal"
+SOURCES = sorted((FORMAL / "Buleyean").glob("*.lean"))
+
+spec = importlib.util.spec_from_file_location("prove", FORMAL / "prove.py")
+assert spec is not None
+assert spec.loader is not None
+prove = importlib.util.module_from_spec(spec)
+sys.modules["prove"] = prove
+spec.loader.exec_module(prove)
+
+needs_lean = pytest.mark.skipif("BULEYEAN_PROVE" not in os.environ, reason="needs Lean: run `make prove`")
+
+
+@pytest.fixture(scope="module")
+def lean():
+    found = prove.find()
+    assert found is not None, "make prove sets up Lean before it runs these tests"
+    return found
+
+
+# ---- the checker
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_the_sources_hold_no_forbidden_word(path):
+    assert prove.problems(path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "plant",
+    [
+        "theorem planted : 1 = 2 := by sorry",
+        "theorem planted : 1 = 2 := sorryAx _",
+        "theorem planted : 1 = 2 := by admit",
+        "axiom planted : 1 = 2",
+        "theorem planted : 1 = 2 := by native_decide",
+    ],
+)
+def test_a_plant_in_any_file_is_refused_before_lean_runs(path, plant):
+    source = path.read_text().replace("\nend Buleyean", f"\n{plant}\n\nend Buleyean")
+    assert plant in source
+    never_run = prove.Lean(("no-such-command",), {})
+    with pytest.raises(prove.ProofError, match=f"{path.stem}.lean: forbidden"):
+        prove.check(never_run, path.stem, source)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, FORMAL / "bridge.lean"], ids=lambda path: path.stem)
+def test_a_plant_in_any_file_makes_the_command_fail(path, tmp_path):
+    copy = shutil.copytree(FORMAL, tmp_path / "formal")
+    with (copy / path.relative_to(FORMAL)).open("a") as file:
+        file.write("\ntheorem planted : 1 = 2 := by sorry\n")
+    done = subprocess.run([sys.executable, copy / "prove.py"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"NOT PROVED: {path.stem}.lean: forbidden" in done.stderr
+
+
+def test_every_module_is_checked_and_in_an_order_that_imports_can_follow():
+    assert {path.stem for path in SOURCES} == set(prove.MODULES)
+    for place, name in enumerate(prove.MODULES):
+        text = (FORMAL / "Buleyean" / f"{name}.lean").read_text()
+        imported = {line.rsplit(".", 1)[1] for line in text.splitlines() if line.startswith("public import")}
+        assert imported <= set(prove.MODULES[:place])
+
+
+def test_theorems_are_read_with_their_comments():
+    source = "/-- Says\nthis. -/\ntheorem a : True := trivial\n\ntheorem b (n : Nat) :\n    True := trivial\n"
+    assert prove.theorems(source) == [prove.Theorem("a", "Says this."), prove.Theorem("b", "")]
+
+
+def test_messages_are_told_from_the_notes_of_the_build():
+    output = '[DEBUG:A] x\n{"severity": "error", "pos": {"line": 3, "column": 0}, "data": "no"}\n{"other": 1}\n'
+    assert list(prove.messages(output)) == [prove.Message("error", 3, "no")]
+
+
+def test_every_theorem_that_the_theory_page_names_exists():
+    known = {t.name for path in SOURCES for t in prove.theorems(path.read_text())}
+    page = (FORMAL.parent / "docs" / "theory.md").read_text()
+    last_cells = [line.split("|")[-2] for line in page.splitlines() if line.startswith("|")]
+    named = {name for cell in last_cells for name in re.findall("`(.+?)`", cell)}
+    assert len(named) > 30
+    assert named <= known
+
+
+@needs_lean
+def test_lean_itself_complains_of_a_hole_a_false_claim_and_an_unknown_name(lean):
+    source = "theorem hole : 1 = 2 := by sorry\n\ntheorem wrong : 1 = 2 := rfl\n\n#check @Buleyean.missing\n"
+    said = {(m.line, m.severity) for m in prove.elaborate(lean, "Planted", source)}
+    assert {(1, "warning"), (3, "error"), (5, "error")} <= said
+
+
+# ---- the bridge
+
+
+def random_cases(count: int) -> list[tuple[int, list[int], list[Fraction]]]:
+    """Rounds, counts, base measure: large and small rounds, counts beyond the clip, every kind of base."""
+    dice = random.Random(20)
+    cases = []
+    for _ in range(count):
+        options = dice.randint(1, 12)
+        rounds = dice.choice([1, 2, 10, 60, 10**6])
+        counts = [dice.choice([0, dice.randint(0, rounds), rounds, 2 * rounds + 1]) for _ in range(options)]
+        base = [
+            [Fraction(1)] * options,
+            [Fraction(dice.randint(1, 1000)) for _ in range(options)],
+            [Fraction(dice.randint(1, 99), dice.randint(1, 99)) for _ in range(options)],
+        ]
+        cases.append((rounds, counts, dice.choice(base)))
+    return cases
+
+
+@needs_lean
+def test_lean_and_python_compute_the_same_function(lean):
+    cases = random_cases(120)
+    results = prove.evaluate(lean, cases)
+    assert len(results) == len(cases)
+    for (rounds, counts, base), (lean_weights, lean_target) in zip(cases, results, strict=True):
+        assert lean_target == exact_target(counts, rounds, base)
+        if set(base) == {1}:
+            assert lean_target == exact_target(counts, rounds)
+
+        float_weights = weights(torch.tensor(counts), torch.tensor(rounds))
+        assert float_weights.tolist() == lean_weights
+        mu = torch.tensor([float(m) for m in base], dtype=torch.float64)
+        float_target = target(torch.tensor(counts), torch.tensor(rounds), mu)
+        torch.testing.assert_close(
+            float_target, torch.tensor([float(p) for p in lean_target], dtype=torch.float64), rtol=1e-13, atol=0
+        )
