@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.columns import Columns
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from buleyean_rl.engines import CONTEXT, Engine, LlamaCppEngine, Sampling
@@ -179,14 +179,15 @@ def _answer(voices: Sequence[Voice], console: Console, sampling: Sampling) -> li
         console.print()
         return answers
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
-        write(lambda: live.update(_side_by_side(voices, answers, console.width), refresh=True))
-        live.update(_side_by_side(voices, answers, console.width), refresh=True)
+        write(lambda: live.update(_side_by_side(voices, answers), refresh=True))
+        live.update(_side_by_side(voices, answers), refresh=True)
     return answers
 
 
-def _side_by_side(voices: Sequence[Voice], answers: Sequence[str], width: int) -> RenderableType:
-    """One panel per voice, of equal widths."""
-    each = max(20, width // len(voices) - 1)
-    return Columns(
-        [Panel(Text(a), title=v.name, width=each) for v, a in zip(voices, answers, strict=True)], padding=(0, 1)
-    )
+def _side_by_side(voices: Sequence[Voice], answers: Sequence[str]) -> Table:
+    """One panel per voice, of equal widths, in one row."""
+    row = Table.grid(expand=True)
+    for _ in voices:
+        row.add_column(ratio=1)
+    row.add_row(*(Panel(Text(a), title=v.name) for v, a in zip(voices, answers, strict=True)))
+    return row

@@ -178,7 +178,19 @@ def chat(
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
 ) -> None:
     """Talk to a GGUF model in llama.cpp."""
-    raise NotImplementedError
+    from rich.console import Console
+
+    from buleyean_rl import chat as chatting
+    from buleyean_rl.engines import Sampling
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    with chatting.open_voices([model] if compare is None else [compare, model]) as voices:
+        if prompt is None:
+            chatting.talk(voices, Console(), system=system, sampling=sampling)
+        elif compare is None:
+            chatting.ask(voices[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
+        else:
+            chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
 
 
 @data_app.callback(invoke_without_command=True)

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
 from torch import nn
 
+from buleyean_rl import pre_tokenizers
 from buleyean_rl.errors import ModelError
 from buleyean_rl.fused import OutputHead
 
@@ -139,19 +139,18 @@ def load_tokenizer(name: str) -> Any:
     with _loading(source):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     if source.gguf_path is not None:
-        _restore_digit_splitting(tokenizer, source.gguf_path)
+        _restore_split(tokenizer, source.gguf_path)
     return tokenizer
 
 
-def _restore_digit_splitting(tokenizer: Any, gguf_path: Path) -> None:
-    """SmolLM splits every digit off before merging; transformers forgets that when it reads a GGUF."""
+def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
+    """transformers splits text like GPT-2 whatever the file says; SmolLM, for one, takes digits apart first."""
     from gguf import GGUFReader
 
     field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
-        backend = tokenizer.backend_tokenizer
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    split = pre_tokenizers.named(field.contents()) if field is not None else None
+    if split is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = split
 
 
 @contextmanager

@@ -124,8 +124,10 @@ def weights(model: Any) -> Iterator[Weight]:
     """The tensors of a model by their GGUF names, in the model's order; nothing is copied until `load`.
 
     Raises:
-        ExportError: the model has a tensor that GGUF has no name for.
+        ExportError: the model has an adapter, or a tensor that GGUF has no name for.
     """
+    if hasattr(model, "peft_config"):
+        raise ExportError("the model still has an adapter beside its weights; merge the adapter first")
     config = model.config
     arch = architecture_of(config)
     table = get_tensor_name_map(arch.names, config.num_hidden_layers)
@@ -135,8 +137,7 @@ def weights(model: Any) -> Iterator[Weight]:
             continue  # llama.cpp uses the embedding where there is no output matrix
         name = table.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
-            hint = "; merge the adapter first" if "lora" in parameter else ""
-            raise ExportError(f"GGUF has no name for the tensor {parameter!r} of this model{hint}")
+            raise ExportError(f"GGUF has no name for the tensor {parameter!r} of this model")
         heads = _rotated_heads(config, arch, parameter)
         yield Weight(
             name,
