@@ -21,10 +21,12 @@ class Parrot:
 
     def __init__(self, *, breaks_at: int | None = None, problem: BaseException | None = None) -> None:
         self.seen: list[list[dict[str, str]]] = []
+        self.samplings: list[Sampling] = []
         self.breaks_at, self.problem, self.closed = breaks_at, problem, 0
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         self.seen.append([dict(m) for m in messages])
+        self.samplings.append(sampling)
         try:
             for i, word in enumerate(["You", " said", " ", messages[-1]["content"]]):
                 if self.problem is not None and i == self.breaks_at:
@@ -53,7 +55,9 @@ def screen(width: int = 80) -> tuple[Console, io.StringIO]:
 
 def test_one_shot_prints_the_answer_and_nothing_else() -> None:
     out, parrot = io.StringIO(), Parrot()
-    assert ask(parrot, "hello", out, system="Be brief.") == "You said hello"
+    sampling = Sampling(max_tokens=3)
+    assert ask(parrot, "hello", out, system="Be brief.", sampling=sampling) == "You said hello"
+    assert parrot.samplings == [sampling]
     assert out.getvalue() == "You said hello\n"
     assert [m["role"] for m in parrot.seen[0]] == ["system", "user"]
 

