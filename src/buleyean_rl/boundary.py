@@ -49,7 +49,7 @@ class Boundary:
 
     def run_slices(self) -> list[slice]:
         """Each run's tokens, as a slice of `tokens`."""
-        return [slice(a, b) for a, b in zip(self.runs, [*self.runs[1:], len(self.tokens)], strict=True)]
+        return [slice(a, b) for a, b in zip(self.runs, [*self.runs, len(self.tokens)][1:], strict=True)]
 
     def path(self, node: int) -> list[slice]:
         """The tokens from the prompt to `node`, as slices of `tokens` in order."""

@@ -16,6 +16,7 @@ a_i = min(v_i, T) / T the share of the rounds that rejected token i:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -48,8 +49,8 @@ class Objective:
             raise UsageError(f"unknown objective {self.name!r}: choose one of {', '.join(get_args(ObjectiveName))}")
         if not 0 < self.alpha <= 1:
             raise UsageError(f"alpha must be above 0 and at most 1, not {self.alpha}")
-        if not self.tau > 0:
-            raise UsageError(f"tau must be above 0, not {self.tau}")
+        if not 0 < self.tau < math.inf:
+            raise UsageError(f"tau must be above 0 and finite, not {self.tau}")
 
     @property
     def uses_reference(self) -> bool:
