@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from buleyean_rl.engines import Engine, Sampling
 from buleyean_rl.evaluate import is_looping, repeated_spans
+from buleyean_rl.models import cache_folder
 from buleyean_rl.records import RejectionRecord
 from buleyean_rl.report import write_json
 
@@ -57,8 +56,3 @@ def reject_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[Rejecti
         for prompt, answer in zip(prompts, answers, strict=True)
         if is_looping(answer)
     ]
-
-
-def cache_folder() -> Path:
-    """Where answers are kept between runs: `buleyean-rl` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"

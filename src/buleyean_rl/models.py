@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,17 +112,12 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ModelError: it cannot be found or loaded.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     source = resolve(name)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-    if source.gguf is not None:  # left packed, its weights would be neither trainable nor mergeable
-        options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     with _loading(source):
-        model = AutoModelForCausalLM.from_pretrained(source.location, **options)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    return model.eval()
+        location = _converted(source) if source.gguf else source.location
+        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True).eval()
 
 
 def load_tokenizer(name: str) -> Any:
@@ -135,12 +132,40 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve(name)
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
     with _loading(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-    if source.gguf_path is not None:
-        _restore_split(tokenizer, source.gguf_path)
-    return tokenizer
+        return AutoTokenizer.from_pretrained(_converted(source) if source.gguf else source.location)
+
+
+def cache_folder() -> Path:
+    """Where converted models and answers are kept between runs: `buleyean-rl` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
+
+
+def _converted(source: Source) -> str:
+    """A GGUF file as a transformers folder in fp32, made once: transformers takes long to read a GGUF."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = cache_folder() / "models" / fingerprint(source.name)
+    if folder.exists():
+        return str(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        # left packed, its weights would be neither trainable nor mergeable
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            gguf_file=source.gguf,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf)
+        _restore_split(tokenizer, Path(source.location) / str(source.gguf))
+        for part in (model, tokenizer):
+            part.save_pretrained(f"{unfinished}/model")
+        if not folder.exists():  # another process may have been faster
+            os.rename(f"{unfinished}/model", folder)
+    return str(folder)
 
 
 def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
@@ -156,19 +181,19 @@ def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
     """Turn the many ways in which loading fails into one error; keep progress bars out of the way."""
-    from transformers import modeling_gguf_pytorch_utils
+    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    own_bar = modeling_gguf_pytorch_utils.tqdm  # this one heeds no setting
-    modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items
+    own_bar = vars(reader)["tqdm"]  # this one heeds no setting
+    vars(reader)["tqdm"] = lambda items, **_: items
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
     finally:
-        modeling_gguf_pytorch_utils.tqdm = own_bar
+        vars(reader)["tqdm"] = own_bar
         logging.enable_progress_bar()
 
 
