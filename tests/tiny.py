@@ -7,6 +7,7 @@ one of them is a pure function of its arguments: same call, same weights, same t
 from __future__ import annotations
 
 import torch
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -105,6 +106,14 @@ def tiny_qwen2(
 ) -> Qwen2ForCausalLM:
     """A random two-layer Qwen2, whose q, k and v have biases."""
     return _build(Qwen2ForCausalLM, Qwen2Config, tokenizer, tie, seed, config)
+
+
+def tiny_model(
+    architecture: str, tokenizer: PreTrainedTokenizerFast, *, tie: bool = True, seed: int = 0, **config: object
+) -> PreTrainedModel:
+    """A random two-layer model of any other causal class of transformers, such as "GPT2LMHeadModel"."""
+    model_class = getattr(transformers, architecture)
+    return _build(model_class, model_class.config_class, tokenizer, tie, seed, config)
 
 
 def _build(

@@ -281,6 +281,7 @@ def attach_lora(model: Any, config: Any) -> Any:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT puts it right
         try:
             return get_peft_model(model, config)
         except ValueError as error:

@@ -1,0 +1,187 @@
+"""`LoraLinear` beside PEFT's own layer: one value, one gradient, one file format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
+from torch import Tensor, nn
+
+from buleyean_rl.lora import LoraLinear, lora_config
+from buleyean_rl.models import attach_lora
+from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
+
+# PEFT asks transformers under a name that goes away with version 6
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+TOKENIZER = tiny_tokenizer()
+IDS = torch.arange(4, 24).reshape(2, 10)
+
+
+def pair(bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, PeftLinear]:
+    """Our layer and PEFT's, on one base layer, with one adapter."""
+    torch.manual_seed(0)
+    base = nn.Linear(7, 5, bias=bias).to(dtype).requires_grad_(False)
+    config = LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout)
+    ours, theirs = (
+        layer(base, adapter_name="default", r=3, lora_alpha=6, config=config) for layer in (LoraLinear, PeftLinear)
+    )
+    for a, b in ((ours.lora_A, theirs.lora_A), (ours.lora_B, theirs.lora_B)):
+        weight = torch.randn(a["default"].weight.shape)  # fp32, as get_peft_model keeps it
+        for module in (a, b):
+            module["default"].weight.data = weight.clone()
+    return ours, theirs
+
+
+def outcome(layer: PeftLinear, x: Tensor) -> dict[str, Any]:
+    """What a layer answers, and every gradient, with the same dropout each time."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(1)
+    y = layer(x)
+    (y * torch.linspace(-1, 2, y.numel()).reshape(y.shape)).sum().backward()
+    return {"y": y, "x": x.grad, "A": layer.lora_A["default"].weight.grad, "B": layer.lora_B["default"].weight.grad}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(4, 7), (2, 3, 7), (1, 1, 7)])
+def test_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
+    ours, theirs = pair(bias, dropout)
+    x = torch.randn(shape)
+    torch.testing.assert_close(outcome(ours, x), outcome(theirs, x), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_drops_only_in_training() -> None:
+    ours, _ = pair(dropout=0.5)
+    x = torch.randn(4, 7)
+    expected = pair(dropout=0.0)[0](x)
+    assert not torch.allclose(ours(x), expected)
+    torch.testing.assert_close(ours.eval()(x), expected)
+
+
+def test_an_input_without_gradient_gets_none() -> None:
+    ours, theirs = pair()
+    x = torch.randn(4, 7)
+    for layer in (ours, theirs):
+        layer(x).sum().backward()
+    torch.testing.assert_close(ours.lora_A["default"].weight.grad, theirs.lora_A["default"].weight.grad)
+    assert x.grad is None
+
+
+def test_bf16_stays_bf16_with_adapter_gradients_in_fp32() -> None:
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(3))
+    got = outcome(pair(dtype=torch.bfloat16)[0], x.bfloat16())
+    assert {name: value.dtype for name, value in got.items()} == {
+        "y": torch.bfloat16,
+        "x": torch.bfloat16,
+        "A": torch.float32,
+        "B": torch.float32,
+    }
+    for name, exact in outcome(pair()[1], x).items():
+        torch.testing.assert_close(got[name].float(), exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+
+
+def test_a_fresh_or_disabled_adapter_is_the_base() -> None:
+    ours, _ = pair()
+    x = torch.randn(4, 7)
+    base = ours.get_base_layer()(x)
+    assert not torch.allclose(ours(x), base)
+    ours.enable_adapters(False)
+    assert torch.equal(ours(x), base)
+    ours.enable_adapters(True)
+    ours.lora_B["default"].weight.data.zero_()  # as a fresh adapter's is
+    torch.testing.assert_close(ours(x), base)
+
+
+def test_a_merged_layer_answers_the_same() -> None:
+    ours, _ = pair()
+    x = torch.randn(4, 7)
+    before = ours(x)
+    ours.merge()
+    torch.testing.assert_close(ours(x), before, rtol=1e-5, atol=1e-5)
+    ours.unmerge()
+    torch.testing.assert_close(ours(x), before, rtol=1e-5, atol=1e-5)
+
+
+# --- in a model
+
+
+def adapted(dropout: float = 0.0, targets: list[str] | None = None) -> Any:
+    torch.manual_seed(0)
+    model = attach_lora(tiny_qwen2(TOKENIZER), lora_config(4, 8, dropout, targets))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def test_every_linear_layer_but_the_head_is_adapted() -> None:
+    model = adapted()
+    found = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_named_layers_alone_are_adapted() -> None:
+    found = {
+        name.split(".")[-1]
+        for name, module in adapted(targets=["q_proj", "v_proj"]).named_modules()
+        if isinstance(module, LoraLinear)
+    }
+    assert found == {"q_proj", "v_proj"}
+
+
+def test_a_model_learns_as_with_peft_alone() -> None:
+    """Dropout included: the same loss and the same gradients from the same seed."""
+    ours = adapted(dropout=0.3)
+    torch.manual_seed(0)
+    plain = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.3, target_modules="all-linear")
+    theirs = attach_lora(tiny_qwen2(TOKENIZER), plain)
+    theirs.load_state_dict(ours.state_dict())
+    assert not any(isinstance(module, LoraLinear) for module in theirs.modules())
+    results = []
+    for model in (ours, theirs):
+        model.train()
+        torch.manual_seed(2)
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_plain_peft_loads_the_adapter(tmp_path: Path) -> None:
+    model = adapted()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_qwen2(TOKENIZER), tmp_path)
+    assert not any(isinstance(module, LoraLinear) for module in loaded.modules())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+        merged = loaded.merge_and_unload()
+        torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(tiny_qwen2(TOKENIZER)(IDS).logits, expected)
+
+
+def test_the_disabled_adapter_of_a_model_is_the_base() -> None:
+    model, base = adapted(), tiny_qwen2(TOKENIZER)
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(IDS).logits, base(IDS).logits)
+
+
+def test_two_adapters_fall_back_to_pefts_own_way() -> None:
+    model = get_peft_model(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None))
+    model.add_adapter("second", lora_config(2, 4, 0.0, None))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        first = model(IDS).logits
+        model.base_model.set_adapter(["default", "second"])
+        both = model(IDS).logits
+        model.merge_adapter(["default", "second"])
+        torch.testing.assert_close(model(IDS).logits, both, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first, both)
