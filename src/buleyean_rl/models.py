@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from buleyean_rl import pre_tokenizers
@@ -189,7 +190,7 @@ def _loading(source: Source) -> Iterator[None]:
     vars(reader)["tqdm"] = lambda items, **_: items
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
     finally:
