@@ -33,6 +33,7 @@ T = TypeVar("T")
 GGUF_MAGIC = b"GGUF"
 CONTEXT = 2048  # tokens per conversation, unless asked for more: the cache is memory
 CERTAIN = 1e9  # a logit bias that no logit outweighs
+GREEDY_SAMPLERS = ["temperature"]  # any other would sort the whole vocabulary for nothing
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,7 @@ class LlamaCppEngine:
             "prompt": [self._plain_token],
             "n_predict": 2,
             "temperature": 0,
+            "samplers": GREEDY_SAMPLERS,
             "logit_bias": [[token, CERTAIN]],
         }
         return self._complete(request)["choices"][0]["finish_reason"] == "stop"
@@ -268,6 +270,7 @@ class LlamaCppEngine:
             "n_predict": 1,
             "n_probs": k,
             "temperature": 0,
+            "samplers": GREEDY_SAMPLERS,
             "logit_bias": [[token, CERTAIN]],
         }
         logprobs = self._complete(request)["choices"][0]["logprobs"]
@@ -515,7 +518,7 @@ def _llama_sampling(sampling: Sampling) -> dict[str, Any]:
     return {
         "n_predict": sampling.max_tokens,
         "temperature": sampling.temperature,
-        "samplers": ["top_p", "temperature"],
+        "samplers": ["top_p", "temperature"] if sampling.temperature > 0 else GREEDY_SAMPLERS,
         "top_p": sampling.top_p,
         "seed": sampling.seed,
         "stop": list(sampling.stop),
