@@ -3,42 +3,24 @@
     boundaries --pack--> Batch --forward_hidden--> hidden states at the nodes --> the loss
 
 *Packed* is the fast layout: every prompt once, every shared prefix once, no padding. A token attends to
-its own path through the trie and to nothing else; `packed_attention` does it, registered with
-transformers under `PACKED`. *Padded* is the plain layout for models whose attention cannot be replaced
-(state-space layers, soft-capped attention): one row per response, transformers' own attention. Both give
-the same hidden states at the same nodes.
+its own path through the trie and to nothing else (see `attention`). *Padded* is the plain layout for
+models whose attention cannot be replaced (state-space layers, soft-capped attention): one row per
+response, transformers' own attention. Both give the same hidden states at the same nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch.nn.functional import pad
 
+from buleyean_rl.attention import Segment, segments_in_use
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.complement import Counts
-
-PACKED = "buleyean_packed"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a packed row that attends as one: its tokens follow each other on one path.
-
-    Args:
-        length: how many tokens; segments tile the row in order.
-        context: earlier stretches of the row, [start, end), that every token of this one can see.
-    """
-
-    length: int
-    context: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,14 +139,14 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
     """The last hidden states at the batch's nodes.
 
     Args:
-        backbone: a transformers decoder without its output head, its attention set to `PACKED` if the
-            batch is packed.
+        backbone: a transformers decoder without its output head, its attention set to
+            `attention.PACKED` if the batch is packed.
         batch: see `Batch`.
 
     Returns:
         Shape: (nodes, width).
     """
-    with _segments_in_use(batch.segments):
+    with segments_in_use(batch.segments):
         output = backbone(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -172,77 +154,6 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
             use_cache=False,
         )
     return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
-
-
-_segments: ContextVar[tuple[Segment, ...] | None] = ContextVar("segments", default=None)
-
-
-@contextmanager
-def _segments_in_use(segments: tuple[Segment, ...] | None) -> Iterator[None]:
-    # transformers hands an attention function only what the model's own code passes down, which differs
-    # from model to model; the segments travel beside it.
-    token = _segments.set(segments)
-    try:
-        yield
-    finally:
-        _segments.reset(token)
-
-
-def packed_attention(
-    module: torch.nn.Module,  # noqa: ARG001 - the signature is transformers'
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each segment of a packed row, and from it to its context.
-
-    Args:
-        module: the attention layer, not used.
-        query: Shape: (1, heads, tokens, head width).
-        key: Shape: (1, key heads, tokens, head width).
-        value: Shape as `key`.
-        attention_mask: not used; the segments say it all.
-        scaling: factor on the scores.
-        dropout: on the attention weights.
-        sliding_window: how many tokens back a token sees, itself included; None for all.
-
-    Returns:
-        Shape: (1, tokens, heads, head width), and None for the weights.
-    """
-    segments = _segments.get()
-    if segments is None:  # generation, or a plain forward pass: an ordinary causal row
-        segments = (Segment(query.shape[2]),)
-    lengths = [segment.length for segment in segments]
-    outputs = []
-    for segment, q, k, v in zip(
-        segments, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
-    ):
-        if segment.context:
-            k = torch.cat([*(key[:, :, a:b] for a, b in segment.context), k], 2)
-            v = torch.cat([*(value[:, :, a:b] for a, b in segment.context), v], 2)
-        mask = _mask(segment.length, k.shape[2], sliding_window, q.device)
-        outputs.append(
-            scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=True)
-        )
-    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
-
-
-def _mask(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys each query sees, the queries being the last of the keys; None for plain causal."""
-    if queries == keys and (sliding_window is None or sliding_window >= keys):
-        return None
-    distance = torch.arange(keys - queries, keys, device=device).unsqueeze(1) - torch.arange(keys, device=device)
-    visible = distance >= 0
-    return visible if sliding_window is None else visible & (distance < sliding_window)
-
-
-AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
 
 
 def _merge_adjacent(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:

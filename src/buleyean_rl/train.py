@@ -173,17 +173,24 @@ def load_config(file: Path | None, folder: Path, given: dict[str, Any]) -> Buley
     unknown = set(settings) - {f.name for f in fields(BuleyeanConfig) if f.init} | {"output_dir"} & set(settings)
     if unknown:
         raise UsageError(f"{file}: not a setting: {', '.join(sorted(map(str, unknown)))}")
-    numbers = {f.name for f in fields(BuleyeanConfig) if f.type in ("float", "int")}
-    for name, value in settings.items():
-        if name in numbers and isinstance(value, str):  # YAML reads 2e-4, without a dot, as text
-            try:
-                settings[name] = float(value)
-            except ValueError:
-                raise UsageError(f"{file}: {name} must be a number, not {value!r}") from None
+    for setting in fields(BuleyeanConfig):
+        kind = getattr(setting.type, "__name__", setting.type)  # ours are annotations, transformers' are types
+        if setting.name in settings and kind in ("float", "int"):
+            settings[setting.name] = _number(f"{file}: {setting.name}", settings[setting.name], kind == "int")
     try:
         return BuleyeanConfig(**{**settings, **given, "output_dir": str(folder)})
     except (TypeError, ValueError) as error:
         raise UsageError(f"{file or 'settings'}: {error}") from error
+
+
+def _number(what: str, value: Any, whole: bool) -> float:
+    try:  # YAML reads 2e-4, without a dot, as text
+        number = float("a switch" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} must be a number, not {value!r}") from None
+    if whole and not number.is_integer():
+        raise UsageError(f"{what} must be a whole number, not {value!r}")
+    return int(number) if whole else number
 
 
 def prepare(records: Iterable[RejectionRecord], tokenizer: Any, max_length: int) -> Prepared:
@@ -241,7 +248,7 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
     if (folder / "run.json").exists():
         raise UsageError(f"{folder} already holds a finished run: name another folder, or delete this one")
     if not resume:
-        if file.exists():
+        if file.exists() and last_checkpoint(folder) is not None:
             raise UsageError(f"{folder} holds an unfinished run: go on with --resume, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, settings)

@@ -21,12 +21,20 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from buleyean_rl.batches import PACKED, Batch, forward_hidden, pack, pad_paths
+from buleyean_rl.attention import PACKED
+from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
+
+# Two records, the first with three branches: two from the end of its prompt, one from within the first branch.
+PROBE = [
+    Boundary([*range(5, 13)], [*range(13, 31)], [0, 6, 12], [0, 0, 3], [(0, 13, 1)], 1),
+    Boundary([*range(31, 37)], [*range(37, 43)], [0], [0], [(0, 37, 1)], 1),
+]
+PROBE_RUNS = [7, 6, 6, 7]  # nodes
 
 Layout = Callable[[Sequence[Boundary]], Batch]
 
@@ -194,19 +202,17 @@ def choose_layout(model: Any) -> Layout:
     The model is left with the attention its layout needs.
     """
     plain = plain_model(model)
-    probe = [
-        Boundary([5, 6, 7], [8, 9, 10, 11], [0, 2], [0, 1], [(0, 8, 1)], 1),
-        Boundary([6, 5], [9, 8, 7], [0], [0], [(0, 9, 1)], 1),
-    ]
     own_attention = plain.config._attn_implementation
     try:
         with evaluating(model), torch.no_grad():
-            padded = forward_hidden(backbone(model), pad_paths(probe).to(plain.device)).float()
+            padded = forward_hidden(backbone(model), pad_paths(PROBE).to(plain.device)).float()
             plain.set_attn_implementation(PACKED)
-            packed = forward_hidden(backbone(model), pack(probe).to(plain.device)).float()
-        if (packed - padded).norm() < 0.05 * padded.norm():
+            packed = forward_hidden(backbone(model), pack(PROBE).to(plain.device)).float()
+        # In bf16 single nodes may differ by half; a wrong mask moves most nodes of a run.
+        differences = (packed - padded).norm(dim=1) / padded.norm(dim=1)
+        if all(run.median() < 0.1 for run in differences.split(PROBE_RUNS)):
             return pack
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError):
+    except (ValueError, RuntimeError, NotImplementedError):
         pass  # a model that cannot be packed is not an error: there is the padded layout
     plain.set_attn_implementation(own_attention)
     return pad_paths
