@@ -1,12 +1,52 @@
-"""Settings of every test: no network, and no test fails because the machine is busy."""
+"""Settings of every test, and a tiny base model with rejections of its own answers to train on."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: a test that reaches out fails
+os.environ["OMP_NUM_THREADS"] = "1"  # in models this small, threads only wait for each other
 
-settings.register_profile("calm", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile("calm", deadline=None, max_examples=60, derandomize=True)  # machines are busy
 settings.load_profile("calm")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as transformers saves it."""
+    from tiny import tiny_llama, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    tokenizer = tiny_tokenizer()
+    for part in (tiny_llama(tokenizer), tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rejections(base: Path) -> Path:
+    """Ten records: the tiny model's greedy answers, always rejected, and beside each one seldom rejected."""
+    import torch
+
+    from buleyean_rl.boundary import encode_prompt
+    from buleyean_rl.records import make_record, write_records
+    from tiny import tiny_llama, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    records = []
+    for number in range(10):
+        prompt = f"Give me tip {number}."
+        ids = encode_prompt(tokenizer, prompt)
+        for _ in range(8):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1, 3:].argmax()) + 3)
+        answer = tokenizer.decode(ids[-8:])
+        records.append(make_record(prompt, [answer, f"Ignore it, {number}."], [60, 5], 60))
+    path = base.parent / "records.jsonl"
+    write_records(path, records)
+    return path
