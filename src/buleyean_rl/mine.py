@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from buleyean_rl.engines import Engine, Sampling
 from buleyean_rl.evaluate import is_looping, repeated_spans
 from buleyean_rl.models import cache_folder
-from buleyean_rl.records import RejectionRecord
+from buleyean_rl.records import RejectionRecord, make_record
 from buleyean_rl.report import write_json
 
 ROUNDS = 60  # a verdict that is certain: of T = 60 rounds every one rejects, and 1/61 of the weight is left
@@ -29,7 +29,7 @@ def cached_answers(
 
     Args:
         engine: makes the engine, if it is needed.
-        fingerprint: of the model, see `models.fingerprint`.
+        fingerprint: of the engine and its model, see `models.fingerprint`.
         prompts: one single-turn conversation each.
         max_tokens: of an answer.
         on_done: called with how many are answered.
@@ -52,7 +52,7 @@ def cached_answers(
 def reject_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[RejectionRecord]:
     """One record for every answer that loops; what is rejected are the repeats, not the rest of it."""
     return [
-        RejectionRecord(prompt, (answer,), (ROUNDS,), ROUNDS, (tuple(repeated_spans(answer)),))
+        make_record(prompt, [answer], [ROUNDS], ROUNDS, [repeated_spans(answer)])
         for prompt, answer in zip(prompts, answers, strict=True)
         if is_looping(answer)
     ]

@@ -64,7 +64,7 @@ class Prepared:
 
 
 def train(
-    records_path: Path,
+    records_path: Path | str,
     model_name: str,
     config: BuleyeanConfig,
     *,
@@ -91,7 +91,7 @@ def train(
         TrainingError: training failed or changed nothing.
         UsageError: the run folder is not fit for this.
     """
-    console = console or Console(quiet=True)
+    console, records_path = console or Console(quiet=True), Path(records_path)
     folder = Path(str(config.output_dir))
     settings = {
         "model": _stable_name(model_name),
@@ -345,7 +345,7 @@ def _data_line(prepared: Prepared, training: int, held_out: int) -> str:
     data = prepared.data
     parts = [f"{training:,} records to train on, {held_out:,} held out"]
     if data["dropped"]:
-        parts.append(f"{data['dropped']:,} dropped: no room for a response")
+        parts.append(f"{data['dropped']:,} dropped: no room for a response, or nothing in it")
     if data["truncated_responses"]:
         parts.append(f"{data['truncated_responses']:,} responses cut")
     return "; ".join(parts)
