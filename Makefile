@@ -21,6 +21,11 @@ check: $(INSTALLED)  ## lint, format and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.PHONY: bench
+bench: $(INSTALLED)  ## time training beside its peers; writes bench/results.json and bench/results.md
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python bench/run.py
+
 .PHONY: docs
 docs: $(INSTALLED)  ## write the command reference again
 	$(BIN)/python docs/commands.py > docs/commands.md
