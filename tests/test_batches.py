@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl.batches import PACKED, Batch, forward_hidden, pack, pad_paths
+from buleyean_rl.attention import PACKED
+from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.fused import fused_loss
 from buleyean_rl.lora import lora_config

@@ -1,0 +1,116 @@
+"""Packed attention against a dense mask over the whole row: value and gradient, blocks ragged and whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
+
+ROWS = {
+    "one token": (Segment(1),),
+    "one block": (Segment(BLOCK),),
+    "a block and one": (Segment(BLOCK + 1),),
+    "neighbours": (Segment(3), Segment(2), Segment(5)),
+    "a trie": (Segment(9), Segment(4, ((0, 6),)), Segment(2, ((0, 3), (9, 11)))),
+    "a long branch from a long stem": (Segment(2 * BLOCK + 7), Segment(BLOCK + 3, ((0, BLOCK + 5),)), Segment(70)),
+}
+every_row = pytest.mark.parametrize("segments", ROWS.values(), ids=ROWS.keys())
+
+
+def visible(segments: tuple[Segment, ...], window: int | None) -> Tensor:
+    """Which token of the row sees which, spelled out token by token."""
+    size = sum(segment.length for segment in segments)
+    mask, start = torch.zeros(size, size, dtype=torch.bool), 0
+    for segment in segments:
+        path = [token for a, b in segment.context for token in range(a, b)]
+        for token in range(start, start + segment.length):
+            path.append(token)
+            mask[token, path[-window:] if window else path] = True
+        start += segment.length
+    return mask
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def compare(
+    segments: tuple[Segment, ...],
+    *,
+    dtype: torch.dtype = torch.double,
+    tolerance: float = 1e-10,
+    window: int | None = None,
+    heads: int = 4,
+    scaling: float | None = None,
+) -> None:
+    torch.manual_seed(0)
+    size, width = sum(segment.length for segment in segments), 6
+    inputs = [torch.randn(1, count, size, width, dtype=dtype, requires_grad=True) for count in (heads, 2, 2)]
+    with segments_in_use(segments):
+        got, nothing = packed_attention(
+            torch.nn.Module(), *inputs, attention_mask=None, scaling=scaling, sliding_window=window
+        )
+    assert nothing is None
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = dense(*exact, visible(segments, window), width**-0.5 if scaling is None else scaling)
+    pull = torch.randn_like(expected)
+    got.backward(pull.to(dtype))
+    expected.backward(pull)
+    for ours, theirs in zip((got, *(t.grad for t in inputs)), (expected, *(t.grad for t in exact)), strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert ours.dtype == dtype
+        scale = theirs.abs().max().clamp_min(1)
+        torch.testing.assert_close(ours.double() / scale, theirs / scale, rtol=tolerance, atol=tolerance)
+
+
+@every_row
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_packed_is_dense(segments: tuple[Segment, ...], dtype: torch.dtype, tolerance: float) -> None:
+    compare(segments, dtype=dtype, tolerance=tolerance)
+
+
+@every_row
+@pytest.mark.parametrize("window", [1, 5, BLOCK, 10_000])
+def test_a_window_counts_along_the_path(segments: tuple[Segment, ...], window: int) -> None:
+    compare(segments, window=window)
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize("scaling", [None, 1.0, 0.05])
+def test_grouped_heads_and_a_given_scale(heads: int, scaling: float | None) -> None:
+    compare(ROWS["a trie"], heads=heads, scaling=scaling)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.data())
+def test_any_row_of_segments_is_dense(lengths: list[int], data: st.DataObject) -> None:
+    segments, start = [], 0
+    for length in lengths:
+        edges = sorted(data.draw(st.sets(st.integers(0, start), max_size=4)))
+        pairs = tuple(zip(edges[::2], edges[1::2], strict=False))
+        segments.append(Segment(length, pairs))
+        start += length
+    compare(tuple(segments))
+
+
+def test_without_segments_the_row_is_causal() -> None:
+    q, k, v = torch.randn(3, 1, 2, 7, 4, dtype=torch.double).unbind()
+    got, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    torch.testing.assert_close(got, dense(q, k, v, visible((Segment(7),), None), 0.5))
+
+
+def test_segments_are_in_use_only_within() -> None:
+    q, k, v = torch.randn(3, 1, 2, 7, 4, dtype=torch.double).unbind()
+    before, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    with segments_in_use((Segment(3), Segment(4))):
+        within, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    after, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, within)

@@ -1,0 +1,238 @@
+"""The thin trainer: which layout a model gets, the reference, a step's loss, checkpoints, settings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from buleyean_rl.batches import pack, pad_paths
+from buleyean_rl.boundary import Boundary, merge_responses
+from buleyean_rl.errors import TrainingError, UsageError
+from buleyean_rl.evaluate import mean_losses
+from buleyean_rl.lora import lora_config
+from buleyean_rl.losses import Objective
+from buleyean_rl.models import attach_lora, backbone, output_head
+from buleyean_rl.trainer import (
+    BuleyeanConfig,
+    BuleyeanTrainer,
+    batch_losses,
+    choose_layout,
+    discard_checkpoints,
+    last_checkpoint,
+    make_batch,
+    reference_hidden,
+)
+from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+GEMMA = {"head_dim": 16, "sliding_window": 4}
+
+PACKS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: tiny_llama(TOKENIZER),
+    "qwen2": lambda: tiny_qwen2(TOKENIZER),
+    "mistral that forgets": lambda: tiny_mistral(TOKENIZER, sliding_window=4),
+    "gpt2": lambda: tiny_model("GPT2LMHeadModel", TOKENIZER, n_positions=64),
+    "gemma3": lambda: tiny_model("Gemma3ForCausalLM", TOKENIZER, **GEMMA),
+}
+PADS: dict[str, Callable[[], Any]] = {
+    "mamba, which has no attention": lambda: tiny_model("MambaForCausalLM", TOKENIZER),
+    "bloom, whose attention is its own": lambda: tiny_model("BloomForCausalLM", TOKENIZER, n_head=4),
+    "lfm2, half convolutions": lambda: tiny_model("Lfm2ForCausalLM", TOKENIZER, layer_types=["conv", "full_attention"]),
+    "gemma2, whose scores are capped": lambda: tiny_model(
+        "Gemma2ForCausalLM", TOKENIZER, **GEMMA, attn_logit_softcapping=1.0
+    ),
+}
+RECORDS = [
+    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], 9)
+    for number in range(40, 48)
+]
+
+
+def trainer(model: Any, folder: Path, records: list[Boundary] = RECORDS, **settings: Any) -> BuleyeanTrainer:
+    defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
+    return BuleyeanTrainer(model, BuleyeanConfig(**(defaults | settings)), records)
+
+
+def adapted(make: Callable[[], Any], dropout: float = 0.0, targets: list[str] | None = None) -> Any:
+    torch.manual_seed(0)
+    return attach_lora(make(), lora_config(4, 8, dropout, targets))
+
+
+def stir(model: Any) -> Any:
+    """Give the adapter something to say."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+# --- layouts
+
+
+@pytest.mark.parametrize("make", PACKS.values(), ids=PACKS.keys())
+def test_a_model_with_replaceable_attention_is_packed(make: Callable[[], Any]) -> None:
+    assert choose_layout(make()) is pack
+
+
+@pytest.mark.parametrize("make", PADS.values(), ids=PADS.keys())
+def test_any_other_model_is_padded_and_keeps_its_attention(make: Callable[[], Any]) -> None:
+    model = make()
+    own = model.config._attn_implementation
+    assert choose_layout(model) is pad_paths
+    assert model.config._attn_implementation == own
+
+
+@pytest.mark.xfail(
+    reason="packed_attention drops the cap: too little for the probe, yet 13% of a longer text's hidden states",
+    strict=True,
+)
+def test_capped_scores_are_never_packed_without_their_cap() -> None:
+    model = tiny_model("Gemma2ForCausalLM", TOKENIZER, **GEMMA, query_pre_attn_scalar=1)
+    assert choose_layout(model) is pad_paths
+
+
+@pytest.mark.parametrize("make", [*PACKS.values(), *PADS.values()], ids=[*PACKS, *PADS])
+def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> None:
+    """From rejections of its own likeliest tokens; measured without dropout, before and after six steps."""
+    model = make()
+    with torch.no_grad():
+        likeliest = model(torch.tensor([[5, 6, 40]]), use_cache=False).logits[0, -1].topk(3).indices.tolist()
+    records = [merge_responses([5, 6, 40], [([token], [True]) for token in likeliest], [60] * 3, 60)] * 4
+    targets = ["in_proj", "x_proj"] if model.config.model_type == "mamba" else None  # its kernel reads the others
+    model = adapted(lambda: model, targets=targets)
+    run = trainer(model, tmp_path, records, learning_rate=1e-3, max_steps=6, warmup_steps=0)
+    before = mean_losses(model, records, run.args.loss)
+    run.train()
+    after = mean_losses(model, records, run.args.loss)
+    assert after["loss"] < before["loss"]
+    assert after["loss"] >= after["floor"]
+
+
+# --- the reference
+
+
+def test_the_reference_is_the_base_whatever_the_adapter_and_the_mode() -> None:
+    base, model = tiny_llama(TOKENIZER), stir(adapted(PACKS["llama"], dropout=0.5))
+    model.train()
+    batch = make_batch(choose_layout(model), RECORDS, Objective())
+    got = reference_hidden(model, batch)
+    assert not got.requires_grad
+    assert model.training
+    ids = torch.tensor([RECORDS[0].prompt])
+    with torch.no_grad():
+        expected = backbone(base)(ids, use_cache=False).last_hidden_state[0, -1]
+        torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-4)
+        model.eval()
+        assert not torch.allclose(backbone(model)(ids, use_cache=False).last_hidden_state[0, -1], expected)
+
+
+def test_at_the_start_the_kl_of_an_unrejected_node_is_zero() -> None:
+    model = adapted(PACKS["llama"])
+    batch = make_batch(choose_layout(model), RECORDS, Objective())
+    losses = batch_losses(model, output_head(model), batch, Objective())
+    anchors = torch.ones(len(batch.nodes), dtype=torch.bool)
+    anchors[batch.counts.node] = False
+    assert anchors.any()
+    torch.testing.assert_close(losses.loss[anchors], torch.zeros(int(anchors.sum())), rtol=0, atol=1e-5)
+    assert (losses.loss[~anchors] > 0).all()
+
+
+def test_only_the_published_objective_leaves_anchors_out() -> None:
+    assert len(make_batch(pack, RECORDS, Objective()).nodes) == sum(record.nodes for record in RECORDS)
+    published = make_batch(pack, RECORDS, Objective("published"))
+    assert len(published.nodes) == len({(r, node) for r, b in enumerate(RECORDS) for node, _, _ in b.rejections})
+
+
+# --- steps
+
+
+def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
+    """Also where they hold different numbers of nodes: every node weighs the same."""
+    uneven = [*RECORDS[:3], merge_responses([7], [(list(range(50, 60)), [True] * 10)], [4], 9)]
+    results = []
+    for size, accumulated in ((4, 1), (1, 4)):
+        model = adapted(PACKS["llama"])
+        run = trainer(
+            model,
+            tmp_path,
+            uneven,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            max_steps=1,
+            warmup_steps=0,
+            optim="sgd",
+            learning_rate=1.0,
+            max_grad_norm=0,
+        )
+        run.train()
+        weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+        results.append((run.state.log_history[0]["loss"], weights))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    model = stir(adapted(PACKS["llama"]))
+    next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(math.nan)
+    run = trainer(model, tmp_path, max_steps=2)
+    with pytest.raises(TrainingError, match="the loss is not a number: lower the learning rate"):
+        run.train()
+
+
+# --- checkpoints
+
+
+def checkpoint(folder: Path, step: int, state: str | None) -> None:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+
+
+def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path / "nowhere") is None
+    for step in (9, 10, 8):
+        checkpoint(tmp_path, step, json.dumps({"global_step": step}))
+    checkpoint(tmp_path, 11, '{"global_')  # killed while it was written
+    checkpoint(tmp_path, 12, "{}")
+    checkpoint(tmp_path, 13, None)
+    (tmp_path / "checkpoint-14").write_text("a file")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_only_checkpoints_are_discarded(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1, None)
+    (tmp_path / "run.json").write_text("{}")
+    discard_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+# --- settings
+
+
+def test_the_defaults_are_the_cards(tmp_path: Path) -> None:
+    config = BuleyeanConfig(output_dir=str(tmp_path))
+    assert (config.lora_rank, config.lora_alpha, config.lora_dropout, config.alpha) == (16, 32, 0.05, 0.7)
+    assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
+    assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
+    assert config.get_warmup_steps(1125) == 100
+    assert config.loss == Objective("complement", 0.7, 1.0)
+
+
+def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
+    config = BuleyeanConfig(output_dir=str(tmp_path))
+    assert not config.push_to_hub
+    assert not config.report_to or config.report_to == ["none"]
+
+
+@pytest.mark.parametrize("setting", [{"alpha": 0}, {"tau": -1}, {"objective": "kto"}, {"lora_rank": 0}])
+def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        BuleyeanConfig(output_dir=str(tmp_path), **setting)
