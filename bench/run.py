@@ -3,8 +3,8 @@
     python bench/run.py [--pairs PAIRS.jsonl] [--rounds 2] [--steps 5]
 
 Each contestant runs in a process of its own, one after the other, and the round is repeated: medians over the rounds,
-and ratios within them, survive a machine whose speed drifts. Besides, in this process: the machine's bf16 peak, what the
-loss costs over its bare matrix products and in memory, and what a shared prompt saves.
+and ratios within them, survive a machine whose speed drifts. Besides, in this process: the machine's bf16 peak, what
+the loss costs over its bare matrix products and in memory, and what a shared prompt saves.
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ def loss_cost() -> dict[str, float]:
     loss()
     stop.set()
     watcher.join()
-    logits = torch.empty(COLUMNS = ("prompt", "chosen", "rejected")
-POSITIONS, VOCABULARY, dtype=torch.bfloat16)
+    logits = torch.empty(POSITIONS, VOCABULARY, dtype=torch.bfloat16)
 
     def products() -> None:
         torch.mm(hidden, weight.T, out=logits)
@@ -194,9 +193,10 @@ def main() -> None:
 def table(result: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> str:
     rows = ["| contestant | records/s, median | least - most | peak memory |", "|---|---|---|---|"]
     for name, done in runs.items():
-        speeds = [run["records_per_s"] for run in done]
+        speeds = sorted(run["records_per_s"] for run in done)
+        median = statistics.median(speeds)
         memory = max(run["peak_rss_bytes"] for run in done) / 1e9
-        rows.append(f"| {name} | {statistics.median(speeds):.2f} | {min(speeds):.2f} - {max(speeds):.2f} | {memory:.1f} GB |")
+        rows.append(f"| {name} | {median:.2f} | {speeds[0]:.2f} - {speeds[-1]:.2f} | {memory:.1f} GB |")
     figures = ("peak_flops", "peak_share", "loss_over_matmul", "loss_extra_bytes", "trie_ratio")
     rows += ["", "| figure | |", "|---|---|", *(f"| {name} | {result[name]:.4g} |" for name in figures)]
     return "\n".join([f"`{result['command']}`", "", *rows, ""])
