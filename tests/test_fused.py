@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from buleyean_rl import fused
 from buleyean_rl.complement import Counts
@@ -87,3 +90,85 @@ def test_fused_equals_dense(
     torch.testing.assert_close(
         got_grad.double() / scale, expected_grad.double() / scale, rtol=tolerance, atol=tolerance
     )
+
+
+# --- what has no loss, what is never made
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_batch_without_nodes_is_a_differentiable_zero(objective: Objective, dtype: torch.dtype) -> None:
+    hidden, head, _, reference = inputs((3, 4, 7), dtype, objective)
+    hidden.requires_grad_()
+    nothing = torch.zeros(0, dtype=torch.long)
+    losses = fused_loss(
+        hidden[:0],
+        head,
+        Counts(nothing, nothing, nothing.float(), nothing.float()),
+        objective,
+        None if reference is None else reference[:0],
+    )
+    losses.loss.sum().backward()
+    assert losses.loss.sum() == 0
+    assert [len(part) for part in losses] == [0] * 4
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nodes_without_rejections_are_worth_their_kl_alone(objective: Objective) -> None:
+    hidden, head, _, reference = inputs((5, 4, 7), torch.float64, objective)
+    nothing = torch.zeros(0, dtype=torch.long)
+    counts = Counts(nothing, nothing, nothing.double(), torch.full((5,), 3.0).double())
+    base = torch.full((5, 7), 1 / 7).double() if reference is None else head(reference).softmax(-1)
+    losses = fused_loss(hidden, head, counts, objective, reference)
+    kl = (base * (base.log() - head(hidden).log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(losses.loss, objective.alpha * kl)
+    assert not losses.contrast.any()
+    assert not losses.floor.any()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_node_does_not_notice_the_others(objective: Objective) -> None:
+    hidden, head, counts, reference = inputs((9, 6, 31), torch.float64, objective)
+    before = fused_loss(hidden, head, counts, objective, reference)
+    others = hidden.clone()
+    others[1:] = 50 * torch.randn(8, 6).double()
+    after = fused_loss(others, head, counts, objective, reference)
+    for name in NodeLosses._fields:
+        assert getattr(before, name)[0] == pytest.approx(getattr(after, name)[0].item())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_no_loss_is_below_its_floor(objective: Objective, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(1)
+    hidden, head, counts, reference = inputs((300, 16, 40), dtype, objective)
+    losses = fused_loss(3 * hidden, head, counts, objective, None if reference is None else 3 * reference)
+    assert (losses.loss >= losses.floor - tolerance).all()
+    assert (losses.kl >= -tolerance).all()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        self.elements = max(self.elements, *(t.numel() for t in made if isinstance(t, Tensor)), 0)
+        return out
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[:2])
+def test_nothing_of_size_nodes_times_vocabulary_is_ever_made(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, width, vocabulary = 200, 4, 500
+    monkeypatch.setattr(fused, "TILE_ELEMENTS", 5000)
+    hidden, head, counts, reference = inputs((nodes, width, vocabulary), torch.float32, objective)
+    hidden.requires_grad_()
+    with Largest() as largest:
+        fused_loss(hidden, head, counts, objective, reference).loss.sum().backward()
+    assert vocabulary <= largest.elements <= 5000

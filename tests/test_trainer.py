@@ -176,6 +176,18 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
+def test_the_published_kl_falls_fivefold_in_fifty_steps(tmp_path: Path) -> None:
+    """From a base sure of itself to the nearly flat target; its width exceeds the vocabulary, so it can be flat."""
+    model = adapted(lambda: tiny_llama(TOKENIZER, hidden_size=512))
+    records = [merge_responses([5, 6, n], [(list(range(n, n + 8)), [True] * 8)], [1], 1) for n in range(40, 60)]
+    run = trainer(model, tmp_path, records, objective="published", learning_rate=1e-2, max_steps=50)
+    run.train()
+    log = [entry for entry in run.state.log_history if "floor" in entry]
+    assert len(log) == 50
+    assert log[-1]["kl"] < log[0]["kl"] / 5
+    assert all(entry["loss"] >= entry["floor"] for entry in log)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     model = stir(adapted(PACKS["llama"]))
     next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(math.nan)

@@ -1,0 +1,143 @@
+"""What a run leaves to read: JSON written whole or not at all, a plot, a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from buleyean_rl.report import (
+    RunReport,
+    _smooth,
+    library_versions,
+    model_card,
+    peak_rss_bytes,
+    plot_losses,
+    write_json,
+    write_report,
+)
+
+CONFIG = {"alpha": 0.7, "tau": 1.0, "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+REPORT = RunReport(
+    model="org/base",
+    objective="complement",
+    records=4500,
+    records_held_out=500,
+    records_sha256="ab" * 32,
+    steps=1125,
+    tokens=900_000,
+    loss_start=0.9,
+    loss_final=0.5,
+    loss_floor=0.48,
+    optimality_gap=0.02,
+    optimality_gap_relative=0.02 / 0.42,
+    loss_training=0.51,
+    rejected_nll_base=1.25,
+    rejected_nll_final=2.5,
+    neutral_nll_base=3.0,
+    neutral_nll_final=3.01,
+    seconds=1800.0,
+    tokens_per_second=500.0,
+    peak_rss_bytes=10**9,
+    device="cpu, 2 threads",
+    parameters={"base": 134_515_008, "adapter": 4_884_480},
+    data={"read": 5000, "dropped": 0, "truncated_responses": 3},
+    versions=library_versions(),
+    config=CONFIG,
+)
+LOG = [
+    {"step": step, "loss": 1 / step, "floor": 0.1, "gap": 1 / step - 0.1, "kl": 0.5, "contrast": 0.2}
+    for step in range(1, 8)
+] + [{"step": 7, "train_runtime": 1.0}]  # transformers' own last entry has no loss
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a PNG whose every chunk is whole."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    position, kinds, size = 8, [], (0, 0)
+    while position < len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        kind, body = data[position + 4 : position + 8], data[position + 8 : position + 8 + length]
+        (checksum,) = struct.unpack(">I", data[position + 8 + length : position + 12 + length])
+        assert checksum == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            size = struct.unpack(">II", body[:8])
+        kinds.append(kind)
+        position += 12 + length
+    assert kinds[-1] == b"IEND"
+    return size
+
+
+@pytest.mark.parametrize("log", [LOG, LOG[:1]], ids=["several steps", "one step"])
+def test_the_plot_is_a_whole_png(log: list[dict[str, float]], tmp_path: Path) -> None:
+    plot_losses(tmp_path / "loss.png", REPORT, log)
+    assert png_size((tmp_path / "loss.png").read_bytes()) == (1200, 480)
+
+
+def test_the_card_holds_the_cards_table() -> None:
+    card = model_card(REPORT)
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "base_model": "org/base",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["buleyean-rl", "lora", "negative-feedback"],
+    }
+    for row in (
+        "| Base model | org/base |",
+        "| Parameters | 134,515,008 (adapter: 4,884,480) |",
+        "| Objective | `complement`, alpha 0.7, tau 1.0 |",
+        "| Training data | 4,500 rejection records, no chosen answers (500 held out) |",
+        "| Hardware | cpu, 2 threads |",
+        "| Steps | 1,125 in 1,800 s |",
+        "| Final loss | 0.5000 held out, 0.5100 in training |",
+        "| Loss floor | 0.4800 |",
+        "| Optimality gap | 0.0200 nats (5% of the start's) |",
+    ):
+        assert row in card.splitlines()
+
+
+def test_a_card_claims_no_held_out_records_it_does_not_have() -> None:
+    card = model_card(replace(REPORT, records_held_out=0, optimality_gap_relative=None))
+    assert "held out)" not in card
+    assert "| Optimality gap | 0.0200 nats |" in card
+
+
+def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            write_report(tmp_path, REPORT, LOG)
+    assert {"loss.png", "README.md"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "run.json").exists()
+    write_report(tmp_path, REPORT, LOG)
+    assert json.loads((tmp_path / "run.json").read_text()) == asdict(REPORT)
+
+
+def test_json_replaces_a_file_whole_or_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"é": 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+    with pytest.raises(TypeError):
+        write_json(path, {"not json": {1, 2}})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+
+
+def test_smoothing_is_a_running_mean_that_leaves_short_runs_alone() -> None:
+    assert _smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+    assert _smooth([]) == []
+    assert _smooth([0.0, 2.0] * 50)[:4] == [0.0, 1.0, 1.0, 1.0]  # a hundred values: means of two
+
+
+def test_memory_is_in_bytes() -> None:
+    before = peak_rss_bytes()
+    block = bytearray(b"x") * (before + 50_000_000)
+    assert peak_rss_bytes() >= len(block) > 10**7
