@@ -61,7 +61,7 @@ class Scale:
     epochs: float
 
 
-FULL = Scale(mine=340, held_out=128, epochs=3)
+FULL = Scale(mine=300, held_out=100, epochs=2)
 QUICK = Scale(mine=120, held_out=48, epochs=2)
 
 
@@ -102,6 +102,7 @@ def run_demo(folder: Path, *, quick: bool = False, console: Console | None = Non
     prompts = demo_data.mine_prompts()[: scale.mine]
     held_out = [HELLO, *demo_data.held_out_prompts()[: scale.held_out]]
 
+    console.print(f"letting {BUNDLED} answer {len(prompts)} prompts")
     answers = _answers(_mining_engine, base, prompts, console, "the base model answers")
     records = reject_loops(prompts, answers)
     console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
@@ -123,6 +124,7 @@ def run_demo(folder: Path, *, quick: bool = False, console: Console | None = Non
         export_gguf(model, tokenizer, folder / "model.gguf", "q8_0", source_gguf=base)
         del model
 
+    console.print(f"letting both models answer {len(held_out)} prompts that nobody trained on")
     before = _measure(base, held_out, console, "measuring the base model")
     after = _measure(folder / "model.gguf", held_out, console, "measuring the trained model")
     result = {"run": asdict(report), "before": asdict(before), "after": asdict(after)}

@@ -39,7 +39,7 @@ from buleyean_rl.trainer import (
     last_checkpoint,
 )
 
-MEASURED_RECORDS = 64  # enough to see a gap, few enough not to be waited for
+MEASURED_RECORDS = 32  # enough to see a gap, few enough not to be waited for
 NEUTRAL_TOKENS = 128
 OWN_SETTINGS = (
     *("objective", "alpha", "tau", "max_length", "held_out"),
