@@ -111,9 +111,7 @@ def test_the_rule_lets_different_prompts_pass() -> None:
 
 
 def test_both_splits_mix_lengths_alike() -> None:
-    mine, held_out = (
-        [len(prompt.split()) for prompt in split] for split in (mine_prompts(), held_out_prompts())
-    )
+    mine, held_out = ([len(prompt.split()) for prompt in split] for split in (mine_prompts(), held_out_prompts()))
     for lengths in (mine, held_out):
         assert 3 <= min(lengths) <= 5
         assert 40 <= max(lengths) <= 60

@@ -88,10 +88,6 @@ def test_any_other_model_is_padded_and_keeps_its_attention(make: Callable[[], An
     assert model.config._attn_implementation == own
 
 
-@pytest.mark.xfail(
-    reason="packed_attention drops the cap: too little for the probe, yet 13% of a longer text's hidden states",
-    strict=True,
-)
 def test_capped_scores_are_never_packed_without_their_cap() -> None:
     model = tiny_model("Gemma2ForCausalLM", TOKENIZER, **GEMMA, query_pre_attn_scalar=1)
     assert choose_layout(model) is pad_paths

@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 PACKED = "buleyean_packed"
+UNKNOWN = ("softcap", "s_aux", "position_bias")
 BLOCK = 64  # queries; measured on bf16 against 32, 128 and 256
 
 
@@ -63,7 +64,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each segment of a packed row, and from it to its context.
 
@@ -76,10 +77,16 @@ def packed_attention(
         scaling: factor on the scores.
         dropout: on the attention weights.
         sliding_window: how many tokens back a token sees, itself included; None for all.
+        others: what else the model passes; none of it may be of `UNKNOWN`.
 
     Returns:
         Shape: (1, tokens, heads, head width), and None for the weights.
+
+    Raises:
+        NotImplementedError: the model does more to its scores than this function knows.
     """
+    if any(others.get(name) is not None for name in UNKNOWN):
+        raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
     segments = _segments.get()
     if segments is None:  # generation, or a plain forward pass: an ordinary causal row
         segments = (Segment(query.shape[2]),)

@@ -101,8 +101,9 @@ def train(
     checkpoint = _open_run(folder, settings, resume)
     if config.objective == "published":
         console.print(
-            "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens: it makes them "
-            "likelier. It is here to reproduce the published numbers; use `complement` to learn from rejections."
+            "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target "
+            "spreads over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; use "
+            "`complement` to learn from rejections."
         )
     tokenizer = load_tokenizer(model_name)
     prepared = prepare(read_records(records_path, skip_bad=skip_bad), tokenizer, config.max_length)
@@ -400,10 +401,7 @@ def _result_lines(report: RunReport) -> str:
         f"neutral text {report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f}",
     ]
     if report.rejected_nll_final <= report.rejected_nll_base:
-        lines.append(
-            "[yellow]warning:[/] the rejected answers did not become less likely"
-            + (": that is what the published contrast does" if report.objective == "published" else "")
-        )
+        lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
     return "\n".join(lines)
 
 
