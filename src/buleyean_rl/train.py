@@ -102,8 +102,8 @@ def train(
     if config.objective == "published":
         console.print(
             "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target "
-            "spreads over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; use "
-            "`complement` to learn from rejections."
+            "spreads over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; "
+            "use `complement` to learn from rejections."
         )
     tokenizer = load_tokenizer(model_name)
     prepared = prepare(read_records(records_path, skip_bad=skip_bad), tokenizer, config.max_length)
