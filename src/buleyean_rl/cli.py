@@ -94,7 +94,7 @@ def _root(
 @app.command()
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
-    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: about two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: two to three minutes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Do the main job on bundled data and model: mine loops, train, export, measure, compare."""

@@ -62,7 +62,7 @@ class Scale:
 
 
 FULL = Scale(mine=300, held_out=100, epochs=2)
-QUICK = Scale(mine=120, held_out=48, epochs=2)
+QUICK = Scale(mine=64, held_out=24, epochs=2)
 
 
 @dataclass(frozen=True)
