@@ -9,6 +9,7 @@ import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -137,7 +138,6 @@ def test_smoothing_is_a_running_mean_that_leaves_short_runs_alone() -> None:
     assert _smooth([0.0, 2.0] * 50)[:4] == [0.0, 1.0, 1.0, 1.0]  # a hundred values: means of two
 
 
-def test_memory_is_in_bytes() -> None:
-    before = peak_rss_bytes()
-    block = bytearray(b"x") * (before + 50_000_000)
-    assert peak_rss_bytes() >= len(block) > 10**7
+def test_peak_memory_is_in_bytes() -> None:
+    resident = psutil.Process().memory_info().rss
+    assert 0.99 * resident < peak_rss_bytes() < 100 * resident  # the two counters lag each other a little
