@@ -86,6 +86,8 @@ def resolve(name: str) -> Source:
                 raise ModelError(f"{path} is not a GGUF file: give a GGUF, a model folder or a Hub id")
         return Source(name, str(path.parent), path.name)
     if path.is_dir():
+        if (path / "settings.json").exists():
+            raise ModelError(f"{path} holds an unfinished run: finish it with `buleyean train ... --resume`")
         if not (path / "config.json").exists():
             raise ModelError(f"{path} has no config.json: it is not a transformers model folder")
         return Source(name, str(path))
@@ -144,9 +146,9 @@ def cache_folder() -> Path:
 
 def _converted(source: Source) -> str:
     """A GGUF file as a transformers folder in fp32, made once: transformers takes long to read a GGUF."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, __version__
 
-    folder = cache_folder() / "models" / fingerprint(source.name)
+    folder = cache_folder() / "models" / f"{fingerprint(source.name)}-{__version__}"
     if folder.exists():
         return str(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -264,7 +264,9 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
     ]
     if differing:
         raise UsageError(f"cannot resume {folder} with other settings: {', '.join(differing)}")
-    return last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
+    discard_checkpoints(folder, keep=checkpoint)  # a half one would confuse the rotation
+    return checkpoint
 
 
 def _plain(value: Any) -> Any:

@@ -239,10 +239,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def discard_checkpoints(folder: Path) -> None:
-    """Delete all checkpoints in `folder`."""
+def discard_checkpoints(folder: Path, keep: Path | None = None) -> None:
+    """Delete all checkpoints in `folder` but one."""
     for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
+        if path != keep:
+            shutil.rmtree(path)
 
 
 class _Totals:
