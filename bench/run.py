@@ -146,7 +146,11 @@ def trie_ratio() -> float:
 
 
 def step_flops(pairs: list[dict[str, str]]) -> float:
-    """Arithmetic a record costs at least; see docs/performance.md for the formula."""
+    """Arithmetic a record costs at least, two operations for a multiply and an add.
+
+    Per token, the linear layers three times (model, reference, gradient in the input) and the adapter three times; per
+    node, three products with the output head; attention's causal half four times (twice forward, twice's worth back).
+    """
     from buleyean_rl.models import load_tokenizer
     from buleyean_rl.records import make_record
     from buleyean_rl.train import prepare

@@ -282,13 +282,20 @@ def attach_lora(model: Any, config: Any) -> Any:
     """
     from peft import get_peft_model
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT puts it right
+    with _quiet_peft():
         try:
             return get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Keep PEFT's warnings about its own doings from the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT puts it right
+        yield
 
 
 def merge_run(run: Path) -> tuple[Any, Any]:
@@ -304,8 +311,7 @@ def merge_run(run: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     base = load_base(run_base(run), torch.float32)
-    with _loading(Source(str(run), str(run))), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with _loading(Source(str(run), str(run))), _quiet_peft():
         merged = PeftModel.from_pretrained(base, str(run)).merge_and_unload()
         tokenizer = AutoTokenizer.from_pretrained(str(run))
     return merged.eval(), tokenizer
