@@ -2,32 +2,36 @@
 
 The loss and its gradient in the hidden states come out of one pass over small tiles of nodes. A tile's
 logits exist only while the tile is worked on, and their gradient takes their place; what is kept is
-(nodes, width) and smaller. Two matrix
-products with the output head per tile, three where the reference model is the base measure:
+(nodes, width) and smaller. Two matrix products with the output head per tile, three where the reference
+model is the base measure:
 
     z = W h         z_ref = W h_ref         dL/dh = W^T dL/dz
 
 The dense part of dL/dz is a multiple of pi minus a multiple of the base measure; all else is sparse, on
-the rejected tokens only (see `_logit_gradient`).
+the rejected tokens only (see `_tile`). A uniform base measure is that of a reference whose logits
+are all zero.
+
+A tile lies with the vocabulary first: then W is the left operand of both products, the one that a CPU's
+matrix kernels read as it is.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.complement import Counts, SparseTarget, complement_floor, published_floor, sparse_target
+from buleyean_rl import kernels
+from buleyean_rl.complement import Counts, complement_floor, published_floor, sparse_target
 from buleyean_rl.losses import NodeLosses, Objective
 
-# Logits in flight. A tile's are kept in the model's type: enough nodes for efficient products, 7 MB in bf16. A strip's
-# are worked on in fp32: few enough nodes to stay in a CPU's cache. A GPU has memory to spare, and calls cost it more.
-TILE = 54 << 16
-STRIP = 6 << 16
+# A tile: enough nodes for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
+TILE_BYTES = 128  # of a vocabulary row of the tile: 64 nodes in bf16
 GPU_FACTOR = 32
+CHUNK = 1 << 16  # logits that torch works on at a time: they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class OutputHead:
     Args:
         weight: W. Shape: (vocabulary, width).
         bias: Shape: (vocabulary,), or None.
-        scale: factor on the logits (Cohere, Granite).
+        scale: factor on the logits, above 0 (Cohere, Granite).
         softcap: bound on the logits (Gemma 2), or None.
     """
 
@@ -48,14 +52,20 @@ class OutputHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of `hidden` (nodes, width), in at least fp32. Shape: (nodes, vocabulary)."""
-        return self.finish(self.project(hidden))
+        return self.finish(self.project(hidden)).T
 
-    def project(self, hidden: Tensor) -> Tensor:
-        """W h + bias, in the weight's type. Shape: (nodes, width) to (nodes, vocabulary)."""
-        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+    @cached_property
+    def transposed(self) -> Tensor:
+        """W^T. Shape: (width, vocabulary). Copied on a CPU, where W itself makes slower products."""
+        return self.weight.T.contiguous() if self.weight.device.type == "cpu" else self.weight.T
+
+    def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
+        raw = torch.mm(self.weight, hidden.T.contiguous(), out=out)
+        return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
 
     def finish(self, raw: Tensor) -> Tensor:
-        """Logits from what `project` made, in at least fp32. Shape: (nodes, vocabulary)."""
+        """Logits from what `project` made, in at least fp32. Shape: any."""
         logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -64,7 +74,7 @@ class OutputHead:
         return logits
 
     def unfinish(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient in what `project` made, from the gradient in the logits. Shape: (nodes, vocabulary)."""
+        """The gradient in what `project` made, from the gradient in the logits. Shape: any."""
         if self.softcap is not None:
             gradient = gradient * (1 - (logits / self.softcap) ** 2)
         return gradient * self.scale if self.scale != 1.0 else gradient
@@ -106,19 +116,18 @@ class _FusedLoss(torch.autograd.Function):
         reference_hidden: Tensor | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
+        size = TILE_BYTES // head.weight.element_size() * (GPU_FACTOR if hidden.is_cuda else 1)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        strips = []
-        factor = GPU_FACTOR if hidden.is_cuda else 1
-        for tile in _slices(0, len(hidden), factor * TILE // vocabulary):
-            raw = head.project(hidden[tile])
-            reference = None if reference_hidden is None else head.project(reference_hidden[tile])
-            for strip in _slices(tile.start, tile.stop, factor * STRIP // vocabulary):
-                rows = slice(strip.start - tile.start, strip.stop - tile.start)
-                base_rows = None if reference is None else reference[rows]
-                strips.append(_strip(raw[rows], base_rows, head, counts.rows(strip), objective, gradient is not None))
+        states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
+        buffer = hidden.new_empty(vocabulary * len(states) * min(size, len(hidden)))
+        tiles = []
+        for nodes in _slices(len(hidden), size):
+            both = torch.cat([state[nodes] for state in states])  # one product is faster than two narrow ones
+            raw = head.project(both, buffer[: vocabulary * len(both)].view(vocabulary, -1))
+            tiles.append(_tile(raw, head, counts.rows(nodes), objective, gradient is not None))
             if gradient is not None:
-                gradient[tile] = raw @ head.weight
-        kl, contrast, base = (torch.cat(parts) for parts in zip(*strips, strict=True))
+                gradient[nodes] = (head.transposed @ raw[:, : nodes.stop - nodes.start]).T
+        kl, contrast, base = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         if objective.uses_reference:
             target = sparse_target(counts, base, vocabulary, objective.tau)
             floor = complement_floor(counts, target, objective.alpha)
@@ -135,88 +144,108 @@ class _FusedLoss(torch.autograd.Function):
         return gradient * grad_loss.unsqueeze(-1).to(gradient.dtype), None, None, None, None
 
 
-def _slices(start: int, stop: int, size: int) -> list[slice]:
-    """Consecutive slices of at least one; a single empty one where there is nothing."""
-    firsts = range(start, stop, max(size, 1)) or [start]
-    return [slice(first, min(first + max(size, 1), stop)) for first in firsts]
-
-
-class _Strip(NamedTuple):
+class _Tile(NamedTuple):
     kl: Tensor  # (nodes,)
     contrast: Tensor  # (nodes,)
     base: Tensor  # (entries,): base measure of the rejected tokens
 
 
-def _strip(
+def _tile(
     raw: Tensor,
-    raw_reference: Tensor | None,
     head: OutputHead,
     counts: Counts,
     objective: Objective,
     wants_gradient: bool,
-) -> _Strip:
-    """The loss of a few nodes; if its gradient is wanted, it takes the place of `raw`."""
-    logits = head.finish(raw)
-    rejected = (counts.node, counts.option)
-    lse = logits.logsumexp(-1)
-    log_pi = logits[rejected] - lse[counts.node]
-    vocabulary = logits.shape[-1]
-    if raw_reference is None:
-        base_dense: Tensor | float = 1 / vocabulary
-        log_base = torch.full_like(log_pi, -math.log(vocabulary))
-        base_kl = lse - logits.mean(-1) - math.log(vocabulary)
-    else:
-        reference = head.finish(raw_reference)
-        reference_lse = reference.logsumexp(-1)
-        log_base = reference[rejected] - reference_lse[counts.node]
-        base_dense = (reference - reference_lse.unsqueeze(-1)).exp_()
-        base_kl = torch.linalg.vecdot(base_dense, reference.sub_(logits)) - reference_lse + lse
-    base = log_base.exp()
+) -> _Tile:
+    """The loss of a tile's nodes, from what `project` made of the model's states and then the reference's, if any.
+
+    If the gradient is wanted, it takes the place of the model's columns of `raw`.
+    """
+    vocabulary, nodes = len(raw), len(counts.rounds)
+    model, reference = raw[:, :nodes], raw[:, nodes:] if objective.uses_reference else None
+    most = head.finish(kernels.column_most(raw) if kernels.available(raw) else raw.amax(0))
+    most, base_most = most[:nodes], torch.zeros_like(most[:nodes]) if reference is None else most[nodes:]
+    total, base_total, difference = _sums(head, model, reference, most, base_most)
+    lse, base_lse = total.log() + most, base_total.log() + base_most
+
+    rejected = (counts.option, counts.node)
+    logits = head.finish(model[rejected])
+    base_logits = torch.zeros_like(logits) if reference is None else head.finish(reference[rejected])
+    log_pi, log_base = logits - lse[counts.node], base_logits - base_lse[counts.node]
+    pi, base = log_pi.exp(), log_base.exp()
     target = sparse_target(counts, base, vocabulary, objective.tau)
     # KL(P || pi) = [KL(mu || pi) + sum_S mu (r - 1)(log mu - log pi) + sum_S mu r log r] / Z - log Z
+    base_kl = difference / base_total - base_lse + lse
     sparse = base * ((target.ratio - 1) * (log_base - log_pi) + torch.xlogy(target.ratio, target.ratio))
     kl = (base_kl + counts.sum_by_node(sparse)) / target.normaliser - target.normaliser.log()
-    contrast = counts.sum_by_node(_contrast(log_pi, counts, objective))
-    if wants_gradient:
-        pi = (logits - lse.unsqueeze(-1)).exp_()
-        raw.copy_(head.unfinish(_logit_gradient(pi, base_dense, base, target, counts, objective), logits))
-    return _Strip(kl, contrast, base)
-
-
-def _contrast(log_pi: Tensor, counts: Counts, objective: Objective) -> Tensor:
-    """The contrast's term of each rejected token. Shape: (entries,)."""
-    if not objective.uses_reference:
-        return -counts.rate * log_pi
-    return -counts.rate * _one_minus(log_pi.exp()).log()
-
-
-def _logit_gradient(
-    pi: Tensor,
-    base_dense: Tensor | float,
-    base: Tensor,
-    target: SparseTarget,
-    counts: Counts,
-    objective: Objective,
-) -> Tensor:
-    """dL/dz = alpha (pi - P) + (1 - alpha) dC/dz, in place of `pi`. Shape: (nodes, vocabulary).
-
-    P is base / Z plus a sparse correction. dC/dz is (sum a) pi - a for the published contrast, and
-    g - (sum g) pi with g = a pi / (1 - pi) for unlikelihood; a and g live on rejected tokens only.
-    """
-    alpha, rejected = objective.alpha, (counts.node, counts.option)
     if objective.uses_reference:
-        pi_rejected = pi[rejected]
-        pull = -counts.rate * pi_rejected / _one_minus(pi_rejected)
+        contrast, pull = -counts.rate * _one_minus(pi).log(), -counts.rate * pi / _one_minus(pi)
     else:
-        pull = counts.rate
-    correction = -alpha * base * (target.ratio - 1) / target.normaliser[counts.node] - (1 - alpha) * pull
-    gradient = pi.mul_((alpha + (1 - alpha) * counts.sum_by_node(pull)).unsqueeze(-1))
-    weight = (alpha / target.normaliser).unsqueeze(-1)
-    if isinstance(base_dense, Tensor):
-        gradient.addcmul_(base_dense, weight, value=-1)
-    else:
-        gradient.sub_(base_dense * weight)
-    return gradient.index_put_(rejected, correction, accumulate=True)
+        contrast, pull = -counts.rate * log_pi, counts.rate
+
+    if wants_gradient:
+        # dL/dz = alpha (pi - P) + (1 - alpha) dC/dz. P is base / Z, times r on rejected tokens; dC/dz is
+        # (sum a) pi - a for the published contrast, and g - (sum g) pi with g = a pi / (1 - pi) for unlikelihood.
+        alpha = objective.alpha
+        of_pi = alpha + (1 - alpha) * counts.sum_by_node(pull)
+        of_base = alpha / target.normaliser
+        on_rejected = of_pi[counts.node] * pi - of_base[counts.node] * target.ratio * base - (1 - alpha) * pull
+        _dense_gradient(head, model, reference, lse, base_lse, of_pi, of_base)
+        model[rejected] = head.unfinish(on_rejected, logits).to(raw.dtype)
+    return _Tile(kl, counts.sum_by_node(contrast), base)
+
+
+def _sums(
+    head: OutputHead, raw: Tensor, raw_reference: Tensor | None, most: Tensor, base_most: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Over the vocabulary, for each node: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), exponents less the most.
+
+    Without a reference z_ref is zero.
+    """
+    if head.softcap is None and kernels.available(raw):
+        return kernels.softmax_sums(raw, raw_reference, head.scale, most, base_most)
+    sums = torch.zeros(3, *most.shape, dtype=most.dtype, device=most.device)
+    for chunk in _chunks(raw):
+        logits = head.finish(raw[chunk])
+        reference = None if raw_reference is None else head.finish(raw_reference[chunk])
+        sums[0] += (logits - most).exp_().sum(0)
+        mass = torch.ones_like(logits) if reference is None else (reference - base_most).exp_()
+        sums[1] += mass.sum(0)
+        sums[2] += torch.linalg.vecdot(mass, -logits if reference is None else reference - logits, dim=0)
+    total, base_total, difference = sums
+    return total, base_total, difference
+
+
+def _dense_gradient(
+    head: OutputHead,
+    raw: Tensor,
+    raw_reference: Tensor | None,
+    lse: Tensor,
+    base_lse: Tensor,
+    of_pi: Tensor,
+    of_base: Tensor,
+) -> None:
+    """of_pi * pi - of_base * base, as a gradient in what `project` made, written over `raw`."""
+    if head.softcap is None and kernels.available(raw):
+        kernels.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
+        return
+    for chunk in _chunks(raw):
+        logits = head.finish(raw[chunk])
+        log_base = -base_lse if raw_reference is None else head.finish(raw_reference[chunk]) - base_lse
+        gradient = (logits - lse).exp_().mul_(of_pi) - log_base.exp_().mul_(of_base)
+        raw[chunk] = head.unfinish(gradient, logits)
+
+
+def _chunks(raw: Tensor) -> list[slice]:
+    """Rows of a tile to be worked on together."""
+    vocabulary, nodes = raw.shape
+    return _slices(vocabulary, vocabulary if raw.is_cuda else CHUNK // max(nodes, 1))
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    """Consecutive slices of at least one; a single empty one where there is nothing."""
+    starts = range(0, length, max(size, 1)) or [0]
+    return [slice(start, min(start + max(size, 1), length)) for start in starts]
 
 
 def _one_minus(probability: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
+from buleyean_rl.cache import cache_folder
 from buleyean_rl.engines import Engine, Sampling
 from buleyean_rl.evaluate import is_looping, repeated_spans
-from buleyean_rl.models import cache_folder
 from buleyean_rl.records import RejectionRecord, make_record
 from buleyean_rl.report import write_json
 

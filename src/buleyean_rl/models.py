@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from buleyean_rl import pre_tokenizers
+from buleyean_rl.cache import cache_folder
 from buleyean_rl.errors import ModelError
 from buleyean_rl.fused import OutputHead
 
@@ -137,11 +138,6 @@ def load_tokenizer(name: str) -> Any:
     source = resolve(name)
     with _loading(source):
         return AutoTokenizer.from_pretrained(_converted(source) if source.gguf else source.location)
-
-
-def cache_folder() -> Path:
-    """Where converted models and answers are kept between runs: `buleyean-rl` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
 
 
 def _converted(source: Source) -> str:

@@ -1,0 +1,136 @@
+"""Element-wise passes in C for bf16 on a CPU, built with the machine's own compiler on first use.
+
+    kernels.c --compiler, once--> a library in the user's cache --ctypes--> functions of tensors
+
+Where there is no compiler `available()` is False, and the callers do the same work in torch, in more sweeps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from buleyean_rl.cache import cache_folder
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-std=c11", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+SIGNATURES = {
+    "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
+    "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
+    "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
+}
+
+
+def available(*tensors: Tensor) -> bool:
+    """Whether the functions of this module can be used, on these tensors."""
+    return all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors) and _library() is not None
+
+
+def column_most(x: Tensor) -> Tensor:
+    """The largest value of each column. Shape: (rows, columns) to (columns,), in fp32."""
+    threads = torch.get_num_threads()
+    most = torch.empty(threads, x.shape[1])
+    _call("column_most", x, *x.shape, most, threads)
+    return most.amax(0)
+
+
+def softmax_sums(
+    z: Tensor, z_ref: Tensor | None, scale: float, most: Tensor, base_most: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Over the rows, for each column: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), exponents less the most.
+
+    Args:
+        z: Shape: (vocabulary, nodes), a node's logits less `scale` in a column; columns next to each other.
+        z_ref: the reference's, with the stride of `z`, or None for zeros.
+        scale: factor on the logits.
+        most: subtracted from z before its exponential. Shape: (nodes,).
+        base_most: the same for z_ref. Shape: (nodes,).
+
+    Returns:
+        Three tensors of shape (nodes,).
+    """
+    rows, nodes = z.shape
+    threads = torch.get_num_threads()
+    sums = torch.empty(threads, 3, nodes)
+    _call("softmax_sums", z, z_ref, rows, nodes, z.stride(0), scale, most, base_most, sums, threads)
+    total, base_total, difference = sums.sum(0)
+    return total, base_total, difference
+
+
+def softmax_gradient(
+    z: Tensor, z_ref: Tensor | None, scale: float, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor
+) -> None:
+    """scale * (of_pi * softmax(z) - of_base * softmax(z_ref)), written over `z`.
+
+    Args:
+        z: see `softmax_sums`.
+        z_ref: see `softmax_sums`.
+        scale: factor on the logits.
+        lse: log-sum-exp of the columns. Shape: (nodes,).
+        base_lse: the same of the reference. Shape: (nodes,).
+        of_pi: Shape: (nodes,).
+        of_base: Shape: (nodes,).
+    """
+    rows, nodes = z.shape
+    threads = torch.get_num_threads()
+    _call("softmax_gradient", z, z_ref, rows, nodes, z.stride(0), scale, lse, base_lse, of_pi, of_base, threads)
+
+
+def _call(name: str, *arguments: Tensor | float | None) -> None:
+    library = _library()
+    assert library is not None
+    getattr(library, name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+
+
+@lru_cache
+def _library() -> ctypes.CDLL | None:
+    """The library of `kernels.c`, or None where it cannot be built."""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+    runtime = _openmp_of_torch()
+    if compiler is None or runtime is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(_built(compiler, runtime)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for name, arguments in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
+
+
+def _openmp_of_torch() -> Path | None:
+    """The OpenMP library inside torch's wheel: the threads of a second one would fight torch's for the cores."""
+    package = Path(torch.__file__).parent
+    found = [*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")]
+    return found[0] if found else None
+
+
+def _built(compiler: str, runtime: Path) -> Path:
+    """The compiled library, from the cache if this source was compiled for this kind of processor before."""
+    target = _run(compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull)  # names every instruction set
+    key = hashlib.sha256(SOURCE.read_bytes() + target + f"{compiler} {FLAGS} {runtime}".encode()).hexdigest()[:16]
+    library = cache_folder() / "kernels" / f"{key}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+            _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled))
+            # apart, as linking with -ffast-math would flush denormal numbers in the whole process
+            _run(compiler, "-shared", str(compiled), str(runtime), "-lm", "-o", str(linked))
+            linked.replace(library)
+    return library
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout

@@ -1,0 +1,102 @@
+/* Element-wise passes over bf16 tensors, each in one sweep, in fp32 inside.
+ *
+ * Plain loops that a C compiler turns into the vector instructions of the machine it runs on; `__init__.py`
+ * builds them on first use. Work is split among threads by rows, always the same way, so that results are
+ * the same from run to run.
+ */
+#include <math.h>
+#include <stdint.h>
+
+typedef uint16_t bf16;
+
+static inline float widen(bf16 x) {
+    union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
+    return u.value;
+}
+
+static inline bf16 narrow(float x) { /* to the nearest, ties to even */
+    union { float value; uint32_t bits; } u = {x};
+    return (bf16)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
+}
+
+static inline float exponential(float x) { /* within 2e-7 of exp(x), for x up to 88 */
+    x = x < -87.0f ? -87.0f : x;
+    float n = __builtin_rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { uint32_t bits; float value; } power = {(uint32_t)((int32_t)n + 127) << 23};
+    return p * power.value;
+}
+
+/* Largest of each column. x: (rows, columns); most: (threads, columns), one row a thread. */
+void column_most(const bf16 *x, int64_t rows, int64_t columns, float *most, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) {
+        float *mine = most + t * columns;
+        for (int64_t j = 0; j < columns; j++) mine[j] = -INFINITY;
+        for (int64_t i = rows * t / threads; i < rows * (t + 1) / threads; i++)
+            for (int64_t j = 0; j < columns; j++) {
+                float z = widen(x[i * columns + j]);
+                mine[j] = z > mine[j] ? z : mine[j];
+            }
+    }
+}
+
+/* Sums that softmaxes need. z: (rows, nodes) with a stride; sums: (threads, 3, nodes). */
+void softmax_sums(const bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
+          const float *most, const float *base_most, float *sums, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) {
+        float *restrict total = sums + t * 3 * nodes, *restrict base = total + nodes, *restrict difference = base + nodes;
+        for (int64_t j = 0; j < 3 * nodes; j++) total[j] = 0;
+        for (int64_t i = rows * t / threads; i < rows * (t + 1) / threads; i++) {
+            const bf16 *restrict model = z + i * stride;
+            if (!z_ref) {
+                for (int64_t j = 0; j < nodes; j++) {
+                    float logit = scale * widen(model[j]);
+                    total[j] += exponential(logit - most[j]);
+                    base[j] += 1;
+                    difference[j] -= logit;
+                }
+                continue;
+            }
+            const bf16 *restrict reference = z_ref + i * stride;
+            for (int64_t j = 0; j < nodes; j++) {
+                float logit = scale * widen(model[j]), base_logit = scale * widen(reference[j]);
+                float mass = exponential(base_logit - base_most[j]);
+                total[j] += exponential(logit - most[j]);
+                base[j] += mass;
+                difference[j] += mass * (base_logit - logit);
+            }
+        }
+    }
+}
+
+/* A multiple of softmax(z) less a multiple of softmax(z_ref), written over z. */
+void softmax_gradient(bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
+                    const float *lse, const float *base_lse, const float *of_pi, const float *of_base, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        bf16 *restrict model = z + i * stride;
+        if (!z_ref) {
+            for (int64_t j = 0; j < nodes; j++) {
+                float pi = exponential(scale * widen(model[j]) - lse[j]);
+                model[j] = narrow(scale * (of_pi[j] * pi - of_base[j] * exponential(-base_lse[j])));
+            }
+            continue;
+        }
+        const bf16 *restrict reference = z_ref + i * stride;
+        for (int64_t j = 0; j < nodes; j++) {
+            float pi = exponential(scale * widen(model[j]) - lse[j]);
+            float base = exponential(scale * widen(reference[j]) - base_lse[j]);
+            /* nothing is left where the two agree */
+            model[j] = narrow(scale * (of_pi[j] * (pi - base) + (of_pi[j] - of_base[j]) * base));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+"""The C kernels against the same work in torch, and what happens where they cannot be built."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from buleyean_rl import kernels
+
+pytestmark = pytest.mark.skipif(
+    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
+)
+SHAPES = [(1, 1), (5, 3), (1000, 64), (257, 37)]
+
+
+def logits(rows: int, nodes: int, reference: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """A whole tile, the model's columns and the reference's."""
+    torch.manual_seed(rows)
+    tile = (6 * torch.randn(rows, 2 * nodes if reference else nodes)).bfloat16()
+    return tile, tile[:, :nodes], tile[:, nodes:] if reference else None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_column_most(shape: tuple[int, int]) -> None:
+    tile, *_ = logits(*shape, reference=True)
+    assert kernels.column_most(tile).equal(tile.float().amax(0))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_softmax_sums_and_gradient(shape: tuple[int, int], reference: bool, scale: float) -> None:
+    _, raw, raw_reference = logits(*shape, reference=reference)
+    z = scale * raw.double()
+    z_ref = torch.zeros_like(z) if raw_reference is None else scale * raw_reference.double()
+    most, base_most = z.amax(0), z_ref.amax(0)
+    mass = (z_ref - base_most).exp()
+    expected = torch.stack([(z - most).exp().sum(0), mass.sum(0), (mass * (z_ref - z)).sum(0)])
+    got = torch.stack(kernels.softmax_sums(raw, raw_reference, scale, most.float(), base_most.float()))
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
+
+    of_pi, of_base = torch.rand(2, shape[1])
+    lse, base_lse = z.logsumexp(0), z_ref.logsumexp(0)
+    gradient = scale * (of_pi * (z - lse).exp() - of_base * (z_ref - base_lse).exp())
+    untouched = None if raw_reference is None else raw_reference.clone()
+    kernels.softmax_gradient(raw, raw_reference, scale, lse.float(), base_lse.float(), of_pi, of_base)
+    torch.testing.assert_close(raw.double(), gradient.bfloat16().double(), rtol=2**-7, atol=1e-7)
+    assert raw_reference is None or raw_reference.equal(untouched)
+
+
+def test_equal_logits_cancel_exactly() -> None:
+    raw = (6 * torch.randn(300, 8)).bfloat16().repeat(1, 2)
+    lse, of = raw[:, :8].float().logsumexp(0), torch.rand(8)
+    kernels.softmax_gradient(raw[:, :8], raw[:, 8:], 1.0, lse, lse, of, of)
+    assert not raw[:, :8].any()
+
+
+def test_only_bf16_on_a_cpu_is_taken() -> None:
+    assert not kernels.available(torch.zeros(1))
+    assert not kernels.available(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta"))
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_without_a_compiler_there_are_no_kernels(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels._library.cache_clear()
+    try:
+        assert not kernels.available(torch.zeros(0, dtype=torch.bfloat16))
+        assert not list(tmp_path.rglob("*.so"))
+    finally:
+        kernels._library.cache_clear()
+
+
+def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs: list[tuple[str, ...]] = []
+    monkeypatch.setattr(kernels, "_run", lambda *command: runs.append(command) or _run(*command))
+    kernels._library.cache_clear()
+    try:
+        assert kernels._library() is not None
+        built, runs[:] = len(runs), []
+        kernels._library.cache_clear()
+        assert kernels._library() is not None
+        assert (built, len(runs)) == (3, 1)  # the second time only the processor is asked for
+        assert len(list(tmp_path.rglob("*"))) == 3  # two folders, one library
+    finally:
+        kernels._library.cache_clear()
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
