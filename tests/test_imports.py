@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "cache": "",
     "kernels": "cache",
     "fused": "kernels losses complement",
-    "attention": "",
+    "attention": "kernels",
     "batches": "attention boundary complement",
     "lora": "",
     "pre_tokenizers": "",

@@ -58,6 +58,24 @@ def test_equal_logits_cancel_exactly() -> None:
     assert not raw[:, :8].any()
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (5, 5), (17, 40), (128, 200)])
+@pytest.mark.parametrize("group", [1, 3])
+def test_causal_softmax_and_its_gradient(queries: int, keys: int, group: int) -> None:
+    torch.manual_seed(queries)
+    scores = (5 * torch.randn(2, queries, group, keys)).bfloat16()
+    future = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1).unsqueeze(1)
+    exact = scores.double().masked_fill(future, float("-inf")).requires_grad_()
+    expected = exact.softmax(-1)
+    kernels.causal_softmax(scores)
+    torch.testing.assert_close(scores.double(), expected.detach(), rtol=2**-8, atol=1e-7)
+    assert not scores[future.expand_as(scores)].any()
+
+    gradient = torch.randn(2, queries, group, keys).bfloat16()
+    expected.backward(gradient.double())
+    kernels.softmax_backward(gradient, scores)
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=2e-2, atol=2e-2)
+
+
 def test_only_bf16_on_a_cpu_is_taken() -> None:
     assert not kernels.available(torch.zeros(1))
     assert not kernels.available(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta"))

@@ -13,16 +13,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from buleyean_rl import kernels
+
 PACKED = "buleyean_packed"
 UNKNOWN = ("softcap", "s_aux", "position_bias")
-BLOCK = 64  # queries; measured on bf16 against 32, 128 and 256
+BLOCK = 128  # queries; measured on bf16 against 64 and 256
+KEPT = 512  # keys up to which a block's weights are kept for the backward pass; longer blocks compute them again
 
 
 @dataclass(frozen=True)
@@ -87,105 +91,145 @@ def packed_attention(
     """
     if any(others.get(name) is not None for name in UNKNOWN):
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
-    segments = _segments.get()
-    if segments is None:  # generation, or a plain forward pass: an ordinary causal row
-        segments = (Segment(query.shape[2]),)
-    lengths = [segment.length for segment in segments]
+    before = key.shape[2] - query.shape[2]  # keys of earlier calls, in generation
+    segments = _segments.get() or (Segment(query.shape[2], ((0, before),) if before else ()),)
+    stretches = _stretches(segments, before)
+    windowed = sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
+    if query.device.type == "cpu" and dropout == 0 and not windowed:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        rows = zip(query, key, value, strict=True)
+        return torch.stack([_BlockwiseAttention.apply(*row, stretches, scale) for row in rows]), None
     outputs = []
-    for segment, q, k, v in zip(
-        segments, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
-    ):
-        if segment.context:
-            k = torch.cat([*(key[:, :, a:b] for a, b in segment.context), k], 2)
-            v = torch.cat([*(value[:, :, a:b] for a, b in segment.context), v], 2)
-        if q.device.type == "cpu" and dropout == 0 and (sliding_window is None or sliding_window >= k.shape[2]):
-            outputs.append(blockwise_attention(q, k, v, scaling))
-            continue
-        mask = _mask(segment.length, k.shape[2], sliding_window, q.device)
+    for stretch in stretches:
+        q, k, v = query[:, :, stretch.queries], _gather(key, stretch), _gather(value, stretch)
+        mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
         outputs.append(
             scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=True)
         )
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
-def blockwise_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
-    """Causal attention for the CPU: blocks of queries against only the keys they see.
+class _Stretch(NamedTuple):
+    """A segment's queries, and the pieces of the row that hold the keys they see: the context, then their own."""
 
-    In bf16, forward and backward together take about 0.6 of the time of torch's own kernel. The weights of
-    a block are computed again in the backward pass, so nothing of size queries x keys is kept.
+    queries: slice
+    keys: list[slice]
 
-    Args:
-        query: the last of the keys' positions. Shape: (rows, heads, queries, head width).
-        key: Shape: (rows, key heads, keys, head width), keys >= queries; heads is a multiple of key heads.
-        value: Shape as `key`.
-        scaling: factor on the scores; 1 / sqrt(head width) if None.
+    @property
+    def seen(self) -> int:
+        return sum(piece.stop - piece.start for piece in self.keys)
 
-    Returns:
-        Shape as `query`.
-    """
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows = zip(query, key, value, strict=True)
-    return torch.stack([_BlockwiseAttention.apply(q, k, v, scaling) for q, k, v in rows])
+
+def _stretches(segments: tuple[Segment, ...], before: int) -> list[_Stretch]:
+    starts = accumulate((segment.length for segment in segments), initial=0)
+    return [
+        _Stretch(
+            slice(start, start + segment.length),
+            [*(slice(*piece) for piece in segment.context), slice(before + start, before + start + segment.length)],
+        )
+        for segment, start in zip(segments, starts, strict=False)
+    ]
+
+
+def _gather(row: Tensor, stretch: _Stretch) -> Tensor:
+    """A stretch's keys or values. Shape: (..., row, width) to (..., seen, width)."""
+    pieces = [row[..., piece, :] for piece in stretch.keys]
+    return torch.cat(pieces, -2) if len(pieces) > 1 else pieces[0]
 
 
 class _BlockwiseAttention(torch.autograd.Function):
-    """One row. The heads that share a key head are stacked, so that each product is one batched matmul."""
+    """One row on a CPU: blocks of queries against only the keys they see.
+
+    The heads that share a key head are stacked, so that each product is one batched matmul.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        query = query * scaling
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: list[_Stretch], scaling: float
+    ) -> Tensor:
+        """Shapes: (heads, queries, width), (key heads, keys, width) twice; to (queries, heads, width)."""
+        heads, queries, width = query.shape
+        key, value = key.contiguous(), value.contiguous()
+        grouped = query.unflatten(0, (len(key), -1)).transpose(1, 2)
+        query = torch.mul(grouped, scaling, out=query.new_empty(grouped.shape))  # (key heads, queries, group, width)
         output = torch.empty_like(query)
-        for block, seen in _blocks(query, key):
-            weights = _weights(query[:, block], key[:, :seen])
-            output[:, block] = torch.bmm(weights, value[:, :seen]).view_as(output[:, block])
-        ctx.save_for_backward(query, key, value)
-        ctx.scaling = scaling
-        return output
+        kept = []
+        for stretch in stretches:
+            k, v = _gather(key, stretch), _gather(value, stretch)
+            for block, seen in _blocks(stretch):
+                weights = _weights(query[:, block], k[:, :seen])
+                torch.bmm(weights, v[:, :seen], out=_stacked(output[:, block]))
+                if seen <= KEPT and any(ctx.needs_input_grad):
+                    kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.stretches, ctx.scaling = stretches, scaling
+        return output.transpose(0, 1).reshape(queries, heads, width)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
+        grad_output = grad_output.unflatten(1, (len(key), -1)).transpose(0, 1).contiguous()
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block, seen in _blocks(query, key):
-            k, v = key[:, :seen], value[:, :seen]
-            q, grad = _stack(query[:, block], key), _stack(grad_output[:, block], key)
-            weights = _weights(query[:, block], k)
-            grad_weights = torch.bmm(grad, v.transpose(1, 2))
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_query[:, block] = torch.bmm(grad_scores, k).view_as(grad_query[:, block])
-            grad_key[:, :seen] += torch.bmm(grad_scores.transpose(1, 2), q)
-            grad_value[:, :seen] += torch.bmm(weights.transpose(1, 2), grad)
-        return grad_query.mul_(ctx.scaling), grad_key, grad_value, None
+        for stretch in ctx.stretches:
+            k, v = _gather(key, stretch), _gather(value, stretch)
+            grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+            for block, seen in _blocks(stretch):
+                weights = kept.pop(0) if seen <= KEPT else _weights(query[:, block], k[:, :seen])
+                grad = _stacked(grad_output[:, block])
+                grad_scores = _softmax_backward(torch.bmm(grad, v[:, :seen].transpose(1, 2)), weights)
+                torch.bmm(grad_scores, k[:, :seen], out=_stacked(grad_query[:, block]))
+                grad_k[:, :seen].baddbmm_(grad_scores.transpose(1, 2), _stacked(query[:, block]))
+                grad_v[:, :seen].baddbmm_(weights.transpose(1, 2), grad)
+            sizes = [piece.stop - piece.start for piece in stretch.keys]
+            for piece, piece_k, piece_v in zip(
+                stretch.keys, grad_k.split(sizes, 1), grad_v.split(sizes, 1), strict=True
+            ):
+                grad_key[:, piece] += piece_k
+                grad_value[:, piece] += piece_v
+        # laid out as it came, token after token
+        grad_query = grad_query.mul_(ctx.scaling).transpose(0, 1).flatten(1, 2).transpose(0, 1)
+        return grad_query, grad_key, grad_value, None, None
 
 
-def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, int]]:
-    """Blocks of queries, and how many keys the last query of each sees."""
-    queries, before = query.shape[1], key.shape[1] - query.shape[1]
-    for start in range(0, queries, BLOCK):
-        end = min(start + BLOCK, queries)
-        yield slice(start, end), before + end
+def _blocks(stretch: _Stretch) -> Iterator[tuple[slice, int]]:
+    """Blocks of queries, and how many of the stretch's keys the last query of each sees."""
+    first, last = stretch.queries.start, stretch.queries.stop
+    for start in range(first, last, BLOCK):
+        end = min(start + BLOCK, last)
+        yield slice(start, end), stretch.seen - (last - end)
+
+
+def _stacked(block: Tensor) -> Tensor:
+    """A view. Shape: (key heads, queries, group, width) to (key heads, queries * group, width)."""
+    return block.view(len(block), -1, block.shape[-1])
 
 
 def _weights(query: Tensor, key: Tensor) -> Tensor:
     """Attention weights of a block whose last query sees every key.
 
-    Shape: (heads, queries, width) and (key heads, keys, width) to (key heads, stacked queries, keys).
+    Shape: (key heads, queries, group, width) and (key heads, keys, width) to (key heads, queries * group, keys).
     """
-    scores = torch.bmm(_stack(query, key), key.transpose(1, 2))
+    scores = torch.bmm(_stacked(query), key.transpose(1, 2))
+    of_queries = scores.view(*query.shape[:3], -1)
+    if kernels.available(scores):
+        kernels.causal_softmax(of_queries)
+        return scores
     queries = query.shape[1]
-    corner = scores.view(key.shape[0], -1, queries, key.shape[1])[..., -queries:]
-    corner.masked_fill_(_future(queries), float("-inf"))
+    of_queries[..., -queries:].masked_fill_(_future(queries), float("-inf"))
     return scores.softmax(-1)
 
 
-def _stack(query: Tensor, key: Tensor) -> Tensor:
-    """(heads, queries, width) to (key heads, heads per key head * queries, width)."""
-    return query.reshape(key.shape[0], -1, query.shape[-1])
+def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradient in the scores from that in the weights, which it may overwrite. Shape: both alike."""
+    if kernels.available(gradient):
+        kernels.softmax_backward(gradient, weights)
+        return gradient
+    return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
 @lru_cache(maxsize=BLOCK)
 def _future(queries: int) -> Tensor:
-    return torch.ones(queries, queries, dtype=torch.bool).triu(1)
+    return torch.ones(queries, queries, dtype=torch.bool).triu(1).unsqueeze(1)
 
 
 def _mask(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> Tensor | None:

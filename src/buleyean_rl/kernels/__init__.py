@@ -27,6 +27,8 @@ FLAGS = ("-std=c11", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
+    "causal_softmax": [c_void_p, *[c_int64] * 4, c_int],
+    "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
 }
 
@@ -84,6 +86,26 @@ def softmax_gradient(
     rows, nodes = z.shape
     threads = torch.get_num_threads()
     _call("softmax_gradient", z, z_ref, rows, nodes, z.stride(0), scale, lse, base_lse, of_pi, of_base, threads)
+
+
+def causal_softmax(scores: Tensor) -> None:
+    """Attention weights, written over the scores of queries that are the last of the keys' positions.
+
+    Args:
+        scores: contiguous. Shape: (key heads, queries, heads per key head, keys).
+    """
+    _call("causal_softmax", scores, *scores.shape, torch.get_num_threads())
+
+
+def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
+    """The gradient in the scores of a softmax, written over that in its weights.
+
+    Args:
+        gradient: contiguous. Shape: (..., keys).
+        weights: contiguous. Shape as `gradient`.
+    """
+    keys = gradient.shape[-1]
+    _call("softmax_backward", gradient, weights, gradient.numel() // keys, keys, torch.get_num_threads())
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> None:

@@ -100,3 +100,34 @@ void softmax_gradient(bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, i
         }
     }
 }
+
+/* Attention weights of queries that are the last of the keys' positions, over their scores: (heads, queries,
+ * group, keys). A query sees the keys up to its own position. */
+void causal_softmax(bf16 *scores, int64_t heads, int64_t queries, int64_t group, int64_t keys, int threads) {
+    int64_t rows = heads * queries * group;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        bf16 *restrict x = scores + row * keys;
+        int64_t visible = keys - queries + row / group % queries + 1;
+        float most = -INFINITY, total = 0;
+        for (int64_t j = 0; j < visible; j++) {
+            float score = widen(x[j]);
+            most = score > most ? score : most;
+        }
+        for (int64_t j = 0; j < visible; j++) total += exponential(widen(x[j]) - most);
+        for (int64_t j = 0; j < visible; j++) x[j] = narrow(exponential(widen(x[j]) - most) / total);
+        for (int64_t j = visible; j < keys; j++) x[j] = 0;
+    }
+}
+
+/* The gradient in the scores from that in the weights, written over it. Both: (rows, keys). */
+void softmax_backward(bf16 *gradient, const bf16 *weights, int64_t rows, int64_t keys, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        bf16 *restrict g = gradient + row * keys;
+        const bf16 *restrict w = weights + row * keys;
+        float mean = 0;
+        for (int64_t j = 0; j < keys; j++) mean += widen(w[j]) * widen(g[j]);
+        for (int64_t j = 0; j < keys; j++) g[j] = narrow(widen(w[j]) * (widen(g[j]) - mean));
+    }
+}
