@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
+from buleyean_rl import lora
 from buleyean_rl.lora import LoraLinear, lora_config
 from buleyean_rl.models import attach_lora
 from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
@@ -22,6 +23,17 @@ TOKENIZER = tiny_tokenizer()
 IDS = torch.arange(4, 24).reshape(2, 10)
 
 
+class SeededDropout(nn.Module):
+    """Our dropout as a module, for PEFT's layer: the same seed draws the same mask in both."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return lora._dropout(x, self.p, int(torch.randint(2**32, ()))) if self.training else x
+
+
 def pair(bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, PeftLinear]:
     """Our layer and PEFT's, on one base layer, with one adapter."""
     torch.manual_seed(0)
@@ -30,6 +42,8 @@ def pair(bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.flo
     ours, theirs = (
         layer(base, adapter_name="default", r=3, lora_alpha=6, config=config) for layer in (LoraLinear, PeftLinear)
     )
+    if dropout:
+        theirs.lora_dropout["default"] = SeededDropout(dropout)
     for a, b in ((ours.lora_A, theirs.lora_A), (ours.lora_B, theirs.lora_B)):
         weight = torch.randn(a["default"].weight.shape)  # fp32, as get_peft_model keeps it
         for module in (a, b):
@@ -61,6 +75,32 @@ def test_dropout_drops_only_in_training() -> None:
     expected = pair(dropout=0.0)[0](x)
     assert not torch.allclose(ours(x), expected)
     torch.testing.assert_close(ours.eval()(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype, p: float) -> None:
+    x = torch.ones(400, 250, dtype=dtype)
+    masks = torch.stack([lora._dropout(x, p, seed) for seed in range(8)]).float()
+    dropped = masks == 0
+    assert dropped.float().mean().item() == pytest.approx(p, abs=0.004)  # five standard deviations
+    torch.testing.assert_close(masks[~dropped], torch.full_like(masks[~dropped], 1 / (1 - p)), rtol=4e-3, atol=0)
+    both = (
+        (dropped[0] & dropped[1:]).float().mean().item()
+    )  # masks of different seeds have nothing to do with each other
+    assert both == pytest.approx(p**2, abs=0.004)
+    for dim in (1, 2):  # nor have rows, nor columns
+        neighbours = (dropped & dropped.roll(1, dim)).float().mean().item()
+        assert neighbours == pytest.approx(p**2, abs=0.004)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_is_its_seed_and_may_be_added(dtype: torch.dtype) -> None:
+    x, y = torch.randn(2, 30, 7).to(dtype)
+    dropped = lora._dropout(x, 0.3, 5)
+    assert dropped.equal(lora._dropout(x, 0.3, 5))
+    assert not dropped.equal(lora._dropout(x, 0.3, 6))
+    torch.testing.assert_close(lora._dropout(x, 0.3, 5, y.clone()), y + dropped, rtol=1e-2, atol=1e-2)
 
 
 def test_an_input_without_gradient_gets_none() -> None:
@@ -142,6 +182,9 @@ def test_a_model_learns_as_with_peft_alone() -> None:
     plain = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.3, target_modules="all-linear")
     theirs = attach_lora(tiny_qwen2(TOKENIZER), plain)
     theirs.load_state_dict(ours.state_dict())
+    for module in theirs.modules():
+        if isinstance(module, PeftLinear):
+            module.lora_dropout["default"] = SeededDropout(0.3)
     assert not any(isinstance(module, LoraLinear) for module in theirs.modules())
     results = []
     for model in (ours, theirs):

@@ -15,6 +15,8 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
+from buleyean_rl import kernels
+
 
 def lora_config(rank: int, alpha: int, dropout: float, target_modules: list[str] | None) -> LoraConfig:
     """A PEFT configuration whose linear layers are `LoraLinear`.
@@ -45,15 +47,18 @@ class LoraLinear(PeftLinear):
         if self.disable_adapters or self.merged or len(names) != 1 or args or kwargs:
             return super().forward(x, *args, **kwargs)
         (name,) = names
-        base = self.get_base_layer()
+        base, dropout = self.get_base_layer(), self.lora_dropout[name]
+        p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
+        seed = int(torch.randint(2**32, ())) if p else 0
         return _LoraLinear.apply(
             x,
-            self.lora_dropout[name](x),
             base.weight,
             base.bias,
             self.lora_A[name].weight,
             self.lora_B[name].weight,
             self.scaling[name],
+            p,
+            seed,
         )
 
 
@@ -62,34 +67,47 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        dropped: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         lora_a: Tensor,
         lora_b: Tensor,
         scaling: float,
+        p: float,
+        seed: int,
     ) -> Tensor:
-        flat, flat_dropped = x.reshape(-1, x.shape[-1]), dropped.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1])
         a, b = lora_a.to(x.dtype), (lora_b * scaling).to(x.dtype)
-        low = flat_dropped @ a.T
+        low = _dropout(flat, p, seed) @ a.T
         y = nn.functional.linear(flat, weight, bias).addmm_(low, b.T)
-        ctx.save_for_backward(flat_dropped, low, weight, a, b)
-        ctx.scaling, ctx.shared, ctx.shape = scaling, dropped is x, x.shape
+        ctx.save_for_backward(flat, low, weight, a, b)
+        ctx.scaling, ctx.dropout, ctx.shape = scaling, (p, seed), x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        dropped, low, weight, a, b = ctx.saved_tensors
+        flat, low, weight, a, b = ctx.saved_tensors
+        p, seed = ctx.dropout
         grad_y = grad_y.reshape(-1, grad_y.shape[-1])
         grad_low = grad_y @ b
-        grad_a = (grad_low.T @ dropped).float()
+        grad_a = (grad_low.T @ _dropout(flat, p, seed)).float()  # cheaper made again than kept
         grad_b = (grad_y.T @ low).float() * ctx.scaling
-        grad_x = grad_dropped = None
+        grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad_y @ weight
-            if ctx.shared:
+            if p:
+                _dropout(grad_low @ a, p, seed, grad_x)
+            else:
                 grad_x.addmm_(grad_low, a)
             grad_x = grad_x.view(ctx.shape)
-        if not ctx.shared and ctx.needs_input_grad[1]:
-            grad_dropped = (grad_low @ a).view(ctx.shape)
-        return grad_x, grad_dropped, None, None, grad_a, grad_b, None
+        return grad_x, None, None, grad_a, grad_b, None, None, None
+
+
+def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:
+    """Dropout that a seed makes the same again, added to `add_to` if given. Shape: any."""
+    if not p:
+        return x
+    if kernels.available(x):
+        return kernels.dropout(x, p, seed, add_to)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    dropped = torch.empty_like(x).bernoulli_(1 - p, generator=generator).mul_(x).div_(1 - p)
+    return dropped if add_to is None else add_to.add_(dropped)

@@ -30,6 +30,7 @@ from buleyean_rl import pre_tokenizers
 from buleyean_rl.cache import cache_folder
 from buleyean_rl.errors import ModelError
 from buleyean_rl.fused import OutputHead
+from buleyean_rl.layers import fuse_layers
 
 BUNDLED = "smollm2-135m"
 HUB_IDS = {
@@ -278,6 +279,7 @@ def attach_lora(model: Any, config: Any) -> Any:
     """
     from peft import get_peft_model
 
+    fuse_layers(model)
     with _quiet_peft():
         try:
             return get_peft_model(model, config)

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +29,11 @@ SIGNATURES = {
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
     "causal_softmax": [c_void_p, *[c_int64] * 4, c_int],
     "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
+    "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
+    "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_int],
+    "swiglu": [c_void_p, c_void_p, c_int64, c_void_p, c_int],
+    "swiglu_backward": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int],
+    "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
 }
 
@@ -106,6 +111,54 @@ def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
     """
     keys = gradient.shape[-1]
     _call("softmax_backward", gradient, weights, gradient.numel() // keys, keys, torch.get_num_threads())
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """weight * x / rms(x), and 1 / rms(x), which the backward pass needs.
+
+    Args:
+        x: contiguous. Shape: (..., width).
+        weight: Shape: (width,).
+        epsilon: added to the mean square.
+    """
+    width = x.shape[-1]
+    y, inverse = torch.empty_like(x), torch.empty(x.shape[:-1])
+    _call("rms_norm", x, weight, x.numel() // width, width, epsilon, y, inverse, torch.get_num_threads())
+    return y, inverse
+
+
+def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> None:
+    """The gradient in `x`, written over that in the result of `rms_norm`. Shapes as there, contiguous."""
+    width = x.shape[-1]
+    _call("rms_norm_backward", gradient, x, weight, inverse, x.numel() // width, width, torch.get_num_threads())
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up. Shape: any, both alike and contiguous."""
+    y = torch.empty_like(gate)
+    _call("swiglu", gate, up, gate.numel(), y, torch.get_num_threads())
+    return y
+
+
+def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """The gradient in `gate`; that in `up` is written over `gradient`. Shapes alike, contiguous."""
+    grad_gate = torch.empty_like(gate)
+    _call("swiglu_backward", gradient, gate, up, gate.numel(), grad_gate, torch.get_num_threads())
+    return grad_gate
+
+
+def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:
+    """x / (1 - p) on elements kept at random, and 0 elsewhere; the same seed keeps the same ones.
+
+    Args:
+        x: contiguous. Shape: any.
+        p: share dropped.
+        seed: below 2^32.
+        add_to: added to, if given, and returned. Shape as `x`.
+    """
+    y = torch.empty_like(x) if add_to is None else add_to
+    _call("dropout", x, x.numel(), p, seed, add_to is not None, y, torch.get_num_threads())
+    return y
 
 
 def _call(name: str, *arguments: Tensor | float | None) -> None:

@@ -131,3 +131,74 @@ void softmax_backward(bf16 *gradient, const bf16 *weights, int64_t rows, int64_t
         for (int64_t j = 0; j < keys; j++) g[j] = narrow(widen(w[j]) * (widen(g[j]) - mean));
     }
 }
+
+/* y = w * x / rms(x), and 1 / rms(x) of each row. x, y: (rows, width); the quotient is rounded before it meets w. */
+void rms_norm(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width, float epsilon, bf16 *y, float *inverse,
+              int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *restrict in = x + i * width;
+        bf16 *restrict out = y + i * width;
+        float square = 0;
+        for (int64_t j = 0; j < width; j++) square += widen(in[j]) * widen(in[j]);
+        float scale = 1 / sqrtf(square / width + epsilon);
+        inverse[i] = scale;
+        for (int64_t j = 0; j < width; j++) out[j] = narrow(widen(weight[j]) * widen(narrow(widen(in[j]) * scale)));
+    }
+}
+
+/* The gradient in x, written over that in y. */
+void rms_norm_backward(bf16 *gradient, const bf16 *x, const bf16 *weight, const float *inverse, int64_t rows,
+                       int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *restrict in = x + i * width;
+        bf16 *restrict g = gradient + i * width;
+        float scale = inverse[i], along = 0;
+        for (int64_t j = 0; j < width; j++) along += widen(g[j]) * widen(weight[j]) * widen(in[j]);
+        along *= scale * scale / width;
+        for (int64_t j = 0; j < width; j++)
+            g[j] = narrow(scale * (widen(g[j]) * widen(weight[j]) - widen(in[j]) * along));
+    }
+}
+
+static inline float logistic(float x) { return 1 / (1 + exponential(x < -80.0f ? 80.0f : -x)); }
+
+/* y = silu(gate) * up; silu is rounded before it meets up. */
+void swiglu(const bf16 *gate, const bf16 *up, int64_t size, bf16 *y, int threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) {
+        float g = widen(gate[i]);
+        y[i] = narrow(widen(narrow(g * logistic(g))) * widen(up[i]));
+    }
+}
+
+/* The gradients in gate and up from that in y; the one in up is written over it. */
+void swiglu_backward(bf16 *gradient, const bf16 *gate, const bf16 *up, int64_t size, bf16 *grad_gate, int threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) {
+        float g = widen(gate[i]), d = widen(gradient[i]), s = logistic(g);
+        grad_gate[i] = narrow(d * widen(up[i]) * s * (1 + g * (1 - s)));
+        gradient[i] = narrow(d * g * s);
+    }
+}
+
+static inline uint32_t scramble(uint32_t x, uint32_t seed) { /* MurmurHash3's last steps, the seed mixed in twice */
+    x = (x ^ seed) * 0x9e3779b1u;
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x = (x ^ (x >> 13)) + seed;
+    x *= 0xc2b2ae35u;
+    return x ^ (x >> 16);
+}
+
+/* y (+)= x / (1 - p) where the element is kept, and 0 elsewhere; the seed says which are kept. */
+void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int add, bf16 *y, int threads) {
+    uint32_t threshold = (uint32_t)(p * 4294967296.0);
+    float scale = 1 / (1 - p);
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) {
+        float value = scramble((uint32_t)i, seed) < threshold ? 0 : widen(x[i]) * scale;
+        y[i] = narrow(value + (add ? widen(y[i]) : 0));
+    }
+}

@@ -1,0 +1,76 @@
+"""Fused layers beside the model's own: the same values, the same gradients, and untouched where they are not known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from buleyean_rl import kernels
+from buleyean_rl.layers import fuse_layers
+from tiny import tiny_llama, tiny_tokenizer
+
+pytestmark = pytest.mark.skipif(
+    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
+)
+
+
+class Mlp(nn.Module):
+    def __init__(self, activation: str = "silu") -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(24, 40), nn.Linear(24, 40), nn.Linear(40, 24)
+        self.act_fn = ACT2FN[activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+def norm(kind: type[nn.Module]) -> Any:
+    module = kind(24)
+    nn.init.uniform_(module.weight, 0.2, 1.5)
+    return module
+
+
+def outcome(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = module(x)
+    (y.double() * torch.linspace(-1, 2, y.numel()).view_as(y)).sum().backward()
+    assert x.grad is not None
+    return y.double(), x.grad.double()
+
+
+@pytest.mark.parametrize("make", [lambda: norm(LlamaRMSNorm), Mlp])
+def test_a_fused_layer_computes_what_its_own_code_does(make: Any) -> None:
+    torch.manual_seed(0)
+    module = make().bfloat16().requires_grad_(False)
+    x = 2 * torch.randn(2, 5, 24).bfloat16()
+    exact = outcome(module.double(), x.double())
+    module.bfloat16()
+    own = outcome(module, x)
+    fuse_layers(module)
+    assert "forward" in vars(module)
+    for got, plain, expected in zip(outcome(module, x), own, exact, strict=True):
+        assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("make", [lambda: norm(GemmaRMSNorm), lambda: Mlp("gelu")])
+def test_a_layer_that_computes_something_else_is_left_alone(make: Any) -> None:
+    module = make().bfloat16()
+    fuse_layers(module)
+    assert "forward" not in vars(module)
+
+
+def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:
+    torch.manual_seed(0)
+    model = tiny_llama(tiny_tokenizer()).bfloat16()
+    ids = torch.arange(4, 24).view(1, -1)
+    names, before = list(model.state_dict()), model(ids).logits
+    fuse_layers(model)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(ids).logits, before, rtol=0.05, atol=0.05 * before.abs().max().item())
+    assert model.float()(ids).logits.isfinite().all()
