@@ -54,9 +54,16 @@ RECORDS = [
 ]
 
 
-def trainer(model: Any, folder: Path, records: list[Boundary] = RECORDS, **settings: Any) -> BuleyeanTrainer:
+def trainer(
+    model: Any,
+    folder: Path,
+    records: list[Boundary] = RECORDS,
+    reference_folder: Path | None = None,
+    **settings: Any,
+) -> BuleyeanTrainer:
     defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
-    return BuleyeanTrainer(model, BuleyeanConfig(**(defaults | settings)), records)
+    config = BuleyeanConfig(**(defaults | settings))
+    return BuleyeanTrainer(model, config, records, reference_folder=reference_folder)
 
 
 def adapted(make: Callable[[], Any], dropout: float = 0.0, targets: list[str] | None = None) -> Any:
@@ -244,3 +251,48 @@ def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         BuleyeanConfig(output_dir=str(tmp_path), **setting)
+
+
+# --- rows and the reference's cache
+
+
+def weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("most", [1, 20, 10_000])
+def test_how_a_step_is_cut_into_rows_does_not_matter(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = adapted(PACKS["llama"])
+    trainer(expected, tmp_path / "a", max_steps=3, learning_rate=1e-3).train()
+    monkeypatch.setattr("buleyean_rl.trainer.ROW_TOKENS", most)
+    model = adapted(PACKS["llama"])
+    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3)
+    rows = [len(batch.numbers) for batch in run.collate(list(enumerate(RECORDS[:4])))["batches"]]
+    assert rows == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[most]
+    run.train()
+    torch.testing.assert_close(weights(model), weights(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[tuple[int, ...]] = []
+
+    def counted(model: Any, batch: Any) -> torch.Tensor:
+        computed.append(batch.numbers)
+        return reference_hidden(model, batch)
+
+    monkeypatch.setattr("buleyean_rl.trainer.reference_hidden", counted)
+    outcomes = []
+    for folder in (None, tmp_path / "cache", tmp_path / "cache"):
+        computed.clear()
+        model = adapted(PACKS["llama"], dropout=0.2)
+        run = trainer(model, tmp_path / "run", num_train_epochs=3, learning_rate=1e-3, reference_folder=folder)
+        run.train()
+        outcomes.append((sorted(number for row in computed for number in row), weights(model)))
+    (without, plain), (first, once), (second, again) = outcomes
+    assert without == sorted([*range(8)] * 3)
+    assert first == [*range(8)]
+    assert second == []
+    torch.testing.assert_close(once, plain, rtol=1e-4, atol=1e-6)
+    assert again.equal(once)

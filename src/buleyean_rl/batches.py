@@ -35,6 +35,7 @@ class Batch:
         record: which record each node belongs to. Shape: (nodes,).
         segments: the packed row's segments, or None for the padded layout.
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
+        numbers: of the records in the data set, where it matters which they are.
     """
 
     input_ids: Tensor
@@ -44,6 +45,7 @@ class Batch:
     record: Tensor
     segments: tuple[Segment, ...] | None = None
     attention_mask: Tensor | None = None
+    numbers: tuple[int, ...] = ()
 
     def to(self, device: torch.device, **_: Any) -> Batch:
         """The same batch on another device."""

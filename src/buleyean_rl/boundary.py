@@ -47,6 +47,11 @@ class Boundary:
         """How many nodes there are: one per token, and the end of the prompt."""
         return len(self.tokens) + 1
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are, the prompt's included."""
+        return len(self.prompt) + len(self.tokens)
+
     def run_slices(self) -> list[slice]:
         """Each run's tokens, as a slice of `tokens`."""
         return [slice(a, b) for a, b in zip(self.runs, [*self.runs, len(self.tokens)][1:], strict=True)]

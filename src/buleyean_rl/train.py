@@ -8,6 +8,7 @@ ended. Between the two lie checkpoints, from which a killed run goes on to the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -25,13 +26,15 @@ from transformers import TrainerCallback, set_seed
 
 from buleyean_rl import demo_data
 from buleyean_rl.boundary import Boundary, build_boundary
+from buleyean_rl.cache import cache_folder, make_room
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.evaluate import mean_losses, mean_nll, neutral_boundary
 from buleyean_rl.lora import lora_config
-from buleyean_rl.models import attach_lora, default_dtype, load_base, load_tokenizer, resolve
+from buleyean_rl.models import attach_lora, default_dtype, fingerprint, load_base, load_tokenizer, resolve
 from buleyean_rl.records import RejectionRecord, read_records, records_sha256
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
 from buleyean_rl.trainer import (
+    ROW_TOKENS,
     BuleyeanConfig,
     BuleyeanTrainer,
     batch_losses,
@@ -39,6 +42,7 @@ from buleyean_rl.trainer import (
     last_checkpoint,
 )
 
+REFERENCES_BYTES = 4 << 30  # of disk, all runs together
 MEASURED_RECORDS = 32  # enough to see a gap, few enough not to be waited for
 NEUTRAL_TOKENS = 128
 OWN_SETTINGS = (
@@ -125,7 +129,8 @@ def train(
     model.peft_config["default"].base_model_name_or_path = settings["model"]
     model.to(device)
     progress = _ProgressCallback(console)
-    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress])
+    reference_folder = _reference_folder(settings, config, model, model_name, training)
+    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress], reference_folder)
     measured = (held_out or training)[:MEASURED_RECORDS]
     neutral = _neutral(tokenizer, config.max_length)
     before = _fingerprint(model)
@@ -269,6 +274,32 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
     return checkpoint
 
 
+def _reference_folder(
+    settings: dict[str, Any], config: BuleyeanConfig, model: Any, model_name: str, training: list[Boundary]
+) -> Path | None:
+    """Where the reference's hidden states are kept, if records are met more than once and there is room.
+
+    They depend, in their last bits, on what was computed with them; so the name depends on all that decides it.
+    """
+    steps_an_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    epochs = config.max_steps / steps_an_epoch if config.max_steps > 0 else config.num_train_epochs
+    weight = model.get_output_embeddings().weight
+    needed = sum(boundary.nodes for boundary in training) * weight.shape[1] * weight.element_size()
+    if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
+        return None
+    made_from = [
+        *(fingerprint(model_name), settings["records_sha256"], ROW_TOKENS, sorted(library_versions().items())),
+        *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
+        *(str(config.device), torch.get_num_threads()),
+    ]
+    references = cache_folder() / "reference"
+    folder = references / hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.touch()
+    make_room(references, REFERENCES_BYTES - needed)
+    return folder
+
+
 def _plain(value: Any) -> Any:
     return str(value.value) if hasattr(value, "value") else value
 
@@ -360,14 +391,14 @@ def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: list[Boundary
     size = config.per_device_train_batch_size
     shuffled = random.Random(config.seed).sample(training, len(training))
     batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
-    per_epoch = sum(_tokens(batch) for batch in batches)
-    largest = max(batches, key=_tokens)
+    per_epoch = sum(boundary.size for boundary in training)
+    largest = max(batches, key=lambda batch: sum(boundary.size for boundary in batch))
     devices = [] if config.device.type == "cpu" else [config.device]
     with torch.random.fork_rng(devices):  # the run itself must not notice
         started = time.monotonic()
-        batch = trainer.collate(largest)["batch"].to(config.device)
         model.train()
-        batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()
+        for batch in trainer.collate(list(enumerate(largest)))["batches"]:
+            batch_losses(model, trainer.head, batch.to(config.device), config.loss).loss.mean().backward()
         seconds = time.monotonic() - started
     model.zero_grad()
     adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -377,16 +408,12 @@ def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: list[Boundary
     steps = -(-len(batches) // config.gradient_accumulation_steps) * config.num_train_epochs
     if config.max_steps > 0:
         tokens, steps = tokens * config.max_steps / steps, config.max_steps
-    total = seconds / _tokens(largest) * tokens
+    total = seconds / sum(boundary.size for boundary in largest) * tokens
     line = f"about {_duration(total)} for {steps:,.0f} steps, {(memory + 2 * adapter) / 1e9:.1f} GB of memory at most"
     available = psutil.virtual_memory().available
     if not on_gpu and 2 * adapter > available:
         line += f" [yellow](only {available / 1e9:.1f} GB are free: lower the batch size or --max-length)[/]"
     return line
-
-
-def _tokens(boundaries: list[Boundary]) -> int:
-    return sum(len(boundary.prompt) + len(boundary.tokens) for boundary in boundaries)
 
 
 def _duration(seconds: float) -> str:

@@ -13,12 +13,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from buleyean_rl.attention import PACKED
@@ -28,6 +29,12 @@ from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
+from buleyean_rl.reference import ReferenceCache
+
+# Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
+# it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down.
+ROW_TOKENS = 640
+GPU_FACTOR = 32
 
 # Two records, the first with three branches: two from the end of its prompt, one from within the first branch.
 PROBE = [
@@ -109,6 +116,7 @@ class BuleyeanTrainer(Trainer):
         train_dataset: what to train on.
         tokenizer: saved beside the adapter, or None.
         callbacks: as for `Trainer`.
+        reference_folder: where the reference's hidden states are kept from one epoch to the next; None for nowhere.
     """
 
     args: BuleyeanConfig
@@ -120,6 +128,7 @@ class BuleyeanTrainer(Trainer):
         train_dataset: Sequence[Boundary],
         tokenizer: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
+        reference_folder: Path | None = None,
     ) -> None:
         self._peft_model, self._tokenizer = model, tokenizer
         self.layout = choose_layout(model)
@@ -127,18 +136,48 @@ class BuleyeanTrainer(Trainer):
             model,
             args,
             data_collator=self.collate,
-            train_dataset=train_dataset,
+            train_dataset=_Numbered(train_dataset),
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.head = output_head(model)
+        self._references = None
+        if reference_folder is not None and args.loss.uses_reference:
+            nodes, weight = [boundary.nodes for boundary in train_dataset], self.head.weight
+            self._references = ReferenceCache(reference_folder, nodes, weight.shape[1], weight.dtype)
         self.loss_is_scaled_for_ga = True  # we divide by all the nodes of a step
         self._logged = _Totals()
 
-    def collate(self, boundaries: Sequence[Boundary]) -> dict[str, Batch]:
-        """Boundaries to the input of one step."""
-        return {"batch": make_batch(self.layout, boundaries, self.args.loss)}
+    def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
+        """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
+        limit = ROW_TOKENS * (GPU_FACTOR if self.args.device.type == "cuda" else 1)
+        rows: list[list[tuple[int, Boundary]]] = []
+        room = 0
+        for number, boundary in numbered:
+            if boundary.size > room:
+                rows.append([])
+                room = limit
+            rows[-1].append((number, boundary))
+            room -= boundary.size
+        return {
+            "batches": [
+                replace(
+                    make_batch(self.layout, [boundary for _, boundary in row], self.args.loss),
+                    numbers=tuple(number for number, _ in row),
+                )
+                for row in rows
+            ]
+        }
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward, row by row. See `Trainer.training_step`."""
+        loss = torch.zeros((), device=self.args.device)
+        for batch in inputs["batches"]:
+            loss += super().training_step(model, {"batch": batch}, num_items_in_batch)
+        return loss
 
     def compute_loss(
         self,
@@ -147,12 +186,23 @@ class BuleyeanTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean loss over the nodes of a step. See `Trainer.compute_loss`."""
+        """Sum of the loss over the nodes of a row, over the nodes of the step. See `Trainer.compute_loss`."""
         batch: Batch = inputs["batch"].to(self.args.device)
-        losses = batch_losses(self._peft_model, self.head, batch, self.args.loss)
+        losses = batch_losses(self._peft_model, self.head, batch, self.args.loss, self._reference(batch))
         self._logged.add(losses, batch.input_ids.numel())
         loss = losses.loss.sum() / max(int(num_items_in_batch or len(batch.nodes)), 1)
         return (loss, losses) if return_outputs else loss
+
+    def _reference(self, batch: Batch) -> Tensor | None:
+        if not self.args.loss.uses_reference:
+            return None
+        known = self._references.read(batch.numbers) if self._references else None
+        if known is not None:
+            return known.to(self.args.device)
+        states = reference_hidden(self._peft_model, batch)
+        if self._references:
+            self._references.write(batch.numbers, states)
+        return states
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
@@ -160,7 +210,7 @@ class BuleyeanTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
-        return sum(len(sample["batch"].nodes) for sample in batch_samples)
+        return sum(len(batch.nodes) for sample in batch_samples for batch in sample["batches"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to what transformers logs."""
@@ -183,7 +233,22 @@ def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Object
     return batch if objective.uses_reference else batch.without_anchors()
 
 
-def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
+class _Numbered(Dataset[tuple[int, Boundary]]):
+    """A data set whose items know their place in it."""
+
+    def __init__(self, boundaries: Sequence[Boundary]) -> None:
+        self.boundaries = boundaries
+
+    def __len__(self) -> int:
+        return len(self.boundaries)
+
+    def __getitem__(self, number: int) -> tuple[int, Boundary]:
+        return number, self.boundaries[number]
+
+
+def batch_losses(
+    model: Any, head: OutputHead, batch: Batch, objective: Objective, reference: Tensor | None = None
+) -> NodeLosses:
     """The objective at each node of a batch.
 
     Args:
@@ -191,8 +256,10 @@ def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objectiv
         head: its output head.
         batch: in the layout the model was prepared for.
         objective: which loss.
+        reference: `reference_hidden` of the batch, if it is known already. Shape: (nodes, width).
     """
-    reference = reference_hidden(model, batch) if objective.uses_reference else None
+    if reference is None and objective.uses_reference:
+        reference = reference_hidden(model, batch)
     return fused_loss(forward_hidden(backbone(model), batch), head, batch.counts, objective, reference)
 
 
