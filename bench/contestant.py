@@ -2,6 +2,9 @@
 
     python bench/contestant.py NAME PAIRS.jsonl STEPS
 
+`full` is `complement` on rows of exactly 512 tokens, for its memory; `epochs` is `complement` over the pairs twice, the
+reference kept from the first time, and its `ratio` is the second epoch's time over the first's.
+
 Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout), precision (bf16 base) and
 micro-batch (4), no checkpointing; rejected-only contestants do not see the chosen answers. The first step warms up and
 is not counted.
@@ -15,19 +18,22 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from buleyean_rl.batches import pad_paths
+from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective, complement_loss
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, plain_model
 from buleyean_rl.records import make_record
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.train import prepare
-from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer, pad_paths
+from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
 MAX_LENGTH, BATCH, ROUNDS = 512, 4, 10
 SHARED = {
@@ -53,14 +59,24 @@ class Stopwatch(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
-def ours(objective: str, pairs: list[dict[str, str]], steps: int, folder: str) -> list[float]:
-    tokenizer = load_tokenizer(BUNDLED)
+def our_boundaries(pairs: list[dict[str, str]]) -> Sequence[Boundary]:
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    boundaries = prepare(records, tokenizer, MAX_LENGTH).boundaries
+    return prepare(records, load_tokenizer(BUNDLED), MAX_LENGTH).boundaries
+
+
+def full_boundaries(count: int) -> Sequence[Boundary]:
+    """Records of random words that fill the length: a prompt of half of it, and an answer."""
+    tokens = torch.randint(100, 40_000, (count, MAX_LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    half = MAX_LENGTH // 2
+    return [merge_responses(row[:half], [(row[half:], [True] * half)], [ROUNDS], ROUNDS) for row in tokens]
+
+
+def ours(objective: str, boundaries: Sequence[Boundary], folder: str, **settings: Any) -> list[float]:
     model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora_config(16, 32, 0.0, None))
-    config = BuleyeanConfig(output_dir=folder, objective=objective, max_steps=steps, **SHARED)
+    config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
-    BuleyeanTrainer(model, config, boundaries, callbacks=[watch]).train()
+    references = Path(folder, "references") if "num_train_epochs" in settings else None
+    BuleyeanTrainer(model, config, boundaries, callbacks=[watch], reference_folder=references).train()
     return watch.seconds
 
 
@@ -68,16 +84,14 @@ def plain(pairs: list[dict[str, str]], steps: int, _: str) -> list[float]:
     """Our dense loss in a bare loop: transformers' forward pass on padded rows, PEFT's LoRA, AdamW."""
     from peft import LoraConfig, get_peft_model
 
-    tokenizer = load_tokenizer(BUNDLED)
-    records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    boundaries = prepare(records, tokenizer, MAX_LENGTH).boundaries
+    boundaries = our_boundaries(pairs)
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     model = get_peft_model(load_base(BUNDLED, torch.bfloat16), config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
     seconds = []
     for step in range(steps):
         started = time.perf_counter()
-        batch = pad_paths(boundaries[step * BATCH : (step + 1) * BATCH])
+        batch = pad_paths([boundaries[i % len(boundaries)] for i in range(step * BATCH, (step + 1) * BATCH)])
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         with torch.no_grad(), model.disable_adapter():
             reference = plain_model(model)(**inputs).logits.flatten(0, 1)[batch.nodes].float()
@@ -136,10 +150,22 @@ def main() -> None:
             seconds = trl(name.removeprefix("trl_").upper(), pairs, steps, folder)
         elif name == "plain":
             seconds = plain(pairs, steps, folder)
+        elif name == "full":
+            seconds = ours("complement", full_boundaries(steps * BATCH), folder, max_steps=steps)
+        elif name == "epochs":
+            seconds = ours("complement", our_boundaries(pairs), folder, num_train_epochs=2)
         else:
-            seconds = ours(name, pairs, steps, folder)
-    step = statistics.median(seconds[1:])
-    print(json.dumps({"records_per_s": BATCH / step, "peak_rss_bytes": peak_rss_bytes()}))
+            seconds = ours(name, our_boundaries(pairs), folder, max_steps=steps)
+    half = len(seconds) // 2
+    print(
+        json.dumps(
+            {
+                "records_per_s": BATCH / statistics.median(seconds[1:]),
+                "peak_rss_bytes": peak_rss_bytes(),
+                "ratio": sum(seconds[half:]) / sum(seconds[:half]),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

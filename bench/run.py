@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +37,7 @@ from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import batch_losses, choose_layout
 
 HERE = Path(__file__).parent
-CONTESTANTS = ("complement", "published", "plain", "trl_kto", "trl_dpo", "trl_sft")
+CONTESTANTS = ("complement", "trl_kto", "plain", "trl_sft", "trl_dpo", "published")
 COLUMNS = ("prompt", "chosen", "rejected")
 POSITIONS, VOCABULARY, WIDTH = 2048, 49152, 576
 
@@ -58,21 +60,30 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     return [pair for pair in pairs if all(pair.values())]
 
 
+def run(name: str, pairs: Path, steps: int) -> dict[str, float]:
+    command = [sys.executable, str(HERE / "contestant.py"), name, str(pairs), str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(name, result, file=sys.stderr)
+    return result
+
+
 def contest(pairs: Path, rounds: int, steps: int) -> dict[str, list[dict[str, float]]]:
+    """Each round runs every contestant once, and measures the machine's peak before and after ours."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for _ in range(rounds):
         for name in CONTESTANTS:
-            command = [sys.executable, str(HERE / "contestant.py"), name, str(pairs), str(steps)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-            results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(name, results[name][-1], file=sys.stderr)
+            before = peak_flops()
+            results[name].append(run(name, pairs, steps))
+            results[name][-1]["peak_flops"] = (before + peak_flops()) / 2
     return results
 
 
-def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    work()
+def seconds(work: Callable[[], Any], repeats: int = 5, warm: bool = True) -> float:
+    if warm:
+        work()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -81,9 +92,34 @@ def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
+def ratio(work: Callable[[], Any], other: Callable[[], Any], repeats: int = 5) -> float:
+    """Time of one over time of the other, in turn."""
+    work()
+    other()
+    return statistics.median(seconds(work, 1, warm=False) / seconds(other, 1, warm=False) for _ in range(repeats))
+
+
 def peak_flops() -> float:
     a = torch.randn(2048, 2048, dtype=torch.bfloat16)
     return 2 * 2048**3 / seconds(lambda: a @ a, 9)
+
+
+def importing(rows: int = 1_000_000) -> dict[str, float]:
+    """Seconds and memory of `buleyean data import` on a file of that many pairs."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "pairs.jsonl", Path(folder) / "records.jsonl"
+        with source.open("w", encoding="utf-8") as file:
+            for i in range(rows):
+                answers = {"chosen": f"Yes: {i * i}. {'word ' * 20}", "rejected": f"No: {i + i}. {'other ' * 20}"}
+                file.write(json.dumps({"prompt": f"What is {i} times {i}?", **answers}) + "\n")
+        command = [str(Path(sys.executable).with_name("buleyean")), "data", "import", str(source), "-o", str(target)]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        elapsed = time.perf_counter() - started
+        lines = sum(1 for _ in target.open(encoding="utf-8"))
+    assert lines == rows
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # asked for before any bigger child ran
+    return {"import_seconds": elapsed, "import_rss_bytes": peak}
 
 
 def loss_cost() -> dict[str, float]:
@@ -104,8 +140,6 @@ def loss_cost() -> dict[str, float]:
     loss()
     process = psutil.Process()
     before, most = process.memory_info().rss, 0
-    import threading
-
     stop = threading.Event()
 
     def watch() -> None:
@@ -125,7 +159,7 @@ def loss_cost() -> dict[str, float]:
         torch.mm(reference, weight.T, out=logits)
         torch.mm(logits, weight)
 
-    return {"loss_over_matmul": seconds(loss, 3) / seconds(products, 3), "loss_extra_bytes": max(most - before, 0)}
+    return {"loss_over_matmul": ratio(loss, products), "loss_extra_bytes": max(most - before, 0)}
 
 
 def trie_ratio() -> float:
@@ -142,7 +176,7 @@ def trie_ratio() -> float:
         batch_losses(model, head, batch, Objective()).loss.mean().backward()
         model.zero_grad()
 
-    return seconds(lambda: step(together), 3) / seconds(lambda: step(apart), 3)
+    return ratio(lambda: step(together), lambda: step(apart))
 
 
 def step_flops(pairs: list[dict[str, str]]) -> float:
@@ -173,20 +207,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
     pairs = (read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[: arguments.steps * 4]
+    imported = importing()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.jsonl"
         path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
         runs = contest(path, arguments.rounds, arguments.steps)
+        full = [run("full", path, 2) for _ in range(arguments.rounds)]
+        epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
     medians = {name: statistics.median(run["records_per_s"] for run in done) for name, done in runs.items()}
-    peak, flops = peak_flops(), step_flops(pairs)
+    flops = step_flops(pairs)
+    ours = zip(runs["complement"], runs["trl_kto"], strict=True)
     result: dict[str, Any] = {f"{name}_records_per_s": value for name, value in medians.items()}
     result |= {
-        "peak_flops": peak,
-        "peak_share": medians["complement"] * flops / peak,
-        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs["complement"]),
+        "over_trl_kto": statistics.median(mine["records_per_s"] / theirs["records_per_s"] for mine, theirs in ours),
+        "peak_flops": statistics.median(run["peak_flops"] for run in runs["complement"]),
+        "peak_share": statistics.median(run["records_per_s"] * flops / run["peak_flops"] for run in runs["complement"]),
+        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in full),
         **loss_cost(),
         "trie_ratio": trie_ratio(),
-        "runs": runs,
+        "cache_ratio": statistics.median(run["ratio"] for run in epochs),
+        **imported,
+        "runs": runs | {"full": full, "epochs": epochs},
         "versions": library_versions(),
         "command": "python " + " ".join(sys.argv),
     }
@@ -201,7 +242,7 @@ def table(result: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> st
         median = statistics.median(speeds)
         memory = max(run["peak_rss_bytes"] for run in done) / 1e9
         rows.append(f"| {name} | {median:.2f} | {speeds[0]:.2f} - {speeds[-1]:.2f} | {memory:.1f} GB |")
-    figures = ("peak_flops", "peak_share", "loss_over_matmul", "loss_extra_bytes", "trie_ratio")
+    figures = [name for name, value in result.items() if isinstance(value, float | int) and name not in runs]
     rows += ["", "| figure | |", "|---|---|", *(f"| {name} | {result[name]:.4g} |" for name in figures)]
     return "\n".join([f"`{result['command']}`", "", *rows, ""])
 

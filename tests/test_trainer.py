@@ -275,6 +275,17 @@ def test_how_a_step_is_cut_into_rows_does_not_matter(
     torch.testing.assert_close(weights(model), weights(expected), rtol=1e-4, atol=1e-6)
 
 
+def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:
+    outcomes = []
+    for checkpointing in (False, True):
+        model = adapted(PACKS["llama"], dropout=0.2)
+        settings = {"max_steps": 3, "learning_rate": 1e-3, "gradient_checkpointing": checkpointing}
+        trainer(model, tmp_path / str(checkpointing), **settings).train()
+        outcomes.append(weights(model))
+    assert not outcomes[0].equal(weights(adapted(PACKS["llama"])))
+    assert outcomes[0].equal(outcomes[1])
+
+
 def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[tuple[int, ...]] = []
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -42,7 +41,7 @@ class Segment:
     context: tuple[tuple[int, int], ...] = ()
 
 
-_segments: ContextVar[tuple[Segment, ...] | None] = ContextVar("segments", default=None)
+_segments: tuple[Segment, ...] | None = None
 
 
 @contextmanager
@@ -50,13 +49,15 @@ def segments_in_use(segments: tuple[Segment, ...] | None) -> Iterator[None]:
     """Let attention within follow these segments; None for an ordinary causal row.
 
     transformers hands an attention function only what the model's own code passes down, which differs
-    from model to model; the segments travel beside it.
+    from model to model; the segments travel beside it. They are the process's, not the thread's: a GPU's
+    backward pass, which may compute a checkpointed layer again, runs in a thread of its own.
     """
-    token = _segments.set(segments)
+    global _segments
+    before, _segments = _segments, segments
     try:
         yield
     finally:
-        _segments.reset(token)
+        _segments = before
 
 
 def packed_attention(
@@ -92,7 +93,7 @@ def packed_attention(
     if any(others.get(name) is not None for name in UNKNOWN):
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
     before = key.shape[2] - query.shape[2]  # keys of earlier calls, in generation
-    segments = _segments.get() or (Segment(query.shape[2], ((0, before),) if before else ()),)
+    segments = _segments or (Segment(query.shape[2], ((0, before),) if before else ()),)
     stretches = _stretches(segments, before)
     windowed = sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
     if query.device.type == "cpu" and dropout == 0 and not windowed:

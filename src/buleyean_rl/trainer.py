@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from buleyean_rl.attention import PACKED
+from buleyean_rl.attention import PACKED, segments_in_use
 from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
@@ -176,7 +176,8 @@ class BuleyeanTrainer(Trainer):
         """Forward and backward, row by row. See `Trainer.training_step`."""
         loss = torch.zeros((), device=self.args.device)
         for batch in inputs["batches"]:
-            loss += super().training_step(model, {"batch": batch}, num_items_in_batch)
+            with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
+                loss += super().training_step(model, {"batch": batch}, num_items_in_batch)
         return loss
 
     def compute_loss(

@@ -1,0 +1,100 @@
+"""What each technique gains alone: a step without it over a step with everything. Writes `bench/ablation.json`.
+
+    python bench/ablation.py [--pairs PAIRS.jsonl] [--repeats 3]
+
+All in one process and in turn, so that a machine whose speed drifts does not decide; the default settings of a run
+(LoRA of rank 16 on every linear layer, dropout 0.05, bf16), eight records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import PropertyMock, patch
+
+import torch
+from peft.tuners.lora import Linear as PeftLinear
+
+from buleyean_rl import attention, fused, layers, lora
+from buleyean_rl.batches import Batch, pack, pad_paths
+from buleyean_rl.losses import Objective
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head, plain_model
+from buleyean_rl.trainer import batch_losses, choose_layout, reference_hidden
+from contestant import our_boundaries
+from run import bundled_pairs, read_pairs
+
+IN_TORCH = SimpleNamespace(available=lambda *_: False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    records = our_boundaries((read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[:8])
+    model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora.lora_config(16, 32, 0.05, None))
+    choose_layout(model)
+    head = output_head(model)
+    rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]
+    known = [reference_hidden(model, row) for row in rows]
+
+    def step(batches: Sequence[Batch], references: Sequence[Any] = (None,) * 8) -> None:
+        model.train()
+        for batch, reference in zip(batches, references, strict=False):
+            batch_losses(model, head, batch, Objective(), reference).loss.mean().backward()
+        model.zero_grad()
+
+    @contextmanager
+    def plain_attention() -> Iterator[None]:
+        plain = plain_model(model)
+        plain.set_attn_implementation("sdpa")
+        yield
+        plain.set_attn_implementation(attention.PACKED)
+
+    def without(module: Any) -> AbstractContextManager[Any]:
+        return patch.object(module, "kernels", IN_TORCH)
+
+    padded = [pad_paths(records[i : i + 4]) for i in range(0, 8, 4)]
+    everything: Callable[[], None] = lambda: step(rows)  # noqa: E731
+    variants: dict[str, tuple[AbstractContextManager[Any], Callable[[], None]]] = {
+        "the loss's sweeps in C": (without(fused), everything),
+        "the head's transposed copy": (
+            patch.object(fused.OutputHead, "transposed", PropertyMock(return_value=head.weight.T)),
+            everything,
+        ),
+        "attention's softmax in C": (without(attention), everything),
+        "attention's weights kept": (patch.object(attention, "KEPT", 0), everything),
+        "RMSNorm and SwiGLU in C": (without(layers), everything),
+        "dropout in C": (without(lora), everything),
+        "LoRA as one node, in bf16": (patch.object(lora.LoraLinear, "forward", PeftLinear.forward), everything),
+        "packed rows and own attention": (plain_attention(), lambda: step(padded)),
+        "rows of two records, not one": (nullcontext(), lambda: step([pack([record]) for record in records])),
+        "rows of two records, not four": (nullcontext(), lambda: step([pack(records[:4]), pack(records[4:])])),
+        "the reference not known": (nullcontext(), lambda: step(rows, known)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(arguments.repeats + 1):  # the first warms up
+        for name, (context, work) in variants.items():
+            started = time.perf_counter()
+            everything()
+            full = time.perf_counter() - started
+            with context:
+                started = time.perf_counter()
+                work()
+            if repeat:
+                times[name].append((time.perf_counter() - started) / full)
+    result = {name: {"median": statistics.median(each), "all": sorted(each)} for name, each in times.items()}
+    Path(__file__).with_name("ablation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name, ratios in result.items():
+        print(f"{name:32} {ratios['median']:.2f}  {ratios['all']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Does memory stay flat over many steps, and the time of a token over their length? Writes `bench/steady.json`.
+
+    python bench/steady.py
+
+The steps are those of the trainer, on a random model small enough for two thousand of them; the lengths are those of
+the bundled model, one record a pass.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from buleyean_rl.boundary import Boundary, merge_responses
+from buleyean_rl.lora import lora_config
+from buleyean_rl.losses import Objective
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head
+from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer, batch_losses, choose_layout
+
+STEPS, EVERY = 2000, 100
+LENGTHS = (128, 256, 512, 1024, 2048)
+
+
+def random_record(length: int, vocabulary: int, seed: int) -> Boundary:
+    ids = torch.randint(5, vocabulary, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    half = length // 2
+    return merge_responses(ids[:half], [(ids[half:], [True] * (length - half))], [10], 10)
+
+
+class Memory(TrainerCallback):
+    """Resident bytes, every so many steps."""
+
+    def __init__(self) -> None:
+        self.bytes: list[int] = []
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step % EVERY == 0:
+            self.bytes.append(psutil.Process().memory_info().rss)
+
+
+def memory_over_steps() -> list[int]:
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_key_value_heads=2, **shape)).bfloat16()
+    records = [random_record(16 + seed % 97, 2048, seed) for seed in range(500)]
+    memory = Memory()
+    with tempfile.TemporaryDirectory() as folder:
+        config = BuleyeanConfig(folder, max_steps=STEPS, save_strategy="no", logging_steps=STEPS)
+        adapted = attach_lora(model, lora_config(8, 16, 0.05, None))
+        BuleyeanTrainer(adapted, config, records, callbacks=[memory]).train()
+    return memory.bytes
+
+
+def seconds_per_token() -> dict[int, float]:
+    model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora_config(16, 32, 0.05, None))
+    layout, head = choose_layout(model), output_head(model)
+    batches = {length: layout([random_record(length, 40_000, length)]) for length in LENGTHS}
+    times: dict[int, list[float]] = {length: [] for length in LENGTHS}
+    for repeat in range(4):  # the first warms up
+        for length, batch in batches.items():
+            started = time.perf_counter()
+            batch_losses(model.train(), head, batch, Objective()).loss.mean().backward()
+            model.zero_grad()
+            if repeat:
+                times[length].append((time.perf_counter() - started) / length)
+    return {length: statistics.median(each) for length, each in times.items()}
+
+
+def main() -> None:
+    result = {"rss_bytes_every_100_steps": memory_over_steps(), "seconds_per_token": seconds_per_token()}
+    Path(__file__).with_name("steady.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
