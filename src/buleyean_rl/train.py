@@ -49,7 +49,7 @@ OWN_SETTINGS = (
     *("objective", "alpha", "tau", "max_length", "held_out"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
     *("num_train_epochs", "max_steps"),
 )
 
