@@ -35,10 +35,10 @@ MAY_IMPORT = {
     "train": "boundary demo_data errors evaluate lora models records report trainer",
     "engines": "errors",
     "gguf_export": "models engines errors pre_tokenizers",
-    "export": "gguf_export models errors",
+    "export": "engines gguf_export models errors",
     "chat": "engines errors",
     "mine": "engines evaluate models records report",
-    "demo": "demo_data engines errors evaluate gguf_export mine models records report train trainer",
+    "demo": "demo_data engines errors evaluate export mine models records report train trainer",
 }
 
 

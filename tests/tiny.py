@@ -145,7 +145,8 @@ def _build(
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.5)
             elif parameter.dim() == 1:
-                torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+                # Gemma's norms multiply by 1 + weight
+                torch.nn.init.normal_(parameter, mean=0.0 if "Gemma" in model_class.__name__ else 1.0, std=0.2)
             else:
                 torch.nn.init.normal_(parameter, std=0.15)
     model.tie_weights()

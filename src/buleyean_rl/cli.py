@@ -27,6 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Turn other people's data into rejection records, and check them.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
+EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 
@@ -95,6 +96,7 @@ def _root(
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
     quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: two to three minutes.")] = False,
+    engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:
     """Do the main job on bundled data and model: mine loops, train, export, measure, compare."""
@@ -102,7 +104,7 @@ def demo(
 
     from buleyean_rl.demo import run_demo
 
-    _print_json(run_demo(Path(output), quick=quick, console=_console()), as_json)
+    _print_json(run_demo(Path(output), quick=quick, engine=engine, console=_console()), as_json)
 
 
 @app.command()
@@ -156,15 +158,25 @@ def train(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model that `train` takes.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
-    quant: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1.")] = "q8_0",
+    quant: Annotated[
+        str, typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, or q2_k to q6_k; several with commas.")
+    ] = "q8_0",
+    name: Annotated[str | None, typer.Option(help="What the file calls the model; its own name if not given.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who trained it.")] = None,
+    license: Annotated[str | None, typer.Option(help="Such as apache-2.0.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where the model's card is.")] = None,
+    engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:
     """Merge a run into its base model and write it as GGUF, checked in llama.cpp before it gets its name."""
     from pathlib import Path
 
     from buleyean_rl.export import export as write
+    from buleyean_rl.gguf_export import About
 
-    _print_json(write(run, Path(output), quant, console=_console()), as_json)
+    about = About(name=name, author=author, license=license, url=url)
+    written = write(run, Path(output), quant.split(","), engine=engine, about=about, console=_console())
+    _print_json(written, as_json)
 
 
 @app.command()
@@ -176,6 +188,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest word every time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    engine: EngineName = "xllamacpp",
 ) -> None:
     """Talk to a GGUF model in llama.cpp."""
     from rich.console import Console
@@ -184,7 +197,7 @@ def chat(
     from buleyean_rl.engines import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with chatting.open_voices([model] if compare is None else [compare, model]) as voices:
+    with chatting.open_voices([model] if compare is None else [compare, model], engine=engine) as voices:
         if prompt is None:
             chatting.talk(voices, Console(), system=system, sampling=sampling)
         elif compare is None:

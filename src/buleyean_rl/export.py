@@ -1,47 +1,78 @@
-"""A run folder, or any model that trains, to a GGUF file."""
+"""A run folder, or any model that trains, to GGUF files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf_export import QUANTS, export_gguf
-from buleyean_rl.models import is_run, load_base, load_tokenizer, merge_run, resolve, run_base
+from buleyean_rl.engines import DEFAULT
+from buleyean_rl.errors import UsageError
+from buleyean_rl.gguf_export import K_QUANTS, QUANTS, About, check_request, of_run, write_gguf
+from buleyean_rl.models import is_run, resolve, run_base
 
 
-def export(run: str, path: Path, quant: str = "q8_0", *, console: Console | None = None) -> dict[str, Any]:
+def export(
+    run: str,
+    path: Path,
+    quants: Sequence[str] = ("q8_0",),
+    *,
+    engine: str = DEFAULT,
+    about: About | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
     """Merge, write, prove.
 
     Args:
         run: a run folder, or the name of a model.
-        path: the .gguf file to write.
-        quant: one of `gguf_export.QUANTS`.
+        path: the .gguf file to write; with several quantisations each name gets its own, as in model-Q8_0.gguf.
+        quants: of `gguf_export.QUANTS` and `K_QUANTS`.
+        engine: what the files are checked in, one of `engines.ENGINES`.
+        about: what the files say about themselves; what it leaves out comes from the run and its base.
         console: where progress goes; None for nowhere.
 
     Returns:
         What was written and what the parity gate found, fit for JSON.
 
     Raises:
-        ExportError: it cannot be written, or the file does not behave like the model.
+        ExportError: it cannot be written, or a file does not behave like the model.
         ModelError: the run or its base model cannot be loaded.
     """
     console = console or Console(quiet=True)
-    if quant not in QUANTS:  # before minutes of loading
-        raise ExportError(f"unknown quantisation {quant!r}; there are {', '.join(QUANTS)}")
-    base = run_base(Path(run)) if is_run(run) else run
-    with console.status(f"loading {run}"):
-        if is_run(run):
-            model, tokenizer = merge_run(Path(run))
-        else:
-            model, tokenizer = load_base(run, torch.float32), load_tokenizer(run)
-    with console.status(f"writing {path}, and checking it in llama.cpp"):
-        report = export_gguf(model, tokenizer, path, quant, source_gguf=resolve(base).gguf_path)
-    for note in report.notes:
+    paths = named(path, quants)
+    check_request(paths)  # before minutes of loading
+    with console.status(f"looking into {run}") as status:
+        blueprint = of_run(run)
+        status.update(f"writing {path}, and checking it in llama.cpp")
+        reports = write_gguf(blueprint, paths, engine=engine, about=_completed(about or About(), run, path))
+    for note in dict.fromkeys(note for report in reports for note in report.notes):
         console.print(f"[yellow]note:[/] {note}")
-    console.print(f"{path}: {report.bytes / 1e6:,.0f} MB, {report.tensors} tensors, checked in llama.cpp")
-    return {**asdict(report), "path": str(path)}
+    for report in reports:
+        console.print(f"{report.path}: {report.bytes / 1e6:,.0f} MB, {report.tensors} tensors, checked in {engine}")
+    return {"files": [{**asdict(report), "path": str(report.path)} for report in reports]}
+
+
+def named(path: Path, quants: Sequence[str]) -> dict[str, Path]:
+    """The file of each quantisation: the one asked for, or one beside it for each of several.
+
+    Raises:
+        UsageError: a quantisation is named twice, or none is.
+    """
+    chosen = [quant.strip().lower() for quant in quants if quant.strip()]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UsageError(f"--quant wants different quantisations of {', '.join((*QUANTS, *K_QUANTS))}")
+    if len(chosen) == 1:
+        return {chosen[0]: path}
+    return {quant: path.with_name(f"{path.stem}-{quant.upper()}.gguf") for quant in chosen}
+
+
+def _completed(about: About, run: str, path: Path) -> About:
+    """What is known of a run without being told."""
+    source = resolve(run_base(Path(run)) if is_run(run) else run)
+    hub = None if source.gguf or Path(source.location).exists() else f"https://huggingface.co/{source.location}"
+    base = Path(source.gguf).stem if source.gguf else Path(source.location).name
+    known = {"name": path.stem, "base": base, "base_url": hub}
+    return About(**{**known, **{key: value for key, value in asdict(about).items() if value is not None}})

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from buleyean_rl.engines.gguf_file import ailment, check_gguf, cores
-from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Messages, Sampling
+from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Messages, Sampling
 from buleyean_rl.errors import EngineError
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ class LlamaCppEngine:
         context: the most tokens of one conversation, prompt and answer together.
         threads: for one token; the physical cores if None.
         exact: keep the attention cache in 32 bits, for comparing numbers.
+        adapter: a LoRA GGUF to apply.
 
     Raises:
         EngineError: the file is missing, is not GGUF, is cut short, or llama.cpp cannot run it.
@@ -49,6 +50,7 @@ class LlamaCppEngine:
         context: int = CONTEXT,
         threads: int | None = None,
         exact: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         self.path = Path(path)
         check_gguf(self.path)
@@ -63,6 +65,11 @@ class LlamaCppEngine:
         params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
         params.cache_ram_mib = 0  # prompts are seldom seen twice: no second cache in memory
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
+        if adapter is not None:
+            check_gguf(adapter.path)
+            lora = xllamacpp.CommonAdapterLoraInfo()
+            lora.path, lora.scale = str(adapter.path), adapter.scale
+            params.lora_adapters = [lora]
         if exact:
             params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

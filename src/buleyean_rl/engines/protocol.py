@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 Messages = Sequence[Mapping[str, str]]
@@ -31,6 +32,19 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA in a GGUF file of its own, applied to a model as it is loaded.
+
+    Args:
+        path: the file.
+        scale: 1 is as it was trained, 0 is not at all.
+    """
+
+    path: Path
+    scale: float = 1.0
 
 
 @runtime_checkable
@@ -77,6 +91,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model; nothing may be asked afterwards."""
+
+
+@runtime_checkable
+class GgufEngine(Engine, Protocol):
+    """What runs a GGUF file."""
+
+    def ends_at(self, token: int) -> bool:
+        """Whether drawing `token` ends an answer."""
 
 
 def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
