@@ -17,7 +17,7 @@ OPTIONS = {
     "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
     "--max-length --held-out --lora-rank --seed --resume --skip-bad --json",
-    "export": "RUN --output -o --quant --name --author --license --url --engine --json",
+    "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --engine",
     "data import": "SRC --output -o --format --split --limit --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",

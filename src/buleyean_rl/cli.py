@@ -159,8 +159,11 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model that `train` takes.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
     quant: Annotated[
-        str, typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, or q2_k to q6_k; several with commas.")
-    ] = "q8_0",
+        str | None,
+        typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, or q2_k to q6_k; several with commas."),
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, for llama.cpp's --lora.")] = False,
+    ollama: Annotated[bool, typer.Option("--ollama", help="Write a Modelfile for Ollama beside it.")] = False,
     name: Annotated[str | None, typer.Option(help="What the file calls the model; its own name if not given.")] = None,
     author: Annotated[str | None, typer.Option(help="Who trained it.")] = None,
     license: Annotated[str | None, typer.Option(help="Such as apache-2.0.")] = None,
@@ -171,11 +174,22 @@ def export(
     """Merge a run into its base model and write it as GGUF, checked in llama.cpp before it gets its name."""
     from pathlib import Path
 
-    from buleyean_rl.export import export as write
+    from buleyean_rl import export as exporting
+    from buleyean_rl.errors import UsageError
     from buleyean_rl.gguf_export import About
 
     about = About(name=name, author=author, license=license, url=url)
-    written = write(run, Path(output), quant.split(","), engine=engine, about=about, console=_console())
+    if adapter and ollama:
+        raise UsageError("--ollama describes the merged model: leave out --adapter")
+    if adapter:
+        written = exporting.export_adapter(
+            run, Path(output), quant or "f16", engine=engine, about=about, console=_console()
+        )
+    else:
+        quants = (quant or "q8_0").split(",")
+        written = exporting.export(
+            run, Path(output), quants, ollama=ollama, engine=engine, about=about, console=_console()
+        )
     _print_json(written, as_json)
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl.engines import DEFAULT
-from buleyean_rl.errors import UsageError
-from buleyean_rl.gguf_export import K_QUANTS, QUANTS, About, check_request, of_run, write_gguf
+from buleyean_rl.errors import ExportError, UsageError
+from buleyean_rl.gguf_export import (
+    K_QUANTS,
+    QUANTS,
+    About,
+    Blueprint,
+    ExportReport,
+    check_request,
+    modelfile,
+    of_run,
+    write_adapter,
+    write_gguf,
+)
 from buleyean_rl.models import is_run, resolve, run_base
 
 
@@ -20,6 +33,7 @@ def export(
     path: Path,
     quants: Sequence[str] = ("q8_0",),
     *,
+    ollama: bool = False,
     engine: str = DEFAULT,
     about: About | None = None,
     console: Console | None = None,
@@ -30,6 +44,7 @@ def export(
         run: a run folder, or the name of a model.
         path: the .gguf file to write; with several quantisations each name gets its own, as in model-Q8_0.gguf.
         quants: of `gguf_export.QUANTS` and `K_QUANTS`.
+        ollama: write a Modelfile beside the (first) file.
         engine: what the files are checked in, one of `engines.ENGINES`.
         about: what the files say about themselves; what it leaves out comes from the run and its base.
         console: where progress goes; None for nowhere.
@@ -44,15 +59,49 @@ def export(
     console = console or Console(quiet=True)
     paths = named(path, quants)
     check_request(paths)  # before minutes of loading
+    about = _completed(about or About(), run, path)
     with console.status(f"looking into {run}") as status:
         blueprint = of_run(run)
         status.update(f"writing {path}, and checking it in llama.cpp")
-        reports = write_gguf(blueprint, paths, engine=engine, about=_completed(about or About(), run, path))
-    for note in dict.fromkeys(note for report in reports for note in report.notes):
-        console.print(f"[yellow]note:[/] {note}")
-    for report in reports:
-        console.print(f"{report.path}: {report.bytes / 1e6:,.0f} MB, {report.tensors} tensors, checked in {engine}")
-    return {"files": [{**asdict(report), "path": str(report.path)} for report in reports]}
+        reports = write_gguf(blueprint, paths, engine=engine, about=about)
+    notes = [note for report in reports for note in report.notes]
+    if ollama:
+        notes += _write_modelfile(blueprint, reports[0].path, about.license)
+    return _told(reports, notes, engine, console)
+
+
+def export_adapter(
+    run: str,
+    path: Path,
+    quant: str = "f16",
+    *,
+    engine: str = DEFAULT,
+    about: About | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Write a run's adapter as a file of its own, for llama.cpp to apply to the base model.
+
+    Args:
+        run: a run folder.
+        path: the .gguf file to write.
+        quant: one of `gguf_export.ADAPTER_QUANTS`.
+        engine: what base and file are checked in, one of `engines.ENGINES`.
+        about: what the file says about itself; what it leaves out comes from the run and its base.
+        console: where progress goes; None for nowhere.
+
+    Returns:
+        What was written and what the parity gate found, fit for JSON.
+
+    Raises:
+        ExportError: there is no adapter, it does what such a file cannot say, or it cannot be written.
+        ModelError: the base model cannot be loaded.
+    """
+    console = console or Console(quiet=True)
+    if not is_run(run):
+        raise ExportError(f"{run}: has no adapter; name a run folder")
+    with console.status(f"writing {path}, and checking it in llama.cpp with its base"):
+        report = write_adapter(Path(run), path, quant, engine=engine, about=_completed(about or About(), run, path))
+    return _told([report], report.notes, engine, console)
 
 
 def named(path: Path, quants: Sequence[str]) -> dict[str, Path]:
@@ -76,3 +125,22 @@ def _completed(about: About, run: str, path: Path) -> About:
     base = Path(source.gguf).stem if source.gguf else Path(source.location).name
     known = {"name": path.stem, "base": base, "base_url": hub}
     return About(**{**known, **{key: value for key, value in asdict(about).items() if value is not None}})
+
+
+def _write_modelfile(blueprint: Blueprint, model: Path, license: str | None) -> list[str]:
+    """The Modelfile beside a file; returns what it leaves out, in sentences."""
+    text, notes = modelfile(model, blueprint.tokenizer, sorted(blueprint.ends), license)
+    target = model.with_name("Modelfile")
+    temporary = target.with_name(".Modelfile.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, target)
+    return notes
+
+
+def _told(reports: Sequence[ExportReport], notes: Sequence[str], engine: str, console: Console) -> dict[str, Any]:
+    """Reports for a person on the console, and for a program."""
+    for note in dict.fromkeys(notes):
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    for report in reports:
+        console.print(f"{report.path}: {report.bytes / 1e6:,.1f} MB, {report.tensors} tensors, checked in {engine}")
+    return {"files": [{**asdict(report), "path": str(report.path)} for report in reports]}

@@ -11,15 +11,18 @@ for a model in memory, `write_gguf` for any blueprint. `check_parity` is the pro
 
 from __future__ import annotations
 
+from buleyean_rl.gguf_export.adapter_file import ADAPTER_QUANTS, write_adapter
 from buleyean_rl.gguf_export.architectures import supported
 from buleyean_rl.gguf_export.blueprint import Blueprint, of_model, of_run
 from buleyean_rl.gguf_export.k_quants import K_QUANTS
 from buleyean_rl.gguf_export.metadata import About
+from buleyean_rl.gguf_export.ollama import modelfile
 from buleyean_rl.gguf_export.parity import ParityReport, check_blueprint, check_parity
 from buleyean_rl.gguf_export.quantise import QUANTS
 from buleyean_rl.gguf_export.write import ExportReport, check_request, export_gguf, write_gguf
 
 __all__ = [
+    "ADAPTER_QUANTS",
     "K_QUANTS",
     "QUANTS",
     "About",
@@ -30,8 +33,10 @@ __all__ = [
     "check_parity",
     "check_request",
     "export_gguf",
+    "modelfile",
     "of_model",
     "of_run",
     "supported",
+    "write_adapter",
     "write_gguf",
 ]

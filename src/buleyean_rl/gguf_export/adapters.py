@@ -18,6 +18,7 @@ from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf_export.tensors import Rows, in_safetensors, with_lora
 
 WEIGHTS = "adapter_model.safetensors"
+_APART = "they do not belong together"
 _PREFIX = "base_model.model."
 
 
@@ -46,25 +47,27 @@ class Adapter:
     alpha: float
     extras: tuple[str, ...]
 
+    @property
+    def changes(self) -> list[str]:
+        """The names of the tensors it changes."""
+        return [*self.saved, *(f"{module}.weight" for module in self.pairs)]
+
     def merged(self, tensors: Mapping[str, Rows]) -> dict[str, Rows]:
         """A base model's tensors with this adapter in them, tensor by tensor.
 
         Raises:
             ExportError: the adapter belongs to another model.
         """
-        result = {**tensors, **{name: rows for name, rows in self.saved.items() if name in tensors}}
+        if unknown := sorted(set(self.changes) - set(tensors)):
+            raise ExportError(f"the adapter changes {unknown[0]}, which the base model lacks: {_APART}")
+        result = {**tensors, **self.saved}
         for module, pair in self.pairs.items():
-            name = f"{module}.weight"
-            shape = (pair.b.shape[0], pair.a.shape[1])
-            if name not in tensors or tensors[name].shape != shape:
-                found = f"of shape {tensors[name].shape}" if name in tensors else "missing"
+            name, shape = f"{module}.weight", (pair.b.shape[0], pair.a.shape[1])
+            if tensors[name].shape != shape:
                 raise ExportError(
-                    f"the adapter updates {name} with shape {shape}, which is {found} in the base model: "
-                    "they do not belong together"
+                    f"the adapter changes {name} with shape {shape}, the base model's is {tensors[name].shape}: {_APART}"
                 )
             result[name] = with_lora(tensors[name], pair.a, pair.b, pair.scaling)
-        if unknown := sorted(set(self.saved) - set(tensors)):
-            raise ExportError(f"the adapter has {unknown[0]}, which the base model lacks: they do not belong together")
         return result
 
 

@@ -66,10 +66,11 @@ class Layout:
             rows = reordered(rows, interleave(torch.arange(rows.shape[0]), self.heads))
         return shifted(rows, self.shift) if self.shift else rows
 
-    def restore(self, tensor: Tensor) -> Tensor:
+    def load(self, rows: Rows) -> Rows:
         """The file's tensor as the parameter."""
-        plain = tensor - self.shift if self.shift else tensor
-        return plain if self.heads is None else deinterleave(plain, self.heads)
+        if self.shift:
+            rows = shifted(rows, -self.shift)
+        return rows if self.heads is None else reordered(rows, deinterleave(torch.arange(rows.shape[0]), self.heads))
 
 
 def supported(config: Any) -> bool:

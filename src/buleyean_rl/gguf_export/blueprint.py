@@ -25,7 +25,7 @@ from buleyean_rl.gguf_export import architectures
 from buleyean_rl.gguf_export.adapters import Adapter, read_adapter
 from buleyean_rl.gguf_export.architectures import Layout
 from buleyean_rl.gguf_export.metadata import Field, Value, fields_of, typed
-from buleyean_rl.gguf_export.tensors import Rows, in_gguf, in_memory, in_safetensors, reordered, with_lora
+from buleyean_rl.gguf_export.tensors import Rows, in_gguf, in_memory, in_safetensors
 from buleyean_rl.gguf_export.vocabulary import vocabulary
 from buleyean_rl.models import (
     Source,
@@ -42,6 +42,7 @@ from buleyean_rl.models import (
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
+_NO_PARAMETERS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Of a GGUF base's metadata, what is no longer true of a file made from it.
 _NOT_KEPT = ("general.file_type", "general.quantization_version", "general.base_model.", "split.", "quantize.")
 
@@ -170,12 +171,16 @@ def _kept(source: Source, config: Any, tokenizer: Any, ends: frozenset[int], ada
     metadata = {key: field for key, field in fields_of(reader).items() if not key.startswith(_NOT_KEPT)}
     architecture = metadata.pop("general.architecture").value
     tensors = {tensor.name: in_gguf(tensor) for tensor in reader.tensors}
-    parameters = skeleton_parameters(config)
-    if OUTPUT not in tensors:
-        parameters = [name for name in parameters if name != "lm_head.weight"]
+    parameters = [name for name in skeleton_parameters(config) if OUTPUT in tensors or name != "lm_head.weight"]
     layouts = architectures.layouts(config, parameters)
+    known = {layout.name for layout in layouts.values()}
+    if missing := sorted(known - set(tensors)):
+        raise ExportError(f"{source.gguf}: has no tensor {missing[0]}")
+    if strange := sorted(set(tensors) - known - set(_NO_PARAMETERS)):
+        raise ExportError(f"{source.gguf}: transformers does not read its tensor {strange[0]}; take the original model")
     if adapter is not None:
-        tensors = with_pairs(tensors, layouts, adapter)
+        changed = adapter.merged(parameters_of(tensors, layouts))
+        tensors |= {layouts[name].name: layouts[name].store(changed[name]) for name in adapter.changes}
     return Blueprint(
         config=config,
         tokenizer=tokenizer,
@@ -187,33 +192,15 @@ def _kept(source: Source, config: Any, tokenizer: Any, ends: frozenset[int], ada
     )
 
 
-def with_pairs(tensors: dict[str, Rows], layouts: Mapping[str, Layout], adapter: Adapter) -> dict[str, Rows]:
-    """Tensors by GGUF name with an adapter merged into them.
+def parameters_of(tensors: Mapping[str, Rows], layouts: Mapping[str, Layout]) -> dict[str, Rows]:
+    """A file's tensors as the parameters of the transformers model.
 
     Raises:
-        ExportError: the adapter belongs to another model.
+        ExportError: one of them is missing.
     """
-    result = dict(tensors)
-    for parameter, rows in adapter.saved.items():
-        layout = _layout(layouts, parameter)
-        result[layout.name] = layout.store(rows)
-    for module, pair in adapter.pairs.items():
-        layout = _layout(layouts, f"{module}.weight")
-        base, shape = result[layout.name], (pair.b.shape[0], pair.a.shape[1])
-        if base.shape != shape:
-            raise ExportError(
-                f"the adapter updates {module} with shape {shape}, which has {base.shape} in the base model: "
-                "they do not belong together"
-            )
-        result[layout.name] = with_lora(base, pair.a, stored_b(pair.b, layout), pair.scaling)
-    return result
-
-
-def stored_b(b: Rows, layout: Layout) -> Rows:
-    """The rows of an update's B in the order of the rows of its weight."""
-    if layout.heads is None:
-        return b
-    return reordered(b, architectures.interleave(torch.arange(b.shape[0]), layout.heads))
+    if missing := [layout.name for layout in layouts.values() if layout.name not in tensors]:
+        raise ExportError(f"tensor {missing[0]} is missing in the file")
+    return {name: layout.load(tensors[layout.name]) for name, layout in layouts.items()}
 
 
 def skeleton(config: Any) -> Any:
@@ -232,12 +219,6 @@ def skeleton(config: Any) -> Any:
 def skeleton_parameters(config: Any) -> list[str]:
     """The names of a model's tensors."""
     return list(skeleton(config).state_dict())
-
-
-def _layout(layouts: Mapping[str, Layout], parameter: str) -> Layout:
-    if parameter not in layouts:
-        raise ExportError(f"the adapter changes {parameter}, which the base model lacks: they do not belong together")
-    return layouts[parameter]
 
 
 def _ends(ends: frozenset[int], tokenizer: Any) -> frozenset[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gguf import GGUFReader, GGUFType, GGUFValueType, Keys
+from gguf import GGUFReader, GGUFValueType, Keys
 from gguf.utility import model_weight_count_rounded_notation
 
 Value = bool | int | float | str | list[Any]
@@ -65,21 +65,22 @@ class About:
     base_url: str | None = None
     description: str | None = None
 
-    def fields(self, parameters: int) -> dict[str, Field]:
+    def fields(self, kind: str, parameters: int | None = None) -> dict[str, Field]:
         """The metadata that says so.
 
         Args:
+            kind: of `gguf.GGUFType`.
             parameters: how many numbers the model has.
         """
         values = {
-            Keys.General.TYPE: GGUFType.MODEL,
+            Keys.General.TYPE: kind,
             Keys.General.NAME: self.name,
             Keys.General.AUTHOR: self.author,
             Keys.General.LICENSE: self.license,
             Keys.General.URL: self.url,
             Keys.General.DESCRIPTION: self.description,
             Keys.General.QUANTIZED_BY: "buleyean-rl",
-            Keys.General.SIZE_LABEL: model_weight_count_rounded_notation(parameters, 1),
+            Keys.General.SIZE_LABEL: parameters and model_weight_count_rounded_notation(parameters, 1),
         }
         if self.base is not None:
             values |= {

@@ -28,9 +28,11 @@ from gguf import GGMLQuantizationType, GGUFReader
 from jinja2 import TemplateError
 
 from buleyean_rl.engines import DEFAULT, GgufEngine, check_gguf, open_gguf
+from buleyean_rl.engines import Adapter as Applied
 from buleyean_rl.errors import EngineError, ExportError, ParityError
+from buleyean_rl.gguf_export.adapters import Adapter
 from buleyean_rl.gguf_export.architectures import original_context
-from buleyean_rl.gguf_export.blueprint import Blueprint, of_model
+from buleyean_rl.gguf_export.blueprint import Blueprint, of_model, parameters_of
 from buleyean_rl.gguf_export.quantise import quantise
 from buleyean_rl.gguf_export.reference import Reference
 from buleyean_rl.gguf_export.tensors import Rows, in_gguf
@@ -146,11 +148,41 @@ def check_blueprint(
         tensors = {t.name: t for t in reader.tensors}
         _check_vocabulary(blueprint.tokenizer, reader)
         _check_tensors(blueprint.tensors, tensors)
-        reference = Reference(blueprint, {name: in_gguf(tensor) for name, tensor in tensors.items()})
+        stored = {name: in_gguf(tensor) for name, tensor in tensors.items()}
+        reference = Reference(blueprint.config, parameters_of(stored, blueprint.layouts))
         if tolerance is None:
             tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
         with closing(open_gguf(path, engine, context=_context(blueprint.config), exact=True)) as llama:
             return _compare(blueprint, reference, llama, reader, tolerance)
+
+
+def check_adapter(
+    base: Blueprint, planned: Blueprint, adapter: Adapter, base_path: Path, path: Path, *, engine: str = DEFAULT
+) -> ParityReport:
+    """Compare an adapter's file, applied to its base in llama.cpp, with the base's weights and the adapter merged.
+
+    What is merged is the adapter as it was trained, and not what the file says of it: a file that is wrong in
+    itself would otherwise agree with itself.
+
+    Args:
+        base: the base model's file.
+        planned: what should be in the adapter's file.
+        adapter: as trained.
+        base_path: the base model's file.
+        path: the adapter's file.
+        engine: what to run them in, one of `engines.ENGINES`.
+
+    Raises:
+        ParityError: something differs; the message says what, with the numbers.
+    """
+    with _reading(base_path) as reader, _reading(path) as adapter_reader:
+        _check_tensors(planned.tensors, {tensor.name: tensor for tensor in adapter_reader.tensors})
+        stored = {tensor.name: in_gguf(tensor) for tensor in reader.tensors}
+        reference = Reference(base.config, adapter.merged(parameters_of(stored, base.layouts)))
+        kinds = {t.tensor_type for t in (*reader.tensors, *adapter_reader.tensors) if t.data.ndim > 1}
+        settings = {"context": _context(base.config), "exact": True, "adapter": Applied(path)}
+        with closing(open_gguf(base_path, engine, **settings)) as llama:
+            return _compare(base, reference, llama, reader, _tolerance(kinds))
 
 
 def _compare(
@@ -184,6 +216,10 @@ def _reading(path: Path | str) -> Iterator[GGUFReader]:
         yield GGUFReader(path)
     except EngineError as error:
         raise ParityError(f"llama.cpp cannot run the written file: {error}") from error
+    except ParityError:
+        raise
+    except ExportError as error:
+        raise ParityError(str(error)) from error
     except (ValueError, IndexError, KeyError) as error:
         raise ParityError(f"{path}: is not a GGUF file that can be read: {error}") from error
 

@@ -14,21 +14,22 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.errors import ParityError
-from buleyean_rl.gguf_export.blueprint import EMBEDDING, Blueprint, skeleton
+from buleyean_rl.gguf_export.blueprint import skeleton
 from buleyean_rl.gguf_export.tensors import Rows
 
 
 class Reference:
-    """What a file's weights should say.
+    """A model that reads its parameters when it needs them.
 
     Args:
-        blueprint: whose configuration, and which tensor each parameter is.
-        stored: the file's tensors by GGUF name.
+        config: of transformers.
+        parameters: by name; the output matrix may be missing, and is the embedding then.
     """
 
-    def __init__(self, blueprint: Blueprint, stored: Mapping[str, Rows]) -> None:
-        self._model = skeleton(blueprint.config)
-        self._layouts, self._stored = blueprint.layouts, stored
+    def __init__(self, config: Any, parameters: Mapping[str, Rows]) -> None:
+        self._model = skeleton(config)
+        self._parameters = dict(parameters)
+        self._parameters.setdefault("lm_head.weight", parameters["model.embed_tokens.weight"])
         for path, module in self._model.named_modules():
             names = [name for name, parameter in module._parameters.items() if parameter is not None]
             if names:
@@ -53,13 +54,10 @@ class Reference:
         return [logits[i, row].float().log_softmax(-1).numpy() for i, row in enumerate(rows)]
 
     def weight(self, parameter: str) -> Tensor:
-        """A parameter of the model, from the file."""
-        layouts = self._layouts
-        if parameter == "lm_head.weight" and parameter not in layouts:  # the embedding, by leaving it out
-            parameter = next(name for name, layout in layouts.items() if layout.name == EMBEDDING)
-        if parameter not in layouts or layouts[parameter].name not in self._stored:
+        """A parameter of the model."""
+        if parameter not in self._parameters:
             raise ParityError(f"the model's {parameter} is missing in the file")
-        return layouts[parameter].restore(self._stored[layouts[parameter].name].whole())
+        return self._parameters[parameter].whole()
 
 
 class _Loan:

@@ -118,3 +118,8 @@ def reordered(base: Rows, order: Tensor) -> Rows:
 def shifted(base: Rows, by: float) -> Rows:
     """`base + by`."""
     return Rows(base.shape, lambda index: base.read(index).add_(by))
+
+
+def scaled(base: Rows, by: float) -> Rows:
+    """`base * by`."""
+    return Rows(base.shape, lambda index: base.read(index).mul_(by))

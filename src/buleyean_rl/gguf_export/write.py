@@ -13,21 +13,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import psutil
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 from torch import Tensor
 
 from buleyean_rl.engines import DEFAULT
 from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf_export.blueprint import Blueprint, of_model
 from buleyean_rl.gguf_export.k_quants import K_QUANTS, check_installed, quantise_file
-from buleyean_rl.gguf_export.metadata import About, Field, overridden
+from buleyean_rl.gguf_export.metadata import About, overridden
 from buleyean_rl.gguf_export.parity import ParityReport, check_blueprint
 from buleyean_rl.gguf_export.quantise import QUANTS, quantise, storage_type, stored_bytes
 from buleyean_rl.gguf_export.tensors import Rows
@@ -114,22 +114,47 @@ def write_gguf(
         ExportError: a request, tensor or disk that does not fit.
         ParityError: a written file does not behave like the model.
     """
+    parameters = sum(rows.numel for rows in blueprint.tensors.values())
+    own = (about or About()).fields(GGUFType.MODEL, parameters)
+    blueprint = replace(blueprint, metadata=overridden(blueprint.metadata, own))
+
+    def prove(path: Path) -> ParityReport:
+        return check_blueprint(blueprint, path, engine=engine)
+
+    return write_files(blueprint, paths, prove if gate else None, progress)
+
+
+def write_files(
+    blueprint: Blueprint,
+    paths: Mapping[str, Path],
+    prove: Callable[[Path], ParityReport] | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ExportReport]:
+    """Write one file per quantisation and prove each before any gets its name.
+
+    Args:
+        blueprint: what to write.
+        paths: the file of each quantisation.
+        prove: raises ParityError for a file that is not right.
+        progress: called with tensors written and tensors in all.
+
+    Raises:
+        ExportError: a request, tensor or disk that does not fit.
+    """
     check_request(paths)
     started = time.monotonic()
-    parameters = sum(rows.numel for rows in blueprint.tensors.values())
-    metadata = overridden(blueprint.metadata, (about or About()).fields(parameters))
     llama_cpps = [quant for quant in paths if quant in K_QUANTS]
     # llama.cpp quantises from a file: one in full precision, which goes again unless it was asked for.
     full = {} if "f32" in paths or not llama_cpps else {"f32": next(iter(paths.values())).with_suffix(".f32.gguf")}
     with _partials({**paths, **full}, keep=set(paths)) as partials:
         _check_disk(blueprint, {quant: paths.get(quant) or full[quant] for quant in partials})
-        _stream(blueprint, metadata, {q: path for q, path in partials.items() if q in QUANTS}, progress)
+        _stream(blueprint, {q: path for q, path in partials.items() if q in QUANTS}, progress)
         for quant in llama_cpps:
             quantise_file(partials["f32"], partials[quant], quant)
         if full:
             partials["f32"].unlink()
         seconds = time.monotonic() - started
-        parities = {q: check_blueprint(blueprint, partials[q], engine=engine) if gate else None for q in paths}
+        parities = {quant: prove(partials[quant]) if prove else None for quant in paths}
     return [_report(blueprint, quant, path, seconds, parities[quant]) for quant, path in paths.items()]
 
 
@@ -166,7 +191,6 @@ def _report(blueprint: Blueprint, quant: str, path: Path, seconds: float, parity
 
 def _stream(
     blueprint: Blueprint,
-    metadata: Mapping[str, Field],
     paths: Mapping[str, Path],
     progress: Callable[[int, int], None] | None,
 ) -> None:
@@ -174,7 +198,7 @@ def _stream(
     tensors = blueprint.tensors
     with ExitStack() as stack:
         try:
-            files = [stack.enter_context(_opened(blueprint, metadata, quant, path)) for quant, path in paths.items()]
+            files = [stack.enter_context(_opened(blueprint, quant, path)) for quant, path in paths.items()]
             for done, (name, rows) in enumerate(tensors.items(), start=1):
                 for block in rows.blocks():
                     for file in files:
@@ -210,11 +234,11 @@ class _File:
 
 
 @contextmanager
-def _opened(blueprint: Blueprint, metadata: Mapping[str, Field], quant: str, path: Path) -> Iterator[_File]:
+def _opened(blueprint: Blueprint, quant: str, path: Path) -> Iterator[_File]:
     """A file with everything in it but the tensors' numbers."""
     kind, file_type = QUANTS[quant]
     writer = GGUFWriter(None, blueprint.architecture)
-    for key, field in metadata.items():
+    for key, field in blueprint.metadata.items():
         writer.add_key_value(key, field.value, field.type, field.item_type)
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
