@@ -19,6 +19,7 @@ OPTIONS = {
     "--max-length --held-out --lora-rank --seed --resume --skip-bad --json",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --engine",
+    "push": "PATH... --to --run --license --public --message --yes --json",
     "data import": "SRC --output -o --format --split --limit --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }

@@ -102,11 +102,24 @@ def test_neutral_nll_adds_up(llama: GgufEngine, reference: TransformersEngine) -
 
 
 def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -> None:
-    sampling = Sampling(max_tokens=12)
-    asked = [
-        ASK,
-        *([{"role": "user", "content": word}] for word in "Hello! 1 fox dog Paris help mind def tips".split()),
-    ]
+    sampling = Sampling(max_tokens=4)
+    words = (
+        "Hello!",
+        "1",
+        "fox",
+        "dog",
+        "Paris",
+        "help",
+        "mind",
+        "tips",
+        "lazy",
+        "quick",
+        "two",
+        "phone",
+        "jumps",
+        "over",
+    )
+    asked = [ASK, *([{"role": "user", "content": word}] for word in words)]
     answers = reference.complete_many(asked, sampling)
     # a random model says bytes that make no character; llama-cpp-python leaves those out
     kept = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]

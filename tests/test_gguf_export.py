@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from buleyean_rl.gguf_export import (
     export_gguf,
     of_model,
     of_run,
+    tensors,
     vocabulary,
     write_gguf,
 )
@@ -312,6 +314,76 @@ def test_a_missing_permutation_is_caught_by_the_numbers(
         check_parity(model, tokenizer, path)
 
 
+KINDS_SWAP = {"Phi3ForCausalLM": "mlp.gate_up_proj"}
+KINDS = {
+    "LlamaForCausalLM": {"tie": False},
+    "Qwen3ForCausalLM": {"head_dim": 32},
+    "SmolLM3ForCausalLM": {"num_hidden_layers": 5},
+    "Gemma2ForCausalLM": GEMMA,
+    "Gemma3ForCausalLM": GEMMA,
+    "Phi3ForCausalLM": LONGROPE,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_tensor_map_is_caught(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parameters of one shape that change places, on the way out and in the gate alike."""
+    right = architectures.layouts
+    one, other = (f"model.layers.{i}.{KINDS_SWAP.get(kind, 'mlp.up_proj')}.weight" for i in (0, 1))
+
+    def crossed(config: Any, parameters: list[str]) -> dict[str, architectures.Layout]:
+        found = right(config, parameters)
+        return found | {one: found[other], other: found[one]}
+
+    monkeypatch.setattr(architectures, "layouts", crossed)
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        export_gguf(tiny_model(kind, tokenizer, **KINDS[kind]), tokenizer, tmp_path / "m.gguf", "q8_0")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
+def test_norms_without_their_one_are_caught(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: replace(row, norm_shift=0.0) for name, row in architectures.ARCHITECTURES.items()}
+    monkeypatch.setattr(architectures, "ARCHITECTURES", rows)
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        export_gguf(tiny_model(kind, tokenizer, **GEMMA), tokenizer, tmp_path / "m.gguf", "q8_0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "wrong"),
+    [
+        ("Gemma2ForCausalLM", "gemma2.attn_logit_softcapping", 0.5),
+        ("Gemma2ForCausalLM", "gemma2.final_logit_softcapping", 1.0),
+        ("Gemma2ForCausalLM", "gemma2.attention.sliding_window", 4),
+        ("Gemma3ForCausalLM", "gemma3.attention.sliding_window", 4),
+        ("Gemma3ForCausalLM", "gemma3.rope.freq_base_swa", 100.0),
+        ("Phi3ForCausalLM", "phi3.rope.scaling.attn_factor", 2.0),
+        ("Qwen3ForCausalLM", "qwen3.rope.freq_base", 100.0),
+        ("SmolLM3ForCausalLM", "smollm3.rope.freq_base", 100.0),
+    ],
+)
+def test_wrong_metadata_of_each_kind_is_caught(kind: str, key: str, wrong: Any, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(kind, tokenizer, **KINDS[kind])
+    planned = of_model(model, tokenizer)
+    assert key in planned.metadata
+    planned.metadata[key] = typed(wrong)
+    path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        check_parity(model, tokenizer, path)
+
+
+def test_wrong_rotation_factors_are_caught(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    planned = of_model(tiny_model("Phi3ForCausalLM", tokenizer, **LONGROPE), tokenizer)
+    names = "rope_factors_long.weight", "rope_factors_short.weight"
+    planned.tensors[names[0]], planned.tensors[names[1]] = planned.tensors[names[1]], planned.tensors[names[0]]
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        write_gguf(planned, {"f32": tmp_path / "m.gguf"})
+
+
 @pytest.mark.parametrize(
     ("key", "wrong", "problem"),
     [
@@ -458,6 +530,32 @@ def test_a_split_llama_cpp_has_no_name_for(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = None
     with pytest.raises(ExportError, match="name for how it splits text is not known"):
         export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf")
+
+
+# --- streaming ---------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_small_and_add_up_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bounds the memory: however large a tensor, no more than a block of it is read at a time."""
+    tokenizer = tiny_tokenizer()
+    planned = of_model(tiny_llama(tokenizer), tokenizer)
+    whole = write_gguf(planned, {"q8_0": tmp_path / "whole.gguf"}, gate=False)[0].path
+    monkeypatch.setattr(tensors, "BLOCK", 1000)
+    largest = 0
+
+    def watched(rows: tensors.Rows) -> tensors.Rows:
+        def read(index: tensors.Index) -> torch.Tensor:
+            nonlocal largest
+            block = rows.read(index)
+            largest = max(largest, block.numel())
+            return block
+
+        return tensors.Rows(rows.shape, read)
+
+    watching = replace(planned, tensors={name: watched(rows) for name, rows in planned.tensors.items()})
+    blocks = write_gguf(watching, {"q8_0": tmp_path / "blocks.gguf"})[0].path
+    assert 900 < largest <= 1000
+    assert blocks.read_bytes() == whole.read_bytes()
 
 
 # --- pure parts --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ that needs it, so that `--help` is quick.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ def export(
     output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
     quant: Annotated[
         str | None,
-        typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, or q2_k to q6_k; several with commas."),
+        typer.Option(help="q8_0 (default), q6_k, q5_k_m, q4_k_m, q2_k ..., f16, bf16, f32; several with commas."),
     ] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, for llama.cpp's --lora.")] = False,
     ollama: Annotated[bool, typer.Option("--ollama", help="Write a Modelfile for Ollama beside it.")] = False,
@@ -181,15 +182,13 @@ def export(
     about = About(name=name, author=author, license=license, url=url)
     if adapter and ollama:
         raise UsageError("--ollama describes the merged model: leave out --adapter")
-    if adapter:
-        written = exporting.export_adapter(
-            run, Path(output), quant or "f16", engine=engine, about=about, console=_console()
-        )
-    else:
-        quants = (quant or "q8_0").split(",")
-        written = exporting.export(
-            run, Path(output), quants, ollama=ollama, engine=engine, about=about, console=_console()
-        )
+    path, console = Path(output), _console()
+    with _ended_like_interrupted():
+        if adapter:
+            written = exporting.export_adapter(run, path, quant or "f16", engine=engine, about=about, console=console)
+        else:
+            quants = (quant or "q8_0").split(",")
+            written = exporting.export(run, path, quants, ollama=ollama, engine=engine, about=about, console=console)
     _print_json(written, as_json)
 
 
@@ -218,6 +217,35 @@ def chat(
             chatting.ask(voices[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
         else:
             chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
+
+
+@app.command()
+def push(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="A run folder, GGUF files, or a records file.")],
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository on the Hub.")],
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="The run that GGUF files were made from.")] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="A new repository is for everyone to see.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a run, GGUF files or records to the Hugging Face Hub, with a card; a new repository is private."""
+    from pathlib import Path
+
+    from buleyean_rl import hub
+    from buleyean_rl.errors import UsageError
+
+    parcel = hub.gather([Path(p) for p in paths], to, run=Path(run) if run else None, license=license)
+    for line in (f"to {parcel.kind} {to}, {'public' if public else 'private'} if it is new:", *parcel.lines()):
+        print(line, file=sys.stderr)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is there to be asked: add --yes to upload")
+        typer.confirm("upload?", abort=True, err=True)
+    address = hub.send(parcel, to, private=not public, message=message)
+    print(address, file=sys.stderr)
+    _print_json({"url": address, "files": list(parcel.files)}, as_json)
 
 
 @data_app.callback(invoke_without_command=True)
@@ -281,6 +309,16 @@ def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
         ]
 
     return measure
+
+
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Being told to end (SIGTERM) is Ctrl-C within: what was begun is cleaned up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _console() -> Any:

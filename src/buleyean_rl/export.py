@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from buleyean_rl.cards import HUB_ID, base_of
 from buleyean_rl.engines import DEFAULT
-from buleyean_rl.errors import ExportError, UsageError
+from buleyean_rl.errors import ExportError, UnsupportedArchitecture, UsageError
 from buleyean_rl.gguf_export import (
     K_QUANTS,
     QUANTS,
@@ -20,12 +22,14 @@ from buleyean_rl.gguf_export import (
     Blueprint,
     ExportReport,
     check_request,
+    checkout,
+    converted,
     modelfile,
     of_run,
     write_adapter,
     write_gguf,
 )
-from buleyean_rl.models import is_run, resolve, run_base
+from buleyean_rl.models import is_run, run_base
 
 
 def export(
@@ -60,8 +64,7 @@ def export(
     paths = named(path, quants)
     check_request(paths)  # before minutes of loading
     about = _completed(about or About(), run, path)
-    with console.status(f"looking into {run}") as status:
-        blueprint = of_run(run)
+    with console.status(f"looking into {run}") as status, _blueprint(run, path.parent, engine) as blueprint:
         status.update(f"writing {path}, and checking it in llama.cpp")
         reports = write_gguf(blueprint, paths, engine=engine, about=about)
     notes = [note for report in reports for note in report.notes]
@@ -104,6 +107,24 @@ def export_adapter(
     return _told([report], report.notes, engine, console)
 
 
+@contextmanager
+def _blueprint(run: str, folder: Path, engine: str) -> Iterator[Blueprint]:
+    """What is to be written: by this package's own tables, else by the converter the user has."""
+    script = checkout()
+    try:
+        blueprint = of_run(run)
+    except UnsupportedArchitecture as error:
+        if script is None:
+            raise UnsupportedArchitecture(
+                f"{error}; for others set LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter is used then"
+            ) from error
+    else:
+        yield blueprint
+        return
+    with converted(run, script, folder, engine) as blueprint:
+        yield blueprint
+
+
 def named(path: Path, quants: Sequence[str]) -> dict[str, Path]:
     """The file of each quantisation: the one asked for, or one beside it for each of several.
 
@@ -120,10 +141,15 @@ def named(path: Path, quants: Sequence[str]) -> dict[str, Path]:
 
 def _completed(about: About, run: str, path: Path) -> About:
     """What is known of a run without being told."""
-    source = resolve(run_base(Path(run)) if is_run(run) else run)
-    hub = None if source.gguf or Path(source.location).exists() else f"https://huggingface.co/{source.location}"
-    base = Path(source.gguf).stem if source.gguf else Path(source.location).name
-    known = {"name": path.stem, "base": base, "base_url": hub}
+    base = run_base(Path(run)) if is_run(run) else run
+    name, license = base_of(base)
+    public = HUB_ID.fullmatch(name) is not None
+    known = {
+        "name": path.stem,
+        "base": name.rsplit("/", 1)[-1].removesuffix(".gguf"),
+        "base_url": f"https://huggingface.co/{name}" if public else None,
+        "license": license,
+    }
     return About(**{**known, **{key: value for key, value in asdict(about).items() if value is not None}})
 
 

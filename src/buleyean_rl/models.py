@@ -27,14 +27,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from buleyean_rl import pre_tokenizers
+from buleyean_rl.cards import ALIASES
 from buleyean_rl.errors import ModelError
 from buleyean_rl.fused import OutputHead
 
 BUNDLED = "smollm2-135m"
-HUB_IDS = {
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
-}
+HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from buleyean_rl.gguf_export.adapter_file import ADAPTER_QUANTS, write_adapter
 from buleyean_rl.gguf_export.architectures import supported
 from buleyean_rl.gguf_export.blueprint import Blueprint, of_model, of_run
+from buleyean_rl.gguf_export.converter import checkout, converted
 from buleyean_rl.gguf_export.k_quants import K_QUANTS
 from buleyean_rl.gguf_export.metadata import About
 from buleyean_rl.gguf_export.ollama import modelfile
@@ -32,6 +33,8 @@ __all__ = [
     "check_blueprint",
     "check_parity",
     "check_request",
+    "checkout",
+    "converted",
     "export_gguf",
     "modelfile",
     "of_model",

@@ -64,8 +64,9 @@ class Adapter:
         for module, pair in self.pairs.items():
             name, shape = f"{module}.weight", (pair.b.shape[0], pair.a.shape[1])
             if tensors[name].shape != shape:
+                found = tensors[name].shape
                 raise ExportError(
-                    f"the adapter changes {name} with shape {shape}, the base model's is {tensors[name].shape}: {_APART}"
+                    f"the adapter changes {name} as {shape}, and the base model has it as {found}: {_APART}"
                 )
             result[name] = with_lora(tensors[name], pair.a, pair.b, pair.scaling)
         return result

@@ -180,7 +180,7 @@ def rope_parameters(config: Any, layer: str = "full_attention") -> dict[str, Any
         config: of transformers.
         layer: which kind of layer's, in models that rotate by kind.
     """
-    settings: Mapping[str, Any] = config.rope_parameters or {}
+    settings: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     return {"rope_type": "default", "rope_theta": 10000.0} | dict(settings.get(layer, settings))
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gguf import GGUFReader
@@ -28,7 +28,6 @@ from buleyean_rl.gguf_export.metadata import Field, Value, fields_of, typed
 from buleyean_rl.gguf_export.tensors import Rows, in_gguf, in_memory, in_safetensors
 from buleyean_rl.gguf_export.vocabulary import vocabulary
 from buleyean_rl.models import (
-    Source,
     is_run,
     load_config,
     load_ends,
@@ -40,8 +39,12 @@ from buleyean_rl.models import (
     weight_files,
 )
 
+if TYPE_CHECKING:
+    from buleyean_rl.gguf_export.parity import ParityReport
+
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
+HEAD = "lm_head.weight"  # in transformers
 _NO_PARAMETERS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Of a GGUF base's metadata, what is no longer true of a file made from it.
 _NOT_KEPT = ("general.file_type", "general.quantization_version", "general.base_model.", "split.", "quantize.")
@@ -58,8 +61,9 @@ class Blueprint:
         architecture: llama.cpp's name.
         metadata: by key, in order.
         tensors: by name, in order.
-        layouts: which tensor each parameter of the transformers model is.
+        layouts: which tensor each parameter of the transformers model is; empty where that is not known.
         notes: what llama.cpp does differently, in sentences.
+        proof: that these tensors, unquantised, behave like the model; for one without layouts.
     """
 
     config: Any
@@ -70,6 +74,7 @@ class Blueprint:
     tensors: dict[str, Rows]
     layouts: dict[str, Layout]
     notes: tuple[str, ...] = ()
+    proof: ParityReport | None = None
 
 
 def of_model(model: Any, tokenizer: Any) -> Blueprint:
@@ -85,7 +90,7 @@ def of_model(model: Any, tokenizer: Any) -> Blueprint:
     tied = output is None or output.weight is embedding.weight
     ends = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
     tensors = {name: in_memory(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
-    return _rebuilt(model.config, tokenizer, _as_set(ends), tensors, tied=tied)
+    return _rebuilt(model.config, tokenizer, as_set(ends), tensors, tied=tied)
 
 
 def of_run(name: str) -> Blueprint:
@@ -131,13 +136,19 @@ def of_base(name: str, tokenizer: Any, adapter: Adapter | None) -> Blueprint:
         raise UnsupportedArchitecture(f"cannot export {name!r}: its weights are packed; take the unpacked model")
     ends = frozenset(load_ends(name, config))
     if source.gguf_path is not None:
-        return _kept(source, config, tokenizer, ends, adapter)
+        return _kept(source.gguf_path, config, tokenizer, ends, adapter)
     tensors: dict[str, Rows] = {}
     for path in weight_files(name):
         tensors |= in_safetensors(path)
+    tied = bool(config.tie_word_embeddings)
+    # like transformers, take what the model has and leave what it has not (old files hold the rotation's frequencies)
+    wanted = [parameter for parameter in skeleton_parameters(config) if not (tied and parameter == HEAD)]
+    if missing := [parameter for parameter in wanted if parameter not in tensors]:
+        raise ExportError(f"{name}: the model's {missing[0]} is in none of its files")
+    tensors = {parameter: tensors[parameter] for parameter in wanted}
     if adapter is not None:
         tensors = adapter.merged(tensors)
-    return _rebuilt(config, tokenizer, ends, tensors, tied=bool(config.tie_word_embeddings))
+    return _rebuilt(config, tokenizer, ends, tensors, tied=tied)
 
 
 def _rebuilt(
@@ -146,7 +157,7 @@ def _rebuilt(
     """A file whose metadata comes from a transformers configuration and tokenizer."""
     values, notes = architectures.hyperparameters(config)
     # llama.cpp uses the embedding where there is no output matrix
-    parameters = {name: rows for name, rows in tensors.items() if not (tied and name == "lm_head.weight")}
+    parameters = {name: rows for name, rows in tensors.items() if not (tied and name == HEAD)}
     layouts = architectures.layouts(config, list(parameters))
     stored = {layouts[name].name: layouts[name].store(rows) for name, rows in parameters.items()}
     stored |= architectures.computed(config)
@@ -165,31 +176,37 @@ def _rebuilt(
     )
 
 
-def _kept(source: Source, config: Any, tokenizer: Any, ends: frozenset[int], adapter: Adapter | None) -> Blueprint:
-    """A GGUF file as it is, but for the tensors that an adapter changes."""
-    reader = GGUFReader(str(source.gguf_path))
+def of_file(path: Path, config: Any, tokenizer: Any, ends: frozenset[int]) -> Blueprint:
+    """A GGUF file as it is, whatever its tensors mean.
+
+    Args:
+        path: the file.
+        config: of the transformers model it is of.
+        tokenizer: of transformers.
+        ends: tokens at which generation stops.
+    """
+    reader = GGUFReader(path)
     metadata = {key: field for key, field in fields_of(reader).items() if not key.startswith(_NOT_KEPT)}
     architecture = metadata.pop("general.architecture").value
     tensors = {tensor.name: in_gguf(tensor) for tensor in reader.tensors}
-    parameters = [name for name in skeleton_parameters(config) if OUTPUT in tensors or name != "lm_head.weight"]
+    return Blueprint(config, tokenizer, _ends(ends, tokenizer), architecture, metadata, tensors, layouts={})
+
+
+def _kept(path: Path, config: Any, tokenizer: Any, ends: frozenset[int], adapter: Adapter | None) -> Blueprint:
+    """A GGUF file as it is, but for the tensors that an adapter changes."""
+    whole = of_file(path, config, tokenizer, ends)
+    tensors = dict(whole.tensors)
+    parameters = [name for name in skeleton_parameters(config) if OUTPUT in tensors or name != HEAD]
     layouts = architectures.layouts(config, parameters)
     known = {layout.name for layout in layouts.values()}
     if missing := sorted(known - set(tensors)):
-        raise ExportError(f"{source.gguf}: has no tensor {missing[0]}")
+        raise ExportError(f"{path}: has no tensor {missing[0]}")
     if strange := sorted(set(tensors) - known - set(_NO_PARAMETERS)):
-        raise ExportError(f"{source.gguf}: transformers does not read its tensor {strange[0]}; take the original model")
+        raise ExportError(f"{path}: transformers does not read its tensor {strange[0]}; take the original model")
     if adapter is not None:
         changed = adapter.merged(parameters_of(tensors, layouts))
         tensors |= {layouts[name].name: layouts[name].store(changed[name]) for name in adapter.changes}
-    return Blueprint(
-        config=config,
-        tokenizer=tokenizer,
-        ends=_ends(ends, tokenizer),
-        architecture=architecture,
-        metadata=metadata,
-        tensors=tensors,
-        layouts=layouts,
-    )
+    return replace(whole, tensors=tensors, layouts=layouts)
 
 
 def parameters_of(tensors: Mapping[str, Rows], layouts: Mapping[str, Layout]) -> dict[str, Rows]:
@@ -232,5 +249,6 @@ def _turn_end(ends: frozenset[int], tokenizer: Any) -> dict[str, Value]:
     return {"tokenizer.ggml.eot_token_id": others[0]} if others else {}
 
 
-def _as_set(ends: Any) -> frozenset[int]:
+def as_set(ends: Any) -> frozenset[int]:
+    """The tokens at which generation stops, however a generation configuration says so."""
     return frozenset(ends if isinstance(ends, list) else [ends]) - {None}

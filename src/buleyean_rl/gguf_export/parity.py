@@ -19,9 +19,9 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader
@@ -85,6 +85,13 @@ TOLERANCE = {"F32": 1e-4, "F16": 1e-3, "BF16": 3e-3}
 QUANTISED_TOLERANCE = 2e-2
 
 
+class Computes(Protocol):
+    """What knows a model's log-probabilities: `reference.Reference`, or a model in memory."""
+
+    def logprobs(self, sequences: list[list[int]], lengths: list[list[int]]) -> list[np.ndarray]:
+        """Of the next token after beginnings of sequences. Shape: per sequence (lengths, vocabulary)."""
+
+
 @dataclass(frozen=True)
 class ParityReport:
     """What was compared, and how close it was.
@@ -144,16 +151,16 @@ def check_blueprint(
     Raises:
         ParityError: something differs; the message says what, with the numbers.
     """
-    with _reading(path) as reader:
+    with reading(path) as reader:
         tensors = {t.name: t for t in reader.tensors}
         _check_vocabulary(blueprint.tokenizer, reader)
         _check_tensors(blueprint.tensors, tensors)
         stored = {name: in_gguf(tensor) for name, tensor in tensors.items()}
-        reference = Reference(blueprint.config, parameters_of(stored, blueprint.layouts))
+        reference = None if blueprint.proof else Reference(blueprint.config, parameters_of(stored, blueprint.layouts))
         if tolerance is None:
             tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
         with closing(open_gguf(path, engine, context=_context(blueprint.config), exact=True)) as llama:
-            return _compare(blueprint, reference, llama, reader, tolerance)
+            return compare(blueprint, reference, llama, reader, tolerance)
 
 
 def check_adapter(
@@ -175,24 +182,44 @@ def check_adapter(
     Raises:
         ParityError: something differs; the message says what, with the numbers.
     """
-    with _reading(base_path) as reader, _reading(path) as adapter_reader:
+    with reading(base_path) as reader, reading(path) as adapter_reader:
         _check_tensors(planned.tensors, {tensor.name: tensor for tensor in adapter_reader.tensors})
         stored = {tensor.name: in_gguf(tensor) for tensor in reader.tensors}
         reference = Reference(base.config, adapter.merged(parameters_of(stored, base.layouts)))
         kinds = {t.tensor_type for t in (*reader.tensors, *adapter_reader.tensors) if t.data.ndim > 1}
         settings = {"context": _context(base.config), "exact": True, "adapter": Applied(path)}
         with closing(open_gguf(base_path, engine, **settings)) as llama:
-            return _compare(base, reference, llama, reader, _tolerance(kinds))
+            return compare(base, reference, llama, reader, _tolerance(kinds))
 
 
-def _compare(
-    blueprint: Blueprint, reference: Reference, engine: GgufEngine, reader: GGUFReader, tolerance: float
+def compare(
+    blueprint: Blueprint,
+    reference: Computes | None,
+    engine: GgufEngine,
+    reader: GGUFReader,
+    tolerance: float = QUANTISED_TOLERANCE,
 ) -> ParityReport:
-    """Everything that is seen from outside: text, chats, ends and numbers."""
+    """Everything that is seen from outside: text, chats, ends and numbers.
+
+    Args:
+        blueprint: what is to be seen.
+        reference: what computes the numbers; None where the blueprint brings a proof of its own.
+        engine: with the file in it.
+        reader: of the file.
+        tolerance: for the divergence, in nats.
+
+    Raises:
+        ParityError: something differs.
+    """
     started, notes = time.monotonic(), list[str]()
     texts = _check_texts(blueprint.tokenizer, engine, notes)
     chats = _check_chats(blueprint.tokenizer, engine, notes)
     _check_ends(blueprint, engine, reader)
+    if reference is None:
+        assert blueprint.proof is not None
+        notes.append("log-probabilities were compared in full precision; the tensors here are those, quantised")
+        seconds = time.monotonic() - started
+        return replace(blueprint.proof, texts=texts, chats=chats, notes=tuple(notes), seconds=seconds)
     sequences = [ids[: _longest(reader)] for ids in _sequences(blueprint.tokenizer, engine)]
     positions, divergence, largest = _check_numbers(reference, engine, sequences, tolerance)
     return ParityReport(
@@ -209,7 +236,7 @@ def _compare(
 
 
 @contextmanager
-def _reading(path: Path | str) -> Iterator[GGUFReader]:
+def reading(path: Path | str) -> Iterator[GGUFReader]:
     """A GGUF file, and whatever fails because it is none or a bad one as a ParityError."""
     try:
         check_gguf(path)
@@ -313,7 +340,7 @@ def _sequences(tokenizer: Any, engine: GgufEngine) -> list[list[int]]:
 
 
 def _check_numbers(
-    reference: Reference, engine: GgufEngine, sequences: list[list[int]], tolerance: float
+    reference: Computes, engine: GgufEngine, sequences: list[list[int]], tolerance: float
 ) -> tuple[int, float, float]:
     """Next-token log-probabilities: (positions compared, mean divergence, largest difference)."""
     lengths = [np.unique(np.linspace(1, len(ids), POSITIONS).astype(int)).tolist() for ids in sequences]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.errors import ParityError
-from buleyean_rl.gguf_export.blueprint import skeleton
+from buleyean_rl.gguf_export.blueprint import HEAD, skeleton
 from buleyean_rl.gguf_export.tensors import Rows
 
 
@@ -29,7 +29,7 @@ class Reference:
     def __init__(self, config: Any, parameters: Mapping[str, Rows]) -> None:
         self._model = skeleton(config)
         self._parameters = dict(parameters)
-        self._parameters.setdefault("lm_head.weight", parameters["model.embed_tokens.weight"])
+        self._parameters.setdefault(HEAD, parameters["model.embed_tokens.weight"])
         for path, module in self._model.named_modules():
             names = [name for name, parameter in module._parameters.items() if parameter is not None]
             if names:
