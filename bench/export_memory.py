@@ -8,11 +8,14 @@ each export the most memory its process ever held, and that less what an export 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
@@ -23,15 +26,16 @@ from tiny import tiny_tokenizer
 SHAPE = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
 SMALL = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
 EXPORT = """
-import json, resource, sys, time
+import sys, time
 from pathlib import Path
 from buleyean_rl.gguf_export import of_run, write_gguf
 run, quants, gate = sys.argv[1], sys.argv[2].split(","), sys.argv[3] == "gate"
 paths = {quant: Path(run).parent / f"{quant}.gguf" for quant in quants}
 started = time.monotonic()
 write_gguf(of_run(run), paths, gate=gate)
-peak = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(json.dumps({"peak": peak[0], "peak_of_llama_cpp": peak[1], "seconds": time.monotonic() - started}))
+# since this program began, unlike getrusage, which remembers whoever started it
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak) * 1024, time.monotonic() - started)
 """
 
 
@@ -89,9 +93,18 @@ def make(folder: Path, shape: dict[str, int]) -> int:
 
 
 def measure(folder: Path, quants: str, gate: str) -> dict[str, float]:
-    """An export in a process of its own."""
+    """An export in a process of its own: its peak, and that of the quantiser it starts, looked at all the while."""
     words = [sys.executable, "-c", EXPORT, str(folder / "run"), quants, gate]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    below = 0
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    below = max(below, child.memory_info().rss)
+            time.sleep(0.02)
+        assert process.stdout is not None
+        peak, seconds = process.stdout.read().split()
+    return {"peak": int(peak), "peak_of_quantiser": below, "seconds": float(seconds)}
 
 
 def main(folder: Path) -> None:

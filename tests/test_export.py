@@ -48,7 +48,7 @@ def test_one_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "base_model.0.name": "base",
         "base_model.count": 1,
         "type": "model",
-        "size_label": "118K",
+        "size_label": "87K",
         "quantized_by": "buleyean-rl",
     }
     assert {key: said.get(f"general.{key}") for key in expected} == expected

@@ -82,6 +82,10 @@ class Handler(BaseHTTPRequestHandler):
             server.repositories[asked["name"]] = asked
             place = "datasets/" if asked.get("type") == "dataset" else ""
             self.reply({"url": f"{server.url}/{place}{asked['organization']}/{asked['name']}"})
+        elif self.path == "/api/validate-yaml":
+            asked = json.loads(body)
+            assert asked["content"].startswith("---\n")
+            self.reply({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = [
                 {
