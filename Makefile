@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: help
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: demo
 demo: $(INSTALLED)  ## the main job on bundled data: mine, train, export, measure, compare
@@ -14,6 +14,11 @@ demo: $(INSTALLED)  ## the main job on bundled data: mine, train, export, measur
 .PHONY: test
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest
+
+.PHONY: test-llama-cpp
+test-llama-cpp: $(INSTALLED)  ## compile llama-cpp-python (minutes, once), and run the tests that need it
+	$(BIN)/python -m pip install --quiet --editable '.[llama-cpp]'
+	$(BIN)/python -m pytest tests/test_k_quants.py tests/test_engines.py tests/test_adapters.py
 
 .PHONY: check
 check: $(INSTALLED)  ## lint, format and type checks

@@ -14,11 +14,12 @@ from buleyean_rl.errors import RecordError
 
 OPTIONS = {
     "": "--debug --version",
-    "demo": "--output -o --quick --json",
+    "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
     "--max-length --held-out --lora-rank --seed --resume --skip-bad --json",
-    "export": "RUN --output -o --quant --json",
-    "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed",
+    "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
+    "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --engine",
+    "push": "PATH... --to --run --license --public --message --yes --json",
     "data import": "SRC --output -o --format --split --limit --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }

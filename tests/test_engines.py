@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from buleyean_rl.engines import Engine, LlamaCppEngine, Sampling, TransformersEngine, neutral_nll
-from buleyean_rl.errors import EngineError
+from buleyean_rl.engines import (
+    ENGINES,
+    Engine,
+    GgufEngine,
+    Sampling,
+    TransformersEngine,
+    llama_cpp_python,
+    neutral_nll,
+    open_gguf,
+)
+from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.gguf_export import export_gguf
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -26,9 +36,17 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every engine that runs a GGUF file, by its name."""
+    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def llama(gguf: Path) -> Iterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(gguf, parallel=3, context=256, threads=1, exact=True)
+def llama(gguf: Path, name: str) -> Iterator[GgufEngine]:
+    engine = open_gguf(gguf, name, parallel=3, context=256, threads=1, exact=True)
     yield engine
     engine.close()
 
@@ -39,26 +57,26 @@ def reference() -> TransformersEngine:
     return TransformersEngine(tiny_llama(tokenizer), tokenizer, batch=2)
 
 
-def test_both_are_engines(llama: LlamaCppEngine, reference: TransformersEngine) -> None:
+def test_both_are_engines(llama: GgufEngine, reference: TransformersEngine) -> None:
     assert isinstance(llama, Engine)
     assert isinstance(reference, Engine)
 
 
 @pytest.mark.parametrize("parse_special", [True, False])
-def test_same_token_ids(llama: LlamaCppEngine, reference: TransformersEngine, parse_special: bool) -> None:
+def test_same_token_ids(llama: GgufEngine, reference: TransformersEngine, parse_special: bool) -> None:
     for text in [*TEXTS, "", "<|im_end|> x"]:
         expected = reference.tokenize(text, parse_special=parse_special)
         assert llama.tokenize(text, parse_special=parse_special) == expected
     assert (len(llama.tokenize("<|im_end|>", parse_special=parse_special)) == 1) is parse_special
 
 
-def test_same_prompt(llama: LlamaCppEngine, reference: TransformersEngine) -> None:
+def test_same_prompt(llama: GgufEngine, reference: TransformersEngine) -> None:
     assert llama.render(ASK) == reference.render(ASK)
     assert llama.render(ASK, add_generation_prompt=False) == reference.render(ASK, add_generation_prompt=False)
     assert llama.prompt_ids(ASK) == reference.prompt_ids(ASK)
 
 
-def test_same_next_token_log_probabilities(llama: LlamaCppEngine, reference: TransformersEngine) -> None:
+def test_same_next_token_log_probabilities(llama: GgufEngine, reference: TransformersEngine) -> None:
     ids = llama.tokenize(TEXTS[0])
     found, expected = llama.top_logprobs(ids, 5), reference.top_logprobs(ids, 5)
     assert list(found) == list(expected)
@@ -67,7 +85,7 @@ def test_same_next_token_log_probabilities(llama: LlamaCppEngine, reference: Tra
     assert sum(map(math.exp, whole.values())) == pytest.approx(1, abs=1e-4)
 
 
-def test_same_log_probability_of_every_token(llama: LlamaCppEngine, reference: TransformersEngine) -> None:
+def test_same_log_probability_of_every_token(llama: GgufEngine, reference: TransformersEngine) -> None:
     sequences = [llama.tokenize(text) for text in TEXTS]
     sequences[0].append(llama.tokenize("<|im_end|>")[0])  # the end of an answer can be scored too
     found, expected = llama.logprobs(sequences), reference.logprobs(sequences)
@@ -76,81 +94,110 @@ def test_same_log_probability_of_every_token(llama: LlamaCppEngine, reference: T
         assert one == pytest.approx(other, abs=1e-3)
 
 
-def test_neutral_nll_adds_up(llama: LlamaCppEngine, reference: TransformersEngine) -> None:
+def test_neutral_nll_adds_up(llama: GgufEngine, reference: TransformersEngine) -> None:
     nats, tokens = neutral_nll(llama, TEXTS)
     expected_nats, expected_tokens = neutral_nll(reference, TEXTS)
     assert tokens == expected_tokens
     assert nats == pytest.approx(expected_nats, abs=1e-2)
 
 
-def test_same_greedy_answers(llama: LlamaCppEngine, reference: TransformersEngine) -> None:
-    conversations = [ASK, [{"role": "user", "content": "Hello!"}], [{"role": "user", "content": "1 2 3"}]]
+def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -> None:
+    sampling = Sampling(max_tokens=4)
+    words = (
+        "Hello!",
+        "1",
+        "fox",
+        "dog",
+        "Paris",
+        "help",
+        "mind",
+        "tips",
+        "lazy",
+        "quick",
+        "two",
+        "phone",
+        "jumps",
+        "over",
+    )
+    asked = [ASK, *([{"role": "user", "content": word}] for word in words)]
+    answers = reference.complete_many(asked, sampling)
+    # a random model says bytes that make no character; llama-cpp-python leaves those out
+    kept = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
+    assert len(kept) >= 4
+    conversations, expected = [asked[i] for i in kept], [answers[i] for i in kept]
     counts: list[int] = []
-    sampling = Sampling(max_tokens=12)
-    answers = llama.complete_many(conversations, sampling, counts.append)
-    assert sorted(counts) == [1, 2, 3]
-    assert answers == reference.complete_many(conversations, sampling)
-    assert answers[0] == "".join(llama.generate(ASK, sampling)) == "".join(reference.generate(ASK, sampling))
+    assert llama.complete_many(conversations, sampling, counts.append) == expected
+    assert sorted(counts) == list(range(1, len(kept) + 1))
+    for conversation, answer in zip(conversations[:2], expected, strict=False):
+        assert "".join(llama.generate(conversation, sampling)) == answer
+        assert "".join(reference.generate(conversation, sampling)) == answer
 
 
-@pytest.mark.parametrize("name", ["llama", "reference"])
-def test_sampling_repeats_with_its_seed(name: str, request: pytest.FixtureRequest) -> None:
-    engine = request.getfixturevalue(name)
+@pytest.fixture(params=[*ENGINES, "transformers"])
+def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEngine) -> Iterator[Engine]:
+    if request.param == "transformers":
+        yield reference
+        return
+    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    with closing(open_gguf(gguf, request.param, context=256, threads=1)) as opened:
+        yield opened
+
+
+def test_sampling_repeats_with_its_seed(engine: Engine) -> None:
     drawn = ["".join(engine.generate(ASK, Sampling(max_tokens=16, temperature=1.0, seed=seed))) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-@pytest.mark.parametrize("name", ["llama", "reference"])
-def test_stop_text_ends_the_answer_and_is_left_out(name: str, request: pytest.FixtureRequest) -> None:
-    engine = request.getfixturevalue(name)
+def test_stop_text_ends_the_answer_and_is_left_out(engine: Engine) -> None:
     whole = "".join(engine.generate(ASK, Sampling(max_tokens=12)))
     stop = whole[4:7]
     cut = "".join(engine.generate(ASK, Sampling(max_tokens=12, stop=(stop,))))
     assert cut == whole[: whole.index(stop)]
 
 
-def test_closing_an_answer_leaves_the_engine_usable(llama: LlamaCppEngine) -> None:
+def test_closing_an_answer_leaves_the_engine_usable(llama: GgufEngine) -> None:
     answer = llama.generate(ASK, Sampling(max_tokens=200))
     next(answer)
     answer.close()
     assert llama.complete_many([ASK], Sampling(max_tokens=4))[0]
 
 
-def test_ends_at(llama: LlamaCppEngine) -> None:
+def test_ends_at(llama: GgufEngine) -> None:
     assert llama.ends_at(llama.tokenize("<|im_end|>")[0])
     assert not llama.ends_at(llama.tokenize("a")[0])
 
 
-def test_a_conversation_longer_than_the_context(llama: LlamaCppEngine) -> None:
+def test_a_conversation_longer_than_the_context(llama: GgufEngine) -> None:
     with pytest.raises(EngineError, match=r"has \d+ tokens and the context holds 256"):
         list(llama.generate([{"role": "user", "content": "word " * 400}]))
 
 
-def test_an_error_in_one_of_many_is_raised(llama: LlamaCppEngine) -> None:
+def test_an_error_in_one_of_many_is_raised(llama: GgufEngine) -> None:
     with pytest.raises(EngineError, match="context"):
         llama.complete_many([ASK, [{"role": "user", "content": "word " * 400}], ASK], Sampling(max_tokens=2))
 
 
-def test_nothing_of_llama_cpp_reaches_the_terminal(gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    engine = LlamaCppEngine(gguf, context=64, threads=1)
+def test_nothing_of_llama_cpp_reaches_the_terminal(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = open_gguf(gguf, name, context=64, threads=1)
     engine.complete_many([ASK], Sampling(max_tokens=2))
     engine.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_engine_that_was_never_asked_can_be_closed(gguf: Path) -> None:
+def test_an_engine_that_was_never_asked_can_be_closed(gguf: Path, name: str) -> None:
     for _ in range(10):
-        LlamaCppEngine(gguf, context=64, threads=1).close()
+        open_gguf(gguf, name, context=64, threads=1).close()
 
 
-def test_a_closed_engine_says_so(gguf: Path) -> None:
-    engine = LlamaCppEngine(gguf, context=64, threads=1)
+def test_a_closed_engine_says_so(gguf: Path, name: str) -> None:
+    engine = open_gguf(gguf, name, context=64, threads=1)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.tokenize("a")
 
 
-def test_files_that_are_no_model(tmp_path: Path) -> None:
+def test_files_that_are_no_model(tmp_path: Path, name: str) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("not a model")
     version = tmp_path / "version.gguf"
@@ -165,15 +212,15 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         (version, "version 99"),
     ):
         with pytest.raises(EngineError, match=problem):
-            LlamaCppEngine(path)
+            open_gguf(path, name)
 
 
 @pytest.mark.parametrize("kept", [24, 200, 9000, -1000])
-def test_a_truncated_file(gguf: Path, tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_file(gguf: Path, name: str, tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]) -> None:
     short = tmp_path / "short.gguf"
     short.write_bytes(gguf.read_bytes()[:kept])
     with pytest.raises(EngineError, match="cut short or damaged"):
-        LlamaCppEngine(short)
+        open_gguf(short, name)
     assert capfd.readouterr() == ("", "")
 
 
@@ -182,3 +229,14 @@ def test_a_model_without_chat_template() -> None:
     tokenizer.chat_template = None
     with pytest.raises(EngineError, match="no chat template"):
         TransformersEngine(tiny_llama(tokenizer), tokenizer).render(ASK)
+
+
+def test_an_unknown_engine_names_the_known(gguf: Path) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'ollama'; there are xllamacpp and llama-cpp-python"):
+        open_gguf(gguf, "ollama")
+
+
+def test_a_missing_extra_names_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+    with pytest.raises(EngineError, match=r"not installed: pip install 'buleyean-rl\[llama-cpp\]'"):
+        open_gguf(gguf, "llama-cpp-python")

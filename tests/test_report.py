@@ -6,18 +6,16 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from buleyean_rl.report import (
     RunReport,
     _smooth,
     library_versions,
-    model_card,
     peak_rss_bytes,
     plot_losses,
     write_json,
@@ -79,34 +77,6 @@ def png_size(data: bytes) -> tuple[int, int]:
 def test_the_plot_is_a_whole_png(log: list[dict[str, float]], tmp_path: Path) -> None:
     plot_losses(tmp_path / "loss.png", REPORT, log)
     assert png_size((tmp_path / "loss.png").read_bytes()) == (1200, 480)
-
-
-def test_the_card_holds_the_cards_table() -> None:
-    card = model_card(REPORT)
-    assert yaml.safe_load(card.split("---")[1]) == {
-        "base_model": "org/base",
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["buleyean-rl", "lora", "negative-feedback"],
-    }
-    for row in (
-        "| Base model | org/base |",
-        "| Parameters | 134,515,008 (adapter: 4,884,480) |",
-        "| Objective | `complement`, alpha 0.7, tau 1.0 |",
-        "| Training data | 4,500 rejection records, no chosen answers (500 held out) |",
-        "| Hardware | cpu, 2 threads |",
-        "| Steps | 1,125 in 1,800 s |",
-        "| Final loss | 0.5000 held out, 0.5100 in training |",
-        "| Loss floor | 0.4800 |",
-        "| Optimality gap | 0.0200 nats (5% of the start's) |",
-    ):
-        assert row in card.splitlines()
-
-
-def test_a_card_claims_no_held_out_records_it_does_not_have() -> None:
-    card = model_card(replace(REPORT, records_held_out=0, optimality_gap_relative=None))
-    assert "held out)" not in card
-    assert "| Optimality gap | 0.0200 nats |" in card
 
 
 def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,9 @@ one of them is a pure function of its arguments: same call, same weights, same t
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import torch
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -145,8 +148,33 @@ def _build(
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.5)
             elif parameter.dim() == 1:
-                torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+                # Gemma's norms multiply by 1 + weight
+                torch.nn.init.normal_(parameter, mean=0.0 if "Gemma" in model_class.__name__ else 1.0, std=0.2)
             else:
                 torch.nn.init.normal_(parameter, std=0.15)
     model.tie_weights()
     return model.eval()
+
+
+def tiny_run(folder: Path, base: Path, **lora: object) -> Path:
+    """A run folder as training leaves it, around an adapter with random numbers in it.
+
+    `base` is a model folder or a GGUF file whose tokenizer is `tiny_tokenizer()`; `lora` are PEFT's settings.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from buleyean_rl.models import load_base
+
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"]} | lora
+    model = load_base(str(base))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(1)
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        adapted.peft_config["default"].base_model_name_or_path = str(base)
+        adapted.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -22,7 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from buleyean_rl.engines import CONTEXT, Engine, LlamaCppEngine, Sampling
+from buleyean_rl.engines import CONTEXT, DEFAULT, Engine, Sampling, open_gguf
 from buleyean_rl.errors import EngineError
 
 CHAT = Sampling(max_tokens=512, temperature=0.7)
@@ -39,8 +39,13 @@ class Voice:
 
 
 @contextmanager
-def open_voices(paths: Sequence[Path | str], context: int = CONTEXT) -> Iterator[list[Voice]]:
+def open_voices(paths: Sequence[Path | str], context: int = CONTEXT, engine: str = DEFAULT) -> Iterator[list[Voice]]:
     """GGUF files as voices, named after the files; freed when the block ends.
+
+    Args:
+        paths: of the files.
+        context: the most tokens of a conversation.
+        engine: one of `engines.ENGINES`.
 
     Raises:
         EngineError: a file is missing, is not GGUF, is damaged, or llama.cpp cannot run it.
@@ -48,9 +53,9 @@ def open_voices(paths: Sequence[Path | str], context: int = CONTEXT) -> Iterator
     with ExitStack() as stack:
         voices = []
         for path in paths:
-            engine = LlamaCppEngine(path, context=context)
-            stack.callback(engine.close)
-            voices.append(Voice(Path(path).stem, engine))
+            opened = open_gguf(path, engine, context=context)
+            stack.callback(opened.close)
+            voices.append(Voice(Path(path).stem, opened))
         yield voices
 
 

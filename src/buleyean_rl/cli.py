@@ -8,6 +8,7 @@ that needs it, so that `--help` is quick.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Turn other people's data into rejection records, and check them.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
+EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 
@@ -95,6 +97,7 @@ def _root(
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
     quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: two to three minutes.")] = False,
+    engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:
     """Do the main job on bundled data and model: mine loops, train, export, measure, compare."""
@@ -102,7 +105,7 @@ def demo(
 
     from buleyean_rl.demo import run_demo
 
-    _print_json(run_demo(Path(output), quick=quick, console=_console()), as_json)
+    _print_json(run_demo(Path(output), quick=quick, engine=engine, console=_console()), as_json)
 
 
 @app.command()
@@ -156,15 +159,37 @@ def train(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model that `train` takes.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
-    quant: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0 or q4_1.")] = "q8_0",
+    quant: Annotated[
+        str | None,
+        typer.Option(help="q8_0 (default), q6_k, q5_k_m, q4_k_m, q2_k ..., f16, bf16, f32; several with commas."),
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, for llama.cpp's --lora.")] = False,
+    ollama: Annotated[bool, typer.Option("--ollama", help="Write a Modelfile for Ollama beside it.")] = False,
+    name: Annotated[str | None, typer.Option(help="What the file calls the model; its own name if not given.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who trained it.")] = None,
+    license: Annotated[str | None, typer.Option(help="Such as apache-2.0.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where the model's card is.")] = None,
+    engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:
     """Merge a run into its base model and write it as GGUF, checked in llama.cpp before it gets its name."""
     from pathlib import Path
 
-    from buleyean_rl.export import export as write
+    from buleyean_rl import export as exporting
+    from buleyean_rl.errors import UsageError
+    from buleyean_rl.gguf_export import About
 
-    _print_json(write(run, Path(output), quant, console=_console()), as_json)
+    about = About(name=name, author=author, license=license, url=url)
+    if adapter and ollama:
+        raise UsageError("--ollama describes the merged model: leave out --adapter")
+    path, console = Path(output), _console()
+    with _ended_like_interrupted():
+        if adapter:
+            written = exporting.export_adapter(run, path, quant or "f16", engine=engine, about=about, console=console)
+        else:
+            quants = (quant or "q8_0").split(",")
+            written = exporting.export(run, path, quants, ollama=ollama, engine=engine, about=about, console=console)
+    _print_json(written, as_json)
 
 
 @app.command()
@@ -176,6 +201,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest word every time.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    engine: EngineName = "xllamacpp",
 ) -> None:
     """Talk to a GGUF model in llama.cpp."""
     from rich.console import Console
@@ -184,13 +210,42 @@ def chat(
     from buleyean_rl.engines import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with chatting.open_voices([model] if compare is None else [compare, model]) as voices:
+    with chatting.open_voices([model] if compare is None else [compare, model], engine=engine) as voices:
         if prompt is None:
             chatting.talk(voices, Console(), system=system, sampling=sampling)
         elif compare is None:
             chatting.ask(voices[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
         else:
             chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
+
+
+@app.command()
+def push(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="A run folder, GGUF files, or a records file.")],
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository on the Hub.")],
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="The run that GGUF files were made from.")] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="A new repository is for everyone to see.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a run, GGUF files or records to the Hugging Face Hub, with a card; a new repository is private."""
+    from pathlib import Path
+
+    from buleyean_rl import hub
+    from buleyean_rl.errors import UsageError
+
+    parcel = hub.gather([Path(p) for p in paths], to, run=Path(run) if run else None, license=license)
+    for line in (f"to {parcel.kind} {to}, {'public' if public else 'private'} if it is new:", *parcel.lines()):
+        print(line, file=sys.stderr)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is there to be asked: add --yes to upload")
+        typer.confirm("upload?", abort=True, err=True)
+    address = hub.send(parcel, to, private=not public, message=message)
+    print(address, file=sys.stderr)
+    _print_json({"url": address, "files": list(parcel.files)}, as_json)
 
 
 @data_app.callback(invoke_without_command=True)
@@ -254,6 +309,16 @@ def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
         ]
 
     return measure
+
+
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Being told to end (SIGTERM) is Ctrl-C within: what was begun is cleaned up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _console() -> Any:

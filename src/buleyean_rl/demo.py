@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from buleyean_rl import demo_data
-from buleyean_rl.engines import Engine, LlamaCppEngine, TransformersEngine, neutral_nll
+from buleyean_rl.engines import DEFAULT, Engine, TransformersEngine, neutral_nll, open_gguf
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluate import is_looping, loop_rate
-from buleyean_rl.gguf_export import export_gguf
+from buleyean_rl.export import export
 from buleyean_rl.mine import cached_answers, reject_loops
 from buleyean_rl.models import (
     BUNDLED,
@@ -34,7 +35,6 @@ from buleyean_rl.models import (
     fingerprint,
     load_base,
     load_tokenizer,
-    merge_run,
 )
 from buleyean_rl.records import write_records
 from buleyean_rl.report import RunReport, write_json
@@ -80,12 +80,15 @@ class Measured:
     answers: dict[str, str]
 
 
-def run_demo(folder: Path, *, quick: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run_demo(
+    folder: Path, *, quick: bool = False, engine: str = DEFAULT, console: Console | None = None
+) -> dict[str, Any]:
     """Run the demo and show what came out.
 
     Args:
         folder: gets `records.jsonl`, `run/`, `model.gguf` and `demo.json`; an earlier demo there is replaced.
         quick: less data, fewer steps.
+        engine: what the files are checked and measured in, one of `engines.ENGINES`.
         console: where progress and the table go; None for nowhere.
 
     Returns:
@@ -103,7 +106,8 @@ def run_demo(folder: Path, *, quick: bool = False, console: Console | None = Non
     held_out = [HELLO, *demo_data.held_out_prompts()[: scale.held_out]]
 
     console.print(f"letting {BUNDLED} answer {len(prompts)} prompts")
-    answers = _answers(_mining_engine, base, prompts, console, "the base model answers")
+    name = f"transformers {fingerprint(str(base))}"
+    answers = _answers(lambda: _mining_engine(base), name, prompts, console, "the base model answers")
     records = reject_loops(prompts, answers)
     console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,13 +124,11 @@ def run_demo(folder: Path, *, quick: bool = False, console: Console | None = Non
     )
     report = train(folder / "records.jsonl", BUNDLED, config, console=console)
     with console.status("exporting to GGUF, and checking it against the model"):
-        model, tokenizer = merge_run(folder / "run")
-        export_gguf(model, tokenizer, folder / "model.gguf", "q8_0", source_gguf=base)
-        del model
+        export(str(folder / "run"), folder / "model.gguf", engine=engine)
 
     console.print(f"letting both models answer {len(held_out)} prompts that nobody trained on")
-    before = _measure(base, held_out, console, "measuring the base model")
-    after = _measure(folder / "model.gguf", held_out, console, "measuring the trained model")
+    before = _measure(base, engine, held_out, console, "measuring the base model")
+    after = _measure(folder / "model.gguf", engine, held_out, console, "measuring the trained model")
     result = {"run": asdict(report), "before": asdict(before), "after": asdict(after)}
     write_json(folder / "demo.json", result)
     console.print(_table(report, before, after, len(held_out) - 1))
@@ -137,32 +139,21 @@ def run_demo(folder: Path, *, quick: bool = False, console: Console | None = Non
 
 
 def _answers(
-    engine: Callable[[Path], Engine], path: Path, prompts: Sequence[str], console: Console, what: str
+    running: Callable[[], Engine], name: str, prompts: Sequence[str], console: Console, what: str
 ) -> list[str]:
     with Progress(console=console, disable=console.quiet, transient=True) as progress:
         task = progress.add_task(what, total=len(prompts))
-        return cached_answers(
-            lambda: engine(path),
-            f"{engine.__name__} {fingerprint(str(path))}",
-            prompts,
-            ANSWER_TOKENS,
-            lambda done: progress.update(task, completed=done),
-        )
+        return cached_answers(running, name, prompts, ANSWER_TOKENS, lambda done: progress.update(task, completed=done))
 
 
-def _measure(path: Path, held_out: Sequence[str], console: Console, what: str) -> Measured:
-    answers = _answers(_chatting_engine, path, held_out, console, what)
-    with console.status(what):
-        engine = _chatting_engine(path)
-        try:
-            nats, tokens = neutral_nll(engine, demo_data.neutral_texts())
-        finally:
-            engine.close()
+def _measure(path: Path, engine: str, held_out: Sequence[str], console: Console, what: str) -> Measured:
+    def running() -> Engine:
+        return open_gguf(path, engine, parallel=SLOTS, context=512)
+
+    answers = _answers(running, f"{engine} {fingerprint(str(path))}", held_out, console, what)
+    with console.status(what), closing(running()) as opened:
+        nats, tokens = neutral_nll(opened, demo_data.neutral_texts())
     return Measured(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
-
-
-def _chatting_engine(path: Path) -> Engine:
-    return LlamaCppEngine(path, parallel=SLOTS, context=512)
 
 
 def _mining_engine(path: Path) -> Engine:

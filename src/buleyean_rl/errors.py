@@ -8,6 +8,7 @@
     ├── ExportError               a GGUF file that cannot be written
     │   ├── UnsupportedArchitecture
     │   └── ParityError           the written file does not behave like the model it came from
+    ├── HubError                  nothing could be uploaded
     └── UsageError                exit code 2: the request itself is wrong
 
 A message says what is wrong, where, and what to do about it, in one or two lines. Anything else
@@ -62,6 +63,10 @@ class UnsupportedArchitecture(ExportError):
 
 class ParityError(ExportError):
     """A written GGUF that does not behave like the model it was made from."""
+
+
+class HubError(BuleyeanError):
+    """The Hub could not be reached, or would not take what was sent."""
 
 
 class UsageError(BuleyeanError):

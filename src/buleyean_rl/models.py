@@ -28,15 +28,13 @@ from torch import nn
 
 from buleyean_rl import pre_tokenizers
 from buleyean_rl.cache import cache_folder
+from buleyean_rl.cards import ALIASES
 from buleyean_rl.errors import ModelError
 from buleyean_rl.fused import OutputHead
 from buleyean_rl.layers import fuse_layers
 
 BUNDLED = "smollm2-135m"
-HUB_IDS = {
-    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
-}
+HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
 
 
 @dataclass(frozen=True)
@@ -141,11 +139,71 @@ def load_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(_converted(source) if source.gguf else source.location)
 
 
+def load_config(name: str) -> Any:
+    """The transformers configuration of a model, without its weights.
+
+    Args:
+        name: see `resolve`.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(name)
+    with _loading(source):
+        if source.gguf and not _conversion(source).exists():
+            return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf)
+        return AutoConfig.from_pretrained(_conversion(source) if source.gguf else source.location)
+
+
+def load_ends(name: str, config: Any) -> set[int]:
+    """The tokens at which a model's generation stops, as far as it says so.
+
+    Args:
+        name: see `resolve`.
+        config: from `load_config`.
+    """
+    from transformers import GenerationConfig
+
+    source = resolve(name)
+    try:
+        found = config if source.gguf else GenerationConfig.from_pretrained(source.location)
+    except OSError:  # it has no generation_config.json
+        found = config
+    ends = found.eos_token_id
+    return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a model that is not a GGUF, fetched from the Hub where it is there.
+
+    Args:
+        name: see `resolve`.
+
+    Raises:
+        ModelError: there are none.
+    """
+    from huggingface_hub import snapshot_download
+
+    source = resolve(name)
+    with _loading(source):
+        folder = Path(source.location)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.json"]))
+        index = folder / "model.safetensors.index.json"
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        paths = [folder / shard for shard in sorted(shards)]
+    if missing := [path for path in paths if not path.exists()]:
+        raise ModelError(f"{missing[0]} is missing: only models saved as safetensors can be read")
+    return paths
+
+
 def _converted(source: Source) -> str:
     """A GGUF file as a transformers folder in fp32, made once: transformers takes long to read a GGUF."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, __version__
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = cache_folder() / "models" / f"{fingerprint(source.name)}-{__version__}"
+    folder = _conversion(source)
     if folder.exists():
         return str(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,6 +224,13 @@ def _converted(source: Source) -> str:
         if not folder.exists():  # another process may have been faster
             os.rename(f"{unfinished}/model", folder)
     return str(folder)
+
+
+def _conversion(source: Source) -> Path:
+    """Where a GGUF file's conversion is kept, once there is one."""
+    from transformers import __version__
+
+    return cache_folder() / "models" / f"{fingerprint(source.name)}-{__version__}"
 
 
 def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
@@ -306,13 +371,23 @@ def merge_run(run: Path) -> tuple[Any, Any]:
         ModelError: it is not a run folder, or its base model cannot be loaded.
     """
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
     base = load_base(run_base(run), torch.float32)
     with _loading(Source(str(run), str(run))), _quiet_peft():
         merged = PeftModel.from_pretrained(base, str(run)).merge_and_unload()
-        tokenizer = AutoTokenizer.from_pretrained(str(run))
-    return merged.eval(), tokenizer
+    return merged.eval(), run_tokenizer(run)
+
+
+def run_tokenizer(run: Path) -> Any:
+    """The tokenizer of a run folder.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with _loading(Source(str(run), str(run))):
+        return AutoTokenizer.from_pretrained(str(run))
 
 
 def run_base(run: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs to read: `run.json`, `loss.png` and the model card."""
+"""What a run leaves for people and programs to read: `run.json`, `loss.png` and, from `cards`, the model card."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from buleyean_rl.cards import run_card
 
 LIBRARIES = ("buleyean-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "gguf")
 
@@ -102,7 +104,7 @@ def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, flo
         log: the training log, one entry a step.
     """
     plot_losses(folder / "loss.png", report, log)
-    (folder / "README.md").write_text(model_card(report), encoding="utf-8")
+    (folder / "README.md").write_text(run_card(asdict(report)), encoding="utf-8")
     write_json(folder / "run.json", asdict(report))
 
 
@@ -142,51 +144,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
     """A running mean over about a fiftieth of the values, so that a long run can be read."""
     width = max(1, len(values) // 50)
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
-
-
-def model_card(report: RunReport) -> str:
-    """The run folder's README: a Hub header and the table people look for."""
-    relative = (
-        "" if report.optimality_gap_relative is None else f" ({report.optimality_gap_relative:.0%} of the start's)"
-    )
-    config = report.config
-    held_out = f" ({report.records_held_out:,} held out)" if report.records_held_out else ""
-    rows = {
-        "Base model": report.model,
-        "Parameters": f"{report.parameters['base']:,} (adapter: {report.parameters['adapter']:,})",
-        "Objective": f"`{report.objective}`, alpha {config['alpha']}, tau {config['tau']}",
-        "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}",
-        "Training data": f"{report.records:,} rejection records, no chosen answers{held_out}",
-        "Format": "PEFT adapter, safetensors; `buleyean export` makes the GGUF",
-        "Hardware": report.device,
-        "Steps": f"{report.steps:,} in {report.seconds:,.0f} s",
-        "Final loss": f"{report.loss_final:.4f} held out, {report.loss_training:.4f} in training",
-        "Loss floor": f"{report.loss_floor:.4f}",
-        "Optimality gap": f"{report.optimality_gap:.4f} nats{relative}",
-        "Rejected answers": f"{report.rejected_nll_base:.3f} -> {report.rejected_nll_final:.3f} nats per token",
-        "Neutral text": f"{report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f} nats per token",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"""---
-base_model: {report.model}
-library_name: peft
-pipeline_tag: text-generation
-tags: [buleyean-rl, lora, negative-feedback]
----
-
-# {report.model}, taught by rejections
-
-Fine-tuned with `buleyean-rl` from rejected answers alone: no chosen answers, no reward model.
-
-| | |
-|---|---|
-{table}
-
-The loss is `alpha KL(P || model) + (1 - alpha) contrast`, P the complement distribution of the rejections. Its
-floor is the least value any model could reach on this data, the optimality gap what is left above it.
-
-![loss, floor and gap](loss.png)
-
-    buleyean export . -o model.gguf
-    buleyean chat model.gguf
-"""

@@ -1,17 +1,45 @@
-"""A model in memory becomes a GGUF file that is proven right before it gets its name.
+"""A model becomes GGUF files that are proven right before they get their names.
 
-    model --architectures--> metadata, named tensors --+
-                                                       +--write--> temporary file --parity--> the file
-    tokenizer --vocabulary--> metadata ----------------+
+    model in memory --+                  +--write--> temporary files --parity--> the files
+    run folder -------+--> blueprint ----+
+    GGUF file --------+                  +--> k_quants, adapter_file, ollama
 
-`export_gguf` does all of it. `check_parity` is the proof alone, and works on any file and model.
+A blueprint says what a file will hold without holding it: `architectures` names and permutes the tensors,
+`tensors` reads them a block at a time, `vocabulary` and `metadata` give the rest. `export_gguf` does all of it
+for a model in memory, `write_gguf` for any blueprint. `check_parity` is the proof alone.
 """
 
 from __future__ import annotations
 
+from buleyean_rl.gguf_export.adapter_file import ADAPTER_QUANTS, write_adapter
 from buleyean_rl.gguf_export.architectures import supported
-from buleyean_rl.gguf_export.parity import ParityReport, check_parity
+from buleyean_rl.gguf_export.blueprint import Blueprint, of_model, of_run
+from buleyean_rl.gguf_export.converter import checkout, converted
+from buleyean_rl.gguf_export.k_quants import K_QUANTS
+from buleyean_rl.gguf_export.metadata import About
+from buleyean_rl.gguf_export.ollama import modelfile
+from buleyean_rl.gguf_export.parity import ParityReport, check_blueprint, check_parity
 from buleyean_rl.gguf_export.quantise import QUANTS
-from buleyean_rl.gguf_export.write import ExportReport, export_gguf
+from buleyean_rl.gguf_export.write import ExportReport, check_request, export_gguf, write_gguf
 
-__all__ = ["QUANTS", "ExportReport", "ParityReport", "check_parity", "export_gguf", "supported"]
+__all__ = [
+    "ADAPTER_QUANTS",
+    "K_QUANTS",
+    "QUANTS",
+    "About",
+    "Blueprint",
+    "ExportReport",
+    "ParityReport",
+    "check_blueprint",
+    "check_parity",
+    "check_request",
+    "checkout",
+    "converted",
+    "export_gguf",
+    "modelfile",
+    "of_model",
+    "of_run",
+    "supported",
+    "write_adapter",
+    "write_gguf",
+]

@@ -17,21 +17,25 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from jinja2 import TemplateError
 
-from buleyean_rl.engines import LlamaCppEngine, check_gguf
+from buleyean_rl.engines import DEFAULT, GgufEngine, check_gguf, open_gguf
+from buleyean_rl.engines import Adapter as Applied
 from buleyean_rl.errors import EngineError, ExportError, ParityError
-from buleyean_rl.gguf_export import architectures
-from buleyean_rl.gguf_export.quantise import dequantise, quantise
+from buleyean_rl.gguf_export.adapters import Adapter
+from buleyean_rl.gguf_export.architectures import original_context
+from buleyean_rl.gguf_export.blueprint import Blueprint, of_model, parameters_of
+from buleyean_rl.gguf_export.quantise import quantise
+from buleyean_rl.gguf_export.reference import Reference
+from buleyean_rl.gguf_export.tensors import Rows, in_gguf
 from buleyean_rl.gguf_export.vocabulary import added_ends, chat_template
 
 TEXTS = (
@@ -81,6 +85,13 @@ TOLERANCE = {"F32": 1e-4, "F16": 1e-3, "BF16": 3e-3}
 QUANTISED_TOLERANCE = 2e-2
 
 
+class Computes(Protocol):
+    """What knows a model's log-probabilities: `reference.Reference`, or a model in memory."""
+
+    def logprobs(self, sequences: list[list[int]], lengths: list[list[int]]) -> list[np.ndarray]:
+        """Of the next token after beginnings of sequences. Shape: per sequence (lengths, vocabulary)."""
+
+
 @dataclass(frozen=True)
 class ParityReport:
     """What was compared, and how close it was.
@@ -112,7 +123,7 @@ def check_parity(model: Any, tokenizer: Any, path: Path | str, *, tolerance: flo
     """Compare a GGUF file, in llama.cpp, with the transformers model it was made from.
 
     Args:
-        model: the merged model, in memory; its weights are swapped for the stored ones meanwhile, and back.
+        model: the merged model, in memory.
         tokenizer: its tokenizer.
         path: the GGUF file.
         tolerance: for the divergence, in nats; by the file's coarsest type if None.
@@ -120,29 +131,101 @@ def check_parity(model: Any, tokenizer: Any, path: Path | str, *, tolerance: flo
     Raises:
         ParityError: something differs; the message says what, with the numbers.
     """
-    started, path = time.monotonic(), Path(path)
-    notes: list[str] = []
-    try:
-        check_gguf(path)
-        reader = GGUFReader(path)
+    return check_blueprint(of_model(model, tokenizer), path, tolerance=tolerance)
+
+
+def check_blueprint(
+    blueprint: Blueprint, path: Path | str, *, engine: str = DEFAULT, tolerance: float | None = None
+) -> ParityReport:
+    """Compare a GGUF file, in llama.cpp, with what it should be.
+
+    Memory: transformers reads its weights from the file as it comes to them, so one weight in fp32 and the
+    activations; besides that what llama.cpp needs, the file.
+
+    Args:
+        blueprint: what should be in the file.
+        path: the GGUF file.
+        engine: what to run it in, one of `engines.ENGINES`.
+        tolerance: for the divergence, in nats; by the file's coarsest type if None.
+
+    Raises:
+        ParityError: something differs; the message says what, with the numbers.
+    """
+    with reading(path) as reader:
         tensors = {t.name: t for t in reader.tensors}
-        _check_vocabulary(tokenizer, reader)
-        with _stored_weights(model, tensors), closing(LlamaCppEngine(path, context=CONTEXT, exact=True)) as engine:
-            texts = _check_texts(tokenizer, engine, notes)
-            chats = _check_chats(tokenizer, engine, notes)
-            _check_ends(model, tokenizer, engine, reader)
-            sequences = [ids[: _longest(reader)] for ids in _sequences(tokenizer, engine)]
-            if tolerance is None:
-                tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
-            positions, divergence, largest = _check_numbers(model, engine, sequences, tolerance)
-    except EngineError as error:
-        raise ParityError(f"llama.cpp cannot run the written file: {error}") from error
-    except (ValueError, IndexError, KeyError) as error:
-        raise ParityError(f"{path}: is not a GGUF file that can be read: {error}") from error
+        _check_vocabulary(blueprint.tokenizer, reader)
+        _check_tensors(blueprint.tensors, tensors)
+        stored = {name: in_gguf(tensor) for name, tensor in tensors.items()}
+        reference = None if blueprint.proof else Reference(blueprint.config, parameters_of(stored, blueprint.layouts))
+        if tolerance is None:
+            tolerance = _tolerance({t.tensor_type for t in tensors.values() if t.data.ndim > 1})
+        with closing(open_gguf(path, engine, context=_context(blueprint.config), exact=True)) as llama:
+            return compare(blueprint, reference, llama, reader, tolerance)
+
+
+def check_adapter(
+    base: Blueprint, planned: Blueprint, adapter: Adapter, base_path: Path, path: Path, *, engine: str = DEFAULT
+) -> ParityReport:
+    """Compare an adapter's file, applied to its base in llama.cpp, with the base's weights and the adapter merged.
+
+    What is merged is the adapter as it was trained, and not what the file says of it: a file that is wrong in
+    itself would otherwise agree with itself.
+
+    Args:
+        base: the base model's file.
+        planned: what should be in the adapter's file.
+        adapter: as trained.
+        base_path: the base model's file.
+        path: the adapter's file.
+        engine: what to run them in, one of `engines.ENGINES`.
+
+    Raises:
+        ParityError: something differs; the message says what, with the numbers.
+    """
+    with reading(base_path) as reader, reading(path) as adapter_reader:
+        _check_tensors(planned.tensors, {tensor.name: tensor for tensor in adapter_reader.tensors})
+        stored = {tensor.name: in_gguf(tensor) for tensor in reader.tensors}
+        reference = Reference(base.config, adapter.merged(parameters_of(stored, base.layouts)))
+        kinds = {t.tensor_type for t in (*reader.tensors, *adapter_reader.tensors) if t.data.ndim > 1}
+        settings = {"context": _context(base.config), "exact": True, "adapter": Applied(path)}
+        with closing(open_gguf(base_path, engine, **settings)) as llama:
+            return compare(base, reference, llama, reader, _tolerance(kinds))
+
+
+def compare(
+    blueprint: Blueprint,
+    reference: Computes | None,
+    engine: GgufEngine,
+    reader: GGUFReader,
+    tolerance: float = QUANTISED_TOLERANCE,
+) -> ParityReport:
+    """Everything that is seen from outside: text, chats, ends and numbers.
+
+    Args:
+        blueprint: what is to be seen.
+        reference: what computes the numbers; None where the blueprint brings a proof of its own.
+        engine: with the file in it.
+        reader: of the file.
+        tolerance: for the divergence, in nats.
+
+    Raises:
+        ParityError: something differs.
+    """
+    started, notes = time.monotonic(), list[str]()
+    texts = _check_texts(blueprint.tokenizer, engine, notes)
+    chats = _check_chats(blueprint.tokenizer, engine, notes)
+    _check_ends(blueprint, engine, reader)
+    if reference is None:
+        assert blueprint.proof is not None
+        notes.append("log-probabilities were compared in full precision; the tensors here are those, quantised")
+        seconds = time.monotonic() - started
+        return replace(blueprint.proof, texts=texts, chats=chats, notes=tuple(notes), seconds=seconds)
+    sequences = [ids[: _longest(reader)] for ids in _sequences(blueprint.tokenizer, engine)]
+    positions, divergence, largest = _check_numbers(reference, engine, sequences, tolerance)
     return ParityReport(
         texts=texts,
         chats=chats,
-        tensors=len(tensors),
+        tensors=len(blueprint.tensors),
         positions=positions,
         divergence=divergence,
         tolerance=tolerance,
@@ -152,10 +235,20 @@ def check_parity(model: Any, tokenizer: Any, path: Path | str, *, tolerance: flo
     )
 
 
-def answer_ends(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens at which generation stops."""
-    ends = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
-    return ({tokenizer.eos_token_id} | set(ends if isinstance(ends, list) else [ends])) - {None}
+@contextmanager
+def reading(path: Path | str) -> Iterator[GGUFReader]:
+    """A GGUF file, and whatever fails because it is none or a bad one as a ParityError."""
+    try:
+        check_gguf(path)
+        yield GGUFReader(path)
+    except EngineError as error:
+        raise ParityError(f"llama.cpp cannot run the written file: {error}") from error
+    except ParityError:
+        raise
+    except ExportError as error:
+        raise ParityError(str(error)) from error
+    except (ValueError, IndexError, KeyError) as error:
+        raise ParityError(f"{path}: is not a GGUF file that can be read: {error}") from error
 
 
 def _check_vocabulary(tokenizer: Any, reader: GGUFReader) -> None:
@@ -173,7 +266,7 @@ def _check_vocabulary(tokenizer: Any, reader: GGUFReader) -> None:
             raise ParityError(f"{name.upper()} differs: token {expected}, and {there} in the file")
 
 
-def _check_texts(tokenizer: Any, engine: LlamaCppEngine, notes: list[str]) -> int:
+def _check_texts(tokenizer: Any, engine: GgufEngine, notes: list[str]) -> int:
     """Token ids of the tricky texts and of every special token, as text and as tokens."""
     composes = _composes(tokenizer)
     if composes:
@@ -188,45 +281,46 @@ def _check_texts(tokenizer: Any, engine: LlamaCppEngine, notes: list[str]) -> in
     return len(texts)
 
 
-def _check_chats(tokenizer: Any, engine: LlamaCppEngine, notes: list[str]) -> int:
+def _check_chats(tokenizer: Any, engine: GgufEngine, notes: list[str]) -> int:
     """The rendered template, and the ids that are fed to the model."""
     if chat_template(tokenizer) is None:
         notes.append("there is no chat template; llama.cpp will use its own")
         return 0
     compared = 0
     for messages in CHATS:
-        for prompt in (True, False):
-            try:
-                expected = tokenizer.apply_chat_template(
-                    [dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt
-                )
-            except TemplateError:
-                continue  # a template may refuse a system message
-            rendered = engine.render(messages, add_generation_prompt=prompt)
+        try:
+            expected = [
+                tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt)
+                for prompt in (False, True)
+            ]
+        except TemplateError:
+            continue  # a template may refuse a system message
+        for prompt, text in enumerate(expected):
+            rendered = engine.render(messages, add_generation_prompt=bool(prompt))
             bos = tokenizer.bos_token or ""
             # llama.cpp takes a leading BOS away where it will add one itself.
-            if rendered != expected and (not added_ends(tokenizer)[0] or bos + rendered != expected):
-                raise ParityError(f"chat template renders differently: {_first_difference(expected, rendered)}")
+            if rendered != text and (not added_ends(tokenizer)[0] or bos + rendered != text):
+                raise ParityError(f"chat template renders differently: {_first_difference(text, rendered)}")
             compared += 1
-        wanted = tokenizer(expected, add_special_tokens=False)["input_ids"]
-        fed = engine.tokenize(rendered, add_special=True)
+        wanted = tokenizer(expected[-1], add_special_tokens=False)["input_ids"]
+        fed = engine.prompt_ids(messages)
         if fed[1:] == wanted and fed[:1] == [tokenizer.bos_token_id]:
             note = "llama.cpp puts BOS before a chat; the chat template does not"
             if note not in notes:
                 notes.append(note)
         else:
-            _same_ids(expected, wanted, fed)
+            _same_ids(expected[-1], wanted, fed)
     return compared
 
 
-def _check_ends(model: Any, tokenizer: Any, engine: LlamaCppEngine, reader: GGUFReader) -> None:
+def _check_ends(blueprint: Blueprint, engine: GgufEngine, reader: GGUFReader) -> None:
     """Generation stops at every token that ends an answer, and not at others."""
+    tokenizer, ends = blueprint.tokenizer, blueprint.ends
     expected = added_ends(tokenizer)
     for name, wanted in zip(("bos", "eos"), expected, strict=True):
         field = reader.fields.get(f"tokenizer.ggml.add_{name}_token")
         if field is not None and bool(field.contents()) != wanted:
             raise ParityError(f"add_{name}_token differs: {wanted}, and {field.contents()} in the file")
-    ends = answer_ends(model, tokenizer)
     for token in sorted(ends):
         if not engine.ends_at(token):
             raise ParityError(f"llama.cpp does not end an answer at token {token} ({_piece(tokenizer, token)})")
@@ -236,7 +330,7 @@ def _check_ends(model: Any, tokenizer: Any, engine: LlamaCppEngine, reader: GGUF
             raise ParityError(f"llama.cpp ends an answer at token {token} ({_piece(tokenizer, token)})")
 
 
-def _sequences(tokenizer: Any, engine: LlamaCppEngine) -> list[list[int]]:
+def _sequences(tokenizer: Any, engine: GgufEngine) -> list[list[int]]:
     """Token ids to compare log-probabilities on: prose, code, chat, and one long enough for rotations to drift."""
     prose, code = engine.tokenize(TEXTS[1]), engine.tokenize(TEXTS[7])
     long = engine.tokenize(" ".join(TEXTS[1:3]) * 8)
@@ -246,17 +340,15 @@ def _sequences(tokenizer: Any, engine: LlamaCppEngine) -> list[list[int]]:
 
 
 def _check_numbers(
-    model: Any, engine: LlamaCppEngine, sequences: list[list[int]], tolerance: float
+    reference: Computes, engine: GgufEngine, sequences: list[list[int]], tolerance: float
 ) -> tuple[int, float, float]:
     """Next-token log-probabilities: (positions compared, mean divergence, largest difference)."""
+    lengths = [np.unique(np.linspace(1, len(ids), POSITIONS).astype(int)).tolist() for ids in sequences]
     divergences, largest, where = [], 0.0, ""
-    for ids in sequences:
-        with torch.inference_mode():
-            tokens = torch.tensor([ids], device=model.device)
-            expected = model(input_ids=tokens).logits[0].float().log_softmax(-1).cpu().numpy()
-        for length in np.unique(np.linspace(1, len(ids), POSITIONS).astype(int)).tolist():
+    for ids, chosen, expected in zip(sequences, lengths, reference.logprobs(sequences, lengths), strict=True):
+        for length, row in zip(chosen, expected, strict=True):
             top = engine.top_logprobs(ids[:length], TOP)
-            found, wanted = np.array(list(top.values())), expected[length - 1, list(top)]
+            found, wanted = np.array(list(top.values())), row[list(top)]
             divergences.append(_divergence(found, wanted))
             at = int(np.abs(found - wanted).argmax())
             if not abs(found[at] - wanted[at]) <= largest:  # NaN is the largest
@@ -271,52 +363,34 @@ def _check_numbers(
     return len(divergences), divergence, largest
 
 
-@contextmanager
-def _stored_weights(model: Any, tensors: dict[str, Any]) -> Iterator[None]:
-    """The model with the file's weights in it, having checked that the file holds the model's, bit for bit.
-
-    Each weight is quantised again and compared with the file; then the model computes with what the file
-    stands for, in fp32, until the block ends.
-    """
-    parameters = dict(model.state_dict(keep_vars=True))
-    own: list[tuple[Any, Any]] = []
-    seen = set()
-    try:
-        for weight in architectures.weights(model):
-            seen.add(weight.name)
-            if weight.name not in tensors:
-                raise ParityError(f"tensor {weight.name} is missing in the file")
-            stored = tensors[weight.name]
-            shape = tuple(int(n) for n in reversed(stored.shape))
-            if shape != weight.shape:
-                raise ParityError(f"tensor {weight.name} has shape {weight.shape}, and {shape} in the file")
-            _same_bytes(weight, stored)
-            if weight.parameter is not None:
-                parameter = parameters[weight.parameter]
-                values = weight.restore(dequantise(stored.data, stored.tensor_type, shape))
-                own.append((parameter, parameter.data))
-                parameter.data = values.to(parameter.device)
-        if extra := sorted(set(tensors) - seen):
-            raise ParityError(f"the file has tensors the model lacks: {', '.join(extra[:3])}")
-        yield
-    finally:
-        for parameter, data in own:
-            parameter.data = data
+def _check_tensors(expected: Mapping[str, Rows], tensors: Mapping[str, Any]) -> None:
+    """The file holds these tensors and no others, each bit for bit what quantising it gives."""
+    for name, rows in expected.items():
+        if name not in tensors:
+            raise ParityError(f"tensor {name} is missing in the file")
+        shape = tuple(int(n) for n in reversed(tensors[name].shape))
+        if shape != rows.shape:
+            raise ParityError(f"tensor {name} has shape {rows.shape}, and {shape} in the file")
+        _same_bytes(name, rows, tensors[name])
+    if extra := sorted(set(tensors) - set(expected)):
+        raise ParityError(f"the file has tensors the model lacks: {', '.join(extra[:3])}")
 
 
-def _same_bytes(weight: architectures.Weight, stored: Any) -> None:
+def _same_bytes(name: str, rows: Rows, stored: Any) -> None:
     """Refuse a tensor of the file that is not what quantising the model's gives."""
-    try:
-        expected = quantise(weight.load(), stored.tensor_type)
-    except ExportError as error:
-        raise ParityError(f"tensor {weight.name}: {error}") from error
-    wanted = np.ascontiguousarray(expected).reshape(-1).view(np.uint8)
     found = np.ascontiguousarray(stored.data).reshape(-1).view(np.uint8)
-    if not np.array_equal(wanted, found):
-        count = int((wanted != found).sum()) if wanted.size == found.size else abs(wanted.size - found.size)
+    at = wrong = 0
+    for block in rows.blocks():
+        try:
+            wanted = np.ascontiguousarray(quantise(block, stored.tensor_type)).reshape(-1).view(np.uint8)
+        except ExportError as error:
+            raise ParityError(f"tensor {name}: {error}") from error
+        part = found[at : at + wanted.size]
+        wrong += int((wanted != part).sum()) if part.size == wanted.size else wanted.size
+        at += wanted.size
+    if wrong or at != found.size:
         raise ParityError(
-            f"tensor {weight.name} ({stored.tensor_type.name}) differs from the model's in {count} of "
-            f"{wanted.size} bytes"
+            f"tensor {name} ({stored.tensor_type.name}) differs from the model's in {wrong} of {found.size} bytes"
         )
 
 
@@ -332,6 +406,11 @@ def _longest(reader: GGUFReader) -> int:
     """The most tokens of a sequence: the model's context, less one to draw, if that is short."""
     arch = reader.fields["general.architecture"].contents()
     return min(LONGEST, int(reader.fields[f"{arch}.context_length"].contents()) - 1)
+
+
+def _context(config: Any) -> int:
+    """Room for the chats, within the part of the context where a stretched rotation is still the original one."""
+    return min(CONTEXT, original_context(config))
 
 
 def _tolerance(kinds: set[GGMLQuantizationType]) -> float:

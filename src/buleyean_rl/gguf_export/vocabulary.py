@@ -9,14 +9,13 @@ compares token ids afterwards, so a wrong guess here cannot leave the house.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader, GGUFValueType, TokenType
+from gguf import TokenType
 
 from buleyean_rl import pre_tokenizers
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf_export.architectures import Value
+from buleyean_rl.gguf_export.metadata import Value
 
 
 def vocabulary(tokenizer: Any, rows: int) -> dict[str, Value]:
@@ -69,16 +68,6 @@ def special_ids(tokenizer: Any) -> dict[str, Value]:
     if (template := chat_template(tokenizer)) is not None:
         values["tokenizer.chat_template"] = template
     return values
-
-
-def carried_over(source: Path) -> dict[str, tuple[Any, GGUFValueType, GGUFValueType | None]]:
-    """The `tokenizer.*` metadata of another GGUF file: value, type and the type of an array's items."""
-    reader = GGUFReader(source)
-    return {
-        key: (field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
-        for key, field in reader.fields.items()
-        if key.startswith("tokenizer.")
-    }
 
 
 def pre_tokenizer(spec: dict[str, Any]) -> str:

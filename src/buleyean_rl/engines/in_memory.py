@@ -1,0 +1,161 @@
+"""A transformers model and tokenizer that are already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from buleyean_rl.engines.protocol import GREEDY, Messages, Sampling, stop_at
+from buleyean_rl.errors import EngineError
+
+
+class TransformersEngine:
+    """A transformers model and tokenizer that are already in memory.
+
+    Args:
+        model: a causal language model, on any device.
+        tokenizer: its tokenizer, with a chat template.
+        batch: how many conversations to answer at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
+        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+        ends = model.generation_config.eos_token_id if model.generation_config else None
+        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return self.tokenizer(
+            text, add_special_tokens=add_special, split_special_tokens=not parse_special, verbose=False
+        )["input_ids"]
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+        """The tokenizer's chat template applied to messages."""
+        if not self.tokenizer.chat_template:
+            raise EngineError("this tokenizer has no chat template; use an instruct model")
+        return self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """The rendered template's ids: the template itself brings a BOS where the model wants one."""
+        return self.tokenize(self.render(messages))
+
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+        """The answer in pieces as they come."""
+        import torch
+
+        ids, shown, text, cache = self.prompt_ids(messages), 0, "", None
+        answer: list[int] = []
+        generator = torch.Generator().manual_seed(sampling.seed)
+        fresh = ids
+        while len(answer) < sampling.max_tokens:
+            with torch.inference_mode():
+                tokens = torch.tensor([fresh], device=self.model.device)
+                output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            token = _draw(output.logits[0, -1].float().cpu(), sampling, generator)
+            if token in self._ends:
+                break
+            answer.append(token)
+            fresh = [token]
+            text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            cut = stop_at(text, sampling.stop)
+            if cut is not None:
+                text = text[:cut]
+                break
+            # The tail may turn into another character, or into a stop text, with the next token.
+            held = max((len(s) - 1 for s in sampling.stop), default=0)
+            ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - held
+            if ready > shown:
+                yield text[shown:ready]
+                shown = ready
+        if text[shown:]:
+            yield text[shown:]
+
+    def complete_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """The answers in order; greedy ones in batches of similar length, sampled ones one by one."""
+        answers = [""] * len(conversations)
+        done = 0
+        if sampling.temperature > 0:
+            for i, messages in enumerate(conversations):
+                drawn = Sampling(**{**sampling.__dict__, "seed": sampling.seed + i})
+                answers[i] = "".join(self.generate(messages, drawn))
+                if on_done is not None:
+                    on_done(i + 1)
+            return answers
+        prompts = [self.prompt_ids(messages) for messages in conversations]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(order), self.batch):
+            chosen = order[start : start + self.batch]
+            for i, text in zip(chosen, self._greedy([prompts[i] for i in chosen], sampling), strict=True):
+                answers[i] = text
+            done += len(chosen)
+            if on_done is not None:
+                on_done(done)
+        return answers
+
+    def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
+        """The k likeliest next tokens, in fp32 from the model's logits."""
+        import torch
+
+        with torch.inference_mode():
+            tokens = torch.tensor([list(ids)], device=self.model.device)
+            logits = self.model(input_ids=tokens, logits_to_keep=1).logits[0, -1]
+            top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
+        return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Every token's log-probability, one forward pass per sequence."""
+        import torch
+
+        scores = []
+        for ids in sequences:
+            with torch.inference_mode():
+                tokens = torch.tensor([list(ids)], device=self.model.device)
+                logps = self.model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
+                scores.append(logps.gather(-1, tokens[0, 1:, None])[:, 0].tolist())
+        return scores
+
+    def close(self) -> None:
+        """Nothing to do: the model belongs to the caller."""
+
+    def _greedy(self, prompts: list[list[int]], sampling: Sampling) -> list[str]:
+        """Greedy answers to prompts padded on the left to one length."""
+        import torch
+
+        width = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._ends)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=sampling.max_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                eos_token_id=sorted(self._ends) or None,
+            )
+        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return [text[: stop_at(text, sampling.stop)] for text in texts]
+
+
+def _draw(logits: Any, sampling: Sampling, generator: Any) -> int:
+    """One token of a vector of logits. Shape: (vocabulary,)."""
+    import torch
+
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    probabilities, tokens = logits.softmax(-1).sort(descending=True)
+    inside = probabilities.cumsum(-1) - probabilities < sampling.top_p  # the token that crosses top_p stays in
+    weights = torch.where(inside, probabilities, 0.0) ** (1.0 / sampling.temperature)
+    return int(tokens[torch.multinomial(weights, 1, generator=generator)])

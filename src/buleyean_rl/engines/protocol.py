@@ -1,0 +1,117 @@
+"""What an engine is: the protocol, and what is drawn from it the same way whatever runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+Messages = Sequence[Mapping[str, str]]
+
+CONTEXT = 2048  # tokens per conversation, unless asked for more: the cache is memory
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn.
+
+    Args:
+        max_tokens: the longest answer.
+        temperature: 0 takes the likeliest token every time.
+        top_p: the nucleus to draw from, applied before the temperature; ignored at temperature 0.
+        seed: same seed, same answer; ignored at temperature 0.
+        stop: texts that end the answer, and are left out of it.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 0.95
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA in a GGUF file of its own, applied to a model as it is loaded.
+
+    Args:
+        path: the file.
+        scale: 1 is as it was trained, 0 is not at all.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What runs a model. Every method raises EngineError where the engine fails."""
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: any string.
+            add_special: put BOS and EOS around it where this model wants them.
+            parse_special: read `<|im_end|>` as the token rather than as characters.
+        """
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+        """The chat template applied to messages, as this engine applies it."""
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """The token ids this engine feeds to the model to answer the messages."""
+
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+        """The answer to a conversation, in pieces as they come; closing the generator stops the work."""
+
+    def complete_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """The answers to many conversations, in their order, computed side by side.
+
+        Args:
+            conversations: one list of messages each.
+            sampling: for all of them; the i-th draws with seed + i.
+            on_done: called with how many are done, from any thread.
+        """
+
+    def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
+        """The k likeliest next tokens after `ids`, with their log-probabilities in nats."""
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of every token given those before it: one list per sequence, one shorter than it."""
+
+    def close(self) -> None:
+        """Free the model; nothing may be asked afterwards."""
+
+
+@runtime_checkable
+class GgufEngine(Engine, Protocol):
+    """What runs a GGUF file."""
+
+    def ends_at(self, token: int) -> bool:
+        """Whether drawing `token` ends an answer."""
+
+
+def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
+    """How surprised a model is by plain texts: (nats in total, tokens counted).
+
+    The first token of a text has nothing before it and is not counted, unless the model adds a BOS.
+    """
+    ids = [engine.tokenize(text, add_special=True, parse_special=False) for text in texts]
+    scores = engine.logprobs([sequence for sequence in ids if len(sequence) > 1])
+    return -sum(map(sum, scores)), sum(map(len, scores))
+
+
+def stop_at(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of the stop texts begins; None if there is none."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found, default=None)
