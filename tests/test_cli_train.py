@@ -19,6 +19,10 @@ OPTIONS = {
     "--max-length --held-out --lora-rank --seed --resume --skip-bad --json",
     "export": "RUN --output -o --quant --json",
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed",
+    "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --engine "
+    "--json",
+    "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
+    "--seed --epochs --lr --config --max-drift --json",
     "data import": "SRC --output -o --format --split --limit --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }

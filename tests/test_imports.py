@@ -37,7 +37,10 @@ MAY_IMPORT = {
     "gguf_export": "models engines errors pre_tokenizers",
     "export": "gguf_export models errors",
     "chat": "engines errors",
-    "mine": "engines evaluate models records report",
+    "judges": "engines errors evaluate records",
+    "loading": "engines errors models",
+    "mine": "engines errors evaluate judges models records report",
+    "walk": "demo_data engines errors evaluate judges loading mine models records report train trainer",
     "demo": "demo_data engines errors evaluate gguf_export mine models records report train trainer",
 }
 

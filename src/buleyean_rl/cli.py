@@ -30,6 +30,22 @@ app.add_typer(data_app, name="data")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 
+Prompts = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PROMPTS]", help="A prompt a line, or JSON Lines with prompt or messages; else the bundled."
+    ),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        help="loops (the default), length:MIN-MAX, refusal, regex:PATTERN, words:FILE, language:CODE, llm:URL#MODEL, "
+        "python:MODULE:FUNCTION, person, or an installed one. Several vote.",
+    ),
+]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -193,6 +209,104 @@ def chat(
             chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
 
 
+@app.command()
+def mine(
+    prompts: Prompts = None,
+    model: Annotated[
+        str, typer.Option(help="What `train` takes, a run folder, or the URL of an endpoint (URL#MODEL).")
+    ] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
+    judge: Judges = None,
+    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="What an LLM judge goes by.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Same seed, same records.")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Let a model answer prompts, judge the answers, and write what was rejected as records.
+
+    Stopped or killed, the same command goes on where it was; with other judges it judges the same answers.
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from buleyean_rl.errors import RecordError
+    from buleyean_rl.loading import identity, open_engine
+    from buleyean_rl.mine import MineSettings
+    from buleyean_rl.mine import mine as run
+
+    settings = MineSettings(samples, max_tokens, _temperature(samples, temperature), seed=seed)
+    questions, judges = _prompts(prompts, "mine"), _judges(judge, rubric)
+    mined = run(
+        questions,
+        lambda: open_engine(model, engine),
+        identity(model, engine),
+        judges,
+        Path(output),
+        settings,
+        console=_console(),
+    )
+    _report(mined.report.lines(), asdict(mined.report) if as_json else None)
+    if not mined.records:
+        raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
+
+
+@app.command()
+def walk(
+    prompts: Prompts = None,
+    model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
+    rounds: Annotated[int, typer.Option(min=1, help="To be done in all; more of them go on with a walk.")] = 3,
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts to measure on, never mined; the bundled ones if left out."),
+    ] = None,
+    judge: Judges = None,
+    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="What an LLM judge goes by.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt and round.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (3).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (5e-4).")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
+    ] = None,
+    max_drift: Annotated[
+        float, typer.Option(help="Nats per token that neutral text may lose; a round that loses more is the last.")
+    ] = 0.02,
+    as_json: AsJson = False,
+) -> None:
+    """Mine, train on everything rejected so far, measure; and again with the trained model.
+
+    Stopped or killed, the same command goes on where it was.
+    """
+    from pathlib import Path
+
+    from buleyean_rl.mine import MineSettings
+    from buleyean_rl.walk import walk as run
+    from buleyean_rl.walk import walk_config
+
+    given = {"learning_rate": learning_rate, "num_train_epochs": epochs}
+    result = run(
+        _prompts(prompts, "mine"),
+        _prompts(held_out, "held_out"),
+        model,
+        Path(output),
+        _judges(judge, rubric),
+        walk_config(
+            Path(config) if config else None, {name: value for name, value in given.items() if value is not None}
+        ),
+        rounds=rounds,
+        settings=MineSettings(samples, max_tokens, _temperature(samples, temperature), seed=seed),
+        max_drift=max_drift,
+        console=_console(),
+    )
+    _print_json(result, as_json)
+
+
 @data_app.callback(invoke_without_command=True)
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -254,6 +368,31 @@ def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
         ]
 
     return measure
+
+
+def _prompts(path: str | None, bundled: str) -> list[Any]:
+    """The prompts of a file, or the bundled ones of a split."""
+    from pathlib import Path
+
+    from buleyean_rl import demo_data
+    from buleyean_rl.mine import read_prompts
+
+    if path is not None:
+        return list(read_prompts(Path(path)))
+    return demo_data.mine_prompts() if bundled == "mine" else demo_data.held_out_prompts()
+
+
+def _judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
+    from pathlib import Path
+
+    from buleyean_rl.judges import find_judge
+
+    text = Path(rubric).read_text(encoding="utf-8") if rubric is not None else None
+    return [find_judge(name, rubric=text) for name in names or ["loops"]]
+
+
+def _temperature(samples: int, given: float | None) -> float:
+    return given if given is not None else 0.0 if samples == 1 else 0.8
 
 
 def _console() -> Any:
