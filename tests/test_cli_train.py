@@ -23,7 +23,8 @@ OPTIONS = {
     "--json",
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
     "--seed --epochs --lr --config --max-drift --json",
-    "data import": "SRC --output -o --format --split --limit --skip-bad --json",
+    "void": "--model --output -o --host --port",
+    "data import": "SRC --output -o --format --split --limit --column --score --below --redact --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }
 

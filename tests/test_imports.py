@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "judges": "engines errors evaluate records",
     "loading": "engines errors models",
     "mine": "engines errors evaluate judges models records report",
+    "void": "engines errors importers loading models records train trainer",
     "walk": "demo_data engines errors evaluate judges loading mine models records report train trainer",
     "demo": "demo_data engines errors evaluate gguf_export mine models records report train trainer",
 }

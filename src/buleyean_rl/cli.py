@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.errors import BuleyeanError, UsageError
 
 app = typer.Typer(
     name="buleyean",
@@ -269,8 +269,8 @@ def walk(
     temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (3).")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (5e-4).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
     config: Annotated[
         str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
     ] = None,
@@ -307,6 +307,29 @@ def walk(
     _print_json(result, as_json)
 
 
+@app.command()
+def void(
+    model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of rejections and runs.")] = "void",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Any but this machine's own asks visitors for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+) -> None:
+    """Open a page to talk to base and trained model, say no, and train.
+
+    The token of a public address is BULEYEAN_VOID_TOKEN, or else made up and printed.
+    """
+    from pathlib import Path
+
+    try:
+        from buleyean_rl.void.serve import serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'buleyean-rl[void]'") from error
+
+    serve(model, Path(output), host, port, console=_console())
+
+
 @data_app.callback(invoke_without_command=True)
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -315,20 +338,46 @@ def _data(context: typer.Context) -> None:
 
 @data_app.command("import")
 def data_import(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A .jsonl or .json file, or a Hub data set id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
-    format: Annotated[str, typer.Option(help="auto, records, pairs, kto, scored, candidates or openwebui.")] = "auto",
+    format: Annotated[
+        str,
+        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
+    ] = "auto",
     split: Annotated[str | None, typer.Option(help="The split of a Hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop once there are so many records.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="The column that is the prompt, answer, score or system; repeat it."),
+    ] = None,
+    score: Annotated[str | None, typer.Option(metavar="NAME", help="The score of a trace that counts.")] = None,
+    below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Take out e-mail addresses, phone numbers and keys.")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad rows instead of stopping.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn pairs, labels, scores or an export into a records file. Chosen answers are discarded."""
-    from buleyean_rl.importers import import_records
+    """Turn pairs, labels, scores, a table or an export into a records file. Chosen answers are discarded."""
+    from buleyean_rl.importers import Choices, import_records
 
+    for named in column or []:
+        if not all(named.partition("=")):
+            raise UsageError(f"--column {named}: give a role and a column, such as prompt=question")
+    choices = Choices({role: name for role, _, name in (named.partition("=") for named in column or [])}, score, below)
     with _counting("rows read") as progress:
         report = import_records(
-            source, output, format=format, split=split, limit=limit, skip_bad=skip_bad, progress=progress
+            source,
+            output,
+            format=format,
+            split=split,
+            limit=limit,
+            skip_bad=skip_bad,
+            choices=choices,
+            redact=redact,
+            progress=progress,
         )
     _report(report.lines(), report.as_dict() if as_json else None)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def train(
     *,
     resume: bool = False,
     skip_bad: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
     console: Console | None = None,
 ) -> RunReport:
     """Train an adapter on a records file and write the run folder.
@@ -80,6 +81,7 @@ def train(
         config: the settings; `config.output_dir` is the run folder.
         resume: go on with a run that was killed.
         skip_bad: leave out malformed records instead of stopping at the first.
+        callbacks: told of every step, as by `Trainer`.
         console: where progress goes; None for nowhere.
 
     Returns:
@@ -125,7 +127,7 @@ def train(
     model.peft_config["default"].base_model_name_or_path = settings["model"]
     model.to(device)
     progress = _ProgressCallback(console)
-    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress])
+    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks])
     measured = (held_out or training)[:MEASURED_RECORDS]
     neutral = _neutral(tokenizer, config.max_length)
     before = _fingerprint(model)

@@ -35,7 +35,18 @@ from buleyean_rl.trainer import BuleyeanConfig
 
 ENGINE = "transformers"  # a round's model is an adapter on the base, and only there runs without an export
 
-DEFAULTS: dict[str, Any] = {"learning_rate": 5e-4, "num_train_epochs": 3.0, "lora_dropout": 0.0, "held_out": 0.0}
+TRAINING = (  # settings that make another walk
+    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "lora_rank", "seed"),
+)
+# Small batches: what a round has is few records, and steps are what it needs.
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 7e-4,
+    "num_train_epochs": 4.0,
+    "per_device_train_batch_size": 2,
+    "lora_dropout": 0.0,
+    "held_out": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -229,10 +240,7 @@ class _Walk:
             "held_out": len(self.held_out),
             "judges": [judge.name for judge in self.judges],
             "mining": asdict(self.settings),
-            "training": {
-                name: getattr(config, name)
-                for name in ("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "lora_rank")
-            },
+            "training": {name: getattr(config, name) for name in TRAINING},
         }
         file = self.folder / "walk.json"
         if file.exists():
