@@ -239,8 +239,8 @@ def test_a_server_that_ends_in_the_middle_of_training_goes_on(base: Path, tmp_pa
     with running(base, tmp_path) as void:
         void.ask("train-001", "Give me a tip.")
         void.post("rejections", uid="rejection-1", question="train-001", slot=0)
-        run = void.post("runs", uid="run-00001", steps=200).json()["id"]
-        until(lambda: len(void.get(f"runs/{run}")["points"]) >= 30, 60)
+        run = void.post("runs", uid="run-00001", steps=60).json()["id"]
+        until(lambda: len(void.get(f"runs/{run}")["points"]) >= 15, 60)
         child = void.process.pid
         void.stop(how)
     until(lambda: not children_of(child), 20)  # nobody trains on for a server that is gone
@@ -249,7 +249,7 @@ def test_a_server_that_ends_in_the_middle_of_training_goes_on(base: Path, tmp_pa
         assert void.get("state")["rejections"] == 1
         done = finished(void, run)
         assert (done["state"], len(void.get("runs")["runs"])) == ("done", 1)
-        assert [point["step"] for point in done["points"]] == list(range(1, 201))
+        assert [point["step"] for point in done["points"]] == list(range(1, 61))
 
 
 def children_of(pid: int) -> list[int]:
@@ -284,6 +284,12 @@ def test_a_run_that_fails_says_why(base: Path, tmp_path: Path) -> None:
 def test_the_port_is_taken(void: Process, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["void", "--model", str(base), "--port", str(void.port)]) == 2
     assert "choose another --port" in capsys.readouterr().err
+
+
+def test_a_folder_is_one_servers_alone(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(base, tmp_path):
+        assert main(["void", "--model", str(base), "-o", str(tmp_path), "--port", str(free_port())]) == 2
+    assert "is open in another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["http://127.0.0.1:9/v1", "nonsense"])

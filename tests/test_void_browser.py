@@ -273,9 +273,9 @@ def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Br
         browser.ask("Give me a tip.")
         browser.press("1")
         browser.until(lambda: browser.find("#count").text == "1")
-        browser.run("const steps = document.getElementById('steps'); steps.value = 150;")
+        browser.run("const steps = document.getElementById('steps'); steps.value = 60;")
         browser.find("#train-button").click()
-        browser.until(lambda: ((void.get("runs")["runs"] or [{}])[0].get("step") or 0) > 20)
+        browser.until(lambda: ((void.get("runs")["runs"] or [{}])[0].get("step") or 0) > 12)
         void.stop(signal.SIGKILL)
     browser.press("u")  # while nobody listens: it is sent again until somebody does
     again = Process(base, tmp_path / "void", void.port)
@@ -283,7 +283,7 @@ def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Br
         browser.until(lambda: browser.find("#count").text == "0")
         browser.until(lambda: "is done" in browser.find("#train-state").text, 120)
         assert len(again.get("runs")["runs"]) == 1
-        assert [point["step"] for point in again.get("runs/1")["points"]] == list(range(1, 151))
+        assert [point["step"] for point in again.get("runs/1")["points"]] == list(range(1, 61))
         assert len(browser.ask("Give me a tip.")) == 2
     finally:
         again.stop()

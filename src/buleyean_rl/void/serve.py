@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import uvicorn
 from rich.console import Console
@@ -77,29 +80,29 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
     if is_endpoint(model) or is_run(model):
         raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
     folder.mkdir(parents=True, exist_ok=True)
-    name = Path(model).name if Path(model).exists() else model  # a path is nobody else's business
-    base = Voice(name, open_engine(model, ENGINE))
-    store = Store(folder / "void.db")
-    answering = Answering(store, base)
+    with ExitStack() as opened:
+        opened.enter_context(_alone(folder))
+        name = Path(model).name if Path(model).exists() else model  # a path is nobody else's business
+        base = Voice(name, open_engine(model, ENGINE))
+        store = Store(folder / "void.db")
+        opened.callback(store.close)
+        answering = Answering(store, base)
+        opened.callback(answering.close)
 
-    def swap_in(run: int, run_folder: Path) -> None:
-        voice = _trained(run, run_folder)
-        prompts = list(dict.fromkeys(row["prompt"] for row in store.rejections()["rows"]))[:SAMPLES]
-        store.add_samples(
-            run, list(zip(prompts, _answers(base.engine, prompts), _answers(voice.engine, prompts), strict=True))
-        )
-        answering.voices["trained"] = voice
+        def swap_in(run: int, run_folder: Path) -> None:
+            voice = _trained(run, run_folder)
+            prompts = list(dict.fromkeys(row["prompt"] for row in store.rejections()["rows"]))[:SAMPLES]
+            before, after = _answers(base.engine, prompts), _answers(voice.engine, prompts)
+            store.add_samples(run, list(zip(prompts, before, after, strict=True)))
+            answering.voices["trained"] = voice
 
-    training = Training(store, folder / "runs", model, swap_in)
-    done = next((run for run in store.runs() if run["state"] == "done" and is_run(run["folder"])), None)
-    if done is not None:
-        answering.voices["trained"] = _trained(done["id"], Path(done["folder"]))
-    training.resume()
-
-    def shut_down() -> None:
-        training.close()
-        answering.close()
-        store.close()
+        training = Training(store, folder / "runs", model, swap_in)
+        opened.callback(training.close)
+        done = next((run for run in store.runs() if run["state"] == "done" and is_run(run["folder"])), None)
+        if done is not None:
+            answering.voices["trained"] = _trained(done["id"], Path(done["folder"]))
+        training.resume()
+        shut_down = opened.pop_all().close
 
     void = Void(store, answering, training)
     is_local = host in ("127.0.0.1", "localhost", "::1")
@@ -108,6 +111,17 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none", server_header=False)
     address = f"[{host}]" if ":" in host else host
     return Server(uvicorn.Server(config), void, f"http://{address}:{port}/" + (f"#token={token}" if token else ""))
+
+
+def _alone(folder: Path) -> IO[bytes]:
+    """The folder for this process only: two would train the same run twice."""
+    lock = (folder / "void.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(f"{folder} is open in another process: end that one, or choose another -o") from None
+    return lock
 
 
 def _trained(run: int, folder: Path) -> Voice:

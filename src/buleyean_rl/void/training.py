@@ -107,7 +107,8 @@ class Training:
         assert child.stdout is not None
         assert child.stdin is not None
         for line in child.stdout:
-            self._store.add_point(run, json.loads(line))
+            if line.endswith("\n"):  # killing may leave half a line
+                self._store.add_point(run, json.loads(line))
         code = child.wait()
         child.stdout.close()
         child.stdin.close()
