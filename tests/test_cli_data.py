@@ -20,6 +20,7 @@ PAIRS = [{"prompt": "p", "chosen": "Yes.", "rejected": "No."}, {"prompt": "q", "
 @pytest.fixture
 def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
     path = Path("pairs.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     return path
@@ -79,7 +80,7 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
     ("words", "code", "problem"),
     [
         (["data", "import", "none.jsonl", "-o", "r"], 1, "error: none.jsonl: no such file"),
-        (["data", "import", ".", "-o", "r"], 1, "error: .: is a folder"),
+        (["data", "import", "empty", "-o", "r"], 1, "error: empty: holds no .txt or .md file"),
         (["data", "import", "pairs.jsonl", "-o", "."], 1, "error: .: is a folder"),
         (["data", "import", "pairs.jsonl", "-o", "none/r"], 1, "create the folder"),
         (["data", "import", "pairs.jsonl", "-o", "r", "--format", "kto"], 1, "pairs.jsonl:1: label is null"),
@@ -100,7 +101,7 @@ def test_a_wrong_request_is_one_clear_line(
     assert err.startswith("error: ")
     assert problem in err
     assert len(err.splitlines()) <= 2
-    assert os.listdir() == [pairs.name]
+    assert sorted(os.listdir()) == ["empty", pairs.name]
 
 
 @pytest.mark.usefixtures("pairs")

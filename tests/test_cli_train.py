@@ -20,7 +20,12 @@ OPTIONS = {
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --engine",
     "push": "PATH... --to --run --license --public --message --yes --json",
-    "data import": "SRC --output -o --format --split --limit --skip-bad --json",
+    "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --engine "
+    "--json",
+    "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
+    "--seed --epochs --lr --config --max-drift --json",
+    "void": "--model --output -o --host --port",
+    "data import": "SRC --output -o --format --split --limit --column --score --below --redact --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }
 

@@ -43,7 +43,11 @@ MAY_IMPORT = {
     "export": "cards engines gguf_export models errors",
     "chat": "engines errors",
     "hub": "cards engines errors",
-    "mine": "cache engines evaluate models records report",
+    "judges": "engines errors evaluate records",
+    "loading": "engines errors models",
+    "mine": "cache engines errors evaluate judges models records report",
+    "void": "engines errors importers loading models records train trainer",
+    "walk": "demo_data engines errors evaluate judges loading mine models records report train trainer",
     "demo": "demo_data engines errors evaluate export mine models records report train trainer",
 }
 

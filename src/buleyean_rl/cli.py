@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.errors import BuleyeanError, UsageError
 
 app = typer.Typer(
     name="buleyean",
@@ -30,6 +30,22 @@ app.add_typer(data_app, name="data")
 
 EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+Prompts = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PROMPTS]", help="A prompt a line, or JSON Lines with prompt or messages; else the bundled."
+    ),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge",
+        help="loops (the default), length:MIN-MAX, refusal, regex:PATTERN, words:FILE, language:CODE, llm:URL#MODEL, "
+        "python:MODULE:FUNCTION, person, or an installed one. Several vote.",
+    ),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,6 +264,127 @@ def push(
     _print_json({"url": address, "files": list(parcel.files)}, as_json)
 
 
+@app.command()
+def mine(
+    prompts: Prompts = None,
+    model: Annotated[
+        str, typer.Option(help="What `train` takes, a run folder, or the URL of an endpoint (URL#MODEL).")
+    ] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
+    judge: Judges = None,
+    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="What an LLM judge goes by.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Same seed, same records.")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Let a model answer prompts, judge the answers, and write what was rejected as records.
+
+    Stopped or killed, the same command goes on where it was; with other judges it judges the same answers.
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from buleyean_rl.errors import RecordError
+    from buleyean_rl.loading import identity, open_engine
+    from buleyean_rl.mine import MineSettings
+    from buleyean_rl.mine import mine as run
+
+    settings = MineSettings(samples, max_tokens, _temperature(samples, temperature), seed=seed)
+    questions, judges = _prompts(prompts, "mine"), _judges(judge, rubric)
+    mined = run(
+        questions,
+        lambda: open_engine(model, engine),
+        identity(model, engine),
+        judges,
+        Path(output),
+        settings,
+        console=_console(),
+    )
+    _report(mined.report.lines(), asdict(mined.report) if as_json else None)
+    if not mined.records:
+        raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
+
+
+@app.command()
+def walk(
+    prompts: Prompts = None,
+    model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
+    rounds: Annotated[int, typer.Option(min=1, help="To be done in all; more of them go on with a walk.")] = 3,
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts to measure on, never mined; the bundled ones if left out."),
+    ] = None,
+    judge: Judges = None,
+    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="What an LLM judge goes by.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt and round.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
+    ] = None,
+    max_drift: Annotated[
+        float, typer.Option(help="Nats per token that neutral text may lose; a round that loses more is the last.")
+    ] = 0.02,
+    as_json: AsJson = False,
+) -> None:
+    """Mine, train on everything rejected so far, measure; and again with the trained model.
+
+    Stopped or killed, the same command goes on where it was.
+    """
+    from pathlib import Path
+
+    from buleyean_rl.mine import MineSettings
+    from buleyean_rl.walk import walk as run
+    from buleyean_rl.walk import walk_config
+
+    given = {"learning_rate": learning_rate, "num_train_epochs": epochs}
+    result = run(
+        _prompts(prompts, "mine"),
+        _prompts(held_out, "held_out"),
+        model,
+        Path(output),
+        _judges(judge, rubric),
+        walk_config(
+            Path(config) if config else None, {name: value for name, value in given.items() if value is not None}
+        ),
+        rounds=rounds,
+        settings=MineSettings(samples, max_tokens, _temperature(samples, temperature), seed=seed),
+        max_drift=max_drift,
+        console=_console(),
+    )
+    _print_json(result, as_json)
+
+
+@app.command()
+def void(
+    model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of rejections and runs.")] = "void",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Any but this machine's own asks visitors for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+) -> None:
+    """Open a page to talk to base and trained model, say no, and train.
+
+    The token of a public address is BULEYEAN_VOID_TOKEN, or else made up and printed.
+    """
+    from pathlib import Path
+
+    try:
+        from buleyean_rl.void.serve import serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'buleyean-rl[void]'") from error
+
+    serve(model, Path(output), host, port, console=_console())
+
+
 @data_app.callback(invoke_without_command=True)
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -256,20 +393,46 @@ def _data(context: typer.Context) -> None:
 
 @data_app.command("import")
 def data_import(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A .jsonl or .json file, or a Hub data set id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
-    format: Annotated[str, typer.Option(help="auto, records, pairs, kto, scored, candidates or openwebui.")] = "auto",
+    format: Annotated[
+        str,
+        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
+    ] = "auto",
     split: Annotated[str | None, typer.Option(help="The split of a Hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop once there are so many records.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="The column that is the prompt, answer, score or system; repeat it."),
+    ] = None,
+    score: Annotated[str | None, typer.Option(metavar="NAME", help="The score of a trace that counts.")] = None,
+    below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Take out e-mail addresses, phone numbers and keys.")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad rows instead of stopping.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn pairs, labels, scores or an export into a records file. Chosen answers are discarded."""
-    from buleyean_rl.importers import import_records
+    """Turn pairs, labels, scores, a table or an export into a records file. Chosen answers are discarded."""
+    from buleyean_rl.importers import Choices, import_records
 
+    for named in column or []:
+        if not all(named.partition("=")):
+            raise UsageError(f"--column {named}: give a role and a column, such as prompt=question")
+    choices = Choices({role: name for role, _, name in (named.partition("=") for named in column or [])}, score, below)
     with _counting("rows read") as progress:
         report = import_records(
-            source, output, format=format, split=split, limit=limit, skip_bad=skip_bad, progress=progress
+            source,
+            output,
+            format=format,
+            split=split,
+            limit=limit,
+            skip_bad=skip_bad,
+            choices=choices,
+            redact=redact,
+            progress=progress,
         )
     _report(report.lines(), report.as_dict() if as_json else None)
 
@@ -319,6 +482,31 @@ def _ended_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _prompts(path: str | None, bundled: str) -> list[Any]:
+    """The prompts of a file, or the bundled ones of a split."""
+    from pathlib import Path
+
+    from buleyean_rl import demo_data
+    from buleyean_rl.mine import read_prompts
+
+    if path is not None:
+        return list(read_prompts(Path(path)))
+    return demo_data.mine_prompts() if bundled == "mine" else demo_data.held_out_prompts()
+
+
+def _judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
+    from pathlib import Path
+
+    from buleyean_rl.judges import find_judge
+
+    text = Path(rubric).read_text(encoding="utf-8") if rubric is not None else None
+    return [find_judge(name, rubric=text) for name in names or ["loops"]]
+
+
+def _temperature(samples: int, given: float | None) -> float:
+    return given if given is not None else 0.0 if samples == 1 else 0.8
 
 
 def _console() -> Any:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def train(
     *,
     resume: bool = False,
     skip_bad: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
     console: Console | None = None,
 ) -> RunReport:
     """Train an adapter on a records file and write the run folder.
@@ -84,6 +85,7 @@ def train(
         config: the settings; `config.output_dir` is the run folder.
         resume: go on with a run that was killed.
         skip_bad: leave out malformed records instead of stopping at the first.
+        callbacks: told of every step, as by `Trainer`.
         console: where progress goes; None for nowhere.
 
     Returns:
@@ -130,7 +132,7 @@ def train(
     model.to(device)
     progress = _ProgressCallback(console)
     reference_folder = _reference_folder(settings, config, model, model_name, training)
-    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress], reference_folder)
+    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
     measured = (held_out or training)[:MEASURED_RECORDS]
     neutral = _neutral(tokenizer, config.max_length)
     before = _fingerprint(model)

@@ -3,8 +3,9 @@
 An engine turns text into token ids, messages into a prompt, prompts into answers, and token ids into
 log-probabilities; everything above it (chat, demo, parity gate, evaluation) is written against `Engine`
 alone. `LlamaCppEngine` runs a GGUF file in llama.cpp, inside this process, and `LlamaCppPythonEngine` does so
-through llama-cpp-python; `TransformersEngine` runs a model that is already in memory. All answer greedily with
-the same text where the weights are the same.
+through llama-cpp-python; `TransformersEngine` runs a model that is already in memory; `EndpointEngine` asks a
+server elsewhere for answers and nothing more. All but the last answer greedily with the same text where the
+weights are the same.
 
     messages --render--> text --tokenize--> ids --> generate, complete_many, top_logprobs, logprobs
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from buleyean_rl.engines.endpoint import EndpointEngine
 from buleyean_rl.engines.gguf_file import check_gguf
 from buleyean_rl.engines.in_memory import TransformersEngine
 from buleyean_rl.engines.llama_cpp_python import LlamaCppPythonEngine
@@ -35,6 +37,7 @@ __all__ = [
     "ENGINES",
     "GREEDY",
     "Adapter",
+    "EndpointEngine",
     "Engine",
     "GgufEngine",
     "LlamaCppEngine",

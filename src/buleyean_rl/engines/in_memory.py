@@ -8,6 +8,8 @@ from typing import Any
 from buleyean_rl.engines.protocol import GREEDY, Messages, Sampling, stop_at
 from buleyean_rl.errors import EngineError
 
+NUCLEUS = 1024  # tokens looked at first when drawing
+
 
 class TransformersEngine:
     """A transformers model and tokenizer that are already in memory.
@@ -79,21 +81,15 @@ class TransformersEngine:
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """The answers in order; greedy ones in batches of similar length, sampled ones one by one."""
+        """The answers in order, in batches of similar length."""
         answers = [""] * len(conversations)
         done = 0
-        if sampling.temperature > 0:
-            for i, messages in enumerate(conversations):
-                drawn = Sampling(**{**sampling.__dict__, "seed": sampling.seed + i})
-                answers[i] = "".join(self.generate(messages, drawn))
-                if on_done is not None:
-                    on_done(i + 1)
-            return answers
         prompts = [self.prompt_ids(messages) for messages in conversations]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
-            for i, text in zip(chosen, self._greedy([prompts[i] for i in chosen], sampling), strict=True):
+            texts = self._batch([prompts[i] for i in chosen], sampling, [sampling.seed + i for i in chosen])
+            for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text
             done += len(chosen)
             if on_done is not None:
@@ -125,8 +121,8 @@ class TransformersEngine:
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
 
-    def _greedy(self, prompts: list[list[int]], sampling: Sampling) -> list[str]:
-        """Greedy answers to prompts padded on the left to one length."""
+    def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[str]:
+        """Answers to prompts padded on the left to one length."""
         import torch
 
         width = max(map(len, prompts))
@@ -138,6 +134,7 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=sampling.max_tokens,
+                logits_processor=[_Draws(sampling, seeds)] if sampling.temperature > 0 else None,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -149,13 +146,40 @@ class TransformersEngine:
         return [text[: stop_at(text, sampling.stop)] for text in texts]
 
 
+class _Draws:
+    """A logits processor that draws each row's token from its own generator and leaves no other choice.
+
+    transformers' own sampling shares one generator among the rows, so that an answer would depend on its
+    neighbours.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        import torch
+
+        self.sampling = sampling
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - the signature is transformers'
+        import torch
+
+        rows = zip(scores.float().cpu(), self.generators, strict=True)
+        drawn = torch.tensor([_draw(row, self.sampling, generator) for row, generator in rows], device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+
 def _draw(logits: Any, sampling: Sampling, generator: Any) -> int:
     """One token of a vector of logits. Shape: (vocabulary,)."""
     import torch
 
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    probabilities, tokens = logits.softmax(-1).sort(descending=True)
-    inside = probabilities.cumsum(-1) - probabilities < sampling.top_p  # the token that crosses top_p stays in
+    # The nucleus is nearly always among the likeliest few: sorting all the vocabulary would take longer than a step.
+    for k in (min(NUCLEUS, len(logits)), len(logits)):
+        likeliest, tokens = logits.topk(k)
+        probabilities = (likeliest - logits.logsumexp(-1)).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        if before[-1] + probabilities[-1] >= sampling.top_p:
+            break
+    inside = before < sampling.top_p  # the token that crosses top_p stays in
     weights = torch.where(inside, probabilities, 0.0) ** (1.0 / sampling.temperature)
     return int(tokens[torch.multinomial(weights, 1, generator=generator)])

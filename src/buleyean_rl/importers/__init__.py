@@ -1,7 +1,9 @@
 """Other people's data -> rejection records.
 
-    sources      a file or a Hub data set -> rows, each with its place
+    sources      a file, a folder or a Hub data set -> rows, each with its place
     formats      a row -> the records in it; what is not a rejection is discarded and counted
+    scores       whether a score, a label or a word rejects; traces and tables, whose rows say little
+    redact       a record without e-mail addresses, phone numbers and keys
     run          both, folded by prompt, into a records file
 
 What this package is not: no row's chosen answer, accepted answer or score ever reaches a record.
@@ -9,10 +11,12 @@ What this package is not: no row's chosen answer, accepted answer or score ever 
 
 from buleyean_rl.importers.formats import FORMATS, Discards, Format, detect_format, find_format
 from buleyean_rl.importers.run import ImportReport, import_records
+from buleyean_rl.importers.scores import Choices
 from buleyean_rl.importers.sources import is_hub_id, open_rows
 
 __all__ = [
     "FORMATS",
+    "Choices",
     "Discards",
     "Format",
     "ImportReport",

@@ -9,11 +9,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 from buleyean_rl.errors import UsageError
+from buleyean_rl.importers.scores import (
+    Choices,
+    cells,
+    is_bad,
+    trace_answer,
+    trace_prompt,
+    trace_scores,
+    without_last_answers,
+)
 from buleyean_rl.records import (
     Messages,
     RejectionRecord,
@@ -26,6 +36,8 @@ from buleyean_rl.records import (
     rejected_answers,
 )
 from buleyean_rl.records.record import fail, keys_of, kind_of
+
+DEFAULT = Choices()
 
 
 @dataclass
@@ -55,13 +67,13 @@ class Format:
         name: what `--format` calls it.
         keys: the keys it is known by, for error messages.
         matches: whether a row looks like it.
-        convert: the records of a row.
+        convert: the records of a row, given the row and the `Discards` to count in.
     """
 
     name: str
     keys: str
     matches: Callable[[Row], bool]
-    convert: Callable[[Row, Discards], Iterator[RejectionRecord]]
+    convert: Callable[..., Iterator[RejectionRecord]]
 
 
 def from_record(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
@@ -166,6 +178,32 @@ def from_open_webui(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
         yield _record(discards, _as_prompt(context), [answer])
 
 
+def from_trace(row: Row, discards: Discards, choices: Choices = DEFAULT) -> Iterator[RejectionRecord]:
+    """A logged call with scores, as LangSmith and Langfuse export them: of its n scores, those that are bad count."""
+    scores = trace_scores(row, choices)
+    bad = sum(is_bad(value, choices.below, f"the score {name}") for name, value in scores)
+    if not bad:
+        discards.chosen_discarded += bool(scores)
+        discards.without_rejection += 1
+        return
+    answer = trace_answer(pick(row, "output", "outputs"))
+    prompt = without_last_answers(trace_prompt(pick(row, "input", "inputs")))
+    yield _record(discards, prompt, [answer], [bad], len(scores))
+
+
+def from_columns(row: Row, discards: Discards, choices: Choices = DEFAULT) -> Iterator[RejectionRecord]:
+    """A table's row, its columns named by the user; without a score every row is a rejection."""
+    found = dict(cells(row, choices))
+    if "score" in found and not is_bad(found["score"], choices.below, f"column {choices.columns['score']!r}"):
+        discards.chosen_discarded += 1
+        discards.without_rejection += 1
+        return
+    prompt = found["prompt"]
+    if found.get("system"):
+        prompt = [{"role": "system", "content": found["system"]}, {"role": "user", "content": prompt}]
+    yield _record(discards, prompt, [found["answer"]])
+
+
 # The order is the order in which `auto` tries them.
 FORMATS = (
     Format(
@@ -204,37 +242,64 @@ FORMATS = (
         lambda row: _path(row, "data", "rating") is not None or _path(row, "chat", "history") is not None,
         from_open_webui,
     ),
+    Format(
+        "traces",
+        "input, output, scores[name, value] (or feedback_stats, score)",
+        lambda row: (
+            not row.keys().isdisjoint({"input", "inputs"})
+            and not row.keys().isdisjoint({"output", "outputs"})
+            and not row.keys().isdisjoint({"scores", "score", "feedback", "feedback_stats"})
+        ),
+        from_trace,
+    ),
+    Format("columns", "those that --column names", lambda _row: False, from_columns),
 )
 
 
-def find_format(name: str) -> Format:
+def find_format(name: str, choices: Choices = DEFAULT) -> Format:
     """The format of a name.
 
+    Args:
+        name: of one of `FORMATS`.
+        choices: what the user says of the rows.
+
     Raises:
-        UsageError: there is none; says which there are.
+        UsageError: there is none; says which there are. Or it needs columns, and none are named.
     """
     for known in FORMATS:
         if known.name == name:
-            return known
+            return _choosing(known, choices)
     raise UsageError(f"no format {name!r}: choose auto, {', '.join(known.name for known in FORMATS)}")
 
 
-def detect_format(rows: Sequence[Row]) -> Format:
-    """The format of the first row that looks like one.
+def detect_format(rows: Sequence[Row], choices: Choices = DEFAULT) -> Format:
+    """The format of the first row that looks like one; `columns` where the user names some.
 
     Args:
         rows: some rows from the start of the data.
+        choices: what the user says of the rows.
 
     Raises:
         RecordError: none does; says which keys the first row has and which formats there are.
     """
+    if choices.columns:
+        return find_format("columns", choices)
     for row in rows:
         for known in FORMATS:
             if known.matches(row):
-                return known
+                return _choosing(known, choices)
     known_formats = "; ".join(f"{known.name}: {known.keys}" for known in FORMATS)
     seen = f"its first row has the keys {keys_of(rows[0])}" if rows else "it has no good row"
     fail(f"is in no known format: {seen}.\nKnown are {known_formats}")
+
+
+def _choosing(known: Format, choices: Choices) -> Format:
+    """A format that goes by the user's choices, if it asks for any."""
+    if known.name == "columns" and not choices.columns:
+        raise UsageError("the format `columns` needs their names: --column prompt=NAME --column answer=NAME")
+    if known.name in ("columns", "traces"):
+        return replace(known, convert=partial(known.convert, choices=choices))
+    return known
 
 
 # --- parts of rows ------------------------------------------------------------------------------------

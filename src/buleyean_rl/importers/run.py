@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.errors import RecordError, UsageError
-from buleyean_rl.importers.formats import Discards, detect_format, find_format
+from buleyean_rl.importers.formats import DEFAULT, Discards, detect_format, find_format
+from buleyean_rl.importers.redact import KINDS, redact_record
+from buleyean_rl.importers.scores import Choices
 from buleyean_rl.importers.sources import open_rows
 from buleyean_rl.records import RejectionRecord, reject_row, write_folded
 
@@ -39,6 +42,7 @@ class ImportReport:
         same_as_chosen: rows that reject the very text they choose.
         skipped: bad rows left out.
         errors: the first messages about those.
+        redacted: finds of personal data taken out, by kind; None where nobody asked for it.
     """
 
     source: str
@@ -57,6 +61,7 @@ class ImportReport:
     same_as_chosen: int = 0
     skipped: int = 0
     errors: list[str] = field(default_factory=list)
+    redacted: dict[str, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -74,10 +79,12 @@ class ImportReport:
             "rows that reject the very text they choose, kept": self.same_as_chosen,
             "bad rows skipped": self.skipped,
         }
+        taken_out = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
         return [
             f"{self.source} ({self.format}): {self.rows:,} rows -> {self.records:,} records, "
             f"{self.rejections:,} rejections of {self.answers:,} answers, in {self.output}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
+            *([f"  redacted: {taken_out}; names and addresses are not looked for"] if self.redacted else []),
             *(f"  {error}" for error in self.errors[:3]),
         ]
 
@@ -90,17 +97,21 @@ def import_records(
     split: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    choices: Choices = DEFAULT,
+    redact: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> ImportReport:
-    """Turn a file or a Hub data set into a records file, one record per prompt.
+    """Turn a file, a folder or a Hub data set into a records file, one record per prompt.
 
     Args:
-        source: a .jsonl or .json file, or a Hub data set id.
+        source: a .jsonl, .json, .csv or .tsv file, a folder of bad answers, or a Hub data set id.
         output: the records file to write; it appears whole or not at all.
         format: a format's name; "auto" looks at the first rows.
         split: the part of a Hub data set.
         limit: stop once there are so many records.
         skip_bad: leave bad rows out and count them, instead of stopping at the first.
+        choices: what the user says of rows that do not speak for themselves.
+        redact: take e-mail addresses, phone numbers and keys out.
         progress: told the number of rows read, every thousand.
 
     Raises:
@@ -109,7 +120,8 @@ def import_records(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}: it must be 1 or more")
-    chosen_format = None if format == "auto" else find_format(format)
+    chosen_format = None if format == "auto" else find_format(format, choices)
+    found: Counter[str] = Counter()
     report, discards = ImportReport(source, str(output), format), Discards()
 
     def note(error: RecordError) -> None:
@@ -125,7 +137,7 @@ def import_records(
     if chosen_format is None:
         first = list(islice(rows, ROWS_LOOKED_AT))
         try:
-            chosen_format = detect_format([row for _, row in first])
+            chosen_format = detect_format([row for _, row in first], choices)
         except RecordError as error:
             raise RecordError(error.problem, path=source) from error
         rows = chain(first, rows)
@@ -133,18 +145,18 @@ def import_records(
     convert = chosen_format.convert
 
     def records() -> Iterator[RejectionRecord]:
-        found = False
+        any_rejected = False
         for place, row in rows:
             report.rows += 1
             if progress is not None and report.rows % ROWS_PER_TICK == 0:
                 progress(report.rows)
             try:
                 for record in convert(row, discards):
-                    found = True
-                    yield record
+                    any_rejected = True
+                    yield redact_record(record, found) if redact else record
             except RecordError as error:
                 reject_row(error, source, place, note if skip_bad else False)
-        if not found:
+        if not any_rejected:
             problem = f"has no rejected answer in {report.rows:,} rows read as {report.format}"
             raise RecordError(f"{problem}; nothing was written", path=source)
 
@@ -153,4 +165,5 @@ def import_records(
         if name != "answers_folded":
             setattr(report, name, value)
     report.duplicates_folded += written.answers_folded
+    report.redacted = {kind: found[kind] for kind in KINDS} if redact else None
     return report

@@ -1,7 +1,9 @@
-"""Where rows come from: a JSON Lines file, a JSON file, or a data set on the Hub."""
+"""Where rows come from: a JSON Lines, JSON or CSV file, a folder of bad answers, or a data set on the Hub."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -24,7 +26,8 @@ def open_rows(source: str, *, split: str | None = None, skip_bad: SkipBad = Fals
     """Stream the rows of a source with their places: a file's line, or the number of a data set's row.
 
     Args:
-        source: a .jsonl file, a .json file (a list, or an object that holds one), or a Hub data set id.
+        source: a .jsonl file, a .json file (a list, or an object that holds one), a .csv or .tsv file with a
+            header, a folder of bad answers, or a Hub data set id.
         split: the part of a Hub data set; None takes `train`, `train_prefs`, or the only one.
         skip_bad: as in `read_records`, for rows that are no JSON object.
 
@@ -33,6 +36,10 @@ def open_rows(source: str, *, split: str | None = None, skip_bad: SkipBad = Fals
     """
     if is_hub_id(source):
         return _hub_rows(source, split)
+    if Path(source).is_dir():
+        return _folder_rows(Path(source))
+    if Path(source).suffix.lower() in (".csv", ".tsv"):
+        return _csv_rows(source, skip_bad)
     with open_bytes(source) as file:
         head = file.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"[") or (head.startswith(b"{") and Path(source).suffix.lower() == ".json"):
@@ -132,6 +139,66 @@ def _is_object(line: str) -> bool:
         return isinstance(decode_json(line), dict)
     except RecordError:
         return False
+
+
+def _csv_rows(path: str, skip_bad: SkipBad) -> Placed:
+    """The rows of a table as objects, by the names in its first row; places are the lines where rows begin."""
+    with open_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        reader = None
+        try:
+            header = text.readline()
+            text.seek(0)
+            delimiter = max("\t,;|", key=header.count) if header.strip() else ","
+            csv.field_size_limit(1 << 24)
+            reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+            names = reader.fieldnames or []
+            if len(set(names)) < len(names):
+                raise RecordError("has two columns of one name: rename one", path=path, line=1)
+            line = reader.line_num + 1
+            for row in reader:
+                if None in row or None in row.values():
+                    problem = f"has not {len(names)} cells as the first row has: quote cells that hold a {delimiter!r}"
+                    reject_row(RecordError(problem), path, line, skip_bad)
+                else:
+                    yield line, dict(row)
+                line = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
+        except csv.Error as error:
+            line = reader.line_num if reader else 1
+            raise RecordError(f"is not a table: {error}", path=path, line=line) from error
+
+
+def _folder_rows(folder: Path) -> Placed:
+    """Every text file of a folder as a bad answer to the prompt beside it: `NAME.prompt.txt`, or `prompt.txt`
+    there or further up.
+    """
+    answers = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in (".txt", ".md")
+        and path.is_file()
+        and path.name != "prompt.txt"
+        and not path.name.endswith(".prompt.txt")
+    ]
+    if not answers:
+        raise RecordError("holds no .txt or .md file: put one bad answer into each", path=folder)
+    for number, path in enumerate(answers, start=1):
+        above = [parent / "prompt.txt" for parent in path.parents if parent == folder or folder in parent.parents]
+        found = next((p for p in [path.with_suffix(".prompt.txt"), *above] if p.is_file()), None)
+        if found is None:
+            problem = f"has no prompt: write what was asked into {path.stem}.prompt.txt or prompt.txt beside it"
+            raise RecordError(problem, path=path)
+        yield number, {"prompt": _text(found), "rejected": _text(path)}
+
+
+def _text(path: Path) -> str:
+    with open_bytes(path) as file:
+        try:
+            return file.read().decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
 
 
 def _hub_rows(name: str, split: str | None) -> Placed:

@@ -271,6 +271,41 @@ def fold_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
     return [merge_records(group) for group in by_prompt.values()]
 
 
+def accumulate_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
+    """One record per prompt of verdicts on different answers: counts add, and each answer keeps its own rate.
+
+    `fold_records` reads two records of one prompt as rounds in which all their answers took part, so that one
+    rejected in the first alone has half the rate. Here each answer's rounds are those it was given in: where
+    it was rejected in all of them it stays rejected for certain.
+
+    Args:
+        records: any records, such as those of several minings.
+
+    Returns:
+        Records in the order of first appearance, held in memory. T is the most rounds that any answer of the
+        prompt has; the counts of the others are scaled to it.
+    """
+    by_prompt: dict[Prompt, dict[tuple[str, Spans], tuple[int, int]]] = {}
+    for record in records:
+        answers = by_prompt.setdefault(record.prompt, {})
+        for text, count, spans in _entries(record):
+            counts, rounds = answers.get((text, spans), (0, 0))
+            answers[text, spans] = counts + count, rounds + record.total_rounds
+    accumulated = []
+    for prompt, answers in by_prompt.items():
+        total = max(rounds for _, rounds in answers.values())
+        accumulated.append(
+            RejectionRecord(
+                prompt,
+                tuple(text for text, _ in answers),
+                tuple(max(1, round(count * total / rounds)) for count, rounds in answers.values()),
+                total,
+                tuple(spans for _, spans in answers),
+            )
+        )
+    return accumulated
+
+
 def _entries(record: RejectionRecord) -> Iterable[tuple[str, int, Spans]]:
     return zip(record.rejected_responses, record.rejection_counts, record.rejected_spans, strict=True)
 

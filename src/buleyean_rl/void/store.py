@@ -1,0 +1,296 @@
+"""What happened, in one SQLite file.
+
+Every method that writes returns after the write is on disk. What clients send carries a name of theirs
+(`uid`), so that sending it again after a broken connection changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from buleyean_rl.errors import UsageError
+from buleyean_rl.records import RejectionRecord, Spans, accumulate_records, make_record
+
+ROUNDS = 60  # a person's no is certain: 60 of 60
+PAGE = 50  # rejections shown at once
+
+# One script a version; a file of an older version is brought up on opening.
+MIGRATIONS = (
+    """
+    CREATE TABLE questions (
+        id TEXT PRIMARY KEY, prompt TEXT NOT NULL, blind INTEGER NOT NULL, revealed INTEGER NOT NULL,
+        created REAL NOT NULL
+    );
+    CREATE TABLE answers (
+        question TEXT NOT NULL REFERENCES questions, slot INTEGER NOT NULL, side TEXT NOT NULL, model TEXT NOT NULL,
+        text TEXT, PRIMARY KEY (question, slot)
+    );
+    CREATE TABLE rejections (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, digest TEXT NOT NULL, prompt TEXT NOT NULL,
+        answer TEXT NOT NULL, spans TEXT NOT NULL, count INTEGER NOT NULL, rounds INTEGER NOT NULL,
+        reason TEXT NOT NULL, source TEXT NOT NULL, created REAL NOT NULL, undone REAL
+    );
+    CREATE INDEX rejections_by_digest ON rejections (undone, digest, id);
+    """,
+    """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, folder TEXT NOT NULL, state TEXT NOT NULL,
+        records INTEGER NOT NULL, steps INTEGER NOT NULL, error TEXT NOT NULL, created REAL NOT NULL, ended REAL
+    );
+    CREATE TABLE points (
+        run INTEGER NOT NULL REFERENCES runs, step INTEGER NOT NULL, loss REAL NOT NULL, floor REAL NOT NULL,
+        gap REAL NOT NULL, PRIMARY KEY (run, step)
+    );
+    CREATE TABLE samples (
+        run INTEGER NOT NULL REFERENCES runs, position INTEGER NOT NULL, prompt TEXT NOT NULL, before TEXT NOT NULL,
+        after TEXT NOT NULL, PRIMARY KEY (run, position)
+    );
+    """,
+)
+
+Row = dict[str, Any]
+
+
+class Store:
+    """The file, for any number of threads.
+
+    Args:
+        path: made if it does not exist.
+
+    Raises:
+        UsageError: it is no such file, or of a later version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changes = 0  # grows with every write: who watches looks again
+        self._lock = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise UsageError(f"{path}: is no store of rejections: {error}") from error
+
+    def close(self) -> None:
+        """Nothing may be asked afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    # --- questions ------------------------------------------------------------------------------------
+
+    def add_question(self, uid: str, prompt: str, blind: bool, slots: Sequence[tuple[str, str]]) -> None:
+        """A question and who is to answer it; nothing if it was asked before.
+
+        Args:
+            uid: the client's name for it.
+            prompt: what is asked.
+            blind: the page does not say who answers until it is told to.
+            slots: (side, model) in the order of the page.
+        """
+        with self._writing() as db:
+            added = db.execute(
+                "INSERT OR IGNORE INTO questions VALUES (?, ?, ?, ?, ?)", (uid, prompt, blind, not blind, time.time())
+            )
+            if added.rowcount:
+                rows = [(uid, slot, side, model) for slot, (side, model) in enumerate(slots)]
+                db.executemany("INSERT INTO answers (question, slot, side, model) VALUES (?, ?, ?, ?)", rows)
+
+    def question(self, uid: str) -> Row | None:
+        """A question with its answers, which have no text while they are in the making."""
+        with self._lock:
+            found = self._one("SELECT * FROM questions WHERE id = ?", uid)
+            if found is None:
+                return None
+            found["answers"] = self._all("SELECT * FROM answers WHERE question = ? ORDER BY slot", uid)
+            return found
+
+    def finish_answer(self, uid: str, slot: int, text: str) -> None:
+        """Keep an answer that is whole."""
+        with self._writing() as db:
+            db.execute("UPDATE answers SET text = ? WHERE question = ? AND slot = ?", (text, uid, slot))
+
+    def reveal(self, uid: str) -> None:
+        """Say who answered a blind question."""
+        with self._writing() as db:
+            db.execute("UPDATE questions SET revealed = 1 WHERE id = ?", (uid,))
+
+    # --- rejections -----------------------------------------------------------------------------------
+
+    def reject(self, uid: str, prompt: str, answer: str, spans: Spans, reason: str, source: str) -> int:
+        """Keep a person's no; the id of it, or of the one that has this uid."""
+        record = make_record(prompt, [answer], [ROUNDS], ROUNDS, [list(spans)])
+        with self._writing() as db:
+            self._insert(db, uid, record, 0, reason, source)
+        found = self._one("SELECT id FROM rejections WHERE uid = ?", uid)
+        assert found is not None
+        return int(found["id"])
+
+    def import_records(self, uid: str, records: Sequence[RejectionRecord], source: str) -> int:
+        """Keep all rejections of some records, or, if this upload was kept before, none; how many."""
+        with self._writing() as db:
+            before = db.total_changes
+            for i, record in enumerate(records):
+                for k in range(len(record.rejected_responses)):
+                    self._insert(db, f"{uid}/{i}/{k}", record, k, "", source)
+            return db.total_changes - before
+
+    def set_reason(self, identity: int, reason: str) -> bool:
+        """Say why; whether there is such a rejection."""
+        with self._writing() as db:
+            return bool(db.execute("UPDATE rejections SET reason = ? WHERE id = ?", (reason, identity)).rowcount)
+
+    def undo(self, identity: int, undone: bool = True) -> bool:
+        """Take a rejection back, or that; whether there is such a rejection."""
+        with self._writing() as db:
+            when = time.time() if undone else None
+            return bool(db.execute("UPDATE rejections SET undone = ? WHERE id = ?", (when, identity)).rowcount)
+
+    def count(self) -> int:
+        """How many rejections there are."""
+        found = self._one("SELECT COUNT(*) AS n FROM rejections WHERE undone IS NULL")
+        return int(found["n"]) if found else 0
+
+    def rejections(self, page: int = 0) -> Row:
+        """A page of rejected answers, the last rejected first, with how often each was rejected."""
+        groups = self._all(
+            """SELECT MAX(id) AS id, COUNT(*) AS times, SUM(count) AS count, SUM(rounds) AS rounds
+            FROM rejections WHERE undone IS NULL GROUP BY digest ORDER BY MAX(id) DESC LIMIT ? OFFSET ?""",
+            PAGE,
+            page * PAGE,
+        )
+        for group in groups:
+            row = self._one("SELECT * FROM rejections WHERE id = ?", group["id"]) or {}
+            prompt, spans = json.loads(row["prompt"]), json.loads(row["spans"])
+            group |= {"prompt": _shown(prompt), "answer": row["answer"], "spans": spans}
+            group |= {"reason": row["reason"], "source": row["source"], "created": row["created"]}
+        total = self._one("SELECT COUNT(DISTINCT digest) AS n FROM rejections WHERE undone IS NULL")
+        return {"rows": groups, "total": total["n"] if total else 0, "page": page, "page_size": PAGE}
+
+    def records(self) -> list[RejectionRecord]:
+        """All rejections as records, one per prompt."""
+        rows = self._all("SELECT prompt, answer, spans, count, rounds FROM rejections WHERE undone IS NULL ORDER BY id")
+        return accumulate_records(
+            make_record(
+                json.loads(row["prompt"]), [row["answer"]], [row["count"]], row["rounds"], [json.loads(row["spans"])]
+            )
+            for row in rows
+        )
+
+    # --- runs -----------------------------------------------------------------------------------------
+
+    def add_run(self, uid: str, folder: str, records: int, steps: int) -> int:
+        """A run that begins; the id of it, or of the one that has this uid."""
+        with self._writing() as db:
+            db.execute(
+                """INSERT OR IGNORE INTO runs (uid, folder, state, records, steps, error, created)
+                VALUES (?, ?, 'running', ?, ?, '', ?)""",
+                (uid, folder, records, steps, time.time()),
+            )
+        return int((self._one("SELECT id FROM runs WHERE uid = ?", uid) or {})["id"])
+
+    def find_run(self, uid: str) -> Row | None:
+        """The run of a uid."""
+        return self._one("SELECT * FROM runs WHERE uid = ?", uid)
+
+    def end_run(self, run: int, state: str, error: str = "") -> None:
+        """A run is done, failed or stopped."""
+        with self._writing() as db:
+            db.execute("UPDATE runs SET state = ?, error = ?, ended = ? WHERE id = ?", (state, error, time.time(), run))
+
+    def add_point(self, run: int, point: Mapping[str, float]) -> None:
+        """A step of a run; a step that is done again after a restart takes the place of the first."""
+        with self._writing() as db:
+            values = (run, point["step"], point["loss"], point["floor"], point["gap"])
+            db.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)", values)
+
+    def add_samples(self, run: int, samples: Sequence[tuple[str, str, str]]) -> None:
+        """Answers before and after a run, as (prompt, before, after)."""
+        with self._writing() as db:
+            rows = [(run, position, *sample) for position, sample in enumerate(samples)]
+            db.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)", rows)
+
+    def runs(self) -> list[Row]:
+        """All runs, the last first, each with its last step."""
+        return self._all(
+            """SELECT runs.*, (SELECT MAX(step) FROM points WHERE run = runs.id) AS step
+            FROM runs ORDER BY id DESC"""
+        )
+
+    def run(self, run: int) -> Row | None:
+        """A run with its points and samples."""
+        with self._lock:
+            found = self._one("SELECT * FROM runs WHERE id = ?", run)
+            if found is not None:
+                found["points"] = self._all(
+                    "SELECT step, loss, floor, gap FROM points WHERE run = ? ORDER BY step", run
+                )
+                found["samples"] = self._all("SELECT * FROM samples WHERE run = ? ORDER BY position", run)
+            return found
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def _insert(
+        self, db: sqlite3.Connection, uid: str, record: RejectionRecord, k: int, reason: str, source: str
+    ) -> None:
+        prompt: Any = record.prompt
+        if not isinstance(prompt, str):
+            prompt = [{"role": role, "content": content} for role, content in prompt]
+        texts = json.dumps(prompt), record.rejected_responses[k], json.dumps(record.rejected_spans[k])
+        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        db.execute(
+            """INSERT OR IGNORE INTO rejections
+            (uid, digest, prompt, answer, spans, count, rounds, reason, source, created)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            (uid, digest, *texts, record.rejection_counts[k], record.total_rounds, reason, source, time.time()),
+        )
+
+    def _migrate(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise UsageError(f"{self.path}: was made by a later version of buleyean-rl: update it")
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            # executescript would commit before it begins
+            with self._writing() as db:
+                for statement in script.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {number}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is kept, or nothing."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+            self.changes += 1
+
+    def _all(self, query: str, *values: Any) -> list[Row]:
+        with self._lock:
+            return [dict(row) for row in self._connection.execute(query, values)]
+
+    def _one(self, query: str, *values: Any) -> Row | None:
+        found = self._all(query, *values)
+        return found[0] if found else None
+
+
+def _shown(prompt: Any) -> str:
+    """A prompt for people: a conversation as a transcript."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,0 +1,181 @@
+"""A training run in a process of its own: it can be stopped, it ends with the server, and its memory is freed.
+
+    server --stdin, held open--> child: train(...) --stdout, a JSON line a step--> server --> store
+
+A child whose server is gone ends at once; the server that comes next goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from buleyean_rl.records import write_records
+from buleyean_rl.void.store import Store
+
+LEARNING_RATE = 5e-4
+BATCH = 4
+
+
+class Training:
+    """At most one run at a time.
+
+    Args:
+        store: of the rejections and the runs.
+        folder: gets a folder for each run.
+        model: the base model.
+        on_trained: called with a run's id and folder before it counts as done; what it raises fails the run.
+    """
+
+    def __init__(self, store: Store, folder: Path, model: str, on_trained: Callable[[int, Path], None]) -> None:
+        self._store, self._folder, self._model, self._on_trained = store, folder, model, on_trained
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+        self._watcher: threading.Thread | None = None
+        self._stopped = self._closing = False
+        self.running: int | None = None
+
+    def start(self, uid: str, steps: int) -> int | None:
+        """Begin a run on all rejections; its id, or None while another one runs.
+
+        Raises:
+            UsageError: there is nothing to train on.
+        """
+        with self._lock:
+            known = self._store.find_run(uid)
+            if known is not None:
+                return int(known["id"])
+            if self.running is not None:
+                return None
+            records = self._store.records()
+            number = 1 + max((int(run["id"]) for run in self._store.runs()), default=0)
+            folder = self._folder / f"run-{number}"
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_records(folder.with_suffix(".jsonl"), records)
+            run = self._store.add_run(uid, str(folder), len(records), steps)
+            self._begin(run, folder, steps)
+            return run
+
+    def resume(self) -> None:
+        """Go on with the run that a server left unfinished."""
+        with self._lock:
+            for run in self._store.runs():
+                if run["state"] == "running":
+                    self._begin(run["id"], Path(run["folder"]), run["steps"])
+                    return
+
+    def stop(self, run: int) -> bool:
+        """End a run before its time; whether it was running."""
+        with self._lock:
+            if self.running != run or self._child is None:
+                return False
+            self._stopped = True
+            self._child.kill()
+            return True
+
+    def close(self) -> None:
+        """End with the server: the run stays unfinished."""
+        with self._lock:
+            self._closing = True
+            if self._child is not None:
+                self._child.kill()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    def _begin(self, run: int, folder: Path, steps: int) -> None:
+        settings = {"model": self._model, "folder": str(folder), "steps": steps}
+        log = folder.with_suffix(".log").open("ab")
+        with log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", __name__, json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.running, self._stopped = run, False
+        self._watcher = threading.Thread(target=self._watch, args=(run, folder, self._child), daemon=True)
+        self._watcher.start()
+
+    def _watch(self, run: int, folder: Path, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        for line in child.stdout:
+            if line.endswith("\n"):  # killing may leave half a line
+                self._store.add_point(run, json.loads(line))
+        code = child.wait()
+        child.stdout.close()
+        child.stdin.close()
+        if self._closing:
+            return
+        try:
+            if code == 0:
+                self._on_trained(run, folder)
+                self._store.end_run(run, "done")
+            elif self._stopped:
+                self._store.end_run(run, "stopped")
+            else:
+                self._store.end_run(run, "failed", _last_line(folder.with_suffix(".log")))
+        except Exception as error:  # a run whose end nobody notes would run for ever
+            self._store.end_run(run, "failed", f"trained, but its model cannot be used: {error}")
+        finally:
+            self.running = None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:500] if lines else "ended without a word"
+
+
+def child(settings: dict[str, Any]) -> None:
+    """What the process does.
+
+    Args:
+        settings: model, folder and steps.
+    """
+    steps_out, sys.stdout = sys.stdout, sys.stderr  # nobody else may write among the steps
+    threading.Thread(target=_end_with_server, daemon=True).start()
+    from transformers import TrainerCallback
+
+    from buleyean_rl.errors import BuleyeanError
+    from buleyean_rl.train import train
+    from buleyean_rl.trainer import BuleyeanConfig
+
+    class Tell(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            logs = kwargs["logs"]
+            if "floor" in logs:
+                point = {"step": state.global_step} | {name: logs[name] for name in ("loss", "floor", "gap")}
+                print(json.dumps(point), file=steps_out, flush=True)
+
+    folder = Path(settings["folder"])
+    config = BuleyeanConfig(
+        output_dir=str(folder),
+        max_steps=settings["steps"],
+        learning_rate=LEARNING_RATE,
+        per_device_train_batch_size=BATCH,
+        lora_dropout=0.0,
+        held_out=0.0,
+    )
+    if (folder / "run.json").exists():  # the server was gone before it heard of the end
+        return
+    try:
+        resume = (folder / "settings.json").exists()
+        train(folder.with_suffix(".jsonl"), settings["model"], config, resume=resume, callbacks=[Tell()])
+    except BuleyeanError as error:
+        sys.exit(f"{error}")
+
+
+def _end_with_server() -> None:
+    os.read(0, 1)  # returns when the server's end of the pipe is closed, however it ended
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    child(json.loads(sys.argv[1]))

@@ -1,0 +1,374 @@
+"""The page as people use it, in headless Chromium: by mouse and by keyboard, small and dark, twice at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voids import Process, running, until
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
+from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
+)
+
+SCRIPT = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> & <b>bold</b>"
+SCREENSHOTS = os.environ.get("BULEYEAN_SCREENSHOTS")  # a folder to look at afterwards
+
+
+@contextmanager
+def browsing(folder: Path, *options: str) -> Iterator[Browser]:
+    settings = webdriver.ChromeOptions()
+    settings.binary_location = str(CHROMIUM)
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,900", *options]:
+        settings.add_argument(f"--{flag}")
+    settings.add_argument(f"--user-data-dir={folder / 'profile'}")
+    settings.add_experimental_option("prefs", {"download.default_directory": str(folder)})
+    settings.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=settings, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield Browser(driver, folder)
+    finally:
+        driver.quit()
+
+
+class Browser:
+    """A person at a browser."""
+
+    def __init__(self, driver: WebDriver, folder: Path) -> None:
+        self.driver, self.folder = driver, folder
+
+    def open(self, void: Process, place: str = "") -> None:
+        self.driver.get(f"{void.url}/{place}")
+
+    def find(self, css: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, css)
+
+    def all(self, css: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def run(self, script: str, *words: Any) -> Any:
+        return self.driver.execute_script(script, *words)
+
+    def texts(self) -> list[str]:
+        """The answers, once both are there."""
+        self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
+        return self.run("return [...document.querySelectorAll('#answers .text')].map((node) => node.textContent)")
+
+    def marked(self) -> list[str]:
+        """What is shown as rejected."""
+        return self.run("return [...document.querySelectorAll('#answers mark')].map((node) => node.textContent)")
+
+    def ask(self, prompt: str) -> list[str]:
+        self.find("#prompt").clear()
+        self.find("#prompt").send_keys(prompt, Keys.ENTER)
+        self.until(lambda: self.find("#asked").text == prompt)
+        return self.texts()
+
+    def press(self, *keys: str) -> None:
+        """Keys for the page, not for a field."""
+        self.run("document.activeElement.blur()")
+        self.find("body").send_keys(*keys)
+
+    def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
+        return until(condition, seconds)
+
+    def look(self, name: str) -> None:
+        if SCREENSHOTS:
+            self.driver.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+    def complaints(self) -> list[str]:
+        """What the console says, but for the network's errors: those are told to people."""
+        log = self.driver.get_log("browser")  # type: ignore[attr-defined]
+        return [entry["message"] for entry in log if entry["source"] != "network"]
+
+
+@pytest.fixture
+def void(base: Path, tmp_path: Path) -> Iterator[Process]:
+    with running(base, tmp_path / "void") as process:
+        yield process
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with browsing(tmp_path) as opened:
+        yield opened
+        assert opened.complaints() == []
+
+
+def test_the_whole_loop(void: Process, browser: Browser, tmp_path: Path) -> None:
+    browser.open(void)
+    browser.until(lambda: "nothing trained yet" in browser.find("#models").text)
+    assert not browser.find("#train-button").is_enabled()
+    (before,) = browser.ask("Give me two tips.")
+    browser.look("asked")
+
+    browser.press("1")  # reject
+    browser.until(lambda: browser.find("#count").text == "1")
+    assert browser.marked() == [before]
+    browser.find(".said input").send_keys("It is nonsense.", Keys.ENTER)
+    browser.until(lambda: void.get("rejections")["rows"][0]["reason"] == "It is nonsense.")
+    browser.look("rejected")
+    browser.press("u")  # undo
+    browser.until(lambda: browser.find("#count").text == "0")
+    assert browser.all("#answers mark") == []
+    browser.find("[data-slot='0']").click()  # and once more, with the mouse
+    browser.until(lambda: browser.find("#count").text == "1")
+
+    browser.find("nav a[href='#rejections']").click()
+    browser.until(lambda: len(browser.all("#rows tr")) == 1)
+    assert "Give me two tips." in browser.find("#rows").text
+    browser.look("rejections")
+    browser.find("#export").click()
+    exported = browser.until(lambda: (tmp_path / "records.jsonl").exists() and (tmp_path / "records.jsonl").read_text())
+    assert json.loads(exported)["rejected_responses"] == [before]
+
+    browser.find("nav a[href='#talk']").click()
+    assert browser.find("#steps").get_attribute("value") == "12"
+    browser.find("#train-button").click()
+    browser.until(lambda: browser.all("#live-chart polyline"))
+    browser.look("training")
+    browser.until(lambda: "is done" in browser.find("#train-state").text, 120)
+    base_answer, trained_answer = browser.ask("Give me two tips.")
+    assert base_answer == before != trained_answer
+    assert [title.text for title in browser.all("#answers h2")][1] == "trained: run 1"
+    browser.look("trained")
+
+    browser.find("nav a[href='#runs']").click()
+    browser.until(lambda: browser.find("#runs a")).click()
+    browser.until(lambda: browser.all("#card td"))
+    assert len(browser.all("#run-chart polyline")) == 3
+    assert "gap" in str(browser.find("#run-chart svg").get_attribute("aria-label"))
+    samples = browser.run("return [...document.querySelectorAll('#samples .text')].map((node) => node.textContent)")
+    assert samples == [before, trained_answer]
+    assert "Base model" in browser.find("#card").text
+    browser.look("run")
+
+
+def test_only_the_selected_part_is_rejected_by_mouse_and_by_keyboard(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    (text,) = browser.ask("Give me two tips.")
+    select = """
+        const node = document.querySelector('#answers .text'), range = document.createRange();
+        range.setStart(node.firstChild, arguments[0]); range.setEnd(node.firstChild, arguments[1]);
+        getSelection().removeAllRanges(); getSelection().addRange(range);"""
+    browser.run(select, 3, 9)
+    browser.until(lambda: browser.find("[data-part]").is_displayed())
+    browser.look("selected")
+    browser.find("[data-part]").click()
+    rows = browser.until(lambda: void.get("rejections")["rows"])
+    characters = [len(text.encode("utf-16-le")[: 2 * at].decode("utf-16-le")) for at in (3, 9)]
+    assert rows[0]["spans"] == [characters]
+    assert browser.marked() == [text[slice(*characters)]]
+
+    browser.find("#answers .text").send_keys(Keys.ARROW_RIGHT)  # the caret goes word by word
+    browser.find("#answers .text").send_keys(Keys.SHIFT + Keys.ARROW_RIGHT)
+    chosen = browser.run("return getSelection().toString()")
+    assert chosen
+    assert chosen in text
+    browser.find("#answers .text").send_keys("1")
+    rows = browser.until(lambda: len(found := void.get("rejections")["rows"]) == 2 and found)
+    assert text[slice(*rows[0]["spans"][0])] == chosen
+
+
+def test_offsets_are_characters_where_the_browser_counts_units(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    found = browser.run(
+        "return import('./app.js').then(() => { const text = 'a🙂b漢c'; return Array.from(text.slice(0, 4)).length; })"
+    )
+    assert found == 3
+    record = {"prompt": "emoji", "rejected_responses": ["a🙂b漢c"], "rejected_spans": [[[1, 3]]]}
+    void.client.post(
+        "/api/import?uid=upload-01",
+        content=json.dumps(record).encode(),
+        headers={"Content-Type": "application/octet-stream"},
+    ).raise_for_status()
+    browser.open(void, "#rejections")
+    browser.until(lambda: browser.all("#rows mark"))
+    assert browser.find("#rows mark").text == "🙂b"
+
+
+def test_markup_in_prompt_answer_and_reason_stays_text(void: Process, browser: Browser, tmp_path: Path) -> None:
+    browser.open(void)
+    browser.ask(SCRIPT)
+    browser.press("1")
+    browser.until(lambda: browser.all(".said input"))
+    browser.find(".said input").send_keys(SCRIPT, Keys.ENTER)
+    browser.until(lambda: void.get("rejections")["rows"][0]["reason"] == SCRIPT)
+    upload = tmp_path / "upload.jsonl"
+    upload.write_text(json.dumps({"prompt": SCRIPT + "2", "rejected": SCRIPT}))
+    browser.find("nav a[href='#rejections']").click()
+    browser.find("#import-file").send_keys(str(upload))
+    browser.until(lambda: len(browser.all("#rows tr")) == 2)
+    assert "1 rejection of 1 prompt imported" in browser.find("#import-state").text
+    table = browser.find("#rows").text
+    assert table.count("<script>") == 4
+    assert browser.all("#rows script, #rows img, #rows b") == []
+    browser.look("markup")
+    browser.find("nav a[href='#talk']").click()
+    assert browser.find("#asked").text == SCRIPT
+    time.sleep(0.2)
+    assert browser.driver.title == "The Void"
+
+
+def test_a_bad_upload_is_explained(void: Process, browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "rejected": "a"}\n{oops\n')
+    browser.open(void, "#rejections")
+    browser.find("#import-file").send_keys(str(tmp_path / "bad.jsonl"))
+    browser.until(lambda: "line 2: is not valid JSON" in browser.find("#import-state").text)
+    assert browser.all("#rows tr") == []
+
+
+def test_a_reload_in_the_middle_of_an_answer_loses_nothing(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    browser.find("#prompt").send_keys("A very long story, please.", Keys.ENTER)
+    browser.until(lambda: browser.all("#answers .text"))
+    browser.driver.refresh()
+    (text,) = browser.texts()
+    assert text
+    assert text == void.get(f"questions/{browser.driver.current_url.rpartition('/')[2]}")["answers"][0]["text"]
+
+
+def test_two_browsers_at_once(void: Process, browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with browsing(tmp_path / "other") as other:
+        for person in (browser, other):
+            person.open(void)
+        first = [person.ask("What is it?") for person in (browser, other)]
+        assert first[0] == first[1]
+        for person in (browser, other):
+            person.press("1")
+        for person in (browser, other):
+            person.until(lambda person=person: person.find("#count").text == "2")  # type: ignore[misc]
+        other.find("nav a[href='#rejections']").click()
+        other.until(lambda: other.all("#rows td"))
+        assert other.find("#rows td").text.strip().endswith("2")
+        browser.press("u")
+        other.until(lambda: other.find("#rows td").text.strip().endswith("1"))  # told without asking
+        assert void.get("state")["rejections"] == 1
+
+
+def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Browser, tmp_path: Path) -> None:
+    with running(base, tmp_path / "void") as void:
+        browser.open(void)
+        browser.ask("Give me a tip.")
+        browser.press("1")
+        browser.until(lambda: browser.find("#count").text == "1")
+        browser.run("const steps = document.getElementById('steps'); steps.value = 60;")
+        browser.find("#train-button").click()
+        browser.until(lambda: ((void.get("runs")["runs"] or [{}])[0].get("step") or 0) > 12)
+        void.stop(signal.SIGKILL)
+    browser.press("u")  # while nobody listens: it is sent again until somebody does
+    again = Process(base, tmp_path / "void", void.port)
+    try:
+        browser.until(lambda: browser.find("#count").text == "0")
+        browser.until(lambda: "is done" in browser.find("#train-state").text, 120)
+        assert len(again.get("runs")["runs"]) == 1
+        assert [point["step"] for point in again.get("runs/1")["points"]] == list(range(1, 61))
+        assert len(browser.ask("Give me a tip.")) == 2
+    finally:
+        again.stop()
+
+
+def test_a_blind_question_is_revealed_on_demand(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    browser.find("#blind").click()
+    browser.ask("Who is it?")
+    assert browser.find("#answers h2").text == "Answer 1"
+    browser.find("#reveal").click()
+    browser.until(lambda: browser.find("#answers h2").text.startswith("base: "))
+
+
+def test_a_phone_and_the_dark(void: Process, browser: Browser) -> None:
+    metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # type: ignore[attr-defined]
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)  # type: ignore[attr-defined]
+    browser.open(void)
+    browser.ask("A" + "very" * 40 + "long word, and what of it?")
+    browser.press("1")
+    browser.until(lambda: browser.find("#count").text == "1")
+    browser.look("phone-dark")
+    for place in ("#talk", "#rejections", "#runs"):
+        browser.open(void, place)
+        browser.until(lambda: browser.find("#count").text == "1")
+        width = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
+        assert width[0] <= width[1], place
+        browser.look(f"phone-dark-{place[1:]}")
+    paper = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(20, 19, 17)"
+
+
+def test_all_of_it_by_keyboard(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    browser.until(lambda: browser.find("#models").text)
+    reached = set()
+    body = browser.find("body")
+    for _ in range(14):
+        body.send_keys(Keys.TAB)
+        body = browser.driver.switch_to.active_element
+        reached.add(body.get_attribute("id") or body.text.split()[0] if body.text or body.get_attribute("id") else "")
+        look = "const at = document.activeElement; return at === document.body || getComputedStyle(at).outlineStyle"
+        assert browser.run(look) != "none"  # it can be seen where one is
+    assert {"prompt", "blind", "steps", "Talk", "Rejections", "Runs"} <= reached
+    browser.press("/")
+    assert browser.driver.switch_to.active_element.get_attribute("id") == "prompt"
+    browser.driver.switch_to.active_element.send_keys("hello 1 2 u", Keys.ENTER)
+    browser.until(lambda: browser.find("#asked").text == "hello 1 2 u")
+    browser.texts()
+    assert void.get("state")["rejections"] == 0  # typing a key is not pressing it
+
+
+def test_a_token_is_asked_for_and_kept_out_of_the_address(base: Path, browser: Browser, tmp_path: Path) -> None:
+    with running(base, tmp_path / "void", "--host", "0.0.0.0", BULEYEAN_VOID_TOKEN="the-token") as void:
+        browser.open(void)
+        browser.until(lambda: browser.find("#token-dialog").is_displayed())
+        browser.find("#token").send_keys("the-token", Keys.ENTER)
+        browser.until(lambda: browser.find("#models").text.startswith("base: "))
+        browser.driver.execute_script("sessionStorage.clear()")
+        browser.open(void, "#token=the-token")
+        browser.driver.refresh()
+        browser.until(lambda: browser.find("#models").text.startswith("base: "))
+        assert "the-token" not in browser.driver.current_url
+        assert browser.ask("hello")
+
+
+def test_ten_thousand_rejections_are_no_burden(void: Process, browser: Browser) -> None:
+    lines = [json.dumps({"prompt": f"prompt {n}", "rejected": f"answer {n} " + "words " * 100}) for n in range(10_000)]
+    void.client.post(
+        "/api/import?uid=upload-01",
+        content="\n".join(lines).encode(),
+        headers={"Content-Type": "application/octet-stream"},
+        timeout=60,
+    ).raise_for_status()
+    browser.open(void, "#rejections")
+    browser.until(lambda: len(browser.all("#rows tr")) == 50)
+    assert "10,000 rejected answers, page 1 of 200" in browser.find("#where").text
+    for path in ("rejections?page=0", "rejections?page=150", "state", "runs"):
+        took = []
+        for _ in range(5):
+            started = time.perf_counter()
+            void.get(path)
+            took.append(time.perf_counter() - started)
+        assert min(took) < 0.1, path
+    browser.find("#older").click()
+    browser.until(lambda: "page 2 of 200" in browser.find("#where").text)
