@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from buleyean_rl.boundary import build_boundaries
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective, complement_loss
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, plain_model
 from buleyean_rl.records import make_record
 from buleyean_rl.report import peak_rss_bytes
-from buleyean_rl.train import prepare
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer, pad_paths
 
 MAX_LENGTH, BATCH, ROUNDS = 512, 4, 10
@@ -56,7 +56,7 @@ class Stopwatch(TrainerCallback):
 def ours(objective: str, pairs: list[dict[str, str]], steps: int, folder: str) -> list[float]:
     tokenizer = load_tokenizer(BUNDLED)
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    boundaries = prepare(records, tokenizer, MAX_LENGTH).boundaries
+    boundaries = [boundary for boundary in build_boundaries(records, tokenizer, MAX_LENGTH) if boundary]
     model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, max_steps=steps, **SHARED)
     watch = Stopwatch()
@@ -70,7 +70,7 @@ def plain(pairs: list[dict[str, str]], steps: int, _: str) -> list[float]:
 
     tokenizer = load_tokenizer(BUNDLED)
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    boundaries = prepare(records, tokenizer, MAX_LENGTH).boundaries
+    boundaries = [boundary for boundary in build_boundaries(records, tokenizer, MAX_LENGTH) if boundary]
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     model = get_peft_model(load_base(BUNDLED, torch.bfloat16), config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
