@@ -26,13 +26,12 @@ import torch
 from transformers import TrainerCallback
 
 from buleyean_rl.batches import pad_paths
-from buleyean_rl.boundary import Boundary, merge_responses
+from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective, complement_loss
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, plain_model
 from buleyean_rl.records import make_record
 from buleyean_rl.report import peak_rss_bytes
-from buleyean_rl.train import prepare
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
 MAX_LENGTH, BATCH, ROUNDS = 512, 4, 10
@@ -61,7 +60,8 @@ class Stopwatch(TrainerCallback):
 
 def our_boundaries(pairs: list[dict[str, str]]) -> Sequence[Boundary]:
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    return prepare(records, load_tokenizer(BUNDLED), MAX_LENGTH).boundaries
+    found = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
+    return [boundary for boundary in found if boundary]
 
 
 def full_boundaries(count: int) -> Sequence[Boundary]:

@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from buleyean_rl import demo_data
-from buleyean_rl.boundary import merge_responses
+from buleyean_rl.boundary import build_boundaries, merge_responses
 from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.lora import lora_config
@@ -187,10 +187,9 @@ def step_flops(pairs: list[dict[str, str]]) -> float:
     """
     from buleyean_rl.models import load_tokenizer
     from buleyean_rl.records import make_record
-    from buleyean_rl.train import prepare
 
     records = [make_record(pair["prompt"], [pair["rejected"]], [1], 1) for pair in pairs]
-    boundaries = prepare(records, load_tokenizer(BUNDLED), 512).boundaries
+    boundaries = [boundary for boundary in build_boundaries(records, load_tokenizer(BUNDLED), 512) if boundary]
     linear, adapter, head, layers = 106_168_320, 4_884_480, VOCABULARY * WIDTH, 30
     total = 0.0
     for boundary in boundaries:

@@ -11,10 +11,11 @@ an answer stopped there was never what was wrong with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice, repeat
 from typing import Any
 
-from buleyean_rl.records import RejectionRecord
+from buleyean_rl.records import Prompt, RejectionRecord, Spans
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Boundary:
         rejections: (node, token, v) of every rejected continuation, sorted by node.
         rounds: T of the record.
         truncated: how many responses lost tokens to the length limit.
+        index: its number in the data set it was read from, if it was; no part of what it is equal to.
     """
 
     prompt: list[int]
@@ -41,6 +43,7 @@ class Boundary:
     rejections: list[tuple[int, int, int]]
     rounds: int
     truncated: int = 0
+    index: int | None = field(default=None, compare=False)
 
     @property
     def nodes(self) -> int:
@@ -68,29 +71,41 @@ class Boundary:
 
 
 def build_boundary(record: RejectionRecord, tokenizer: Any, max_length: int) -> Boundary | None:
-    """Tokenise a record and merge its responses into a trie.
+    """Tokenise one record, see `build_boundaries`."""
+    return build_boundaries([record], tokenizer, max_length)[0]
+
+
+def build_boundaries(records: Sequence[RejectionRecord], tokenizer: Any, max_length: int) -> list[Boundary | None]:
+    """Tokenise records and merge the responses of each into a trie.
 
     Args:
-        record: what was rejected.
-        tokenizer: a transformers tokenizer.
+        records: what was rejected; so few that all their token ids fit in memory.
+        tokenizer: a transformers tokenizer; a fast one takes many records in several threads.
         max_length: most tokens of prompt and response together; longer responses are cut at the end.
 
     Returns:
-        The boundary, or None where the prompt leaves no room for a response or nothing rejected remains.
+        Of each record the boundary, or None where the prompt leaves no room for a response or nothing rejected
+        remains.
     """
-    prompt = encode_prompt(tokenizer, record.prompt)
+    prompts = encode_prompts(tokenizer, [record.prompt for record in records])
+    fits = [bool(prompt) and len(prompt) < max_length for prompt in prompts]
+    fitting = [record for record, fit in zip(records, fits, strict=True) if fit]
+    texts = [text for record in fitting for text in record.rejected_responses]
+    spans = [spans for record in fitting for spans in record.rejected_spans]
+    encoded = iter(encode_responses(tokenizer, texts, spans))
+    return [
+        _boundary(record, prompt, list(islice(encoded, len(record.rejected_responses))), max_length) if fit else None
+        for record, prompt, fit in zip(records, prompts, fits, strict=True)
+    ]
+
+
+def _boundary(
+    record: RejectionRecord, prompt: list[int], responses: list[tuple[list[int], list[bool]]], max_length: int
+) -> Boundary | None:
     room = max_length - len(prompt)
-    if room < 1 or not prompt:
-        return None
-    responses, counts, truncated = [], [], 0
-    for text, spans, count in zip(
-        record.rejected_responses, record.rejected_spans, record.rejection_counts, strict=True
-    ):
-        ids, rejected = encode_response(tokenizer, text, spans)
-        truncated += len(ids) > room
-        responses.append((ids[:room], rejected[:room]))
-        counts.append(count)
-    boundary = merge_responses(prompt, responses, counts, record.total_rounds, truncated)
+    truncated = sum(len(ids) > room for ids, _ in responses)
+    cut = [(ids[:room], rejected[:room]) for ids, rejected in responses]
+    boundary = merge_responses(prompt, cut, record.rejection_counts, record.total_rounds, truncated)
     return boundary if boundary.rejections else None
 
 
@@ -133,39 +148,63 @@ def merge_responses(
     return Boundary(prompt, tokens, runs, parents, entries, rounds, truncated)
 
 
-def encode_prompt(tokenizer: Any, prompt: str | tuple[tuple[str, str], ...]) -> list[int]:
-    """Token ids of a prompt, up to where the model's answer begins.
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of one prompt, see `encode_prompts`."""
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of prompts, up to where the model's answer begins.
 
     Args:
         tokenizer: a transformers tokenizer; its chat template is used if it has one.
-        prompt: the user's text, or (role, content) messages.
+        prompts: the user's text, or (role, content) messages.
     """
-    if tokenizer.chat_template is None:
-        text = prompt if isinstance(prompt, str) else "\n\n".join(content for _, content in prompt) + "\n\n"
-        return list(tokenizer(text).input_ids)
+    if not prompts:
+        return []
+    templated = tokenizer.chat_template is not None
+    texts = [_templated(tokenizer, prompt) if templated else _bare(prompt) for prompt in prompts]
+    return list(tokenizer(texts, add_special_tokens=not templated).input_ids)
+
+
+def _templated(tokenizer: Any, prompt: Prompt) -> str:
     messages = (("user", prompt),) if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(
+    return tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in messages],
         tokenize=False,
         add_generation_prompt=True,
     )
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def encode_response(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]] = ()) -> tuple[list[int], list[bool]]:
-    """Token ids of a response, and which of them are rejected.
+def _bare(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(content for _, content in prompt) + "\n\n"
+
+
+def encode_response(tokenizer: Any, text: str, spans: Spans = ()) -> tuple[list[int], list[bool]]:
+    """Token ids of one response and which of them are rejected, see `encode_responses`."""
+    return encode_responses(tokenizer, [text], [spans])[0]
+
+
+def encode_responses(
+    tokenizer: Any, texts: Sequence[str], spans: Sequence[Spans]
+) -> list[tuple[list[int], list[bool]]]:
+    """Token ids of responses, and which of them are rejected.
 
     Args:
         tokenizer: a fast transformers tokenizer (one that knows character offsets).
-        text: the response, without the end-of-turn token.
-        spans: rejected [start, end) character ranges; none means all of it. A token that reaches into a
-            span counts as rejected.
+        texts: the responses, without the end-of-turn token.
+        spans: of each, rejected [start, end) character ranges; none means all of it. A token that reaches
+            into a span counts as rejected.
     """
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(spans))
-    ids = list(encoded.input_ids)
-    if not spans:
-        return ids, [True] * len(ids)
-    return ids, [
-        any(start < span_end and end > span_start for span_start, span_end in spans)
-        for start, end in encoded.offset_mapping
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=any(spans))
+    offsets = encoded.offset_mapping if any(spans) else repeat(())
+    return [
+        (ids, _within(places, wanted) if wanted else [True] * len(ids))
+        for ids, places, wanted in zip(encoded.input_ids, offsets, spans, strict=False)
     ]
+
+
+def _within(places: Sequence[tuple[int, int]], spans: Spans) -> list[bool]:
+    return [any(start < span_end and end > span_start for span_start, span_end in spans) for start, end in places]

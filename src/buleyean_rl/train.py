@@ -1,6 +1,6 @@
 """One training run: a records file in, a run folder out.
 
-    records --boundaries--> split --measure--> train --measure--> adapter, run.json, loss.png, README.md
+    records --tokenise--> boundaries --split, measure--> train --measure--> adapter, run.json, loss.png, README.md
 
 `settings.json` is written first and says what the run is; `run.json` is written last and says that it
 ended. Between the two lie checkpoints, from which a killed run goes on to the same bytes.
@@ -12,11 +12,12 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import yaml
@@ -25,14 +26,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, set_seed
 
 from buleyean_rl import demo_data
-from buleyean_rl.boundary import Boundary, build_boundary
+from buleyean_rl.boundary import Boundary
 from buleyean_rl.cache import cache_folder, make_room
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.evaluate import mean_losses, mean_nll, neutral_boundary
 from buleyean_rl.lora import lora_config
 from buleyean_rl.models import attach_lora, default_dtype, fingerprint, load_base, load_tokenizer, resolve
-from buleyean_rl.records import RejectionRecord, read_records, records_sha256
+from buleyean_rl.records import read_records, records_sha256
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
+from buleyean_rl.tokenised import BoundaryFile, tokenise
 from buleyean_rl.trainer import (
     ROW_TOKENS,
     BuleyeanConfig,
@@ -52,19 +54,6 @@ OWN_SETTINGS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
     *("num_train_epochs", "max_steps"),
 )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Records turned into boundaries.
-
-    Args:
-        boundaries: what can be trained on.
-        data: how many records were read and dropped, and how many responses were cut.
-    """
-
-    boundaries: list[Boundary]
-    data: dict[str, int]
 
 
 def train(
@@ -99,9 +88,10 @@ def train(
     """
     console, records_path = console or Console(quiet=True), Path(records_path)
     folder = Path(str(config.output_dir))
+    sha256 = records_sha256(records_path)
     settings = {
         "model": _stable_name(model_name),
-        "records_sha256": records_sha256(records_path),
+        "records_sha256": sha256,
         "config": {name: _plain(getattr(config, name)) for name in OWN_SETTINGS},
     }
     checkpoint = _open_run(folder, settings, resume)
@@ -112,15 +102,16 @@ def train(
             "use `complement` to learn from rejections."
         )
     tokenizer = load_tokenizer(model_name)
-    prepared = prepare(read_records(records_path, skip_bad=skip_bad), tokenizer, config.max_length)
-    if not prepared.boundaries:
+    boundaries = _boundaries(records_path, sha256, skip_bad, tokenizer, config.max_length, console)
+    if not boundaries:
         raise RecordError(
-            f"none of the {prepared.data['read']} records can be trained on: no prompt leaves room for a response in "
+            f"none of the {boundaries.data['read']} records can be trained on: no prompt leaves room for a response in "
             f"{config.max_length} tokens; raise --max-length",
             path=records_path,
         )
-    training, held_out = split(prepared.boundaries, config.held_out, config.seed)
-    console.print(_data_line(prepared, len(training), len(held_out)))
+    parts = split(len(boundaries), config.held_out, config.seed)
+    training, held_out = (boundaries.select(places) for places in parts)
+    console.print(_data_line(boundaries.data, len(training), len(held_out)))
 
     set_seed(config.seed)
     device = config.device
@@ -151,7 +142,7 @@ def train(
 
     trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    report = _report(settings, config, model, trainer, prepared, len(training), len(held_out), start, final)
+    report = _report(settings, config, model, trainer, boundaries.data, len(training), len(held_out), start, final)
     write_report(folder, report, trainer.state.log_history)
     discard_checkpoints(folder)
     (folder / "settings.json").unlink()
@@ -201,44 +192,35 @@ def _number(what: str, value: Any, whole: bool) -> float:
     return int(number) if whole else number
 
 
-def prepare(records: Iterable[RejectionRecord], tokenizer: Any, max_length: int) -> Prepared:
-    """Tokenise records into boundaries; what cannot be trained on is dropped and counted.
+def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep a random share of some records from training.
 
     Args:
-        records: any number.
-        tokenizer: of the base model.
-        max_length: most tokens of prompt and response.
-    """
-    boundaries, read = [], 0
-    for record in records:
-        read += 1
-        if (boundary := build_boundary(record, tokenizer, max_length)) is not None:
-            boundaries.append(boundary)
-    data = {
-        "read": read,
-        "dropped": read - len(boundaries),
-        "truncated_responses": sum(boundary.truncated for boundary in boundaries),
-    }
-    return Prepared(boundaries, data)
-
-
-def split(boundaries: list[Boundary], share: float, seed: int) -> tuple[list[Boundary], list[Boundary]]:
-    """Keep a random share of the boundaries from training.
-
-    Args:
-        boundaries: at least one.
+        count: how many records there are; at least one.
         share: to hold out; at least one record is always left to train on.
         seed: decides which.
 
     Returns:
-        Training and held-out boundaries, each in the order they came.
+        The numbers of the records to train on and of those held out, each in ascending order.
     """
-    held_out = min(int(len(boundaries) * share), len(boundaries) - 1)
-    chosen = set(random.Random(seed).sample(range(len(boundaries)), held_out))
-    return (
-        [boundary for index, boundary in enumerate(boundaries) if index not in chosen],
-        [boundary for index, boundary in enumerate(boundaries) if index in chosen],
-    )
+    chosen = np.zeros(count, dtype=bool)
+    chosen[random.Random(seed).sample(range(count), min(int(count * share), count - 1))] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _boundaries(
+    path: Path, sha256: str, skip_bad: bool, tokenizer: Any, max_length: int, console: Console
+) -> BoundaryFile:
+    # A file that is good only without its bad lines must not count as good.
+    source = f"{sha256} without bad lines" if skip_bad else sha256
+    with console.status("tokenising") as status:
+        return tokenise(
+            read_records(path, skip_bad=skip_bad),
+            source,
+            tokenizer,
+            max_length,
+            progress=lambda count: status.update(f"tokenising: {count:,} records"),
+        )
 
 
 def _stable_name(model_name: str) -> str:
@@ -277,7 +259,7 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
 
 
 def _reference_folder(
-    settings: dict[str, Any], config: BuleyeanConfig, model: Any, model_name: str, training: list[Boundary]
+    settings: dict[str, Any], config: BuleyeanConfig, model: Any, model_name: str, training: BoundaryFile
 ) -> Path | None:
     """Where the reference's hidden states are kept, if records are met more than once and there is room.
 
@@ -286,7 +268,7 @@ def _reference_folder(
     steps_an_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
     epochs = config.max_steps / steps_an_epoch if config.max_steps > 0 else config.num_train_epochs
     weight = model.get_output_embeddings().weight
-    needed = sum(boundary.nodes for boundary in training) * weight.shape[1] * weight.element_size()
+    needed = int(training.nodes.sum()) * weight.shape[1] * weight.element_size()
     if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
         return None
     made_from = [
@@ -312,7 +294,9 @@ def _neutral(tokenizer: Any, max_length: int) -> list[Boundary]:
     return [boundary for boundary in texts if boundary is not None]
 
 
-def _measure(model: Any, records: list[Boundary], neutral: list[Boundary], config: BuleyeanConfig) -> dict[str, float]:
+def _measure(
+    model: Any, records: Sequence[Boundary], neutral: Sequence[Boundary], config: BuleyeanConfig
+) -> dict[str, float]:
     return mean_losses(model, records, config.loss) | {
         "rejected_nll": mean_nll(model, records),
         "neutral_nll": mean_nll(model, neutral),
@@ -329,7 +313,7 @@ def _report(
     config: BuleyeanConfig,
     model: Any,
     trainer: BuleyeanTrainer,
-    prepared: Prepared,
+    data: dict[str, int],
     training: int,
     held_out: int,
     start: dict[str, float],
@@ -365,7 +349,7 @@ def _report(
         peak_rss_bytes=peak_rss_bytes(),
         device=_device_name(config),
         parameters=parameters,
-        data=prepared.data,
+        data=data,
         versions=library_versions(),
         config=settings["config"],
     )
@@ -377,8 +361,7 @@ def _device_name(config: BuleyeanConfig) -> str:
     return f"{config.device.type}, {torch.get_num_threads()} threads"
 
 
-def _data_line(prepared: Prepared, training: int, held_out: int) -> str:
-    data = prepared.data
+def _data_line(data: dict[str, int], training: int, held_out: int) -> str:
     parts = [f"{training:,} records to train on, {held_out:,} held out"]
     if data["dropped"]:
         parts.append(f"{data['dropped']:,} dropped: no room for a response, or nothing in it")
@@ -387,19 +370,20 @@ def _data_line(prepared: Prepared, training: int, held_out: int) -> str:
     return "; ".join(parts)
 
 
-def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: list[Boundary]) -> str:
+def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> str:
     """Try one step, the largest of an epoch, and say what the run will take."""
     config: BuleyeanConfig = trainer.args
     size = config.per_device_train_batch_size
-    shuffled = random.Random(config.seed).sample(training, len(training))
-    batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
-    per_epoch = sum(boundary.size for boundary in training)
-    largest = max(batches, key=lambda batch: sum(boundary.size for boundary in batch))
+    shuffled = np.random.default_rng(config.seed).permutation(len(training))
+    tokens_of_batches = np.add.reduceat(training.sizes[shuffled], range(0, len(training), size), dtype=np.int64)
+    largest = int(tokens_of_batches.argmax())
+    per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
     devices = [] if config.device.type == "cpu" else [config.device]
     with torch.random.fork_rng(devices):  # the run itself must not notice
         started = time.monotonic()
+        boundaries = training.select(shuffled[largest * size : (largest + 1) * size])[:]
         model.train()
-        for batch in trainer.collate(list(enumerate(largest)))["batches"]:
+        for batch in trainer.collate(list(enumerate(boundaries)))["batches"]:
             batch_losses(model, trainer.head, batch.to(config.device), config.loss).loss.mean().backward()
         seconds = time.monotonic() - started
     model.zero_grad()
@@ -407,10 +391,10 @@ def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: list[Boundary
     on_gpu = config.device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
     tokens = per_epoch * config.num_train_epochs
-    steps = -(-len(batches) // config.gradient_accumulation_steps) * config.num_train_epochs
+    steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
     if config.max_steps > 0:
         tokens, steps = tokens * config.max_steps / steps, config.max_steps
-    total = seconds / sum(boundary.size for boundary in largest) * tokens
+    total = seconds / most * tokens
     line = f"about {_duration(total)} for {steps:,.0f} steps, {(memory + 2 * adapter) / 1e9:.1f} GB of memory at most"
     available = psutil.virtual_memory().available
     if not on_gpu and 2 * adapter > available:
