@@ -89,7 +89,7 @@ class Browser:
         self.run("document.activeElement.blur()")
         self.find("body").send_keys(*keys)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
         return until(condition, seconds)
 
     def look(self, name: str) -> None:

@@ -12,7 +12,7 @@ from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.void.store import Row, Store
 
 AT_ONCE = 4  # answers; more would only make all of them slow
-MAX_TOKENS = 192
+MAX_TOKENS = 128
 
 
 @dataclass
