@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from buleyean_rl.attention import PACKED
-from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
+from buleyean_rl.batches import Batch, find_answers, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.fused import fused_loss
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import NodeLosses, Objective
 from buleyean_rl.models import attach_lora, backbone, output_head, plain_model
-from buleyean_rl.trainer import batch_losses
+from buleyean_rl.trainer import answer_logprobs, batch_losses
 from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -259,3 +260,41 @@ def test_outside_a_packed_batch_the_attention_is_plain_causal() -> None:
         expected = model(ids, use_cache=False).logits
         model.set_attn_implementation(PACKED)
         torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_are_the_separate_sequences() -> None:
+    """Two records, one of them TREE: every answer's likelihood is that of its own sequence, prefixes shared or not."""
+    answers = [[20, 21, 22, 23, 24, 25, 26, 27], [20, 21, 30, 31, 32], [20, 21, 22, 40, 41, 42, 43], [50, 51]]
+    answers.append([20, 21, 30, 31, 60, 61, 62])
+    other = boundary([11, 70], [71, 72], [71], counts=(3, 0))
+    model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
+    plain_model(model).set_attn_implementation(PACKED)
+    batch, found = pack([TREE, other]), find_answers([TREE, other])
+    with torch.no_grad():
+        hidden = forward_hidden(backbone(model), batch)
+        got = answer_logprobs(hidden, output_head(model), found)
+        expected = []
+        for prompt, answer in [(TREE.prompt, answer) for answer in answers] + [([11, 70], [71, 72]), ([11, 70], [71])]:
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            expected.append(logits.gather(1, torch.tensor(answer).unsqueeze(1)).sum())
+    torch.testing.assert_close(got, torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert found.counts.node.tolist() == [0] * 5 + [1] * 2
+    assert found.counts.count.tolist() == [4, 1, 2, 9, 3, 3, 0]
+
+
+def test_an_answer_with_two_sets_of_spans_is_one_answer() -> None:
+    twice = merge_responses([1], [([2, 3], [True, False]), ([2, 3], [False, True])], [2, 3], 5)
+    found = find_answers([twice])
+    assert (found.counts.count.tolist(), found.rejected.tolist()) == ([5], [True, True])
+
+
+def test_listwise_leaves_untrained_models_where_they_are_even() -> None:
+    """Before training every log-ratio is 0, so pi is uniform over the answers."""
+    model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
+    plain_model(model).set_attn_implementation(PACKED)
+    batch = replace(pack([TREE]), answers=find_answers([TREE]))
+    losses = batch_losses(model, output_head(model), batch, Objective("listwise"))
+    weights = torch.tensor([6.0, 9, 8, 1, 7]) / 31
+    torch.testing.assert_close(losses.kl, (weights * (5 * weights).log()).sum().view(1), atol=1e-5, rtol=1e-5)
+    assert losses.loss.shape == (1,)
+    assert losses.loss.requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -194,7 +195,19 @@ def test_an_empty_response_alone_is_dropped() -> None:
 
 def test_an_empty_response_among_others_changes_nothing() -> None:
     alone = RejectionRecord("Hi", ("No",), (2,), 5, ((),))
-    assert build_boundary(record("", "No", counts=(5, 2)), TOKENIZER, 512) == build_boundary(alone, TOKENIZER, 512)
+    both = build_boundary(record("", "No", counts=(5, 2)), TOKENIZER, 512)
+    expected = build_boundary(alone, TOKENIZER, 512)
+    assert both is not None
+    assert (both.ends, both.counts) == ([0, len(both.tokens)], [5, 2])
+    assert replace(both, ends=[], counts=[]) == replace(expected, ends=[], counts=[])
+
+
+def test_an_answer_never_rejected_has_nodes_but_no_rejections() -> None:
+    built = build_boundary(record("No", "Yes!", counts=(2, 0)), TOKENIZER, 512)
+    assert built is not None
+    assert built.counts == [2, 0]
+    assert len(built.tokens) == built.ends[1] > built.ends[0]
+    assert {node for node, _, _ in built.rejections} == set(range(built.ends[0]))
 
 
 def test_a_rejection_wholly_beyond_the_cut_is_dropped() -> None:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from buleyean_rl import fused
 from buleyean_rl.complement import Counts
-from buleyean_rl.fused import OutputHead, fused_loss
+from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
 from buleyean_rl.losses import NodeLosses, Objective, complement_loss, published_loss
 
 OBJECTIVES = [
@@ -173,3 +173,24 @@ def test_nothing_of_size_nodes_times_vocabulary_is_ever_made(
     with Largest() as largest:
         fused_loss(hidden, head, counts, objective, reference).loss.sum().backward()
     assert vocabulary <= largest.elements <= 5000
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("head", [{}, {"softcap": 3.0, "scale": 0.5}], ids=str)
+def test_token_logprobs_are_those_of_the_logits(
+    shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float, head: dict[str, float]
+) -> None:
+    torch.manual_seed(0)
+    hidden, output_head, _, _ = inputs(shape, dtype, Objective(), **head)
+    tokens, grad = (
+        torch.randint(0, shape[2], shape[:1]),
+        torch.randn(shape[0]).to(torch.promote_types(dtype, torch.float32)),
+    )
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    got = token_logprobs(ours, output_head, tokens)
+    expected = output_head(theirs).log_softmax(-1).gather(1, tokens.unsqueeze(1))[:, 0]
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+    for value in (got, expected):
+        value.backward(grad)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=tolerance, rtol=tolerance)

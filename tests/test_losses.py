@@ -12,7 +12,7 @@ from torch import Tensor
 
 from buleyean_rl.complement import Counts
 from buleyean_rl.errors import UsageError
-from buleyean_rl.losses import NodeLosses, Objective, complement_loss, published_loss
+from buleyean_rl.losses import NodeLosses, Objective, complement_loss, listwise_loss, published_loss
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -147,3 +147,57 @@ def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: flo
 def test_impossible_objectives_are_refused(settings: dict[str, object], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         Objective(**settings)  # type: ignore[arg-type]
+
+
+def ranked(*records: tuple[list[int], int]) -> Counts:
+    """The answers of some records: how often each was rejected, in how many rounds."""
+    v = [float(count) for counts, _ in records for count in counts]
+    node = [number for number, (counts, _) in enumerate(records) for _ in counts]
+    rounds = torch.tensor([float(rounds) for _, rounds in records]).double()
+    return Counts(torch.tensor(node), torch.arange(len(v)), torch.tensor(v).double(), rounds)
+
+
+def test_listwise_by_hand() -> None:
+    """T = 2, v = (2, 0): w = (1, 3), P = (1/4, 3/4), a = (1, 0). With log-ratios (ln 3, 0) / beta, pi = (3/4, 1/4)."""
+    ratios = torch.tensor([LN3, 0.0]).double() / 0.1
+    got = values(listwise_loss(ratios, ranked(([2, 0], 2)), Objective("listwise")))
+    kl = 1 / 4 * math.log(1 / 3) + 3 / 4 * LN3
+    contrast = -math.log(1 / 4)
+    assert (got["kl"], got["contrast"]) == pytest.approx((kl, contrast))
+    assert got["loss"] == pytest.approx(0.7 * kl + 0.3 * contrast)
+
+
+def test_listwise_of_several_records_is_that_of_each() -> None:
+    records = [([3, 0, 1], 4), ([1, 0], 1), ([5, 5], 5)]
+    ratios = torch.randn(7, generator=torch.Generator().manual_seed(0)).double() * 20
+    together = listwise_loss(ratios, ranked(*records), Objective("listwise"))
+    alone = [
+        listwise_loss(part, ranked(r), Objective("listwise"))
+        for part, r in zip(ratios.split([3, 2, 2]), records, strict=True)
+    ]
+    for name in NodeLosses._fields:
+        torch.testing.assert_close(getattr(together, name), torch.cat([getattr(one, name) for one in alone]))
+
+
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=2, max_size=5),
+    rounds=st.integers(1, 5),
+    alpha=st.floats(0.05, 1),
+    seed=st.integers(0, 99),
+)
+def test_listwise_floor_is_reached_and_never_passed(counts: list[int], rounds: int, alpha: float, seed: int) -> None:
+    objective, answers = Objective("listwise", alpha, beta=1.0), ranked((counts, rounds))
+    ratios = 3 * torch.randn(len(counts), generator=torch.Generator().manual_seed(seed)).double()
+    floor = listwise_loss(ratios, answers, objective).floor.item()
+    assert listwise_loss(ratios, answers, objective).loss.item() >= floor - 1e-9
+    ratios.requires_grad_()
+    descent = torch.optim.LBFGS([ratios], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        descent.zero_grad()
+        loss = listwise_loss(ratios, answers, objective).loss.sum()
+        loss.backward()
+        return loss
+
+    descent.step(closure)
+    assert listwise_loss(ratios, answers, objective).loss.item() == pytest.approx(floor, abs=1e-5)

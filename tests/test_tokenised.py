@@ -34,6 +34,8 @@ boundaries = st.builds(
     rejections=st.lists(st.tuples(st.integers(0, MOST), st.integers(0, MOST), st.integers(1, 9 * MOST)), max_size=5),
     rounds=st.integers(1, 9 * MOST),
     truncated=st.integers(0, 99),
+    ends=ids,
+    counts=st.lists(st.integers(0, 9 * MOST), max_size=5),
 )
 batches = st.lists(st.lists(st.none() | boundaries, max_size=4), max_size=5)
 

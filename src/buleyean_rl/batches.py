@@ -24,6 +24,44 @@ from buleyean_rl.complement import Counts
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The whole answers of a batch: which paths through the tries they are.
+
+    Args:
+        parent: the node that each token of the tries continues. Shape: (tokens,).
+        token: what each of them is. Shape: (tokens,).
+        place: the tokens of every answer, answer after answer, as places in the two above. Shape: (entries,).
+        answer: which answer each of those belongs to. Shape: (entries,).
+        rejected: whether it is one of the answer's rejected tokens. Shape: (entries,).
+        counts: how often each answer was rejected; a node is a record. Shape of its entries: (answers,).
+    """
+
+    parent: Tensor
+    token: Tensor
+    place: Tensor
+    answer: Tensor
+    rejected: Tensor
+    counts: Counts
+
+    def to(self, device: torch.device) -> Answers:
+        """The same answers on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("parent", "token", "place", "answer", "rejected")}
+        return Answers(**moved, counts=self.counts.to(device))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of `values` (tokens,) over the tokens of each answer. Shape: (answers,)."""
+        return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer, values[self.place])
+
+    def sum_rejected(self, values: Tensor) -> Tensor:
+        """Sum of `values` (tokens,) over the rejected tokens of each answer. Shape: (answers,)."""
+        return self.sum_entries(values[self.place] * self.rejected)
+
+    def sum_entries(self, values: Tensor) -> Tensor:
+        """Sum of `values` (entries,) over each answer. Shape: (answers,)."""
+        return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer, values)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Boundaries ready for a model.
 
@@ -36,6 +74,7 @@ class Batch:
         segments: the packed row's segments, or None for the padded layout.
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
         numbers: of the records in the data set, where it matters which they are.
+        answers: the whole answers, for an objective of answers.
     """
 
     input_ids: Tensor
@@ -46,6 +85,12 @@ class Batch:
     segments: tuple[Segment, ...] | None = None
     attention_mask: Tensor | None = None
     numbers: tuple[int, ...] = ()
+    answers: Answers | None = None
+
+    @property
+    def terms(self) -> int:
+        """How many losses it has: one a node, or one a record for an objective of answers."""
+        return len(self.nodes) if self.answers is None else len(self.answers.counts.rounds)
 
     def to(self, device: torch.device, **_: Any) -> Batch:
         """The same batch on another device."""
@@ -57,6 +102,7 @@ class Batch:
             counts=self.counts.to(device),
             record=self.record.to(device),
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            answers=None if self.answers is None else self.answers.to(device),
         )
 
     def without_anchors(self) -> Batch:
@@ -156,6 +202,54 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
             use_cache=False,
         )
     return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
+
+
+def find_answers(boundaries: Sequence[Boundary]) -> Answers:
+    """The answers of some boundaries, in the order in which a batch has them.
+
+    An answer that stands in a record twice, with other spans, is one.
+
+    Args:
+        boundaries: one per record, made by `merge_responses`.
+    """
+    parent: list[int] = []
+    token: list[int] = []
+    place: list[int] = []
+    answer: list[int] = []
+    rejected: list[bool] = []
+    record: list[int] = []
+    count: list[int] = []
+    nodes = 0
+    for number, boundary in enumerate(boundaries):
+        counts: dict[int, int] = {}
+        for end, rejections in zip(boundary.ends, boundary.counts, strict=True):
+            counts[end] = counts.get(end, 0) + rejections
+        first, marked = len(token), {(node, wrong) for node, wrong, _ in boundary.rejections}
+        parents = [0] * len(boundary.tokens)
+        for end in counts:
+            node = 0
+            for child in (child for piece in boundary.path(end) for child in range(piece.start, piece.stop)):
+                parents[child] = node
+                place.append(first + child)
+                answer.append(len(record))
+                rejected.append((node, boundary.tokens[child]) in marked)
+                node = child + 1
+            record.append(number)
+            count.append(counts[end])
+        parent += [nodes + node for node in parents]
+        token += boundary.tokens
+        nodes += boundary.nodes
+    rounds = torch.tensor([boundary.rounds for boundary in boundaries], dtype=torch.float32)
+    records = torch.tensor(record)
+    counts_of_answers = Counts(records, torch.arange(len(record)), torch.tensor(count, dtype=torch.float32), rounds)
+    return Answers(
+        torch.tensor(parent),
+        torch.tensor(token),
+        torch.tensor(place, dtype=torch.long),
+        torch.tensor(answer, dtype=torch.long),
+        torch.tensor(rejected),
+        counts_of_answers,
+    )
 
 
 def _merge_adjacent(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:

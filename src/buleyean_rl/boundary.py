@@ -33,6 +33,8 @@ class Boundary:
         rejections: (node, token, v) of every rejected continuation, sorted by node.
         rounds: T of the record.
         truncated: how many responses lost tokens to the length limit.
+        ends: the node at which each response ends.
+        counts: how often each response was rejected.
         index: its number in the data set it was read from, if it was; no part of what it is equal to.
     """
 
@@ -43,6 +45,8 @@ class Boundary:
     rejections: list[tuple[int, int, int]]
     rounds: int
     truncated: int = 0
+    ends: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     index: int | None = field(default=None, compare=False)
 
     @property
@@ -121,7 +125,7 @@ def merge_responses(
     Args:
         prompt: token ids.
         responses: token ids of each, and which of its tokens are rejected.
-        counts: how often each was rejected.
+        counts: how often each was rejected; one that never was only adds its nodes.
         rounds: T.
         truncated: passed through.
     """
@@ -129,11 +133,12 @@ def merge_responses(
     tokens: list[int] = []
     runs: list[int] = []
     parents: list[int] = []
+    ends: list[int] = []
     rejections: dict[tuple[int, int], int] = {}
     for (ids, rejected), count in zip(responses, counts, strict=True):
         node, growing = 0, False
         for token, is_rejected in zip(ids, rejected, strict=True):
-            if is_rejected:
+            if is_rejected and count:
                 rejections[node, token] = rejections.get((node, token), 0) + count
             if token not in children[node]:
                 if not growing:
@@ -144,8 +149,9 @@ def merge_responses(
                 children[node][token] = len(tokens)
                 children.append({})
             node = children[node][token]
+        ends.append(node)
     entries = sorted((node, token, v) for (node, token), v in rejections.items())
-    return Boundary(prompt, tokens, runs, parents, entries, rounds, truncated)
+    return Boundary(prompt, tokens, runs, parents, entries, rounds, truncated, ends, list(counts))
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:

@@ -144,13 +144,13 @@ class SparseTarget(NamedTuple):
     rest: Tensor
 
 
-def sparse_target(counts: Counts, base: Tensor, options: int, tau: float = 1.0) -> SparseTarget:
+def sparse_target(counts: Counts, base: Tensor, options: int | Tensor, tau: float = 1.0) -> SparseTarget:
     """P of equation (1) from the base measure of the rejected options alone.
 
     Args:
         counts: the rejections.
         base: mu_i of each rejected option, mu summing to one over all options. Shape: (entries,).
-        options: how many options there are.
+        options: how many options there are; of each node, if they differ. Shape: (nodes,).
         tau: strength.
     """
     rounds = counts.rounds[counts.node]

@@ -116,7 +116,7 @@ class _FusedLoss(torch.autograd.Function):
         reference_hidden: Tensor | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
-        size = TILE_BYTES // head.weight.element_size() * (GPU_FACTOR if hidden.is_cuda else 1)
+        size = _tile_size(hidden, head)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
         buffer = hidden.new_empty(vocabulary * len(states) * min(size, len(hidden)))
@@ -142,6 +142,52 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_loss.unsqueeze(-1).to(gradient.dtype), None, None, None, None
+
+
+def token_logprobs(hidden: Tensor, head: OutputHead, tokens: Tensor) -> Tensor:
+    """Log-probability of one token at each node, differentiable, without a (nodes, vocabulary) tensor.
+
+    The logits are computed again in the backward pass: what they are multiplied with is known only there.
+
+    Args:
+        hidden: the model's last hidden states. Shape: (nodes, width).
+        head: the frozen output head; no gradient flows into it.
+        tokens: Shape: (nodes,).
+
+    Returns:
+        In nats, in at least fp32. Shape: (nodes,).
+    """
+    logprobs: Tensor = _TokenLogprobs.apply(hidden, head, tokens)
+    return logprobs
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: OutputHead, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, tokens)
+        ctx.head = head
+        found = []
+        for nodes in _slices(len(hidden), _tile_size(hidden, head)):
+            logits = head.finish(head.project(hidden[nodes]))
+            found.append(logits.gather(0, tokens[nodes].unsqueeze(0))[0] - logits.logsumexp(0))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, tokens = ctx.saved_tensors
+        head: OutputHead = ctx.head
+        gradient = torch.empty_like(hidden)
+        for nodes in _slices(len(hidden), _tile_size(hidden, head)):
+            logits = head.finish(head.project(hidden[nodes]))
+            of_logits = logits.softmax(0).mul_(-grad[nodes])  # d log pi_t / dz = onehot_t - pi
+            of_logits.scatter_add_(0, tokens[nodes].unsqueeze(0), grad[nodes].unsqueeze(0).to(of_logits.dtype))
+            gradient[nodes] = (head.transposed @ head.unfinish(of_logits, logits).to(hidden.dtype)).T
+        return gradient, None, None
+
+
+def _tile_size(hidden: Tensor, head: OutputHead) -> int:
+    """How many nodes a tile has."""
+    return TILE_BYTES // head.weight.element_size() * (GPU_FACTOR if hidden.is_cuda else 1)
 
 
 class _Tile(NamedTuple):

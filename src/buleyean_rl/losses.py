@@ -1,17 +1,23 @@
-"""The token objectives, dense: short, slow, and the reference that `fused` is checked against.
+"""The objectives, dense: short, slow, and the reference that `fused` is checked against.
 
-Each loss is, at every node of a void boundary,
+Each loss is
 
     L = alpha KL(P || pi) + (1 - alpha) C                                                  (2)
 
-with P the complement distribution over the vocabulary, pi the model's next-token distribution and
-a_i = min(v_i, T) / T the share of the rounds that rejected token i:
+with P the complement distribution over some options, pi the model's distribution over them and
+a_i = min(v_i, T) / T the share of the rounds that rejected option i. For the token objectives the options are
+the vocabulary, at every node of a void boundary:
 
     published    P on a uniform base;         C = -sum_i a_i log pi_i                      (3)
     complement   P on the frozen base model;  C = -sum_i a_i log(1 - pi_i)                 (4)
 
-(3) is the published loss, kept as it is: its contrast is a cross-entropy *towards* the rejected tokens.
-(4) is unlikelihood (Welleck et al., 2020). No trainer is needed to call any of this.
+For `listwise` they are the answers to one prompt, P is on a uniform base, C is (4), and
+
+    pi(y) = softmax over the answers of beta (log pi_model(y) - log pi_base(y))            (5)
+
+(3) is the published loss, kept as it is: its contrast is a cross-entropy *towards* what was rejected.
+(4) is unlikelihood (Welleck et al., 2020). (5) is the implied reward of DPO (Rafailov et al., 2023) under the
+choice model of Plackett and Luce. No trainer is needed to call any of this.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from buleyean_rl import complement
 from buleyean_rl.complement import Counts
 from buleyean_rl.errors import UsageError
 
-ObjectiveName = Literal["complement", "published"]
+ObjectiveName = Literal["complement", "published", "listwise"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,16 @@ class Objective:
     """Which loss, and how strong.
 
     Args:
-        name: `complement` or `published`.
+        name: `complement`, `published` or `listwise`.
         alpha: weight of the KL against the contrast, in (0, 1].
         tau: strength of the complement weights, above 0; 1 is the published formula.
+        beta: of equation (5), above 0; only `listwise` has it.
     """
 
     name: ObjectiveName = "complement"
     alpha: float = 0.7
     tau: float = 1.0
+    beta: float = 0.1
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ObjectiveName):
@@ -51,15 +59,22 @@ class Objective:
             raise UsageError(f"alpha must be above 0 and at most 1, not {self.alpha}")
         if not 0 < self.tau < math.inf:
             raise UsageError(f"tau must be above 0 and finite, not {self.tau}")
+        if not 0 < self.beta < math.inf:
+            raise UsageError(f"beta must be above 0 and finite, not {self.beta}")
 
     @property
     def uses_reference(self) -> bool:
-        """Whether the base measure is the frozen base model."""
-        return self.name == "complement"
+        """Whether the frozen base model takes part."""
+        return self.name != "published"
+
+    @property
+    def of_answers(self) -> bool:
+        """Whether the options are whole answers, not tokens."""
+        return self.name == "listwise"
 
 
 class NodeLosses(NamedTuple):
-    """What the objective is worth at each node, in nats. Every field has shape (nodes,).
+    """What the objective is worth in nats, at each node or, for `listwise`, each record. Every field: (nodes,).
 
     Args:
         loss: L, differentiable.
@@ -110,6 +125,26 @@ def complement_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, ob
     base = reference[counts.node, counts.option]
     sparse = complement.sparse_target(counts, base, logits.shape[-1], objective.tau)
     return _combine(kl, contrast, complement.complement_floor(counts, sparse, objective.alpha), objective.alpha)
+
+
+def listwise_loss(log_ratios: Tensor, answers: Counts, objective: Objective) -> NodeLosses:
+    """Equation (2) with contrast (4) over the answers to each prompt, pi by (5).
+
+    Args:
+        log_ratios: log pi_model(y) - log pi_base(y). Shape: (answers,).
+        answers: the counts of all of them, those at 0 included; a node is a record, of at least two answers.
+        objective: alpha, tau and beta.
+    """
+    record, n = answers.node, answers.sum_by_node(torch.ones_like(answers.count))
+    scores = objective.beta * log_ratios
+    most = scores.detach().new_full(n.shape, -math.inf).scatter_reduce_(0, record, scores.detach(), "amax")
+    log_total = most + answers.sum_by_node((scores - most[record]).exp()).log()
+    log_pi = scores - log_total[record]
+    P = complement.sparse_target(answers, 1 / n[record], n, objective.tau)
+    kl = answers.sum_by_node(torch.xlogy(P.rejected, P.rejected) - P.rejected * log_pi)
+    log_not_pi = (-torch.expm1(log_pi)).clamp_min(torch.finfo(log_pi.dtype).eps).log()
+    contrast = -answers.sum_by_node(answers.rate * log_not_pi)
+    return _combine(kl, contrast, complement.complement_floor(answers, P, objective.alpha), objective.alpha)
 
 
 def _combine(kl: Tensor, contrast: Tensor, floor: Tensor, alpha: float) -> NodeLosses:

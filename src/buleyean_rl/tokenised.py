@@ -40,8 +40,8 @@ _SCHEMA = pa.schema(
     [
         *_SIZES,
         *(pa.field(name, _IDS) for name in ("prompt", "tokens", "runs", "parents")),
-        *(pa.field(name, _IDS) for name in ("rejected_node", "rejected_token")),
-        pa.field("rejected_count", pa.list_(pa.int64())),
+        *(pa.field(name, _IDS) for name in ("rejected_node", "rejected_token", "ends")),
+        *(pa.field(name, pa.list_(pa.int64())) for name in ("rejected_count", "counts")),
         pa.field("rounds", pa.int64()),
         pa.field("truncated", pa.int32()),
     ],
@@ -117,6 +117,8 @@ class BoundaryFile(Sequence[Boundary]):
             rejections=list(zip(ids("rejected_node"), ids("rejected_token"), ids("rejected_count"), strict=True)),
             rounds=batch.column("rounds")[place].as_py(),
             truncated=batch.column("truncated")[place].as_py(),
+            ends=ids("ends"),
+            counts=ids("counts"),
             index=row,
         )
 

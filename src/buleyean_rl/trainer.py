@@ -23,11 +23,11 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from buleyean_rl.attention import PACKED, segments_in_use
-from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
+from buleyean_rl.batches import Answers, Batch, find_answers, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
-from buleyean_rl.fused import OutputHead, fused_loss
-from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName
+from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
+from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
 from buleyean_rl.reference import ReferenceCache
 
@@ -51,9 +51,12 @@ class BuleyeanConfig(TrainingArguments):
     """Every setting of a training run: transformers' `TrainingArguments`, and these.
 
     Args:
-        objective: `complement` to learn from rejections, `published` to reproduce the published loss.
+        objective: `complement` to learn from rejections, `listwise` to learn a ranking of whole answers,
+            `published` to reproduce the published loss.
         alpha: weight of the KL to the complement distribution; the contrast has the rest.
         tau: strength of the complement weights; 1 is the published formula.
+        beta: how far a ranking may move the answers' likelihoods; only `listwise` has it.
+        own_samples: answers of the base model's own that `listwise` puts beside the rejected ones of a prompt.
         max_length: most tokens of a prompt and one response; longer responses are cut.
         held_out: share of the records kept from training, to measure on.
         lora_rank: rank of the adapter.
@@ -65,6 +68,8 @@ class BuleyeanConfig(TrainingArguments):
     objective: ObjectiveName = "complement"
     alpha: float = 0.7
     tau: float = 1.0
+    beta: float = 0.1
+    own_samples: int = 2
     max_length: int = 1024
     held_out: float = 0.1
     lora_rank: int = 16
@@ -89,6 +94,7 @@ class BuleyeanConfig(TrainingArguments):
         for name, value, fits in (
             ("max_length", self.max_length, self.max_length >= 2),
             ("held_out", self.held_out, 0 <= self.held_out < 1),
+            ("own_samples", self.own_samples, self.own_samples >= 0),
             ("lora_rank", self.lora_rank, self.lora_rank >= 1),
             ("lora_alpha", self.lora_alpha, self.lora_alpha > 0),
             ("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1),
@@ -102,7 +108,7 @@ class BuleyeanConfig(TrainingArguments):
         ):
             if not fits:
                 raise UsageError(f"{name} cannot be {value}")
-        self.loss = Objective(self.objective, self.alpha, self.tau)
+        self.loss = Objective(self.objective, self.alpha, self.tau, self.beta)
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
 
@@ -189,14 +195,18 @@ class BuleyeanTrainer(Trainer):
     ) -> Any:
         """Sum of the loss over the nodes of a row, over the nodes of the step. See `Trainer.compute_loss`."""
         batch: Batch = inputs["batch"].to(self.args.device)
-        losses = batch_losses(self._peft_model, self.head, batch, self.args.loss, self._reference(batch))
+        losses = self.losses(batch)
         self._logged.add(losses, batch.input_ids.numel())
-        loss = losses.loss.sum() / max(int(num_items_in_batch or len(batch.nodes)), 1)
+        loss = losses.loss.sum() / max(int(num_items_in_batch or batch.terms), 1)
         return (loss, losses) if return_outputs else loss
 
-    def _reference(self, batch: Batch) -> Tensor | None:
-        if not self.args.loss.uses_reference:
-            return None
+    def losses(self, batch: Batch) -> NodeLosses:
+        """The objective at each node of a batch."""
+        reference = self.reference(batch) if self.args.loss.uses_reference else None
+        return batch_losses(self._peft_model, self.head, batch, self.args.loss, reference)
+
+    def reference(self, batch: Batch) -> Tensor:
+        """The frozen base model's hidden states at a batch's nodes, from the cache if they are there. (nodes, width)"""
         known = self._references.read(batch.numbers) if self._references else None
         if known is not None:
             return known.to(self.args.device)
@@ -211,7 +221,7 @@ class BuleyeanTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
-        return sum(len(batch.nodes) for sample in batch_samples for batch in sample["batches"])
+        return sum(batch.terms for sample in batch_samples for batch in sample["batches"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to what transformers logs."""
@@ -231,6 +241,8 @@ class BuleyeanTrainer(Trainer):
 def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:
     """Boundaries in a layout, with the nodes that the objective has a loss at."""
     batch = layout(boundaries)
+    if objective.of_answers:
+        return replace(batch, answers=find_answers(boundaries))
     return batch if objective.uses_reference else batch.without_anchors()
 
 
@@ -261,7 +273,25 @@ def batch_losses(
     """
     if reference is None and objective.uses_reference:
         reference = reference_hidden(model, batch)
-    return fused_loss(forward_hidden(backbone(model), batch), head, batch.counts, objective, reference)
+    hidden = forward_hidden(backbone(model), batch)
+    if batch.answers is None or reference is None:
+        return fused_loss(hidden, head, batch.counts, objective, reference)
+    ratios = answer_logprobs(hidden, head, batch.answers) - answer_logprobs(reference, head, batch.answers)
+    return listwise_loss(ratios, batch.answers.counts, objective)
+
+
+def answer_logprobs(hidden: Tensor, head: OutputHead, answers: Answers) -> Tensor:
+    """Log-probability of each answer.
+
+    Args:
+        hidden: at the nodes of a batch. Shape: (nodes, width).
+        head: the output head.
+        answers: of the batch.
+
+    Returns:
+        In nats, without that of ending there. Shape: (answers,).
+    """
+    return answers.sum(token_logprobs(hidden[answers.parent], head, answers.token))
 
 
 def choose_layout(model: Any) -> Layout:

@@ -29,7 +29,8 @@ class RejectionRecord:
         prompt: the user's text, or a whole conversation as (role, content) messages.
         rejected_responses: K >= 1 answers. A text stands here twice only where its spans differ; "" is the
             answer that ended before it began.
-        rejection_counts: c_k >= 1, how often each was rejected.
+        rejection_counts: c_k >= 0, how often each was rejected, one of them at least 1. With 0 stands an answer that
+            was up for rejection and never was, such as a sample of the model's own.
         total_rounds: T >= max(c_k), how often each could have been rejected.
         rejected_spans: per answer, the [start, end) character ranges that are wrong; () for the whole answer.
     """
@@ -71,7 +72,9 @@ def make_record(
     texts = [_response(value, k) for k, value in enumerate(responses)]
     numbers = [1] * len(texts) if counts is None else _counts(counts, len(texts))
     largest = max(numbers)
-    rounds = largest if total_rounds is None else _positive(total_rounds, "total_rounds")
+    if largest == 0:
+        fail("every rejection count is 0: a record needs at least one rejected answer")
+    rounds = largest if total_rounds is None else _whole(total_rounds, "total_rounds", 1)
     if largest > rounds:
         fail(
             f"a rejection count is {largest} but total_rounds is {rounds}: "
@@ -196,15 +199,15 @@ def _counts(value: object, wanted: int) -> list[int]:
         fail(f"rejection_counts is {kind_of(value)}: it must be a list of whole numbers")
     if len(value) != wanted:
         fail(f"rejection_counts has {len(value)} entries for {wanted} rejected_responses: give each a count")
-    return [_positive(count, f"rejection_counts[{k}]") for k, count in enumerate(value)]
+    return [_whole(count, f"rejection_counts[{k}]", 0) for k, count in enumerate(value)]
 
 
-def _positive(value: object, name: str) -> int:
+def _whole(value: object, name: str, least: int) -> int:
     # isinstance alone would let true and false through.
     if not isinstance(value, int) or isinstance(value, bool):
-        fail(f"{name} is {kind_of(value)}: it must be a whole number, 1 or more")
-    if not 1 <= value <= MAX_ROUNDS:
-        fail(f"{name} is {kind_of(value)}: it must be between 1 and {MAX_ROUNDS}")
+        fail(f"{name} is {kind_of(value)}: it must be a whole number, {least} or more")
+    if not least <= value <= MAX_ROUNDS:
+        fail(f"{name} is {kind_of(value)}: it must be between {least} and {MAX_ROUNDS}")
     return value
 
 
@@ -298,7 +301,7 @@ def accumulate_records(records: Iterable[RejectionRecord]) -> list[RejectionReco
             RejectionRecord(
                 prompt,
                 tuple(text for text, _ in answers),
-                tuple(max(1, round(count * total / rounds)) for count, rounds in answers.values()),
+                tuple(max(min(count, 1), round(count * total / rounds)) for count, rounds in answers.values()),
                 total,
                 tuple(spans for _, spans in answers),
             )

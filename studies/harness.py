@@ -1,0 +1,138 @@
+"""What the studies share: the model, one training run in memory, its measurements, and results that are kept.
+
+A study is a list of named runs. Each run's figures are written as soon as they are known, so a study that was stopped
+goes on where it was, and a table can be drawn of what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch is loaded; as the command does
+
+from baselines import Baseline, BaselineTrainer
+from buleyean_rl.boundary import Boundary
+from buleyean_rl.engines import Sampling, TransformersEngine
+from buleyean_rl.evaluate import loop_rate, mean_nll, neutral_boundary
+from buleyean_rl.lora import lora_config
+from buleyean_rl.losses import ObjectiveName
+from buleyean_rl.mine import as_messages
+from buleyean_rl.models import attach_lora, default_dtype, load_base, plain_model
+from buleyean_rl.report import write_json
+from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
+
+OBJECTIVES = ("complement", "published", "listwise")
+NEUTRAL_TOKENS = 128
+ANSWER_TOKENS = 128
+BATCH = 64  # answers drawn at once
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    Args:
+        name: an objective of the package, or a baseline.
+        learning_rate: peak.
+        epochs: over the records.
+        beta: of a baseline that has one.
+        settings: other fields of `BuleyeanConfig`.
+        label: tells runs of one method apart.
+    """
+
+    name: str
+    learning_rate: float
+    epochs: float = 2.0
+    beta: float = 0.1
+    settings: tuple[tuple[str, Any], ...] = ()
+    label: str = ""
+
+    @property
+    def run(self) -> str:
+        """The name of its run."""
+        return "-".join([self.name, *([self.label] if self.label else []), f"lr{self.learning_rate:g}"])
+
+
+def keep(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a run: read if it was done before, else made and written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    if not file.exists():
+        started = time.monotonic()
+        figures = work()
+        write_json(file, figures | {"seconds": round(time.monotonic() - started, 1)})
+        print(name, {key: value for key, value in figures.items() if not isinstance(value, list | dict)}, flush=True)
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def train(
+    model_name: str, method: Method, boundaries: Sequence[Boundary], seed: int = 42
+) -> tuple[Any, dict[str, Any]]:
+    """A freshly adapted model trained on some boundaries, and what the trainer logged."""
+    model = attach_lora(load_base(model_name, default_dtype("cpu")), lora_config(16, 32, 0.0, None))
+    with tempfile.TemporaryDirectory() as folder:
+        config = BuleyeanConfig(
+            output_dir=folder,
+            objective=_objective(method.name),
+            learning_rate=method.learning_rate,
+            num_train_epochs=method.epochs,
+            save_strategy="no",
+            seed=seed,
+            beta=method.beta,
+            **dict(method.settings),
+        )
+        if method.name in OBJECTIVES:
+            trainer = BuleyeanTrainer(model, config, boundaries)
+        else:
+            trainer = BaselineTrainer(Baseline(method.name, method.beta), model, config, boundaries)
+        trainer.train()
+    log = [entry for entry in trainer.state.log_history if "floor" in entry]
+    tail = log[-max(1, len(log) // 10) :]
+    return model, {
+        "method": asdict(method),
+        "steps": trainer.state.global_step,
+        "tokens": sum(entry["tokens"] for entry in log),
+        "training_seconds": round(sum(entry["seconds"] for entry in log), 1),
+        "loss_first": log[0]["loss"],
+        "loss_last": sum(entry["loss"] for entry in tail) / len(tail),
+    }
+
+
+def _objective(name: str) -> ObjectiveName:
+    return name if name in OBJECTIVES else "complement"  # type: ignore[return-value]
+
+
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[str]:
+    """Greedy answers."""
+    plain_model(model).set_attn_implementation("sdpa")  # the packed layout has no padded rows
+    engine = TransformersEngine(model.eval(), tokenizer, batch=BATCH)
+    return engine.complete_many([as_messages(prompt) for prompt in prompts], Sampling(max_tokens=ANSWER_TOKENS))
+
+
+def measure(
+    model: Any, tokenizer: Any, prompts: Sequence[Any], neutral: Sequence[Boundary], rejected: Sequence[Boundary]
+) -> dict[str, Any]:
+    """Loops on prompts, nats per token of neutral and of rejected text, and the answers themselves."""
+    figures = {"neutral_nll": mean_nll(model, neutral), "rejected_nll": mean_nll(model, rejected)}
+    answers = answer(model, tokenizer, prompts)
+    return {
+        "loop_rate": loop_rate(answers),
+        **figures,
+        "mean_characters": sum(map(len, answers)) / len(answers),
+        "answers": answers,
+    }
+
+
+def neutral_texts(path: Path, tokenizer: Any, count: int) -> list[Boundary]:
+    """The first texts of a JSONL file with `text`, as boundaries."""
+    with path.open(encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line, _ in zip(file, range(count), strict=False)]
+    found = (neutral_boundary(tokenizer, text, NEUTRAL_TOKENS) for text in texts)
+    return [boundary for boundary in found if boundary is not None]
