@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "cache": "",
     "kernels": "cache",
     "fused": "kernels losses complement",
+    "likelihood": "fused",
     "attention": "kernels",
     "batches": "attention boundary complement",
     "lora": "kernels",
