@@ -32,7 +32,7 @@ SECTION_5 = {
 }
 
 # Eight steps of two records: the ninth record starts a second epoch, so a resumed run must find its place in it.
-SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 2, "learning_rate": 1e-2}
+SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 2, "learning_rate": 1e-2, "guard": False}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ class Finished:
         self.folder, self.report, self.printed = folder, report, printed
 
 
-@pytest.fixture(scope="module", params=["complement", "published"])
+@pytest.fixture(scope="module", params=["complement", "published", "listwise"])
 def finished(request: pytest.FixtureRequest, base: Path, rejections: Path, tmp_path_factory: Any) -> Finished:
     folder, out = tmp_path_factory.mktemp("runs") / request.param, io.StringIO()
     config = load_config(None, folder, SETTINGS | {"objective": request.param})

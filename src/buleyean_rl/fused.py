@@ -116,12 +116,12 @@ class _FusedLoss(torch.autograd.Function):
         reference_hidden: Tensor | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
-        size = _tile_size(hidden, head)
+        tiles_of_nodes = node_tiles(hidden, head)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
-        buffer = hidden.new_empty(vocabulary * len(states) * min(size, len(hidden)))
+        buffer = hidden.new_empty(vocabulary * len(states) * (tiles_of_nodes[0].stop - tiles_of_nodes[0].start))
         tiles = []
-        for nodes in _slices(len(hidden), size):
+        for nodes in tiles_of_nodes:
             both = torch.cat([state[nodes] for state in states])  # one product is faster than two narrow ones
             raw = head.project(both, buffer[: vocabulary * len(both)].view(vocabulary, -1))
             tiles.append(_tile(raw, head, counts.rows(nodes), objective, gradient is not None))
@@ -167,7 +167,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden, tokens)
         ctx.head = head
         found = []
-        for nodes in _slices(len(hidden), _tile_size(hidden, head)):
+        for nodes in node_tiles(hidden, head):
             logits = head.finish(head.project(hidden[nodes]))
             found.append(logits.gather(0, tokens[nodes].unsqueeze(0))[0] - logits.logsumexp(0))
         return torch.cat(found)
@@ -177,17 +177,12 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, tokens = ctx.saved_tensors
         head: OutputHead = ctx.head
         gradient = torch.empty_like(hidden)
-        for nodes in _slices(len(hidden), _tile_size(hidden, head)):
+        for nodes in node_tiles(hidden, head):
             logits = head.finish(head.project(hidden[nodes]))
             of_logits = logits.softmax(0).mul_(-grad[nodes])  # d log pi_t / dz = onehot_t - pi
             of_logits.scatter_add_(0, tokens[nodes].unsqueeze(0), grad[nodes].unsqueeze(0).to(of_logits.dtype))
             gradient[nodes] = (head.transposed @ head.unfinish(of_logits, logits).to(hidden.dtype)).T
         return gradient, None, None
-
-
-def _tile_size(hidden: Tensor, head: OutputHead) -> int:
-    """How many nodes a tile has."""
-    return TILE_BYTES // head.weight.element_size() * (GPU_FACTOR if hidden.is_cuda else 1)
 
 
 class _Tile(NamedTuple):
@@ -209,9 +204,9 @@ def _tile(
     """
     vocabulary, nodes = len(raw), len(counts.rounds)
     model, reference = raw[:, :nodes], raw[:, nodes:] if objective.uses_reference else None
-    most = head.finish(kernels.column_most(raw) if kernels.available(raw) else raw.amax(0))
+    most = largest_logit(head, raw)
     most, base_most = most[:nodes], torch.zeros_like(most[:nodes]) if reference is None else most[nodes:]
-    total, base_total, difference = _sums(head, model, reference, most, base_most)
+    total, base_total, difference = vocabulary_sums(head, model, reference, most, base_most)
     lse, base_lse = total.log() + most, base_total.log() + base_most
 
     rejected = (counts.option, counts.node)
@@ -241,12 +236,31 @@ def _tile(
     return _Tile(kl, counts.sum_by_node(contrast), base)
 
 
-def _sums(
+def node_tiles(hidden: Tensor, head: OutputHead) -> list[slice]:
+    """Nodes to be worked on together, so few that their logits fit in a tile; hidden is (nodes, width)."""
+    size = TILE_BYTES // head.weight.element_size() * (GPU_FACTOR if hidden.is_cuda else 1)
+    return _slices(len(hidden), size)
+
+
+def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
+    """Of each node, from what `project` made. Shape: (vocabulary, nodes) to (nodes,)."""
+    return head.finish(kernels.column_most(raw) if kernels.available(raw) else raw.amax(0))
+
+
+def vocabulary_sums(
     head: OutputHead, raw: Tensor, raw_reference: Tensor | None, most: Tensor, base_most: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Over the vocabulary, for each node: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), exponents less the most.
 
-    Without a reference z_ref is zero.
+    Args:
+        head: the output head.
+        raw: what its `project` made of the model's states. Shape: (vocabulary, nodes).
+        raw_reference: the same of the reference's, with the strides of `raw`; None for logits of zero.
+        most: the `largest_logit` of `raw`. Shape: (nodes,).
+        base_most: that of `raw_reference`, or zero.
+
+    Returns:
+        Three tensors of shape (nodes,).
     """
     if head.softcap is None and kernels.available(raw):
         return kernels.softmax_sums(raw, raw_reference, head.scale, most, base_most)

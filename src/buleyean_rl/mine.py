@@ -15,7 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from buleyean_rl.records import (
 from buleyean_rl.report import write_json
 
 ROUNDS = 60  # a verdict that is certain: of T = 60 rounds every one rejects, and 1/61 of the weight is left
+OWN_TOKENS = 256  # most of a sample that is only there to be ranked
 BATCH = 64  # answers asked for at once: what killing the command may lose
 
 
@@ -257,6 +258,42 @@ def cached_answers(
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"answers": answers})
     return answers
+
+
+def add_own_samples(
+    records: Sequence[RejectionRecord],
+    engine: Engine,
+    samples: int,
+    seed: int = 0,
+    on_done: Callable[[int], None] | None = None,
+) -> list[RejectionRecord]:
+    """Put answers of the model's own, never rejected, beside the rejected ones.
+
+    Args:
+        records: with at least one prompt.
+        engine: of the base model.
+        samples: for each prompt; those that are blank or stand there already are left out.
+        seed: same seed, same answers.
+        on_done: called with how many are drawn.
+
+    Returns:
+        The records, each with up to `samples` answers more, at count 0.
+    """
+    conversations = [as_messages(record.prompt) for record in records for _ in range(samples)]
+    drawn = engine.complete_many(conversations, Sampling(OWN_TOKENS, temperature=1.0, top_p=1.0, seed=seed), on_done)
+    return [
+        _with_samples(record, drawn[place * samples : (place + 1) * samples]) for place, record in enumerate(records)
+    ]
+
+
+def _with_samples(record: RejectionRecord, drawn: Sequence[str]) -> RejectionRecord:
+    own = [text for text in dict.fromkeys(drawn) if text.strip() and text not in record.rejected_responses]
+    return replace(
+        record,
+        rejected_responses=(*record.rejected_responses, *own),
+        rejection_counts=(*record.rejection_counts, *(0 for _ in own)),
+        rejected_spans=(*record.rejected_spans, *(() for _ in own)),
+    )
 
 
 def read_prompts(path: Path) -> list[Prompt]:

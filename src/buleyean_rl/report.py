@@ -46,6 +46,7 @@ class RunReport:
         data: what was dropped or cut on the way in.
         versions: of the libraries that matter.
         config: every setting that was ours to choose.
+        guard: what the guard saw, see `guard.Guard.report`; None if there was none.
     """
 
     model: str
@@ -73,6 +74,7 @@ class RunReport:
     data: dict[str, int]
     versions: dict[str, str]
     config: dict[str, Any]
+    guard: dict[str, Any] | None = None
 
 
 def library_versions() -> dict[str, str]:

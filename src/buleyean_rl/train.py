@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ from transformers import TrainerCallback, set_seed
 from buleyean_rl import demo_data
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.cache import cache_folder, make_room
+from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.evaluate import mean_losses, mean_nll, neutral_boundary
+from buleyean_rl.guard import SOUND, Guard, Limits
 from buleyean_rl.lora import lora_config
+from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import attach_lora, default_dtype, fingerprint, load_base, load_tokenizer, resolve
-from buleyean_rl.records import read_records, records_sha256
+from buleyean_rl.records import read_records, records_sha256, write_records
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
 from buleyean_rl.trainer import (
@@ -47,8 +50,10 @@ from buleyean_rl.trainer import (
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
 MEASURED_RECORDS = 32  # enough to see a gap, few enough not to be waited for
 NEUTRAL_TOKENS = 128
+OWN_SAMPLES = "with-own-samples.jsonl"
+SAMPLED_AT_ONCE = 32
 OWN_SETTINGS = (
-    *("objective", "alpha", "tau", "max_length", "held_out"),
+    *("objective", "alpha", "tau", "beta", "own_samples", "max_length", "held_out", "guard", "guard_kl"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
@@ -101,7 +106,11 @@ def train(
             "spreads over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; "
             "use `complement` to learn from rejections."
         )
-    tokenizer = load_tokenizer(model_name)
+    tokenizer, device, base = load_tokenizer(model_name), config.device, None
+    if config.loss.of_answers and config.own_samples:
+        base = _load(model_name, device, console)
+        records_path = _add_own_samples(records_path, folder, skip_bad, base, tokenizer, config, console)
+        sha256, skip_bad = records_sha256(records_path), False
     boundaries = _boundaries(records_path, sha256, skip_bad, tokenizer, config.max_length, console)
     if not boundaries:
         raise RecordError(
@@ -109,14 +118,14 @@ def train(
             f"{config.max_length} tokens; raise --max-length",
             path=records_path,
         )
+    if config.loss.of_answers:
+        boundaries = _with_a_choice(boundaries, records_path)
     parts = split(len(boundaries), config.held_out, config.seed)
     training, held_out = (boundaries.select(places) for places in parts)
     console.print(_data_line(boundaries.data, len(training), len(held_out)))
 
     set_seed(config.seed)
-    device = config.device
-    with console.status(f"loading {model_name}"):
-        base = load_base(model_name, default_dtype(device))
+    base = base or _load(model_name, device, console)
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     model = attach_lora(base, adapter)
     model.peft_config["default"].base_model_name_or_path = settings["model"]
@@ -126,6 +135,7 @@ def train(
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
     measured = (held_out or training)[:MEASURED_RECORDS]
     neutral = _neutral(tokenizer, config.max_length)
+    guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
     before = _fingerprint(model)
     with console.status("measuring the base model"):
         start = _measure(model, measured, neutral, config)
@@ -135,6 +145,16 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.stop()
+    if guard is not None and guard.reason:
+        if not guard.kept:
+            raise TrainingError(
+                f"the guard ended the run at its first look, step {guard.looks[-1].step}: {guard.reason}; lower the "
+                "learning rate, or go on regardless with --no-guard"
+            )
+        console.print(
+            f"[yellow]the guard ended the run at step {guard.looks[-1].step}:[/] {guard.reason}; "
+            f"the adapter of step {guard.kept} is kept"
+        )
     if _fingerprint(model) == before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
     with console.status("measuring the trained model"):
@@ -143,9 +163,11 @@ def train(
     trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     report = _report(settings, config, model, trainer, boundaries.data, len(training), len(held_out), start, final)
+    report = replace(report, guard=guard.report() if guard is not None else None)
     write_report(folder, report, trainer.state.log_history)
     discard_checkpoints(folder)
-    (folder / "settings.json").unlink()
+    for name in ("settings.json", SOUND):
+        (folder / name).unlink(missing_ok=True)
     console.print(_result_lines(report))
     return report
 
@@ -221,6 +243,67 @@ def _boundaries(
             max_length,
             progress=lambda count: status.update(f"tokenising: {count:,} records"),
         )
+
+
+def _load(model_name: str, device: torch.device, console: Console) -> Any:
+    with console.status(f"loading {model_name}"):
+        return load_base(model_name, default_dtype(device)).to(device)
+
+
+def _add_own_samples(
+    path: Path,
+    folder: Path,
+    skip_bad: bool,
+    base: Any,
+    tokenizer: Any,
+    config: BuleyeanConfig,
+    console: Console,
+) -> Path:
+    """The records with answers of the base model's own beside the rejected ones, in a file of the run folder."""
+    file = folder / OWN_SAMPLES
+    if not file.exists():
+        records = list(read_records(path, skip_bad=skip_bad))
+        engine = TransformersEngine(base, tokenizer, batch=SAMPLED_AT_ONCE)
+        with console.status("drawing the base model's own answers") as status:
+            write_records(
+                file,
+                add_own_samples(
+                    records,
+                    engine,
+                    config.own_samples,
+                    config.seed,
+                    lambda done: status.update(f"drawing the base model's own answers: {done:,}"),
+                ),
+            )
+    return file
+
+
+def _with_a_choice(boundaries: BoundaryFile, path: Path) -> BoundaryFile:
+    """The records with at least two different answers: one alone cannot be ranked."""
+    places = [place for place, boundary in enumerate(boundaries) if len(set(boundary.ends)) > 1]
+    if not places:
+        raise RecordError("no record has two answers to rank: raise own_samples, or train another objective", path=path)
+    return boundaries.select(np.array(places))
+
+
+def _guard(
+    trainer: BuleyeanTrainer, tokenizer: Any, neutral: Sequence[Boundary], training: BoundaryFile, folder: Path
+) -> Guard:
+    config: BuleyeanConfig = trainer.args
+    records_a_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    guard = Guard(
+        trainer.model,
+        tokenizer,
+        trainer.layout,
+        trainer.head,
+        neutral,
+        demo_data.held_out_prompts(),
+        float(training.sizes.mean()) * records_a_step,
+        folder,
+        Limits(kl=config.guard_kl),
+    )
+    trainer.add_callback(guard)
+    return guard
 
 
 def _stable_name(model_name: str) -> str:
