@@ -265,7 +265,8 @@ def _ranking(result: Evaluation, questions: _Questions, scores: Sequence[Sequenc
     has_reference = any(score.reference_nats is not None for score in flat)
     if questions.pairs is not None:
         pairs = [
-            (scores[k][better], scores[k][worse]) for k in questions.pairs for better, worse in questions.all[k].pairs()
+            [(scores[k][better], scores[k][worse]) for better, worse in questions.all[k].pairs()]
+            for k in questions.pairs
         ]
         result.figures["accuracy"] = _accuracy(pairs, _mean)
         if has_reference:
@@ -280,29 +281,32 @@ def _ranking(result: Evaluation, questions: _Questions, scores: Sequence[Sequenc
         result.figures["kendall_tau"] = Figure([_item(_tau(*both)) for both in counted])
         result.figures["ndcg"] = Figure([_item(_ndcg(*both)) for both in counted])
     rejected = [
-        score
+        [score for score, rejections in zip(own, question.rejections, strict=True) if rejections]
         for question, own in asked
-        for score, rejections in zip(own, question.rejections, strict=True)
-        if rejections
     ]
-    result.figures["rejected_nll"] = Figure([(score.nats, score.tokens) for score in rejected])
-    if has_reference:
-        base = [(score.reference_nats or 0.0, score.tokens) for score in rejected]
-        result.figures["rejected_nll_reference"] = Figure(base)
+    tokens = [sum(score.tokens for score in of_question) for of_question in rejected]
+    for name, part in (("rejected_nll", "nats"), ("rejected_nll_reference", "reference_nats")):
+        if part == "nats" or has_reference:
+            nats = [sum(getattr(score, part) or 0.0 for score in of_question) for of_question in rejected]
+            result.figures[name] = Figure(list(zip(nats, map(float, tokens), strict=True)))
 
 
 def _accuracy(
-    pairs: Sequence[tuple[AnswerScore, AnswerScore]], score: Callable[[AnswerScore], float], *, matched: bool = False
+    questions: Sequence[Sequence[tuple[AnswerScore, AnswerScore]]],
+    score: Callable[[AnswerScore], float],
+    *,
+    matched: bool = False,
 ) -> Figure:
-    """Share of pairs in which the better answer has the higher score."""
-    return Figure(
-        [
-            (preferred(score(better), score(worse)), 1.0)
-            if better.tokens and worse.tokens and (not matched or _are_matched(better.tokens, worse.tokens))
-            else NOTHING
+    """Share of pairs in which the better answer has the higher score; an item is a prompt, whose pairs go together."""
+    items = []
+    for pairs in questions:
+        right = [
+            preferred(score(better), score(worse))
             for better, worse in pairs
+            if better.tokens and worse.tokens and (not matched or _are_matched(better.tokens, worse.tokens))
         ]
-    )
+        items.append((sum(right), float(len(right))))
+    return Figure(items)
 
 
 def _are_matched(one: int, other: int) -> bool:

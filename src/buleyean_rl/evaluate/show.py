@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from buleyean_rl.evaluate.measure import Evaluation
-from buleyean_rl.evaluate.statistics import Figure, Interval, wilson
+from buleyean_rl.evaluate.statistics import Figure, Interval
 
 # What a figure is called for a person, whether it is a share, and which way is better: +1, -1, or 0 for neither.
 LABELS: dict[str, tuple[str, bool, int]] = {
@@ -33,7 +33,6 @@ LABELS: dict[str, tuple[str, bool, int]] = {
     "ended_share": ("answers that end by themselves", True, 1),
 }
 PICTURES = (".png", ".svg", ".pdf")
-SHARES = {"accuracy", "accuracy_reference", "accuracy_vs_reference", "accuracy_length_matched"}  # Wilson's interval
 CONTRACT = (
     "accuracy",
     "accuracy_ci",
@@ -73,7 +72,7 @@ def as_json(evaluations: Sequence[Evaluation], seed: int = 0) -> dict[str, Any]:
 def _one(evaluation: Evaluation, seed: int) -> dict[str, Any]:
     figures = evaluation.figures
     values: dict[str, Any] = {name: figure.value for name, figure in figures.items()}
-    intervals = {name: _as_list(_interval(name, figure, seed)) for name, figure in figures.items()}
+    intervals = {name: _as_list(figure.interval(seed)) for name, figure in figures.items()}
     values |= {"accuracy_ci": intervals.get("accuracy"), "distinct_4": evaluation.distinct_4}
     pairs = {
         "pairs": _count(figures.get("accuracy")),
@@ -94,13 +93,6 @@ def _one(evaluation: Evaluation, seed: int) -> dict[str, Any]:
 
 def _count(figure: Figure | None) -> int | None:
     return None if figure is None else int(figure.items[:, 1].sum())
-
-
-def _interval(name: str, figure: Figure, seed: int) -> Interval | None:
-    if name not in SHARES:
-        return figure.interval(seed)
-    right, total = figure.items.sum(0)
-    return wilson(float(right), int(total))
 
 
 def _differences(first: Evaluation, other: Evaluation, seed: int) -> dict[str, Interval | None]:
@@ -157,7 +149,7 @@ def _cell(evaluation: Evaluation, name: str, share: bool, seed: int) -> str:
     if name == "distinct_4":
         return _text(evaluation.distinct_4, None, share)
     figure = evaluation.figures.get(name)
-    return "" if figure is None else _text(figure.value, _interval(name, figure, seed), share)
+    return "" if figure is None else _text(figure.value, figure.interval(seed), share)
 
 
 def _text(value: float | None, interval: Interval | None, share: bool, *, sign: bool = False) -> str:
@@ -192,7 +184,7 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
             if value is None:
                 continue
             figure = evaluation.figures.get(name)
-            interval = _interval(name, figure, seed) if figure is not None else None
+            interval = figure.interval(seed) if figure is not None else None
             reach = [[value - interval.low], [interval.high - value]] if interval else None
             axes.errorbar([place], [value], yerr=reach, fmt="o", capsize=4, color=f"C{place}")
         if name.startswith("accuracy"):
@@ -204,6 +196,8 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
         axes.set_xticks([])
         axes.grid(axis="y", alpha=0.3)
         if share:
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.02), min(high, 1.02))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in panels[len(names) :]:
         axes.set_visible(False)

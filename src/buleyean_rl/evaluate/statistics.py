@@ -44,7 +44,10 @@ class Figure:
         return float(above / below) if below else None
 
     def interval(self, seed: int = 0) -> Interval | None:
-        """The percentile bootstrap over items, 95%; None for fewer than two items."""
+        """95%: Wilson's where each item says yes or no, else the bootstrap over items; None for too few."""
+        yes, asked = self.items.T
+        if np.isin(asked, (0, 1)).all() and np.isin(yes, (0, 0.5, 1)).all():
+            return wilson(float(yes.sum()), int(asked.sum()))
         return _percentiles(_resampled([self], seed)[0]) if len(self.items) > 1 else None
 
     def difference(self, other: Figure, seed: int = 0) -> Interval | None:
