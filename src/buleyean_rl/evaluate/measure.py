@@ -110,11 +110,11 @@ def evaluate(
             result.counts[what] = result.counts.get(what, 0) + number
     questions = _Questions(material)
     if questions.all or material.texts:
-        with _scorer(name, settings, result.notes) as scorer:
-            answers, texts = _scores(scorer, questions.all, material.texts, console, name)
+        answers, texts = _scores(name, questions.all, material.texts, settings, result.notes, console)
         if reference is not None:
-            with _scorer(reference, settings, result.notes) as scorer:
-                base_answers, base_texts = _scores(scorer, questions.all, material.texts, console, reference)
+            base_answers, base_texts = _scores(
+                reference, questions.all, material.texts, settings, result.notes, console
+            )
             answers = [
                 [own._replace(reference_nats=base.nats) for own, base in zip(*both, strict=True)]
                 for both in zip(answers, base_answers, strict=True)
@@ -225,12 +225,19 @@ def _bar(console: Console, what: str, total: int) -> Iterator[OnDone | None]:
 
 
 def _scores(
-    scorer: Scorer, questions: Sequence[Preference], texts: Sequence[str], console: Console, name: str
+    name: str,
+    questions: Sequence[Preference],
+    texts: Sequence[str],
+    settings: Settings,
+    notes: list[str],
+    console: Console,
 ) -> tuple[list[list[AnswerScore]], list[TextScore | None]]:
-    with _bar(console, f"{name}: scoring answers", len(questions)) as on_done:
-        answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
-    with _bar(console, f"{name}: reading plain texts", len(texts)) as on_done:
-        return answers, scorer.texts(texts, on_done)
+    """What a model makes of answers and texts; it is gone from memory afterwards."""
+    with _scorer(name, settings, notes) as scorer:
+        with _bar(console, f"{name}: scoring answers", len(questions)) as on_done:
+            answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
+        with _bar(console, f"{name}: reading plain texts", len(texts)) as on_done:
+            return answers, scorer.texts(texts, on_done)
 
 
 def _answers(

@@ -114,7 +114,7 @@ def table(evaluations: Sequence[Evaluation], seed: int = 0) -> Table:
     """What was measured, a figure a row, with 95% intervals; differences of the first model to each other one."""
     first, *others = evaluations
     shown = Table(title="measured; in brackets, where 95 of 100 repetitions fall")
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for evaluation in evaluations:
         shown.add_column(evaluation.model, justify="right", overflow="fold")
     for number in range(len(others)):
