@@ -10,7 +10,20 @@ os.environ |= {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 from buleyean_rl.cli import main
 
-COMMANDS = ("", "demo", "data import", "data validate", "train", "export", "chat", "push", "mine", "walk", "void")
+COMMANDS = (
+    "",
+    "demo",
+    "data import",
+    "data validate",
+    "train",
+    "export",
+    "chat",
+    "evaluate",
+    "push",
+    "mine",
+    "walk",
+    "void",
+)
 
 
 def reference() -> str:

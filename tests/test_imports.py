@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "models": "cache cards errors fused layers pre_tokenizers",
     "reference": "",
     "trainer": "attention batches boundary fused losses models reference errors",
-    "evaluate": "boundary losses models trainer",
+    "evaluate": "batches boundary engines errors importers layers likelihood loading losses models records trainer",
     "cards": "records",
     "report": "cards errors",
     "demo_data": "",

@@ -31,6 +31,7 @@ from buleyean_rl.records import (
     Prompt,
     RejectionRecord,
     Spans,
+    as_messages,
     decode_json,
     make_record,
     parse_prompt,
@@ -323,12 +324,6 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not found:
         raise RecordError("holds no prompt: give one a line", path=path)
     return list(dict.fromkeys(found))
-
-
-def as_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as a conversation that an engine answers."""
-    messages = (("user", prompt),) if isinstance(prompt, str) else prompt
-    return [{"role": role, "content": content} for role, content in messages]
 
 
 def journal_path(output: Path) -> Path:

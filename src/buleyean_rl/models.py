@@ -370,12 +370,28 @@ def merge_run(run: Path) -> tuple[Any, Any]:
     Raises:
         ModelError: it is not a run folder, or its base model cannot be loaded.
     """
+    model, tokenizer = load_run(run)
+    return model.merge_and_unload().eval(), tokenizer
+
+
+def load_run(run: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A run folder's base model with the adapter on it, and its tokenizer.
+
+    Args:
+        run: a folder that `buleyean train` wrote.
+        dtype: of the base's weights.
+
+    Returns:
+        The PEFT model, in evaluation mode: its adapter can be switched off.
+
+    Raises:
+        ModelError: it is not a run folder, or its base model cannot be loaded.
+    """
     from peft import PeftModel
 
-    base = load_base(run_base(run), torch.float32)
+    base = load_base(run_base(run), dtype)
     with _loading(Source(str(run), str(run))), _quiet_peft():
-        merged = PeftModel.from_pretrained(base, str(run)).merge_and_unload()
-    return merged.eval(), run_tokenizer(run)
+        return PeftModel.from_pretrained(base, str(run)).eval(), run_tokenizer(run)
 
 
 def run_tokenizer(run: Path) -> Any:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ PROBE = [
 ]
 PROBE_RUNS = [7, 6, 6, 7]  # nodes
 
+T = TypeVar("T")
 Layout = Callable[[Sequence[Boundary]], Batch]
 
 
@@ -162,15 +163,7 @@ class BuleyeanTrainer(Trainer):
 
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
-        limit = ROW_TOKENS * (GPU_FACTOR if self.args.device.type == "cuda" else 1)
-        rows: list[list[tuple[int, Boundary]]] = []
-        room = 0
-        for number, boundary in numbered:
-            if boundary.size > room:
-                rows.append([])
-                room = limit
-            rows[-1].append((number, boundary))
-            room -= boundary.size
+        rows = fill_rows(numbered, lambda item: item[1].size, self.args.device)
         return {
             "batches": [
                 replace(
@@ -241,6 +234,26 @@ class BuleyeanTrainer(Trainer):
         self._peft_model.save_pretrained(folder, save_embedding_layers=False)
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
+
+
+def fill_rows(items: Sequence[T], size: Callable[[T], int], device: torch.device) -> list[list[T]]:
+    """Items in their order, in rows short enough for memory and long enough for speed.
+
+    Args:
+        items: what is to be laid out.
+        size: how many tokens an item has; one with more than a row has a row to itself.
+        device: what computes them: a GPU takes longer rows.
+    """
+    limit = ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
+    rows: list[list[T]] = []
+    room = 0
+    for item in items:
+        if size(item) > room:
+            rows.append([])
+            room = limit
+        rows[-1].append(item)
+        room -= size(item)
+    return rows
 
 
 def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:

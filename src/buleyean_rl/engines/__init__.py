@@ -7,7 +7,7 @@ through llama-cpp-python; `TransformersEngine` runs a model that is already in m
 server elsewhere for answers and nothing more. All but the last answer greedily with the same text where the
 weights are the same.
 
-    messages --render--> text --tokenize--> ids --> generate, complete_many, top_logprobs, logprobs
+    messages --render--> text --tokenize--> ids --> generate, complete_many, answer_many, top_logprobs, logprobs
 
 An engine is not a tokenizer or a model loader: it is handed a file, or a model.
 """
@@ -22,7 +22,17 @@ from buleyean_rl.engines.gguf_file import check_gguf
 from buleyean_rl.engines.in_memory import TransformersEngine
 from buleyean_rl.engines.llama_cpp_python import LlamaCppPythonEngine
 from buleyean_rl.engines.llama_server import LlamaCppEngine
-from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Engine, GgufEngine, Messages, Sampling, neutral_nll
+from buleyean_rl.engines.protocol import (
+    CONTEXT,
+    GREEDY,
+    Adapter,
+    Answer,
+    Engine,
+    GgufEngine,
+    Messages,
+    Sampling,
+    neutral_nll,
+)
 from buleyean_rl.errors import UsageError
 
 ENGINES: dict[str, type[LlamaCppEngine] | type[LlamaCppPythonEngine]] = {
@@ -37,6 +47,7 @@ __all__ = [
     "ENGINES",
     "GREEDY",
     "Adapter",
+    "Answer",
     "EndpointEngine",
     "Engine",
     "GgufEngine",

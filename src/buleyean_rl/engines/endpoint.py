@@ -17,13 +17,15 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urldefrag, urlsplit
 
 import httpx2
 
-from buleyean_rl.engines.protocol import GREEDY, Messages, Sampling
+from buleyean_rl.engines.protocol import GREEDY, Answer, Messages, Sampling
 from buleyean_rl.errors import EngineError, UsageError
+
+T = TypeVar("T")
 
 KEY_VARIABLE = "BULEYEAN_API_KEY"
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -101,7 +103,12 @@ class EndpointEngine:
         """Not to be had."""
         self._only_answers()
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:  # noqa: ARG002
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],  # noqa: ARG002
+        starts: Sequence[int] | None = None,  # noqa: ARG002
+        on_done: Callable[[int], None] | None = None,  # noqa: ARG002
+    ) -> list[list[float]]:
         """Not to be had."""
         self._only_answers()
 
@@ -127,16 +134,25 @@ class EndpointEngine:
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
+        """The answers in order."""
+        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
         """The answers in order, `parallel` of them on the way at any time."""
         done, lock, failed = 0, threading.Lock(), threading.Event()
 
-        def answer(index: int) -> str:
+        def answer(index: int) -> Answer:
             nonlocal done
             if failed.is_set():
                 raise EngineError(f"{self.url}: another request failed")
             request = self._request(conversations[index], sampling)
             try:
-                text = self._ask("POST", "chat/completions", _text, {**request, "seed": sampling.seed + index})
+                given = self._ask("POST", "chat/completions", _answer, {**request, "seed": sampling.seed + index})
             except EngineError:
                 failed.set()
                 raise
@@ -144,7 +160,7 @@ class EndpointEngine:
                 done += 1
                 if on_done is not None:
                     on_done(done)
-            return text
+            return given
 
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
@@ -182,7 +198,7 @@ class EndpointEngine:
             request["top_p"] = sampling.top_p
         return request | ({"stop": list(sampling.stop)} if sampling.stop else {})
 
-    def _ask(self, method: str, path: str, read: Callable[[Any], str], request: Mapping[str, Any] | None = None) -> str:
+    def _ask(self, method: str, path: str, read: Callable[[Any], T], request: Mapping[str, Any] | None = None) -> T:
         """One request, until it is answered or given up."""
         failures, answered = 0, self._answered
         while True:
@@ -280,11 +296,13 @@ class _Passing(Exception):
         super().__init__(problem)
 
 
-def _text(reply: Any) -> str:
-    content = reply["choices"][0]["message"]["content"]
+def _answer(reply: Any) -> Answer:
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    content = choice["message"]["content"]
     if not isinstance(content, str | None):
         raise TypeError
-    return content or ""
+    tokens = usage.get("completion_tokens")
+    return Answer(content or "", tokens if isinstance(tokens, int) else None, choice.get("finish_reason") != "length")
 
 
 def _reason(error: httpx2.TransportError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from buleyean_rl.engines.protocol import GREEDY, Messages, Sampling, stop_at
+from buleyean_rl.engines.protocol import GREEDY, Answer, Messages, Sampling, stop_at
 from buleyean_rl.errors import EngineError
 
 NUCLEUS = 1024  # tokens looked at first when drawing
@@ -81,16 +81,25 @@ class TransformersEngine:
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
+        """The answers in order."""
+        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
         """The answers in order, in batches of similar length."""
-        answers = [""] * len(conversations)
+        answers = [Answer("", 0, False)] * len(conversations)
         done = 0
         prompts = [self.prompt_ids(messages) for messages in conversations]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
-            texts = self._batch([prompts[i] for i in chosen], sampling, [sampling.seed + i for i in chosen])
-            for i, text in zip(chosen, texts, strict=True):
-                answers[i] = text
+            batch = self._batch([prompts[i] for i in chosen], sampling, [sampling.seed + i for i in chosen])
+            for i, answer in zip(chosen, batch, strict=True):
+                answers[i] = answer
             done += len(chosen)
             if on_done is not None:
                 on_done(done)
@@ -106,22 +115,29 @@ class TransformersEngine:
             top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
         return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Every token's log-probability, one forward pass per sequence."""
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """The tokens' log-probabilities, one forward pass per sequence."""
         import torch
 
         scores = []
-        for ids in sequences:
+        for ids, start in zip(sequences, starts or [1] * len(sequences), strict=True):
             with torch.inference_mode():
                 tokens = torch.tensor([list(ids)], device=self.model.device)
-                logps = self.model(input_ids=tokens).logits[0, :-1].float().log_softmax(-1)
-                scores.append(logps.gather(-1, tokens[0, 1:, None])[:, 0].tolist())
+                logps = self.model(input_ids=tokens).logits[0, start - 1 : -1].float().log_softmax(-1)
+                scores.append(logps.gather(-1, tokens[0, start:, None])[:, 0].tolist())
+            if on_done is not None:
+                on_done(len(scores))
         return scores
 
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
 
-    def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[str]:
+    def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Answer]:
         """Answers to prompts padded on the left to one length."""
         import torch
 
@@ -143,7 +159,15 @@ class TransformersEngine:
                 eos_token_id=sorted(self._ends) or None,
             )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        return [text[: stop_at(text, sampling.stop)] for text in texts]
+        return [
+            self._answer(text, drawn, sampling) for text, drawn in zip(texts, output[:, width:].tolist(), strict=True)
+        ]
+
+    def _answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
+        """The answer of a row of a batch: what comes after its end is padding."""
+        end = next((k for k, token in enumerate(drawn) if token in self._ends), None)
+        cut = stop_at(text, sampling.stop)
+        return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
 
 
 class _Draws:

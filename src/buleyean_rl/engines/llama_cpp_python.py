@@ -7,14 +7,14 @@ Answers come from `Llama.create_completion` on the ids of the file's own chat te
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from buleyean_rl.engines.gguf_file import ailment, check_gguf, cores
-from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Messages, Sampling
+from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Answer, Messages, Sampling
 from buleyean_rl.errors import EngineError
 
 INSTALL = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
@@ -100,24 +100,7 @@ class LlamaCppPythonEngine:
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer in pieces as they come."""
-        ids = self.prompt_ids(messages)
-        if len(ids) >= self.context:
-            raise EngineError(
-                f"the conversation has {len(ids)} tokens and the context holds {self.context}: "
-                "start a new one, or ask for a larger context"
-            )
-        chunks = self._llama.create_completion(
-            prompt=ids,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=0,
-            min_p=0.0,
-            seed=sampling.seed,
-            stop=list(sampling.stop),
-            stream=True,
-        )
-        for chunk in chunks:
+        for chunk in self._chunks(messages, sampling):
             if piece := chunk["choices"][0]["text"]:
                 yield piece
 
@@ -127,11 +110,23 @@ class LlamaCppPythonEngine:
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
+        """The answers in order."""
+        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
         """The answers in order, one after the other."""
-        answers = []
+        answers: list[Answer] = []
         for index, messages in enumerate(conversations):
             drawn = Sampling(**{**sampling.__dict__, "seed": sampling.seed + index})
-            answers.append("".join(self.generate(messages, drawn)))
+            chunks = list(self._chunks(messages, drawn))
+            text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+            ended = chunks[-1]["choices"][0]["finish_reason"] == "stop"
+            answers.append(Answer(text, len(self.tokenize(text)) if ended else sampling.max_tokens, ended))
             if on_done is not None:
                 on_done(len(answers))
         return answers
@@ -142,12 +137,19 @@ class LlamaCppPythonEngine:
         best = np.argsort(-row, kind="stable")[:k]
         return {int(token): float(row[token]) for token in best}
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Every token's log-probability, one evaluation per sequence."""
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """The tokens' log-probabilities, one evaluation per sequence."""
         scores = []
-        for ids in sequences:
-            rows = _log_softmax(self._logits(ids)[:-1])
-            scores.append([float(row[token]) for row, token in zip(rows, ids[1:], strict=True)])
+        for ids, start in zip(sequences, starts or [1] * len(sequences), strict=True):
+            rows = _log_softmax(self._logits(ids)[start - 1 : -1])
+            scores.append([float(row[token]) for row, token in zip(rows, ids[start:], strict=True)])
+            if on_done is not None:
+                on_done(len(scores))
         return scores
 
     def ends_at(self, token: int) -> bool:
@@ -162,6 +164,26 @@ class LlamaCppPythonEngine:
             if llama is not None:
                 llama.close()
         self._llama = self._scorer = None
+
+    def _chunks(self, messages: Messages, sampling: Sampling) -> Iterator[dict[str, Any]]:
+        """The pieces of an answer as llama-cpp-python streams them; the last one says why it ends."""
+        ids = self.prompt_ids(messages)
+        if len(ids) >= self.context:
+            raise EngineError(
+                f"the conversation has {len(ids)} tokens and the context holds {self.context}: "
+                "start a new one, or ask for a larger context"
+            )
+        yield from self._llama.create_completion(
+            prompt=ids,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            min_p=0.0,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            stream=True,
+        )
 
     def _open(self, **settings: Any) -> Any:
         """The file in llama.cpp, once more; the weights are shared by mapping them."""

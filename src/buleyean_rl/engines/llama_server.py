@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from buleyean_rl.engines.gguf_file import ailment, check_gguf, cores
-from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Messages, Sampling
+from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Answer, Messages, Sampling
 from buleyean_rl.errors import EngineError
 
 T = TypeVar("T")
@@ -136,15 +136,27 @@ class LlamaCppEngine:
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
+        """The answers in order."""
+        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
         """The answers in order, `parallel` of them in the making at any time."""
 
-        def answer(index: int) -> str:
+        def answer(index: int) -> Answer:
             request = {
                 "prompt": self.prompt_ids(conversations[index]),
                 **_llama_sampling(sampling),
                 "seed": sampling.seed + index,
             }
-            return self._complete(request)["choices"][0]["text"]
+            reply = self._complete(request)
+            choice, drawn = reply["choices"][0], reply["usage"]["completion_tokens"]
+            ended = choice["finish_reason"] == "stop"
+            return Answer(choice["text"], drawn - ended, ended)  # the end itself is counted there
 
         return self._in_slots(answer, len(conversations), on_done)
 
@@ -153,14 +165,19 @@ class LlamaCppEngine:
         # The server reports nothing for a token that ends inside a UTF-8 character, so a plain one is drawn.
         return {c["id"]: c["logprob"] for c in self._next(ids, self._plain_token, k)["top_logprobs"]}
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Every token's log-probability: each is forced in turn, and the cache makes it one evaluation."""
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """The tokens' log-probabilities: each is forced in turn, and the cache makes it one evaluation."""
 
         def score(index: int) -> list[float]:
             ids = list(sequences[index])
-            return [self._logprob(ids[:i], ids[i]) for i in range(1, len(ids))]
+            return [self._logprob(ids[:i], ids[i]) for i in range(starts[index] if starts else 1, len(ids))]
 
-        return self._in_slots(score, len(sequences))
+        return self._in_slots(score, len(sequences), on_done)
 
     def ends_at(self, token: int) -> bool:
         """Whether drawing `token` ends an answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -32,6 +32,20 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+class Answer(NamedTuple):
+    """An answer, and how it came to its end.
+
+    Args:
+        text: what was said.
+        tokens: how many tokens were drawn, the one that ends it not counted; None where nobody knows.
+        ended: whether it ended by itself, rather than at the most tokens.
+    """
+
+    text: str
+    tokens: int | None
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -83,11 +97,33 @@ class Engine(Protocol):
             on_done: called with how many are done, from any thread.
         """
 
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """What `complete_many` gives, and how each answer ended."""
+
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens after `ids`, with their log-probabilities in nats."""
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of every token given those before it: one list per sequence, one shorter than it."""
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """Log-probability of the tokens given those before them.
+
+        Args:
+            sequences: token ids.
+            starts: of each, the first position that is asked for, at least 1; 1 in all of them if left out.
+            on_done: called with how many sequences are done, from any thread.
+
+        Returns:
+            One list per sequence, shorter than it by its start.
+        """
 
     def close(self) -> None:
         """Free the model; nothing may be asked afterwards."""

@@ -4,12 +4,14 @@
     formats      a row -> the records in it; what is not a rejection is discarded and counted
     scores       whether a score, a label or a word rejects; traces and tables, whose rows say little
     redact       a record without e-mail addresses, phone numbers and keys
+    preferences  a row -> the ranking in it, chosen answers kept: for measuring only
     run          both, folded by prompt, into a records file
 
 What this package is not: no row's chosen answer, accepted answer or score ever reaches a record.
 """
 
 from buleyean_rl.importers.formats import FORMATS, Discards, Format, detect_format, find_format
+from buleyean_rl.importers.preferences import Preference, Preferences, read_preferences
 from buleyean_rl.importers.run import ImportReport, import_records
 from buleyean_rl.importers.scores import Choices
 from buleyean_rl.importers.sources import is_hub_id, open_rows
@@ -20,9 +22,12 @@ __all__ = [
     "Discards",
     "Format",
     "ImportReport",
+    "Preference",
+    "Preferences",
     "detect_format",
     "find_format",
     "import_records",
     "is_hub_id",
     "open_rows",
+    "read_preferences",
 ]

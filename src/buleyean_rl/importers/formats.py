@@ -89,65 +89,94 @@ def from_pair(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
     Answers are texts beside a prompt, message lists beside a prompt, or whole conversations that share
     everything but their last message.
     """
-    rejected, chosen = pick(row, "rejected"), pick(row, "chosen")
-    if rejected is None:
-        fail(f"has no rejected answer (its keys: {keys_of(row)})")
-    if _is_messages(rejected):
-        context, answer = _split_answer(rejected, "rejected")
-        if context and context[0][0] == "assistant":
-            fail("rejected is more than one answer: which of them was rejected is unclear")
-        if context and chosen is not None and _split_answer(chosen, "chosen")[0] != context:
-            fail("chosen and rejected part ways before their last answers: which was rejected is unclear")
-        prompt, answers = _as_prompt(context) if context else _prompt_of(row), [answer]
-    else:
-        prompt, answers = _prompt_of(row), [rejected] if isinstance(rejected, str) else rejected
+    prompt, answers = pair_answers(row)
     yield _record(discards, prompt, answers)
+    chosen = pick(row, "chosen")
     if chosen is not None:
         discards.chosen_discarded += 1
         discards.same_as_chosen += _last_text(chosen) in answers
 
 
+def pair_answers(row: Row, name: str = "rejected", other: str = "chosen") -> tuple[Any, list[Any]]:
+    """The prompt of a pair, and the answers of one of its two sides, unchecked.
+
+    Args:
+        row: see `from_pair`.
+        name: of that side.
+        other: of the other, which is looked at only where the prompt is the part that both share.
+    """
+    answer, beside = pick(row, name), pick(row, other)
+    if answer is None:
+        fail(f"has no {name} answer (its keys: {keys_of(row)})")
+    if not _is_messages(answer):
+        return prompt_of(row), [answer] if isinstance(answer, str) else answer
+    context, text = _split_answer(answer, name)
+    if context and context[0][0] == "assistant":
+        fail(f"{name} is more than one answer: which of them was {name} is unclear")
+    if context and beside is not None and _split_answer(beside, other)[0] != context:
+        fail(f"{other} and {name} part ways before their last answers: which was {name} is unclear")
+    return _as_prompt(context) if context else prompt_of(row), [text]
+
+
 def from_label(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
     """An answer and a label (KTO): true is discarded, false is a rejection."""
-    label = row.get("label")
-    if not isinstance(label, bool):
-        fail(f"label is {kind_of(label)}: it must be true (accepted) or false (rejected)")
-    if label:
+    if label_of(row):
         discards.chosen_discarded += 1
         discards.without_rejection += 1
         return
+    prompt, answer = labelled_answer(row)
+    yield _record(discards, prompt, [answer])
+
+
+def label_of(row: Row) -> bool:
+    """The label of a KTO row: whether its answer was accepted."""
+    label = row.get("label")
+    if not isinstance(label, bool):
+        fail(f"label is {kind_of(label)}: it must be true (accepted) or false (rejected)")
+    return label
+
+
+def labelled_answer(row: Row) -> tuple[Any, str]:
+    """The prompt of a KTO row, unchecked, and its answer."""
     completion = pick(row, "completion", "response")
-    if completion is None:
-        context, answer = _split_answer(pick(row, "messages", "prompt"), "messages")
-        yield _record(discards, _as_prompt(context), [answer])
-    else:
-        yield _record(discards, _prompt_of(row), [_only_answer(completion, "completion")])
+    if completion is not None:
+        return prompt_of(row), _only_answer(completion, "completion")
+    context, answer = _split_answer(pick(row, "messages", "prompt"), "messages")
+    return _as_prompt(context), answer
 
 
 def from_candidates(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
     """Several answers to one prompt, with the rejections of each already counted, or with scores."""
-    candidates = _candidates(row)
+    yield from _counted(row, discards, *tallied(row, discards))
+
+
+def tallied(row: Row, discards: Discards) -> tuple[list[Row], list[int], Any]:
+    """The candidates of a row, how often each was rejected, and in how many rounds; by scores without counts."""
+    candidates = candidates_of(row)
     tallies = [pick(candidate, "rejection_count", "rejectionCount") for candidate in candidates]
     if all(tally is None for tally in tallies):
-        yield from from_scores(row, discards)
-        return
+        return scored(row, discards)
     for k, tally in enumerate(tallies):
         if not isinstance(tally, int) or isinstance(tally, bool) or tally < 0:
             fail(f"rejection_count of candidate {k} is {kind_of(tally)}: it must be a whole number, 0 or more")
-    rounds = pick(row, "total_rounds", "totalRounds")
-    yield from _counted(row, discards, candidates, tallies, rounds)
+    return candidates, tallies, pick(row, "total_rounds", "totalRounds")
 
 
 def from_scores(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
-    """Several scored answers to one prompt: each pair is a round, and the lower score loses it.
+    """Several scored answers to one prompt."""
+    yield from _counted(row, discards, *scored(row, discards))
+
+
+def scored(row: Row, discards: Discards) -> tuple[list[Row], list[int], int]:
+    """The candidates of a row by their scores: each pair is a round, and the lower score loses it.
 
     With K answers each takes part in K - 1 rounds, so T = K - 1. A tie rejects neither.
     """
-    candidates = _candidates(row)
+    candidates = candidates_of(row)
     scores = [_score(candidate, k, row) for k, candidate in enumerate(candidates)]
     losses = [sum(score < other for other in scores) for score in scores]
     discards.ties += sum(a == b for a, b in combinations(scores, 2))
-    yield from _counted(row, discards, candidates, losses, max(1, len(candidates) - 1))
+    return candidates, losses, max(1, len(candidates) - 1)
 
 
 def from_open_webui(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
@@ -324,14 +353,15 @@ def _counted(
     """The record of candidates with rejection counts: those at 0 are discarded."""
     rejected = [k for k, tally in enumerate(tallies) if tally]
     if rejected:
-        answers = [_answer_of(candidates[k], k) for k in rejected]
-        yield _record(discards, _prompt_of(row), answers, [tallies[k] for k in rejected], rounds)
+        answers = [answer_of(candidates[k], k) for k in rejected]
+        yield _record(discards, prompt_of(row), answers, [tallies[k] for k in rejected], rounds)
     else:
         discards.without_rejection += 1
     discards.chosen_discarded += len(candidates) - len(rejected)
 
 
-def _prompt_of(row: Row) -> Any:
+def prompt_of(row: Row) -> Any:
+    """The prompt of a row, unchecked."""
     prompt = pick(row, "prompt", "instruction", "question", "messages")
     if prompt is None:
         fail(f"has no prompt (its keys: {keys_of(row)})")
@@ -372,7 +402,8 @@ def _last_text(value: Any) -> Any:
     return _path(value[-1], "content") if _is_messages(value) else value
 
 
-def _candidates(row: Row) -> list[Row]:
+def candidates_of(row: Row) -> list[Row]:
+    """The answers of a row as objects, their texts unchecked."""
     value = pick(row, "completions", "candidates", "responses")
     if not isinstance(value, list):
         fail(f"has no list of completions or candidates (its keys: {keys_of(row)})")
@@ -387,7 +418,8 @@ def _candidates(row: Row) -> list[Row]:
     return value
 
 
-def _answer_of(candidate: Row, k: int) -> str:
+def answer_of(candidate: Row, k: int) -> str:
+    """The text of the k-th candidate."""
     answer = pick(candidate, "response", "completion", "text", "answer", "content")
     if answer is None:
         fail(f"candidate {k} has no response (its keys: {keys_of(candidate)})")

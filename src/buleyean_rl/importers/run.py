@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.errors import RecordError, UsageError
-from buleyean_rl.importers.formats import DEFAULT, Discards, detect_format, find_format
+from buleyean_rl.importers.formats import DEFAULT, Discards, Format, detect_format, find_format
 from buleyean_rl.importers.redact import KINDS, redact_record
 from buleyean_rl.importers.scores import Choices
-from buleyean_rl.importers.sources import open_rows
-from buleyean_rl.records import RejectionRecord, reject_row, write_folded
+from buleyean_rl.importers.sources import Placed, open_rows
+from buleyean_rl.records import RejectionRecord, SkipBad, reject_row, write_folded
 
 ROWS_LOOKED_AT = 20  # by `auto`
 ROWS_PER_TICK = 1000
@@ -133,14 +133,7 @@ def import_records(
         report.rows += 1
         note(error)
 
-    rows = open_rows(source, split=split, skip_bad=note_unreadable if skip_bad else False)
-    if chosen_format is None:
-        first = list(islice(rows, ROWS_LOOKED_AT))
-        try:
-            chosen_format = detect_format([row for _, row in first], choices)
-        except RecordError as error:
-            raise RecordError(error.problem, path=source) from error
-        rows = chain(first, rows)
+    chosen_format, rows = rows_in(source, chosen_format, choices, split, note_unreadable if skip_bad else False)
     report.format = chosen_format.name
     convert = chosen_format.convert
 
@@ -167,3 +160,33 @@ def import_records(
     report.duplicates_folded += written.answers_folded
     report.redacted = {kind: found[kind] for kind in KINDS} if redact else None
     return report
+
+
+def rows_in(
+    source: str,
+    known: Format | None,
+    choices: Choices = DEFAULT,
+    split: str | None = None,
+    skip_bad: SkipBad = False,
+) -> tuple[Format, Placed]:
+    """The rows of a source with their places, and the format they are in.
+
+    Args:
+        source: see `open_rows`.
+        known: the format, if it is known; None looks at the first rows.
+        choices: what the user says of the rows.
+        split: see `open_rows`.
+        skip_bad: see `open_rows`.
+
+    Raises:
+        RecordError: the source cannot be read, or is in no known format.
+    """
+    rows = open_rows(source, split=split, skip_bad=skip_bad)
+    if known is not None:
+        return known, rows
+    first = list(islice(rows, ROWS_LOOKED_AT))
+    try:
+        found = detect_format([row for _, row in first], choices)
+    except RecordError as error:
+        raise RecordError(error.problem, path=source) from error
+    return found, chain(first, rows)

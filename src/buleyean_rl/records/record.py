@@ -146,6 +146,12 @@ def parse_prompt(value: object) -> Prompt:
     return text
 
 
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as a conversation that an engine answers."""
+    messages = (("user", prompt),) if isinstance(prompt, str) else prompt
+    return [{"role": role, "content": content} for role, content in messages]
+
+
 def parse_messages(value: object, name: str) -> Messages:
     """A conversation as (role, content) pairs.
 

@@ -1,8 +1,7 @@
-"""Measurements that need no judge: likelihoods of texts and rejections, and how much an answer loops."""
+"""Likelihoods of texts and rejections, and the objective over some boundaries: what training measures."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,12 +11,6 @@ from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.losses import NodeLosses, Objective
 from buleyean_rl.models import evaluating, output_head, plain_model
 from buleyean_rl.trainer import batch_losses, choose_layout, make_batch
-
-# A word, a punctuation mark, or one character of a script that puts no spaces between words
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-UNIT = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
-LOOPING = 0.3  # share of repeated 4-grams above which an answer loops
-NGRAM = 4
 
 
 def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | None:
@@ -80,51 +73,3 @@ def _losses(
         with evaluating(model), torch.no_grad():
             losses = batch_losses(model, head, batch, objective)
         yield losses, batch.counts.rate.sum().item()
-
-
-def repeated_spans(text: str) -> list[tuple[int, int]]:
-    """Where a text repeats itself: the characters of every 4-gram that occurred before.
-
-    A gram's units are words and single punctuation marks, so the measure is the same for every tokenizer.
-
-    Args:
-        text: an answer.
-
-    Returns:
-        Disjoint [start, end) spans in order.
-    """
-    spans: list[tuple[int, int]] = []
-    for start, end, is_repeat in _grams(text):
-        if not is_repeat:
-            continue
-        if spans and start <= spans[-1][1]:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
-    return spans
-
-
-def repetition(text: str) -> float:
-    """Share of a text's 4-grams that occurred before in it, between 0 and 1."""
-    repeats = [is_repeat for _, _, is_repeat in _grams(text)]
-    return sum(repeats) / len(repeats) if repeats else 0.0
-
-
-def is_looping(text: str) -> bool:
-    """Whether more than 30% of a text's 4-grams are repeats."""
-    return repetition(text) > LOOPING
-
-
-def loop_rate(answers: Sequence[str]) -> float:
-    """Share of answers that loop."""
-    return sum(map(is_looping, answers)) / len(answers)
-
-
-def _grams(text: str) -> Iterator[tuple[int, int, bool]]:
-    """Each 4-gram: where it starts and ends, and whether it occurred before."""
-    units = [(match.group().lower(), *match.span()) for match in UNIT.finditer(text)]
-    seen = set()
-    for window in zip(*(units[offset:] for offset in range(NGRAM)), strict=False):
-        gram = tuple(unit for unit, _, _ in window)
-        yield window[0][1], window[-1][2], gram in seen
-        seen.add(gram)
