@@ -2,9 +2,9 @@
 
     python studies/ultrafeedback.py --train T.jsonl --test E.jsonl --other O.jsonl --neutral N.jsonl -o FOLDER
 
-Everybody trains on the same records for the same steps; `dpo` and `sft` see the chosen answers too. Tested on held-out pairs
-of the same data and on those of another: how often the better answer has the higher log pi / pi_base. Stopped, the same
-command goes on; `--table` only prints what there is.
+Everybody trains on the same records for the same steps; `dpo` and `sft` see the chosen answers too. Tested on held-out
+pairs of the same data and on those of another: how often the better answer has the higher log pi / pi_base. Stopped,
+the same command goes on; `--table` only prints what there is.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.evaluate.scoring import PackedScorer
-from buleyean_rl.evaluate.statistics import preferred, wilson
-from buleyean_rl.importers.preferences import Preference, read_preferences
-
 import harness
 from baselines import NEEDS_CHOSEN
 from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.evaluate import mean_nll
+from buleyean_rl.evaluate.scoring import PackedScorer
+from buleyean_rl.evaluate.statistics import preferred, wilson
+from buleyean_rl.importers.preferences import Preference, read_preferences
 from buleyean_rl.models import BUNDLED, load_tokenizer
 from buleyean_rl.records import RejectionRecord
 from harness import Method, keep
