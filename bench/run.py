@@ -10,8 +10,10 @@ the loss costs over its bare matrix products and in memory, and what a shared pr
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -26,17 +28,23 @@ from typing import Any
 import psutil
 import torch
 
-from buleyean_rl import demo_data
+from buleyean_rl import (
+    cli,  # noqa: F401 - what the command sets for its threads
+    demo_data,
+)
 from buleyean_rl.boundary import build_boundaries, merge_responses
 from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head
+from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import batch_losses, choose_layout
+from contestant import BATCH, MAX_LENGTH
 
 HERE = Path(__file__).parent
+PEERS = ("trl_kto", "plain", "trl_sft", "trl_dpo")
 CONTESTANTS = ("complement", "trl_kto", "plain", "trl_sft", "trl_dpo", "published")
 COLUMNS = ("prompt", "chosen", "rejected")
 POSITIONS, VOCABULARY, WIDTH = 2048, 49152, 576
@@ -60,9 +68,19 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
     return [pair for pair in pairs if all(pair.values())]
 
 
+def fitting(pairs: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The first pairs whose prompt leaves room for an answer, so that a step is as many records for everybody."""
+    records = [make_record(pair["prompt"], [pair["rejected"]], [1], 1) for pair in pairs]
+    boundaries = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
+    return list(itertools.islice((pair for pair, boundary in zip(pairs, boundaries, strict=True) if boundary), count))
+
+
 def run(name: str, pairs: Path, steps: int) -> dict[str, float]:
+    """One contestant. Ours has the environment that the command gives it, peers have their users'."""
+    theirs = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    environment = theirs if name in PEERS else dict(os.environ)
     command = [sys.executable, str(HERE / "contestant.py"), name, str(pairs), str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -138,6 +156,7 @@ def loss_cost() -> dict[str, float]:
         fused_loss(h, head, counts, Objective(), reference).loss.sum().backward()
 
     loss()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that taking it again is seen
     process = psutil.Process()
     before, most = process.memory_info().rss, 0
     stop = threading.Event()
@@ -179,33 +198,13 @@ def trie_ratio() -> float:
     return ratio(lambda: step(together), lambda: step(apart))
 
 
-def step_flops(pairs: list[dict[str, str]]) -> float:
-    """Arithmetic a record costs at least, two operations for a multiply and an add.
-
-    Per token, the linear layers three times (model, reference, gradient in the input) and the adapter three times; per
-    node, three products with the output head; attention's causal half four times (twice forward, twice's worth back).
-    """
-    from buleyean_rl.models import load_tokenizer
-    from buleyean_rl.records import make_record
-
-    records = [make_record(pair["prompt"], [pair["rejected"]], [1], 1) for pair in pairs]
-    boundaries = [boundary for boundary in build_boundaries(records, load_tokenizer(BUNDLED), 512) if boundary]
-    linear, adapter, head, layers = 106_168_320, 4_884_480, VOCABULARY * WIDTH, 30
-    total = 0.0
-    for boundary in boundaries:
-        tokens = len(boundary.prompt) + len(boundary.tokens)
-        attention = layers * 2 * tokens**2 * WIDTH  # scores and values, the causal half
-        total += tokens * (3 * 2 * linear + 3 * 2 * adapter) + boundary.nodes * 3 * 2 * head + 4 * attention
-    return total / len(boundaries)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, help="JSONL with prompt, chosen and rejected; bundled texts if absent")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
-    pairs = (read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[: arguments.steps * 4]
+    pairs = fitting(read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs(), arguments.steps * BATCH)
     imported = importing()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.jsonl"
@@ -214,13 +213,12 @@ def main() -> None:
         full = [run("full", path, 2) for _ in range(arguments.rounds)]
         epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
     medians = {name: statistics.median(run["records_per_s"] for run in done) for name, done in runs.items()}
-    flops = step_flops(pairs)
     ours = zip(runs["complement"], runs["trl_kto"], strict=True)
     result: dict[str, Any] = {f"{name}_records_per_s": value for name, value in medians.items()}
     result |= {
         "over_trl_kto": statistics.median(mine["records_per_s"] / theirs["records_per_s"] for mine, theirs in ours),
         "peak_flops": statistics.median(run["peak_flops"] for run in runs["complement"]),
-        "peak_share": statistics.median(run["records_per_s"] * flops / run["peak_flops"] for run in runs["complement"]),
+        "peak_share": statistics.median(run["flops_per_s"] / run["peak_flops"] for run in runs["complement"]),
         "peak_rss_bytes": max(run["peak_rss_bytes"] for run in full),
         **loss_cost(),
         "trie_ratio": trie_ratio(),
@@ -228,7 +226,7 @@ def main() -> None:
         **imported,
         "runs": runs | {"full": full, "epochs": epochs},
         "versions": library_versions(),
-        "command": "python " + " ".join(sys.argv),
+        "command": " ".join(["python bench/run.py", *(Path(argument).name for argument in sys.argv[1:])]),
     }
     (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (HERE / "results.md").write_text(table(result, runs), encoding="utf-8")

@@ -76,6 +76,23 @@ def test_causal_softmax_and_its_gradient(queries: int, keys: int, group: int) ->
     torch.testing.assert_close(gradient.double(), exact.grad, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("width", [2, 20, 64])
+def test_rotate_and_its_gradient(width: int, heads_first: bool) -> None:
+    torch.manual_seed(width)
+    x, gradient = torch.randn(2, 3, 7, width).bfloat16()
+    cos, sin = torch.randn(2, 7, width).bfloat16()  # halves that differ, as no model's do
+    exact = x.double().requires_grad_()
+    first, second = exact.chunk(2, -1)
+    expected = exact * cos.double() + torch.cat((-second, first), -1) * sin.double()
+    expected.backward(gradient.double())
+    for source, backward, result in ((x, False, expected.detach()), (gradient, True, exact.grad)):
+        strided = source if heads_first else source.transpose(0, 1).contiguous().transpose(0, 1)
+        y = torch.empty(7, 3, width, dtype=torch.bfloat16).transpose(0, 1) if heads_first else torch.empty_like(source)
+        kernels.rotate(strided, cos, sin, y, backward)
+        torch.testing.assert_close(y.double(), result, rtol=2**-8, atol=1e-6)
+
+
 def test_only_bf16_on_a_cpu_is_taken() -> None:
     assert not kernels.available(torch.zeros(1))
     assert not kernels.available(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta"))

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from buleyean_rl import kernels
 from buleyean_rl.layers import fuse_layers
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import tiny_llama, tiny_model, tiny_qwen2, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(
     not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
@@ -36,7 +36,7 @@ def norm(kind: type[nn.Module]) -> Any:
     return module
 
 
-def outcome(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def outcome(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.clone().requires_grad_()
     y = module(x)
     (y.double() * torch.linspace(-1, 2, y.numel()).view_as(y)).sum().backward()
@@ -63,6 +63,33 @@ def test_a_layer_that_computes_something_else_is_left_alone(make: Any) -> None:
     module = make().bfloat16()
     fuse_layers(module)
     assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
+def test_attention_turns_queries_and_keys_as_its_own_code_does(make: Any, rows: int) -> None:
+    torch.manual_seed(0)
+    model = make(tiny_tokenizer()).bfloat16().requires_grad_(False)
+    layer = model.model.layers[0].self_attn
+    x, positions = torch.randn(rows, 9, 64).bfloat16(), torch.arange(9).expand(rows, -1)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return layer(x, model.model.rotary_emb(x, positions), None)[0]
+
+    model.double()
+    exact = outcome(run, x.double())
+    model.bfloat16()
+    own = outcome(run, x)
+    fuse_layers(model)
+    assert "forward" in vars(layer)
+    for got, plain, expected in zip(outcome(run, x), own, exact, strict=True):
+        assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
+
+
+def test_another_rotation_is_left_alone() -> None:
+    model = tiny_model("CohereForCausalLM", tiny_tokenizer())  # neighbours turn together, not halves
+    fuse_layers(model)
+    assert not any("forward" in vars(layer.self_attn) for layer in model.model.layers)
 
 
 def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:

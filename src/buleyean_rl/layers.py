@@ -2,6 +2,7 @@
 
     RMSNorm     y = w x / rms(x)            keeps x and 1 / rms(x) for the backward pass
     SwiGLU      y = silu(gate) * up         keeps gate and up
+    rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
 In bf16 on a CPU only, where the sweeps are what is left of the time; elsewhere the model's own code runs.
 """
@@ -9,6 +10,7 @@ In bf16 on a CPU only, where the sweeps are what is left of the time; elsewhere 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from buleyean_rl import kernels
 
+ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
+
 
 def fuse_layers(model: nn.Module) -> None:
-    """Let the RMSNorms and SwiGLUs of a model compute this way, wherever that gives what they gave before.
+    """Let the norms, SwiGLUs and rotations of a model compute this way, wherever that gives what they gave before.
 
     Args:
         model: changed in place; its weights, its names and what it saves stay as they are.
@@ -28,6 +32,8 @@ def fuse_layers(model: nn.Module) -> None:
             _try(module, _norm_forward(module))
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
             _try(module, _mlp_forward(module))
+        elif ROTATION in _names(type(module).forward):
+            _try_rotation(module)
 
 
 def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
@@ -68,6 +74,60 @@ def _try(module: Any, forward: Callable[[Tensor], Tensor]) -> None:
         module.forward = forward
 
 
+def _names(function: Any) -> set[str]:
+    """Names of its module that a function uses."""
+    code = getattr(function, "__code__", None)
+    return set(code.co_names) & set(function.__globals__) if code else set()
+
+
+def _try_rotation(attention: Any) -> None:
+    """Let an attention layer's own code use our rotation, if it computes the same as the one it names."""
+    code = type(attention).forward
+    own = code.__globals__[ROTATION]
+
+    def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        fits = q.dim() == 4 and cos.dim() == 3 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
+        if others or more or not fits or not kernels.available(q, k, cos, sin):
+            plain: tuple[Tensor, Tensor] = own(q, k, cos, sin, *others, **more)
+            return plain
+        return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
+
+    q, k = torch.linspace(-3, 3, 2 * 2 * 3 * 8, dtype=torch.bfloat16).view(2, 1, 2, 3, 8)
+    cos, sin = torch.linspace(-1, 1, 2 * 3 * 8, dtype=torch.bfloat16).view(2, 1, 3, 8)
+    try:
+        pairs = zip(rotation(q, k, cos, sin), own(q, k, cos, sin), strict=True)
+        alike = all((got - expected).float().norm() <= 0.01 * expected.float().norm() for got, expected in pairs)
+    except (TypeError, ValueError, RuntimeError):
+        return  # another signature: the layer keeps its own
+    if alike:
+        names = {**code.__globals__, ROTATION: rotation}
+        copy = FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
+        copy.__kwdefaults__ = code.__kwdefaults__
+        attention.forward = MethodType(copy, attention)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Shapes: (rows, heads, tokens, width), (rows or 1, tokens, width) twice; as the first, heads together."""
+        cos, sin = (table.expand(len(x), -1, -1).contiguous() for table in (cos, sin))
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, x.new_empty(x.shape))
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        # laid out as the projection before it wants it, token after token
+        grad_x = grad_y.new_empty(grad_y.transpose(1, 2).shape).transpose(1, 2)
+        return _rotated(grad_y, cos, sin, grad_x, backward=True), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> Tensor:
+    for row in zip(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, y, strict=True):
+        kernels.rotate(*row, backward)
+    return y
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -79,9 +139,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        gradient = grad_y.clone(memory_format=torch.contiguous_format)
-        kernels.rms_norm_backward(gradient, x, weight, inverse)
-        return gradient, None, None
+        return kernels.rms_norm_backward(grad_y.contiguous(), x, weight, inverse), None, None
 
 
 class _Swiglu(torch.autograd.Function):
@@ -94,5 +152,4 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        gradient = grad_y.clone(memory_format=torch.contiguous_format)
-        return kernels.swiglu_backward(gradient, gate, up), gradient
+        return kernels.swiglu_backward(grad_y.contiguous(), gate, up)

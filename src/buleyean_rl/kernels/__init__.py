@@ -30,9 +30,13 @@ SIGNATURES = {
     "causal_softmax": [c_void_p, *[c_int64] * 4, c_int],
     "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
     "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
-    "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_int],
+    "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_void_p, c_int],
     "swiglu": [c_void_p, c_void_p, c_int64, c_void_p, c_int],
-    "swiglu_backward": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int],
+    "swiglu_backward": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
+    "rotate": [
+        *[c_void_p, c_int64, c_int64, c_void_p, c_void_p],
+        *[c_int64, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int],
+    ],
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
 }
@@ -127,10 +131,12 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
     return y, inverse
 
 
-def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> None:
-    """The gradient in `x`, written over that in the result of `rms_norm`. Shapes as there, contiguous."""
-    width = x.shape[-1]
-    _call("rms_norm_backward", gradient, x, weight, inverse, x.numel() // width, width, torch.get_num_threads())
+def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient in `x` from that in the result of `rms_norm`. Shapes as there, contiguous."""
+    width, grad_x = x.shape[-1], torch.empty_like(x)
+    rows, threads = x.numel() // width, torch.get_num_threads()
+    _call("rms_norm_backward", gradient, x, weight, inverse, rows, width, grad_x, threads)
+    return grad_x
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -140,11 +146,25 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
-def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    """The gradient in `gate`; that in `up` is written over `gradient`. Shapes alike, contiguous."""
-    grad_gate = torch.empty_like(gate)
-    _call("swiglu_backward", gradient, gate, up, gate.numel(), grad_gate, torch.get_num_threads())
-    return grad_gate
+def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients in `gate` and in `up` from that in the result of `swiglu`. Shapes alike, contiguous."""
+    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+    _call("swiglu_backward", gradient, gate, up, gate.numel(), grad_gate, grad_up, torch.get_num_threads())
+    return grad_gate, grad_up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> None:
+    """Rotary embedding of one sequence: x cos + (-x2, x1) sin, where x1 and x2 are the halves of a head.
+
+    Args:
+        x: each head's elements next to each other. Shape: (heads, tokens, width).
+        cos: contiguous. Shape: (tokens, width).
+        sin: contiguous. Shape: (tokens, width).
+        y: filled with the result. Shape as `x`, strides as they may be.
+        backward: whether `x` is the gradient in the result, and `y` that in what was rotated.
+    """
+    strides_x, strides_y = x.stride()[:2], y.stride()[:2]
+    _call("rotate", x, *strides_x, cos, sin, *x.shape, backward, y, *strides_y, torch.get_num_threads())
 
 
 def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:

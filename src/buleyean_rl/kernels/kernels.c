@@ -114,8 +114,9 @@ void causal_softmax(bf16 *scores, int64_t heads, int64_t queries, int64_t group,
             float score = widen(x[j]);
             most = score > most ? score : most;
         }
-        for (int64_t j = 0; j < visible; j++) total += exponential(widen(x[j]) - most);
-        for (int64_t j = 0; j < visible; j++) x[j] = narrow(exponential(widen(x[j]) - most) / total);
+        float powers[visible];
+        for (int64_t j = 0; j < visible; j++) total += powers[j] = exponential(widen(x[j]) - most);
+        for (int64_t j = 0; j < visible; j++) x[j] = narrow(powers[j] / total);
         for (int64_t j = visible; j < keys; j++) x[j] = 0;
     }
 }
@@ -147,18 +148,19 @@ void rms_norm(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width, fl
     }
 }
 
-/* The gradient in x, written over that in y. */
-void rms_norm_backward(bf16 *gradient, const bf16 *x, const bf16 *weight, const float *inverse, int64_t rows,
-                       int64_t width, int threads) {
+/* The gradient in x from that in y. */
+void rms_norm_backward(const bf16 *gradient, const bf16 *x, const bf16 *weight, const float *inverse, int64_t rows,
+                       int64_t width, bf16 *grad_x, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const bf16 *restrict in = x + i * width;
-        bf16 *restrict g = gradient + i * width;
+        const bf16 *restrict g = gradient + i * width;
+        bf16 *restrict out = grad_x + i * width;
         float scale = inverse[i], along = 0;
         for (int64_t j = 0; j < width; j++) along += widen(g[j]) * widen(weight[j]) * widen(in[j]);
         along *= scale * scale / width;
         for (int64_t j = 0; j < width; j++)
-            g[j] = narrow(scale * (widen(g[j]) * widen(weight[j]) - widen(in[j]) * along));
+            out[j] = narrow(scale * (widen(g[j]) * widen(weight[j]) - widen(in[j]) * along));
     }
 }
 
@@ -173,13 +175,39 @@ void swiglu(const bf16 *gate, const bf16 *up, int64_t size, bf16 *y, int threads
     }
 }
 
-/* The gradients in gate and up from that in y; the one in up is written over it. */
-void swiglu_backward(bf16 *gradient, const bf16 *gate, const bf16 *up, int64_t size, bf16 *grad_gate, int threads) {
+/* The gradients in gate and up from that in y. */
+void swiglu_backward(const bf16 *gradient, const bf16 *gate, const bf16 *up, int64_t size, bf16 *grad_gate,
+                     bf16 *grad_up, int threads) {
 #pragma omp parallel for simd num_threads(threads) schedule(static)
     for (int64_t i = 0; i < size; i++) {
         float g = widen(gate[i]), d = widen(gradient[i]), s = logistic(g);
         grad_gate[i] = narrow(d * widen(up[i]) * s * (1 + g * (1 - s)));
-        gradient[i] = narrow(d * g * s);
+        grad_up[i] = narrow(d * g * s);
+    }
+}
+
+/* Rotary embedding y = x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient. x, y: (heads,
+ * tokens, width), each with a stride for heads and one for tokens; cos, sin: (tokens, width). */
+void rotate(const bf16 *x, int64_t x_head, int64_t x_token, const bf16 *cosine, const bf16 *sine, int64_t heads,
+            int64_t tokens, int64_t width, int backward, bf16 *y, int64_t y_head, int64_t y_token, int threads) {
+    int64_t half = width / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t t = 0; t < tokens; t++) {
+        const bf16 *restrict cos1 = cosine + t * width, *restrict cos2 = cos1 + half;
+        /* what each half takes from the other */
+        const bf16 *restrict first = sine + t * width + (backward ? half : 0);
+        const bf16 *restrict second = sine + t * width + (backward ? 0 : half);
+        float sign = backward ? -1.0f : 1.0f;
+        for (int64_t h = 0; h < heads; h++) {
+            const bf16 *in = x + h * x_head + t * x_token, *restrict in1 = in, *restrict in2 = in + half;
+            bf16 *out = y + h * y_head + t * y_token, *restrict out1 = out, *restrict out2 = out + half;
+#pragma omp simd
+            for (int64_t j = 0; j < half; j++) {
+                float x1 = widen(in1[j]), x2 = widen(in2[j]);
+                out1[j] = narrow(x1 * widen(cos1[j]) - sign * x2 * widen(first[j]));
+                out2[j] = narrow(x2 * widen(cos2[j]) + sign * x1 * widen(second[j]));
+            }
+        }
     }
 }
 
