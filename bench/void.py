@@ -45,6 +45,7 @@ def loop() -> None:
             def tell(what: str) -> None:
                 told.append((what, time.monotonic() - started - sum(seconds for _, seconds in told)))
 
+            browser.patience = 1800  # what is slow is to be measured
             person = Person(browser)
             browser.open(void)
             browser.until(lambda: "nothing trained yet" in browser.find("#models").text)
@@ -55,9 +56,9 @@ def loop() -> None:
             browser.look("rejected")
             tell("a part rejected, with a reason")
             person.click("#train-button")
-            browser.until(lambda: browser.all("#live-chart polyline"), 300)
+            browser.until(lambda: browser.all("#live-chart polyline"))
             browser.look("training")
-            browser.until(lambda: "is done" in browser.find("#train-state").text, 600)
+            browser.until(lambda: "is done" in browser.find("#train-state").text)
             tell(f"trained for {browser.find('#steps').get_attribute('value')} steps, and the new model swapped in")
             answers = person.ask(PROMPT)
             tell("asked again, both answered and read")
@@ -114,9 +115,9 @@ class Person:
         hand.pointer_action.move_to_location(left + 1, top).pointer_down().pause(MOVING)
         hand.pointer_action.move_to_location(right, bottom).pointer_up()
         hand.perform()
-        self.browser.until(lambda: self.browser.find("[data-part]").is_displayed(), 10)
+        self.browser.until(lambda: self.browser.find("[data-part]").is_displayed(), 30)
         self.click("[data-part]")
-        self.browser.until(self.browser.marked, 10)
+        self.browser.until(self.browser.marked)
         return spans[0][0]
 
 

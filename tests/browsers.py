@@ -39,7 +39,9 @@ def browsing(folder: Path, *options: str) -> Iterator[Browser]:
 
 
 class Browser:
-    """A person at a browser."""
+    """A person at a browser, who waits `patience` seconds for anything."""
+
+    patience = 120.0
 
     def __init__(self, driver: WebDriver, folder: Path) -> None:
         self.driver, self.folder = driver, folder
@@ -76,8 +78,8 @@ class Browser:
         self.run("document.activeElement.blur()")
         self.find("body").send_keys(*keys)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
-        return until(condition, seconds)
+    def until(self, condition: Callable[[], Any], seconds: float | None = None) -> Any:
+        return until(condition, self.patience if seconds is None else seconds)
 
     def look(self, name: str) -> None:
         if SCREENSHOTS:
