@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ def test_another_address_needs_a_token(base: Path, tmp_path: Path) -> None:
 def test_a_blind_question_tells_nobody_until_it_is_revealed(void: Process) -> None:
     asked = void.ask("blind-001", "Who are you?", blind=True)
     assert not asked["revealed"]
-    assert all(set(answer) == {"slot", "text"} for answer in asked["answers"])
+    assert all(set(answer) == {"slot", "text", "rejections"} for answer in asked["answers"])
     with void.client.stream("GET", "/api/questions/blind-001/stream") as reply:
         assert all("side" not in event and "model" not in event for event in events(reply))
     assert void.post("questions/blind-001/reveal").json()["answers"][0]["side"] == "base"
@@ -300,3 +301,8 @@ def test_a_model_that_cannot_be_trained(model: str, tmp_path: Path, capsys: pyte
 
 def test_only_this_machines_addresses_go_without_a_token() -> None:
     assert "0.0.0.0" not in serving.LOOPBACK
+
+
+def test_answers_go_out_at_once() -> None:
+    with serving._listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # by which asyncio knows to switch Nagle's algorithm off

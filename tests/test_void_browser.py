@@ -3,103 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from voids import Process, running, until
+from voids import Process, running
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed")
 
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.remote.webdriver import WebDriver  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
+from selenium.webdriver.common.keys import Keys
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from browsers import CHROMIUM, DRIVER, Browser, browsing
+
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,
     reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
 )
 
 SCRIPT = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> & <b>bold</b>"
-SCREENSHOTS = os.environ.get("BULEYEAN_SCREENSHOTS")  # a folder to look at afterwards
-
-
-@contextmanager
-def browsing(folder: Path, *options: str) -> Iterator[Browser]:
-    settings = webdriver.ChromeOptions()
-    settings.binary_location = str(CHROMIUM)
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,900", *options]:
-        settings.add_argument(f"--{flag}")
-    settings.add_argument(f"--user-data-dir={folder / 'profile'}")
-    settings.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    settings.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=settings, service=webdriver.ChromeService(DRIVER))
-    try:
-        yield Browser(driver, folder)
-    finally:
-        driver.quit()
-
-
-class Browser:
-    """A person at a browser."""
-
-    def __init__(self, driver: WebDriver, folder: Path) -> None:
-        self.driver, self.folder = driver, folder
-
-    def open(self, void: Process, place: str = "") -> None:
-        self.driver.get(f"{void.url}/{place}")
-
-    def find(self, css: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, css)
-
-    def all(self, css: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, css)
-
-    def run(self, script: str, *words: Any) -> Any:
-        return self.driver.execute_script(script, *words)
-
-    def texts(self) -> list[str]:
-        """The answers, once both are there."""
-        self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
-        return self.run("return [...document.querySelectorAll('#answers .text')].map((node) => node.textContent)")
-
-    def marked(self) -> list[str]:
-        """What is shown as rejected."""
-        return self.run("return [...document.querySelectorAll('#answers mark')].map((node) => node.textContent)")
-
-    def ask(self, prompt: str) -> list[str]:
-        self.find("#prompt").clear()
-        self.find("#prompt").send_keys(prompt, Keys.ENTER)
-        self.until(lambda: self.find("#asked").text == prompt)
-        return self.texts()
-
-    def press(self, *keys: str) -> None:
-        """Keys for the page, not for a field."""
-        self.run("document.activeElement.blur()")
-        self.find("body").send_keys(*keys)
-
-    def until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
-        return until(condition, seconds)
-
-    def look(self, name: str) -> None:
-        if SCREENSHOTS:
-            self.driver.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
-
-    def complaints(self) -> list[str]:
-        """What the console says, but for the network's errors: those are told to people."""
-        log = self.driver.get_log("browser")  # type: ignore[attr-defined]
-        return [entry["message"] for entry in log if entry["source"] != "network"]
 
 
 @pytest.fixture
@@ -246,6 +170,23 @@ def test_a_reload_in_the_middle_of_an_answer_loses_nothing(void: Process, browse
     (text,) = browser.texts()
     assert text
     assert text == void.get(f"questions/{browser.driver.current_url.rpartition('/')[2]}")["answers"][0]["text"]
+
+
+def test_what_was_rejected_is_still_marked_after_a_reload(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    (text,) = browser.ask("Give me a tip.")
+    browser.press("1")
+    browser.until(lambda: browser.all(".said input"))
+    browser.find(".said input").send_keys("It is nonsense.", Keys.ENTER)
+    browser.until(lambda: void.get("rejections")["rows"][0]["reason"])
+    browser.driver.refresh()
+    assert browser.texts() == [text]
+    browser.until(lambda: browser.marked() == [text])
+    assert not browser.find("[data-slot='0']").is_enabled()  # it is not rejected twice
+    assert browser.find(".said input").get_attribute("value") == "It is nonsense."
+    browser.press("u")
+    browser.until(lambda: browser.find("#count").text == "0")
+    assert browser.marked() == []
 
 
 def test_two_browsers_at_once(void: Process, browser: Browser, tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_questions_keep_their_answers(store: Store) -> None:
     assert question is not None
     assert [(a["side"], a["text"]) for a in question["answers"]] == [("trained", None), ("base", "hello")]
     assert not question["revealed"]
+    kept = store.reject("n-1", "hi", "hello", ((0, 1),), "why", "page", ("q-1", 1))
+    store.undo(store.reject("n-2", "hi", "hello", (), "", "page", ("q-1", 1)))
+    answers = store.question("q-1")["answers"]  # type: ignore[index]
+    assert [a["rejections"] for a in answers] == [[], [{"id": kept, "spans": [[0, 1]], "reason": "why"}]]
     store.reveal("q-1")
     assert store.question("q-1")["revealed"]  # type: ignore[index]
     assert store.question("nobody") is None

@@ -198,7 +198,8 @@ async def _reject(void: Void, request: Request) -> Response:
     if text is None:
         raise HTTPException(409, "the answer is not finished yet")
     try:
-        identity = await run_in_threadpool(void.store.reject, uid, found["prompt"], text, spans, reason, "page")
+        where = found["id"], slot
+        identity = await run_in_threadpool(void.store.reject, uid, found["prompt"], text, spans, reason, "page", where)
     except RecordError as error:
         raise HTTPException(400, str(error)) from error
     return JSONResponse({"id": identity})
@@ -298,7 +299,7 @@ def _shown(question: Row) -> Row:
     """A question as the page may know it: who answers a blind one is a secret."""
     revealed = bool(question["revealed"])
     answers = [
-        {"slot": answer["slot"], "text": answer["text"]}
+        {name: answer[name] for name in ("slot", "text", "rejections")}
         | ({"side": answer["side"], "model": answer["model"]} if revealed else {})
         for answer in question["answers"]
     ]

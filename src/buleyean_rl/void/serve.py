@@ -136,8 +136,9 @@ def _answers(engine: Engine, prompts: list[str]) -> list[str]:
 def _listen(host: str, port: int) -> socket.socket:
     """The address, taken before minutes of loading."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Unless its protocol is named, asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for it.
+        listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

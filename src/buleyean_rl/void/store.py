@@ -54,6 +54,11 @@ MIGRATIONS = (
         after TEXT NOT NULL, PRIMARY KEY (run, position)
     );
     """,
+    """
+    ALTER TABLE rejections ADD COLUMN question TEXT;
+    ALTER TABLE rejections ADD COLUMN slot INTEGER;
+    CREATE INDEX rejections_by_question ON rejections (question) WHERE question IS NOT NULL
+    """,
 )
 
 Row = dict[str, Any]
@@ -108,12 +113,19 @@ class Store:
                 db.executemany("INSERT INTO answers (question, slot, side, model) VALUES (?, ?, ?, ?)", rows)
 
     def question(self, uid: str) -> Row | None:
-        """A question with its answers, which have no text while they are in the making."""
+        """A question with its answers, which have no text while in the making, and what was rejected of them."""
         with self._lock:
             found = self._one("SELECT * FROM questions WHERE id = ?", uid)
             if found is None:
                 return None
             found["answers"] = self._all("SELECT * FROM answers WHERE question = ? ORDER BY slot", uid)
+            noes = self._all("SELECT * FROM rejections WHERE question = ? AND undone IS NULL ORDER BY id", uid)
+            for answer in found["answers"]:
+                answer["rejections"] = [
+                    {"id": no["id"], "spans": json.loads(no["spans"]), "reason": no["reason"]}
+                    for no in noes
+                    if no["slot"] == answer["slot"]
+                ]
             return found
 
     def finish_answer(self, uid: str, slot: int, text: str) -> None:
@@ -128,11 +140,30 @@ class Store:
 
     # --- rejections -----------------------------------------------------------------------------------
 
-    def reject(self, uid: str, prompt: str, answer: str, spans: Spans, reason: str, source: str) -> int:
-        """Keep a person's no; the id of it, or of the one that has this uid."""
+    def reject(
+        self,
+        uid: str,
+        prompt: str,
+        answer: str,
+        spans: Spans,
+        reason: str,
+        source: str,
+        where: tuple[str | None, int | None] = (None, None),
+    ) -> int:
+        """Keep a person's no; the id of it, or of the one that has this uid.
+
+        Args:
+            uid: the client's name for it.
+            prompt: what was asked.
+            answer: all of it.
+            spans: the part that is rejected; none for the whole.
+            reason: may be empty.
+            source: where it came from.
+            where: the question and the slot of the answer, if it was given here.
+        """
         record = make_record(prompt, [answer], [ROUNDS], ROUNDS, [list(spans)])
         with self._writing() as db:
-            self._insert(db, uid, record, 0, reason, source)
+            self._insert(db, uid, record, 0, reason, source, where)
         found = self._one("SELECT id FROM rejections WHERE uid = ?", uid)
         assert found is not None
         return int(found["id"])
@@ -165,16 +196,16 @@ class Store:
     def rejections(self, page: int = 0) -> Row:
         """A page of rejected answers, the last rejected first, with how often each was rejected."""
         groups = self._all(
-            """SELECT MAX(id) AS id, COUNT(*) AS times, SUM(count) AS count, SUM(rounds) AS rounds
-            FROM rejections WHERE undone IS NULL GROUP BY digest ORDER BY MAX(id) DESC LIMIT ? OFFSET ?""",
+            """SELECT last.id, times, prompt, answer, spans, reason, source, created
+            FROM (
+                SELECT MAX(id) AS id, COUNT(*) AS times FROM rejections WHERE undone IS NULL
+                GROUP BY digest ORDER BY 1 DESC LIMIT ? OFFSET ?
+            ) AS last JOIN rejections USING (id) ORDER BY last.id DESC""",
             PAGE,
             page * PAGE,
         )
         for group in groups:
-            row = self._one("SELECT * FROM rejections WHERE id = ?", group["id"]) or {}
-            prompt, spans = json.loads(row["prompt"]), json.loads(row["spans"])
-            group |= {"prompt": _shown(prompt), "answer": row["answer"], "spans": spans}
-            group |= {"reason": row["reason"], "source": row["source"], "created": row["created"]}
+            group |= {"prompt": _shown(json.loads(group["prompt"])), "spans": json.loads(group["spans"])}
         total = self._one("SELECT COUNT(DISTINCT digest) AS n FROM rejections WHERE undone IS NULL")
         return {"rows": groups, "total": total["n"] if total else 0, "page": page, "page_size": PAGE}
 
@@ -242,7 +273,14 @@ class Store:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _insert(
-        self, db: sqlite3.Connection, uid: str, record: RejectionRecord, k: int, reason: str, source: str
+        self,
+        db: sqlite3.Connection,
+        uid: str,
+        record: RejectionRecord,
+        k: int,
+        reason: str,
+        source: str,
+        where: tuple[str | None, int | None] = (None, None),
     ) -> None:
         prompt: Any = record.prompt
         if not isinstance(prompt, str):
@@ -251,9 +289,9 @@ class Store:
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         db.execute(
             """INSERT OR IGNORE INTO rejections
-            (uid, digest, prompt, answer, spans, count, rounds, reason, source, created)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (uid, digest, *texts, record.rejection_counts[k], record.total_rounds, reason, source, time.time()),
+            (uid, digest, prompt, answer, spans, count, rounds, reason, source, created, question, slot)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            (uid, digest, *texts, record.rejection_counts[k], record.total_rounds, reason, source, time.time(), *where),
         )
 
     def _migrate(self) -> None:

@@ -147,7 +147,9 @@ function showQuestion(question) {
   state.panes = question.answers.map(pane);
   $("answers").replaceChildren(...state.panes.map((made) => made.node));
   nameSides(question);
-  state.panes.forEach(draw);
+  state.panes.forEach((made, index) => showNoes(made, question.answers[index].rejections));
+  const noes = state.panes.flatMap((made) => made.noes.map(({ id }) => ({ id, made })));
+  if (noes.length) state.last = noes.reduce((one, other) => (one.id > other.id ? one : other));
   const finished = () => state.panes.every((made) => made.done);
   if (finished()) return;
   keepListening(`questions/${question.id}/stream`, hear, state.stream.signal, finished).catch((error) => toast(error.message));
@@ -171,7 +173,7 @@ function hear(event) {
 
 function draw(made) {
   if (made.error) made.text.replaceChildren(make("span", { class: "error" }, made.error));
-  else showMarked(made.text, made.full, united(made.noes.flatMap((no) => no.spans)));
+  else showMarked(made.text, made.full, united(made.noes.flatMap((no) => no.whole ? [[0, characters(made.full, made.full.length)]] : no.spans)));
   made.text.setAttribute("aria-busy", String(!made.done));
   made.whole.disabled = !made.done || Boolean(made.error) || made.noes.some((no) => no.whole);
 }
@@ -212,11 +214,23 @@ async function reject(made, spans) {
   if (!made?.done || made.error || (whole && made.noes.some((no) => no.whole))) return;
   const sent = { uid: newUid(), question: state.question.id, slot: made.slot, spans };
   const { id } = await insist("rejections", sent);
-  made.noes.push({ id, whole, spans: whole ? [[0, characters(made.full, made.full.length)]] : spans });
   getSelection().removeAllRanges();
-  draw(made);
   state.last = { id, made };
-  const reason = make("input", { type: "text", maxlength: "1000", placeholder: "Why? (optional)", "aria-label": "Reason" });
+  showNoes(made, [...made.noes.filter((no) => no.id !== id), { id, spans, reason: "" }]);
+}
+
+// What was rejected of an answer, here or elsewhere: a reload finds it too.
+function showNoes(made, noes) {
+  made.noes = noes.map((no) => ({ ...no, whole: !no.spans.length }));
+  draw(made);
+  const last = made.noes.at(-1);
+  if (last && last.id !== made.asked) made.said.replaceChildren(askWhy(made, last));
+  else if (!last && made.asked) made.said.replaceChildren(make("span", { class: "quiet" }, "Taken back."));
+  made.asked = last?.id;
+}
+
+function askWhy(made, { id, reason: known }) {
+  const reason = make("input", { type: "text", maxlength: "1000", placeholder: "Why? (optional)", "aria-label": "Reason", value: known });
   const form = make("form", { class: "row" }, make("span", { class: "quiet" }, "Rejected."), reason,
     make("button", { type: "submit" }, "Say why"), make("button", { type: "button", onclick: complaining(() => undo(id, made)) }, "Undo"));
   form.addEventListener("submit", complaining(async (event) => {
@@ -225,17 +239,13 @@ async function reject(made, spans) {
     toast("Kept");
     reason.blur();
   }));
-  made.said.replaceChildren(form);
+  return form;
 }
 
 async function undo(id, made) {
   await insist(`rejections/${id}/undo`, {});
   if (state.last?.id === id) state.last = null;
-  if (made) {
-    made.noes = made.noes.filter((no) => no.id !== id);
-    draw(made);
-    made.said.replaceChildren(make("span", { class: "quiet" }, "Taken back."));
-  }
+  if (made) showNoes(made, made.noes.filter((no) => no.id !== id));
   toast("Taken back");
 }
 
@@ -372,6 +382,12 @@ const hearState = complaining(async (news) => {
 async function refresh() {
   const [page, id] = location.hash.slice(1).split("/");
   if (page === "rejections") await showRejections();
+  if (page === "talk" && id && state.question?.answers && state.question.id === id) {
+    const { question, last } = state;
+    const { answers } = await ask(`questions/${id}`);
+    if (state.question !== question || state.last !== last) return; // it tells of a moment ago
+    state.panes.forEach((made, index) => showNoes(made, answers[index].rejections));
+  }
   if (page === "runs" && !id) await showRuns();
   if (page === "runs" && id) await showRun(id);
 }

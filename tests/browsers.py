@@ -1,0 +1,91 @@
+"""A person at a headless Chromium, if there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
+
+from voids import Process, until
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+SCREENSHOTS = os.environ.get("BULEYEAN_SCREENSHOTS")  # a folder to look at afterwards
+
+
+@contextmanager
+def browsing(folder: Path, *options: str) -> Iterator[Browser]:
+    settings = webdriver.ChromeOptions()
+    settings.binary_location = str(CHROMIUM)
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for flag in [*flags.split(), "disable-component-update", "disable-sync", "window-size=1200,900", *options]:
+        settings.add_argument(f"--{flag}")
+    settings.add_argument(f"--user-data-dir={folder / 'profile'}")
+    settings.add_experimental_option("prefs", {"download.default_directory": str(folder)})
+    settings.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=settings, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield Browser(driver, folder)
+    finally:
+        driver.quit()
+
+
+class Browser:
+    """A person at a browser, who waits `patience` seconds for anything."""
+
+    patience = 120.0
+
+    def __init__(self, driver: WebDriver, folder: Path) -> None:
+        self.driver, self.folder = driver, folder
+
+    def open(self, void: Process, place: str = "") -> None:
+        self.driver.get(f"{void.url}/{place}")
+
+    def find(self, css: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, css)
+
+    def all(self, css: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def run(self, script: str, *words: Any) -> Any:
+        return self.driver.execute_script(script, *words)
+
+    def texts(self) -> list[str]:
+        """The answers, once both are there."""
+        self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
+        return self.run("return [...document.querySelectorAll('#answers .text')].map((node) => node.textContent)")
+
+    def marked(self) -> list[str]:
+        """What is shown as rejected."""
+        return self.run("return [...document.querySelectorAll('#answers mark')].map((node) => node.textContent)")
+
+    def ask(self, prompt: str) -> list[str]:
+        self.find("#prompt").clear()
+        self.find("#prompt").send_keys(prompt, Keys.ENTER)
+        self.until(lambda: self.find("#asked").text == prompt)
+        return self.texts()
+
+    def press(self, *keys: str) -> None:
+        """Keys for the page, not for a field."""
+        self.run("document.activeElement.blur()")
+        self.find("body").send_keys(*keys)
+
+    def until(self, condition: Callable[[], Any], seconds: float | None = None) -> Any:
+        return until(condition, self.patience if seconds is None else seconds)
+
+    def look(self, name: str) -> None:
+        if SCREENSHOTS:
+            self.driver.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+    def complaints(self) -> list[str]:
+        """What the console says, but for the network's errors: those are told to people."""
+        log = self.driver.get_log("browser")  # type: ignore[attr-defined]
+        return [entry["message"] for entry in log if entry["source"] != "network"]
