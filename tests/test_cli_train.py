@@ -16,7 +16,9 @@ OPTIONS = {
     "": "--debug --version",
     "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
-    "--max-length --held-out --lora-rank --seed --resume --skip-bad --json",
+    "--max-length --guard --held-out --lora-rank --seed --resume --skip-bad --json",
+    "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
+    "--max-length --engine --seed --skip-bad",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --engine",
     "push": "PATH... --to --run --license --public --message --yes --json",
