@@ -45,7 +45,7 @@ def loop() -> None:
             def tell(what: str) -> None:
                 told.append((what, time.monotonic() - started - sum(seconds for _, seconds in told)))
 
-            browser.patience = 1800  # what is slow is to be measured
+            browser.patience = browser.driver.command_executor.client_config.timeout = 1800  # slow is a finding too
             person = Person(browser)
             browser.open(void)
             browser.until(lambda: "nothing trained yet" in browser.find("#models").text)

@@ -35,7 +35,7 @@ class Process:
             env=os.environ | environment,
         )
         self.client = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
-        until(lambda: self.listens(), 60)
+        until(lambda: self.listens(), 300)
 
     def listens(self) -> bool:
         assert self.process.poll() is None, self.process.stderr.read().decode()  # type: ignore[union-attr]
