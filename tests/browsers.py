@@ -68,9 +68,10 @@ class Browser:
         return self.run("return [...document.querySelectorAll('#answers mark')].map((node) => node.textContent)")
 
     def ask(self, prompt: str) -> list[str]:
+        self.run("document.querySelectorAll('#answers article').forEach((node) => { node.dataset.old = ''; })")
         self.find("#prompt").clear()
         self.find("#prompt").send_keys(prompt, Keys.ENTER)
-        self.until(lambda: self.find("#asked").text == prompt)
+        self.until(lambda: self.find("#asked").text == prompt and not self.all("#answers article[data-old]"))
         return self.texts()
 
     def press(self, *keys: str) -> None:

@@ -24,6 +24,7 @@ from buleyean_rl.train import load_config, train
 from buleyean_rl.trainer import choose_layout, reference_hidden
 from tiny import SENTENCES, tiny_llama, tiny_tokenizer
 
+LIMIT = 0.024  # which the first step stays within and a later one does not
 BASE = Look(0, 0.0, 2.0, 0.25)
 
 
@@ -89,13 +90,13 @@ def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
 
 @pytest.mark.usefixtures("watchful")
 def test_it_ends_a_run_and_keeps_the_last_sound_adapter(base: Path, rejections: Path, tmp_path: Path) -> None:
-    report = run(base, rejections, tmp_path / "wild", learning_rate=1e-2, guard_kl=0.01)
+    report = run(base, rejections, tmp_path / "wild", learning_rate=1e-2, guard_kl=LIMIT)
     seen = report.guard
     assert seen is not None
     assert "KL" in seen["stopped"]
     assert report.steps == seen["looks"][-1]["step"] < 8
     assert seen["kept"] == seen["looks"][-2]["step"]
-    assert seen["looks"][-1]["kl"] > 0.01 >= seen["looks"][-2]["kl"]
+    assert seen["looks"][-1]["kl"] > LIMIT >= seen["looks"][-2]["kl"]
     names = {path.name for path in (tmp_path / "wild").iterdir()}
     assert not names & {"sound.safetensors", "settings.json"}
 

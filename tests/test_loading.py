@@ -21,7 +21,7 @@ QUESTION = [[{"role": "user", "content": "Give me a tip."}]]
 def run(base: Path, rejections: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model after a few large steps."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    train(rejections, str(base), BuleyeanConfig(output_dir=str(folder), max_steps=6, learning_rate=2e-2))
+    train(rejections, str(base), BuleyeanConfig(output_dir=str(folder), max_steps=6, learning_rate=2e-2, guard=False))
     return folder
 
 

@@ -166,7 +166,7 @@ def train(
     report = replace(report, guard=guard.report() if guard is not None else None)
     write_report(folder, report, trainer.state.log_history)
     discard_checkpoints(folder)
-    for name in ("settings.json", SOUND):
+    for name in ("settings.json", SOUND, OWN_SAMPLES):
         (folder / name).unlink(missing_ok=True)
     console.print(_result_lines(report))
     return report

@@ -185,7 +185,8 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
                 continue
             figure = evaluation.figures.get(name)
             interval = figure.interval(seed) if figure is not None else None
-            reach = [[value - interval.low], [interval.high - value]] if interval else None
+            # a bootstrap interval of few items may lie beside the value
+            reach = [[max(0, value - interval.low)], [max(0, interval.high - value)]] if interval else None
             axes.errorbar([place], [value], yerr=reach, fmt="o", capsize=4, color=f"C{place}")
         if name.startswith("accuracy"):
             axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)

@@ -132,7 +132,10 @@ function pane(answer, slot) {
   part.hidden = true;
   whole.addEventListener("click", complaining(() => reject(made, [])));
   part.addEventListener("mousedown", (event) => event.preventDefault()); // keeps the selection
-  part.addEventListener("click", complaining(() => reject(made, selectionIn(made))));
+  part.addEventListener("click", complaining(async () => {
+    const spans = selectionIn(made);
+    if (spans.length) await reject(made, spans); // without a selection it would mean the whole answer
+  }));
   text.addEventListener("keydown", (event) => selectByKey(event, made));
   made.node = make("article", { "aria-label": `Answer ${slot + 1}` }, title, text, make("div", { class: "row" }, whole, part), said);
   return made;
@@ -386,7 +389,10 @@ async function refresh() {
     const { question, last } = state;
     const { answers } = await ask(`questions/${id}`);
     if (state.question !== question || state.last !== last) return; // it tells of a moment ago
-    state.panes.forEach((made, index) => showNoes(made, answers[index].rejections));
+    const ids = (noes) => noes.map((no) => no.id).join();
+    state.panes.forEach((made, index) => { // drawn again, an answer would lose what is selected in it
+      if (ids(made.noes) !== ids(answers[index].rejections)) showNoes(made, answers[index].rejections);
+    });
   }
   if (page === "runs" && !id) await showRuns();
   if (page === "runs" && id) await showRun(id);
