@@ -23,6 +23,7 @@ from buleyean_rl.mine import (
     Journal,
     Mined,
     MineSettings,
+    add_own_samples,
     cached_answers,
     journal_path,
     mine,
@@ -331,3 +332,18 @@ def test_a_killed_command_loses_at_most_its_batch(base: Path, tmp_path: Path) ->
         path.unlink()
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "records.jsonl").read_bytes() == killed
+
+
+def test_own_samples_stand_beside_the_rejections_at_count_0() -> None:
+    records = [make_record("Hi", ["No."], [3], 3, [[[0, 2]]]), make_record("And?", ["AND?", "Why"], [1, 2], 4)]
+    done: list[int] = []
+    parrot = Parrot()  # says every prompt again, in capitals
+    grown = add_own_samples(records, parrot, 2, seed=5, on_done=done.append)
+    assert [record.rejected_responses for record in grown] == [("No.", "HI"), ("AND?", "Why")]  # each once
+    assert [record.rejection_counts for record in grown] == [(3, 0), (1, 2)]
+    assert [record.rejected_spans for record in grown] == [(((0, 2),), ()), ((), ())]
+    assert [record.total_rounds for record in grown] == [3, 4]
+    conversations, sampling = parrot.asked[0]
+    assert [messages[-1]["content"] for messages in conversations] == ["Hi", "Hi", "And?", "And?"]
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 5)
+    assert done == [4]

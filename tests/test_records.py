@@ -427,3 +427,13 @@ def test_validation_counts_tokens(tmp_path: Path) -> None:
     assert report.dropped == 2, "one prompt leaves no room, and one answer's span was cut off"
     assert report.usable
     assert not validate_records(path, measure=measure, max_length=5).usable
+
+
+def test_an_answer_that_was_never_rejected_may_stand_beside_the_others(tmp_path: Path) -> None:
+    record = make_record("Hi", ["No.", "Hello!", "No."], [1, 0, 2])
+    assert (record.rejected_responses, record.rejection_counts, record.total_rounds) == (("No.", "Hello!"), (3, 0), 3)
+    path = tmp_path / "records.jsonl"
+    write_records(path, [record])
+    assert list(read_records(path)) == [record]
+    again = accumulate_records([record, record])
+    assert (again[0].rejection_counts, again[0].total_rounds) == ((6, 0), 6)

@@ -47,8 +47,8 @@ class Limits:
         loops: rise of the share of answers that loop.
     """
 
-    kl: float = 0.1
-    entropy: float = 0.3
+    kl: float = 0.5
+    entropy: float = 0.5
     loops: float = 0.25
 
 

@@ -80,7 +80,7 @@ class BuleyeanConfig(TrainingArguments):
     lora_dropout: float = 0.05
     lora_targets: list[str] | None = None
     guard: bool = True
-    guard_kl: float = 0.1
+    guard_kl: float = 0.5
 
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "cosine"
