@@ -16,6 +16,7 @@ from buleyean_rl.errors import RecordError
 from buleyean_rl.records import (
     RejectionRecord,
     Spans,
+    accumulate_records,
     fold_records,
     format_record,
     make_record,
