@@ -32,7 +32,7 @@ from buleyean_rl.models import backbone, evaluating, plain_model
 from buleyean_rl.trainer import Layout, reference_hidden
 
 TEXTS, PROMPTS, ANSWER_TOKENS = 8, 16, 64
-# Trained tokens between two looks: a look at the texts costs some 150 of them, the answers some 1,000.
+# Trained tokens between two looks: answers cost far more than reading the texts.
 TOKENS_BETWEEN, TOKENS_BETWEEN_ANSWERS = 3_000, 20_000
 SOUND = "sound.safetensors"
 
