@@ -150,9 +150,9 @@ def test_the_run_says_what_it_will_take_and_what_came_out(finished: Finished) ->
     assert warned == (finished.report.objective == "published")
 
 
-def test_only_complement_makes_rejected_answers_unlikelier(finished: Finished) -> None:
+def test_all_but_published_make_rejected_answers_unlikelier(finished: Finished) -> None:
     change = finished.report.rejected_nll_final - finished.report.rejected_nll_base
-    assert (change > 0) == (finished.report.objective == "complement")
+    assert (change > 0) == (finished.report.objective != "published")
 
 
 # --- the same bytes, whatever happens
@@ -414,3 +414,16 @@ def test_a_settings_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BuleyeanError, match="cannot be read"):
         load_config(path, tmp_path / "run", {})
+
+
+def test_what_the_base_says_is_kept_for_the_same_answers_only(
+    base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listwise adds answers to the same records: after another objective it must give what it gives alone."""
+    settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
+    for cache, before in (("used", ["complement"]), ("new", [])):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        for objective in before:
+            start(base, rejections, tmp_path / objective, **settings | {"objective": objective})
+        start(base, rejections, tmp_path / f"listwise-{cache}", **settings)
+    assert adapter(tmp_path / "listwise-used") == adapter(tmp_path / "listwise-new")

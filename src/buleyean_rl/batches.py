@@ -52,14 +52,6 @@ class Answers:
         """Sum of `values` (tokens,) over the tokens of each answer. Shape: (answers,)."""
         return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer, values[self.place])
 
-    def sum_rejected(self, values: Tensor) -> Tensor:
-        """Sum of `values` (tokens,) over the rejected tokens of each answer. Shape: (answers,)."""
-        return self.sum_entries(values[self.place] * self.rejected)
-
-    def sum_entries(self, values: Tensor) -> Tensor:
-        """Sum of `values` (entries,) over each answer. Shape: (answers,)."""
-        return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer, values)
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -227,13 +219,11 @@ def find_answers(boundaries: Sequence[Boundary]) -> Answers:
         first, marked = len(token), {(node, wrong) for node, wrong, _ in boundary.rejections}
         parents = [0] * len(boundary.tokens)
         for end in counts:
-            node = 0
-            for child in (child for piece in boundary.path(end) for child in range(piece.start, piece.stop)):
-                parents[child] = node
-                place.append(first + child)
+            for node, child in boundary.steps(end):
+                parents[child - 1] = node
+                place.append(first + child - 1)
                 answer.append(len(record))
-                rejected.append((node, boundary.tokens[child]) in marked)
-                node = child + 1
+                rejected.append((node, boundary.tokens[child - 1]) in marked)
             record.append(number)
             count.append(counts[end])
         parent += [nodes + node for node in parents]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import islice, pairwise, repeat
 from typing import Any
 
 from buleyean_rl.records import Prompt, RejectionRecord, Spans
@@ -72,6 +72,11 @@ class Boundary:
             pieces.append(slice(slices[run].start, node))
             node = self.parents[run]
         return pieces[::-1]
+
+    def steps(self, end: int) -> list[tuple[int, int]]:
+        """Every (node, next node) from the end of the prompt to `end`; the token between them is next node - 1."""
+        nodes = (place + 1 for piece in self.path(end) for place in range(piece.start, piece.stop))
+        return list(pairwise([0, *nodes]))
 
 
 def build_boundary(record: RejectionRecord, tokenizer: Any, max_length: int) -> Boundary | None:

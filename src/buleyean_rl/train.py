@@ -131,7 +131,7 @@ def train(
     model.peft_config["default"].base_model_name_or_path = settings["model"]
     model.to(device)
     progress = _ProgressCallback(console)
-    reference_folder = _reference_folder(settings, config, model, model_name, training)
+    reference_folder = _reference_folder(sha256, config, model, model_name, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
     measured = (held_out or training)[:MEASURED_RECORDS]
     neutral = _neutral(tokenizer, config.max_length)
@@ -342,7 +342,7 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
 
 
 def _reference_folder(
-    settings: dict[str, Any], config: BuleyeanConfig, model: Any, model_name: str, training: BoundaryFile
+    sha256: str, config: BuleyeanConfig, model: Any, model_name: str, training: BoundaryFile
 ) -> Path | None:
     """Where the reference's hidden states are kept, if records are met more than once and there is room.
 
@@ -355,7 +355,7 @@ def _reference_folder(
     if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
         return None
     made_from = [
-        *(fingerprint(model_name), settings["records_sha256"], ROW_TOKENS, sorted(library_versions().items())),
+        *(fingerprint(model_name), sha256, config.loss.of_answers, ROW_TOKENS, sorted(library_versions().items())),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         *(str(config.device), torch.get_num_threads()),
     ]

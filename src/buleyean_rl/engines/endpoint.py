@@ -22,7 +22,7 @@ from urllib.parse import urldefrag, urlsplit
 
 import httpx2
 
-from buleyean_rl.engines.protocol import GREEDY, Answer, Messages, Sampling
+from buleyean_rl.engines.protocol import GREEDY, Answer, Completing, Messages, Sampling
 from buleyean_rl.errors import EngineError, UsageError
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ LONGEST_PAUSE = 30.0  # seconds, unless the endpoint asks for more
 LONGEST_WAIT = 300.0  # seconds that an endpoint may ask for
 
 
-class EndpointEngine:
+class EndpointEngine(Completing):
     """Chat completions over HTTP, `parallel` at a time.
 
     What fails in passing is asked again: time-outs, broken connections, replies that end too early, 429 and
@@ -127,15 +127,6 @@ class EndpointEngine:
                     raise EngineError(f"{self.url}: the answer broke off: {problem}") from problem
                 failures += 1
                 self._wait(problem, failures)
-
-    def complete_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """The answers in order."""
-        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
 
     def answer_many(
         self,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from buleyean_rl.engines.protocol import GREEDY, Answer, Messages, Sampling, stop_at
+from buleyean_rl.engines.protocol import GREEDY, Answer, Completing, Messages, Sampling, stop_at
 from buleyean_rl.errors import EngineError
 
 NUCLEUS = 1024  # tokens looked at first when drawing
 
 
-class TransformersEngine:
+class TransformersEngine(Completing):
     """A transformers model and tokenizer that are already in memory.
 
     Args:
@@ -74,15 +74,6 @@ class TransformersEngine:
                 shown = ready
         if text[shown:]:
             yield text[shown:]
-
-    def complete_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """The answers in order."""
-        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
 
     def answer_many(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from buleyean_rl.engines.gguf_file import ailment, check_gguf, cores
-from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Answer, Messages, Sampling
+from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Answer, Completing, Messages, Sampling
 from buleyean_rl.errors import EngineError
 
 INSTALL = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
@@ -25,7 +25,7 @@ def installed() -> bool:
     return importlib.util.find_spec("llama_cpp") is not None
 
 
-class LlamaCppPythonEngine:
+class LlamaCppPythonEngine(Completing):
     """A GGUF file in `llama_cpp.Llama`, inside this process.
 
     Args:
@@ -103,15 +103,6 @@ class LlamaCppPythonEngine:
         for chunk in self._chunks(messages, sampling):
             if piece := chunk["choices"][0]["text"]:
                 yield piece
-
-    def complete_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """The answers in order."""
-        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
 
     def answer_many(
         self,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from buleyean_rl.engines.gguf_file import ailment, check_gguf, cores
-from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Answer, Messages, Sampling
+from buleyean_rl.engines.protocol import CONTEXT, GREEDY, Adapter, Answer, Completing, Messages, Sampling
 from buleyean_rl.errors import EngineError
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ CERTAIN = 1e9  # a logit bias that no logit outweighs
 GREEDY_SAMPLERS = ["temperature"]  # any other would sort the whole vocabulary for nothing
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(Completing):
     """A GGUF file in llama.cpp's own server, inside this process.
 
     Answers are computed in `parallel` slots that share one batch. The server listens on a free port of the
@@ -129,15 +129,6 @@ class LlamaCppEngine:
         finally:
             abandoned.set()
             worker.join()
-
-    def complete_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """The answers in order."""
-        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
 
     def answer_many(
         self,

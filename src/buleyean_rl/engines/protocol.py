@@ -129,6 +129,28 @@ class Engine(Protocol):
         """Free the model; nothing may be asked afterwards."""
 
 
+class Completing:
+    """What every engine's `complete_many` is: its answers without how they ended."""
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """See `Engine.answer_many`."""
+        raise NotImplementedError
+
+    def complete_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """See `Engine.complete_many`."""
+        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
+
+
 @runtime_checkable
 class GgufEngine(Engine, Protocol):
     """What runs a GGUF file."""

@@ -141,7 +141,7 @@ class PackedScorer:
         if not any(kept):
             return None, [[] for _ in answers], cut
         boundary = merge_responses(prompt, [(ids, [True] * len(ids)) for ids in kept], [1] * len(kept), len(kept))
-        return boundary, edges_of(boundary, kept), cut
+        return boundary, edges_of(boundary), cut
 
     def _edge_nats(
         self, tries: Sequence[Boundary | None], before: Sequence[object], on_done: OnDone | None
@@ -217,28 +217,14 @@ class EngineScorer:
         return scores
 
 
-def edges_of(boundary: Boundary, responses: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The edges of a trie that each response goes along, as numbers of the trie's `rejections`.
+def edges_of(boundary: Boundary) -> list[list[int]]:
+    """The edges of a trie that each of its responses goes along, as numbers of the trie's `rejections`.
 
     Args:
-        boundary: of these responses, every token of them rejected.
-        responses: token ids.
+        boundary: every token of its responses rejected.
     """
     number = {(node, token): edge for edge, (node, token, _) in enumerate(boundary.rejections)}
-    child: dict[tuple[int, int], int] = {}
-    for run, parent in zip(boundary.run_slices(), boundary.parents, strict=True):
-        node = parent
-        for place in range(run.start, run.stop):
-            child[node, boundary.tokens[place]] = place + 1
-            node = place + 1
-    paths = []
-    for ids in responses:
-        node, path = 0, []
-        for token in ids:
-            path.append(number[node, token])
-            node = child[node, token]
-        paths.append(path)
-    return paths
+    return [[number[node, boundary.tokens[child - 1]] for node, child in boundary.steps(end)] for end in boundary.ends]
 
 
 def _sum(values: Sequence[float], places: Sequence[int]) -> float:
