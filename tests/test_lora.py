@@ -24,14 +24,20 @@ IDS = torch.arange(4, 24).reshape(2, 10)
 
 
 class SeededDropout(nn.Module):
-    """Our dropout as a module, for PEFT's layer: the same seed draws the same mask in both."""
+    """Our dropout as a module, for PEFT's layers: the same seeds draw the same masks in both, one mask an input."""
+
+    last: tuple[Tensor, int] | None = None
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return lora._dropout(x, self.p, int(torch.randint(2**32, ()))) if self.training else x
+        if not self.training:
+            return x
+        if SeededDropout.last is None or SeededDropout.last[0] is not x:
+            SeededDropout.last = x, int(torch.randint(2**32, ()))
+        return lora._dropout(x, self.p, SeededDropout.last[1])
 
 
 def pair(bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, PeftLinear]:
@@ -213,6 +219,71 @@ def test_the_disabled_adapter_of_a_model_is_the_base() -> None:
     model, base = adapted(), tiny_qwen2(TOKENIZER)
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(model(IDS).logits, base(IDS).logits)
+
+
+def test_layers_with_one_input_compute_together() -> None:
+    model = adapted()
+    attention, mlp = model.base_model.model.model.layers[0].self_attn, model.base_model.model.model.layers[0].mlp
+    assert attention.q_proj.group is attention.k_proj.group is attention.v_proj.group
+    assert mlp.gate_proj.group is mlp.up_proj.group
+    assert attention.o_proj.group is None is mlp.down_proj.group
+    few = adapted(targets=["q_proj", "v_proj", "up_proj"]).base_model.model.model.layers[0]
+    assert few.self_attn.q_proj.group.layers == [few.self_attn.q_proj, few.self_attn.v_proj]
+    assert few.mlp.up_proj.group is None
+
+
+def test_a_groups_layers_answer_each_input_in_any_order() -> None:
+    attention = adapted().base_model.model.model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    first, second = torch.randn(2, 5, 64)
+    expected = {(layer, x): PeftLinear.forward(layer, x) for layer in layers for x in (first, second)}
+    order = [(0, first), (2, first), (0, second), (0, second), (1, first), (2, second), (1, second), (0, first)]
+    for place, x in order:
+        torch.testing.assert_close(layers[place](x), expected[layers[place], x], rtol=1e-4, atol=1e-5)
+
+
+def test_what_waits_in_a_group_is_not_given_out_once_the_adapter_is_off() -> None:
+    attention = adapted().base_model.model.model.layers[0].self_attn
+    x = torch.randn(5, 64)
+    attention.q_proj(x)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        layer.enable_adapters(False)
+    torch.testing.assert_close(attention.k_proj(x), attention.k_proj.get_base_layer()(x))
+
+
+def test_a_group_follows_new_weights_and_another_precision() -> None:
+    model = adapted()
+    with torch.no_grad():
+        model(IDS)
+        for name, parameter in model.named_parameters():
+            if "k_proj" in name or "up_proj" in name:
+                parameter.data = parameter.data * 2
+        layer = model.base_model.model.model.layers[0].self_attn.k_proj
+        x = torch.randn(5, 64)
+        torch.testing.assert_close(layer(x), PeftLinear.forward(layer, x), rtol=1e-4, atol=1e-5)
+        model.double()
+        assert layer(x.double()).dtype == torch.float64
+        torch.testing.assert_close(layer(x.double()), PeftLinear.forward(layer, x.double()))
+
+
+def test_a_group_scales_each_layer_by_its_own() -> None:
+    config = lora_config(4, 8, 0.0, None)
+    config.rank_pattern, config.alpha_pattern = {"k_proj": 2}, {"v_proj": 40, "gate_proj": 3}
+    torch.manual_seed(0)
+    ours = attach_lora(tiny_qwen2(TOKENIZER), config)
+    plain = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    plain.rank_pattern, plain.alpha_pattern = config.rank_pattern, config.alpha_pattern
+    theirs = attach_lora(tiny_qwen2(TOKENIZER), plain)
+    for name, parameter in ours.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for model in (ours, theirs):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 def test_two_adapters_fall_back_to_pefts_own_way() -> None:

@@ -28,7 +28,7 @@ from buleyean_rl.engines import Sampling, TransformersEngine
 from buleyean_rl.evaluate import loop_rate
 from buleyean_rl.fused import OutputHead
 from buleyean_rl.likelihood import compare_distributions
-from buleyean_rl.models import backbone, evaluating, plain_model
+from buleyean_rl.models import backbone, base_alone, evaluating, plain_model
 from buleyean_rl.trainer import Layout, reference_hidden
 
 TEXTS, PROMPTS, ANSWER_TOKENS = 8, 16, 64
@@ -147,7 +147,7 @@ class Guard(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Look at the base model."""
         if self.base is None:
-            with torch.no_grad(), self._model.disable_adapter():
+            with base_alone(self._model):
                 self.base = self.look(0, answers=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002

@@ -1,7 +1,7 @@
 """What a decoder layer does between its matrix products, in one sweep over its tensors instead of several.
 
     RMSNorm     y = w x / rms(x)            keeps x and 1 / rms(x) for the backward pass
-    SwiGLU      y = silu(gate) * up         keeps gate and up
+    SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
 In bf16 on a CPU only, where the sweeps are what is left of the time; elsewhere the model's own code runs.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl import kernels
+from buleyean_rl.lora import side_by_side
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
 
@@ -54,7 +55,7 @@ def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         if kernels.available(x):
-            projected: Tensor = mlp.down_proj(_Swiglu.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+            projected: Tensor = mlp.down_proj(_Swiglu.apply(side_by_side((mlp.gate_proj, mlp.up_proj), x)))
             return projected
         plain: Tensor = own(x)
         return plain
@@ -144,12 +145,13 @@ class _RmsNorm(torch.autograd.Function):
 
 class _Swiglu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
-        ctx.save_for_backward(gate, up)
-        return kernels.swiglu(gate, up)
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        """Shape: (..., 2 * width) to (..., width)."""
+        gate_up = gate_up.contiguous()
+        ctx.save_for_backward(gate_up)
+        return kernels.swiglu(gate_up)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return kernels.swiglu_backward(grad_y.contiguous(), gate, up)
+    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        return kernels.swiglu_backward(grad_y.contiguous(), gate_up)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
@@ -32,6 +33,7 @@ from buleyean_rl.cards import ALIASES
 from buleyean_rl.errors import ModelError
 from buleyean_rl.fused import OutputHead
 from buleyean_rl.layers import fuse_layers
+from buleyean_rl.lora import group_layers
 
 BUNDLED = "smollm2-135m"
 HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
@@ -304,6 +306,28 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextmanager
+def base_alone(model: Any) -> Iterator[None]:
+    """The frozen base model within, in evaluation: its adapter off, as before afterwards.
+
+    Not by PEFT's switch, which looks at every layer and every parameter: that takes as long as a short row.
+    """
+    modules = list(model.modules())
+    training = [vars(module) for module in modules if module.training]
+    adapted = [vars(module) for module in modules if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    for state in training:
+        state["training"] = False
+    for state in adapted:
+        state["_disable_adapters"] = True
+    try:
+        yield
+    finally:
+        for state in training:
+            state["training"] = True
+        for state in adapted:
+            state["_disable_adapters"] = False
+
+
 def output_head(model: Any) -> OutputHead:
     """The output head of a causal model, checked against the model's own logits.
 
@@ -347,9 +371,11 @@ def attach_lora(model: Any, config: Any) -> Any:
     fuse_layers(model)
     with _quiet_peft():
         try:
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
+    group_layers(adapted)
+    return adapted
 
 
 @contextmanager

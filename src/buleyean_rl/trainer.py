@@ -28,12 +28,12 @@ from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
-from buleyean_rl.models import backbone, evaluating, output_head, plain_model
+from buleyean_rl.models import backbone, base_alone, evaluating, output_head, plain_model
 from buleyean_rl.reference import ReferenceCache
 
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
 # it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down.
-ROW_TOKENS = 640
+ROW_TOKENS = 768
 GPU_FACTOR = 32
 
 # Two records, the first with three branches: two from the end of its prompt, one from within the first branch.
@@ -237,7 +237,7 @@ class BuleyeanTrainer(Trainer):
 
 
 def fill_rows(items: Sequence[T], size: Callable[[T], int], device: torch.device) -> list[list[T]]:
-    """Items in their order, in rows short enough for memory and long enough for speed.
+    """Items in few rows, each short enough for memory: the longest first, each where it leaves the least room.
 
     Args:
         items: what is to be laid out.
@@ -246,13 +246,15 @@ def fill_rows(items: Sequence[T], size: Callable[[T], int], device: torch.device
     """
     limit = ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
     rows: list[list[T]] = []
-    room = 0
-    for item in items:
-        if size(item) > room:
+    rooms: list[int] = []
+    for item in sorted(items, key=size, reverse=True):
+        fitting = [row for row, room in enumerate(rooms) if size(item) <= room]
+        if not fitting:
             rows.append([])
-            room = limit
-        rows[-1].append(item)
-        room -= size(item)
+            rooms.append(limit)
+        row = min(fitting, key=rooms.__getitem__, default=-1)
+        rows[row].append(item)
+        rooms[row] -= size(item)
     return rows
 
 
@@ -336,7 +338,7 @@ def choose_layout(model: Any) -> Layout:
 
 def reference_hidden(model: Any, batch: Batch) -> Tensor:
     """The frozen base model's hidden states at a batch's nodes: the adapter off, dropout off."""
-    with evaluating(model), torch.no_grad(), model.disable_adapter():
+    with base_alone(model), torch.no_grad():
         return forward_hidden(backbone(model), batch)
 
 

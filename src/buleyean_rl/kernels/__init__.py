@@ -31,8 +31,8 @@ SIGNATURES = {
     "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
     "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
     "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_void_p, c_int],
-    "swiglu": [c_void_p, c_void_p, c_int64, c_void_p, c_int],
-    "swiglu_backward": [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
+    "swiglu": [c_void_p, c_int64, c_int64, c_void_p, c_int],
+    "swiglu_backward": [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int],
     "rotate": [
         *[c_void_p, c_int64, c_int64, c_void_p, c_void_p],
         *[c_int64, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -139,18 +139,19 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tens
     return grad_x
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up. Shape: any, both alike and contiguous."""
-    y = torch.empty_like(gate)
-    _call("swiglu", gate, up, gate.numel(), y, torch.get_num_threads())
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up. Shape: (..., 2 * width), a gate and then what it lets through, contiguous; to (..., width)."""
+    width = gate_up.shape[-1] // 2
+    y = gate_up.new_empty(*gate_up.shape[:-1], width)
+    _call("swiglu", gate_up, y.numel() // width, width, y, torch.get_num_threads())
     return y
 
 
-def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients in `gate` and in `up` from that in the result of `swiglu`. Shapes alike, contiguous."""
-    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
-    _call("swiglu_backward", gradient, gate, up, gate.numel(), grad_gate, grad_up, torch.get_num_threads())
-    return grad_gate, grad_up
+def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
+    width, grad = gradient.shape[-1], torch.empty_like(gate_up)
+    _call("swiglu_backward", gradient, gate_up, gradient.numel() // width, width, grad, torch.get_num_threads())
+    return grad
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> None:

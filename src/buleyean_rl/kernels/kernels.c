@@ -166,23 +166,34 @@ void rms_norm_backward(const bf16 *gradient, const bf16 *x, const bf16 *weight, 
 
 static inline float logistic(float x) { return 1 / (1 + exponential(x < -80.0f ? 80.0f : -x)); }
 
-/* y = silu(gate) * up; silu is rounded before it meets up. */
-void swiglu(const bf16 *gate, const bf16 *up, int64_t size, bf16 *y, int threads) {
-#pragma omp parallel for simd num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i++) {
-        float g = widen(gate[i]);
-        y[i] = narrow(widen(narrow(g * logistic(g))) * widen(up[i]));
+/* y = silu(gate) * up; silu is rounded before it meets up. gate_up: (rows, 2 * width); y: (rows, width). */
+void swiglu(const bf16 *gate_up, int64_t rows, int64_t width, bf16 *y, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
+        bf16 *restrict out = y + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float g = widen(gate[j]);
+            out[j] = narrow(widen(narrow(g * logistic(g))) * widen(up[j]));
+        }
     }
 }
 
-/* The gradients in gate and up from that in y. */
-void swiglu_backward(const bf16 *gradient, const bf16 *gate, const bf16 *up, int64_t size, bf16 *grad_gate,
-                     bf16 *grad_up, int threads) {
-#pragma omp parallel for simd num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i++) {
-        float g = widen(gate[i]), d = widen(gradient[i]), s = logistic(g);
-        grad_gate[i] = narrow(d * widen(up[i]) * s * (1 + g * (1 - s)));
-        grad_up[i] = narrow(d * g * s);
+/* The gradient in gate_up from that in y. */
+void swiglu_backward(const bf16 *gradient, const bf16 *gate_up, int64_t rows, int64_t width, bf16 *grad_gate_up,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
+        const bf16 *restrict grad = gradient + i * width;
+        bf16 *restrict grad_gate = grad_gate_up + 2 * i * width, *restrict grad_up = grad_gate + width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
+            grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
+            grad_up[j] = narrow(d * g * s);
+        }
     }
 }
 
