@@ -58,10 +58,19 @@ class Browser:
     def run(self, script: str, *words: Any) -> Any:
         return self.driver.execute_script(script, *words)
 
+    def click(self, css: str) -> None:
+        """Click a node that the page may draw again at any moment."""
+        found = "const node = document.querySelector(arguments[0]); node?.click(); return node !== null"
+        self.until(lambda: self.run(found, css))
+
     def texts(self) -> list[str]:
         """The answers, once both are there."""
         self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
         return self.run("return [...document.querySelectorAll('#answers .text')].map((node) => node.textContent)")
+
+    def titles(self) -> list[str]:
+        """What stands above the answers."""
+        return self.run("return [...document.querySelectorAll('#answers h2')].map((node) => node.textContent)")
 
     def marked(self) -> list[str]:
         """What is shown as rejected."""

@@ -144,6 +144,19 @@ def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEn
         yield opened
 
 
+def test_the_output_head_is_given_rows_without_gaps() -> None:
+    """After a prompt they are slices of all its states, and torch copies a bf16 weight for every one of them."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    together: list[bool] = []
+    hook = model.lm_head.register_forward_hook(lambda _, inputs, __: together.append(inputs[0].is_contiguous()))
+    TransformersEngine(model, tokenizer).complete_many([ASK, ASK[:1] * 3], Sampling(max_tokens=2))
+    assert together
+    assert all(together)
+    hook.remove()
+    assert not model.lm_head._forward_pre_hooks
+
+
 def test_sampling_repeats_with_its_seed(engine: Engine) -> None:
     drawn = ["".join(engine.generate(ASK, Sampling(max_tokens=16, temperature=1.0, seed=seed))) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

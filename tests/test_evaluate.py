@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from buleyean_rl.batches import forward_hidden
 from buleyean_rl.boundary import merge_responses
 from buleyean_rl.evaluate import (
+    HeldOut,
     is_looping,
     loop_rate,
-    mean_losses,
     mean_nll,
     neutral_boundary,
     repeated_spans,
@@ -86,11 +86,12 @@ def plain_nll(text: str) -> tuple[float, int]:
     return -log_pi[0, :-1].gather(1, ids[0, 1:, None]).sum().item(), ids.shape[1] - 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_mean_nll_of_texts_is_the_plain_one(batch_size: int) -> None:
+@pytest.mark.parametrize("row", [1, 40, 1000])
+def test_mean_nll_of_texts_is_the_plain_one(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buleyean_rl.trainer.ROW_TOKENS", row)
     texts = [neutral_boundary(TOKENIZER, text, 64) for text in SENTENCES[:5]]
     nats, tokens = zip(*map(plain_nll, SENTENCES[:5]), strict=True)
-    got = mean_nll(tiny_mistral(TOKENIZER), [text for text in texts if text is not None], batch_size)
+    got = mean_nll(tiny_mistral(TOKENIZER), [text for text in texts if text is not None])
     assert got == pytest.approx(sum(nats) / sum(tokens), rel=1e-4)
 
 
@@ -125,7 +126,10 @@ def test_mean_losses_are_the_dense_ones_without_dropout(name: str) -> None:
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     model.train()
-    got = mean_losses(model, boundaries, objective, batch_size=2)
+    held_out = HeldOut(model, boundaries, objective)
+    got = held_out.measure()
+    assert got == held_out.measure()
+    assert got.pop("rejected_nll") == pytest.approx(mean_nll(model, boundaries))
     assert model.training
 
     model.eval()

@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "models": "cache cards errors fused layers lora pre_tokenizers",
     "reference": "",
     "trainer": "attention batches boundary fused losses models reference errors",
-    "evaluate": "batches boundary engines errors importers layers likelihood loading losses models records trainer",
+    "evaluate": "batches boundary complement engines errors fused importers layers likelihood loading losses models "
+    "records trainer",
     "cards": "records",
     "report": "cards errors",
     "demo_data": "",

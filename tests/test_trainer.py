@@ -14,7 +14,7 @@ import torch
 from buleyean_rl.batches import pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.errors import TrainingError, UsageError
-from buleyean_rl.evaluate import mean_losses
+from buleyean_rl.evaluate import HeldOut
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import attach_lora, backbone, output_head
@@ -110,9 +110,10 @@ def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> 
     targets = ["in_proj", "x_proj"] if model.config.model_type == "mamba" else None  # its kernel reads the others
     model = adapted(lambda: model, targets=targets)
     run = trainer(model, tmp_path, records, learning_rate=1e-3, max_steps=6, warmup_steps=0)
-    before = mean_losses(model, records, run.args.loss)
+    held_out = HeldOut(model, records, run.args.loss)
+    before = held_out.measure()
     run.train()
-    after = mean_losses(model, records, run.args.loss)
+    after = held_out.measure()
     assert after["loss"] < before["loss"]
     assert after["loss"] >= after["floor"]
 

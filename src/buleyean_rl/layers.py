@@ -9,6 +9,7 @@ In bf16 on a CPU only, where the sweeps are what is left of the time; elsewhere 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
@@ -33,7 +34,7 @@ def fuse_layers(model: nn.Module) -> None:
             _try(module, _norm_forward(module))
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
             _try(module, _mlp_forward(module))
-        elif ROTATION in _names(type(module).forward):
+        elif ROTATION in _names(inspect.unwrap(type(module).forward)):
             _try_rotation(module)
 
 
@@ -83,7 +84,7 @@ def _names(function: Any) -> set[str]:
 
 def _try_rotation(attention: Any) -> None:
     """Let an attention layer's own code use our rotation, if it computes the same as the one it names."""
-    code = type(attention).forward
+    code = inspect.unwrap(type(attention).forward)  # of what decorates it, as deprecations do
     own = code.__globals__[ROTATION]
 
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ class LinearGroup:
         """The layers' outputs side by side. Shape: (..., inputs) to (..., sum of outputs)."""
         state = self.layers[0].state()
         assert state is not None
-        weight, bias = self._base()
+        weight, bias = self.base()
         if not state.adapters:
             return nn.functional.linear(x, weight, bias)
         (name,) = state.adapters
@@ -127,7 +127,7 @@ class LinearGroup:
         seed = int(torch.randint(2**32, ())) if state.dropout else 0
         return _LoraLinear.apply(x, weight, bias, self._adapter, state.dropout, seed, *sum(parameters, ()))
 
-    def _base(self) -> tuple[Tensor, Tensor | None]:
+    def base(self) -> tuple[Tensor, Tensor | None]:
         """The weights and biases of the base layers, on top of each other."""
         bases = [layer.get_base_layer() for layer in self.layers]
         if len(bases) == 1:
@@ -155,6 +155,7 @@ def group_layers(model: nn.Module) -> None:
             layers = [layer for name in names if isinstance(layer := getattr(module, name, None), LoraLinear)]
             if len(layers) > 1:
                 group = LinearGroup(layers)
+                group.base()
                 for layer in layers:
                     layer.group = group
 

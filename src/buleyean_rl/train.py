@@ -30,7 +30,7 @@ from buleyean_rl.boundary import Boundary
 from buleyean_rl.cache import cache_folder, make_room
 from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
-from buleyean_rl.evaluate import mean_losses, mean_nll, neutral_boundary
+from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
 from buleyean_rl.guard import SOUND, Guard, Limits
 from buleyean_rl.lora import lora_config
 from buleyean_rl.mine import add_own_samples
@@ -133,12 +133,12 @@ def train(
     progress = _ProgressCallback(console)
     reference_folder = _reference_folder(sha256, config, model, model_name, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
-    measured = (held_out or training)[:MEASURED_RECORDS]
+    measured = HeldOut(model, (held_out or training)[:MEASURED_RECORDS], config.loss)
     neutral = _neutral(tokenizer, config.max_length)
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
     before = _fingerprint(model)
     with console.status("measuring the base model"):
-        start = _measure(model, measured, neutral, config)
+        start = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
     console.print(_estimate_line(model, trainer, training))
 
     try:
@@ -158,7 +158,7 @@ def train(
     if _fingerprint(model) == before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
     with console.status("measuring the trained model"):
-        final = _measure(model, measured, neutral, config)
+        final = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
 
     trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
@@ -377,15 +377,6 @@ def _neutral(tokenizer: Any, max_length: int) -> list[Boundary]:
     return [boundary for boundary in texts if boundary is not None]
 
 
-def _measure(
-    model: Any, records: Sequence[Boundary], neutral: Sequence[Boundary], config: BuleyeanConfig
-) -> dict[str, float]:
-    return mean_losses(model, records, config.loss) | {
-        "rejected_nll": mean_nll(model, records),
-        "neutral_nll": mean_nll(model, neutral),
-    }
-
-
 def _fingerprint(model: Any) -> int:
     """A number that changes when any trained weight does."""
     return hash(tuple(p.detach().double().sum().item() for p in model.parameters() if p.requires_grad))
@@ -454,12 +445,14 @@ def _data_line(data: dict[str, int], training: int, held_out: int) -> str:
 
 
 def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> str:
-    """Try one step, the largest of an epoch, and say what the run will take."""
+    """Try the step with the longest row of an epoch, and say what the run will take."""
     config: BuleyeanConfig = trainer.args
     size = config.per_device_train_batch_size
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
-    tokens_of_batches = np.add.reduceat(training.sizes[shuffled], range(0, len(training), size), dtype=np.int64)
-    largest = int(tokens_of_batches.argmax())
+    sizes, starts = training.sizes[shuffled], range(0, len(training), size)
+    tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
+    alone = sizes.max() > ROW_TOKENS  # a record that has a row to itself, longer than any other
+    largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
     per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
     devices = [] if config.device.type == "cpu" else [config.device]
     with torch.random.fork_rng(devices):  # the run itself must not notice

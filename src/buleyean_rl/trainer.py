@@ -293,7 +293,21 @@ def batch_losses(
     """
     if reference is None and objective.uses_reference:
         reference = reference_hidden(model, batch)
-    hidden = forward_hidden(backbone(model), batch)
+    return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective, reference)
+
+
+def losses_of_states(
+    hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective, reference: Tensor | None
+) -> NodeLosses:
+    """The objective from the hidden states at a batch's nodes. Arguments as of `batch_losses`.
+
+    Args:
+        hidden: the model's. Shape: (nodes, width).
+        head: the output head.
+        batch: whose nodes they are.
+        objective: which loss.
+        reference: the frozen base model's, where the objective uses it. Shape as `hidden`.
+    """
     if batch.answers is None or reference is None:
         return fused_loss(hidden, head, batch.counts, objective, reference)
     ratios = answer_logprobs(hidden, head, batch.answers) - answer_logprobs(reference, head, batch.answers)

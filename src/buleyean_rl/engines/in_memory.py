@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from buleyean_rl.engines.protocol import GREEDY, Answer, Completing, Messages, Sampling, stop_at
@@ -54,8 +55,8 @@ class TransformersEngine(Completing):
         while len(answer) < sampling.max_tokens:
             with torch.inference_mode():
                 tokens = torch.tensor([fresh], device=self.model.device)
-                output = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
+                output = self.model(input_ids=tokens, cache=cache, use_cache=True, logits_to_keep=1)
+            cache = output.cache
             token = _draw(output.logits[0, -1].float().cpu(), sampling, generator)
             if token in self._ends:
                 break
@@ -136,7 +137,7 @@ class TransformersEngine(Completing):
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._ends)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), _rows_together(self.model.get_output_embeddings()):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -159,6 +160,20 @@ class TransformersEngine(Completing):
         end = next((k for k, token in enumerate(drawn) if token in self._ends), None)
         cut = stop_at(text, sampling.stop)
         return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
+
+
+@contextmanager
+def _rows_together(head: Any) -> Iterator[None]:
+    """Let an output head see its input without gaps.
+
+    After a prompt transformers hands it the last state of each row, a slice of all of them, and torch would multiply
+    that with a copy of the weight for every row: 57 MB each for a model of 135M.
+    """
+    hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Draws:

@@ -21,13 +21,13 @@ from buleyean_rl.evaluate.loops import (
     repeated_spans,
     repetition,
 )
-from buleyean_rl.evaluate.losses import mean_losses, mean_nll, neutral_boundary
+from buleyean_rl.evaluate.losses import HeldOut, mean_nll, neutral_boundary
 
 __all__ = [
+    "HeldOut",
     "distinct",
     "is_looping",
     "loop_rate",
-    "mean_losses",
     "mean_nll",
     "neutral_boundary",
     "overlap",

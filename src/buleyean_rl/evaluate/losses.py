@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from buleyean_rl.batches import Batch, forward_hidden
 from buleyean_rl.boundary import Boundary, merge_responses
+from buleyean_rl.complement import Counts
+from buleyean_rl.fused import OutputHead, token_logprobs
 from buleyean_rl.losses import NodeLosses, Objective
-from buleyean_rl.models import evaluating, output_head, plain_model
-from buleyean_rl.trainer import batch_losses, choose_layout, make_batch
+from buleyean_rl.models import backbone, evaluating, output_head, plain_model
+from buleyean_rl.trainer import choose_layout, fill_rows, losses_of_states, make_batch, reference_hidden
 
 
 def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | None:
@@ -30,46 +34,64 @@ def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | N
     return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], 1)
 
 
-def mean_nll(model: Any, boundaries: Sequence[Boundary], batch_size: int = 4) -> float:
+def mean_nll(model: Any, boundaries: Sequence[Boundary]) -> float:
     """Mean negative log-likelihood of what was rejected, in nats per token, each weighted by its rate.
 
     Args:
         model: PEFT or plain.
         boundaries: at least one; of plain texts, this is their nats per token.
-        batch_size: boundaries in one forward pass.
     """
-    total, weight = 0.0, 0.0
-    # the contrast of the published objective is this very likelihood
-    for losses, rate in _losses(model, boundaries, Objective("published"), batch_size):
-        total += losses.contrast.sum().item()
-        weight += rate
-    return total / weight
+    head, sums = output_head(model), torch.zeros(2, dtype=torch.float64)
+    for batch in _batches(model, boundaries, Objective("published")):
+        sums += _nll(_states(model, batch), head, batch.counts)
+    nats, weight = sums.tolist()
+    return nats / weight
 
 
-def mean_losses(
-    model: Any, boundaries: Sequence[Boundary], objective: Objective, batch_size: int = 4
-) -> dict[str, float]:
-    """The objective over some boundaries, dropout off: means of loss, kl, contrast and floor per node.
+class HeldOut:
+    """Boundaries that a run is measured on, dropout off, before it and after: the base model's states are kept.
 
     Args:
         model: a PEFT model.
         boundaries: at least one.
         objective: which loss.
-        batch_size: boundaries in one forward pass.
     """
-    sums, nodes = torch.zeros(4, dtype=torch.float64), 0
-    for losses, _ in _losses(model, boundaries, objective, batch_size):
-        sums += torch.stack([part.double().sum().cpu() for part in losses])
-        nodes += len(losses.loss)
-    return dict(zip(NodeLosses._fields, (sums / nodes).tolist(), strict=True))
+
+    def __init__(self, model: Any, boundaries: Sequence[Boundary], objective: Objective) -> None:
+        self._model, self._objective, self._head = model, objective, output_head(model)
+        self._rows = _batches(model, boundaries, objective)
+        with torch.no_grad():
+            self._references = [
+                reference_hidden(model, row) if objective.uses_reference else None for row in self._rows
+            ]
+
+    def measure(self) -> dict[str, float]:
+        """Means of `loss`, `kl`, `contrast` and `floor` per node, and `rejected_nll` as by `mean_nll`."""
+        sums, nlls, terms = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
+        for batch, reference in zip(self._rows, self._references, strict=True):
+            hidden = _states(self._model, batch)
+            with torch.no_grad():
+                losses = losses_of_states(hidden, self._head, batch, self._objective, reference)
+            sums += torch.stack([part.double().sum().cpu() for part in losses])
+            nlls += _nll(hidden, self._head, batch.counts)
+            terms += batch.terms
+        means = dict(zip(NodeLosses._fields, (sums / terms).tolist(), strict=True))
+        return means | {"rejected_nll": (nlls[0] / nlls[1]).item()}
 
 
-def _losses(
-    model: Any, boundaries: Sequence[Boundary], objective: Objective, batch_size: int
-) -> Iterator[tuple[NodeLosses, float]]:
-    layout, head = choose_layout(model), output_head(model)
-    for start in range(0, len(boundaries), batch_size):
-        batch = make_batch(layout, boundaries[start : start + batch_size], objective).to(plain_model(model).device)
-        with evaluating(model), torch.no_grad():
-            losses = batch_losses(model, head, batch, objective)
-        yield losses, batch.counts.rate.sum().item()
+def _batches(model: Any, boundaries: Sequence[Boundary], objective: Objective) -> list[Batch]:
+    layout, device = choose_layout(model), plain_model(model).device
+    rows = fill_rows(boundaries, lambda boundary: boundary.size, device)
+    return [make_batch(layout, row, objective).to(device) for row in rows]
+
+
+def _states(model: Any, batch: Batch) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        return forward_hidden(backbone(model), batch)
+
+
+def _nll(hidden: Tensor, head: OutputHead, counts: Counts) -> Tensor:
+    """Nats of what was rejected, each times its rate, and the sum of the rates. Shape: (2,)."""
+    with torch.no_grad():
+        nlls = -token_logprobs(hidden[counts.node], head, counts.option)
+    return torch.stack([(nlls * counts.rate).double().sum(), counts.rate.double().sum()]).cpu()
