@@ -20,7 +20,6 @@ from typing import Any
 from unittest.mock import PropertyMock, patch
 
 import torch
-from peft.tuners.lora import Linear as PeftLinear
 
 from buleyean_rl import attention, fused, layers, lora
 from buleyean_rl.batches import Batch, pack, pad_paths
@@ -58,6 +57,15 @@ def main() -> None:
         yield
         plain.set_attn_implementation(attention.PACKED)
 
+    @contextmanager
+    def alone() -> Iterator[None]:
+        groups = {layer: layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
+        for layer in groups:
+            layer.group = lora.LinearGroup([layer])
+        yield
+        for layer, group in groups.items():
+            layer.group = group
+
     def without(module: Any) -> AbstractContextManager[Any]:
         return patch.object(module, "kernels", IN_TORCH)
 
@@ -73,7 +81,8 @@ def main() -> None:
         "attention's weights kept": (patch.object(attention, "KEPT", 0), everything),
         "RMSNorm and SwiGLU in C": (without(layers), everything),
         "dropout in C": (without(lora), everything),
-        "LoRA as one node, in bf16": (patch.object(lora.LoraLinear, "forward", PeftLinear.forward), everything),
+        "layers with one input together": (alone(), everything),
+        "LoRA as one node, in bf16": (patch.object(lora.LinearGroup, "alike", lambda _: False), everything),
         "packed rows and own attention": (plain_attention(), lambda: step(padded)),
         "rows of two records, not one": (nullcontext(), lambda: step([pack([record]) for record in records])),
         "rows of two records, not four": (nullcontext(), lambda: step([pack(records[:4]), pack(records[4:])])),

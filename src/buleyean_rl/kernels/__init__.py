@@ -1,6 +1,6 @@
-"""Element-wise passes in C for bf16 on a CPU, built with the machine's own compiler on first use.
+"""Element-wise passes in C for bf16 and fp32 on a CPU, built with the machine's own compiler on first use.
 
-    kernels.c --compiler, once--> a library in the user's cache --ctypes--> functions of tensors
+    kernels.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
 
 Where there is no compiler `available()` is False, and the callers do the same work in torch, in more sweeps.
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 from buleyean_rl.cache import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
+TYPES = {torch.bfloat16: (), torch.float32: ("-DFP32",)}
 FLAGS = ("-std=c11", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
@@ -44,7 +45,9 @@ SIGNATURES = {
 
 def available(*tensors: Tensor) -> bool:
     """Whether the functions of this module can be used, on these tensors."""
-    return all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors) and _library() is not None
+    dtype = tensors[0].dtype
+    alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
+    return alike and dtype in TYPES and _library(dtype) is not None
 
 
 def column_most(x: Tensor) -> Tensor:
@@ -182,21 +185,21 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
     return y
 
 
-def _call(name: str, *arguments: Tensor | float | None) -> None:
-    library = _library()
+def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
+    library = _library(x.dtype)
     assert library is not None
-    getattr(library, name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+    getattr(library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in (x, *others)))
 
 
 @lru_cache
-def _library() -> ctypes.CDLL | None:
-    """The library of `kernels.c`, or None where it cannot be built."""
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The library of `kernels.c` for tensors of a type, or None where it cannot be built."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     runtime = _openmp_of_torch()
     if compiler is None or runtime is None:
         return None
     try:
-        library = ctypes.CDLL(str(_built(compiler, runtime)))
+        library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *TYPES[dtype]), runtime)))
     except (OSError, subprocess.SubprocessError):
         return None
     for name, arguments in SIGNATURES.items():
@@ -212,16 +215,16 @@ def _openmp_of_torch() -> Path | None:
     return found[0] if found else None
 
 
-def _built(compiler: str, runtime: Path) -> Path:
+def _built(compiler: str, flags: tuple[str, ...], runtime: Path) -> Path:
     """The compiled library, from the cache if this source was compiled for this kind of processor before."""
     target = _run(compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull)  # names every instruction set
-    key = hashlib.sha256(SOURCE.read_bytes() + target + f"{compiler} {FLAGS} {runtime}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(SOURCE.read_bytes() + target + f"{compiler} {flags} {runtime}".encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-            _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", str(compiled))
+            _run(compiler, *flags, "-c", str(SOURCE), "-o", str(compiled))
             # apart, as linking with -ffast-math would flush denormal numbers in the whole process
             _run(compiler, "-shared", str(compiled), str(runtime), "-lm", "-o", str(linked))
             linked.replace(library)

@@ -1,4 +1,4 @@
-/* Element-wise passes over bf16 tensors, each in one sweep, in fp32 inside.
+/* Element-wise passes over tensors of one type, bf16 or with -DFP32 fp32, each in one sweep, in fp32 inside.
  *
  * Plain loops that a C compiler turns into the vector instructions of the machine it runs on; `__init__.py`
  * builds them on first use. Work is split among threads by rows, always the same way, so that results are
@@ -7,17 +7,25 @@
 #include <math.h>
 #include <stdint.h>
 
-typedef uint16_t bf16;
+#define SOME 256
 
-static inline float widen(bf16 x) {
+#ifdef FP32
+typedef float number;
+static inline float widen(number x) { return x; }
+static inline number narrow(float x) { return x; }
+#else
+typedef uint16_t number;
+
+static inline float widen(number x) {
     union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
     return u.value;
 }
 
-static inline bf16 narrow(float x) { /* to the nearest, ties to even */
+static inline number narrow(float x) { /* to the nearest, ties to even */
     union { float value; uint32_t bits; } u = {x};
-    return (bf16)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
+    return (number)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
 }
+#endif
 
 static inline float exponential(float x) { /* within 2e-7 of exp(x), for x up to 88 */
     x = x < -87.0f ? -87.0f : x;
@@ -35,7 +43,7 @@ static inline float exponential(float x) { /* within 2e-7 of exp(x), for x up to
 }
 
 /* Largest of each column. x: (rows, columns); most: (threads, columns), one row a thread. */
-void column_most(const bf16 *x, int64_t rows, int64_t columns, float *most, int threads) {
+void column_most(const number *x, int64_t rows, int64_t columns, float *most, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < threads; t++) {
         float *mine = most + t * columns;
@@ -48,42 +56,57 @@ void column_most(const bf16 *x, int64_t rows, int64_t columns, float *most, int 
     }
 }
 
-/* Sums that softmaxes need. z: (rows, nodes) with a stride; sums: (threads, 3, nodes). */
-void softmax_sums(const bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
-          const float *most, const float *base_most, float *sums, int threads) {
+/* Sums over `rows` rows that softmaxes need, added to. z: (rows, nodes) with a stride. */
+static void add_sums(const number *z, const number *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
+                     const float *most, const float *base_most, float *restrict total, float *restrict base,
+                     float *restrict difference) {
+    for (int64_t i = 0; i < rows; i++) {
+        const number *restrict model = z + i * stride;
+        if (!z_ref) {
+            for (int64_t j = 0; j < nodes; j++) {
+                float logit = scale * widen(model[j]);
+                total[j] += exponential(logit - most[j]);
+                base[j] += 1;
+                difference[j] -= logit;
+            }
+            continue;
+        }
+        const number *restrict reference = z_ref + i * stride;
+        for (int64_t j = 0; j < nodes; j++) {
+            float logit = scale * widen(model[j]), base_logit = scale * widen(reference[j]);
+            float mass = exponential(base_logit - base_most[j]);
+            total[j] += exponential(logit - most[j]);
+            base[j] += mass;
+            difference[j] += mass * (base_logit - logit);
+        }
+    }
+}
+
+/* The sums of each thread's rows, those of some rows at a time: a long sum of small numbers would lose the last of
+ * them. sums: (threads, 3, nodes). */
+void softmax_sums(const number *z, const number *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
+                  const float *most, const float *base_most, float *sums, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int t = 0; t < threads; t++) {
-        float *restrict total = sums + t * 3 * nodes, *restrict base = total + nodes, *restrict difference = base + nodes;
-        for (int64_t j = 0; j < 3 * nodes; j++) total[j] = 0;
-        for (int64_t i = rows * t / threads; i < rows * (t + 1) / threads; i++) {
-            const bf16 *restrict model = z + i * stride;
-            if (!z_ref) {
-                for (int64_t j = 0; j < nodes; j++) {
-                    float logit = scale * widen(model[j]);
-                    total[j] += exponential(logit - most[j]);
-                    base[j] += 1;
-                    difference[j] -= logit;
-                }
-                continue;
-            }
-            const bf16 *restrict reference = z_ref + i * stride;
-            for (int64_t j = 0; j < nodes; j++) {
-                float logit = scale * widen(model[j]), base_logit = scale * widen(reference[j]);
-                float mass = exponential(base_logit - base_most[j]);
-                total[j] += exponential(logit - most[j]);
-                base[j] += mass;
-                difference[j] += mass * (base_logit - logit);
-            }
+        float *mine = sums + t * 3 * nodes, part[3 * nodes];
+        int64_t end = rows * (t + 1) / threads;
+        for (int64_t j = 0; j < 3 * nodes; j++) mine[j] = 0;
+        for (int64_t i = rows * t / threads; i < end; i += SOME) {
+            int64_t some = end - i < SOME ? end - i : SOME;
+            for (int64_t j = 0; j < 3 * nodes; j++) part[j] = 0;
+            add_sums(z + i * stride, z_ref ? z_ref + i * stride : z_ref, some, nodes, stride, scale, most, base_most,
+                     part, part + nodes, part + 2 * nodes);
+            for (int64_t j = 0; j < 3 * nodes; j++) mine[j] += part[j];
         }
     }
 }
 
 /* A multiple of softmax(z) less a multiple of softmax(z_ref), written over z. */
-void softmax_gradient(bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
+void softmax_gradient(number *z, const number *z_ref, int64_t rows, int64_t nodes, int64_t stride, float scale,
                     const float *lse, const float *base_lse, const float *of_pi, const float *of_base, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        bf16 *restrict model = z + i * stride;
+        number *restrict model = z + i * stride;
         if (!z_ref) {
             for (int64_t j = 0; j < nodes; j++) {
                 float pi = exponential(scale * widen(model[j]) - lse[j]);
@@ -91,7 +114,7 @@ void softmax_gradient(bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, i
             }
             continue;
         }
-        const bf16 *restrict reference = z_ref + i * stride;
+        const number *restrict reference = z_ref + i * stride;
         for (int64_t j = 0; j < nodes; j++) {
             float pi = exponential(scale * widen(model[j]) - lse[j]);
             float base = exponential(scale * widen(reference[j]) - base_lse[j]);
@@ -103,11 +126,11 @@ void softmax_gradient(bf16 *z, const bf16 *z_ref, int64_t rows, int64_t nodes, i
 
 /* Attention weights of queries that are the last of the keys' positions, over their scores: (heads, queries,
  * group, keys). A query sees the keys up to its own position. */
-void causal_softmax(bf16 *scores, int64_t heads, int64_t queries, int64_t group, int64_t keys, int threads) {
+void causal_softmax(number *scores, int64_t heads, int64_t queries, int64_t group, int64_t keys, int threads) {
     int64_t rows = heads * queries * group;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        bf16 *restrict x = scores + row * keys;
+        number *restrict x = scores + row * keys;
         int64_t visible = keys - queries + row / group % queries + 1;
         float most = -INFINITY, total = 0;
         for (int64_t j = 0; j < visible; j++) {
@@ -122,11 +145,11 @@ void causal_softmax(bf16 *scores, int64_t heads, int64_t queries, int64_t group,
 }
 
 /* The gradient in the scores from that in the weights, written over it. Both: (rows, keys). */
-void softmax_backward(bf16 *gradient, const bf16 *weights, int64_t rows, int64_t keys, int threads) {
+void softmax_backward(number *gradient, const number *weights, int64_t rows, int64_t keys, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        bf16 *restrict g = gradient + row * keys;
-        const bf16 *restrict w = weights + row * keys;
+        number *restrict g = gradient + row * keys;
+        const number *restrict w = weights + row * keys;
         float mean = 0;
         for (int64_t j = 0; j < keys; j++) mean += widen(w[j]) * widen(g[j]);
         for (int64_t j = 0; j < keys; j++) g[j] = narrow(widen(w[j]) * (widen(g[j]) - mean));
@@ -134,12 +157,12 @@ void softmax_backward(bf16 *gradient, const bf16 *weights, int64_t rows, int64_t
 }
 
 /* y = w * x / rms(x), and 1 / rms(x) of each row. x, y: (rows, width); the quotient is rounded before it meets w. */
-void rms_norm(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width, float epsilon, bf16 *y, float *inverse,
+void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, float *inverse,
               int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const bf16 *restrict in = x + i * width;
-        bf16 *restrict out = y + i * width;
+        const number *restrict in = x + i * width;
+        number *restrict out = y + i * width;
         float square = 0;
         for (int64_t j = 0; j < width; j++) square += widen(in[j]) * widen(in[j]);
         float scale = 1 / sqrtf(square / width + epsilon);
@@ -149,13 +172,13 @@ void rms_norm(const bf16 *x, const bf16 *weight, int64_t rows, int64_t width, fl
 }
 
 /* The gradient in x from that in y. */
-void rms_norm_backward(const bf16 *gradient, const bf16 *x, const bf16 *weight, const float *inverse, int64_t rows,
-                       int64_t width, bf16 *grad_x, int threads) {
+void rms_norm_backward(const number *gradient, const number *x, const number *weight, const float *inverse, int64_t rows,
+                       int64_t width, number *grad_x, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const bf16 *restrict in = x + i * width;
-        const bf16 *restrict g = gradient + i * width;
-        bf16 *restrict out = grad_x + i * width;
+        const number *restrict in = x + i * width;
+        const number *restrict g = gradient + i * width;
+        number *restrict out = grad_x + i * width;
         float scale = inverse[i], along = 0;
         for (int64_t j = 0; j < width; j++) along += widen(g[j]) * widen(weight[j]) * widen(in[j]);
         along *= scale * scale / width;
@@ -167,11 +190,11 @@ void rms_norm_backward(const bf16 *gradient, const bf16 *x, const bf16 *weight, 
 static inline float logistic(float x) { return 1 / (1 + exponential(x < -80.0f ? 80.0f : -x)); }
 
 /* y = silu(gate) * up; silu is rounded before it meets up. gate_up: (rows, 2 * width); y: (rows, width). */
-void swiglu(const bf16 *gate_up, int64_t rows, int64_t width, bf16 *y, int threads) {
+void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const bf16 *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
-        bf16 *restrict out = y + i * width;
+        const number *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
+        number *restrict out = y + i * width;
 #pragma omp simd
         for (int64_t j = 0; j < width; j++) {
             float g = widen(gate[j]);
@@ -181,13 +204,13 @@ void swiglu(const bf16 *gate_up, int64_t rows, int64_t width, bf16 *y, int threa
 }
 
 /* The gradient in gate_up from that in y. */
-void swiglu_backward(const bf16 *gradient, const bf16 *gate_up, int64_t rows, int64_t width, bf16 *grad_gate_up,
+void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows, int64_t width, number *grad_gate_up,
                      int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const bf16 *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
-        const bf16 *restrict grad = gradient + i * width;
-        bf16 *restrict grad_gate = grad_gate_up + 2 * i * width, *restrict grad_up = grad_gate + width;
+        const number *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
+        const number *restrict grad = gradient + i * width;
+        number *restrict grad_gate = grad_gate_up + 2 * i * width, *restrict grad_up = grad_gate + width;
 #pragma omp simd
         for (int64_t j = 0; j < width; j++) {
             float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
@@ -199,19 +222,19 @@ void swiglu_backward(const bf16 *gradient, const bf16 *gate_up, int64_t rows, in
 
 /* Rotary embedding y = x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient. x, y: (heads,
  * tokens, width), each with a stride for heads and one for tokens; cos, sin: (tokens, width). */
-void rotate(const bf16 *x, int64_t x_head, int64_t x_token, const bf16 *cosine, const bf16 *sine, int64_t heads,
-            int64_t tokens, int64_t width, int backward, bf16 *y, int64_t y_head, int64_t y_token, int threads) {
+void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosine, const number *sine, int64_t heads,
+            int64_t tokens, int64_t width, int backward, number *y, int64_t y_head, int64_t y_token, int threads) {
     int64_t half = width / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
-        const bf16 *restrict cos1 = cosine + t * width, *restrict cos2 = cos1 + half;
+        const number *restrict cos1 = cosine + t * width, *restrict cos2 = cos1 + half;
         /* what each half takes from the other */
-        const bf16 *restrict first = sine + t * width + (backward ? half : 0);
-        const bf16 *restrict second = sine + t * width + (backward ? 0 : half);
+        const number *restrict first = sine + t * width + (backward ? half : 0);
+        const number *restrict second = sine + t * width + (backward ? 0 : half);
         float sign = backward ? -1.0f : 1.0f;
         for (int64_t h = 0; h < heads; h++) {
-            const bf16 *in = x + h * x_head + t * x_token, *restrict in1 = in, *restrict in2 = in + half;
-            bf16 *out = y + h * y_head + t * y_token, *restrict out1 = out, *restrict out2 = out + half;
+            const number *in = x + h * x_head + t * x_token, *restrict in1 = in, *restrict in2 = in + half;
+            number *out = y + h * y_head + t * y_token, *restrict out1 = out, *restrict out2 = out + half;
 #pragma omp simd
             for (int64_t j = 0; j < half; j++) {
                 float x1 = widen(in1[j]), x2 = widen(in2[j]);
@@ -232,7 +255,7 @@ static inline uint32_t scramble(uint32_t x, uint32_t seed) { /* MurmurHash3's la
 }
 
 /* y (+)= x / (1 - p) where the element is kept, and 0 elsewhere; the seed says which are kept. */
-void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int add, bf16 *y, int threads) {
+void dropout(const number *x, int64_t size, float p, uint32_t seed, int add, number *y, int threads) {
     uint32_t threshold = (uint32_t)(p * 4294967296.0);
     float scale = 1 / (1 - p);
 #pragma omp parallel for simd num_threads(threads) schedule(static)
