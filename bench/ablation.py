@@ -3,7 +3,7 @@
     python bench/ablation.py [--pairs PAIRS.jsonl] [--repeats 3]
 
 All in one process and in turn, so that a machine whose speed drifts does not decide; the default settings of a run
-(LoRA of rank 16 on every linear layer, dropout 0.05, bf16), eight records.
+(LoRA of rank 16 on every linear layer, dropout 0.05, the precision of this CPU), eight records.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import PropertyMock, patch
 
-import torch
-
 from buleyean_rl import attention, fused, layers, lora
 from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head, plain_model
 from buleyean_rl.trainer import batch_losses, choose_layout, reference_hidden
-from contestant import our_boundaries
+from contestant import PRECISION, our_boundaries
 from run import bundled_pairs, read_pairs
 
 IN_TORCH = SimpleNamespace(available=lambda *_: False)
@@ -38,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     records = our_boundaries((read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[:8])
-    model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora.lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_base(BUNDLED, PRECISION), lora.lora_config(16, 32, 0.05, None))
     choose_layout(model)
     head = output_head(model)
     rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]

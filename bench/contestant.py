@@ -5,9 +5,9 @@
 `full` is `complement` on rows of exactly 512 tokens, for its memory; `epochs` is `complement` over the pairs twice, the
 reference kept from the first time, and its `ratio` is the second epoch's time over the first's.
 
-Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout), precision (bf16 base) and
-micro-batch (4), no checkpointing; rejected-only contestants do not see the chosen answers. The first step warms up and
-is not counted.
+Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout), precision (bf16, or fp32 on
+a CPU without bf16 arithmetic) and micro-batch (4), no checkpointing; rejected-only contestants do not see the chosen
+answers. The first step warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from buleyean_rl.batches import pad_paths
 from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective, complement_loss
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, plain_model
+from buleyean_rl.models import BUNDLED, attach_lora, default_dtype, load_base, load_tokenizer, plain_model
 from buleyean_rl.records import make_record
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
 MAX_LENGTH, BATCH, ROUNDS = 512, 4, 10
+PRECISION = default_dtype("cpu")
 SHARED = {
     "per_device_train_batch_size": BATCH,
     "learning_rate": 5e-4,
@@ -86,7 +87,7 @@ def ours(
     objective: str, boundaries: Sequence[Boundary], folder: str, **settings: Any
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step, and its arithmetic."""
-    model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
     references = Path(folder, "references") if "num_train_epochs" in settings else None
@@ -108,7 +109,7 @@ def plain(pairs: list[dict[str, str]], steps: int, _: str) -> list[float]:
 
     boundaries = our_boundaries(pairs)
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    model = get_peft_model(load_base(BUNDLED, torch.bfloat16), config)
+    model = get_peft_model(load_base(BUNDLED, PRECISION), config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
     seconds = []
     for step in range(steps):
@@ -146,14 +147,14 @@ def trl(name: str, pairs: list[dict[str, str]], steps: int, folder: str) -> list
         output_dir=folder,
         max_steps=steps,
         max_length=MAX_LENGTH,
-        bf16=False,  # the base is bf16 already
+        bf16=False,  # the base is what it is to be already
         gradient_checkpointing=False,
         disable_tqdm=True,
         **SHARED,
     )
     watch = Stopwatch()
     getattr(library, f"{name}Trainer")(
-        model=load_base(BUNDLED, torch.bfloat16),
+        model=load_base(BUNDLED, PRECISION),
         args=config,
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,

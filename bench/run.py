@@ -1,9 +1,9 @@
 """Ours and its peers, alternately, on the same records: `bench/results.json` and `bench/results.md`.
 
-    python bench/run.py [--pairs PAIRS.jsonl] [--rounds 2] [--steps 5]
+    python bench/run.py [--pairs PAIRS.jsonl] [--rounds 2] [--steps 5] [--output bench/results.json]
 
 Each contestant runs in a process of its own, one after the other, and the round is repeated: medians over the rounds,
-and ratios within them, survive a machine whose speed drifts. Besides, in this process: the machine's bf16 peak, what
+and ratios within them, survive a machine whose speed drifts. Besides, in this process: the machine's peak, what
 the loss costs over its bare matrix products and in memory, and what a shared prompt saves.
 """
 
@@ -41,7 +41,7 @@ from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, 
 from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import batch_losses, choose_layout
-from contestant import BATCH, MAX_LENGTH
+from contestant import BATCH, MAX_LENGTH, PRECISION
 
 HERE = Path(__file__).parent
 PEERS = ("trl_kto", "plain", "trl_sft", "trl_dpo")
@@ -118,7 +118,7 @@ def ratio(work: Callable[[], Any], other: Callable[[], Any], repeats: int = 5) -
 
 
 def peak_flops() -> float:
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    a = torch.randn(2048, 2048, dtype=PRECISION)
     return 2 * 2048**3 / seconds(lambda: a @ a, 9)
 
 
@@ -143,8 +143,8 @@ def importing(rows: int = 1_000_000) -> dict[str, float]:
 def loss_cost() -> dict[str, float]:
     """The complement loss on 2048 positions: its time over its three bare products, and its extra memory."""
     torch.manual_seed(0)
-    weight = torch.randn(VOCABULARY, WIDTH, dtype=torch.bfloat16) / WIDTH**0.5
-    hidden = torch.randn(POSITIONS, WIDTH, dtype=torch.bfloat16)
+    weight = torch.randn(VOCABULARY, WIDTH, dtype=PRECISION) / WIDTH**0.5
+    hidden = torch.randn(POSITIONS, WIDTH, dtype=PRECISION)
     reference = hidden + torch.randn_like(hidden) / 8
     node = torch.arange(POSITIONS)
     token = torch.randint(0, VOCABULARY, (POSITIONS,))
@@ -171,7 +171,7 @@ def loss_cost() -> dict[str, float]:
     loss()
     stop.set()
     watcher.join()
-    logits = torch.empty(POSITIONS, VOCABULARY, dtype=torch.bfloat16)
+    logits = torch.empty(POSITIONS, VOCABULARY, dtype=PRECISION)
 
     def products() -> None:
         torch.mm(hidden, weight.T, out=logits)
@@ -184,7 +184,7 @@ def loss_cost() -> dict[str, float]:
 def trie_ratio() -> float:
     """A 256-token prompt with four 128-token answers as one trie, over the same as four sequences."""
     torch.manual_seed(0)
-    model = attach_lora(load_base(BUNDLED, torch.bfloat16), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
     layout, head = choose_layout(model), output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="JSONL with prompt, chosen and rejected; bundled texts if absent")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=HERE / "results.json", help="the table lies beside it, as .md")
     arguments = parser.parse_args()
     pairs = fitting(read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs(), arguments.steps * BATCH)
     imported = importing()
@@ -225,11 +226,12 @@ def main() -> None:
         "cache_ratio": statistics.median(run["ratio"] for run in epochs),
         **imported,
         "runs": runs | {"full": full, "epochs": epochs},
+        "precision": str(PRECISION).removeprefix("torch."),
         "versions": library_versions(),
         "command": " ".join(["python bench/run.py", *(Path(argument).name for argument in sys.argv[1:])]),
     }
-    (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (HERE / "results.md").write_text(table(result, runs), encoding="utf-8")
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    arguments.output.with_suffix(".md").write_text(table(result, runs), encoding="utf-8")
 
 
 def table(result: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> str:
@@ -241,7 +243,7 @@ def table(result: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> st
         rows.append(f"| {name} | {median:.2f} | {speeds[0]:.2f} - {speeds[-1]:.2f} | {memory:.1f} GB |")
     figures = [name for name, value in result.items() if isinstance(value, float | int) and name not in runs]
     rows += ["", "| figure | |", "|---|---|", *(f"| {name} | {result[name]:.4g} |" for name in figures)]
-    return "\n".join([f"`{result['command']}`", "", *rows, ""])
+    return "\n".join([f"`{result['command']}`, in {result['precision']}", "", *rows, ""])
 
 
 if __name__ == "__main__":

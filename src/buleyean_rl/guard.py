@@ -33,7 +33,7 @@ from buleyean_rl.trainer import Layout, reference_hidden
 
 TEXTS, PROMPTS, ANSWER_TOKENS = 8, 16, 64
 # Trained tokens between two looks: answers cost far more than reading the texts.
-TOKENS_BETWEEN, TOKENS_BETWEEN_ANSWERS = 3_000, 20_000
+TOKENS_BETWEEN, TOKENS_BETWEEN_ANSWERS = 6_000, 40_000
 SOUND = "sound.safetensors"
 
 

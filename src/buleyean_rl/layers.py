@@ -4,7 +4,7 @@
     SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
-In bf16 on a CPU only, where the sweeps are what is left of the time; elsewhere the model's own code runs.
+In bf16 and fp32 on a CPU, where the sweeps are what is left of the time; elsewhere the model's own code runs.
 """
 
 from __future__ import annotations

@@ -376,12 +376,12 @@ def attach_lora(model: Any, config: Any) -> Any:
         except ValueError as error:
             raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
     group_layers(adapted)
-    _return_free_memory()
+    return_free_memory()
     return adapted
 
 
-def _return_free_memory() -> None:
-    """Give the system back what loading and moving the weights left behind, where the C library can."""
+def return_free_memory() -> None:
+    """Give the system back what was allocated and freed since, where the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)

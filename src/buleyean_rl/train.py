@@ -34,7 +34,15 @@ from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
 from buleyean_rl.guard import SOUND, Guard, Limits
 from buleyean_rl.lora import lora_config
 from buleyean_rl.mine import add_own_samples
-from buleyean_rl.models import attach_lora, default_dtype, fingerprint, load_base, load_tokenizer, resolve
+from buleyean_rl.models import (
+    attach_lora,
+    default_dtype,
+    fingerprint,
+    load_base,
+    load_tokenizer,
+    resolve,
+    return_free_memory,
+)
 from buleyean_rl.records import read_records, records_sha256, write_records
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
@@ -140,6 +148,8 @@ def train(
     with console.status("measuring the base model"):
         start = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
     console.print(_estimate_line(model, trainer, training))
+    if device.type == "cpu":
+        trainer.add_callback(_MemoryCallback(peak_rss_bytes()))
 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -494,6 +504,21 @@ def _result_lines(report: RunReport) -> str:
     if report.rejected_nll_final <= report.rejected_nll_base:
         lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
     return "\n".join(lines)
+
+
+class _MemoryCallback(TrainerCallback):
+    """Keeps a process near what it has held: between steps of many lengths lies free memory that fits none of them.
+
+    Args:
+        most: what it may hold, in bytes, before what is free goes back.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.process = most, psutil.Process()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if self.process.memory_info().rss > self.most:
+            return_free_memory()
 
 
 class _ProgressCallback(TrainerCallback):
