@@ -273,7 +273,7 @@ def test_how_a_step_is_cut_into_rows_does_not_matter(
     rows = [len(batch.numbers) for batch in run.collate(list(enumerate(RECORDS[:4])))["batches"]]
     assert rows == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[most]
     run.train()
-    torch.testing.assert_close(weights(model), weights(expected), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(weights(model), weights(expected), rtol=1e-4, atol=1e-7)
 
 
 def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:
