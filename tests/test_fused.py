@@ -71,7 +71,7 @@ def test_fused_equals_dense(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(fused, "TILE_BYTES", 40)  # several tiles, the last one ragged
+    monkeypatch.setattr(fused, "TILE", 10)  # several tiles, the last one ragged
     monkeypatch.setattr(fused, "CHUNK", 64)
     if "bias" in head:
         head = {"bias": torch.randn(shape[2]).to(dtype)}
@@ -167,7 +167,7 @@ def test_nothing_of_size_nodes_times_vocabulary_is_ever_made(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes, width, vocabulary = 200, 4, 500
-    monkeypatch.setattr(fused, "TILE_BYTES", 20)  # five nodes; two such tiles in one tensor
+    monkeypatch.setattr(fused, "TILE", 5)  # two such tiles in one tensor
     hidden, head, counts, reference = inputs((nodes, width, vocabulary), torch.float32, objective)
     hidden.requires_grad_()
     with Largest() as largest:

@@ -33,7 +33,7 @@ def test_the_figures_are_the_plain_ones(
     compiled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused, "TILE_BYTES", 40)  # several tiles, the last one ragged
+    monkeypatch.setattr(fused, "TILE", 10)  # several tiles, the last one ragged
     monkeypatch.setattr(fused, "CHUNK", 64)
     if not compiled:
         monkeypatch.setattr(kernels, "available", lambda *_: False)

@@ -28,8 +28,8 @@ from buleyean_rl import kernels
 from buleyean_rl.complement import Counts, complement_floor, published_floor, sparse_target
 from buleyean_rl.losses import NodeLosses, Objective
 
-# A tile: enough nodes for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
-TILE_BYTES = 128  # of a vocabulary row of the tile: 64 nodes in bf16
+# Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
+TILE = 64
 GPU_FACTOR = 32
 CHUNK = 1 << 16  # logits that torch works on at a time: they stay in a CPU's cache
 
@@ -56,8 +56,9 @@ class OutputHead:
 
     @cached_property
     def transposed(self) -> Tensor:
-        """W^T. Shape: (width, vocabulary). Copied on a CPU, where W itself makes slower products."""
-        return self.weight.T.contiguous() if self.weight.device.type == "cpu" else self.weight.T
+        """W^T. Shape: (width, vocabulary). Copied in bf16 on a CPU, where W itself makes slower products."""
+        in_bf16_on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
+        return self.weight.T.contiguous() if in_bf16_on_cpu else self.weight.T
 
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
@@ -116,7 +117,7 @@ class _FusedLoss(torch.autograd.Function):
         reference_hidden: Tensor | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
-        tiles_of_nodes = node_tiles(hidden, head)
+        tiles_of_nodes = node_tiles(hidden)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
         buffer = hidden.new_empty(vocabulary * len(states) * (tiles_of_nodes[0].stop - tiles_of_nodes[0].start))
@@ -167,7 +168,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden, tokens)
         ctx.head = head
         found = []
-        for nodes in node_tiles(hidden, head):
+        for nodes in node_tiles(hidden):
             logits = head.finish(head.project(hidden[nodes]))
             found.append(logits.gather(0, tokens[nodes].unsqueeze(0))[0] - logits.logsumexp(0))
         return torch.cat(found)
@@ -177,7 +178,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, tokens = ctx.saved_tensors
         head: OutputHead = ctx.head
         gradient = torch.empty_like(hidden)
-        for nodes in node_tiles(hidden, head):
+        for nodes in node_tiles(hidden):
             logits = head.finish(head.project(hidden[nodes]))
             of_logits = logits.softmax(0).mul_(-grad[nodes])  # d log pi_t / dz = onehot_t - pi
             of_logits.scatter_add_(0, tokens[nodes].unsqueeze(0), grad[nodes].unsqueeze(0).to(of_logits.dtype))
@@ -236,10 +237,9 @@ def _tile(
     return _Tile(kl, counts.sum_by_node(contrast), base)
 
 
-def node_tiles(hidden: Tensor, head: OutputHead) -> list[slice]:
+def node_tiles(hidden: Tensor) -> list[slice]:
     """Nodes to be worked on together, so few that their logits fit in a tile; hidden is (nodes, width)."""
-    size = TILE_BYTES // head.weight.element_size() * (GPU_FACTOR if hidden.is_cuda else 1)
-    return _slices(len(hidden), size)
+    return _slices(len(hidden), TILE * (GPU_FACTOR if hidden.is_cuda else 1))
 
 
 def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def token_nlls(hidden: Tensor, head: OutputHead, tokens: Tensor) -> Tensor:
 
 def _projected(states: list[Tensor], head: OutputHead, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Tile by tile, what the head makes of all the states side by side, and the tokens of the tile's nodes."""
-    for nodes in node_tiles(tokens, head):
+    for nodes in node_tiles(tokens):
         yield head.project(torch.cat([state[nodes] for state in states])), tokens[nodes]
 
 

@@ -369,6 +369,8 @@ def attach_lora(model: Any, config: Any) -> Any:
     """
     from peft import get_peft_model
 
+    for weight in model.parameters():
+        weight.data = weight.data.clone()  # a mapped file would stay in memory beside what is joined from it
     fuse_layers(model)
     with _quiet_peft():
         try:
