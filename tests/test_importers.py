@@ -69,6 +69,17 @@ def test_a_pair_of_conversations_shares_its_prompt() -> None:
     assert convert(row)[0] == [make_record(turns, ["No."])]
 
 
+def test_a_transcript_is_a_conversation() -> None:
+    start = "\n\nHuman: Hi\n\nAssistant: Hello.\nYou?\n\nHuman: And?\n\nAssistant:"
+    row = {"chosen": f"{start} Yes.", "rejected": f"{start} No."}
+    turns = [user("Hi"), assistant("Hello.\nYou?"), user("And?")]
+    assert convert(row) == ([make_record(turns, ["No."])], Discards(chosen_discarded=1))
+    # beside a prompt, or after other text, it is an answer like any other
+    assert convert(row | {"prompt": "Hi"})[0] == [make_record("Hi", [row["rejected"]])]
+    with pytest.raises(RecordError, match="has no prompt"):
+        convert({"chosen": f"Well. {start}", "rejected": f"Well. {start}"})
+
+
 def test_the_alpaca_input_joins_the_instruction() -> None:
     row = {"instruction": "Translate.", "input": "Hi", "chosen": "Salut", "rejected": "No."}
     assert convert(row)[0][0].prompt == "Translate.\nHi"
@@ -87,6 +98,7 @@ def test_a_pair_may_reject_what_it_chooses() -> None:
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": None}, "has no rejected answer"),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": 3}, "rejected_responses is the number 3"),
         ({"chosen": "Yes.", "rejected": "No."}, "has no prompt"),
+        ({"chosen": "\n\nHuman: Hi\n\nAssistant: A", "rejected": "\n\nHuman: Hi"}, "ends with a user message"),
         ({"prompt": "Hi", "chosen": "Yes.", "rejected": "\n"}, "only whitespace"),
     ],
 )

@@ -33,6 +33,10 @@ def said(text: str) -> dict[str, str]:
         ({"rejected": "b", "question": "p", "chosen": "a", "id": 3}, (("a", "b"), (0, 1), 1)),
         ({"prompt": "p", "chosen": [said("a")], "rejected": [said("b")]}, (("a", "b"), (0, 1), 1)),
         ({"chosen": [user("p"), said("a")], "rejected": [user("p"), said("b")]}, (("a", "b"), (0, 1), 1)),
+        (
+            {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
+            (("a", "b"), (0, 1), 1),
+        ),
         ({"prompt": "p", "chosen": True, "rejected": 42}, (("true", "42"), (0, 1), 1)),
         ({"prompt": "p", "chosen": "a", "rejected": ["b", "c"]}, (("a", "b", "c"), (0, 1, 1), 1)),
         (

@@ -38,6 +38,7 @@ from buleyean_rl.records import (
 from buleyean_rl.records.record import fail, keys_of, kind_of
 
 DEFAULT = Choices()
+PROMPTS = ("prompt", "instruction", "question", "messages")
 
 
 @dataclass
@@ -87,8 +88,9 @@ def from_pair(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
     """A chosen and a rejected answer: the chosen one is discarded.
 
     Answers are texts beside a prompt, message lists beside a prompt, or whole conversations that share
-    everything but their last message.
+    everything but their last message, as messages or as a text of `Human:` and `Assistant:` (HH-RLHF).
     """
+    row = conversing(row)
     prompt, answers = pair_answers(row)
     yield _record(discards, prompt, answers)
     chosen = pick(row, "chosen")
@@ -116,6 +118,22 @@ def pair_answers(row: Row, name: str = "rejected", other: str = "chosen") -> tup
     if context and beside is not None and _split_answer(beside, other)[0] != context:
         fail(f"{other} and {name} part ways before their last answers: which was {name} is unclear")
     return _as_prompt(context) if context else prompt_of(row), [text]
+
+
+def conversing(row: Row) -> Row:
+    """A pair without a prompt, its texts that are whole conversations as messages."""
+    if not row.keys().isdisjoint(PROMPTS):
+        return row
+    return {**row, **{side: _messages_of(row[side]) for side in ("chosen", "rejected") if side in row}}
+
+
+def _messages_of(value: Any) -> Any:
+    """The messages of a text in which each turn starts with its speaker; anything else as it is."""
+    before, *turns = re.split(r"\n\n(Human|Assistant):", value) if isinstance(value, str) else (value,)
+    if before or not turns:
+        return value
+    roles = ({"Human": "user", "Assistant": "assistant"}[speaker] for speaker in turns[::2])
+    return [{"role": role, "content": text.strip()} for role, text in zip(roles, turns[1::2], strict=True)]
 
 
 def from_label(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
@@ -362,7 +380,7 @@ def _counted(
 
 def prompt_of(row: Row) -> Any:
     """The prompt of a row, unchecked."""
-    prompt = pick(row, "prompt", "instruction", "question", "messages")
+    prompt = pick(row, *PROMPTS)
     if prompt is None:
         fail(f"has no prompt (its keys: {keys_of(row)})")
     # The Alpaca layout keeps the text an instruction is about in a field of its own.

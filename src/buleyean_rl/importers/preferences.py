@@ -17,6 +17,7 @@ from buleyean_rl.importers.formats import (
     Discards,
     Format,
     answer_of,
+    conversing,
     find_format,
     label_of,
     labelled_answer,
@@ -128,7 +129,7 @@ def _convert(known: Format, row: Row) -> Iterator[Preference]:
 
 
 def _pair(row: Row) -> Preference:
-    row = _spelt(row)
+    row = conversing(_spelt(row))
     prompt, rejected = pair_answers(row)
     chosen = [] if pick(row, "chosen") is None else pair_answers(row, "chosen", "rejected")[1]
     answers = [*_texts(chosen, "chosen"), *_texts(rejected, "rejected")]
