@@ -53,6 +53,7 @@ from buleyean_rl.trainer import (
     batch_losses,
     discard_checkpoints,
     last_checkpoint,
+    row_tokens,
 )
 
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
@@ -147,9 +148,10 @@ def train(
     before = _fingerprint(model)
     with console.status("measuring the base model"):
         start = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
-    console.print(_estimate_line(model, trainer, training))
+    estimate, memory = _estimate(model, trainer, training)
+    console.print(estimate)
     if device.type == "cpu":
-        trainer.add_callback(_MemoryCallback(peak_rss_bytes()))
+        trainer.add_callback(_MemoryCallback(memory))
 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -454,14 +456,14 @@ def _data_line(data: dict[str, int], training: int, held_out: int) -> str:
     return "; ".join(parts)
 
 
-def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> str:
-    """Try the step with the longest row of an epoch, and say what the run will take."""
+def _estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> tuple[str, int]:
+    """Try the step with the longest row of an epoch, and say what the run will take; its memory in bytes besides."""
     config: BuleyeanConfig = trainer.args
     size = config.per_device_train_batch_size
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
     tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
-    alone = sizes.max() > ROW_TOKENS  # a record that has a row to itself, longer than any other
+    alone = sizes.max() > row_tokens(config.device)  # a record that has a row to itself, longer than any other
     largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
     per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
     devices = [] if config.device.type == "cpu" else [config.device]
@@ -475,17 +477,18 @@ def _estimate_line(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile)
     model.zero_grad()
     adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     on_gpu = config.device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
+    tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
+    memory = tried + 2 * adapter  # the optimiser's state is made in the first step
     tokens = per_epoch * config.num_train_epochs
     steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
     if config.max_steps > 0:
         tokens, steps = tokens * config.max_steps / steps, config.max_steps
     total = seconds / most * tokens
-    line = f"about {_duration(total)} for {steps:,.0f} steps, {(memory + 2 * adapter) / 1e9:.1f} GB of memory at most"
+    line = f"about {_duration(total)} for {steps:,.0f} steps, {memory / 1e9:.1f} GB of memory at most"
     available = psutil.virtual_memory().available
     if not on_gpu and 2 * adapter > available:
         line += f" [yellow](only {available / 1e9:.1f} GB are free: lower the batch size or --max-length)[/]"
-    return line
+    return line, memory
 
 
 def _duration(seconds: float) -> str:
@@ -507,14 +510,14 @@ def _result_lines(report: RunReport) -> str:
 
 
 class _MemoryCallback(TrainerCallback):
-    """Keeps a process near what it has held: between steps of many lengths lies free memory that fits none of them.
+    """Keeps a process near its estimate: between steps of many lengths lies free memory that fits none of them.
 
     Args:
-        most: what it may hold, in bytes, before what is free goes back.
+        estimate: in bytes; a tenth above it, what is free goes back. Every step would pay for taking it again.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.process = most, psutil.Process()
+    def __init__(self, estimate: int) -> None:
+        self.most, self.process = 1.1 * estimate, psutil.Process()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         if self.process.memory_info().rss > self.most:

@@ -236,15 +236,20 @@ class BuleyeanTrainer(Trainer):
             self._tokenizer.save_pretrained(folder)
 
 
+def row_tokens(device: torch.device) -> int:
+    """Tokens a row may have on a device: a GPU takes longer ones."""
+    return ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
+
+
 def fill_rows(items: Sequence[T], size: Callable[[T], int], device: torch.device) -> list[list[T]]:
     """Items in few rows, each short enough for memory: the longest first, each where it leaves the least room.
 
     Args:
         items: what is to be laid out.
         size: how many tokens an item has; one with more than a row has a row to itself.
-        device: what computes them: a GPU takes longer rows.
+        device: what computes them, see `row_tokens`.
     """
-    limit = ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
+    limit = row_tokens(device)
     rows: list[list[T]] = []
     rooms: list[int] = []
     for item in sorted(items, key=size, reverse=True):
@@ -299,7 +304,7 @@ def batch_losses(
 def losses_of_states(
     hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective, reference: Tensor | None
 ) -> NodeLosses:
-    """The objective from the hidden states at a batch's nodes. Arguments as of `batch_losses`.
+    """The objective from the hidden states at a batch's nodes.
 
     Args:
         hidden: the model's. Shape: (nodes, width).
