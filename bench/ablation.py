@@ -59,7 +59,7 @@ def main() -> None:
     def alone() -> Iterator[None]:
         groups = {layer: layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
         for layer in groups:
-            layer.group = lora.LinearGroup([layer])
+            layer.group = None
         yield
         for layer, group in groups.items():
             layer.group = group
@@ -80,7 +80,7 @@ def main() -> None:
         "RMSNorm and SwiGLU in C": (without(layers), everything),
         "dropout in C": (without(lora), everything),
         "layers with one input together": (alone(), everything),
-        "LoRA as one node, in bf16": (patch.object(lora.LinearGroup, "alike", lambda _: False), everything),
+        "LoRA as one node, in the base's type": (patch.object(lora.LinearGroup, "alike", lambda _: False), everything),
         "packed rows and own attention": (plain_attention(), lambda: step(padded)),
         "rows of two records, not one": (nullcontext(), lambda: step([pack([record]) for record in records])),
         "rows of two records, not four": (nullcontext(), lambda: step([pack(records[:4]), pack(records[4:])])),

@@ -10,7 +10,6 @@ the loss costs over its bare matrix products and in memory, and what a shared pr
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import json
 import os
@@ -37,7 +36,7 @@ from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head, return_free_memory
 from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import batch_losses, choose_layout
@@ -156,7 +155,7 @@ def loss_cost() -> dict[str, float]:
         fused_loss(h, head, counts, Objective(), reference).loss.sum().backward()
 
     loss()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that taking it again is seen
+    return_free_memory()  # so goes back, so that taking it again is seen
     process = psutil.Process()
     before, most = process.memory_info().rss, 0
     stop = threading.Event()

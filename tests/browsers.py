@@ -66,15 +66,16 @@ class Browser:
     def texts(self) -> list[str]:
         """The answers, once both are there."""
         self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
-        return self.run("return [...document.querySelectorAll('#answers .text')].map((node) => node.textContent)")
+        return self.contents("#answers .text")
 
-    def titles(self) -> list[str]:
-        """What stands above the answers."""
-        return self.run("return [...document.querySelectorAll('#answers h2')].map((node) => node.textContent)")
+    def contents(self, css: str) -> list[str]:
+        """The texts of nodes that the page may draw again at any moment."""
+        texts = "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)"
+        return self.run(texts, css)
 
     def marked(self) -> list[str]:
         """What is shown as rejected."""
-        return self.run("return [...document.querySelectorAll('#answers mark')].map((node) => node.textContent)")
+        return self.contents("#answers mark")
 
     def ask(self, prompt: str) -> list[str]:
         self.run("document.querySelectorAll('#answers article').forEach((node) => { node.dataset.old = ''; })")

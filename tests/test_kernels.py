@@ -46,7 +46,7 @@ def test_softmax_sums_and_gradient(shape: tuple[int, int], reference: bool, scal
     mass = (z_ref - base_most).exp()
     expected = torch.stack([(z - most).exp().sum(0), mass.sum(0), (mass * (z_ref - z)).sum(0)])
     got = torch.stack(kernels.softmax_sums(raw, raw_reference, scale, most.float(), base_most.float()))
-    torch.testing.assert_close(got.double(), expected, rtol=3e-6, atol=3e-6 * shape[0])
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
 
     of_pi, of_base = torch.rand(2, shape[1])
     lse, base_lse = z.logsumexp(0), z_ref.logsumexp(0)

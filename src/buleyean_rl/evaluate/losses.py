@@ -34,6 +34,7 @@ def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | N
     return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], 1)
 
 
+@torch.no_grad()
 def mean_nll(model: Any, boundaries: Sequence[Boundary]) -> float:
     """Mean negative log-likelihood of what was rejected, in nats per token, each weighted by its rate.
 
@@ -60,18 +61,15 @@ class HeldOut:
     def __init__(self, model: Any, boundaries: Sequence[Boundary], objective: Objective) -> None:
         self._model, self._objective, self._head = model, objective, output_head(model)
         self._rows = _batches(model, boundaries, objective)
-        with torch.no_grad():
-            self._references = [
-                reference_hidden(model, row) if objective.uses_reference else None for row in self._rows
-            ]
+        self._references = [reference_hidden(model, row) if objective.uses_reference else None for row in self._rows]
 
+    @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Means of `loss`, `kl`, `contrast` and `floor` per node, and `rejected_nll` as by `mean_nll`."""
         sums, nlls, terms = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
         for batch, reference in zip(self._rows, self._references, strict=True):
             hidden = _states(self._model, batch)
-            with torch.no_grad():
-                losses = losses_of_states(hidden, self._head, batch, self._objective, reference)
+            losses = losses_of_states(hidden, self._head, batch, self._objective, reference)
             sums += torch.stack([part.double().sum().cpu() for part in losses])
             nlls += _nll(hidden, self._head, batch.counts)
             terms += batch.terms
@@ -86,12 +84,11 @@ def _batches(model: Any, boundaries: Sequence[Boundary], objective: Objective) -
 
 
 def _states(model: Any, batch: Batch) -> Tensor:
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         return forward_hidden(backbone(model), batch)
 
 
 def _nll(hidden: Tensor, head: OutputHead, counts: Counts) -> Tensor:
     """Nats of what was rejected, each times its rate, and the sum of the rates. Shape: (2,)."""
-    with torch.no_grad():
-        nlls = -token_logprobs(hidden[counts.node], head, counts.option)
+    nlls = -token_logprobs(hidden[counts.node], head, counts.option)
     return torch.stack([(nlls * counts.rate).double().sum(), counts.rate.double().sum()]).cpu()
