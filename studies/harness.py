@@ -1,7 +1,8 @@
 """What the studies share: the model, one training run in memory, its measurements, and results that are kept.
 
 A study is a list of named runs. Each run's figures are written as soon as they are known, so a study that was stopped
-goes on where it was, and a table can be drawn of what there is.
+goes on where it was, and a table can be drawn of what there is. All of them compute in fp32: a study may be put
+together from runs of several machines, and greedy answers of other precisions part ways.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch is loaded; as the command does
 
+import torch
+
 from baselines import Baseline, BaselineTrainer
 from buleyean_rl.boundary import Boundary
-from buleyean_rl.engines import Sampling, TransformersEngine
-from buleyean_rl.evaluate import loop_rate, mean_nll, neutral_boundary
+from buleyean_rl.engines import Answer, Sampling, TransformersEngine
+from buleyean_rl.evaluate import is_looping, mean_nll, neutral_boundary
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import ObjectiveName
-from buleyean_rl.mine import as_messages
-from buleyean_rl.models import attach_lora, default_dtype, load_base, plain_model
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, plain_model
+from buleyean_rl.records import as_messages
 from buleyean_rl.report import write_json
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
@@ -45,6 +48,7 @@ class Method:
         beta: of a baseline that has one.
         settings: other fields of `BuleyeanConfig`.
         label: tells runs of one method apart.
+        seed: of the adapter and of the order of the records.
     """
 
     name: str
@@ -53,11 +57,12 @@ class Method:
     beta: float = 0.1
     settings: tuple[tuple[str, Any], ...] = ()
     label: str = ""
+    seed: int = 42
 
     @property
     def run(self) -> str:
         """The name of its run."""
-        return "-".join([self.name, *([self.label] if self.label else []), f"lr{self.learning_rate:g}"])
+        return "-".join(filter(None, (self.name, self.label, f"lr{self.learning_rate:g}", f"seed{self.seed}")))
 
 
 def keep(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -72,11 +77,15 @@ def keep(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[st
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
-def train(
-    model_name: str, method: Method, boundaries: Sequence[Boundary], seed: int = 42
-) -> tuple[Any, dict[str, Any]]:
+def base() -> Any:
+    """The model of the studies."""
+    return load_base(BUNDLED, torch.float32)
+
+
+def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str, Any]]:
     """A freshly adapted model trained on some boundaries, and what the trainer logged."""
-    model = attach_lora(load_base(model_name, default_dtype("cpu")), lora_config(16, 32, 0.0, None))
+    torch.manual_seed(method.seed)
+    model = attach_lora(base(), lora_config(16, 32, 0.0, None))
     with tempfile.TemporaryDirectory() as folder:
         config = BuleyeanConfig(
             output_dir=folder,
@@ -84,7 +93,7 @@ def train(
             learning_rate=method.learning_rate,
             num_train_epochs=method.epochs,
             save_strategy="no",
-            seed=seed,
+            seed=method.seed,
             beta=method.beta,
             **dict(method.settings),
         )
@@ -109,24 +118,33 @@ def _objective(name: str) -> ObjectiveName:
     return name if name in OBJECTIVES else "complement"  # type: ignore[return-value]
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[str]:
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Answer]:
     """Greedy answers."""
     plain_model(model).set_attn_implementation("sdpa")  # the packed layout has no padded rows
     engine = TransformersEngine(model.eval(), tokenizer, batch=BATCH)
-    return engine.complete_many([as_messages(prompt) for prompt in prompts], Sampling(max_tokens=ANSWER_TOKENS))
+    return engine.answer_many([as_messages(prompt) for prompt in prompts], Sampling(max_tokens=ANSWER_TOKENS))
 
 
 def measure(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], neutral: Sequence[Boundary], rejected: Sequence[Boundary]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    neutral: Sequence[Boundary],
+    rejected: Sequence[Boundary],
+    texts: Path,
 ) -> dict[str, Any]:
-    """Loops on prompts, nats per token of neutral and of rejected text, and the answers themselves."""
+    """Loops on prompts, and nats per token of neutral and of rejected text; the answers go into the file `texts`."""
     figures = {"neutral_nll": mean_nll(model, neutral), "rejected_nll": mean_nll(model, rejected)}
     answers = answer(model, tokenizer, prompts)
+    texts.parent.mkdir(parents=True, exist_ok=True)
+    write_json(texts, {"texts": [answer.text for answer in answers]})
+    loops = [is_looping(answer.text) for answer in answers]
     return {
-        "loop_rate": loop_rate(answers),
         **figures,
-        "mean_characters": sum(map(len, answers)) / len(answers),
-        "answers": answers,
+        "loop_rate": sum(loops) / len(loops),
+        "loops": list(map(int, loops)),
+        "mean_characters": sum(len(answer.text) for answer in answers) / len(answers),
+        "ended_share": sum(answer.ended for answer in answers) / len(answers),
     }
 
 

@@ -76,27 +76,24 @@ def main() -> None:
         random.Random(0).shuffle(items)
         test, training = items[:HELD_OUT], items[HELD_OUT:]
         neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
-        for seed in SEEDS:
-            for method in METHODS:
-                for counts in COUNTS:
+        for method in (replace(method, seed=seed) for seed in SEEDS for method in METHODS):
+            for counts in COUNTS:
 
-                    def run(method: Method = method, counts: Any = counts, seed: int = seed) -> dict[str, Any]:
-                        draw = random.Random(seed)
-                        drawn = [counts(item, draw) for item in training]
-                        model, log = harness.train(
-                            BUNDLED, method, boundaries_of(drawn, tokenizer, with_chosen=True), seed
-                        )
-                        figure = tau(model, tokenizer, test)
-                        with model.disable_adapter():
-                            before = mean_nll(model, neutral)
-                        return log | {
-                            "kendall_tau": figure.value,
-                            "interval": figure.interval(),
-                            "items": figure.items.tolist(),
-                            "neutral_drift": mean_nll(model, neutral) - before,
-                        }
+                def run(method: Method = method, counts: Any = counts) -> dict[str, Any]:
+                    draw = random.Random(method.seed)
+                    drawn = [counts(item, draw) for item in training]
+                    model, log = harness.train(method, boundaries_of(drawn, tokenizer, with_chosen=True))
+                    figure = tau(model, tokenizer, test)
+                    with model.disable_adapter():
+                        before = mean_nll(model, neutral)
+                    return log | {
+                        "kendall_tau": figure.value,
+                        "interval": figure.interval(),
+                        "items": figure.items.tolist(),
+                        "neutral_drift": mean_nll(model, neutral) - before,
+                    }
 
-                    keep(folder, f"{method.run}-{counts.__name__}-seed{seed}", run)
+                keep(folder, f"{counts.__name__}-{method.run}", run)
     print(table(folder))
 
 

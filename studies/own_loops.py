@@ -1,9 +1,10 @@
 """Own loops: the model's looping answers are the rejections; loops on unseen prompts against damage elsewhere.
 
-    python studies/own_loops.py --prompts P.jsonl --unseen U.jsonl --neutral N.jsonl -o FOLDER
+    python studies/own_loops.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER
 
-400 answers of the base are mined; every method trains on the same looping ones, with the same rejected spans, steps and
-batches. Stopped, the same command goes on; `--table` only draws what there is.
+The base answers the first 400 prompts, and the last 200 are for measuring; every method trains on the same looping
+ones, with the same rejected spans, steps and batches. Stopped, the same command goes on; `--table` only draws what
+there is.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import harness
 from buleyean_rl.boundary import build_boundaries, encode_prompt
 from buleyean_rl.mine import read_prompts, reject_loops
-from buleyean_rl.models import BUNDLED, default_dtype, load_base, load_tokenizer
+from buleyean_rl.models import BUNDLED, load_tokenizer
 from buleyean_rl.records import Prompt
 from harness import Method, keep
 
@@ -26,59 +28,62 @@ PROMPT_TOKENS = 192  # longer prompts are left out
 
 METHODS = [
     Method("complement", 5e-4),
-    Method("npo", 1e-4),
+    Method("complement", 5e-4, label="tau8", settings=(("tau", 8.0),)),
     Method("unlikelihood", 1e-4),
+    Method("npo", 1e-4),
     Method("kto", 5e-4),
     Method("ascent", 2e-5),
+    Method("complement", 5e-4, label="alpha0.4", settings=(("alpha", 0.4),)),
     Method("complement", 1e-3),
-    Method("npo", 3e-5),
-    Method("unlikelihood", 3e-5),
+    Method("published", 5e-4),
+    Method("npo", 3e-4),
+    Method("unlikelihood", 3e-4),
     Method("kto", 2e-4),
     Method("ascent", 5e-6),
     Method("complement", 2e-4),
-    Method("npo", 3e-4),
-    Method("unlikelihood", 3e-4),
+    Method("npo", 3e-5),
+    Method("unlikelihood", 3e-5),
     Method("kto", 1e-3),
-    Method("complement", 5e-4, label="alpha0.5", settings=(("alpha", 0.5),)),
-    Method("complement", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
-    Method("published", 5e-4),
+    Method("complement", 5e-4, label="tau3", settings=(("tau", 3.0),)),
 ]
 
 
-def pick_prompts(path: Path, tokenizer: Any, count: int) -> list[Prompt]:
-    """The first prompts of a file that are not too long."""
-    short = (prompt for prompt in read_prompts(path) if len(encode_prompt(tokenizer, prompt)) <= PROMPT_TOKENS)
-    return [prompt for prompt, _ in zip(short, range(count), strict=False)]
+def pick_prompts(paths: Sequence[Path], tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """The first prompts of some files, to mine, and the last, to measure on; long ones left out."""
+    every = dict.fromkeys(prompt for path in paths for prompt in read_prompts(path))
+    short = [prompt for prompt in every if len(encode_prompt(tokenizer, prompt)) <= PROMPT_TOKENS]
+    if len(short) < MINED + UNSEEN:
+        raise SystemExit(f"{len(short)} prompts of at most {PROMPT_TOKENS} tokens: {MINED + UNSEEN} are needed")
+    return short[:MINED], short[-UNSEEN:]
 
 
 def main() -> None:
     """Run what is not done yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("prompts", "unseen", "neutral"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--neutral", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:
         tokenizer = load_tokenizer(BUNDLED)
-        unseen = pick_prompts(arguments.unseen, tokenizer, UNSEEN)
-        prompts = [p for p in pick_prompts(arguments.prompts, tokenizer, MINED + UNSEEN) if p not in set(unseen)][
-            :MINED
-        ]
+        prompts, unseen = pick_prompts(arguments.prompts, tokenizer)
         neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
-        base = load_base(BUNDLED, default_dtype("cpu"))
-        mined = keep(folder, "mined", lambda: {"answers": harness.answer(base, tokenizer, prompts)})["answers"]
-        records = reject_loops(prompts, mined)  # type: ignore[arg-type]
+        texts = folder / "answers"
+        base = harness.base()
+        mined = keep(texts, "mined", lambda: {"texts": [a.text for a in harness.answer(base, tokenizer, prompts)]})
+        records = reject_loops(prompts, mined["texts"])  # type: ignore[arg-type]
         boundaries = [b for b in build_boundaries(records, tokenizer, 1024) if b is not None]
         print(f"{len(boundaries)} of {len(prompts)} mined answers loop", file=sys.stderr, flush=True)
-        keep(folder, "base", lambda: harness.measure(base, tokenizer, unseen, neutral, boundaries))
+        measured_on = tokenizer, unseen, neutral, boundaries
+        keep(folder, "base", lambda: harness.measure(base, *measured_on, texts / "base.json"))
         del base
         for method in METHODS:
 
             def run(method: Method = method) -> dict[str, Any]:
-                model, log = harness.train(BUNDLED, method, boundaries)
-                return log | harness.measure(model, tokenizer, unseen, neutral, boundaries)
+                model, log = harness.train(method, boundaries)
+                return log | harness.measure(model, *measured_on, texts / f"{method.run}.json")
 
             keep(folder, method.run, run)
     print(table(folder))
@@ -86,7 +91,7 @@ def main() -> None:
 
 def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown; draws them too."""
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.stem != "mined"}
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     base = runs.pop("base")
     rows = [
         "| run | loops, unseen prompts | neutral drift, nats/token | rejected text, nats/token |",

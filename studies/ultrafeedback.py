@@ -99,7 +99,7 @@ def main() -> None:
 
             def run(method: Method = method) -> dict[str, Any]:
                 with_chosen = method.name in NEEDS_CHOSEN
-                model, log = harness.train(BUNDLED, method, boundaries_of(items, tokenizer, with_chosen=with_chosen))
+                model, log = harness.train(method, boundaries_of(items, tokenizer, with_chosen=with_chosen))
                 measured = {name: accuracy(model, tokenizer, pairs) for name, pairs in tests.items()}
                 with model.disable_adapter():
                     before = mean_nll(model, neutral)

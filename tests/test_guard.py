@@ -20,7 +20,8 @@ from buleyean_rl.evaluate import neutral_boundary
 from buleyean_rl.guard import Guard, Limits, Look, why_unsound
 from buleyean_rl.lora import lora_config
 from buleyean_rl.models import attach_lora, backbone, output_head
-from buleyean_rl.train import load_config, train
+from buleyean_rl.settings import load_config
+from buleyean_rl.train import train
 from buleyean_rl.trainer import choose_layout, reference_hidden
 from tiny import SENTENCES, tiny_llama, tiny_tokenizer
 

@@ -22,7 +22,8 @@ from buleyean_rl import train as training
 from buleyean_rl.errors import BuleyeanError, RecordError, TrainingError, UsageError
 from buleyean_rl.records import make_record, write_records
 from buleyean_rl.report import RunReport
-from buleyean_rl.train import load_config, split, train
+from buleyean_rl.settings import load_config
+from buleyean_rl.train import split, train
 from tiny import tiny_tokenizer
 
 SECTION_5 = {
@@ -171,6 +172,7 @@ from pathlib import Path
 
 import torch
 from buleyean_rl import train as training
+from buleyean_rl.settings import load_config
 from buleyean_rl.trainer import BuleyeanTrainer
 
 training.NEUTRAL_TOKENS = 8
@@ -193,7 +195,7 @@ def half_save(value, path, *args, **kwargs):
     save(value, path, *args, **kwargs)
 
 BuleyeanTrainer.log, torch.save = log_and_die, half_save
-training.train(Path(records), base, training.load_config(None, Path(run), eval(settings)))
+training.train(Path(records), base, load_config(None, Path(run), eval(settings)))
 """
 
 

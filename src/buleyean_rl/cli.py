@@ -159,7 +159,7 @@ def train(
     from dataclasses import asdict
     from pathlib import Path
 
-    from buleyean_rl.train import load_config
+    from buleyean_rl.settings import load_config
     from buleyean_rl.train import train as run
 
     settings = {

@@ -11,18 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, set_seed
 
 from buleyean_rl import demo_data
@@ -30,6 +26,7 @@ from buleyean_rl.boundary import Boundary
 from buleyean_rl.cache import cache_folder, make_room
 from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
+from buleyean_rl.estimate import KeepMemory, estimate
 from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
 from buleyean_rl.guard import SOUND, Guard, Limits
 from buleyean_rl.lora import lora_config
@@ -41,8 +38,8 @@ from buleyean_rl.models import (
     load_base,
     load_tokenizer,
     resolve,
-    return_free_memory,
 )
+from buleyean_rl.progress import ShowProgress
 from buleyean_rl.records import read_records, records_sha256, write_records
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
@@ -50,10 +47,8 @@ from buleyean_rl.trainer import (
     ROW_TOKENS,
     BuleyeanConfig,
     BuleyeanTrainer,
-    batch_losses,
     discard_checkpoints,
     last_checkpoint,
-    row_tokens,
 )
 
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
@@ -139,7 +134,7 @@ def train(
     model = attach_lora(base, adapter)
     model.peft_config["default"].base_model_name_or_path = settings["model"]
     model.to(device)
-    progress = _ProgressCallback(console)
+    progress = ShowProgress(console)
     reference_folder = _reference_folder(sha256, config, model, model_name, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
     measured = HeldOut(model, (held_out or training)[:MEASURED_RECORDS], config.loss)
@@ -148,10 +143,10 @@ def train(
     before = _fingerprint(model)
     with console.status("measuring the base model"):
         start = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
-    estimate, memory = _estimate(model, trainer, training)
-    console.print(estimate)
+    need = estimate(model, trainer, training)
+    console.print(str(need))
     if device.type == "cpu":
-        trainer.add_callback(_MemoryCallback(memory))
+        trainer.add_callback(KeepMemory(need.memory_bytes))
 
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -182,48 +177,6 @@ def train(
         (folder / name).unlink(missing_ok=True)
     console.print(_result_lines(report))
     return report
-
-
-def load_config(file: Path | None, folder: Path, given: dict[str, Any]) -> BuleyeanConfig:
-    """Settings from a YAML file, with those given on the command line on top.
-
-    Args:
-        file: a mapping of `BuleyeanConfig` fields, or None.
-        folder: the run folder.
-        given: fields that win over the file's.
-
-    Raises:
-        UsageError: the file cannot be read, or names or values do not fit.
-    """
-    settings: Any = {}
-    if file is not None:
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{file}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(settings, dict):
-            raise UsageError(f"{file}: expected `name: value` lines, such as `learning_rate: 2e-4`")
-    unknown = set(settings) - {f.name for f in fields(BuleyeanConfig) if f.init} | {"output_dir"} & set(settings)
-    if unknown:
-        raise UsageError(f"{file}: not a setting: {', '.join(sorted(map(str, unknown)))}")
-    for setting in fields(BuleyeanConfig):
-        kind = getattr(setting.type, "__name__", setting.type)  # ours are annotations, transformers' are types
-        if setting.name in settings and kind in ("float", "int"):
-            settings[setting.name] = _number(f"{file}: {setting.name}", settings[setting.name], kind == "int")
-    try:
-        return BuleyeanConfig(**{**settings, **given, "output_dir": str(folder)})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{file or 'settings'}: {error}") from error
-
-
-def _number(what: str, value: Any, whole: bool) -> float:
-    try:  # YAML reads 2e-4, without a dot, as text
-        number = float("a switch" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{what} must be a number, not {value!r}") from None
-    if whole and not number.is_integer():
-        raise UsageError(f"{what} must be a whole number, not {value!r}")
-    return int(number) if whole else number
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -456,47 +409,6 @@ def _data_line(data: dict[str, int], training: int, held_out: int) -> str:
     return "; ".join(parts)
 
 
-def _estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> tuple[str, int]:
-    """Try the step with the longest row of an epoch, and say what the run will take; its memory in bytes besides."""
-    config: BuleyeanConfig = trainer.args
-    size = config.per_device_train_batch_size
-    shuffled = np.random.default_rng(config.seed).permutation(len(training))
-    sizes, starts = training.sizes[shuffled], range(0, len(training), size)
-    tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
-    alone = sizes.max() > row_tokens(config.device)  # a record that has a row to itself, longer than any other
-    largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
-    per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
-    devices = [] if config.device.type == "cpu" else [config.device]
-    with torch.random.fork_rng(devices):  # the run itself must not notice
-        started = time.monotonic()
-        boundaries = training.select(shuffled[largest * size : (largest + 1) * size])[:]
-        model.train()
-        for batch in trainer.collate(list(enumerate(boundaries)))["batches"]:
-            batch_losses(model, trainer.head, batch.to(config.device), config.loss).loss.mean().backward()
-        seconds = time.monotonic() - started
-    model.zero_grad()
-    adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    on_gpu = config.device.type == "cuda"
-    tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
-    memory = tried + 2 * adapter  # the optimiser's state is made in the first step
-    tokens = per_epoch * config.num_train_epochs
-    steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
-    if config.max_steps > 0:
-        tokens, steps = tokens * config.max_steps / steps, config.max_steps
-    total = seconds / most * tokens
-    line = f"about {_duration(total)} for {steps:,.0f} steps, {memory / 1e9:.1f} GB of memory at most"
-    available = psutil.virtual_memory().available
-    if not on_gpu and 2 * adapter > available:
-        line += f" [yellow](only {available / 1e9:.1f} GB are free: lower the batch size or --max-length)[/]"
-    return line, memory
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
 def _result_lines(report: RunReport) -> str:
     lines = [
         f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
@@ -507,51 +419,3 @@ def _result_lines(report: RunReport) -> str:
     if report.rejected_nll_final <= report.rejected_nll_base:
         lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
     return "\n".join(lines)
-
-
-class _MemoryCallback(TrainerCallback):
-    """Keeps a process near its estimate: between steps of many lengths lies free memory that fits none of them.
-
-    Args:
-        estimate: in bytes; a tenth above it, what is free goes back. Every step would pay for taking it again.
-    """
-
-    def __init__(self, estimate: int) -> None:
-        self.most, self.process = 1.1 * estimate, psutil.Process()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        if self.process.memory_info().rss > self.most:
-            return_free_memory()
-
-
-class _ProgressCallback(TrainerCallback):
-    """A progress bar with the loss, its parts, the speed and the time left."""
-
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=console.quiet,
-        )
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self.progress.start()
-        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, status="")
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        logs = kwargs["logs"]
-        if "floor" not in logs:
-            return
-        status = (
-            f"loss {logs['loss']:.4f}  KL {logs['kl']:.4f}  contrast {logs['contrast']:.4f}  gap {logs['gap']:.4f}  "
-            f"{logs['tokens'] / logs['seconds']:.0f} tokens/s"
-        )
-        self.progress.update(self.task, completed=state.global_step, status=status)
-
-    def stop(self) -> None:
-        """Close the bar, whatever happened."""
-        self.progress.stop()

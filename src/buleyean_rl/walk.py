@@ -30,7 +30,8 @@ from buleyean_rl.mine import Mined, MineSettings, mine
 from buleyean_rl.models import is_run
 from buleyean_rl.records import Prompt, accumulate_records, read_records, write_records
 from buleyean_rl.report import write_json
-from buleyean_rl.train import load_config, train
+from buleyean_rl.settings import load_config
+from buleyean_rl.train import train
 from buleyean_rl.trainer import BuleyeanConfig
 
 ENGINE = "transformers"  # a round's model is an adapter on the base, and only there runs without an export
@@ -144,7 +145,7 @@ def walk_config(file: Path | None, given: dict[str, Any]) -> Callable[[Path], Bu
     """Settings of a walk's training: a YAML file's, or `DEFAULTS` without one, and those given on top.
 
     Args:
-        file: as for `train.load_config`.
+        file: as for `settings.load_config`.
         given: settings by name.
 
     Returns:

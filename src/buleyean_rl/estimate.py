@@ -1,0 +1,103 @@
+"""What a run will take, tried on its longest row before it starts; and keeping to it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from transformers import TrainerCallback
+
+from buleyean_rl.models import return_free_memory
+from buleyean_rl.report import peak_rss_bytes
+from buleyean_rl.tokenised import BoundaryFile
+from buleyean_rl.trainer import BuleyeanTrainer, batch_losses, row_tokens
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Args:
+        seconds: of its steps.
+        steps: in all.
+        memory_bytes: the most it will hold; on a GPU, of the GPU's memory.
+        free_bytes: of the machine's memory, where the optimiser's state will not fit into it; else None.
+    """
+
+    seconds: float
+    steps: float
+    memory_bytes: int
+    free_bytes: int | None
+
+    def __str__(self) -> str:
+        line = (
+            f"about {_duration(self.seconds)} for {self.steps:,.0f} steps, {self.memory_bytes / 1e9:.1f} GB of memory "
+            "at most"
+        )
+        if self.free_bytes is not None:
+            line += f" [yellow](only {self.free_bytes / 1e9:.1f} GB are free: lower the batch size or --max-length)[/]"
+        return line
+
+
+def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
+    """Try the step with the longest row of an epoch; nothing of the run changes by it.
+
+    Args:
+        model: PEFT.
+        trainer: of the run, not yet started.
+        training: what it trains on.
+    """
+    config = trainer.args
+    size = config.per_device_train_batch_size
+    shuffled = np.random.default_rng(config.seed).permutation(len(training))
+    sizes, starts = training.sizes[shuffled], range(0, len(training), size)
+    tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
+    alone = sizes.max() > row_tokens(config.device)  # a record that has a row to itself, longer than any other
+    largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
+    per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
+    devices = [] if config.device.type == "cpu" else [config.device]
+    with torch.random.fork_rng(devices):  # the run itself must not notice
+        started = time.monotonic()
+        boundaries = training.select(shuffled[largest * size : (largest + 1) * size])[:]
+        model.train()
+        for batch in trainer.collate(list(enumerate(boundaries)))["batches"]:
+            batch_losses(model, trainer.head, batch.to(config.device), config.loss).loss.mean().backward()
+        seconds = time.monotonic() - started
+    model.zero_grad()
+    adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    on_gpu = config.device.type == "cuda"
+    tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
+    memory = tried + 2 * adapter  # the optimiser's state is made in the first step
+    tokens = per_epoch * config.num_train_epochs
+    steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
+    if config.max_steps > 0:
+        tokens, steps = tokens * config.max_steps / steps, config.max_steps
+    free = psutil.virtual_memory().available
+    lacking = not on_gpu and 2 * adapter > free
+    return Estimate(seconds / most * tokens, steps, memory, free if lacking else None)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+class KeepMemory(TrainerCallback):
+    """Keeps a process near its estimate: between steps of many lengths lies free memory that fits none of them.
+
+    Args:
+        memory_bytes: the estimate; a tenth above it, what is free goes back. Every step would pay for taking it again.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.most, self.process = 1.1 * memory_bytes, psutil.Process()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Give back, if there is more than planned for."""
+        if self.process.memory_info().rss > self.most:
+            return_free_memory()
