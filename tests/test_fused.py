@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from buleyean_rl import fused
+from buleyean_rl import fused, kernels
 from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
 from buleyean_rl.losses import NodeLosses, Objective, complement_loss, published_loss
@@ -91,6 +91,16 @@ def test_fused_equals_dense(
     torch.testing.assert_close(
         got_grad.double() / scale, expected_grad.double() / scale, rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS[1:])
+def test_the_kernels_for_cuda_make_the_same_loss(
+    objective: Objective, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = pytest.importorskip("buleyean_rl.kernels.triton")
+    monkeypatch.setattr(kernels, "loss_passes", lambda _tile: passes)
+    test_fused_equals_dense(objective, dtype, tolerance, (47, 31, 123), {"scale": 0.5}, monkeypatch)
 
 
 # --- what has no loss, what is never made

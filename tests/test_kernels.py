@@ -1,21 +1,32 @@
-"""The C kernels against the same work in torch, and what happens where they cannot be built."""
+"""The kernels against the same work in torch, those for CUDA in Triton's interpreter; and where there are none."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from buleyean_rl import kernels
 
-pytestmark = pytest.mark.skipif(
+needs_c = pytest.mark.skipif(
     not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
 )
 SHAPES = [(1, 1), (5, 3), (1000, 64), (257, 37)]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
 in_each_type = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+
+
+@pytest.fixture(params=[pytest.param("C", marks=needs_c), "Triton"])
+def passes(request: pytest.FixtureRequest) -> Any:
+    """Who makes the passes of the loss; Triton's are interpreted, see conftest."""
+    if request.param == "C":
+        return kernels
+    return pytest.importorskip("buleyean_rl.kernels.triton")
 
 
 def logits(
@@ -29,42 +40,45 @@ def logits(
 
 @in_each_type
 @pytest.mark.parametrize("shape", SHAPES)
-def test_column_most(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_column_most(shape: tuple[int, int], dtype: torch.dtype, passes: Any) -> None:
     tile, *_ = logits(*shape, reference=True, dtype=dtype)
-    assert kernels.column_most(tile).equal(tile.float().amax(0))
+    assert passes.column_most(tile).equal(tile.float().amax(0))
 
 
 @in_each_type
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("reference", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_softmax_sums_and_gradient(shape: tuple[int, int], reference: bool, scale: float, dtype: torch.dtype) -> None:
+def test_softmax_sums_and_gradient(
+    shape: tuple[int, int], reference: bool, scale: float, dtype: torch.dtype, passes: Any
+) -> None:
     _, raw, raw_reference = logits(*shape, reference=reference, dtype=dtype)
     z = scale * raw.double()
     z_ref = torch.zeros_like(z) if raw_reference is None else scale * raw_reference.double()
     most, base_most = z.amax(0), z_ref.amax(0)
     mass = (z_ref - base_most).exp()
     expected = torch.stack([(z - most).exp().sum(0), mass.sum(0), (mass * (z_ref - z)).sum(0)])
-    got = torch.stack(kernels.softmax_sums(raw, raw_reference, scale, most.float(), base_most.float()))
+    got = torch.stack(passes.softmax_sums(raw, raw_reference, scale, most.float(), base_most.float()))
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
 
     of_pi, of_base = torch.rand(2, shape[1])
     lse, base_lse = z.logsumexp(0), z_ref.logsumexp(0)
     gradient = scale * (of_pi * (z - lse).exp() - of_base * (z_ref - base_lse).exp())
     untouched = None if raw_reference is None else raw_reference.clone()
-    kernels.softmax_gradient(raw, raw_reference, scale, lse.float(), base_lse.float(), of_pi, of_base)
+    passes.softmax_gradient(raw, raw_reference, scale, lse.float(), base_lse.float(), of_pi, of_base)
     torch.testing.assert_close(raw.double(), gradient.to(dtype).double(), rtol=2 * ROUNDING[dtype], atol=1e-7)
     assert raw_reference is None or raw_reference.equal(untouched)
 
 
 @in_each_type
-def test_equal_logits_cancel_exactly(dtype: torch.dtype) -> None:
+def test_equal_logits_cancel_exactly(dtype: torch.dtype, passes: Any) -> None:
     raw = (6 * torch.randn(300, 8)).to(dtype).repeat(1, 2)
     lse, of = raw[:, :8].float().logsumexp(0), torch.rand(8)
-    kernels.softmax_gradient(raw[:, :8], raw[:, 8:], 1.0, lse, lse, of, of)
+    passes.softmax_gradient(raw[:, :8], raw[:, 8:], 1.0, lse, lse, of, of)
     assert not raw[:, :8].any()
 
 
+@needs_c
 def test_many_small_terms_add_up() -> None:
     torch.manual_seed(0)
     z, none = torch.randn(300_000, 4) - 3, torch.zeros(4)  # one after the other they would be off by 6e-6
@@ -72,6 +86,7 @@ def test_many_small_terms_add_up() -> None:
     torch.testing.assert_close(total.double(), z.double().exp().sum(0), rtol=2e-6, atol=0)
 
 
+@needs_c
 @in_each_type
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (5, 5), (17, 40), (128, 200)])
 @pytest.mark.parametrize("group", [1, 3])
@@ -91,6 +106,7 @@ def test_causal_softmax_and_its_gradient(queries: int, keys: int, group: int, dt
     torch.testing.assert_close(gradient.double(), exact.grad, rtol=5 * ROUNDING[dtype], atol=5 * ROUNDING[dtype])
 
 
+@needs_c
 @in_each_type
 @pytest.mark.parametrize("heads_first", [True, False])
 @pytest.mark.parametrize("width", [2, 20, 64])
@@ -109,6 +125,7 @@ def test_rotate_and_its_gradient(width: int, heads_first: bool, dtype: torch.dty
         torch.testing.assert_close(y.double(), result, rtol=ROUNDING[dtype], atol=1e-6)
 
 
+@needs_c
 def test_only_one_type_of_two_on_a_cpu_is_taken() -> None:
     assert kernels.available(torch.zeros(1))
     assert not kernels.available(torch.zeros(1).double())
@@ -116,6 +133,7 @@ def test_only_one_type_of_two_on_a_cpu_is_taken() -> None:
     assert not kernels.available(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta"))
 
 
+@needs_c
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
 def test_without_a_compiler_there_are_no_kernels(
     compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -130,6 +148,7 @@ def test_without_a_compiler_there_are_no_kernels(
         kernels._library.cache_clear()
 
 
+@needs_c
 def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs: list[tuple[str, ...]] = []
@@ -148,3 +167,29 @@ def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def _run(*command: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+COMPILES = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from buleyean_rl.kernels import triton as passes
+
+fixed = {"ROWS": passes.ROWS, "COLUMNS": passes.COLUMNS}
+whole = dict.fromkeys(("rows", "columns", "stride", "share"), "i32")
+for kernel in (passes._most, passes._sums, passes._gradient):
+    for capability in (80, 90):
+        for logits in ("*bf16", "*fp32"):
+            for reference in (True, False):
+                constants = {n: v for n, v in (fixed | {"HAS_REFERENCE": reference}).items() if n in kernel.arg_names}
+                types = whole | {"scale": "fp32"} | dict.fromkeys(("x", "z", "z_ref"), logits)
+                types |= dict.fromkeys(constants, "constexpr")
+                source = ASTSource(kernel, {name: types.get(name, "*fp32") for name in kernel.arg_names}, constants)
+                assert compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+"""
+
+
+def test_what_is_for_cuda_compiles_for_it(tmp_path: Path) -> None:
+    """To machine code, which needs no GPU."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", COMPILES], env=environment, check=True)

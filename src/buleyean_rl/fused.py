@@ -244,7 +244,8 @@ def node_tiles(hidden: Tensor) -> list[slice]:
 
 def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
     """Of each node, from what `project` made. Shape: (vocabulary, nodes) to (nodes,)."""
-    return head.finish(kernels.column_most(raw) if kernels.available(raw) else raw.amax(0))
+    passes = kernels.loss_passes(raw)
+    return head.finish(raw.amax(0) if passes is None else passes.column_most(raw))
 
 
 def vocabulary_sums(
@@ -262,8 +263,9 @@ def vocabulary_sums(
     Returns:
         Three tensors of shape (nodes,).
     """
-    if head.softcap is None and kernels.available(raw):
-        return kernels.softmax_sums(raw, raw_reference, head.scale, most, base_most)
+    passes = kernels.loss_passes(raw)
+    if head.softcap is None and passes is not None:
+        return passes.softmax_sums(raw, raw_reference, head.scale, most, base_most)
     sums = torch.zeros(3, *most.shape, dtype=most.dtype, device=most.device)
     for chunk in _chunks(raw):
         logits = head.finish(raw[chunk])
@@ -286,8 +288,9 @@ def _dense_gradient(
     of_base: Tensor,
 ) -> None:
     """of_pi * pi - of_base * base, as a gradient in what `project` made, written over `raw`."""
-    if head.softcap is None and kernels.available(raw):
-        kernels.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
+    passes = kernels.loss_passes(raw)
+    if head.softcap is None and passes is not None:
+        passes.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
         return
     for chunk in _chunks(raw):
         logits = head.finish(raw[chunk])

@@ -2,7 +2,8 @@
 
     kernels.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
 
-Where there is no compiler `available()` is False, and the callers do the same work in torch, in more sweeps.
+Where there is no compiler `available()` is False, and the callers do the same work in torch, in more sweeps. On
+CUDA the passes of the loss are in `triton.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -48,6 +51,13 @@ def available(*tensors: Tensor) -> bool:
     dtype = tensors[0].dtype
     alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
     return alike and dtype in TYPES and _library(dtype) is not None
+
+
+def loss_passes(tile: Tensor) -> ModuleType | None:
+    """The module whose `column_most`, `softmax_sums` and `softmax_gradient` take a tile of logits; None for torch."""
+    if tile.is_cuda and tile.dtype in (*TYPES, torch.float16):
+        return _triton()
+    return sys.modules[__name__] if available(tile) else None
 
 
 def column_most(x: Tensor) -> Tensor:
@@ -189,6 +199,16 @@ def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
     library = _library(x.dtype)
     assert library is not None
     getattr(library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in (x, *others)))
+
+
+@lru_cache
+def _triton() -> ModuleType | None:
+    """Comes with a torch for CUDA."""
+    try:
+        from buleyean_rl.kernels import triton
+    except ImportError:
+        return None
+    return triton
 
 
 @lru_cache
