@@ -28,11 +28,11 @@ PROMPT_TOKENS = 192  # longer prompts are left out
 
 METHODS = [
     Method("complement", 5e-4),
-    Method("complement", 5e-4, label="tau8", settings=(("tau", 8.0),)),
     Method("unlikelihood", 1e-4),
     Method("npo", 1e-4),
     Method("kto", 5e-4),
     Method("ascent", 2e-5),
+    Method("complement", 5e-4, label="tau8", settings=(("tau", 8.0),)),
     Method("complement", 5e-4, label="alpha0.4", settings=(("alpha", 0.4),)),
     Method("complement", 1e-3),
     Method("published", 5e-4),

@@ -103,6 +103,34 @@ def test_the_kernels_for_cuda_make_the_same_loss(
     test_fused_equals_dense(objective, dtype, tolerance, (47, 31, 123), {"scale": 0.5}, monkeypatch)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [1.0, 8.0])
+@pytest.mark.parametrize("margin", [5.0, 14.0, 26.0])
+def test_a_model_that_is_sure_of_what_was_rejected(margin: float, tau: float, dtype: torch.dtype) -> None:
+    """As in exact arithmetic: up to 1 - p = 1e-9, none in fp32, and to a target that weighs it 2e14 times less."""
+    torch.manual_seed(2)
+    weight = (torch.randn(200, 64) / 8).to(dtype)
+    weight[:, :2], weight[3, :2] = 0, torch.tensor([margin, margin])  # token 3 stands out by the first two widths
+    reference = torch.randn(4, 64).to(dtype)
+    reference[:, 0], reference[:, 1] = 1, 0
+    hidden = reference.clone()
+    hidden[2:, 0] = 0.75  # some nodes have moved away from the reference
+    counts = Counts(*torch.tensor([[0, 1, 1, 2], [3, 3, 7, 3]]), torch.tensor([60.0, 60, 2, 9]), torch.full((4,), 60.0))
+    objective, head = Objective("complement", tau=tau), OutputHead(weight)
+
+    results = []
+    for loss, precision in ((fused_loss, dtype), (dense_loss, torch.float64)):
+        h = hidden.to(precision).clone().requires_grad_()
+        losses = loss(h, OutputHead(head.weight.to(precision)), counts, objective, reference.to(precision))
+        losses.loss.sum().backward()
+        results.append((losses, h.grad.double()))
+    (got, got_grad), (expected, expected_grad) = results
+    precise = 1e-4 if dtype == torch.float32 else 1e-6  # nats of a sum whose terms are logits of up to 26
+    for name in NodeLosses._fields:
+        torch.testing.assert_close(getattr(got, name).double(), getattr(expected, name), rtol=precise, atol=precise)
+    torch.testing.assert_close(got_grad, expected_grad, rtol=precise, atol=precise * expected_grad.abs().max())
+
+
 # --- what has no loss, what is never made
 
 

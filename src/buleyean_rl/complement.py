@@ -129,7 +129,7 @@ class SparseTarget(NamedTuple):
     """The complement distribution where it differs from a multiple of its base measure.
 
     With r_i = w_i / (T + 1)^tau on rejected options and 1 elsewhere, P_i = mu_i r_i / Z and
-    Z = 1 - sum over rejected i of mu_i (1 - r_i).
+    Z = what mu leaves the options never rejected + sum over rejected i of mu_i r_i.
 
     Args:
         ratio: r_i. Shape: (entries,).
@@ -144,7 +144,9 @@ class SparseTarget(NamedTuple):
     rest: Tensor
 
 
-def sparse_target(counts: Counts, base: Tensor, options: int | Tensor, tau: float = 1.0) -> SparseTarget:
+def sparse_target(
+    counts: Counts, base: Tensor, options: int | Tensor, tau: float = 1.0, left: Tensor | None = None
+) -> SparseTarget:
     """P of equation (1) from the base measure of the rejected options alone.
 
     Args:
@@ -152,16 +154,16 @@ def sparse_target(counts: Counts, base: Tensor, options: int | Tensor, tau: floa
         base: mu_i of each rejected option, mu summing to one over all options. Shape: (entries,).
         options: how many options there are; of each node, if they differ. Shape: (nodes,).
         tau: strength.
+        left: what mu leaves the options never rejected, if known better than as 1 - sum(base). Shape: (nodes,).
     """
     rounds = counts.rounds[counts.node]
-    ratio = weights(counts.count, rounds, tau) / (rounds + 1) ** tau
-    normaliser = 1 - counts.sum_by_node(base * (1 - ratio))
-    rejected = base * ratio / normaliser[counts.node]
+    ratio = (weights(counts.count, rounds) / (rounds + 1)) ** tau  # of bases: powers of both could overflow
     # mu > 0 everywhere, so something is left unless every option is rejected, however it rounds
     some_left = counts.sum_by_node(torch.ones_like(base)) < options
-    left = (1 - counts.sum_by_node(base)).clamp_min(torch.finfo(base.dtype).tiny)
-    rest = torch.where(some_left, left / normaliser, 0)
-    return SparseTarget(ratio, normaliser, rejected, rest)
+    left = 1 - counts.sum_by_node(base) if left is None else left
+    left = torch.where(some_left, left.clamp_min(torch.finfo(base.dtype).tiny), 0)
+    normaliser = left + counts.sum_by_node(base * ratio)
+    return SparseTarget(ratio, normaliser, base * ratio / normaliser[counts.node], left / normaliser)
 
 
 def published_floor(counts: Counts, options: int, alpha: float, tau: float = 1.0) -> Tensor:

@@ -31,6 +31,7 @@ from buleyean_rl.losses import NodeLosses, Objective
 # Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
 TILE = 64
 GPU_FACTOR = 32
+UNLIKELY = -1e30  # a logit whose exponential is nothing
 CHUNK = 1 << 16  # logits that torch works on at a time: they stay in a CPU's cache
 
 
@@ -102,7 +103,7 @@ def fused_loss(
     Returns:
         Losses of shape (nodes,); only `loss` is differentiable.
     """
-    counts = counts.astype(torch.promote_types(hidden.dtype, torch.float32))
+    counts = counts.astype(torch.float64)
     return NodeLosses(*_FusedLoss.apply(hidden, head, counts, objective, reference_hidden))
 
 
@@ -128,12 +129,12 @@ class _FusedLoss(torch.autograd.Function):
             tiles.append(_tile(raw, head, counts.rows(nodes), objective, gradient is not None))
             if gradient is not None:
                 gradient[nodes] = (head.transposed @ raw[:, : nodes.stop - nodes.start]).T
-        kl, contrast, base = (torch.cat(parts) for parts in zip(*tiles, strict=True))
+        kl, contrast, base, left = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         if objective.uses_reference:
-            target = sparse_target(counts, base, vocabulary, objective.tau)
-            floor = complement_floor(counts, target, objective.alpha)
+            target = sparse_target(counts, base, vocabulary, objective.tau, left)
+            floor = complement_floor(counts, target, objective.alpha).to(kl.dtype)
         else:
-            floor = published_floor(counts, vocabulary, objective.alpha, objective.tau)
+            floor = published_floor(counts, vocabulary, objective.alpha, objective.tau).to(kl.dtype)
         ctx.save_for_backward(gradient)
         loss = objective.alpha * kl + (1 - objective.alpha) * contrast
         ctx.mark_non_differentiable(kl, contrast, floor)
@@ -190,6 +191,7 @@ class _Tile(NamedTuple):
     kl: Tensor  # (nodes,)
     contrast: Tensor  # (nodes,)
     base: Tensor  # (entries,): base measure of the rejected tokens
+    left: Tensor  # (nodes,): what it leaves the others
 
 
 def _tile(
@@ -201,40 +203,53 @@ def _tile(
 ) -> _Tile:
     """The loss of a tile's nodes, from what `project` made of the model's states and then the reference's, if any.
 
-    If the gradient is wanted, it takes the place of the model's columns of `raw`.
+    If the gradient is wanted, it takes the place of the model's columns of `raw`. What is of nodes and of rejected
+    tokens, and so is little, is computed in fp64: a model may be as good as sure of a token that was rejected, and what
+    it leaves the others is what matters then.
     """
     vocabulary, nodes = len(raw), len(counts.rounds)
     model, reference = raw[:, :nodes], raw[:, nodes:] if objective.uses_reference else None
     most = largest_logit(head, raw)
     most, base_most = most[:nodes], torch.zeros_like(most[:nodes]) if reference is None else most[nodes:]
-    total, base_total, difference = vocabulary_sums(head, model, reference, most, base_most)
+    node, rejected = counts.node, (counts.option, counts.node)
+    logits = head.finish(model[rejected]).double()
+    base_logits = torch.zeros_like(logits) if reference is None else head.finish(reference[rejected]).double()
+    mass, base_mass = (logits - most[node]).exp(), (base_logits - base_most[node]).exp()
+    of_rejected = [counts.sum_by_node(x) for x in (mass, base_mass, base_mass * (base_logits - logits))]
+    apart = reference is not None and head.softcap is None
+    if apart:  # the sums are of the others alone: as a difference, little would be lost in much
+        model[rejected] = raw[:, nodes:][rejected] = max(UNLIKELY, torch.finfo(raw.dtype).min)
+    sums = [x.double() for x in vocabulary_sums(head, model, reference, most, base_most)]
+    others, base_others, difference = sums if apart else (x - y for x, y in zip(sums, of_rejected, strict=True))
+    total, base_total = others + of_rejected[0], base_others + of_rejected[1]
     lse, base_lse = total.log() + most, base_total.log() + base_most
 
-    rejected = (counts.option, counts.node)
-    logits = head.finish(model[rejected])
-    base_logits = torch.zeros_like(logits) if reference is None else head.finish(reference[rejected])
-    log_pi, log_base = logits - lse[counts.node], base_logits - base_lse[counts.node]
-    pi, base = log_pi.exp(), log_base.exp()
-    target = sparse_target(counts, base, vocabulary, objective.tau)
-    # KL(P || pi) = [KL(mu || pi) + sum_S mu (r - 1)(log mu - log pi) + sum_S mu r log r] / Z - log Z
-    base_kl = difference / base_total - base_lse + lse
-    sparse = base * ((target.ratio - 1) * (log_base - log_pi) + torch.xlogy(target.ratio, target.ratio))
-    kl = (base_kl + counts.sum_by_node(sparse)) / target.normaliser - target.normaliser.log()
+    log_pi, log_base = logits - lse[node], base_logits - base_lse[node]
+    pi, base, left = log_pi.exp(), log_base.exp(), base_others / base_total
+    not_pi = ((others / total).clamp_min(0)[node] + counts.sum_by_node(pi)[node] - pi).clamp_min(
+        torch.finfo(pi.dtype).eps
+    )
+    target = sparse_target(counts, base, vocabulary, objective.tau, left)
+    # KL(P || pi) = [sum over others of mu log(mu / pi) + sum over S of mu r log(mu r / pi)] / Z - log Z
+    rest_kl = difference / base_total + left * (lse - base_lse)
+    sparse = base * target.ratio * (log_base - log_pi + target.ratio.log())
+    kl = (rest_kl + counts.sum_by_node(sparse)) / target.normaliser - target.normaliser.log()
     if objective.uses_reference:
-        contrast, pull = -counts.rate * _one_minus(pi).log(), -counts.rate * pi / _one_minus(pi)
+        contrast, pull, own_pull = -counts.rate * not_pi.log(), -counts.rate * pi / not_pi, -counts.rate * pi
     else:
-        contrast, pull = -counts.rate * log_pi, counts.rate
+        contrast, pull, own_pull = -counts.rate * log_pi, counts.rate, counts.rate * (1 - pi)
 
     if wants_gradient:
         # dL/dz = alpha (pi - P) + (1 - alpha) dC/dz. P is base / Z, times r on rejected tokens; dC/dz is
         # (sum a) pi - a for the published contrast, and g - (sum g) pi with g = a pi / (1 - pi) for unlikelihood.
         alpha = objective.alpha
-        of_pi = alpha + (1 - alpha) * counts.sum_by_node(pull)
-        of_base = alpha / target.normaliser
-        on_rejected = of_pi[counts.node] * pi - of_base[counts.node] * target.ratio * base - (1 - alpha) * pull
-        _dense_gradient(head, model, reference, lse, base_lse, of_pi, of_base)
+        pulls = counts.sum_by_node(pull)
+        of_pi, of_base = alpha + (1 - alpha) * pulls, alpha / target.normaliser
+        on_rejected = alpha * pi - of_base[node] * target.ratio * base
+        on_rejected += (1 - alpha) * ((pulls[node] - pull) * pi - own_pull)
+        _dense_gradient(head, model, reference, *(x.to(most.dtype) for x in (lse, base_lse, of_pi, of_base)))
         model[rejected] = head.unfinish(on_rejected, logits).to(raw.dtype)
-    return _Tile(kl, counts.sum_by_node(contrast), base)
+    return _Tile(kl.to(most.dtype), counts.sum_by_node(contrast).to(most.dtype), base, left)
 
 
 def node_tiles(hidden: Tensor) -> list[slice]:
@@ -309,8 +324,3 @@ def _slices(length: int, size: int) -> list[slice]:
     """Consecutive slices of at least one; a single empty one where there is nothing."""
     starts = range(0, length, max(size, 1)) or [0]
     return [slice(start, min(start + max(size, 1), length)) for start in starts]
-
-
-def _one_minus(probability: Tensor) -> Tensor:
-    """1 - p, never zero: a token at probability one has a large, finite loss."""
-    return (1 - probability).clamp_min(torch.finfo(probability.dtype).eps)
