@@ -76,6 +76,8 @@ def main() -> None:
         records = reject_loops(prompts, mined["texts"])  # type: ignore[arg-type]
         boundaries = [b for b in build_boundaries(records, tokenizer, 1024) if b is not None]
         print(f"{len(boundaries)} of {len(prompts)} mined answers loop", file=sys.stderr, flush=True)
+        if not boundaries:
+            raise SystemExit("nothing to train on")
         measured_on = tokenizer, unseen, neutral, boundaries
         keep(folder, "base", lambda: harness.measure(base, *measured_on, texts / "base.json"))
         del base
