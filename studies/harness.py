@@ -24,6 +24,7 @@ from baselines import Baseline, BaselineTrainer
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.engines import Answer, Sampling, TransformersEngine
 from buleyean_rl.evaluate import is_looping, mean_nll, neutral_boundary
+from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import ObjectiveName
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, plain_model
@@ -79,7 +80,9 @@ def keep(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[st
 
 def base() -> Any:
     """The model of the studies."""
-    return load_base(BUNDLED, torch.float32)
+    model = load_base(BUNDLED, torch.float32)
+    fuse_layers(model)
+    return model
 
 
 def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str, Any]]:

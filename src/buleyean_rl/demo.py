@@ -27,6 +27,7 @@ from buleyean_rl.engines import DEFAULT, Engine, TransformersEngine, neutral_nll
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluate import is_looping, loop_rate
 from buleyean_rl.export import export
+from buleyean_rl.layers import fuse_layers
 from buleyean_rl.mine import cached_answers, reject_loops
 from buleyean_rl.models import (
     BUNDLED,
@@ -159,6 +160,7 @@ def _measure(path: Path, engine: str, held_out: Sequence[str], console: Console,
 def _mining_engine(path: Path) -> Engine:
     """The same model in transformers: many answers at once take a third of the time there."""
     model = load_base(str(path), default_dtype("cuda" if torch.cuda.is_available() else "cpu"))
+    fuse_layers(model)
     return TransformersEngine(model, load_tokenizer(str(path)), batch=64)
 
 

@@ -30,6 +30,8 @@ def fuse_layers(model: nn.Module) -> None:
         model: changed in place; its weights, its names and what it saves stay as they are.
     """
     for module in model.modules():
+        if "forward" in vars(module):
+            continue  # done before
         if type(module).__name__.endswith("RMSNorm"):
             _try(module, _norm_forward(module))
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
@@ -89,6 +91,7 @@ def _try_rotation(attention: Any) -> None:
 
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
         fits = q.dim() == 4 and cos.dim() == 3 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
+        fits = fits and q.shape[2] > 1  # of single tokens of many rows, each would be a call
         if others or more or not fits or not kernels.available(q, k, cos, sin):
             plain: tuple[Tensor, Tensor] = own(q, k, cos, sin, *others, **more)
             return plain

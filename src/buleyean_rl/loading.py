@@ -9,6 +9,7 @@ import torch
 
 from buleyean_rl.engines import EndpointEngine, Engine, LlamaCppEngine, TransformersEngine
 from buleyean_rl.errors import UsageError
+from buleyean_rl.layers import fuse_layers
 from buleyean_rl.models import (
     default_dtype,
     fingerprint,
@@ -58,6 +59,7 @@ def open_engine(name: str, kind: str = "auto") -> Engine:
         model, tokenizer = load_base(name, dtype), load_tokenizer(name)
     if torch.cuda.is_available():
         model.to("cuda")
+    fuse_layers(model)
     return TransformersEngine(model, tokenizer, batch=BATCH)
 
 

@@ -141,6 +141,8 @@ class TransformersEngine(Completing):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
+                cache=self._cache(width + sampling.max_tokens),
+                disable_compile=True,
                 max_new_tokens=sampling.max_tokens,
                 logits_processor=[_Draws(sampling, seeds)] if sampling.temperature > 0 else None,
                 do_sample=False,
@@ -154,6 +156,13 @@ class TransformersEngine(Completing):
         return [
             self._answer(text, drawn, sampling) for text, drawn in zip(texts, output[:, width:].tolist(), strict=True)
         ]
+
+    def _cache(self, tokens: int) -> Any:
+        """Room for all the keys and values at once, where the model can use it: one that grows is copied every step."""
+        from transformers import StaticCache
+
+        config = self.model.config.get_text_config(decoder=True)
+        return StaticCache(config=config, max_cache_len=tokens) if self.model._can_compile_fullgraph else None
 
     def _answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
         """The answer of a row of a batch: what comes after its end is padding."""
