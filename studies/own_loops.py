@@ -31,6 +31,7 @@ METHODS = [
     Method("npo", 1e-4),
     Method("unlikelihood", 1e-4),
     Method("npo", 3e-5),
+    Method("npo", 6e-5),
     Method("complement", 1e-3),
     Method("kto", 5e-4),
     Method("ascent", 2e-5),
