@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 from buleyean_rl.boundary import build_boundaries, encode_prompt
+from buleyean_rl.evaluate.statistics import wilson
 from buleyean_rl.mine import read_prompts, reject_loops
 from buleyean_rl.models import BUNDLED, load_tokenizer
 from buleyean_rl.records import Prompt
@@ -34,6 +35,7 @@ METHODS = [
     Method("npo", 6e-5),
     Method("complement", 1e-3),
     Method("kto", 5e-4),
+    Method("complement", 5e-4, 4, label="4epochs"),
     Method("ascent", 2e-5),
     Method("unlikelihood", 3e-5),
     Method("complement", 2e-4),
@@ -62,10 +64,10 @@ def pick_prompts(paths: Sequence[Path], tokenizer: Any) -> tuple[list[Prompt], l
 def main() -> None:
     """Run what is not done yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
-    parser.add_argument("--neutral", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path, nargs="+", required="--table" not in sys.argv)
+    parser.add_argument("--neutral", type=Path, required="--table" not in sys.argv)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:
@@ -97,14 +99,20 @@ def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown; draws them too."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     base = runs.pop("base")
-    rows = [
-        "| run | loops, unseen prompts | neutral drift, nats/token | rejected text, nats/token |",
-        "|---|---|---|---|",
-    ]
-    rows.append(f"| base | {base['loop_rate']:.1%} | | {base['rejected_nll']:.2f} |")
-    for name, run in runs.items():
-        drift = run["neutral_nll"] - base["neutral_nll"]
-        rows.append(f"| {name} | {run['loop_rate']:.1%} | {drift:+.3f} | {run['rejected_nll']:.2f} |")
+    columns = "run", "loops, unseen prompts", "neutral drift", "rejected text", "characters", "ends by itself"
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, run in {"base": base, **runs}.items():
+        interval = wilson(sum(run["loops"]), len(run["loops"]))
+        assert interval is not None
+        cells = (
+            name.removesuffix("-seed42"),
+            f"{run['loop_rate']:.1%} ({interval.low:.0%} to {interval.high:.0%})",
+            f"{run['neutral_nll'] - base['neutral_nll']:+.3f}" if run is not base else "",
+            f"{run['rejected_nll']:.2f}",
+            f"{run['mean_characters']:.0f}",
+            f"{run['ended_share']:.0%}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
     plot(folder / "pareto.png", base, runs)
     return "\n".join(rows)
 
@@ -128,7 +136,8 @@ def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:
             axes.annotate(note, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7)
     axes.axvline(0.02, color="0.6", linestyle=":")
     axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
-    axes.set_xscale("symlog", linthresh=0.02)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.margins(x=0.1)
     axes.set_xlabel("drift of neutral text, nats per token")
     axes.set_ylabel("share of answers that loop, unseen prompts")
     axes.legend(frameon=False)

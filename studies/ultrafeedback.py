@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,10 @@ def main() -> None:
     """Run what is not done yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("train", "test", "other", "neutral"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+        parser.add_argument(f"--{name}", type=Path, required="--table" not in sys.argv)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--records", type=int, default=1000, help="to train on")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:

@@ -56,6 +56,7 @@ def test_a_study_runs_once_and_shows_its_table(
     assert runs["complement-lr0.001-seed42"]["rejected_nll"] != runs["base"]["rejected_nll"]
     printed = capsys.readouterr().out
     assert "| npo-lr0.001-seed7 |" in printed
+    assert "| complement-lr0.001 |" in printed
     assert (folder / "pareto.png").stat().st_size > 0
 
     def never(*_: Any, **__: Any) -> Any:
