@@ -34,6 +34,7 @@ METHODS = [
     Method("npo", 3e-5),
     Method("npo", 6e-5),
     Method("complement", 1e-3),
+    Method("complement", 1e-3, label="tau2", settings=(("tau", 2.0),)),
     Method("kto", 5e-4),
     Method("complement", 5e-4, 4, label="4epochs"),
     Method("ascent", 2e-5),
