@@ -25,6 +25,7 @@ from buleyean_rl.records import Prompt
 from harness import Method, keep
 
 MINED, UNSEEN, NEUTRAL = 400, 200, 64
+FAR = 0.2  # nats per token: drift beyond it is drawn on a logarithmic axis
 PROMPT_TOKENS = 192  # longer prompts are left out
 
 METHODS = [
@@ -137,7 +138,8 @@ def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:
             axes.annotate(note, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7)
     axes.axvline(0.02, color="0.6", linestyle=":")
     axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
-    axes.set_xscale("symlog", linthresh=0.1)
+    if max(x for points in by_method.values() for x, _, _ in points) > FAR:
+        axes.set_xscale("symlog", linthresh=FAR)
     axes.margins(x=0.1)
     axes.set_xlabel("drift of neutral text, nats per token")
     axes.set_ylabel("share of answers that loop, unseen prompts")
