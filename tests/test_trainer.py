@@ -242,6 +242,12 @@ def test_the_defaults_are_the_cards(tmp_path: Path) -> None:
     assert config.loss == Objective("complement", 0.7, 1.0)
 
 
+def test_apples_gpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("transformers.training_args.is_torch_mps_available", lambda: True)
+    assert BuleyeanConfig(output_dir=str(tmp_path)).device.type == "cpu"
+
+
 def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
     config = BuleyeanConfig(output_dir=str(tmp_path))
     assert not config.push_to_hub

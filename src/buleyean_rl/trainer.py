@@ -115,6 +115,7 @@ class BuleyeanConfig(TrainingArguments):
             if not fits:
                 raise UsageError(f"{name} cannot be {value}")
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta)
+        self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss and its floor need
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
 
