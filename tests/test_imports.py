@@ -40,19 +40,23 @@ MAY_IMPORT = {
     "cards": "records",
     "report": "cards errors",
     "demo_data": "",
+    "settings": "errors trainer",
+    "estimate": "models report tokenised trainer",
+    "progress": "",
     "guard": "batches boundary engines evaluate fused likelihood models trainer",
-    "train": "boundary cache demo_data engines errors evaluate guard lora mine models records report tokenised trainer",
+    "train": "boundary cache demo_data engines errors estimate evaluate guard lora mine models progress records report "
+    "tokenised trainer",
     "engines": "errors",
     "gguf_export": "models engines errors pre_tokenizers",
     "export": "cards engines gguf_export models errors",
     "chat": "engines errors",
     "hub": "cards engines errors",
     "judges": "engines errors evaluate records",
-    "loading": "engines errors models",
+    "loading": "engines errors layers models",
     "mine": "cache engines errors evaluate judges models records report",
     "void": "engines errors importers loading models records train trainer",
-    "walk": "demo_data engines errors evaluate judges loading mine models records report train trainer",
-    "demo": "demo_data engines errors evaluate export mine models records report train trainer",
+    "walk": "demo_data engines errors evaluate judges loading mine models records report settings train trainer",
+    "demo": "demo_data engines errors evaluate export layers mine models records report train trainer",
 }
 
 
