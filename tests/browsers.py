@@ -68,6 +68,10 @@ class Browser:
         self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
         return self.contents("#answers .text")
 
+    def text(self, css: str) -> str:
+        """What is to be read in a node that the page may draw again at any moment; nothing where there is none."""
+        return self.run("return document.querySelector(arguments[0])?.innerText.trim() ?? ''", css)
+
     def contents(self, css: str) -> list[str]:
         """The texts of nodes that the page may draw again at any moment."""
         texts = "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)"
@@ -81,7 +85,7 @@ class Browser:
         self.run("document.querySelectorAll('#answers article').forEach((node) => { node.dataset.old = ''; })")
         self.find("#prompt").clear()
         self.find("#prompt").send_keys(prompt, Keys.ENTER)
-        self.until(lambda: self.find("#asked").text == prompt and not self.all("#answers article[data-old]"))
+        self.until(lambda: self.text("#asked") == prompt and not self.all("#answers article[data-old]"))
         return self.texts()
 
     def press(self, *keys: str) -> None:

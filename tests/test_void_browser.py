@@ -41,26 +41,26 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 def test_the_whole_loop(void: Process, browser: Browser, tmp_path: Path) -> None:
     browser.open(void)
-    browser.until(lambda: "nothing trained yet" in browser.find("#models").text)
+    browser.until(lambda: "nothing trained yet" in browser.text("#models"))
     assert not browser.find("#train-button").is_enabled()
     (before,) = browser.ask("Give me two tips.")
     browser.look("asked")
 
     browser.press("1")  # reject
-    browser.until(lambda: browser.find("#count").text == "1")
+    browser.until(lambda: browser.text("#count") == "1")
     assert browser.marked() == [before]
     browser.find(".said input").send_keys("It is nonsense.", Keys.ENTER)
     browser.until(lambda: void.get("rejections")["rows"][0]["reason"] == "It is nonsense.")
     browser.look("rejected")
     browser.press("u")  # undo
-    browser.until(lambda: browser.find("#count").text == "0")
+    browser.until(lambda: browser.text("#count") == "0")
     assert browser.all("#answers mark") == []
     browser.find("[data-slot='0']").click()  # and once more, with the mouse
-    browser.until(lambda: browser.find("#count").text == "1")
+    browser.until(lambda: browser.text("#count") == "1")
 
     browser.find("nav a[href='#rejections']").click()
     browser.until(lambda: len(browser.all("#rows tr")) == 1)
-    assert "Give me two tips." in browser.find("#rows").text
+    assert "Give me two tips." in browser.text("#rows")
     browser.look("rejections")
     browser.find("#export").click()
     exported = browser.until(lambda: (tmp_path / "records.jsonl").exists() and (tmp_path / "records.jsonl").read_text())
@@ -71,7 +71,7 @@ def test_the_whole_loop(void: Process, browser: Browser, tmp_path: Path) -> None
     browser.find("#train-button").click()
     browser.until(lambda: browser.all("#live-chart polyline"))
     browser.look("training")
-    browser.until(lambda: "is done" in browser.find("#train-state").text, 120)
+    browser.until(lambda: "is done" in browser.text("#train-state"), 120)
     base_answer, trained_answer = browser.ask("Give me two tips.")
     assert base_answer == before != trained_answer
     assert browser.contents("#answers h2")[1] == "trained: run 1"
@@ -127,7 +127,7 @@ def test_offsets_are_characters_where_the_browser_counts_units(void: Process, br
     ).raise_for_status()
     browser.open(void, "#rejections")
     browser.until(lambda: browser.all("#rows mark"))
-    assert browser.find("#rows mark").text == "🙂b"
+    assert browser.text("#rows mark") == "🙂b"
 
 
 def test_markup_in_prompt_answer_and_reason_stays_text(void: Process, browser: Browser, tmp_path: Path) -> None:
@@ -142,13 +142,13 @@ def test_markup_in_prompt_answer_and_reason_stays_text(void: Process, browser: B
     browser.find("nav a[href='#rejections']").click()
     browser.find("#import-file").send_keys(str(upload))
     browser.until(lambda: len(browser.all("#rows tr")) == 2)
-    assert "1 rejection of 1 prompt imported" in browser.find("#import-state").text
-    table = browser.find("#rows").text
+    assert "1 rejection of 1 prompt imported" in browser.text("#import-state")
+    table = browser.text("#rows")
     assert table.count("<script>") == 4
     assert browser.all("#rows script, #rows img, #rows b") == []
     browser.look("markup")
     browser.find("nav a[href='#talk']").click()
-    assert browser.find("#asked").text == SCRIPT
+    assert browser.text("#asked") == SCRIPT
     time.sleep(0.2)
     assert browser.driver.title == "The Void"
 
@@ -157,7 +157,7 @@ def test_a_bad_upload_is_explained(void: Process, browser: Browser, tmp_path: Pa
     (tmp_path / "bad.jsonl").write_text('{"prompt": "p", "rejected": "a"}\n{oops\n')
     browser.open(void, "#rejections")
     browser.find("#import-file").send_keys(str(tmp_path / "bad.jsonl"))
-    browser.until(lambda: "line 2: is not valid JSON" in browser.find("#import-state").text)
+    browser.until(lambda: "line 2: is not valid JSON" in browser.text("#import-state"))
     assert browser.all("#rows tr") == []
 
 
@@ -184,7 +184,7 @@ def test_what_was_rejected_is_still_marked_after_a_reload(void: Process, browser
     assert not browser.find("[data-slot='0']").is_enabled()  # it is not rejected twice
     assert browser.find(".said input").get_attribute("value") == "It is nonsense."
     browser.press("u")
-    browser.until(lambda: browser.find("#count").text == "0")
+    browser.until(lambda: browser.text("#count") == "0")
     assert browser.marked() == []
 
 
@@ -198,12 +198,12 @@ def test_two_browsers_at_once(void: Process, browser: Browser, tmp_path: Path) -
         for person in (browser, other):
             person.press("1")
         for person in (browser, other):
-            person.until(lambda person=person: person.find("#count").text == "2")  # type: ignore[misc]
+            person.until(lambda person=person: person.text("#count") == "2")  # type: ignore[misc]
         other.find("nav a[href='#rejections']").click()
         other.until(lambda: other.all("#rows td"))
-        assert other.find("#rows td").text.strip().endswith("2")
+        assert other.text("#rows td").endswith("2")
         browser.press("u")
-        other.until(lambda: other.find("#rows td").text.strip().endswith("1"))  # told without asking
+        other.until(lambda: other.text("#rows td").endswith("1"))  # told without asking
         assert void.get("state")["rejections"] == 1
 
 
@@ -212,7 +212,7 @@ def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Br
         browser.open(void)
         browser.ask("Give me a tip.")
         browser.press("1")
-        browser.until(lambda: browser.find("#count").text == "1")
+        browser.until(lambda: browser.text("#count") == "1")
         browser.run("const steps = document.getElementById('steps'); steps.value = 60;")
         browser.find("#train-button").click()
         browser.until(lambda: ((void.get("runs")["runs"] or [{}])[0].get("step") or 0) > 12)
@@ -220,8 +220,8 @@ def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Br
     browser.press("u")  # while nobody listens: it is sent again until somebody does
     again = Process(base, tmp_path / "void", void.port)
     try:
-        browser.until(lambda: browser.find("#count").text == "0")
-        browser.until(lambda: "is done" in browser.find("#train-state").text, 120)
+        browser.until(lambda: browser.text("#count") == "0")
+        browser.until(lambda: "is done" in browser.text("#train-state"), 120)
         assert len(again.get("runs")["runs"]) == 1
         assert [point["step"] for point in again.get("runs/1")["points"]] == list(range(1, 61))
         assert len(browser.ask("Give me a tip.")) == 2
@@ -246,11 +246,11 @@ def test_a_phone_and_the_dark(void: Process, browser: Browser) -> None:
     browser.open(void)
     browser.ask("A" + "very" * 40 + "long word, and what of it?")
     browser.press("1")
-    browser.until(lambda: browser.find("#count").text == "1")
+    browser.until(lambda: browser.text("#count") == "1")
     browser.look("phone-dark")
     for place in ("#talk", "#rejections", "#runs"):
         browser.open(void, place)
-        browser.until(lambda: browser.find("#count").text == "1")
+        browser.until(lambda: browser.text("#count") == "1")
         width = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
         assert width[0] <= width[1], place
         browser.look(f"phone-dark-{place[1:]}")
@@ -260,7 +260,7 @@ def test_a_phone_and_the_dark(void: Process, browser: Browser) -> None:
 
 def test_all_of_it_by_keyboard(void: Process, browser: Browser) -> None:
     browser.open(void)
-    browser.until(lambda: browser.find("#models").text)
+    browser.until(lambda: browser.text("#models"))
     reached = set()
     body = browser.find("body")
     for _ in range(14):
@@ -273,7 +273,7 @@ def test_all_of_it_by_keyboard(void: Process, browser: Browser) -> None:
     browser.press("/")
     assert browser.driver.switch_to.active_element.get_attribute("id") == "prompt"
     browser.driver.switch_to.active_element.send_keys("hello 1 2 u", Keys.ENTER)
-    browser.until(lambda: browser.find("#asked").text == "hello 1 2 u")
+    browser.until(lambda: browser.text("#asked") == "hello 1 2 u")
     browser.texts()
     assert void.get("state")["rejections"] == 0  # typing a key is not pressing it
 
@@ -283,11 +283,11 @@ def test_a_token_is_asked_for_and_kept_out_of_the_address(base: Path, browser: B
         browser.open(void)
         browser.until(lambda: browser.find("#token-dialog").is_displayed())
         browser.find("#token").send_keys("the-token", Keys.ENTER)
-        browser.until(lambda: browser.find("#models").text.startswith("base: "))
+        browser.until(lambda: browser.text("#models").startswith("base: "))
         browser.driver.execute_script("sessionStorage.clear()")
         browser.open(void, "#token=the-token")
         browser.driver.refresh()
-        browser.until(lambda: browser.find("#models").text.startswith("base: "))
+        browser.until(lambda: browser.text("#models").startswith("base: "))
         assert "the-token" not in browser.driver.current_url
         assert browser.ask("hello")
 
@@ -302,7 +302,7 @@ def test_ten_thousand_rejections_are_no_burden(void: Process, browser: Browser) 
     ).raise_for_status()
     browser.open(void, "#rejections")
     browser.until(lambda: len(browser.all("#rows tr")) == 50)
-    assert "10,000 rejected answers, page 1 of 200" in browser.find("#where").text
+    assert "10,000 rejected answers, page 1 of 200" in browser.text("#where")
     for path in ("rejections?page=0", "rejections?page=150", "state", "runs"):
         took = []
         for _ in range(5):
@@ -311,4 +311,4 @@ def test_ten_thousand_rejections_are_no_burden(void: Process, browser: Browser) 
             took.append(time.perf_counter() - started)
         assert min(took) < 0.1, path
     browser.find("#older").click()
-    browser.until(lambda: "page 2 of 200" in browser.find("#where").text)
+    browser.until(lambda: "page 2 of 200" in browser.text("#where"))
