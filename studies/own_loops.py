@@ -2,9 +2,9 @@
 
     python studies/own_loops.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER
 
-The base answers the first 400 prompts, and the last 200 are for measuring; every method trains on the same looping
-ones, with the same rejected spans, steps and batches. Stopped, the same command goes on; `--table` only draws what
-there is.
+The base answers the first 400 prompts (or `--mined` of them), and the last 200 are for measuring; every method trains
+on the same looping ones, with the same rejected spans, steps and batches. Stopped, the same command goes on; `--table`
+only draws what there is.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from buleyean_rl.models import BUNDLED, load_tokenizer
 from buleyean_rl.records import Prompt
 from harness import Method, keep
 
-MINED, UNSEEN, NEUTRAL = 400, 200, 64
-FAR = 0.2  # nats per token: drift beyond it is drawn on a logarithmic axis
+UNSEEN, NEUTRAL = 200, 64
+LIMIT, NEAR = 0.02, 0.1  # nats per token of drift: the goal, and what a closer look is taken at
 PROMPT_TOKENS = 192  # longer prompts are left out
 
 METHODS = [
@@ -54,13 +54,13 @@ METHODS = [
 ]
 
 
-def pick_prompts(paths: Sequence[Path], tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
     """The first prompts of some files, to mine, and the last, to measure on; long ones left out."""
     every = dict.fromkeys(prompt for path in paths for prompt in read_prompts(path))
     short = [prompt for prompt in every if len(encode_prompt(tokenizer, prompt)) <= PROMPT_TOKENS]
-    if len(short) < MINED + UNSEEN:
-        raise SystemExit(f"{len(short)} prompts of at most {PROMPT_TOKENS} tokens: {MINED + UNSEEN} are needed")
-    return short[:MINED], short[-UNSEEN:]
+    if len(short) < mined + UNSEEN:
+        raise SystemExit(f"{len(short)} prompts of at most {PROMPT_TOKENS} tokens: {mined + UNSEEN} are needed")
+    return short[:mined], short[-UNSEEN:]
 
 
 def main() -> None:
@@ -69,12 +69,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", required="--table" not in sys.argv)
     parser.add_argument("--neutral", type=Path, required="--table" not in sys.argv)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--mined", type=int, default=400, help="prompts whose answers are mined")
     parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:
         tokenizer = load_tokenizer(BUNDLED)
-        prompts, unseen = pick_prompts(arguments.prompts, tokenizer)
+        prompts, unseen = pick_prompts(arguments.prompts, arguments.mined, tokenizer)
         neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
         texts = folder / "answers"
         base = harness.base()
@@ -120,30 +121,33 @@ def table(folder: Path) -> str:
 
 
 def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:
-    """Loops against drift, one line a method."""
+    """Loops against drift, one line a method: all of them, and those that hardly drift."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.scatter([0], [base["loop_rate"]], marker="*", s=160, color="0.2", label="base")
-    by_method: dict[str, list[tuple[float, float, str]]] = {}
-    for run in runs.values():
+    figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
+    near, far = figure.subplots(1, 2, sharey=True)
+    by_method: dict[str, list[tuple[float, float, float]]] = {}
+    for run in sorted(runs.values(), key=lambda run: run["method"]["learning_rate"]):
         label = " ".join(filter(None, (run["method"]["name"], run["method"]["label"])))
-        point = (run["neutral_nll"] - base["neutral_nll"], run["loop_rate"], f"{run['method']['learning_rate']:g}")
-        by_method.setdefault(label, []).append(point)
-    for label, points in by_method.items():
-        points.sort()
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=label)
-        for x, y, note in points:
-            axes.annotate(note, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=7)
-    axes.axvline(0.02, color="0.6", linestyle=":")
-    axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
-    if max(x for points in by_method.values() for x, _, _ in points) > FAR:
-        axes.set_xscale("symlog", linthresh=FAR)
-    axes.margins(x=0.1)
-    axes.set_xlabel("drift of neutral text, nats per token")
-    axes.set_ylabel("share of answers that loop, unseen prompts")
-    axes.legend(frameon=False)
+        drift = run["neutral_nll"] - base["neutral_nll"]
+        by_method.setdefault(label, []).append((drift, run["loop_rate"], run["method"]["learning_rate"]))
+    for axes in (near, far):
+        axes.scatter([0], [base["loop_rate"]], marker="*", s=160, color="0.2", label="base", zorder=3)
+        for label, points in sorted(by_method.items()):
+            drifts, loops, _ = zip(*points, strict=True)
+            axes.plot(drifts, loops, "o-", label=label, linewidth=3 if label == "complement" else 1.2)
+        axes.axvline(LIMIT, color="0.6", linestyle=":")
+        axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
+    for points in by_method.values():
+        for drift, loops, rate in points:
+            if drift < NEAR:
+                near.annotate(f"{rate:g}", (drift, loops), textcoords="offset points", xytext=(5, 5), fontsize=7)
+    near.set_xlim(-NEAR / 10, NEAR)
+    near.set_ylabel("share of answers that loop, unseen prompts")
+    far.set_xscale("symlog", linthresh=NEAR)
+    far.set_xlim(left=-NEAR / 10)
+    far.legend(frameon=False)
+    figure.supxlabel("drift of neutral text, nats per token; beside the points their learning rates", fontsize="medium")
     figure.savefig(path)
 
 

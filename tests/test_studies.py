@@ -29,13 +29,14 @@ def tiny_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(own_loops, "load_tokenizer", lambda _name: tokenizer)
     monkeypatch.setattr(own_loops, "METHODS", [Method("complement", 1e-3), Method("npo", 1e-3, seed=7)])
     monkeypatch.setattr(own_loops, "reject_loops", reject_all)
-    for name, value in (("MINED", 12), ("UNSEEN", 4), ("NEUTRAL", 2)):
-        monkeypatch.setattr(own_loops, name, value)
+    monkeypatch.setattr(own_loops, "UNSEEN", 4)
+    monkeypatch.setattr(own_loops, "NEUTRAL", 2)
     monkeypatch.setattr(harness, "ANSWER_TOKENS", 60)
     prompts, neutral = tmp_path / "prompts.txt", tmp_path / "neutral.jsonl"
     prompts.write_text("".join(f"Give me tip {n}.\n" for n in range(20)))
     neutral.write_text("".join(json.dumps({"text": f"The {n} cats sat on the mat."}) + "\n" for n in range(2)))
-    return ["own_loops.py", "--prompts", str(prompts), "--neutral", str(neutral), "-o", str(tmp_path / "study")]
+    files = ["--prompts", str(prompts), "--neutral", str(neutral)]
+    return ["own_loops.py", *files, "--mined", "12", "-o", str(tmp_path / "study")]
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +75,6 @@ def test_nothing_to_train_on_is_told(tiny_study: list[str], monkeypatch: pytest.
 
 
 def test_too_few_prompts_are_told(tiny_study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_loops, "MINED", 100)
+    tiny_study[tiny_study.index("12")] = "100"
     with pytest.raises(SystemExit, match="104 are needed"):
         run(tiny_study, monkeypatch)
