@@ -21,7 +21,7 @@ from typing import Any
 import harness
 from buleyean_rl.evaluate import mean_nll
 from buleyean_rl.evaluate.scoring import PackedScorer
-from buleyean_rl.evaluate.statistics import Figure, kendall_tau
+from buleyean_rl.evaluate.statistics import Figure, Interval, kendall_tau
 from buleyean_rl.importers.preferences import Preference, read_preferences
 from buleyean_rl.models import BUNDLED, load_tokenizer
 from harness import Method, keep
@@ -89,7 +89,6 @@ def main() -> None:
                         before = mean_nll(model, neutral)
                     return log | {
                         "kendall_tau": figure.value,
-                        "interval": figure.interval(),
                         "items": figure.items.tolist(),
                         "neutral_drift": mean_nll(model, neutral) - before,
                     }
@@ -99,14 +98,26 @@ def main() -> None:
 
 
 def table(folder: Path) -> str:
-    """The figures of the runs that are done, as Markdown."""
-    rows = ["| run | Kendall's tau, held-out prompts | neutral drift, nats/token |", "|---|---|---|"]
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
-        low, high = run["interval"]
-        measured = f"{run['kendall_tau']:+.3f} ({low:+.3f} to {high:+.3f})"
-        rows.append(f"| {path.stem} | {measured} | {run['neutral_drift']:+.3f} |")
+    """The figures of the runs that are done, as Markdown; each beside the same run on the true counts."""
+    columns = "run", "Kendall's tau, held-out prompts", "true counts have more by", "neutral drift, nats/token"
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    for name, run in runs.items():
+        counts, _, method = name.partition("-")
+        figure, best = Figure(run["items"]), Figure(runs.get(f"true-{method}", run)["items"])
+        lead = "" if counts == "true" else written(best.value, figure.value, figure.difference(best))
+        rows.append(
+            f"| {name} | {written(figure.value, 0.0, figure.interval())} | {lead} | {run['neutral_drift']:+.3f} |"
+        )
     return "\n".join(rows)
+
+
+def written(value: float | None, less: float | None, interval: Interval | None) -> str:
+    """A difference and its interval."""
+    assert value is not None
+    assert less is not None
+    assert interval is not None
+    return f"{value - less:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
 if __name__ == "__main__":

@@ -58,26 +58,28 @@ def boundaries_of(items: Sequence[Preference], tokenizer: Any, *, with_chosen: b
     return [b for b in found if not with_chosen or len(set(b.ends)) > 1]
 
 
-def accuracy(model: Any, tokenizer: Any, items: Sequence[Preference]) -> dict[str, float]:
-    """Share of pairs ranked right by log pi / pi_base, and by mean log pi."""
+def score(model: Any, tokenizer: Any, items: Sequence[Preference]) -> dict[str, Any]:
+    """Of every answer -log pi, and over how many tokens."""
     scores = PackedScorer(model, tokenizer, MAX_LENGTH).answers([(item.prompt, item.answers) for item in items])
+    return {
+        "nats": [[answer.nats for answer in own] for own in scores],
+        "tokens": [[answer.tokens for answer in own] for own in scores],
+    }
+
+
+def accuracy(items: Sequence[Preference], own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Which pairs are ranked right by log pi / pi_base, and by mean log pi."""
     by_ratio, by_mean = [], []
-    for item, own in zip(items, scores, strict=True):
+    for item, nats, before, tokens in zip(items, own["nats"], base["nats"], own["tokens"], strict=True):
         for better, worse in item.pairs():
-            a, b = own[better], own[worse]
-            if a.tokens and b.tokens:
-                assert a.reference_nats is not None
-                assert b.reference_nats is not None
-                by_ratio.append(preferred(a.reference_nats - a.nats, b.reference_nats - b.nats))
-                by_mean.append(preferred(-a.nats / a.tokens, -b.nats / b.tokens))
-    interval = wilson(sum(by_ratio), len(by_ratio))
-    assert interval is not None
+            if tokens[better] and tokens[worse]:
+                by_ratio.append(preferred(before[better] - nats[better], before[worse] - nats[worse]))
+                by_mean.append(preferred(-nats[better] / tokens[better], -nats[worse] / tokens[worse]))
     return {
         "pairs": len(by_ratio),
         "accuracy_vs_reference": sum(by_ratio) / len(by_ratio),
-        "low": interval.low,
-        "high": interval.high,
         "accuracy": sum(by_mean) / len(by_mean),
+        "right": by_ratio,
     }
 
 
@@ -96,15 +98,20 @@ def main() -> None:
         items = read_preferences(str(arguments.train), limit=arguments.records).items
         tests = {name: read_preferences(str(getattr(arguments, name))).items for name in ("test", "other")}
         neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
+
+        def measure(model: Any) -> dict[str, Any]:
+            scores = {name: score(model, tokenizer, pairs) for name, pairs in tests.items()}
+            return scores | {"neutral_nll": mean_nll(model, neutral)}
+
+        base = keep(folder / "scores", "base", lambda: measure(harness.base().eval()))
         for method in METHODS:
 
             def run(method: Method = method) -> dict[str, Any]:
                 with_chosen = method.name in NEEDS_CHOSEN
                 model, log = harness.train(method, boundaries_of(items, tokenizer, with_chosen=with_chosen))
-                measured = {name: accuracy(model, tokenizer, pairs) for name, pairs in tests.items()}
-                with model.disable_adapter():
-                    before = mean_nll(model, neutral)
-                return log | measured | {"neutral_drift": mean_nll(model, neutral) - before}
+                found = measure(model.merge_and_unload().eval())
+                figures = {name: accuracy(pairs, found[name], base[name]) for name, pairs in tests.items()}
+                return log | figures | {"neutral_drift": found["neutral_nll"] - base["neutral_nll"]}
 
             keep(folder, method.run, run)
     print(table(folder))
@@ -115,12 +122,16 @@ def table(folder: Path) -> str:
     rows = ["| run | held-out pairs | another data set | neutral drift, nats/token |", "|---|---|---|---|"]
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
-        cells = [
-            f"{run[n]['accuracy_vs_reference']:.1%} ({run[n]['low']:.1%} to {run[n]['high']:.1%})"
-            for n in ("test", "other")
-        ]
+        cells = [share(run[name]["right"]) for name in ("test", "other")]
         rows.append(f"| {path.stem} | {' | '.join(cells)} | {run['neutral_drift']:+.3f} |")
     return "\n".join(rows)
+
+
+def share(right: Sequence[float]) -> str:
+    """How many of some pairs, with its interval."""
+    interval = wilson(sum(right), len(right))
+    assert interval is not None
+    return f"{sum(right) / len(right):.1%} ({interval.low:.0%} to {interval.high:.0%})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import harness
+import human_counts
 import own_loops
+import ultrafeedback
 from buleyean_rl.records import RejectionRecord, make_record
 from harness import Method
 from tiny import tiny_llama, tiny_tokenizer
@@ -78,3 +80,63 @@ def test_too_few_prompts_are_told(tiny_study: list[str], monkeypatch: pytest.Mon
     tiny_study[tiny_study.index("12")] = "100"
     with pytest.raises(SystemExit, match="104 are needed"):
         run(tiny_study, monkeypatch)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pairs, counted answers and neutral texts, and a model made on the spot for both studies of them."""
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(harness, "base", lambda: tiny_llama(tokenizer))
+    for study in (ultrafeedback, human_counts):
+        monkeypatch.setattr(study, "load_tokenizer", lambda _name: tokenizer)
+        monkeypatch.setattr(study, "NEUTRAL", 2)
+    pairs = [{"prompt": f"Tip {n}?", "chosen": f"Sleep {n} hours.", "rejected": f"No {n}."} for n in range(8)]
+    counted = [
+        {
+            "prompt": f"Tip {n}?",
+            "candidates": [
+                {"response": f"Sleep {n} hours.", "rejection_count": n % 2},
+                {"response": f"No {n}.", "rejection_count": 3},
+            ],
+            "total_rounds": 3,
+        }
+        for n in range(8)
+    ]
+    for name, lines in (("pairs", pairs), ("counted", counted), ("neutral", [{"text": "The cat sat."}] * 2)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ultrafeedback, "METHODS", [Method("complement", 1e-3, 1), Method("dpo", 1e-3, 1)])
+    pairs, folder = str(files / "pairs.jsonl"), files / "study"
+    given = ["--train", pairs, "--test", pairs, "--other", pairs, "--neutral", str(files / "neutral.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["ultrafeedback.py", *given, "-o", str(folder)])
+    ultrafeedback.main()
+    runs = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert set(runs) == {"complement-lr0.001-seed42", "dpo-lr0.001-seed42"}
+    for run in runs.values():
+        assert run["test"]["pairs"] == len(run["test"]["right"]) == 8
+        assert run["neutral_drift"] != 0
+    assert runs["dpo-lr0.001-seed42"]["tokens"] > runs["complement-lr0.001-seed42"]["tokens"]
+    assert "| dpo-lr0.001-seed42 |" in capsys.readouterr().out
+
+
+def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(human_counts, "METHODS", (Method("listwise", 1e-3, 1),))
+    monkeypatch.setattr(human_counts, "SEEDS", (0,))
+    monkeypatch.setattr(human_counts, "HELD_OUT", 3)
+    given = ["--records", str(files / "counted.jsonl"), "--neutral", str(files / "neutral.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["human_counts.py", *given, "-o", str(files / "study")])
+    human_counts.main()
+    runs = {path.stem: json.loads(path.read_text()) for path in (files / "study").glob("*.json")}
+    assert set(runs) == {f"{counts}-listwise-lr0.001-seed0" for counts in ("true", "shuffled", "ones")}
+    assert all(len(run["items"]) == 3 for run in runs.values())
+    true, ones = runs["true-listwise-lr0.001-seed0"], runs["ones-listwise-lr0.001-seed0"]
+    assert true["loss_first"] != ones["loss_first"]
+    assert "| ones-listwise-lr0.001-seed0 |" in capsys.readouterr().out
+
+
+def test_a_rankings_lead_is_over_the_same_prompts() -> None:
+    better, worse = human_counts.Figure([(1.0, 1.0)] * 4), human_counts.Figure([(0.5, 1.0)] * 4)
+    assert human_counts.written(better.value, worse.value, worse.difference(better)) == "+0.500 (+0.500 to +0.500)"
