@@ -3,8 +3,9 @@
     python studies/ultrafeedback.py --train T.jsonl --test E.jsonl --other O.jsonl --neutral N.jsonl -o FOLDER
 
 Everybody trains on the same records for the same steps; `dpo` and `sft` see the chosen answers too. Tested on held-out
-pairs of the same data and on those of another: how often the better answer has the higher log pi / pi_base. Stopped,
-the same command goes on; `--table` only prints what there is.
+pairs of the same data and on those of another: how often the better answer has the higher log pi / pi_base, summed and
+per token. The sum favours short answers wherever all answers became less likely; the share of pairs in which it does
+is told too. Stopped, the same command goes on; `--table` only prints what there is.
 """
 
 from __future__ import annotations
@@ -68,19 +69,16 @@ def score(model: Any, tokenizer: Any, items: Sequence[Preference]) -> dict[str, 
 
 
 def accuracy(items: Sequence[Preference], own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Which pairs are ranked right by log pi / pi_base, and by mean log pi."""
-    by_ratio, by_mean = [], []
+    """Which pairs are ranked right by log pi / pi_base, by the same per token, and by being shorter."""
+    right: dict[str, list[float]] = {"right": [], "right_per_token": [], "right_if_shorter": []}
     for item, nats, before, tokens in zip(items, own["nats"], base["nats"], own["tokens"], strict=True):
-        for better, worse in item.pairs():
-            if tokens[better] and tokens[worse]:
-                by_ratio.append(preferred(before[better] - nats[better], before[worse] - nats[worse]))
-                by_mean.append(preferred(-nats[better] / tokens[better], -nats[worse] / tokens[worse]))
-    return {
-        "pairs": len(by_ratio),
-        "accuracy_vs_reference": sum(by_ratio) / len(by_ratio),
-        "accuracy": sum(by_mean) / len(by_mean),
-        "right": by_ratio,
-    }
+        for a, b in item.pairs():
+            if tokens[a] and tokens[b]:
+                better, worse = before[a] - nats[a], before[b] - nats[b]
+                right["right"].append(preferred(better, worse))
+                right["right_per_token"].append(preferred(better / tokens[a], worse / tokens[b]))
+                right["right_if_shorter"].append(preferred(-tokens[a], -tokens[b]))
+    return {"pairs": len(right["right"])} | right
 
 
 def main() -> None:
@@ -109,7 +107,7 @@ def main() -> None:
             def run(method: Method = method) -> dict[str, Any]:
                 with_chosen = method.name in NEEDS_CHOSEN
                 model, log = harness.train(method, boundaries_of(items, tokenizer, with_chosen=with_chosen))
-                found = measure(model.merge_and_unload().eval())
+                found = keep(folder / "scores", method.run, lambda: measure(model.merge_and_unload().eval()))
                 figures = {name: accuracy(pairs, found[name], base[name]) for name, pairs in tests.items()}
                 return log | figures | {"neutral_drift": found["neutral_nll"] - base["neutral_nll"]}
 
@@ -119,11 +117,15 @@ def main() -> None:
 
 def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown."""
-    rows = ["| run | held-out pairs | another data set | neutral drift, nats/token |", "|---|---|---|---|"]
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
-        cells = [share(run[name]["right"]) for name in ("test", "other")]
-        rows.append(f"| {path.stem} | {' | '.join(cells)} | {run['neutral_drift']:+.3f} |")
+    columns = "run", "held-out pairs", "per token", "another data set", "per token", "neutral drift, nats/token"
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    for name, run in runs.items():
+        cells = [share(run[pairs][by]) for pairs in ("test", "other") for by in ("right", "right_per_token")]
+        rows.append(f"| {name} | {' | '.join(cells)} | {run['neutral_drift']:+.3f} |")
+    for run in list(runs.values())[:1]:
+        test, other = (share(run[pairs]["right_if_shorter"]) for pairs in ("test", "other"))
+        rows.append(f"| the shorter answer | {test} | | {other} | | |")
     return "\n".join(rows)
 
 

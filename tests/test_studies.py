@@ -117,9 +117,19 @@ def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert set(runs) == {"complement-lr0.001-seed42", "dpo-lr0.001-seed42"}
     for run in runs.values():
         assert run["test"]["pairs"] == len(run["test"]["right"]) == 8
+        assert run["test"]["right_if_shorter"] == [0.0] * 8  # "No 1." is the worse one
         assert run["neutral_drift"] != 0
     assert runs["dpo-lr0.001-seed42"]["tokens"] > runs["complement-lr0.001-seed42"]["tokens"]
-    assert "| dpo-lr0.001-seed42 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| dpo-lr0.001-seed42 |" in printed
+    assert "| the shorter answer | 0.0% " in printed
+
+
+def test_a_sum_favours_the_shorter_answer_and_a_mean_does_not() -> None:
+    pair = ultrafeedback.Preference("?", ("a a a a", "b"), (0, 1), 1)
+    own, base = {"nats": [[8.0, 3.0]], "tokens": [[4, 1]]}, {"nats": [[4.0, 1.0]]}  # 1 nat and 2 nats a token more
+    found = ultrafeedback.accuracy([pair], own, base)
+    assert found == {"pairs": 1, "right": [0.0], "right_per_token": [1.0], "right_if_shorter": [0.0]}
 
 
 def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
