@@ -78,6 +78,17 @@ def keep(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[st
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
+def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of the runs that are done, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = (columns, ["---"] * len(columns), *rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def base() -> Any:
     """The model of the studies."""
     model = load_base(BUNDLED, torch.float32)

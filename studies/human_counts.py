@@ -10,7 +10,6 @@ on: Kendall's tau between the implied ranking, log pi / pi_base, and the true co
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -100,16 +99,13 @@ def main() -> None:
 def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown; each beside the same run on the true counts."""
     columns = "run", "Kendall's tau, held-out prompts", "true counts have more by", "neutral drift, nats/token"
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs, rows = harness.read_runs(folder), []
     for name, run in runs.items():
         counts, _, method = name.partition("-")
         figure, best = Figure(run["items"]), Figure(runs.get(f"true-{method}", run)["items"])
         lead = "" if counts == "true" else written(best.value, figure.value, figure.difference(best))
-        rows.append(
-            f"| {name} | {written(figure.value, 0.0, figure.interval())} | {lead} | {run['neutral_drift']:+.3f} |"
-        )
-    return "\n".join(rows)
+        rows.append((name, written(figure.value, 0.0, figure.interval()), lead, f"{run['neutral_drift']:+.3f}"))
+    return harness.markdown(columns, rows)
 
 
 def written(value: float | None, less: float | None, interval: Interval | None) -> str:

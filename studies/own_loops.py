@@ -10,7 +10,6 @@ only draws what there is.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,10 +99,10 @@ def main() -> None:
 
 def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown; draws them too."""
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs = harness.read_runs(folder)
     base = runs.pop("base")
     columns = "run", "loops, unseen prompts", "neutral drift", "rejected text", "characters", "ends by itself"
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for name, run in {"base": base, **runs}.items():
         interval = wilson(sum(run["loops"]), len(run["loops"]))
         assert interval is not None
@@ -115,9 +114,9 @@ def table(folder: Path) -> str:
             f"{run['mean_characters']:.0f}",
             f"{run['ended_share']:.0%}",
         )
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     plot(folder / "pareto.png", base, runs)
-    return "\n".join(rows)
+    return harness.markdown(columns, rows)
 
 
 def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:

@@ -11,9 +11,8 @@ is told too. Stopped, the same command goes on; `--table` only prints what there
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +100,18 @@ def main() -> None:
             scores = {name: score(model, tokenizer, pairs) for name, pairs in tests.items()}
             return scores | {"neutral_nll": mean_nll(model, neutral)}
 
-        base = keep(folder / "scores", "base", lambda: measure(harness.base().eval()))
         for method in METHODS:
 
-            def run(method: Method = method) -> dict[str, Any]:
+            def trained(method: Method = method) -> dict[str, Any]:
                 with_chosen = method.name in NEEDS_CHOSEN
                 model, log = harness.train(method, boundaries_of(items, tokenizer, with_chosen=with_chosen))
-                found = keep(folder / "scores", method.run, lambda: measure(model.merge_and_unload().eval()))
+                return measure(model.merge_and_unload().eval()) | {"log": log}
+
+            def run(method: Method = method, trained: Callable[[], dict[str, Any]] = trained) -> dict[str, Any]:
+                base = keep(folder / "scores", "base", lambda: measure(harness.base().eval()))
+                found = keep(folder / "scores", method.run, trained)
                 figures = {name: accuracy(pairs, found[name], base[name]) for name, pairs in tests.items()}
-                return log | figures | {"neutral_drift": found["neutral_nll"] - base["neutral_nll"]}
+                return found["log"] | figures | {"neutral_drift": found["neutral_nll"] - base["neutral_nll"]}
 
             keep(folder, method.run, run)
     print(table(folder))
@@ -118,15 +120,14 @@ def main() -> None:
 def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown."""
     columns = "run", "held-out pairs", "per token", "another data set", "per token", "neutral drift, nats/token"
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs, rows = harness.read_runs(folder), []
     for name, run in runs.items():
         cells = [share(run[pairs][by]) for pairs in ("test", "other") for by in ("right", "right_per_token")]
-        rows.append(f"| {name} | {' | '.join(cells)} | {run['neutral_drift']:+.3f} |")
-    for run in list(runs.values())[:1]:
-        test, other = (share(run[pairs]["right_if_shorter"]) for pairs in ("test", "other"))
-        rows.append(f"| the shorter answer | {test} | | {other} | | |")
-    return "\n".join(rows)
+        rows.append((name, *cells, f"{run['neutral_drift']:+.3f}"))
+    if runs:
+        test, other = (share(next(iter(runs.values()))[pairs]["right_if_shorter"]) for pairs in ("test", "other"))
+        rows.append(("the shorter answer", test, "", other, "", ""))
+    return harness.markdown(columns, rows)
 
 
 def share(right: Sequence[float]) -> str:

@@ -14,6 +14,8 @@ import harness
 import human_counts
 import own_loops
 import ultrafeedback
+from buleyean_rl.evaluate.statistics import Figure
+from buleyean_rl.importers.preferences import Preference
 from buleyean_rl.records import RejectionRecord, make_record
 from harness import Method
 from tiny import tiny_llama, tiny_tokenizer
@@ -126,7 +128,7 @@ def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_a_sum_favours_the_shorter_answer_and_a_mean_does_not() -> None:
-    pair = ultrafeedback.Preference("?", ("a a a a", "b"), (0, 1), 1)
+    pair = Preference("?", ("a a a a", "b"), (0, 1), 1)
     own, base = {"nats": [[8.0, 3.0]], "tokens": [[4, 1]]}, {"nats": [[4.0, 1.0]]}  # 1 nat and 2 nats a token more
     found = ultrafeedback.accuracy([pair], own, base)
     assert found == {"pairs": 1, "right": [0.0], "right_per_token": [1.0], "right_if_shorter": [0.0]}
@@ -148,5 +150,5 @@ def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_rankings_lead_is_over_the_same_prompts() -> None:
-    better, worse = human_counts.Figure([(1.0, 1.0)] * 4), human_counts.Figure([(0.5, 1.0)] * 4)
+    better, worse = Figure([(1.0, 1.0)] * 4), Figure([(0.5, 1.0)] * 4)
     assert human_counts.written(better.value, worse.value, worse.difference(better)) == "+0.500 (+0.500 to +0.500)"
