@@ -101,6 +101,7 @@ def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str
     torch.manual_seed(method.seed)
     model = attach_lora(base(), lora_config(16, 32, 0.0, None))
     with tempfile.TemporaryDirectory() as folder:
+        reference = Path(folder) / "reference"
         config = BuleyeanConfig(
             output_dir=folder,
             objective=_objective(method.name),
@@ -112,9 +113,11 @@ def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str
             **dict(method.settings),
         )
         if method.name in OBJECTIVES:
-            trainer = BuleyeanTrainer(model, config, boundaries)
+            trainer = BuleyeanTrainer(model, config, boundaries, reference_folder=reference)
         else:
-            trainer = BaselineTrainer(Baseline(method.name, method.beta), model, config, boundaries)
+            trainer = BaselineTrainer(
+                Baseline(method.name, method.beta), model, config, boundaries, reference_folder=reference
+            )
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
     tail = log[-max(1, len(log) // 10) :]

@@ -24,7 +24,7 @@ from buleyean_rl.evaluate.statistics import Figure, Interval, kendall_tau
 from buleyean_rl.importers.preferences import Preference, read_preferences
 from buleyean_rl.models import BUNDLED, load_tokenizer
 from harness import Method, keep
-from ultrafeedback import boundaries_of
+from ultrafeedback import boundaries_of, records_of
 
 MAX_LENGTH, NEUTRAL, HELD_OUT = 512, 64, 100
 SEEDS = (0, 1, 2)
@@ -82,7 +82,8 @@ def main() -> None:
                 def run(method: Method = method, counts: Any = counts) -> dict[str, Any]:
                     draw = random.Random(method.seed)
                     drawn = [counts(item, draw) for item in training]
-                    model, log = harness.train(method, boundaries_of(drawn, tokenizer, with_chosen=True))
+                    records = records_of(drawn, with_chosen=True)
+                    model, log = harness.train(method, boundaries_of(records, tokenizer, answers=2))
                     figure = tau(model, tokenizer, test)
                     with model.disable_adapter():
                         before = mean_nll(model, neutral)

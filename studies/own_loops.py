@@ -52,6 +52,16 @@ METHODS = [
     Method("complement", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
 ]
 
+# Ten times the steps of the table above, beside the same steps: with few records, since it takes so long.
+LONG = [
+    Method("complement", 5e-4, 20, label="20epochs"),
+    Method("npo", 1e-4, 20, label="20epochs"),
+    Method("complement", 5e-4),
+    Method("npo", 1e-4),
+    Method("unlikelihood", 1e-4, 20, label="20epochs"),
+    Method("unlikelihood", 1e-4),
+]
+
 
 def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
     """The first prompts of some files, to mine, and the last, to measure on; long ones left out."""
@@ -69,6 +79,7 @@ def main() -> None:
     parser.add_argument("--neutral", type=Path, required="--table" not in sys.argv)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--mined", type=int, default=400, help="prompts whose answers are mined")
+    parser.add_argument("--long", action="store_true", help="ten times the epochs, beside as many as else")
     parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
@@ -87,7 +98,7 @@ def main() -> None:
         measured_on = tokenizer, unseen, neutral, boundaries
         keep(folder, "base", lambda: harness.measure(base, *measured_on, texts / "base.json"))
         del base
-        for method in METHODS:
+        for method in LONG if arguments.long else METHODS:
 
             def run(method: Method = method) -> dict[str, Any]:
                 model, log = harness.train(method, boundaries)

@@ -2,7 +2,8 @@
 
     python studies/ultrafeedback.py --train T.jsonl --test E.jsonl --other O.jsonl --neutral N.jsonl -o FOLDER
 
-Everybody trains on the same records for the same steps; `dpo` and `sft` see the chosen answers too. Tested on held-out
+Everybody trains on the same records for the same steps; `dpo` and `sft` see the chosen answers too, and `listwise`,
+which ranks, a sample of the base's own to each prompt. Tested on held-out
 pairs of the same data and on those of another: how often the better answer has the higher log pi / pi_base, summed and
 per token. The sum favours short answers wherever all answers became less likely; the share of pairs in which it does
 is told too. Stopped, the same command goes on; `--table` only prints what there is.
@@ -19,12 +20,14 @@ from typing import Any
 import harness
 from baselines import NEEDS_CHOSEN
 from buleyean_rl.boundary import Boundary, build_boundaries
+from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.evaluate import mean_nll
 from buleyean_rl.evaluate.scoring import PackedScorer
 from buleyean_rl.evaluate.statistics import preferred, wilson
 from buleyean_rl.importers.preferences import Preference, read_preferences
+from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import BUNDLED, load_tokenizer
-from buleyean_rl.records import RejectionRecord
+from buleyean_rl.records import RejectionRecord, read_records, write_records
 from harness import Method, keep
 
 MAX_LENGTH, NEUTRAL = 512, 64
@@ -32,6 +35,7 @@ MAX_LENGTH, NEUTRAL = 512, 64
 METHODS = [
     Method("complement", 2e-4, 1),
     Method("npo", 5e-5, 1),
+    Method("listwise", 1e-4, 1),
     Method("dpo", 5e-5, 1),
     Method("kto", 2e-4, 1),
     Method("unlikelihood", 2e-5, 1),
@@ -45,7 +49,7 @@ METHODS = [
 ]
 
 
-def boundaries_of(items: Sequence[Preference], tokenizer: Any, *, with_chosen: bool) -> list[Boundary]:
+def records_of(items: Sequence[Preference], *, with_chosen: bool) -> list[RejectionRecord]:
     """The records to train on; an answer never rejected is left out unless asked for."""
     records = []
     for item in items:
@@ -54,8 +58,21 @@ def boundaries_of(items: Sequence[Preference], tokenizer: Any, *, with_chosen: b
             continue
         answers, counts = tuple(item.answers[k] for k in kept), tuple(item.rejections[k] for k in kept)
         records.append(RejectionRecord(item.prompt, answers, counts, item.rounds, ((),) * len(kept)))
+    return records
+
+
+def boundaries_of(records: Sequence[RejectionRecord], tokenizer: Any, answers: int) -> list[Boundary]:
+    """Their tokens; a record that has fewer different answers left, once they are cut, is left out."""
     found = (boundary for boundary in build_boundaries(records, tokenizer, MAX_LENGTH) if boundary is not None)
-    return [b for b in found if not with_chosen or len(set(b.ends)) > 1]
+    return [boundary for boundary in found if len(set(boundary.ends)) >= answers]
+
+
+def with_samples(records: Sequence[RejectionRecord], tokenizer: Any, file: Path) -> list[RejectionRecord]:
+    """A sample of the base's own, never rejected, beside the rejected answers of each record; drawn once."""
+    if not file.exists():
+        engine = TransformersEngine(harness.base().eval(), tokenizer, batch=harness.BATCH)
+        write_records(file, add_own_samples(records, engine, 1))
+    return list(read_records(file))
 
 
 def score(model: Any, tokenizer: Any, items: Sequence[Preference]) -> dict[str, Any]:
@@ -104,7 +121,11 @@ def main() -> None:
 
             def trained(method: Method = method) -> dict[str, Any]:
                 with_chosen = method.name in NEEDS_CHOSEN
-                model, log = harness.train(method, boundaries_of(items, tokenizer, with_chosen=with_chosen))
+                records = records_of(items, with_chosen=with_chosen)
+                if method.name == "listwise":
+                    records = with_samples(records, tokenizer, folder / "scores" / "samples.jsonl")
+                least = 2 if with_chosen or method.name == "listwise" else 1
+                model, log = harness.train(method, boundaries_of(records, tokenizer, least))
                 return measure(model.merge_and_unload().eval()) | {"log": log}
 
             def run(method: Method = method, trained: Callable[[], dict[str, Any]] = trained) -> dict[str, Any]:

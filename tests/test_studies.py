@@ -16,7 +16,7 @@ import own_loops
 import ultrafeedback
 from buleyean_rl.evaluate.statistics import Figure
 from buleyean_rl.importers.preferences import Preference
-from buleyean_rl.records import RejectionRecord, make_record
+from buleyean_rl.records import RejectionRecord, make_record, read_records
 from harness import Method
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -72,6 +72,14 @@ def test_a_study_runs_once_and_shows_its_table(
     assert capsys.readouterr().out == printed[printed.index("| run") :]
 
 
+def test_ten_times_the_steps(tiny_study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_loops, "LONG", [Method("npo", 1e-3, 1), Method("npo", 1e-3, 10, label="10")])
+    run([*tiny_study[:-2], "--long", *tiny_study[-2:]], monkeypatch)
+    runs = harness.read_runs(Path(tiny_study[-1]))
+    assert runs["npo-10-lr0.001-seed42"]["steps"] == 10 * runs["npo-lr0.001-seed42"]["steps"]
+    assert "complement-lr0.001-seed42" not in runs
+
+
 def test_nothing_to_train_on_is_told(tiny_study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_loops, "reject_loops", lambda *_: [])
     with pytest.raises(SystemExit, match="nothing to train on"):
@@ -110,18 +118,22 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(ultrafeedback, "METHODS", [Method("complement", 1e-3, 1), Method("dpo", 1e-3, 1)])
+    monkeypatch.setattr(ultrafeedback, "METHODS", [Method(name, 1e-3, 1) for name in ("complement", "dpo", "listwise")])
     pairs, folder = str(files / "pairs.jsonl"), files / "study"
     given = ["--train", pairs, "--test", pairs, "--other", pairs, "--neutral", str(files / "neutral.jsonl")]
     monkeypatch.setattr(sys, "argv", ["ultrafeedback.py", *given, "-o", str(folder)])
     ultrafeedback.main()
     runs = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    assert set(runs) == {"complement-lr0.001-seed42", "dpo-lr0.001-seed42"}
+    assert set(runs) == {f"{name}-lr0.001-seed42" for name in ("complement", "dpo", "listwise")}
     for run in runs.values():
         assert run["test"]["pairs"] == len(run["test"]["right"]) == 8
         assert run["test"]["right_if_shorter"] == [0.0] * 8  # "No 1." is the worse one
         assert run["neutral_drift"] != 0
-    assert runs["dpo-lr0.001-seed42"]["tokens"] > runs["complement-lr0.001-seed42"]["tokens"]
+    tokens = {run["method"]["name"]: run["tokens"] for run in runs.values()}
+    assert min(tokens["dpo"], tokens["listwise"]) > tokens["complement"]
+    for record in read_records(folder / "scores" / "samples.jsonl"):
+        assert record.rejection_counts == (1, 0)  # the chosen answer is not among them
+        assert "Sleep" not in record.rejected_responses[1]
     printed = capsys.readouterr().out
     assert "| dpo-lr0.001-seed42 |" in printed
     assert "| the shorter answer | 0.0% " in printed
