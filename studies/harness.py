@@ -48,6 +48,7 @@ class Method:
         epochs: over the records.
         beta: of a baseline that has one.
         settings: other fields of `BuleyeanConfig`.
+        anchors: answers of the base's own, never rejected, to train on beside the rejected ones.
         label: tells runs of one method apart.
         seed: of the adapter and of the order of the records.
     """
@@ -58,6 +59,7 @@ class Method:
     beta: float = 0.1
     settings: tuple[tuple[str, Any], ...] = ()
     label: str = ""
+    anchors: int = 0
     seed: int = 42
 
     @property
@@ -98,8 +100,6 @@ def base() -> Any:
 
 def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str, Any]]:
     """A freshly adapted model trained on some boundaries, and what the trainer logged."""
-    torch.manual_seed(method.seed)
-    model = attach_lora(base(), lora_config(16, 32, 0.0, None))
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / "reference"
         config = BuleyeanConfig(
@@ -112,6 +112,8 @@ def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str
             beta=method.beta,
             **dict(method.settings),
         )
+        torch.manual_seed(method.seed)
+        model = attach_lora(base(), lora_config(config.lora_rank, config.lora_alpha, 0.0, config.lora_targets))
         if method.name in OBJECTIVES:
             trainer = BuleyeanTrainer(model, config, boundaries, reference_folder=reference)
         else:

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from buleyean_rl.boundary import build_boundaries, encode_prompt
+from buleyean_rl.boundary import (
+    Boundary,
+    build_boundaries,
+    encode_prompt,
+    encode_prompts,
+    encode_responses,
+    merge_responses,
+)
+from buleyean_rl.evaluate import is_looping
 from buleyean_rl.evaluate.statistics import wilson
-from buleyean_rl.mine import read_prompts, reject_loops
+from buleyean_rl.mine import ROUNDS, read_prompts, reject_loops
 from buleyean_rl.models import BUNDLED, load_tokenizer
 from buleyean_rl.records import Prompt
 from harness import Method, keep
@@ -26,6 +34,7 @@ from harness import Method, keep
 UNSEEN, NEUTRAL = 200, 64
 LIMIT, NEAR = 0.02, 0.1  # nats per token of drift: the goal, and what a closer look is taken at
 PROMPT_TOKENS = 192  # longer prompts are left out
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 METHODS = [
     Method("complement", 5e-4),
@@ -47,6 +56,8 @@ METHODS = [
     Method("kto", 1e-3),
     Method("published", 5e-4),
     Method("complement", 5e-4, label="tau8", settings=(("tau", 8.0),)),
+    Method("complement", 5e-4, 1, label="tau8-anchors", settings=(("tau", 8.0),), anchors=99),
+    Method("complement", 5e-4, label="tau8-attention", settings=(("tau", 8.0), ("lora_targets", ATTENTION))),
     Method("complement", 5e-4, label="tau3", settings=(("tau", 3.0),)),
     Method("complement", 5e-4, label="alpha0.4", settings=(("alpha", 0.4),)),
     Method("complement", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
@@ -70,6 +81,14 @@ def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[lis
     if len(short) < mined + UNSEEN:
         raise SystemExit(f"{len(short)} prompts of at most {PROMPT_TOKENS} tokens: {mined + UNSEEN} are needed")
     return short[:mined], short[-UNSEEN:]
+
+
+def anchors_of(prompts: Sequence[Prompt], answers: Sequence[str], tokenizer: Any, count: int) -> list[Boundary]:
+    """The first answers that do not loop: nothing of them is rejected, so that the base is the target everywhere."""
+    good = [pair for pair in zip(prompts, answers, strict=True) if not is_looping(pair[1])][:count]
+    asked = encode_prompts(tokenizer, [prompt for prompt, _ in good])
+    answered = encode_responses(tokenizer, [answer for _, answer in good], [()] * len(good))
+    return [merge_responses(prompt, [answer], [0], ROUNDS) for prompt, answer in zip(asked, answered, strict=True)]
 
 
 def main() -> None:
@@ -101,7 +120,8 @@ def main() -> None:
         for method in LONG if arguments.long else METHODS:
 
             def run(method: Method = method) -> dict[str, Any]:
-                model, log = harness.train(method, boundaries)
+                anchors = anchors_of(prompts, mined["texts"], tokenizer, method.anchors)
+                model, log = harness.train(method, [*boundaries, *anchors])
                 return log | harness.measure(model, *measured_on, texts / f"{method.run}.json")
 
             keep(folder, method.run, run)
