@@ -56,6 +56,8 @@ METHODS = [
     Method("kto", 1e-3),
     Method("published", 5e-4),
     Method("complement", 5e-4, label="tau8", settings=(("tau", 8.0),)),
+    Method("complement", 1e-3, label="tau8", settings=(("tau", 8.0),)),
+    Method("complement", 1e-3, 4, label="tau8-4epochs", settings=(("tau", 8.0),)),
     Method("complement", 5e-4, 1, label="tau8-anchors", settings=(("tau", 8.0),), anchors=99),
     Method("complement", 5e-4, label="tau8-attention", settings=(("tau", 8.0), ("lora_targets", ATTENTION))),
     Method("complement", 5e-4, label="tau3", settings=(("tau", 3.0),)),

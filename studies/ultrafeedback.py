@@ -123,6 +123,8 @@ def main() -> None:
                 with_chosen = method.name in NEEDS_CHOSEN
                 records = records_of(items, with_chosen=with_chosen)
                 if method.name == "listwise":
+                    fit = build_boundaries(records, tokenizer, MAX_LENGTH)
+                    records = [record for record, boundary in zip(records, fit, strict=True) if boundary]
                     records = with_samples(records, tokenizer, folder / "scores" / "samples.jsonl")
                 least = 2 if with_chosen or method.name == "listwise" else 1
                 model, log = harness.train(method, boundaries_of(records, tokenizer, least))

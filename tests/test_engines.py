@@ -15,6 +15,7 @@ from buleyean_rl.engines import (
     GgufEngine,
     Sampling,
     TransformersEngine,
+    in_memory,
     llama_cpp_python,
     neutral_nll,
     open_gguf,
@@ -155,6 +156,28 @@ def test_the_output_head_is_given_rows_without_gaps() -> None:
     assert all(together)
     hook.remove()
     assert not model.lm_head._forward_pre_hooks
+
+
+def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of a batch has room for the longest prompt: 64 of them beside one of 1,500 tokens took 7 GB."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    engine, sampling = TransformersEngine(model, tokenizer, batch=8), Sampling(max_tokens=4)
+    asked = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
+    expected = engine.complete_many(asked, sampling)
+    longest = len(engine.prompt_ids(asked[2]))
+    monkeypatch.setattr(in_memory, "BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
+    shapes: list[tuple[int, int]] = []
+    batch_of = engine._batch
+    monkeypatch.setattr(
+        engine,
+        "_batch",
+        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or batch_of(prompts, *rest),
+    )
+    assert engine.complete_many(asked, sampling) == expected
+    assert sum(rows for rows, _ in shapes) == 5
+    assert shapes[-1] == (1, longest)
+    assert all(rows == 1 or rows * (width + 4) < longest + 4 for rows, width in shapes)
 
 
 def test_sampling_repeats_with_its_seed(engine: Engine) -> None:

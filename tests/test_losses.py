@@ -115,6 +115,21 @@ def test_one_step_makes_the_rejected_token_unlikelier_only_with_complement() -> 
         assert logits.grad[0, 0].sign() == sign
 
 
+@given(p=st.floats(1e-6, 1 - 1e-6), alpha=st.floats(0.05, 1), tau=st.floats(0.1, 8), v=st.integers(1, 9))
+def test_complement_pushes_a_token_no_harder_than_the_base_expects_it(
+    p: float, alpha: float, tau: float, v: int
+) -> None:
+    """The gradient in the logit of a rejected token, at pi = pi_base, as docs/theory.md has it."""
+    base = log(p, 1 - p)
+    logits = base.clone().requires_grad_()
+    complement_loss(logits, base, counts({0: v}, 9), Objective(alpha=alpha, tau=tau)).loss.sum().backward()
+    assert logits.grad is not None
+    r = ((9 - v + 1) / 10) ** tau
+    push = alpha * p * (1 - r) * (1 - p) / (1 - p * (1 - r)) + (1 - alpha) * v / 9 * p
+    assert logits.grad[0, 0].item() == pytest.approx(push, rel=1e-6, abs=1e-9)
+    assert 0 < push <= p
+
+
 @given(st.integers(0, 999), st.sampled_from(["complement", "published"]), st.floats(0.05, 1), st.floats(0.2, 3))
 def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -10,6 +10,7 @@ from buleyean_rl.engines.protocol import GREEDY, Answer, Completing, Messages, S
 from buleyean_rl.errors import EngineError
 
 NUCLEUS = 1024  # tokens looked at first when drawing
+BATCH_TOKENS = 1 << 15  # a batch may come to: every row has room for the longest prompt of it, and for an answer
 
 
 class TransformersEngine(Completing):
@@ -18,7 +19,7 @@ class TransformersEngine(Completing):
     Args:
         model: a causal language model, on any device.
         tokenizer: its tokenizer, with a chat template.
-        batch: how many conversations to answer at once.
+        batch: how many conversations to answer at once, at most.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
@@ -86,9 +87,7 @@ class TransformersEngine(Completing):
         answers = [Answer("", 0, False)] * len(conversations)
         done = 0
         prompts = [self.prompt_ids(messages) for messages in conversations]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), self.batch):
-            chosen = order[start : start + self.batch]
+        for chosen in self._batches(list(map(len, prompts)), sampling.max_tokens):
             batch = self._batch([prompts[i] for i in chosen], sampling, [sampling.seed + i for i in chosen])
             for i, answer in zip(chosen, batch, strict=True):
                 answers[i] = answer
@@ -128,6 +127,18 @@ class TransformersEngine(Completing):
 
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
+
+    def _batches(self, lengths: Sequence[int], room: int) -> Iterator[list[int]]:
+        """Places of prompts of similar length, so many that a batch stays small enough for memory."""
+        batch: list[int] = []
+        for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+            rows = len(batch) + 1
+            if batch and (rows > self.batch or rows * (lengths[place] + room) > BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
 
     def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Answer]:
         """Answers to prompts padded on the left to one length."""
