@@ -154,6 +154,7 @@ def table(folder: Path) -> str:
 
 def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:
     """Loops against drift, one line a method: all of them, and those that hardly drift."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), dpi=110, layout="constrained")
@@ -164,10 +165,12 @@ def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:
         drift = run["neutral_nll"] - base["neutral_nll"]
         by_method.setdefault(label, []).append((drift, run["loop_rate"], run["method"]["learning_rate"]))
     for axes in (near, far):
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
         axes.scatter([0], [base["loop_rate"]], marker="*", s=160, color="0.2", label="base", zorder=3)
         for label, points in sorted(by_method.items()):
             drifts, loops, _ = zip(*points, strict=True)
-            axes.plot(drifts, loops, "o-", label=label, linewidth=3 if label == "complement" else 1.2)
+            color, width = ("black", 3.0) if label == "complement" else (None, 1.2)
+            axes.plot(drifts, loops, "o-", label=label, color=color, linewidth=width)
         axes.axvline(LIMIT, color="0.6", linestyle=":")
         axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
     for points in by_method.values():

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from buleyean_rl.engines import (
     ENGINES,
@@ -178,6 +179,16 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
     assert sum(rows for rows, _ in shapes) == 5
     assert shapes[-1] == (1, longest)
     assert all(rows == 1 or rows * (width + 4) < longest + 4 for rows, width in shapes)
+
+
+@pytest.mark.parametrize(("top_p", "expected"), [(1.0, [0.5, 0.3, 0.2]), (0.7, [0.625, 0.375, 0.0])])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float, expected: list[float], temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, sampling = torch.tensor([0.5, 0.3, 0.2]).log() + 7, Sampling(1, temperature, top_p)
+    drawn = torch.tensor([in_memory._draw(logits, sampling, generator) for _ in range(4000)])
+    wanted = torch.tensor(expected) ** (1 / temperature)
+    assert torch.allclose(drawn.bincount(minlength=3) / 4000, wanted / wanted.sum(), atol=0.025)  # 3 standard errors
 
 
 def test_sampling_repeats_with_its_seed(engine: Engine) -> None:

@@ -223,6 +223,9 @@ def _draw(logits: Any, sampling: Sampling, generator: Any) -> int:
 
     if sampling.temperature <= 0:
         return int(logits.argmax())
+    if sampling.top_p >= 1:
+        weights = ((logits - logits.max()) / sampling.temperature).exp()
+        return int(torch.multinomial(weights, 1, generator=generator))
     # The nucleus is nearly always among the likeliest few: sorting all the vocabulary would take longer than a step.
     for k in (min(NUCLEUS, len(logits)), len(logits)):
         likeliest, tokens = logits.topk(k)
