@@ -68,8 +68,8 @@ METHODS = [
 # Ten times the steps of the table above, beside the same steps: with few records, since it takes so long.
 LONG = [
     Method("complement", 5e-4, 20, label="20epochs"),
-    Method("npo", 1e-4, 20, label="20epochs"),
     Method("complement", 5e-4),
+    Method("npo", 1e-4, 20, label="20epochs"),
     Method("npo", 1e-4),
     Method("unlikelihood", 1e-4, 20, label="20epochs"),
     Method("unlikelihood", 1e-4),
