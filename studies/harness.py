@@ -49,6 +49,7 @@ class Method:
         beta: of a baseline that has one.
         settings: other fields of `BuleyeanConfig`.
         anchors: answers of the base's own, never rejected, to train on beside the rejected ones.
+        rejected_alone: no loss at the tokens that were not rejected, which else keep to the base.
         label: tells runs of one method apart.
         seed: of the adapter and of the order of the records.
     """
@@ -60,6 +61,7 @@ class Method:
     settings: tuple[tuple[str, Any], ...] = ()
     label: str = ""
     anchors: int = 0
+    rejected_alone: bool = False
     seed: int = 42
 
     @property
@@ -101,7 +103,7 @@ def base() -> Any:
 def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str, Any]]:
     """A freshly adapted model trained on some boundaries, and what the trainer logged."""
     with tempfile.TemporaryDirectory() as folder:
-        reference = Path(folder) / "reference"
+        reference = None if method.rejected_alone else Path(folder) / "reference"  # it has a state for every node
         config = BuleyeanConfig(
             output_dir=folder,
             objective=_objective(method.name),
@@ -120,6 +122,9 @@ def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str
             trainer = BaselineTrainer(
                 Baseline(method.name, method.beta), model, config, boundaries, reference_folder=reference
             )
+        if method.rejected_alone:
+            layout = trainer.layout
+            trainer.layout = lambda boundaries: layout(boundaries).without_anchors()
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
     tail = log[-max(1, len(log) // 10) :]

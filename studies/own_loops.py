@@ -60,6 +60,7 @@ METHODS = [
     Method("complement", 1e-3, 4, label="tau8-4epochs", settings=(("tau", 8.0),)),
     Method("complement", 5e-4, 1, label="tau8-anchors", settings=(("tau", 8.0),), anchors=99),
     Method("complement", 5e-4, label="tau8-attention", settings=(("tau", 8.0), ("lora_targets", ATTENTION))),
+    Method("complement", 2e-4, label="rejected-alone", rejected_alone=True),
     Method("complement", 5e-4, label="tau3", settings=(("tau", 3.0),)),
     Method("complement", 5e-4, label="alpha0.4", settings=(("alpha", 0.4),)),
     Method("complement", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),

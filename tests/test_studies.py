@@ -14,6 +14,7 @@ import harness
 import human_counts
 import own_loops
 import ultrafeedback
+from buleyean_rl.boundary import build_boundary
 from buleyean_rl.evaluate.statistics import Figure
 from buleyean_rl.importers.preferences import Preference
 from buleyean_rl.records import RejectionRecord, make_record, read_records
@@ -78,6 +79,20 @@ def test_ten_times_the_steps(tiny_study: list[str], monkeypatch: pytest.MonkeyPa
     runs = harness.read_runs(Path(tiny_study[-1]))
     assert runs["npo-10-lr0.001-seed42"]["steps"] == 10 * runs["npo-lr0.001-seed42"]["steps"]
     assert "complement-lr0.001-seed42" not in runs
+
+
+def test_without_the_tokens_that_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(harness, "base", lambda: tiny_llama(tokenizer))
+    record = make_record("Tip?", ["Sleep well. Sleep well."], [60], 60, [[(12, 23)]])
+    boundary = build_boundary(record, tokenizer, 64)
+    assert boundary is not None
+    losses = [
+        harness.train(Method("complement", 1e-3, 1, rejected_alone=alone), [boundary])[1]["loss_first"]
+        for alone in (False, True)
+    ]
+    anchored = boundary.nodes / len(boundary.rejections)  # where nothing was rejected the loss begins at 0
+    assert losses[1] == pytest.approx(anchored * losses[0], rel=1e-4)
 
 
 def test_nothing_to_train_on_is_told(tiny_study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
