@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from buleyean_rl.boundary import (
-    Boundary,
-    build_boundaries,
-    encode_prompt,
-    encode_prompts,
-    encode_responses,
-    merge_responses,
-)
+from buleyean_rl.boundary import Boundary, build_boundaries, encode_prompt, encode_response, merge_responses
 from buleyean_rl.evaluate import is_looping
 from buleyean_rl.evaluate.statistics import wilson
 from buleyean_rl.mine import ROUNDS, read_prompts, reject_loops
@@ -89,9 +82,10 @@ def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[lis
 def anchors_of(prompts: Sequence[Prompt], answers: Sequence[str], tokenizer: Any, count: int) -> list[Boundary]:
     """The first answers that do not loop: nothing of them is rejected, so that the base is the target everywhere."""
     good = [pair for pair in zip(prompts, answers, strict=True) if not is_looping(pair[1])][:count]
-    asked = encode_prompts(tokenizer, [prompt for prompt, _ in good])
-    answered = encode_responses(tokenizer, [answer for _, answer in good], [()] * len(good))
-    return [merge_responses(prompt, [answer], [0], ROUNDS) for prompt, answer in zip(asked, answered, strict=True)]
+    return [
+        merge_responses(encode_prompt(tokenizer, prompt), [encode_response(tokenizer, answer)], [0], ROUNDS)
+        for prompt, answer in good
+    ]
 
 
 def main() -> None:

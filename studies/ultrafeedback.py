@@ -54,7 +54,7 @@ def records_of(items: Sequence[Preference], *, with_chosen: bool) -> list[Reject
     records = []
     for item in items:
         kept = [k for k, v in enumerate(item.rejections) if v or with_chosen]
-        if not any(item.rejections[k] for k in kept) or (with_chosen and len(set(item.answers)) < 2):
+        if not any(item.rejections):
             continue
         answers, counts = tuple(item.answers[k] for k in kept), tuple(item.rejections[k] for k in kept)
         records.append(RejectionRecord(item.prompt, answers, counts, item.rounds, ((),) * len(kept)))
