@@ -27,7 +27,7 @@ from buleyean_rl.trainer import batch_losses, choose_layout, reference_hidden
 from contestant import PRECISION, our_boundaries
 from run import bundled_pairs, read_pairs
 
-IN_TORCH = SimpleNamespace(available=lambda *_: False)
+IN_TORCH = SimpleNamespace(available=lambda *_: False, loss_passes=lambda _: None)
 
 
 def main() -> None:
@@ -64,35 +64,38 @@ def main() -> None:
         for layer, group in groups.items():
             layer.group = group
 
-    def without(module: Any) -> AbstractContextManager[Any]:
-        return patch.object(module, "kernels", IN_TORCH)
+    def separately() -> AbstractContextManager[Any]:
+        return patch.object(lora.LinearGroup, "alike", lambda _: False)
+
+    def without(module: Any) -> Callable[[], AbstractContextManager[Any]]:
+        return lambda: patch.object(module, "kernels", IN_TORCH)
 
     padded = [pad_paths(records[i : i + 4]) for i in range(0, 8, 4)]
     everything: Callable[[], None] = lambda: step(rows)  # noqa: E731
-    variants: dict[str, tuple[AbstractContextManager[Any], Callable[[], None]]] = {
+    variants: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[], None]]] = {
         "the loss's sweeps in C": (without(fused), everything),
         "the head's transposed copy": (
-            patch.object(fused.OutputHead, "transposed", PropertyMock(return_value=head.weight.T)),
+            lambda: patch.object(fused.OutputHead, "transposed", PropertyMock(return_value=head.weight.T)),
             everything,
         ),
         "attention's softmax in C": (without(attention), everything),
-        "attention's weights kept": (patch.object(attention, "KEPT", 0), everything),
+        "attention's weights kept": (lambda: patch.object(attention, "KEPT", 0), everything),
         "RMSNorm and SwiGLU in C": (without(layers), everything),
         "dropout in C": (without(lora), everything),
-        "layers with one input together": (alone(), everything),
-        "LoRA as one node, in the base's type": (patch.object(lora.LinearGroup, "alike", lambda _: False), everything),
-        "packed rows and own attention": (plain_attention(), lambda: step(padded)),
-        "rows of two records, not one": (nullcontext(), lambda: step([pack([record]) for record in records])),
-        "rows of two records, not four": (nullcontext(), lambda: step([pack(records[:4]), pack(records[4:])])),
-        "the reference not known": (nullcontext(), lambda: step(rows, known)),
+        "layers with one input together": (alone, everything),
+        "LoRA as one node, in the base's type": (separately, everything),
+        "packed rows and own attention": (plain_attention, lambda: step(padded)),
+        "rows of two records, not one": (nullcontext, lambda: step([pack([record]) for record in records])),
+        "rows of two records, not four": (nullcontext, lambda: step([pack(records[:4]), pack(records[4:])])),
+        "the reference not known": (nullcontext, lambda: step(rows, known)),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(arguments.repeats + 1):  # the first warms up
-        for name, (context, work) in variants.items():
+        for name, (changed, work) in variants.items():
             started = time.perf_counter()
             everything()
             full = time.perf_counter() - started
-            with context:
+            with changed():
                 started = time.perf_counter()
                 work()
             if repeat:

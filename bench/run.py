@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -47,6 +46,15 @@ PEERS = ("trl_kto", "plain", "trl_sft", "trl_dpo")
 CONTESTANTS = ("complement", "trl_kto", "plain", "trl_sft", "trl_dpo", "published")
 COLUMNS = ("prompt", "chosen", "rejected")
 POSITIONS, VOCABULARY, WIDTH = 2048, 49152, 576
+
+# In a small process of its own: to the system a child has held at least what its parent held when it was started.
+MEASURED = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+seconds, held = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps({"import_seconds": seconds, "import_rss_bytes": held}))
+"""
 
 
 def bundled_pairs() -> list[dict[str, str]]:
@@ -130,13 +138,11 @@ def importing(rows: int = 1_000_000) -> dict[str, float]:
                 answers = {"chosen": f"Yes: {i * i}. {'word ' * 20}", "rejected": f"No: {i + i}. {'other ' * 20}"}
                 file.write(json.dumps({"prompt": f"What is {i} times {i}?", **answers}) + "\n")
         command = [str(Path(sys.executable).with_name("buleyean")), "data", "import", str(source), "-o", str(target)]
-        started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        elapsed = time.perf_counter() - started
+        done = subprocess.run([sys.executable, "-c", MEASURED, *command], check=True, capture_output=True, text=True)
         lines = sum(1 for _ in target.open(encoding="utf-8"))
     assert lines == rows
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # asked for before any bigger child ran
-    return {"import_seconds": elapsed, "import_rss_bytes": peak}
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 def loss_cost() -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What the studies share: the model, one training run in memory, its measurements, and results that are kept.
 
 A study is a list of named runs. Each run's figures are written as soon as they are known, so a study that was stopped
-goes on where it was, and a table can be drawn of what there is. All of them compute in fp32: a study may be put
-together from runs of several machines, and greedy answers of other precisions part ways.
+goes on where it was, and a table can be drawn of what there is. A study keeps to one precision, fp32 unless it says
+otherwise: it may be put together from runs of several machines, and greedy answers of other precisions part ways.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from buleyean_rl.records import as_messages
 from buleyean_rl.report import write_json
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
+PRECISIONS = ("float32", "bfloat16")
 OBJECTIVES = ("complement", "published", "listwise")
 NEUTRAL_TOKENS = 128
 ANSWER_TOKENS = 128
@@ -52,6 +54,7 @@ class Method:
         rejected_alone: no loss at the tokens that were not rejected, which else keep to the base.
         label: tells runs of one method apart.
         seed: of the adapter and of the order of the records.
+        precision: of the base model; the adapter is in fp32.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Method:
     anchors: int = 0
     rejected_alone: bool = False
     seed: int = 42
+    precision: str = "float32"
 
     @property
     def run(self) -> str:
@@ -87,21 +91,37 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
+def keep_to(precision: str, folder: Path) -> None:
+    """Refuse to put runs of another precision beside those that are there."""
+    for run in read_runs(folder).values():
+        there = run.get("method", run).get("precision", "float32")
+        if there != precision:
+            raise SystemExit(f"{folder} has runs in {there}: give that as --precision, or another folder")
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = (columns, ["---"] * len(columns), *rows)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def base() -> Any:
+def base(precision: str = "float32") -> Any:
     """The model of the studies."""
-    model = load_base(BUNDLED, torch.float32)
+    model = load_base(BUNDLED, getattr(torch, precision))
     fuse_layers(model)
     return model
 
 
-def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str, Any]]:
-    """A freshly adapted model trained on some boundaries, and what the trainer logged."""
+def train(
+    method: Method, boundaries: Sequence[Boundary], trainer_of: Callable[..., BuleyeanTrainer] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """A freshly adapted model trained on some boundaries, and what the trainer logged.
+
+    Args:
+        method: how.
+        boundaries: on what.
+        trainer_of: makes another trainer than the method's, of what `BuleyeanTrainer` is made of.
+    """
     with tempfile.TemporaryDirectory() as folder:
         reference = None if method.rejected_alone else Path(folder) / "reference"  # it has a state for every node
         config = BuleyeanConfig(
@@ -115,13 +135,12 @@ def train(method: Method, boundaries: Sequence[Boundary]) -> tuple[Any, dict[str
             **dict(method.settings),
         )
         torch.manual_seed(method.seed)
-        model = attach_lora(base(), lora_config(config.lora_rank, config.lora_alpha, 0.0, config.lora_targets))
-        if method.name in OBJECTIVES:
-            trainer = BuleyeanTrainer(model, config, boundaries, reference_folder=reference)
-        else:
-            trainer = BaselineTrainer(
-                Baseline(method.name, method.beta), model, config, boundaries, reference_folder=reference
-            )
+        model = attach_lora(
+            base(method.precision), lora_config(config.lora_rank, config.lora_alpha, 0.0, config.lora_targets)
+        )
+        if trainer_of is None and method.name not in OBJECTIVES:
+            trainer_of = partial(BaselineTrainer, Baseline(method.name, method.beta))
+        trainer = (trainer_of or BuleyeanTrainer)(model, config, boundaries, reference_folder=reference)
         if method.rejected_alone:
             layout = trainer.layout
             trainer.layout = lambda boundaries: layout(boundaries).without_anchors()

@@ -3,14 +3,17 @@
     python studies/human_counts.py --records R.jsonl --neutral N.jsonl -o FOLDER
 
 Every run trains on the same answers of the same prompts; only the counts differ. Shuffled: a record's counts change
-places. Ones: every answer that was rejected at all was rejected once in one round. Tested on prompts that nobody trains
-on: Kendall's tau between the implied ranking, log pi / pi_base, and the true counts. Stopped, the same command goes on.
+places. Ones: every answer that was rejected at all was rejected once in one round. Tested on prompts that the run does
+not train on: Kendall's tau between the implied ranking, log pi / pi_base, and the true counts. With `--parts` every run
+is made so many times, each time with other prompts to test on. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,8 +29,9 @@ from buleyean_rl.models import BUNDLED, load_tokenizer
 from harness import Method, keep
 from ultrafeedback import boundaries_of, records_of
 
-MAX_LENGTH, NEUTRAL, HELD_OUT = 512, 64, 100
+NEUTRAL = 64
 SEEDS = (0, 1, 2)
+PART = "-part"
 
 
 def true(item: Preference, draw: random.Random) -> Preference:  # noqa: ARG001 - one signature for all
@@ -49,9 +53,9 @@ COUNTS: tuple[Callable[[Preference, random.Random], Preference], ...] = (true, s
 METHODS = (Method("listwise", 1e-4, 2), Method("complement", 2e-4, 2))
 
 
-def tau(model: Any, tokenizer: Any, items: Sequence[Preference]) -> Figure:
+def tau(model: Any, tokenizer: Any, items: Sequence[Preference], max_length: int) -> Figure:
     """Kendall's tau of every record whose counts differ."""
-    scores = PackedScorer(model, tokenizer, MAX_LENGTH).answers([(item.prompt, item.answers) for item in items])
+    scores = PackedScorer(model.eval(), tokenizer, max_length).answers([(item.prompt, item.answers) for item in items])
     found = []
     for item, own in zip(items, scores, strict=True):
         if all(score.tokens for score in own):
@@ -67,45 +71,66 @@ def main() -> None:
     for name in ("records", "neutral"):
         parser.add_argument(f"--{name}", type=Path, required="--table" not in sys.argv)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--held-out", type=int, default=100, help="prompts to test on")
+    parser.add_argument("--parts", type=int, default=1, help="times to hold out others")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of a prompt and an answer")
+    parser.add_argument("--precision", choices=harness.PRECISIONS, default="float32", help="of all runs in a folder")
     parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:
+        harness.keep_to(arguments.precision, folder)
         tokenizer = load_tokenizer(BUNDLED)
         items = list(read_preferences(str(arguments.records)).items)
         random.Random(0).shuffle(items)
-        test, training = items[:HELD_OUT], items[HELD_OUT:]
+        held_out, length = arguments.held_out, arguments.max_length
         neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
-        for method in (replace(method, seed=seed) for seed in SEEDS for method in METHODS):
-            for counts in COUNTS:
+        methods = (replace(method, seed=seed, precision=arguments.precision) for seed in SEEDS for method in METHODS)
+        for method, part, counts in itertools.product(methods, range(arguments.parts), COUNTS):
+            start, stop = part * held_out, (part + 1) * held_out
+            test, training = items[start:stop], items[:start] + items[stop:]
 
-                def run(method: Method = method, counts: Any = counts) -> dict[str, Any]:
-                    draw = random.Random(method.seed)
-                    drawn = [counts(item, draw) for item in training]
-                    records = records_of(drawn, with_chosen=True)
-                    model, log = harness.train(method, boundaries_of(records, tokenizer, answers=2))
-                    figure = tau(model, tokenizer, test)
-                    with model.disable_adapter():
-                        before = mean_nll(model, neutral)
-                    return log | {
-                        "kendall_tau": figure.value,
-                        "items": figure.items.tolist(),
-                        "neutral_drift": mean_nll(model, neutral) - before,
-                    }
+            def run(
+                method: Method = method, counts: Any = counts, test: Any = test, training: Any = training
+            ) -> dict[str, Any]:
+                draw = random.Random(method.seed)
+                records = records_of([counts(item, draw) for item in training], with_chosen=True)
+                model, log = harness.train(method, boundaries_of(records, tokenizer, 2, length))
+                figure = tau(model, tokenizer, test, length)
+                with model.disable_adapter():
+                    before = mean_nll(model, neutral)
+                return log | {
+                    "kendall_tau": figure.value,
+                    "items": figure.items.tolist(),
+                    "neutral_drift": mean_nll(model, neutral) - before,
+                }
 
-                keep(folder, f"{counts.__name__}-{method.run}", run)
+            keep(folder, f"{counts.__name__}-{method.run}" + (f"{PART}{part}" if part else ""), run)
     print(table(folder))
+
+
+def pooled(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs that are done, those that differ in what they held out as one."""
+    runs: dict[str, dict[str, Any]] = {}
+    for name, run in harness.read_runs(folder).items():
+        whole = runs.setdefault(name.partition(PART)[0], {"items": [], "drifts": []})
+        whole["items"] += run["items"]
+        whole["drifts"].append(run["neutral_drift"])
+    return runs
 
 
 def table(folder: Path) -> str:
     """The figures of the runs that are done, as Markdown; each beside the same run on the true counts."""
     columns = "run", "Kendall's tau, held-out prompts", "true counts have more by", "neutral drift, nats/token"
-    runs, rows = harness.read_runs(folder), []
+    runs, rows = pooled(folder), []
     for name, run in runs.items():
         counts, _, method = name.partition("-")
         figure, best = Figure(run["items"]), Figure(runs.get(f"true-{method}", run)["items"])
-        lead = "" if counts == "true" else written(best.value, figure.value, figure.difference(best))
-        rows.append((name, written(figure.value, 0.0, figure.interval()), lead, f"{run['neutral_drift']:+.3f}"))
+        alone = counts == "true" or len(figure.items) != len(best.items)
+        lead = "" if alone else written(best.value, figure.value, figure.difference(best))
+        rows.append(
+            (name, written(figure.value, 0.0, figure.interval()), lead, f"{statistics.fmean(run['drifts']):+.3f}")
+        )
     return harness.markdown(columns, rows)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from buleyean_rl.evaluate import is_looping
 from buleyean_rl.evaluate.statistics import wilson
 from buleyean_rl.mine import ROUNDS, read_prompts, reject_loops
 from buleyean_rl.models import BUNDLED, load_tokenizer
-from buleyean_rl.records import Prompt
+from buleyean_rl.records import Prompt, RejectionRecord
 from harness import Method, keep
 
 UNSEEN, NEUTRAL = 200, 64
@@ -79,50 +80,101 @@ def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[lis
     return short[:mined], short[-UNSEEN:]
 
 
-def anchors_of(prompts: Sequence[Prompt], answers: Sequence[str], tokenizer: Any, count: int) -> list[Boundary]:
-    """The first answers that do not loop: nothing of them is rejected, so that the base is the target everywhere."""
-    good = [pair for pair in zip(prompts, answers, strict=True) if not is_looping(pair[1])][:count]
-    return [
-        merge_responses(encode_prompt(tokenizer, prompt), [encode_response(tokenizer, answer)], [0], ROUNDS)
-        for prompt, answer in good
-    ]
+@dataclass(frozen=True)
+class Task:
+    """What is learnt, and what it is measured on.
+
+    Args:
+        folder: where the results are.
+        tokenizer: the model's.
+        prompts: the mined ones.
+        answers: the base's answers to them.
+        unseen: prompts to count loops on.
+        neutral: texts to measure drift on.
+        precision: of the model.
+    """
+
+    folder: Path
+    tokenizer: Any
+    prompts: list[Prompt]
+    answers: list[str]
+    unseen: list[Prompt]
+    neutral: list[Boundary]
+    precision: str
+
+    def records(self) -> list[RejectionRecord]:
+        """The looping answers, their repeats rejected."""
+        return reject_loops(self.prompts, self.answers)  # type: ignore[arg-type]
+
+    def boundaries(self, records: Sequence[RejectionRecord]) -> list[Boundary]:
+        """Records as they are trained on."""
+        return [b for b in build_boundaries(records, self.tokenizer, 1024) if b is not None]
+
+    def anchors(self, count: int) -> list[Boundary]:
+        """The first answers that do not loop: nothing of them is rejected, so the base is the target everywhere."""
+        good = [pair for pair in zip(self.prompts, self.answers, strict=True) if not is_looping(pair[1])][:count]
+        return [
+            merge_responses(encode_prompt(self.tokenizer, prompt), [encode_response(self.tokenizer, text)], [0], ROUNDS)
+            for prompt, text in good
+        ]
+
+    def run(self, method: Method, boundaries: Sequence[Boundary], **how: Any) -> None:
+        """Train and measure, if it was not done before."""
+
+        def work() -> dict[str, Any]:
+            model, log = harness.train(replace(method, precision=self.precision), boundaries, **how)
+            return log | self.measure(model, method.run)
+
+        keep(self.folder, method.run, work)
+
+    def measure(self, model: Any, run: str) -> dict[str, Any]:
+        """Loops, drift, and what was rejected."""
+        rejected, texts = self.boundaries(self.records()), self.folder / "answers" / f"{run}.json"
+        return harness.measure(model, self.tokenizer, self.unseen, self.neutral, rejected, texts)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of a study of own loops."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--prompts", type=Path, nargs="+", required="--table" not in sys.argv)
+    found.add_argument("--neutral", type=Path, required="--table" not in sys.argv)
+    found.add_argument("-o", "--output", type=Path, required=True)
+    found.add_argument("--mined", type=int, default=400, help="prompts whose answers are mined")
+    found.add_argument("--precision", choices=harness.PRECISIONS, default="float32", help="of all runs in a folder")
+    found.add_argument("--table", action="store_true", help="only show what there is")
+    return found
+
+
+def prepare(arguments: argparse.Namespace) -> Task:
+    """Mine, and measure the base, if it was not done before."""
+    folder: Path = arguments.output
+    harness.keep_to(arguments.precision, folder)
+    tokenizer = load_tokenizer(BUNDLED)
+    prompts, unseen = pick_prompts(arguments.prompts, arguments.mined, tokenizer)
+    neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
+    base = harness.base(arguments.precision)
+    mined = keep(
+        folder / "answers", "mined", lambda: {"texts": [a.text for a in harness.answer(base, tokenizer, prompts)]}
+    )
+    task = Task(folder, tokenizer, prompts, mined["texts"], unseen, neutral, arguments.precision)
+    found = len(task.boundaries(task.records()))
+    print(f"{found} of {len(prompts)} mined answers loop", file=sys.stderr, flush=True)
+    if not found:
+        raise SystemExit("nothing to train on")
+    keep(folder, "base", lambda: {"precision": task.precision} | task.measure(base, "base"))
+    return task
 
 
 def main() -> None:
     """Run what is not done yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, nargs="+", required="--table" not in sys.argv)
-    parser.add_argument("--neutral", type=Path, required="--table" not in sys.argv)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--mined", type=int, default=400, help="prompts whose answers are mined")
-    parser.add_argument("--long", action="store_true", help="ten times the epochs, beside as many as else")
-    parser.add_argument("--table", action="store_true", help="only show what there is")
-    arguments = parser.parse_args()
-    folder: Path = arguments.output
+    options = parser(__doc__)
+    options.add_argument("--long", action="store_true", help="ten times the epochs, beside as many as else")
+    arguments = options.parse_args()
     if not arguments.table:
-        tokenizer = load_tokenizer(BUNDLED)
-        prompts, unseen = pick_prompts(arguments.prompts, arguments.mined, tokenizer)
-        neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
-        texts = folder / "answers"
-        base = harness.base()
-        mined = keep(texts, "mined", lambda: {"texts": [a.text for a in harness.answer(base, tokenizer, prompts)]})
-        records = reject_loops(prompts, mined["texts"])  # type: ignore[arg-type]
-        boundaries = [b for b in build_boundaries(records, tokenizer, 1024) if b is not None]
-        print(f"{len(boundaries)} of {len(prompts)} mined answers loop", file=sys.stderr, flush=True)
-        if not boundaries:
-            raise SystemExit("nothing to train on")
-        measured_on = tokenizer, unseen, neutral, boundaries
-        keep(folder, "base", lambda: harness.measure(base, *measured_on, texts / "base.json"))
-        del base
+        task = prepare(arguments)
         for method in LONG if arguments.long else METHODS:
-
-            def run(method: Method = method) -> dict[str, Any]:
-                anchors = anchors_of(prompts, mined["texts"], tokenizer, method.anchors)
-                model, log = harness.train(method, [*boundaries, *anchors])
-                return log | harness.measure(model, *measured_on, texts / f"{method.run}.json")
-
-            keep(folder, method.run, run)
-    print(table(folder))
+            task.run(method, [*task.boundaries(task.records()), *task.anchors(method.anchors)])
+    print(table(arguments.output))
 
 
 def table(folder: Path) -> str:

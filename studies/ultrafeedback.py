@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,20 @@ from harness import Method, keep
 MAX_LENGTH, NEUTRAL = 512, 64
 
 METHODS = [
-    Method("complement", 2e-4, 1),
     Method("npo", 5e-5, 1),
     Method("listwise", 1e-4, 1),
     Method("dpo", 5e-5, 1),
-    Method("kto", 2e-4, 1),
+    Method("complement", 2e-4, 1),
+    Method("kto", 5e-5, 1),
+    Method("listwise", 3e-4, 1),
+    Method("npo", 1e-4, 1),
+    Method("dpo", 2e-4, 1),
     Method("unlikelihood", 2e-5, 1),
+    Method("sft", 2e-4, 1),
     Method("ascent", 5e-6, 1),
     Method("complement", 5e-4, 1),
     Method("npo", 2e-5, 1),
-    Method("dpo", 2e-4, 1),
-    Method("kto", 5e-5, 1),
-    Method("sft", 2e-4, 1),
+    Method("kto", 2e-4, 1),
     Method("published", 2e-4, 1),
 ]
 
@@ -61,23 +64,28 @@ def records_of(items: Sequence[Preference], *, with_chosen: bool) -> list[Reject
     return records
 
 
-def boundaries_of(records: Sequence[RejectionRecord], tokenizer: Any, answers: int) -> list[Boundary]:
+def boundaries_of(
+    records: Sequence[RejectionRecord], tokenizer: Any, answers: int, max_length: int = MAX_LENGTH
+) -> list[Boundary]:
     """Their tokens; a record that has fewer different answers left, once they are cut, is left out."""
-    found = (boundary for boundary in build_boundaries(records, tokenizer, MAX_LENGTH) if boundary is not None)
+    found = (boundary for boundary in build_boundaries(records, tokenizer, max_length) if boundary is not None)
     return [boundary for boundary in found if len(set(boundary.ends)) >= answers]
 
 
-def with_samples(records: Sequence[RejectionRecord], tokenizer: Any, file: Path) -> list[RejectionRecord]:
+def with_samples(
+    records: Sequence[RejectionRecord], tokenizer: Any, file: Path, precision: str
+) -> list[RejectionRecord]:
     """A sample of the base's own, never rejected, beside the rejected answers of each record; drawn once."""
     if not file.exists():
-        engine = TransformersEngine(harness.base().eval(), tokenizer, batch=harness.BATCH)
+        engine = TransformersEngine(harness.base(precision).eval(), tokenizer, batch=harness.BATCH)
         write_records(file, add_own_samples(records, engine, 1))
     return list(read_records(file))
 
 
 def score(model: Any, tokenizer: Any, items: Sequence[Preference]) -> dict[str, Any]:
     """Of every answer -log pi, and over how many tokens."""
-    scores = PackedScorer(model, tokenizer, MAX_LENGTH).answers([(item.prompt, item.answers) for item in items])
+    scorer = PackedScorer(model, tokenizer, MAX_LENGTH, with_reference=False)
+    scores = scorer.answers([(item.prompt, item.answers) for item in items])
     return {
         "nats": [[answer.nats for answer in own] for own in scores],
         "tokens": [[answer.tokens for answer in own] for own in scores],
@@ -104,10 +112,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required="--table" not in sys.argv)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--records", type=int, default=1000, help="to train on")
+    parser.add_argument("--precision", choices=harness.PRECISIONS, default="float32", help="of all runs in a folder")
     parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:
+        harness.keep_to(arguments.precision, folder)
         tokenizer = load_tokenizer(BUNDLED)
         items = read_preferences(str(arguments.train), limit=arguments.records).items
         tests = {name: read_preferences(str(getattr(arguments, name))).items for name in ("test", "other")}
@@ -117,7 +127,7 @@ def main() -> None:
             scores = {name: score(model, tokenizer, pairs) for name, pairs in tests.items()}
             return scores | {"neutral_nll": mean_nll(model, neutral)}
 
-        for method in METHODS:
+        for method in (replace(method, precision=arguments.precision) for method in METHODS):
 
             def trained(method: Method = method) -> dict[str, Any]:
                 with_chosen = method.name in NEEDS_CHOSEN
@@ -125,13 +135,13 @@ def main() -> None:
                 if method.name == "listwise":
                     fit = build_boundaries(records, tokenizer, MAX_LENGTH)
                     records = [record for record, boundary in zip(records, fit, strict=True) if boundary]
-                    records = with_samples(records, tokenizer, folder / "scores" / "samples.jsonl")
+                    records = with_samples(records, tokenizer, folder / "scores" / "samples.jsonl", method.precision)
                 least = 2 if with_chosen or method.name == "listwise" else 1
                 model, log = harness.train(method, boundaries_of(records, tokenizer, least))
-                return measure(model.merge_and_unload().eval()) | {"log": log}
+                return measure(model.eval()) | {"log": log}
 
             def run(method: Method = method, trained: Callable[[], dict[str, Any]] = trained) -> dict[str, Any]:
-                base = keep(folder / "scores", "base", lambda: measure(harness.base().eval()))
+                base = keep(folder / "scores", "base", lambda: measure(harness.base(method.precision).eval()))
                 found = keep(folder / "scores", method.run, trained)
                 figures = {name: accuracy(pairs, found[name], base[name]) for name, pairs in tests.items()}
                 return found["log"] | figures | {"neutral_drift": found["neutral_nll"] - base["neutral_nll"]}

@@ -77,9 +77,9 @@ class Browser:
         texts = "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)"
         return self.run(texts, css)
 
-    def marked(self) -> list[str]:
-        """What is shown as rejected."""
-        return self.contents("#answers mark")
+    def await_marked(self, *texts: str) -> None:
+        """Wait until just these are shown as rejected: the server and its count know it before the page does."""
+        self.until(lambda: self.contents("#answers mark") == list(texts))
 
     def ask(self, prompt: str) -> list[str]:
         self.run("document.querySelectorAll('#answers article').forEach((node) => { node.dataset.old = ''; })")

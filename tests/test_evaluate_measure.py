@@ -20,6 +20,8 @@ from buleyean_rl.evaluate.show import as_json, plot
 from buleyean_rl.evaluate.statistics import Figure
 from buleyean_rl.gguf_export import export_gguf
 from buleyean_rl.importers import Preference, Preferences
+from buleyean_rl.lora import lora_config
+from buleyean_rl.models import attach_lora
 from tiny import SENTENCES, tiny_llama, tiny_run, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -75,6 +77,15 @@ def test_answers_are_scored_as_one_by_one() -> None:
             assert (other.nats, other.tokens) == (pytest.approx(nats, rel=1e-4), tokens)
             assert score.reference_nats is None
             assert not score.cut
+
+
+def test_the_base_of_a_peft_model_is_scored_if_wanted() -> None:
+    model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
+    asked = [("Tips?", ("Sleep well.",))]
+    ((both,),) = PackedScorer(model, TOKENIZER, 256).answers(asked)
+    ((alone,),) = PackedScorer(model, TOKENIZER, 256, with_reference=False).answers(asked)
+    assert both.reference_nats == pytest.approx(both.nats)  # a fresh adapter does nothing
+    assert (alone.nats, alone.reference_nats) == (pytest.approx(both.nats), None)
 
 
 def test_a_limit_cuts_and_leaves_out() -> None:

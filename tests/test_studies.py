@@ -30,7 +30,7 @@ def reject_all(prompts: Sequence[str], answers: Sequence[str]) -> list[Rejection
 def tiny_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments of a study of two runs on a model made on the spot."""
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr(harness, "base", lambda: tiny_llama(tokenizer))
+    monkeypatch.setattr(harness, "base", lambda *_: tiny_llama(tokenizer))
     monkeypatch.setattr(own_loops, "load_tokenizer", lambda _name: tokenizer)
     monkeypatch.setattr(own_loops, "METHODS", [Method("complement", 1e-3), Method("npo", 1e-3, seed=7)])
     monkeypatch.setattr(own_loops, "reject_loops", reject_all)
@@ -83,7 +83,7 @@ def test_ten_times_the_steps(tiny_study: list[str], monkeypatch: pytest.MonkeyPa
 
 def test_without_the_tokens_that_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr(harness, "base", lambda: tiny_llama(tokenizer))
+    monkeypatch.setattr(harness, "base", lambda *_: tiny_llama(tokenizer))
     record = make_record("Tip?", ["Sleep well. Sleep well."], [60], 60, [[(12, 23)]])
     boundary = build_boundary(record, tokenizer, 64)
     assert boundary is not None
@@ -111,7 +111,7 @@ def test_too_few_prompts_are_told(tiny_study: list[str], monkeypatch: pytest.Mon
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pairs, counted answers and neutral texts, and a model made on the spot for both studies of them."""
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr(harness, "base", lambda: tiny_llama(tokenizer))
+    monkeypatch.setattr(harness, "base", lambda *_: tiny_llama(tokenizer))
     for study in (ultrafeedback, human_counts):
         monkeypatch.setattr(study, "load_tokenizer", lambda _name: tokenizer)
         monkeypatch.setattr(study, "NEUTRAL", 2)
@@ -164,15 +164,17 @@ def test_a_sum_favours_the_shorter_answer_and_a_mean_does_not() -> None:
 def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(human_counts, "METHODS", (Method("listwise", 1e-3, 1),))
     monkeypatch.setattr(human_counts, "SEEDS", (0,))
-    monkeypatch.setattr(human_counts, "HELD_OUT", 3)
-    given = ["--records", str(files / "counted.jsonl"), "--neutral", str(files / "neutral.jsonl")]
-    monkeypatch.setattr(sys, "argv", ["human_counts.py", *given, "-o", str(files / "study")])
+    given = ["--records", str(files / "counted.jsonl"), "--neutral", str(files / "neutral.jsonl"), "--held-out", "3"]
+    monkeypatch.setattr(sys, "argv", ["human_counts.py", *given, "--parts", "2", "-o", str(files / "study")])
     human_counts.main()
     runs = {path.stem: json.loads(path.read_text()) for path in (files / "study").glob("*.json")}
-    assert set(runs) == {f"{counts}-listwise-lr0.001-seed0" for counts in ("true", "shuffled", "ones")}
+    names = [f"{counts}-listwise-lr0.001-seed0" for counts in ("true", "shuffled", "ones")]
+    assert set(runs) == {name + part for name in names for part in ("", "-part1")}
     assert all(len(run["items"]) == 3 for run in runs.values())
     true, ones = runs["true-listwise-lr0.001-seed0"], runs["ones-listwise-lr0.001-seed0"]
     assert true["loss_first"] != ones["loss_first"]
+    assert true["loss_first"] != runs["true-listwise-lr0.001-seed0-part1"]["loss_first"]
+    assert len(human_counts.pooled(files / "study")["true-listwise-lr0.001-seed0"]["items"]) == 6
     assert "| ones-listwise-lr0.001-seed0 |" in capsys.readouterr().out
 
 

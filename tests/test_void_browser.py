@@ -48,13 +48,13 @@ def test_the_whole_loop(void: Process, browser: Browser, tmp_path: Path) -> None
 
     browser.press("1")  # reject
     browser.until(lambda: browser.text("#count") == "1")
-    assert browser.marked() == [before]
+    browser.await_marked(before)
     browser.find(".said input").send_keys("It is nonsense.", Keys.ENTER)
     browser.until(lambda: void.get("rejections")["rows"][0]["reason"] == "It is nonsense.")
     browser.look("rejected")
     browser.press("u")  # undo
     browser.until(lambda: browser.text("#count") == "0")
-    assert browser.all("#answers mark") == []
+    browser.await_marked()
     browser.find("[data-slot='0']").click()  # and once more, with the mouse
     browser.until(lambda: browser.text("#count") == "1")
 
@@ -101,7 +101,7 @@ def test_only_the_selected_part_is_rejected_by_mouse_and_by_keyboard(void: Proce
     rows = browser.until(lambda: void.get("rejections")["rows"])
     characters = [len(text.encode("utf-16-le")[: 2 * at].decode("utf-16-le")) for at in (3, 9)]
     assert rows[0]["spans"] == [characters]
-    assert browser.marked() == [text[slice(*characters)]]
+    browser.await_marked(text[slice(*characters)])
 
     browser.find("#answers .text").send_keys(Keys.ARROW_RIGHT)  # the caret goes word by word
     browser.find("#answers .text").send_keys(Keys.SHIFT + Keys.ARROW_RIGHT)
@@ -179,13 +179,12 @@ def test_what_was_rejected_is_still_marked_after_a_reload(void: Process, browser
     browser.find(".said input").send_keys("It is nonsense.", Keys.ENTER)
     browser.until(lambda: void.get("rejections")["rows"][0]["reason"])
     browser.driver.refresh()
-    assert browser.texts() == [text]
-    browser.until(lambda: browser.marked() == [text])
+    browser.await_marked(text)
     assert not browser.find("[data-slot='0']").is_enabled()  # it is not rejected twice
     assert browser.find(".said input").get_attribute("value") == "It is nonsense."
     browser.press("u")
     browser.until(lambda: browser.text("#count") == "0")
-    assert browser.marked() == []
+    browser.await_marked()
 
 
 def test_two_browsers_at_once(void: Process, browser: Browser, tmp_path: Path) -> None:
@@ -202,6 +201,7 @@ def test_two_browsers_at_once(void: Process, browser: Browser, tmp_path: Path) -
         other.find("nav a[href='#rejections']").click()
         other.until(lambda: other.all("#rows td"))
         assert other.text("#rows td").endswith("2")
+        browser.await_marked(*first[0])
         browser.press("u")
         other.until(lambda: other.text("#rows td").endswith("1"))  # told without asking
         assert void.get("state")["rejections"] == 1
@@ -210,9 +210,10 @@ def test_two_browsers_at_once(void: Process, browser: Browser, tmp_path: Path) -
 def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Browser, tmp_path: Path) -> None:
     with running(base, tmp_path / "void") as void:
         browser.open(void)
-        browser.ask("Give me a tip.")
+        (text,) = browser.ask("Give me a tip.")
         browser.press("1")
-        browser.until(lambda: browser.text("#count") == "1")
+        browser.await_marked(text)
+        browser.until(lambda: browser.text("#count") == "1")  # from when on one can train
         browser.run("const steps = document.getElementById('steps'); steps.value = 60;")
         browser.find("#train-button").click()
         browser.until(lambda: ((void.get("runs")["runs"] or [{}])[0].get("step") or 0) > 12)

@@ -82,11 +82,12 @@ class PackedScorer:
         model: in evaluation mode, on any device.
         tokenizer: its tokenizer.
         max_length: most tokens of a prompt and one answer, or of a text.
+        with_reference: score the base of a PEFT model too.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_length: int, *, with_reference: bool = True) -> None:
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
-        self._has_reference = hasattr(model, "peft_config")
+        self._has_reference = with_reference and hasattr(model, "peft_config")
         self._layout, self._head = choose_layout(model), output_head(model)
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:

@@ -1,0 +1,178 @@
+"""What each part of `complement` is worth: own loops, with one thing changed at a time.
+
+    python studies/ablations.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER
+
+The task is that of `own_loops.py`. Beside settings that the package has, choices are changed that it leaves nobody:
+what the target is a multiple of, what the contrast is, and how far a rejection reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from buleyean_rl import complement
+from buleyean_rl.batches import Batch, forward_hidden
+from buleyean_rl.complement import Counts
+from buleyean_rl.losses import NodeLosses, Objective
+from buleyean_rl.models import backbone
+from buleyean_rl.records import RejectionRecord
+from buleyean_rl.trainer import BuleyeanTrainer
+from harness import Method
+from own_loops import parser, prepare, table
+
+RATE = 5e-4  # the demo's
+REACH = 100  # characters
+CONTRASTS = ("unlikelihood", "gated", "published", "none")
+
+
+class Parts(NamedTuple):
+    """What a loss is made of.
+
+    Args:
+        uniform: the target is on a uniform base, as published, not on the base model.
+        contrast: `unlikelihood`, the package's; `gated`, the same times 1 - pi_base: less of it where the base is sure;
+            `published`, the cross-entropy towards what was rejected; `none`.
+    """
+
+    uniform: bool = False
+    contrast: str = "unlikelihood"
+
+
+class Ablation(NamedTuple):
+    """A run with one thing changed.
+
+    Args:
+        label: what.
+        settings: of `BuleyeanConfig`.
+        parts: of the loss, if they are not the package's.
+        records: another view of the rejections.
+        epochs: over them.
+    """
+
+    label: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    parts: Parts | None = None
+    records: Callable[[list[RejectionRecord]], list[RejectionRecord]] = list
+    epochs: float = 2
+
+
+def each(
+    change: Callable[[RejectionRecord], RejectionRecord],
+) -> Callable[[list[RejectionRecord]], list[RejectionRecord]]:
+    """A change to every record."""
+    return lambda records: [change(record) for record in records]
+
+
+def whole(record: RejectionRecord) -> RejectionRecord:
+    """All of an answer is rejected, not the span."""
+    return replace(record, rejected_spans=((),) * len(record.rejected_responses))
+
+
+def beginning(record: RejectionRecord) -> RejectionRecord:
+    """Answers end `REACH` characters after the first place that was rejected."""
+    ends = [spans[0][0] + REACH for spans in record.rejected_spans]
+    spans = (
+        tuple((a, min(b, end)) for a, b in of if a < end) for of, end in zip(record.rejected_spans, ends, strict=True)
+    )
+    answers = (answer[:end] for answer, end in zip(record.rejected_responses, ends, strict=True))
+    return replace(record, rejected_responses=tuple(answers), rejected_spans=tuple(spans))
+
+
+def after_others(records: list[RejectionRecord]) -> list[RejectionRecord]:
+    """Every answer after its own prompt, and after that of the next record: what repeats is wrong there too."""
+    swapped = [replace(a, prompt=b.prompt) for a, b in zip(records, records[1:] + records[:1], strict=True)]
+    return [*records, *swapped]
+
+
+def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
+    """Rejected in every round of so many."""
+    counts = tuple(rounds if count else 0 for count in record.rejection_counts)
+    return replace(record, rejection_counts=counts, total_rounds=rounds)
+
+
+ABLATIONS = [
+    Ablation(""),
+    Ablation("after-others", records=after_others, epochs=1),
+    Ablation("beginning", records=each(beginning)),
+    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
+    Ablation("uniform", parts=Parts(uniform=True)),
+    Ablation("no-contrast", parts=Parts(contrast="none")),
+    Ablation("gated", parts=Parts(contrast="gated")),
+    Ablation("published-contrast", parts=Parts(contrast="published")),
+    Ablation("whole", records=each(whole)),
+    Ablation("T1", records=each(partial(in_rounds, 1))),
+    Ablation("T500", records=each(partial(in_rounds, 500))),
+    Ablation("alpha0.4", (("alpha", 0.4),)),
+    Ablation("alpha0.9", (("alpha", 0.9),)),
+    Ablation("T8", records=each(partial(in_rounds, 8))),
+    Ablation("tau3", (("tau", 3.0),)),
+]
+
+
+def ablated_loss(logits: Tensor, base: Tensor, counts: Counts, objective: Objective, parts: Parts) -> NodeLosses:
+    """`losses.complement_loss` of other parts, without a floor.
+
+    Args:
+        logits: the model's. Shape: (nodes, vocabulary).
+        base: the base model's. Shape: (nodes, vocabulary).
+        counts: rejections at each node.
+        objective: alpha and tau.
+        parts: which.
+    """
+    log_pi, reference = logits.log_softmax(-1), base.detach().softmax(-1)
+    v = counts.dense(counts.count, logits.shape[-1])
+    P = complement.target(v, counts.rounds, None if parts.uniform else reference, objective.tau)
+    kl = (torch.xlogy(P, P) - P * log_pi).sum(-1)
+    at = counts.node, counts.option
+    log_not_pi = (-torch.expm1(log_pi[at])).clamp_min(torch.finfo(log_pi.dtype).eps).log()
+    against = {
+        "unlikelihood": -log_not_pi,
+        "gated": -(1 - reference[at]) * log_not_pi,
+        "published": -log_pi[at],
+        "none": torch.zeros_like(log_not_pi),
+    }[parts.contrast]
+    contrast = counts.sum_by_node(counts.rate * against)
+    loss = objective.alpha * kl + (1 - objective.alpha) * contrast
+    return NodeLosses(loss, kl.detach(), contrast.detach(), torch.zeros_like(kl).detach())
+
+
+class AblatedTrainer(BuleyeanTrainer):
+    """The package's trainer with a loss of other parts.
+
+    Args:
+        parts: which.
+        others: as for `BuleyeanTrainer`.
+    """
+
+    def __init__(self, parts: Parts, *others: Any, **named: Any) -> None:
+        self.parts = parts
+        super().__init__(*others, **named)
+
+    def losses(self, batch: Batch) -> NodeLosses:
+        """The loss at each node, dense."""
+        hidden = forward_hidden(backbone(self._peft_model), batch)
+        logits, base = self.head(hidden), self.head(self.reference(batch))
+        return ablated_loss(logits, base, batch.counts.astype(torch.float32), self.args.loss, self.parts)
+
+
+def main(ablations: Sequence[Ablation] = ABLATIONS) -> None:
+    """Run what is not done yet, and print the table."""
+    arguments = parser(__doc__).parse_args()
+    if not arguments.table:
+        task = prepare(arguments)
+        for ablation in ablations:
+            method = Method("complement", RATE, ablation.epochs, label=ablation.label, settings=ablation.settings)
+            boundaries = task.boundaries(ablation.records(task.records()))
+            trainer_of = partial(AblatedTrainer, ablation.parts) if ablation.parts else None
+            task.run(method, boundaries, trainer_of=trainer_of)
+    print(table(arguments.output))
+
+
+if __name__ == "__main__":
+    main()
