@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from buleyean_rl import train as training
 from buleyean_rl.errors import BuleyeanError, RecordError, TrainingError, UsageError
-from buleyean_rl.records import make_record, write_records
+from buleyean_rl.records import RejectionRecord, make_record, write_records
 from buleyean_rl.report import RunReport
 from buleyean_rl.settings import load_config
 from buleyean_rl.train import split, train
@@ -429,3 +429,21 @@ def test_what_the_base_says_is_kept_for_the_same_answers_only(
             start(base, rejections, tmp_path / objective, **settings | {"objective": objective})
         start(base, rejections, tmp_path / f"listwise-{cache}", **settings)
     assert adapter(tmp_path / "listwise-used") == adapter(tmp_path / "listwise-new")
+
+
+def test_nothing_is_drawn_for_a_prompt_without_room(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def draw(records: list[RejectionRecord], *_: Any) -> list[RejectionRecord]:
+        asked.extend(str(record.prompt) for record in records)
+        return [make_record(record.prompt, ["No.", "Sleep well."], [1, 0], 1) for record in records]
+
+    monkeypatch.setattr(training, "add_own_samples", draw)
+    file = tmp_path / "records.jsonl"
+    write_records(file, [make_record(prompt, ["No."], [1], 1) for prompt in ("Hi", "long " * 200, "Tip?")])
+    run = tmp_path / "run"
+    report = start(base, file, run, objective="listwise", held_out=0.0, max_length=64)
+    assert asked == ["Hi", "Tip?"]
+    assert report.records == 2

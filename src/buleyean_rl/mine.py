@@ -271,7 +271,7 @@ def add_own_samples(
     """Put answers of the model's own, never rejected, beside the rejected ones.
 
     Args:
-        records: with at least one prompt.
+        records: what was rejected.
         engine: of the base model.
         samples: for each prompt; those that are blank or stand there already are left out.
         seed: same seed, same answers.

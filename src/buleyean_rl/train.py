@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from transformers import TrainerCallback, set_seed
 
 from buleyean_rl import demo_data
-from buleyean_rl.boundary import Boundary
+from buleyean_rl.boundary import Boundary, encode_prompts
 from buleyean_rl.cache import cache_folder, make_room
 from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
@@ -228,18 +229,20 @@ def _add_own_samples(
     file = folder / OWN_SAMPLES
     if not file.exists():
         records = list(read_records(path, skip_bad=skip_bad))
+        prompts = encode_prompts(tokenizer, [record.prompt for record in records])
+        fits = [len(prompt) < config.max_length for prompt in prompts]  # the others are dropped, and said to be
         engine = TransformersEngine(base, tokenizer, batch=SAMPLED_AT_ONCE)
         with console.status("drawing the base model's own answers") as status:
-            write_records(
-                file,
+            grown = iter(
                 add_own_samples(
-                    records,
+                    list(compress(records, fits)),
                     engine,
                     config.own_samples,
                     config.seed,
                     lambda done: status.update(f"drawing the base model's own answers: {done:,}"),
-                ),
+                )
             )
+        write_records(file, (next(grown) if fit else record for record, fit in zip(records, fits, strict=True)))
     return file
 
 
