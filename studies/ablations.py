@@ -99,6 +99,7 @@ def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
 ABLATIONS = [
     Ablation(""),
     Ablation("after-others", records=after_others, epochs=1),
+    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
     Ablation("beginning", records=each(beginning)),
     Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
     Ablation("uniform", parts=Parts(uniform=True)),
