@@ -15,7 +15,7 @@ import pytest
 from buleyean_rl.cli import main
 from buleyean_rl.records import read_records
 from buleyean_rl.void import serve as serving
-from voids import SAME, Process, events, free_port, running, until
+from voids import Process, events, free_port, running, until
 
 UID = "uid-0000"
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -218,13 +218,12 @@ def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
         assert all(abs(p["loss"] - p["floor"] - p["gap"]) < 1e-9 for p in done["points"])
         assert "| Base model |" in done["card"]
         (sample,) = done["samples"]
-        assert sample["prompt"] == "Give me a tip."
-        assert sample["before"][:SAME] == before[:SAME]
-        assert sample["after"][:SAME] != before[:SAME]
+        assert (sample["prompt"], sample["before"]) == ("Give me a tip.", before)
+        assert sample["after"] != before
         answers = void.ask("train-002", "Give me a tip.")["answers"]
-        assert [(answer["side"], answer["text"][:SAME]) for answer in answers] == [
-            ("base", before[:SAME]),
-            ("trained", sample["after"][:SAME]),
+        assert [(answer["side"], answer["text"]) for answer in answers] == [
+            ("base", before),
+            ("trained", sample["after"]),
         ]
         again = void.post("runs", uid="run-00003", steps=10_000).json()["id"]
         until(lambda: void.get(f"runs/{again}")["points"], 60)

@@ -73,9 +73,6 @@ def running(model: Path, folder: Path, *words: str, **environment: str) -> Itera
             void.stop()
 
 
-SAME = 20  # characters: answers drawn one by one and several at once part ways at the last digits of bf16, not before
-
-
 def until(condition: Any, seconds: float) -> Any:
     """What a condition gives once it holds."""
     end = time.monotonic() + seconds

@@ -129,8 +129,9 @@ def _trained(run: int, folder: Path) -> Voice:
 
 
 def _answers(engine: Engine, prompts: list[str]) -> list[str]:
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return engine.complete_many(conversations, Sampling(max_tokens=MAX_TOKENS)) if prompts else []
+    """Drawn as the page draws them, so that they are what was rejected: many at once part ways at the last digits."""
+    sampling = Sampling(max_tokens=MAX_TOKENS)
+    return ["".join(engine.generate([{"role": "user", "content": prompt}], sampling)) for prompt in prompts]
 
 
 def _listen(host: str, port: int) -> socket.socket:
