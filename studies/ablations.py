@@ -28,7 +28,6 @@ from own_loops import parser, prepare, table
 
 RATE = 5e-4  # the demo's
 REACH = 100  # characters
-CONTRASTS = ("unlikelihood", "gated", "published", "none")
 
 
 class Parts(NamedTuple):
@@ -169,7 +168,7 @@ def main(ablations: Sequence[Ablation] = ABLATIONS) -> None:
         task = prepare(arguments)
         for ablation in ablations:
             method = Method("complement", RATE, ablation.epochs, label=ablation.label, settings=ablation.settings)
-            boundaries = task.boundaries(ablation.records(task.records()))
+            boundaries = task.boundaries(ablation.records(task.records))
             trainer_of = partial(AblatedTrainer, ablation.parts) if ablation.parts else None
             task.run(method, boundaries, trainer_of=trainer_of)
     print(table(arguments.output))

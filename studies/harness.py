@@ -7,8 +7,10 @@ otherwise: it may be put together from runs of several machines, and greedy answ
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +35,6 @@ from buleyean_rl.records import as_messages
 from buleyean_rl.report import write_json
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
-PRECISIONS = ("float32", "bfloat16")
 OBJECTIVES = ("complement", "published", "listwise")
 NEUTRAL_TOKENS = 128
 ANSWER_TOKENS = 128
@@ -89,6 +90,24 @@ def keep(folder: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[st
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
     """The figures of the runs that are done, by name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def arguments_of(description: str | None, *inputs: str) -> argparse.ArgumentParser:
+    """What every study is told: the files it reads, its folder, its precision, and whether only to show what there is.
+
+    Args:
+        description: of the study.
+        inputs: names of its input files, beside the neutral texts.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in (*inputs, "neutral"):
+        parser.add_argument(f"--{name}", type=Path, required="--table" not in sys.argv)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of all runs in a folder"
+    )
+    parser.add_argument("--table", action="store_true", help="only show what there is")
+    return parser
 
 
 def keep_to(precision: str, folder: Path) -> None:

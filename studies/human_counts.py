@@ -10,11 +10,9 @@ is made so many times, each time with other prompts to test on. Stopped, the sam
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,15 +65,10 @@ def tau(model: Any, tokenizer: Any, items: Sequence[Preference], max_length: int
 
 def main() -> None:
     """Run what is not done yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("records", "neutral"):
-        parser.add_argument(f"--{name}", type=Path, required="--table" not in sys.argv)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser = harness.arguments_of(__doc__, "records")
     parser.add_argument("--held-out", type=int, default=100, help="prompts to test on")
     parser.add_argument("--parts", type=int, default=1, help="times to hold out others")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a prompt and an answer")
-    parser.add_argument("--precision", choices=harness.PRECISIONS, default="float32", help="of all runs in a folder")
-    parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:

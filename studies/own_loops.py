@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,15 @@ class Task:
     neutral: list[Boundary]
     precision: str
 
+    @cached_property
     def records(self) -> list[RejectionRecord]:
         """The looping answers, their repeats rejected."""
         return reject_loops(self.prompts, self.answers)  # type: ignore[arg-type]
+
+    @cached_property
+    def rejected(self) -> list[Boundary]:
+        """Them, as they are trained on."""
+        return self.boundaries(self.records)
 
     def boundaries(self, records: Sequence[RejectionRecord]) -> list[Boundary]:
         """Records as they are trained on."""
@@ -129,19 +136,15 @@ class Task:
 
     def measure(self, model: Any, run: str) -> dict[str, Any]:
         """Loops, drift, and what was rejected."""
-        rejected, texts = self.boundaries(self.records()), self.folder / "answers" / f"{run}.json"
-        return harness.measure(model, self.tokenizer, self.unseen, self.neutral, rejected, texts)
+        texts = self.folder / "answers" / f"{run}.json"
+        return harness.measure(model, self.tokenizer, self.unseen, self.neutral, self.rejected, texts)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The arguments of a study of own loops."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = harness.arguments_of(description)
     found.add_argument("--prompts", type=Path, nargs="+", required="--table" not in sys.argv)
-    found.add_argument("--neutral", type=Path, required="--table" not in sys.argv)
-    found.add_argument("-o", "--output", type=Path, required=True)
     found.add_argument("--mined", type=int, default=400, help="prompts whose answers are mined")
-    found.add_argument("--precision", choices=harness.PRECISIONS, default="float32", help="of all runs in a folder")
-    found.add_argument("--table", action="store_true", help="only show what there is")
     return found
 
 
@@ -157,9 +160,8 @@ def prepare(arguments: argparse.Namespace) -> Task:
         folder / "answers", "mined", lambda: {"texts": [a.text for a in harness.answer(base, tokenizer, prompts)]}
     )
     task = Task(folder, tokenizer, prompts, mined["texts"], unseen, neutral, arguments.precision)
-    found = len(task.boundaries(task.records()))
-    print(f"{found} of {len(prompts)} mined answers loop", file=sys.stderr, flush=True)
-    if not found:
+    print(f"{len(task.rejected)} of {len(prompts)} mined answers loop", file=sys.stderr, flush=True)
+    if not task.rejected:
         raise SystemExit("nothing to train on")
     keep(folder, "base", lambda: {"precision": task.precision} | task.measure(base, "base"))
     return task
@@ -173,7 +175,7 @@ def main() -> None:
     if not arguments.table:
         task = prepare(arguments)
         for method in LONG if arguments.long else METHODS:
-            task.run(method, [*task.boundaries(task.records()), *task.anchors(method.anchors)])
+            task.run(method, [*task.rejected, *task.anchors(method.anchors)])
     print(table(arguments.output))
 
 

@@ -11,8 +11,6 @@ is told too. Stopped, the same command goes on; `--table` only prints what there
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -107,13 +105,8 @@ def accuracy(items: Sequence[Preference], own: dict[str, Any], base: dict[str, A
 
 def main() -> None:
     """Run what is not done yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "test", "other", "neutral"):
-        parser.add_argument(f"--{name}", type=Path, required="--table" not in sys.argv)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser = harness.arguments_of(__doc__, "train", "test", "other")
     parser.add_argument("--records", type=int, default=1000, help="to train on")
-    parser.add_argument("--precision", choices=harness.PRECISIONS, default="float32", help="of all runs in a folder")
-    parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
     folder: Path = arguments.output
     if not arguments.table:
