@@ -23,7 +23,7 @@ from buleyean_rl import attention, fused, layers, lora
 from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head, plain_model
-from buleyean_rl.trainer import batch_losses, choose_layout, reference_hidden
+from buleyean_rl.trainer import add_references, batch_losses, choose_layout
 from contestant import PRECISION, our_boundaries
 from run import bundled_pairs, read_pairs
 
@@ -40,12 +40,12 @@ def main() -> None:
     choose_layout(model)
     head = output_head(model)
     rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]
-    known = [reference_hidden(model, row) for row in rows]
+    known = add_references(model, rows)
 
-    def step(batches: Sequence[Batch], references: Sequence[Any] = (None,) * 8) -> None:
+    def step(batches: Sequence[Batch], together: bool = True) -> None:
         model.train()
-        for batch, reference in zip(batches, references, strict=False):
-            batch_losses(model, head, batch, Objective(), reference).loss.mean().backward()
+        for batch in add_references(model, batches) if together else batches:
+            batch_losses(model, head, batch, Objective()).loss.mean().backward()
         model.zero_grad()
 
     @contextmanager
@@ -79,7 +79,6 @@ def main() -> None:
             everything,
         ),
         "attention's softmax in C": (without(attention), everything),
-        "attention's weights kept": (lambda: patch.object(attention, "KEPT", 0), everything),
         "RMSNorm and SwiGLU in C": (without(layers), everything),
         "dropout in C": (without(lora), everything),
         "layers with one input together": (alone, everything),
@@ -87,7 +86,8 @@ def main() -> None:
         "packed rows and own attention": (plain_attention, lambda: step(padded)),
         "rows of two records, not one": (nullcontext, lambda: step([pack([record]) for record in records])),
         "rows of two records, not four": (nullcontext, lambda: step([pack(records[:4]), pack(records[4:])])),
-        "the reference not known": (nullcontext, lambda: step(rows, known)),
+        "the reference in one row": (nullcontext, lambda: step(rows, together=False)),
+        "the reference not known": (nullcontext, lambda: step(known)),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(arguments.repeats + 1):  # the first warms up

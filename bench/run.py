@@ -26,12 +26,10 @@ from typing import Any
 import psutil
 import torch
 
-from buleyean_rl import (
-    cli,  # noqa: F401 - what the command sets for its threads
-    demo_data,
-)
+from buleyean_rl import demo_data
 from buleyean_rl.boundary import build_boundaries, merge_responses
 from buleyean_rl.complement import Counts
+from buleyean_rl.environment import DEFAULTS
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
@@ -84,7 +82,7 @@ def fitting(pairs: list[dict[str, str]], count: int) -> list[dict[str, str]]:
 
 def run(name: str, pairs: Path, steps: int) -> dict[str, float]:
     """One contestant. Ours has the environment that the command gives it, peers have their users'."""
-    theirs = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    theirs = {key: value for key, value in os.environ.items() if key not in DEFAULTS}
     environment = theirs if name in PEERS else dict(os.environ)
     command = [sys.executable, str(HERE / "contestant.py"), name, str(pairs), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -157,7 +157,7 @@ class AblatedTrainer(BuleyeanTrainer):
     def losses(self, batch: Batch) -> NodeLosses:
         """The loss at each node, dense."""
         hidden = forward_hidden(backbone(self._peft_model), batch)
-        logits, base = self.head(hidden), self.head(self.reference(batch))
+        logits, base = self.head(hidden), self.head(batch.reference)
         return ablated_loss(logits, base, batch.counts.astype(torch.float32), self.args.loss, self.parts)
 
 

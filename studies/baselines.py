@@ -127,6 +127,11 @@ class BaselineTrainer(BuleyeanTrainer):
             inputs["mismatched"] = replace(self.layout(swapped), answers=find_answers(swapped))
         return inputs
 
+    @property
+    def uses_reference(self) -> bool:
+        """See `BuleyeanTrainer.uses_reference`."""
+        return self.baseline.name in NEEDS_BASE
+
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -145,7 +150,7 @@ class BaselineTrainer(BuleyeanTrainer):
         """The baseline's loss of each record; it has no parts and no floor."""
         name, beta = self.baseline.name, self.baseline.beta
         hidden = forward_hidden(backbone(self._peft_model), batch)
-        base = self.reference(batch) if name in NEEDS_BASE else hidden.detach()
+        base = hidden.detach() if batch.reference is None else batch.reference
         rejected = self._scores(hidden, base, batch, lambda answers: answers.rejected)
         if name in NEEDS_CHOSEN:
             of_records = batch.answers.counts  # type: ignore[union-attr]

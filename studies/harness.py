@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # before torch is loaded; as the command does
+from buleyean_rl import environment  # noqa: F401 - before torch
 
+# isort: split
 import torch
 
 from baselines import Baseline, BaselineTrainer

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl import attention
 from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
 
 ROWS = {
@@ -76,12 +75,6 @@ def compare(
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_packed_is_dense(segments: tuple[Segment, ...], dtype: torch.dtype, tolerance: float) -> None:
     compare(segments, dtype=dtype, tolerance=tolerance)
-
-
-def test_weights_that_were_not_kept_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "KEPT", BLOCK)
-    for segments in ROWS.values():
-        compare(segments)
 
 
 @every_row

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl.attention import PACKED
+from buleyean_rl.attention import PACKED, ROUND
 from buleyean_rl.batches import Batch, find_answers, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.fused import fused_loss
@@ -201,7 +201,9 @@ def test_nodes_stand_where_the_path_ends(layout: Layout) -> None:
 
 def test_packing_computes_every_token_once() -> None:
     batch = pack(RECORDS)
-    assert batch.input_ids.numel() == sum(len(r.prompt) + len(r.tokens) for r in RECORDS)
+    assert batch.tokens == sum(len(r.prompt) + len(r.tokens) for r in RECORDS)
+    assert batch.input_ids.numel() == batch.tokens + batch.filling
+    assert batch.input_ids.numel() % ROUND == 0
     assert batch.segments is not None
     assert sum(segment.length for segment in batch.segments) == batch.input_ids.numel()
     assert pad_paths(RECORDS).input_ids.numel() > batch.input_ids.numel()

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from buleyean_rl.attention import Segment, segments_in_use
+from buleyean_rl.attention import ROUND, Segment, segments_in_use
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.complement import Counts
 
@@ -65,8 +66,10 @@ class Batch:
         record: which record each node belongs to. Shape: (nodes,).
         segments: the packed row's segments, or None for the padded layout.
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
+        filling: how many tokens at the packed row's end are of no record.
         numbers: of the records in the data set, where it matters which they are.
         answers: the whole answers, for an objective of answers.
+        reference: the frozen base model's hidden states at the nodes, once they are known. Shape: (nodes, width).
     """
 
     input_ids: Tensor
@@ -76,8 +79,15 @@ class Batch:
     record: Tensor
     segments: tuple[Segment, ...] | None = None
     attention_mask: Tensor | None = None
+    filling: int = 0
     numbers: tuple[int, ...] = ()
     answers: Answers | None = None
+    reference: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed for its records."""
+        return self.input_ids.numel() - self.filling
 
     @property
     def terms(self) -> int:
@@ -95,6 +105,7 @@ class Batch:
             record=self.record.to(device),
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             answers=None if self.answers is None else self.answers.to(device),
+            reference=None if self.reference is None else self.reference.to(device),
         )
 
     def without_anchors(self) -> Batch:
@@ -134,6 +145,11 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
                 continue
             context = [(start, first), *((first + piece.start, first + piece.stop) for piece in path)]
             segments.append(Segment(length, tuple(_merge_adjacent(context))))
+    filling = -len(ids) % ROUND
+    if filling:  # seen by nothing
+        segments.append(Segment(filling))
+        ids += [0] * filling
+        positions += range(filling)
     return Batch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
@@ -141,6 +157,7 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
         counts=_counts(boundaries),
         record=_record_of_nodes(boundaries),
         segments=tuple(segments),
+        filling=filling,
     )
 
 
@@ -194,6 +211,29 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
             use_cache=False,
         )
     return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
+
+
+def join_rows(batches: Sequence[Batch]) -> Batch:
+    """Packed batches in one row, for `forward_hidden`: its nodes are theirs, one batch's after the other's.
+
+    Args:
+        batches: in the packed layout. What is said of their records is left out.
+    """
+    starts = list(accumulate((batch.input_ids.shape[1] for batch in batches), initial=0))
+    segments = [
+        replace(segment, context=tuple((start + first, start + last) for first, last in segment.context))
+        for batch, start in zip(batches, starts, strict=False)
+        for segment in batch.segments or ()
+    ]
+    nothing = torch.empty(0)
+    return Batch(
+        input_ids=torch.cat([batch.input_ids for batch in batches], 1),
+        position_ids=torch.cat([batch.position_ids for batch in batches], 1),
+        nodes=torch.cat([batch.nodes + start for batch, start in zip(batches, starts, strict=False)]),
+        counts=Counts(nothing, nothing, nothing, nothing),
+        record=nothing,
+        segments=tuple(segments),
+    )
 
 
 def find_answers(boundaries: Sequence[Boundary]) -> Answers:

@@ -8,7 +8,6 @@ that needs it, so that `--help` is quick.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from buleyean_rl import environment  # noqa: F401 - before torch
 from buleyean_rl.errors import BuleyeanError, UsageError
-
-# OpenMP's threads wait for each other in a loop, by default so long that beside another busy program a run gets ten
-# times slower. Read when torch is loaded, so it is said here; 4,000 turns cost nothing on an idle machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 app = typer.Typer(
     name="buleyean",

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from buleyean_rl.models import return_free_memory
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.tokenised import BoundaryFile
-from buleyean_rl.trainer import BuleyeanTrainer, batch_losses, row_tokens
+from buleyean_rl.trainer import BuleyeanTrainer, add_references, batch_losses, row_tokens
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Es
         started = time.monotonic()
         boundaries = training.select(shuffled[largest * size : (largest + 1) * size])[:]
         model.train()
-        for batch in trainer.collate(list(enumerate(boundaries)))["batches"]:
-            batch_losses(model, trainer.head, batch.to(config.device), config.loss).loss.mean().backward()
+        batches = [batch.to(config.device) for batch in trainer.collate(list(enumerate(boundaries)))["batches"]]
+        if config.loss.uses_reference:
+            batches = add_references(model, batches)
+        for batch in batches:
+            batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()
         seconds = time.monotonic() - started
     model.zero_grad()
     adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

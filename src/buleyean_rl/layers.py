@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl import kernels
-from buleyean_rl.lora import side_by_side
+from buleyean_rl.lora import can_be_made_again, side_by_side
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
 
@@ -45,8 +45,8 @@ def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         if kernels.available(x, norm.weight):
-            normalised: Tensor = _RmsNorm.apply(x, norm.weight, epsilon)
-            return normalised
+            y = _RmsNorm.apply(x, norm.weight, epsilon)
+            return can_be_made_again(y, lambda x, weight: kernels.rms_norm(x, weight, epsilon)[0], x, norm.weight)
         plain: Tensor = own(x)
         return plain
 
@@ -58,7 +58,9 @@ def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         if kernels.available(x):
-            projected: Tensor = mlp.down_proj(_Swiglu.apply(side_by_side((mlp.gate_proj, mlp.up_proj), x)))
+            gate_up = side_by_side((mlp.gate_proj, mlp.up_proj), x)
+            y = can_be_made_again(_Swiglu.apply(gate_up), kernels.swiglu, gate_up)
+            projected: Tensor = mlp.down_proj(y)
             return projected
         plain: Tensor = own(x)
         return plain

@@ -8,11 +8,14 @@ model stays bf16 throughout. The low-rank part is added inside the matrix produc
 Queries, keys and values are made from one input, and so are a gate and what it lets through. A `LinearGroup` makes
 them in one product: the W's stand on top of each other, the A's too, and the B's along a diagonal. Alone, products as
 narrow as an A's or a B's would take three times their share of a step.
+
+The backward pass needs the input of a layer. Where it is cheap to make from what is kept anyway (`can_be_made_again`)
+it is not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -169,6 +172,21 @@ def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     return torch.cat([layer(x) for layer in layers], -1)
 
 
+def can_be_made_again(y: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+    """Mark a layer's input as one that its backward pass makes again.
+
+    Args:
+        y: `make(*sources)`.
+        make: no gradient is wanted from it.
+        sources: what is kept in its stead.
+
+    Returns:
+        `y`.
+    """
+    y.made_from = (make, sources)  # type: ignore[attr-defined]
+    return y
+
+
 class _Adapter:
     """The A's and B's of a group in the type that computes: `a` on top of each other, `b` along a diagonal.
 
@@ -220,13 +238,15 @@ class _LoraLinear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         low = (_dropout(flat, p, seed) @ adapter.a.T).mul_(adapter.scaling)
         y = nn.functional.linear(flat, weight, bias).addmm_(low, adapter.b.T)
-        ctx.save_for_backward(flat, low, weight)
-        ctx.adapter, ctx.dropout, ctx.shape = adapter, (p, seed), x.shape
+        make, sources = getattr(x, "made_from", (None, (flat,)))
+        ctx.save_for_backward(low, weight, *sources)
+        ctx.make, ctx.adapter, ctx.dropout, ctx.shape = make, adapter, (p, seed), x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low, weight = ctx.saved_tensors
+        low, weight, *sources = ctx.saved_tensors
+        flat = ctx.make(*sources).view(-1, ctx.shape[-1]) if ctx.make else sources[0]
         adapter: _Adapter = ctx.adapter
         p, seed = ctx.dropout
         grad_y = grad_y.reshape(-1, grad_y.shape[-1])

@@ -357,6 +357,8 @@ def output_head(model: Any) -> OutputHead:
 def attach_lora(model: Any, config: Any) -> Any:
     """Put a fresh adapter on a base model. The base is frozen and changed in place.
 
+    Its own dropout is gone: the reference is without, and a loss would be of the difference.
+
     Args:
         model: from `load_base`.
         config: from `lora.lora_config`.
@@ -371,6 +373,12 @@ def attach_lora(model: Any, config: Any) -> Any:
 
     for weight in model.parameters():
         weight.data = weight.data.clone()  # a mapped file would stay in memory beside what is joined from it
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
     fuse_layers(model)
     with _quiet_peft():
         try:

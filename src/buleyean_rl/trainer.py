@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from buleyean_rl.attention import PACKED, segments_in_use
-from buleyean_rl.batches import Answers, Batch, find_answers, forward_hidden, pack, pad_paths
+from buleyean_rl.batches import Answers, Batch, find_answers, forward_hidden, join_rows, pack, pad_paths
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
@@ -33,8 +33,9 @@ from buleyean_rl.reference import ReferenceCache
 
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
 # it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down.
-ROW_TOKENS = 768
+ROW_TOKENS = 896
 GPU_FACTOR = 32
+REFERENCE_TOKENS = 4 * ROW_TOKENS  # without a gradient a row's memory is little
 
 # Two records, the first with three branches: two from the end of its prompt, one from within the first branch.
 PROBE = [
@@ -162,9 +163,14 @@ class BuleyeanTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # we divide by all the nodes of a step
         self._logged = _Totals()
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss needs the base model's hidden states."""
+        return self.args.loss.uses_reference
+
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
-        rows = fill_rows(numbered, lambda item: item[1].size, self.args.device)
+        rows = fill_rows(numbered, lambda item: item[1].size, row_tokens(self.args.device))
         return {
             "batches": [
                 replace(
@@ -180,7 +186,8 @@ class BuleyeanTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward, row by row. See `Trainer.training_step`."""
         loss = torch.zeros((), device=self.args.device)
-        for batch in inputs["batches"]:
+        batches = inputs["batches"]
+        for batch in self.with_references(batches) if self.uses_reference else batches:
             with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
                 loss += super().training_step(model, {"batch": batch}, num_items_in_batch)
         return loss
@@ -195,24 +202,23 @@ class BuleyeanTrainer(Trainer):
         """Sum of the loss over the nodes of a row, over the nodes of the step. See `Trainer.compute_loss`."""
         batch: Batch = inputs["batch"].to(self.args.device)
         losses = self.losses(batch)
-        self._logged.add(losses, batch.input_ids.numel())
+        self._logged.add(losses, batch.tokens)
         loss = losses.loss.sum() / max(int(num_items_in_batch or batch.terms), 1)
         return (loss, losses) if return_outputs else loss
 
     def losses(self, batch: Batch) -> NodeLosses:
         """The objective at each node of a batch."""
-        reference = self.reference(batch) if self.args.loss.uses_reference else None
-        return batch_losses(self._peft_model, self.head, batch, self.args.loss, reference)
+        return batch_losses(self._peft_model, self.head, batch, self.args.loss)
 
-    def reference(self, batch: Batch) -> Tensor:
-        """The frozen base model's hidden states at a batch's nodes, from the cache if they are there. (nodes, width)"""
-        known = self._references.read(batch.numbers) if self._references else None
-        if known is not None:
-            return known.to(self.args.device)
-        states = reference_hidden(self._peft_model, batch)
-        if self._references:
-            self._references.write(batch.numbers, states)
-        return states
+    def with_references(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Batches with the base model's hidden states, from the cache if it has them."""
+        cache = self._references
+        known = [replace(batch, reference=cache.read(batch.numbers)) if cache else batch for batch in batches]
+        computed = add_references(self._peft_model, [batch.to(self.args.device) for batch in known])
+        for before, batch in zip(known, computed, strict=True):
+            if cache and before.reference is None and batch.reference is not None:
+                cache.write(batch.numbers, batch.reference)
+        return computed
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
@@ -242,15 +248,14 @@ def row_tokens(device: torch.device) -> int:
     return ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
 
 
-def fill_rows(items: Sequence[T], size: Callable[[T], int], device: torch.device) -> list[list[T]]:
+def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
     """Items in few rows, each short enough for memory: the longest first, each where it leaves the least room.
 
     Args:
         items: what is to be laid out.
         size: how many tokens an item has; one with more than a row has a row to itself.
-        device: what computes them, see `row_tokens`.
+        limit: tokens of a row, see `row_tokens`.
     """
-    limit = row_tokens(device)
     rows: list[list[T]] = []
     rooms: list[int] = []
     for item in sorted(items, key=size, reverse=True):
@@ -285,9 +290,7 @@ class _Numbered(Dataset[tuple[int, Boundary]]):
         return number, self.boundaries[number]
 
 
-def batch_losses(
-    model: Any, head: OutputHead, batch: Batch, objective: Objective, reference: Tensor | None = None
-) -> NodeLosses:
+def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
     """The objective at each node of a batch.
 
     Args:
@@ -295,25 +298,22 @@ def batch_losses(
         head: its output head.
         batch: in the layout the model was prepared for.
         objective: which loss.
-        reference: `reference_hidden` of the batch, if it is known already. Shape: (nodes, width).
     """
-    if reference is None and objective.uses_reference:
-        reference = reference_hidden(model, batch)
-    return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective, reference)
+    if batch.reference is None and objective.uses_reference:
+        batch = replace(batch, reference=reference_hidden(model, batch))
+    return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective)
 
 
-def losses_of_states(
-    hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective, reference: Tensor | None
-) -> NodeLosses:
+def losses_of_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
     """The objective from the hidden states at a batch's nodes.
 
     Args:
         hidden: the model's. Shape: (nodes, width).
         head: the output head.
-        batch: whose nodes they are.
+        batch: whose nodes they are, with the reference where the objective uses it.
         objective: which loss.
-        reference: the frozen base model's, where the objective uses it. Shape as `hidden`.
     """
+    reference = batch.reference
     if batch.answers is None or reference is None:
         return fused_loss(hidden, head, batch.counts, objective, reference)
     ratios = answer_logprobs(hidden, head, batch.answers) - answer_logprobs(reference, head, batch.answers)
@@ -360,6 +360,19 @@ def reference_hidden(model: Any, batch: Batch) -> Tensor:
     """The frozen base model's hidden states at a batch's nodes: the adapter off, dropout off."""
     with base_alone(model), torch.no_grad():
         return forward_hidden(backbone(model), batch)
+
+
+def add_references(model: Any, batches: Sequence[Batch]) -> list[Batch]:
+    """Batches with `reference_hidden`, where they are without; packed rows in longer ones, that read a weight once."""
+    completed = list(batches)
+    lacking = [i for i, batch in enumerate(batches) if batch.reference is None]
+    limit = REFERENCE_TOKENS if all(batch.segments is not None for batch in batches) else 0
+    for together in fill_rows(lacking, lambda i: batches[i].input_ids.numel(), limit):
+        row = join_rows([batches[i] for i in together]) if len(together) > 1 else batches[together[0]]
+        states = reference_hidden(model, row).split([len(batches[i].nodes) for i in together])
+        for i, own in zip(together, states, strict=True):
+            completed[i] = replace(batches[i], reference=own)
+    return completed
 
 
 def last_checkpoint(folder: Path) -> Path | None:

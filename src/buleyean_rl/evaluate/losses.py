@@ -14,7 +14,14 @@ from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, token_logprobs
 from buleyean_rl.losses import NodeLosses, Objective
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
-from buleyean_rl.trainer import choose_layout, fill_rows, losses_of_states, make_batch, reference_hidden
+from buleyean_rl.trainer import (
+    add_references,
+    choose_layout,
+    fill_rows,
+    losses_of_states,
+    make_batch,
+    row_tokens,
+)
 
 
 def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | None:
@@ -61,15 +68,16 @@ class HeldOut:
     def __init__(self, model: Any, boundaries: Sequence[Boundary], objective: Objective) -> None:
         self._model, self._objective, self._head = model, objective, output_head(model)
         self._rows = _batches(model, boundaries, objective)
-        self._references = [reference_hidden(model, row) if objective.uses_reference else None for row in self._rows]
+        if objective.uses_reference:
+            self._rows = add_references(model, self._rows)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Means of `loss`, `kl`, `contrast` and `floor` per node, and `rejected_nll` as by `mean_nll`."""
         sums, nlls, terms = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
-        for batch, reference in zip(self._rows, self._references, strict=True):
+        for batch in self._rows:
             hidden = _states(self._model, batch)
-            losses = losses_of_states(hidden, self._head, batch, self._objective, reference)
+            losses = losses_of_states(hidden, self._head, batch, self._objective)
             sums += torch.stack([part.double().sum().cpu() for part in losses])
             nlls += _nll(hidden, self._head, batch.counts)
             terms += batch.terms
@@ -79,7 +87,7 @@ class HeldOut:
 
 def _batches(model: Any, boundaries: Sequence[Boundary], objective: Objective) -> list[Batch]:
     layout, device = choose_layout(model), plain_model(model).device
-    rows = fill_rows(boundaries, lambda boundary: boundary.size, device)
+    rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(device))
     return [make_batch(layout, row, objective).to(device) for row in rows]
 
 

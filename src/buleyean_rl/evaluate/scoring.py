@@ -21,7 +21,7 @@ from buleyean_rl.likelihood import compare_distributions, token_nlls
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
 from buleyean_rl.records import Prompt, as_messages
-from buleyean_rl.trainer import choose_layout, fill_rows, make_batch, reference_hidden
+from buleyean_rl.trainer import choose_layout, fill_rows, make_batch, reference_hidden, row_tokens
 
 WINDOW = 256  # items whose token ids are in memory; within them the rows are filled by length
 EVERY_TOKEN = Objective("published")  # has a node wherever a token is to be predicted, and nowhere else
@@ -170,7 +170,7 @@ class PackedScorer:
         """Boundaries in batches, shortest first, each with the numbers of what is in it."""
         order = sorted(numbered, key=lambda i: numbered[i].size)
         device = plain_model(self.model).device
-        for row in fill_rows(order, lambda i: numbered[i].size, device):
+        for row in fill_rows(order, lambda i: numbered[i].size, row_tokens(device)):
             yield row, make_batch(self._layout, [numbered[i] for i in row], EVERY_TOKEN).to(device)
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

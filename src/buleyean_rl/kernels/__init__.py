@@ -27,7 +27,7 @@ from buleyean_rl.cache import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 TYPES = {torch.bfloat16: (), torch.float32: ("-DFP32",)}
-FLAGS = ("-std=c11", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+FLAGS = ("-std=c11", "-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-fopenmp", "-fPIC")
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
