@@ -83,6 +83,15 @@ def beginning(record: RejectionRecord) -> RejectionRecord:
     return replace(record, rejected_responses=tuple(answers), rejected_spans=tuple(spans))
 
 
+def first_words(record: RejectionRecord) -> RejectionRecord:
+    """Of each stretch that repeats only the first word is rejected: there the answer could still turn elsewhere."""
+    spans = tuple(
+        tuple((start, start + len(answer[start:end].split()[0])) for start, end in of)
+        for answer, of in zip(record.rejected_responses, record.rejected_spans, strict=True)
+    )
+    return replace(record, rejected_spans=spans)
+
+
 def after_others(records: list[RejectionRecord]) -> list[RejectionRecord]:
     """Every answer after its own prompt, and after that of the next record: what repeats is wrong there too."""
     swapped = [replace(a, prompt=b.prompt) for a, b in zip(records, records[1:] + records[:1], strict=True)]
@@ -97,18 +106,19 @@ def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
 
 ABLATIONS = [
     Ablation(""),
-    Ablation("after-others", records=after_others, epochs=1),
-    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
-    Ablation("beginning", records=each(beginning)),
-    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
-    Ablation("uniform", parts=Parts(uniform=True)),
-    Ablation("no-contrast", parts=Parts(contrast="none")),
     Ablation("gated", parts=Parts(contrast="gated")),
+    Ablation("first-words", records=each(first_words)),
+    Ablation("beginning", records=each(beginning)),
+    Ablation("alpha0.4", (("alpha", 0.4),)),
+    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
+    Ablation("after-others", records=after_others, epochs=1),
+    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
+    Ablation("no-contrast", parts=Parts(contrast="none")),
+    Ablation("uniform", parts=Parts(uniform=True)),
     Ablation("published-contrast", parts=Parts(contrast="published")),
     Ablation("whole", records=each(whole)),
     Ablation("T1", records=each(partial(in_rounds, 1))),
     Ablation("T500", records=each(partial(in_rounds, 500))),
-    Ablation("alpha0.4", (("alpha", 0.4),)),
     Ablation("alpha0.9", (("alpha", 0.9),)),
     Ablation("T8", records=each(partial(in_rounds, 8))),
     Ablation("tau3", (("tau", 3.0),)),

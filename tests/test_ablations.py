@@ -11,7 +11,7 @@ import torch
 
 import ablations
 import harness
-from ablations import Ablation, Parts, ablated_loss, after_others, beginning, each, in_rounds, whole
+from ablations import Ablation, Parts, ablated_loss, after_others, beginning, each, first_words, in_rounds, whole
 from buleyean_rl.complement import Counts
 from buleyean_rl.losses import Objective, complement_loss, published_loss
 from buleyean_rl.records import make_record
@@ -56,6 +56,7 @@ def test_views_of_a_record() -> None:
     long = make_record("Tip?", ["Sleep. " * 50], [60], 60, [[(7, 20), (21, 300), (310, 350)]])
     assert beginning(long).rejected_responses == (("Sleep. " * 50)[:107],)
     assert beginning(long).rejected_spans == (((7, 20), (21, 107)),)
+    assert first_words(long).rejected_spans == (((7, 13), (21, 27), (310, 314)),)
     assert [(r.prompt, r.rejected_responses) for r in after_others([record, replace(long, prompt="Why?")])] == [
         ("Tip?", record.rejected_responses),
         ("Why?", long.rejected_responses),

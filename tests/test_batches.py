@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from buleyean_rl.attention import PACKED, ROUND
-from buleyean_rl.batches import Batch, find_answers, forward_hidden, pack, pad_paths
+from buleyean_rl.batches import Batch, find_answers, forward_hidden, join_rows, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.fused import fused_loss
 from buleyean_rl.lora import lora_config
@@ -207,6 +207,16 @@ def test_packing_computes_every_token_once() -> None:
     assert batch.segments is not None
     assert sum(segment.length for segment in batch.segments) == batch.input_ids.numel()
     assert pad_paths(RECORDS).input_ids.numel() > batch.input_ids.numel()
+
+
+def test_rows_joined_are_the_rows() -> None:
+    model = tiny_llama(TOKENIZER)
+    model.set_attn_implementation(PACKED)
+    rows = [pack(RECORDS), pack([TREE]), pack(RECORDS[:1])]
+    with torch.no_grad():
+        expected = torch.cat([forward_hidden(backbone(model), row) for row in rows])
+        got = forward_hidden(backbone(model), join_rows(rows))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_anchors_only_nodes_with_rejections_are_left() -> None:

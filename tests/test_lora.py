@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from buleyean_rl import lora
 from buleyean_rl.layers import fuse_layers
-from buleyean_rl.lora import LoraLinear, lora_config
+from buleyean_rl.lora import LoraLinear, can_be_made_again, lora_config
 from buleyean_rl.models import attach_lora
 from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
 
@@ -74,6 +74,25 @@ def test_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[i
     ours, theirs = pair(bias, dropout)
     x = torch.randn(shape)
     torch.testing.assert_close(outcome(ours, x), outcome(theirs, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_an_input_is_made_again_instead_of_kept(dropout: float) -> None:
+    layer, _ = pair(dropout=dropout)
+    source = torch.randn(4, 2, 7)
+    kept: list[Tensor] = []
+    outcomes = []
+    for mark in (lambda y, *_: y, can_be_made_again):
+        x = source.clone().requires_grad_()
+        y = mark(x.sin(), torch.sin, x)
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            outcomes.append([layer(y)])
+        outcomes[-1] += torch.autograd.grad(outcomes[-1][0].square().sum(), [x, layer.lora_A["default"].weight])
+    assert y.data_ptr() not in [tensor.data_ptr() for tensor in kept]
+    assert x.data_ptr() in [tensor.data_ptr() for tensor in kept]
+    for again, plain in zip(*outcomes, strict=True):
+        assert again.equal(plain)
 
 
 def test_dropout_drops_only_in_training() -> None:

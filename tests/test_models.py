@@ -304,3 +304,11 @@ def test_a_run_with_a_damaged_adapter_is_a_model_error(run: tuple[Path, Any]) ->
 def test_a_model_without_linear_layers_takes_no_adapter() -> None:
     with pytest.raises(ModelError, match="cannot put an adapter on LlamaForCausalLM"):
         attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, ["no_such_layer"]))
+
+
+@pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "BloomForCausalLM", "LlamaForCausalLM"])
+def test_a_models_own_dropout_is_off_in_training(kind: str) -> None:
+    own = {"attention_dropout": 0.5, "hidden_dropout": 0.5}
+    model = attach_lora(tiny_model(kind, TOKENIZER, **own), lora_config(4, 8, 0.0, None)).train()
+    with torch.no_grad():
+        assert model(IDS).logits.equal(model(IDS).logits)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from buleyean_rl.batches import pack, pad_paths
+from buleyean_rl.attention import PACKED
+from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.evaluate import HeldOut
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import attach_lora, backbone, output_head
+from buleyean_rl.models import attach_lora, backbone, output_head, plain_model
 from buleyean_rl.trainer import (
+    PROBE,
     BuleyeanConfig,
     BuleyeanTrainer,
+    Layout,
+    add_references,
     batch_losses,
     choose_layout,
     discard_checkpoints,
@@ -134,6 +139,23 @@ def test_the_reference_is_the_base_whatever_the_adapter_and_the_mode() -> None:
         torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-4)
         model.eval()
         assert not torch.allclose(backbone(model)(ids, use_cache=False).last_hidden_state[0, -1], expected)
+
+
+@pytest.mark.parametrize("layout", [pack, pad_paths])
+@pytest.mark.parametrize("room", [1, 100, 10_000])
+def test_references_computed_together_are_those_of_each_row(
+    layout: Layout, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stir(adapted(PACKS["llama"]))
+    monkeypatch.setattr("buleyean_rl.trainer.REFERENCE_TOKENS", room)
+    plain_model(model).set_attn_implementation(PACKED if layout is pack else "sdpa")
+    rows = [layout(records) for records in (RECORDS[:3], PROBE, RECORDS[3:5])]
+    known = replace(rows[1], reference=torch.zeros(3))
+    for row, batch in zip(rows, add_references(model, [*rows[:1], known, *rows[2:]]), strict=True):
+        if row is rows[1]:
+            assert batch is known
+        else:
+            torch.testing.assert_close(batch.reference, reference_hidden(model, row), rtol=1e-4, atol=1e-5)
 
 
 def test_at_the_start_the_kl_of_an_unrejected_node_is_zero() -> None:
@@ -298,11 +320,11 @@ def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:
 def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[tuple[int, ...]] = []
 
-    def counted(model: Any, batch: Any) -> torch.Tensor:
-        computed.append(batch.numbers)
-        return reference_hidden(model, batch)
+    def counted(model: Any, batches: list[Batch]) -> list[Batch]:
+        computed.extend(batch.numbers for batch in batches if batch.reference is None)
+        return add_references(model, batches)
 
-    monkeypatch.setattr("buleyean_rl.trainer.reference_hidden", counted)
+    monkeypatch.setattr("buleyean_rl.trainer.add_references", counted)
     outcomes = []
     for folder in (None, tmp_path / "cache", tmp_path / "cache"):
         computed.clear()
