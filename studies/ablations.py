@@ -27,7 +27,6 @@ from harness import Method
 from own_loops import parser, prepare, table
 
 RATE = 5e-4  # the demo's
-REACH = 100  # characters
 
 
 class Parts(NamedTuple):
@@ -73,9 +72,9 @@ def whole(record: RejectionRecord) -> RejectionRecord:
     return replace(record, rejected_spans=((),) * len(record.rejected_responses))
 
 
-def beginning(record: RejectionRecord) -> RejectionRecord:
-    """Answers end `REACH` characters after the first place that was rejected."""
-    ends = [spans[0][0] + REACH for spans in record.rejected_spans]
+def beginning(reach: int, record: RejectionRecord) -> RejectionRecord:
+    """Answers end so many characters after the first place that was rejected."""
+    ends = [spans[0][0] + reach for spans in record.rejected_spans]
     spans = (
         tuple((a, min(b, end)) for a, b in of if a < end) for of, end in zip(record.rejected_spans, ends, strict=True)
     )
@@ -108,20 +107,21 @@ ABLATIONS = [
     Ablation(""),
     Ablation("gated", parts=Parts(contrast="gated")),
     Ablation("first-words", records=each(first_words)),
-    Ablation("beginning", records=each(beginning)),
+    Ablation("beginning", records=each(partial(beginning, 100))),
+    Ablation("start", records=each(partial(beginning, 6)), epochs=4),
     Ablation("alpha0.4", (("alpha", 0.4),)),
-    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
-    Ablation("after-others", records=after_others, epochs=1),
-    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
     Ablation("no-contrast", parts=Parts(contrast="none")),
     Ablation("uniform", parts=Parts(uniform=True)),
     Ablation("published-contrast", parts=Parts(contrast="published")),
     Ablation("whole", records=each(whole)),
+    Ablation("tau3", (("tau", 3.0),)),
     Ablation("T1", records=each(partial(in_rounds, 1))),
     Ablation("T500", records=each(partial(in_rounds, 500))),
     Ablation("alpha0.9", (("alpha", 0.9),)),
     Ablation("T8", records=each(partial(in_rounds, 8))),
-    Ablation("tau3", (("tau", 3.0),)),
+    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
+    Ablation("after-others", records=after_others, epochs=1),
+    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
 ]
 
 

@@ -54,8 +54,8 @@ def test_views_of_a_record() -> None:
     record = make_record("Tip?", ["Sleep. Sleep.", "No."], [60, 0], 60, [[(7, 13)], []])
     assert whole(record).rejected_spans == ((), ())
     long = make_record("Tip?", ["Sleep. " * 50], [60], 60, [[(7, 20), (21, 300), (310, 350)]])
-    assert beginning(long).rejected_responses == (("Sleep. " * 50)[:107],)
-    assert beginning(long).rejected_spans == (((7, 20), (21, 107)),)
+    assert beginning(100, long).rejected_responses == (("Sleep. " * 50)[:107],)
+    assert beginning(100, long).rejected_spans == (((7, 20), (21, 107)),)
     assert first_words(long).rejected_spans == (((7, 13), (21, 27), (310, 314)),)
     assert [(r.prompt, r.rejected_responses) for r in after_others([record, replace(long, prompt="Why?")])] == [
         ("Tip?", record.rejected_responses),

@@ -33,7 +33,7 @@ SECTION_5 = {
 }
 
 # Eight steps of two records: the ninth record starts a second epoch, so a resumed run must find its place in it.
-SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 2, "learning_rate": 1e-2, "guard": False}
+SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 0.25, "learning_rate": 1e-2, "guard": False}
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +245,12 @@ def stopped(base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_interrupted_run_goes_on_only_as_it_was(
-    stopped: Path, uninterrupted: Path, base: Path, rejections: Path, tmp_path: Path
+    stopped: Path,
+    uninterrupted: Path,
+    base: Path,
+    rejections: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(UsageError, match="holds an unfinished run: go on with --resume, or delete it"):
         start(base, rejections, stopped)
@@ -259,7 +264,10 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
         start(base, others, stopped, resume=True)
     with pytest.raises(UsageError, match="other settings: model"):
         start(Path("org/other"), rejections, stopped, resume=True)
+    warned: list[str] = []
+    monkeypatch.setattr("transformers.trainer_utils.logger.warning_once", warned.append)
     start(base, rejections, stopped, resume=True)
+    assert warned == []
     assert adapter(stopped) == adapter(uninterrupted)
 
 

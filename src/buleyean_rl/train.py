@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from buleyean_rl import demo_data
 from buleyean_rl.boundary import Boundary, encode_prompts
@@ -105,6 +105,8 @@ def train(
         "config": {name: _plain(getattr(config, name)) for name in OWN_SETTINGS},
     }
     checkpoint = _open_run(folder, settings, resume)
+    if checkpoint:  # the state has a number where the settings have a share, of which transformers would warn
+        config.save_steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).save_steps
     if config.objective == "published":
         console.print(
             "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target "
