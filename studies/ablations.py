@@ -114,6 +114,7 @@ ABLATIONS = [
     Ablation("uniform", parts=Parts(uniform=True)),
     Ablation("published-contrast", parts=Parts(contrast="published")),
     Ablation("whole", records=each(whole)),
+    Ablation("no-contrast-tau8", (("tau", 8.0),), parts=Parts(contrast="none")),
     Ablation("tau3", (("tau", 3.0),)),
     Ablation("T1", records=each(partial(in_rounds, 1))),
     Ablation("T500", records=each(partial(in_rounds, 500))),
