@@ -16,6 +16,7 @@ PACKAGE = Path(buleyean_rl.__file__).parent
 
 # The layout's table: to the left a module or folder, to the right all it may import of ours.
 MAY_IMPORT = {
+    "environment": "",
     "errors": "",
     "records": "errors",
     "importers": "records errors",

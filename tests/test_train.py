@@ -267,7 +267,7 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
     warned: list[str] = []
     monkeypatch.setattr("transformers.trainer_utils.logger.warning_once", warned.append)
     start(base, rejections, stopped, resume=True)
-    assert warned == []
+    assert not [warning for warning in warned if "do not match" in warning]
     assert adapter(stopped) == adapter(uninterrupted)
 
 
