@@ -2,8 +2,8 @@
 
     segments (which stretches see which) --segments_in_use--> packed_attention, called by every layer
 
-Registered with transformers under `PACKED`. On a CPU the work is done block by block in batched matrix
-products, which is what its cores are fast at; elsewhere by torch's own kernel.
+Registered with transformers under `PACKED`. It is torch's own kernel, stretch by stretch; on a CPU the backward pass
+is ours, block by block in batched matrix products, which is what its cores are fast at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from buleyean_rl import kernels
@@ -172,24 +172,33 @@ class _BlockwiseBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        rows = zip(query, key, value, grad_output, strict=True)
-        grads = [_row_gradients(*row, ctx.stretches, ctx.scale) for row in rows]
-        return *(torch.stack(each) for each in zip(*grads, strict=True)), None, None
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for row in range(len(query)):
+            inputs = query[row], key[row], value[row], grad_output[row]
+            _add_gradients(*inputs, grad_query[row], grad_key[row], grad_value[row], ctx.stretches, ctx.scale)
+        return grad_query, grad_key, grad_value, None, None
 
 
-def _row_gradients(
-    query: Tensor, key: Tensor, value: Tensor, grad_output: Tensor, stretches: list[_Stretch], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients in query, key and value of one row.
+def _add_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_output: Tensor,
+    grad_query: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor,
+    stretches: list[_Stretch],
+    scale: float,
+) -> None:
+    """The gradients of one row: that in its queries written, those in its keys and values added.
 
-    Shapes: (heads, queries, width), (key heads, keys, width) twice and (queries, heads, width); to the first three.
+    Shapes: (heads, queries, width), (key heads, keys, width) twice and (queries, heads, width); again the first three.
     """
-    grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     group = len(query) // len(key)
     for stretch in stretches:
         rows = stretch.queries.stop - stretch.queries.start
         filling = -rows % ROUND
-        k, v = (pad(_gather(x, stretch), (0, 0, 0, filling)) for x in (key, value))
+        k, v = (_filled(_gather(x, stretch), filling) for x in (key, value))
         # (key heads, queries, group, width)
         q = _filled(query[:, stretch.queries].unflatten(0, (-1, group)).transpose(1, 2), filling)
         grad_o = _filled(grad_output[stretch.queries].unflatten(1, (-1, group)).transpose(0, 1), filling)
@@ -209,7 +218,6 @@ def _row_gradients(
         for piece, piece_k, piece_v in zip(stretch.keys, grad_k.split(sizes, 1), grad_v.split(sizes, 1), strict=False):
             grad_key[:, piece] += piece_k
             grad_value[:, piece] += piece_v
-    return grad_query, grad_key, grad_value
 
 
 def _filled(x: Tensor, filling: int) -> Tensor:

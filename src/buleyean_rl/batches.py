@@ -120,7 +120,7 @@ class Batch:
 
 
 def pack(boundaries: Sequence[Boundary]) -> Batch:
-    """Lay boundaries end to end in one row.
+    """Lay boundaries end to end in one row, filled up to a multiple of `ROUND`.
 
     Args:
         boundaries: one per record.

@@ -65,7 +65,7 @@ def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Es
         boundaries = training.select(shuffled[largest * size : (largest + 1) * size])[:]
         model.train()
         batches = [batch.to(config.device) for batch in trainer.collate(list(enumerate(boundaries)))["batches"]]
-        if config.loss.uses_reference:
+        if trainer.uses_reference:
             batches = add_references(model, batches)
         for batch in batches:
             batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()

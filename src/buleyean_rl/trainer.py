@@ -299,8 +299,8 @@ def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objectiv
         batch: in the layout the model was prepared for.
         objective: which loss.
     """
-    if batch.reference is None and objective.uses_reference:
-        batch = replace(batch, reference=reference_hidden(model, batch))
+    if objective.uses_reference:
+        (batch,) = add_references(model, [batch])
     return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective)
 
 

@@ -14,14 +14,7 @@ from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, token_logprobs
 from buleyean_rl.losses import NodeLosses, Objective
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
-from buleyean_rl.trainer import (
-    add_references,
-    choose_layout,
-    fill_rows,
-    losses_of_states,
-    make_batch,
-    row_tokens,
-)
+from buleyean_rl.trainer import add_references, choose_layout, fill_rows, losses_of_states, make_batch, row_tokens
 
 
 def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | None:

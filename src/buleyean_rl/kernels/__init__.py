@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from buleyean_rl.cache import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 TYPES = {torch.bfloat16: (), torch.float32: ("-DFP32",)}
-FLAGS = ("-std=c11", "-O3", "-march=native", "-mprefer-vector-width=512", "-ffast-math", "-fopenmp", "-fPIC")
+X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
+FLAGS = ("-std=c11", "-O3", "-march=native", *X86, "-ffast-math", "-fopenmp", "-fPIC")
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
