@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ class LlamaCppPythonEngine(Completing):
         from llama_cpp import Llama
 
         try:
-            return Llama(**self._settings, **settings)
+            with _without_amx():
+                return Llama(**self._settings, **settings)
         except (ValueError, RuntimeError):
             raise EngineError(f"{self.path}: llama.cpp cannot load it: {ailment(self.path)}") from None
 
@@ -215,6 +217,30 @@ class LlamaCppPythonEngine(Completing):
             raise EngineError(f"{self.path}: llama.cpp: {error}") from error
         self._scored = list(ids)
         return self._scorer.scores[: len(ids)]
+
+
+@contextmanager
+def _without_amx() -> Generator[None]:
+    """Load weights as other processors do where llama.cpp was compiled for AMX.
+
+    Its AMX kernels kill the process (SIGILL, SIGSEGV) when GCC compiled them: the tile configuration is
+    optimised away, see llama.cpp's pull request 26954. `Llama` passes only some of the model's parameters on.
+    """
+    import llama_cpp.llama_cpp as library
+
+    defaults = library.llama_model_default_params
+
+    def plain() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    if b"AMX_INT8 = 1" in library.llama_print_system_info():
+        library.llama_model_default_params = plain
+    try:
+        yield
+    finally:
+        library.llama_model_default_params = defaults
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
