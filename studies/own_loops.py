@@ -177,10 +177,12 @@ def main() -> None:
         for method in LONG if arguments.long else METHODS:
             task.run(method, [*task.rejected, *task.anchors(method.anchors)])
     print(table(arguments.output))
+    runs = harness.read_runs(arguments.output)
+    plot(arguments.output / "pareto.png", runs.pop("base"), runs)
 
 
 def table(folder: Path) -> str:
-    """The figures of the runs that are done, as Markdown; draws them too."""
+    """The figures of the runs that are done, as Markdown."""
     runs = harness.read_runs(folder)
     base = runs.pop("base")
     columns = "run", "loops, unseen prompts", "neutral drift", "rejected text", "characters", "ends by itself"
@@ -197,7 +199,6 @@ def table(folder: Path) -> str:
             f"{run['ended_share']:.0%}",
         )
         rows.append(cells)
-    plot(folder / "pareto.png", base, runs)
     return harness.markdown(columns, rows)
 
 

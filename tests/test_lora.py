@@ -320,3 +320,12 @@ def test_two_adapters_fall_back_to_pefts_own_way() -> None:
         model.merge_adapter(["default", "second"])
         torch.testing.assert_close(model(IDS).logits, both, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(first, both)
+
+
+def test_strengthened_it_adds_so_much_more() -> None:
+    layer, _ = pair()
+    x = torch.randn(4, 7)
+    with torch.no_grad():
+        base, once = layer.get_base_layer()(x), layer(x)
+        lora.strengthen(layer, 2.5)
+        torch.testing.assert_close(layer(x) - base, 2.5 * (once - base), rtol=1e-5, atol=1e-5)

@@ -13,6 +13,7 @@ import pytest
 import harness
 import human_counts
 import own_loops
+import strength
 import ultrafeedback
 from buleyean_rl.boundary import build_boundary
 from buleyean_rl.evaluate.statistics import Figure
@@ -79,6 +80,29 @@ def test_ten_times_the_steps(tiny_study: list[str], monkeypatch: pytest.MonkeyPa
     runs = harness.read_runs(Path(tiny_study[-1]))
     assert runs["npo-10-lr0.001-seed42"]["steps"] == 10 * runs["npo-lr0.001-seed42"]["steps"]
     assert "complement-lr0.001-seed42" not in runs
+
+
+def test_one_training_many_strengths(tiny_study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strength, "METHODS", [(Method("complement", 1e-3), None)])
+    monkeypatch.setattr(strength, "STRENGTHS", (1.0, 3.0))
+    monkeypatch.setattr(sys, "argv", tiny_study)
+    strength.main()
+    own_loops.main()
+    runs = harness.read_runs(Path(tiny_study[-1]))
+    base, one, three, alone = (
+        runs[name]["rejected_nll"]
+        for name in ("base", *(f"complement-lr0.001-seed42{strength}" for strength in ("-x1", "-x3", "")))
+    )
+    assert alone == one
+    assert one - base < 0.5 * (three - base)
+    assert (Path(tiny_study[-1]) / "strength.png").stat().st_size > 0
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("everything was done already")
+
+    monkeypatch.setattr(harness, "train", never)
+    monkeypatch.setattr(strength, "plot", lambda _: None)  # the folder holds a run of another study by now
+    strength.main()
 
 
 def test_without_the_tokens_that_anchor(monkeypatch: pytest.MonkeyPatch) -> None:

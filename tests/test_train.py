@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,6 +165,22 @@ def test_one_seed_one_adapter(uninterrupted: Path, base: Path, rejections: Path,
     assert adapter(tmp_path / "again") == adapter(uninterrupted)
     start(base, rejections, tmp_path / "other", seed=43)
     assert adapter(tmp_path / "other") != adapter(uninterrupted)
+
+
+def test_a_strengthened_adapter_is_the_trained_one_times_its_strength(
+    uninterrupted: Path, base: Path, rejections: Path, tmp_path: Path
+) -> None:
+    report = start(base, rejections, tmp_path / "strong", strength=1.5)
+    plain = json.loads((uninterrupted / "run.json").read_text())
+    once, more = (load_file(run / "adapter_model.safetensors") for run in (uninterrupted, tmp_path / "strong"))
+    for name, tensor in once.items():
+        torch.testing.assert_close(more[name], tensor * (1.5 if "lora_B" in name else 1), atol=0, rtol=0)
+    # the loss is what training reached; what the text lost is what the kept adapter costs
+    assert (report.loss_final, report.optimality_gap) == (plain["loss_final"], plain["optimality_gap"])
+    assert report.rejected_nll_final > plain["rejected_nll_final"] > report.rejected_nll_base
+    assert report.neutral_nll_final != plain["neutral_nll_final"]
+    assert (report.strength, plain["strength"]) == (1.5, 1)
+    assert "strength 1.5" in (tmp_path / "strong" / "README.md").read_text()
 
 
 KILLED = """
@@ -398,6 +415,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("held_out: 1", "held_out cannot be 1"),
         ("max_length: 1", "max_length cannot be 1"),
         ("learning_rate: -1", "learning_rate cannot be -1"),
+        ("strength: 0", "strength cannot be 0"),
         ("lora_dropout: 1", "lora_dropout cannot be 1"),
         ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),

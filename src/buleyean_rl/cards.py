@@ -162,7 +162,8 @@ def table(run: Mapping[str, Any], format: str) -> str:
         "Base model": base_of(str(run["model"]))[0],
         "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
         "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
-        "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}",
+        "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"
+        + (f", strength {run['strength']:g}" if run["strength"] != 1 else ""),
         "Training data": f"{run['records']:,} rejection records, no chosen answers{held_out}",
         "Format": format,
         "Hardware": run["device"],

@@ -146,6 +146,7 @@ def train(
     ] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the records to measure on (0.1).")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter (16).")] = None,
+    strength: Annotated[float | None, typer.Option(help="The trained adapter is multiplied by it (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad records instead of stopping.")] = False,
@@ -170,6 +171,7 @@ def train(
         "guard": guard,
         "held_out": held_out,
         "lora_rank": lora_rank,
+        "strength": strength,
         "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}
@@ -418,6 +420,7 @@ def walk(
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
+    strength: Annotated[float | None, typer.Option(help="Each round's adapter is multiplied by it (1.7).")] = None,
     config: Annotated[
         str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
     ] = None,
@@ -436,7 +439,7 @@ def walk(
     from buleyean_rl.walk import walk as run
     from buleyean_rl.walk import walk_config
 
-    given = {"learning_rate": learning_rate, "num_train_epochs": epochs}
+    given = {"learning_rate": learning_rate, "num_train_epochs": epochs, "strength": strength}
     result = run(
         _prompts(prompts, "mine"),
         _prompts(held_out, "held_out"),

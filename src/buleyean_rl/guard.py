@@ -144,6 +144,12 @@ class Guard(TrainerCallback):
         assert figures.kl is not None
         return Look(step, figures.kl.mean().item(), figures.entropy.mean().item(), loops)
 
+    def objection(self, step: int, answers: bool = True) -> str | None:
+        """Which limit the model has passed as it is, in words; None if none."""
+        assert self.base is not None
+        self.looks.append(self.look(step, answers))
+        return why_unsound(self.looks[-1], self.base, self._limits)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Look at the base model."""
         if self.base is None:
@@ -155,14 +161,11 @@ class Guard(TrainerCallback):
         step, last = state.global_step, state.global_step >= state.max_steps
         if step % self._every and not last:
             return
-        assert self.base is not None
-        look = self.look(step, answers=last or step % self._every_answers == 0)
-        self.looks.append(look)
-        self.reason = why_unsound(look, self.base, self._limits)
+        self.reason = self.objection(step, answers=last or step % self._every_answers == 0)
         if self.reason is None:
             self._keep(step)
         else:
-            self.kept = self._restore()
+            self.kept = self.restore()
             control.should_training_stop = True
 
     def report(self) -> dict[str, Any]:
@@ -180,7 +183,7 @@ class Guard(TrainerCallback):
         save_file(tensors | {"step": torch.tensor(step)}, temporary)
         os.replace(temporary, self._sound)
 
-    def _restore(self) -> int:
+    def restore(self) -> int:
         """Put the last sound adapter back; returns its step. Before the first there is the untrained one: B = 0."""
         sound = load_file(self._sound) if self._sound.exists() else None
         with torch.no_grad():

@@ -275,3 +275,16 @@ def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Te
     generator = torch.Generator(x.device).manual_seed(seed)
     dropped = torch.empty_like(x).bernoulli_(1 - p, generator=generator).mul_(x).div_(1 - p)
     return dropped if add_to is None else add_to.add_(dropped)
+
+
+@torch.no_grad()
+def strengthen(model: nn.Module, factor: float) -> None:
+    """Multiply what an adapter adds to every weight, in place.
+
+    Args:
+        model: with LoRA layers.
+        factor: 1 leaves it as it is.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(factor)

@@ -30,7 +30,7 @@ from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.estimate import KeepMemory, estimate
 from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
 from buleyean_rl.guard import SOUND, Guard, Limits
-from buleyean_rl.lora import lora_config
+from buleyean_rl.lora import lora_config, strengthen
 from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import (
     attach_lora,
@@ -59,7 +59,7 @@ OWN_SAMPLES = "with-own-samples.jsonl"
 SAMPLED_AT_ONCE = 32
 OWN_SETTINGS = (
     *("objective", "alpha", "tau", "beta", "own_samples", "max_length", "held_out", "guard", "guard_kl"),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "strength"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
     *("num_train_epochs", "max_steps"),
@@ -168,12 +168,16 @@ def train(
     if _fingerprint(model) == before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
     with console.status("measuring the trained model"):
-        final = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
+        final, strength = measured.measure(), 1.0
+        if config.strength != 1 and (guard is None or not guard.reason):
+            strength = _strengthen(model, trainer, guard, console)
+            final["rejected_nll"] = measured.measure()["rejected_nll"]
+        final["neutral_nll"] = mean_nll(model, neutral)
 
     trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     report = _report(settings, config, model, trainer, boundaries.data, len(training), len(held_out), start, final)
-    report = replace(report, guard=guard.report() if guard is not None else None)
+    report = replace(report, guard=guard.report() if guard is not None else None, strength=strength)
     write_report(folder, report, trainer.state.log_history)
     discard_checkpoints(folder)
     for name in ("settings.json", SOUND, OWN_SAMPLES):
@@ -274,6 +278,17 @@ def _guard(
     )
     trainer.add_callback(guard)
     return guard
+
+
+def _strengthen(model: Any, trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
+    """Make more, or less, of what was trained, unless the guard objects to what comes out; returns the strength."""
+    strength: float = trainer.args.strength
+    strengthen(model, strength)
+    if guard is None or not (objection := guard.objection(trainer.state.global_step)):
+        return strength
+    guard.restore()
+    console.print(f"[yellow]the adapter is kept as it was trained:[/] at strength {strength:g} {objection}")
+    return 1.0
 
 
 def _stable_name(model_name: str) -> str:

@@ -37,7 +37,7 @@ from buleyean_rl.trainer import BuleyeanConfig
 ENGINE = "transformers"  # a round's model is an adapter on the base, and only there runs without an export
 
 TRAINING = (  # settings that make another walk
-    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps"),
+    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "strength"),
     *("per_device_train_batch_size", "lora_rank", "seed"),
 )
 # Small batches: what a round has is few records, and steps are what it needs.
@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 4.0,
     "per_device_train_batch_size": 2,
     "lora_dropout": 0.0,
+    "strength": 1.7,
     "held_out": 0.0,
 }
 
