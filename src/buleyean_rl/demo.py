@@ -40,7 +40,7 @@ from buleyean_rl.models import (
 from buleyean_rl.records import write_records
 from buleyean_rl.report import RunReport, write_json
 from buleyean_rl.train import train
-from buleyean_rl.trainer import BuleyeanConfig
+from buleyean_rl.walk import walk_config
 
 ANSWER_TOKENS = 128
 HELLO = "hello"
@@ -54,16 +54,14 @@ class Scale:
     Args:
         mine: prompts to mine.
         held_out: prompts to measure on.
-        epochs: over the mined rejections.
     """
 
     mine: int
     held_out: int
-    epochs: float
 
 
-FULL = Scale(mine=300, held_out=100, epochs=2)
-QUICK = Scale(mine=64, held_out=24, epochs=2)
+FULL = Scale(mine=300, held_out=100)
+QUICK = Scale(mine=64, held_out=24)
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,7 @@ def run_demo(
     write_records(folder / "records.jsonl", records)
 
     shutil.rmtree(folder / "run", ignore_errors=True)
-    config = BuleyeanConfig(
-        output_dir=str(folder / "run"),
-        num_train_epochs=scale.epochs,
-        learning_rate=5e-4,
-        lora_dropout=0.0,
-        held_out=0.0,
-        save_strategy="no",
-    )
+    config = walk_config(None, {"save_strategy": "no"})(folder / "run")
     report = train(folder / "records.jsonl", BUNDLED, config, console=console)
     with console.status("exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
@@ -177,7 +168,7 @@ def _table(report: RunReport, before: Measured, after: Measured, prompts: int) -
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
     table.add_row("neutral text, nats per token", f"{before.neutral_nll:.3f}", f"{after.neutral_nll:.3f}")
-    table.add_row("loss on the rejections", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
+    table.add_row("loss on the rejections, as trained", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
     table.add_row("loss floor: the least possible", "", f"{report.loss_floor:.4f}")
     start_gap = report.loss_start - report.loss_floor
     table.add_row("optimality gap", f"{start_gap:.4f}", f"{report.optimality_gap:.4f}")
