@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "mine": "cache engines errors evaluate judges models records report",
     "void": "engines errors importers loading models records train trainer",
     "walk": "demo_data engines errors evaluate judges loading mine models records report settings train trainer",
-    "demo": "demo_data engines errors evaluate export layers mine models records report train trainer",
+    "demo": "demo_data engines errors evaluate export layers mine models records report train walk",
 }
 
 
