@@ -8,25 +8,23 @@ strengthened too: what this buys must not be taken for the objective's merit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import harness
-from ablations import AblatedTrainer, Parts
 from buleyean_rl.lora import strengthen
 from harness import Method, keep
 from own_loops import LIMIT, Task, parser, prepare, table
 
-STRENGTHS = (1.0, 1.25, 1.5, 1.7)
+STRENGTHS = (1.0, 1.25, 1.4, 1.5, 1.7)
 SMALL = ("per_device_train_batch_size", 2)
-METHODS: list[tuple[Method, Parts | None]] = [
-    (Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))), None),
-    (Method("complement", 7e-4, 4, label="batch2", settings=(SMALL,)), None),
-    (Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9)), seed=43), None),
-    (Method("npo", 6e-5), None),
+METHODS = [
+    Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
+    Method("complement", 7e-4, 4, label="batch2", settings=(SMALL,)),
+    Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9)), seed=43),
+    Method("npo", 6e-5),
+    Method("complement", 5e-4),
 ]
 
 
@@ -35,14 +33,13 @@ def run_name(method: Method, strength: float) -> str:
     return f"{method.run}-x{strength:g}"
 
 
-def run(task: Task, method: Method, parts: Parts | None, strengths: Sequence[float]) -> None:
+def run(task: Task, method: Method) -> None:
     """Train once, if any strength is missing, and measure at each."""
-    if all((task.folder / f"{run_name(method, strength)}.json").exists() for strength in strengths):
+    if all((task.folder / f"{run_name(method, strength)}.json").exists() for strength in STRENGTHS):
         return
-    trainer_of = partial(AblatedTrainer, parts) if parts else None
-    model, log = harness.train(replace(method, precision=task.precision), task.rejected, trainer_of)
+    model, log = harness.train(replace(method, precision=task.precision), task.rejected)
     now = 1.0
-    for strength in strengths:
+    for strength in STRENGTHS:
         strengthen(model, strength / now)
         now = strength
 
@@ -57,8 +54,8 @@ def main() -> None:
     arguments = parser(__doc__).parse_args()
     if not arguments.table:
         task = prepare(arguments)
-        for method, parts in METHODS:
-            run(task, method, parts, STRENGTHS)
+        for method in METHODS:
+            run(task, method)
     print(table(arguments.output))
     plot(arguments.output)
 

@@ -83,7 +83,7 @@ def test_ten_times_the_steps(tiny_study: list[str], monkeypatch: pytest.MonkeyPa
 
 
 def test_one_training_many_strengths(tiny_study: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strength, "METHODS", [(Method("complement", 1e-3), None)])
+    monkeypatch.setattr(strength, "METHODS", [Method("complement", 1e-3)])
     monkeypatch.setattr(strength, "STRENGTHS", (1.0, 3.0))
     monkeypatch.setattr(sys, "argv", tiny_study)
     strength.main()

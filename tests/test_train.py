@@ -284,7 +284,8 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
     warned: list[str] = []
     monkeypatch.setattr("transformers.trainer_utils.logger.warning_once", warned.append)
     start(base, rejections, stopped, resume=True)
-    assert not [warning for warning in warned if "do not match" in warning]
+    # transformers' own word on file systems whose times are equal depends on the machine; nothing else is warned of
+    assert [warning for warning in warned if "mtime" not in warning] == []
     assert adapter(stopped) == adapter(uninterrupted)
 
 

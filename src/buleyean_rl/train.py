@@ -171,6 +171,7 @@ def train(
         final, strength = measured.measure(), 1.0
         if config.strength != 1 and (guard is None or not guard.reason):
             strength = _strengthen(model, trainer, guard, console)
+        if strength != 1:
             final["rejected_nll"] = measured.measure()["rejected_nll"]
         final["neutral_nll"] = mean_nll(model, neutral)
 
