@@ -4,7 +4,8 @@
     python bench/contestant.py NAME PAIRS.jsonl STEPS
 
 `full` is `complement` on rows of exactly 512 tokens, for its memory; `epochs` is `complement` over the pairs twice, the
-reference kept from the first time, and its `ratio` is the second epoch's time over the first's.
+reference kept from the first time, and its `ratio` is the second epoch's time over the first's; `long_rows` is
+`complement` with the whole of a step in one row.
 
 Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout), precision (bf16, or fp32 on
 a CPU without bf16 arithmetic) and micro-batch (4), no checkpointing; rejected-only contestants do not see the chosen
@@ -37,6 +38,7 @@ from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
 MAX_LENGTH, BATCH, ROUNDS = 512, 4, 10
+LONG_ROW = MAX_LENGTH * BATCH
 PRECISION = default_dtype("cpu")
 SHARED = {
     "per_device_train_batch_size": BATCH,
@@ -179,6 +181,8 @@ def main() -> None:
             seconds = plain(pairs, steps, folder)
         elif name == "full":
             seconds, work = ours("complement", full_boundaries(steps * BATCH), folder, max_steps=steps)
+        elif name == "long_rows":
+            seconds, work = ours("complement", our_boundaries(pairs), folder, max_steps=steps, row_tokens=LONG_ROW)
         elif name == "epochs":
             seconds, work = ours("complement", our_boundaries(pairs), folder, num_train_epochs=2)
         else:

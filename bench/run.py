@@ -41,7 +41,7 @@ from contestant import BATCH, MAX_LENGTH, PRECISION
 
 HERE = Path(__file__).parent
 PEERS = ("trl_kto", "plain", "trl_sft", "trl_dpo")
-CONTESTANTS = ("complement", "trl_kto", "plain", "trl_sft", "trl_dpo", "published")
+CONTESTANTS = ("complement", "trl_kto", "long_rows", "plain", "trl_sft", "trl_dpo", "published")
 COLUMNS = ("prompt", "chosen", "rejected")
 POSITIONS, VOCABULARY, WIDTH = 2048, 49152, 576
 

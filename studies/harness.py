@@ -35,7 +35,7 @@ from buleyean_rl.records import as_messages
 from buleyean_rl.report import write_json
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
-OBJECTIVES = ("complement", "published", "listwise")
+OBJECTIVES = ("complement", "ratio", "published", "listwise")
 NEUTRAL_TOKENS = 128
 ANSWER_TOKENS = 128
 BATCH = 64  # answers drawn at once

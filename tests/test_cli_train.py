@@ -16,7 +16,7 @@ OPTIONS = {
     "": "--debug --version",
     "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
-    "--max-length --guard --held-out --lora-rank --strength --seed --resume --skip-bad --json",
+    "--max-length --row-tokens --guard --held-out --lora-rank --strength --seed --resume --skip-bad --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
     "--max-length --engine --seed --skip-bad",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",

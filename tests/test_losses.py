@@ -12,7 +12,7 @@ from torch import Tensor
 
 from buleyean_rl.complement import Counts
 from buleyean_rl.errors import UsageError
-from buleyean_rl.losses import NodeLosses, Objective, complement_loss, listwise_loss, published_loss
+from buleyean_rl.losses import NodeLosses, Objective, complement_loss, listwise_loss, published_loss, ratio_loss
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -73,6 +73,26 @@ def test_complement_floor_by_hand() -> None:
     assert got["floor"] == pytest.approx(0.7 * kl - 0.3 * math.log(1 - best))
 
 
+def test_ratio_by_hand() -> None:
+    """As above: the first token is above its target, 1/4 against 2/9; the third too, 1/2 against 3/9."""
+    rejections = counts({0: 3, 2: 1}, 3)
+    pi, base = log(1 / 4, 1 / 4, 1 / 2), log(1 / 2, 1 / 4, 1 / 4)
+    got = values(ratio_loss(pi, base, rejections, Objective("ratio")))
+    kl = (2 * math.log(8 / 9) + 4 * math.log(16 / 9) + 3 * math.log(6 / 9)) / 9
+    contrast = math.log(9 / 8) ** 2 / 2 + 1 / 3 * math.log(3 / 2) ** 2 / 2
+    assert got == pytest.approx({"kl": kl, "contrast": contrast, "loss": 0.7 * kl + 0.3 * contrast, "floor": 0})
+
+
+def test_ratio_comes_to_rest_at_the_target() -> None:
+    """And a token that is below its target already has no contrast: T = v = 1 on an even base, P = (1/3, 2/3)."""
+    even = log(1 / 2, 1 / 2)
+    there = values(ratio_loss(log(1 / 3, 2 / 3), even, counts({0: 1}, 1), Objective("ratio")))
+    assert there == pytest.approx(dict.fromkeys(there, 0), abs=1e-15)
+    below = values(ratio_loss(log(1 / 4, 3 / 4), even, counts({0: 1}, 1), Objective("ratio")))
+    assert below["contrast"] == 0
+    assert below["kl"] > 0
+
+
 def test_strength_by_hand() -> None:
     """tau = 2 squares the weights: T = 1, v = (1, 0) gives (1, 4), P = (1/5, 4/5)."""
     at_target = log(1 / 5, 4 / 5)
@@ -130,7 +150,22 @@ def test_complement_pushes_a_token_no_harder_than_the_base_expects_it(
     assert 0 < push <= p
 
 
-@given(st.integers(0, 999), st.sampled_from(["complement", "published"]), st.floats(0.05, 1), st.floats(0.2, 3))
+@given(p=st.floats(1e-6, 1 - 1e-6), alpha=st.floats(0.05, 1), tau=st.floats(0.1, 8), v=st.integers(1, 9))
+def test_ratio_pushes_an_unlikely_token_as_hard_as_another(p: float, alpha: float, tau: float, v: int) -> None:
+    """The gradient in the logit of a rejected token, at pi = pi_base, as docs/theory.md has it."""
+    base = log(p, 1 - p)
+    logits = base.clone().requires_grad_()
+    ratio_loss(logits, base, counts({0: v}, 9), Objective("ratio", alpha, tau)).loss.sum().backward()
+    assert logits.grad is not None
+    r = ((9 - v + 1) / 10) ** tau
+    excess = math.log(1 - p * (1 - r)) - math.log(r)
+    push = alpha * p * (1 - r) * (1 - p) / (1 - p * (1 - r)) + (1 - alpha) * v / 9 * excess * (1 - p)
+    assert logits.grad[0, 0].item() == pytest.approx(push, rel=1e-6, abs=1e-9)
+
+
+@given(
+    st.integers(0, 999), st.sampled_from(["complement", "ratio", "published"]), st.floats(0.05, 1), st.floats(0.2, 3)
+)
 def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits, base = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.double)
@@ -138,11 +173,10 @@ def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: flo
     node, option = v.nonzero(as_tuple=True)
     rejections = Counts(node, option, v[node, option].double(), torch.full((5,), 4.0).double())
     objective = Objective(name, alpha, tau)  # type: ignore[arg-type]
-    losses = (
-        complement_loss(logits, base, rejections, objective)
-        if objective.uses_reference
-        else published_loss(logits, rejections, objective)
-    )
+    if name == "published":
+        losses = published_loss(logits, rejections, objective)
+    else:
+        losses = {"complement": complement_loss, "ratio": ratio_loss}[name](logits, base, rejections, objective)
     assert (losses.loss >= losses.floor - 1e-12).all()
     assert (losses.kl >= -1e-12).all()
 
@@ -150,7 +184,7 @@ def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: flo
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"name": "dpo"}, "unknown objective 'dpo': choose one of complement, published"),
+        ({"name": "dpo"}, "unknown objective 'dpo': choose one of complement, ratio, published, listwise"),
         ({"alpha": 0.0}, "alpha must be above 0 and at most 1, not 0.0"),
         ({"alpha": 1.5}, "alpha must be above 0 and at most 1, not 1.5"),
         ({"alpha": math.nan}, "alpha must be"),

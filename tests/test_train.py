@@ -415,6 +415,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("lora_rank: 0", "lora_rank cannot be 0"),
         ("held_out: 1", "held_out cannot be 1"),
         ("max_length: 1", "max_length cannot be 1"),
+        ("row_tokens: 0", "row_tokens cannot be 0"),
         ("learning_rate: -1", "learning_rate cannot be -1"),
         ("strength: 0", "strength cannot be 0"),
         ("lora_dropout: 1", "lora_dropout cannot be 1"),

@@ -290,14 +290,11 @@ def weights(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("most", [1, 20, 10_000])
-def test_how_a_step_is_cut_into_rows_does_not_matter(
-    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_a_step_is_cut_into_rows_does_not_matter(most: int, tmp_path: Path) -> None:
     expected = adapted(PACKS["llama"]).double()  # Adam makes a step of the last digits of a small gradient
     trainer(expected, tmp_path / "a", max_steps=3, learning_rate=1e-3).train()
-    monkeypatch.setattr("buleyean_rl.trainer.ROW_TOKENS", most)
     model = adapted(PACKS["llama"]).double()
-    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3)
+    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3, row_tokens=most)
     rows = [len(batch.numbers) for batch in run.collate(list(enumerate(RECORDS[:4])))["batches"]]
     assert rows == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[most]
     run.train()

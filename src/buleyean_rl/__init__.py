@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from buleyean_rl.errors import BuleyeanError
     from buleyean_rl.fused import OutputHead, fused_loss
     from buleyean_rl.gguf_export import check_parity, export_gguf
-    from buleyean_rl.losses import Objective, complement_loss, published_loss
+    from buleyean_rl.losses import Objective, complement_loss, published_loss, ratio_loss
     from buleyean_rl.models import attach_lora, load_base, load_tokenizer, merge_run
     from buleyean_rl.records import RejectionRecord, read_records, write_records
     from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
@@ -28,7 +28,7 @@ _HOMES = {
     "errors": ("BuleyeanError",),
     "fused": ("OutputHead", "fused_loss"),
     "gguf_export": ("check_parity", "export_gguf"),
-    "losses": ("Objective", "complement_loss", "published_loss"),
+    "losses": ("Objective", "complement_loss", "published_loss", "ratio_loss"),
     "models": ("attach_lora", "load_base", "load_tokenizer", "merge_run"),
     "records": ("RejectionRecord", "read_records", "write_records"),
     "trainer": ("BuleyeanConfig", "BuleyeanTrainer"),
@@ -55,6 +55,7 @@ __all__ = [
     "load_tokenizer",
     "merge_run",
     "published_loss",
+    "ratio_loss",
     "read_records",
     "target",
     "write_records",

@@ -133,7 +133,7 @@ def train(
     model: Annotated[str, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
     config: Annotated[str | None, typer.Option(help="A YAML file of settings; options given here win.")] = None,
-    objective: Annotated[str | None, typer.Option(help="complement (default), listwise or published.")] = None,
+    objective: Annotated[str | None, typer.Option(help="complement (default), ratio, listwise or published.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the KL against the contrast (0.7).")] = None,
     tau: Annotated[float | None, typer.Option(help="Strength of the complement weights (1).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
@@ -141,6 +141,10 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps, whatever the epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Records in a step (4).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a prompt and one answer (1024).")] = None,
+    row_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens computed at a time (896; on a GPU 28,672): more is faster, less is smaller."),
+    ] = None,
     guard: Annotated[
         bool | None, typer.Option("--guard/--no-guard", help="End the run before it ruins the model (on).")
     ] = None,
@@ -168,6 +172,7 @@ def train(
         "max_steps": max_steps,
         "per_device_train_batch_size": batch_size,
         "max_length": max_length,
+        "row_tokens": row_tokens,
         "guard": guard,
         "held_out": held_out,
         "lora_rank": lora_rank,

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from buleyean_rl.models import return_free_memory
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.tokenised import BoundaryFile
-from buleyean_rl.trainer import BuleyeanTrainer, add_references, batch_losses, row_tokens
+from buleyean_rl.trainer import BuleyeanTrainer, add_references, batch_losses
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Estimate:
             "at most"
         )
         if self.free_bytes is not None:
-            line += f" [yellow](only {self.free_bytes / 1e9:.1f} GB are free: lower the batch size or --max-length)[/]"
+            line += f" [yellow](only {self.free_bytes / 1e9:.1f} GB are free: lower --row-tokens or --max-length)[/]"
         return line
 
 
@@ -56,7 +56,7 @@ def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Es
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
     tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
-    alone = sizes.max() > row_tokens(config.device)  # a record that has a row to itself, longer than any other
+    alone = sizes.max() > config.row_limit  # a record that has a row to itself, longer than any other
     largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
     per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
     devices = [] if config.device.type == "cpu" else [config.device]

@@ -91,7 +91,7 @@ def fused_loss(
 ) -> NodeLosses:
     """The objective at every node, from hidden states.
 
-    Equal in value and gradient to `losses.published_loss` and `losses.complement_loss` on `head(hidden)`.
+    Equal in value and gradient to `losses.published_loss`, `complement_loss` and `ratio_loss` on `head(hidden)`.
 
     Args:
         hidden: the model's last hidden states. Shape: (nodes, width).
@@ -130,7 +130,9 @@ class _FusedLoss(torch.autograd.Function):
             if gradient is not None:
                 gradient[nodes] = (head.transposed @ raw[:, : nodes.stop - nodes.start]).T
         kl, contrast, base, left = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-        if objective.uses_reference:
+        if objective.name == "ratio":
+            floor = torch.zeros_like(kl)
+        elif objective.uses_reference:
             target = sparse_target(counts, base, vocabulary, objective.tau, left)
             floor = complement_floor(counts, target, objective.alpha).to(kl.dtype)
         else:
@@ -234,14 +236,18 @@ def _tile(
     rest_kl = difference / base_total + left * (lse - base_lse)
     sparse = base * target.ratio * (log_base - log_pi + target.ratio.log())
     kl = (rest_kl + counts.sum_by_node(sparse)) / target.normaliser - target.normaliser.log()
-    if objective.uses_reference:
+    if objective.name == "ratio":
+        excess = (log_pi - log_base - target.ratio.log() + target.normaliser.log()[node]).clamp_min(0)
+        contrast, pull, own_pull = counts.rate * excess**2 / 2, -counts.rate * excess, -counts.rate * excess * (1 - pi)
+    elif objective.uses_reference:
         contrast, pull, own_pull = -counts.rate * not_pi.log(), -counts.rate * pi / not_pi, -counts.rate * pi
     else:
         contrast, pull, own_pull = -counts.rate * log_pi, counts.rate, counts.rate * (1 - pi)
 
     if wants_gradient:
         # dL/dz = alpha (pi - P) + (1 - alpha) dC/dz. P is base / Z, times r on rejected tokens; dC/dz is
-        # (sum a) pi - a for the published contrast, and g - (sum g) pi with g = a pi / (1 - pi) for unlikelihood.
+        # (sum a) pi - a for the published contrast, g - (sum g) pi with g = a pi / (1 - pi) for unlikelihood, and with
+        # g = a max(0, log pi - log P) for `ratio`.
         alpha = objective.alpha
         pulls = counts.sum_by_node(pull)
         of_pi, of_base = alpha + (1 - alpha) * pulls, alpha / target.normaliser

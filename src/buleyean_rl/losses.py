@@ -10,14 +10,16 @@ the vocabulary, at every node of a void boundary:
 
     published    P on a uniform base;         C = -sum_i a_i log pi_i                      (3)
     complement   P on the frozen base model;  C = -sum_i a_i log(1 - pi_i)                 (4)
+    ratio        P on the frozen base model;  C = sum_i a_i max(0, log pi_i - log P_i)^2 / 2   (6)
 
 For `listwise` they are the answers to one prompt, P is on a uniform base, C is (4), and
 
     pi(y) = softmax over the answers of beta (log pi_model(y) - log pi_base(y))            (5)
 
 (3) is the published loss, kept as it is: its contrast is a cross-entropy *towards* what was rejected.
-(4) is unlikelihood (Welleck et al., 2020). (5) is the implied reward of DPO (Rafailov et al., 2023) under the
-choice model of Plackett and Luce. No trainer is needed to call any of this.
+(4) is unlikelihood (Welleck et al., 2020). (6) regresses a log-probability onto the target's, as IPO does a pair's
+(Azar et al., 2024): it pushes a token by 1 - pi where (4) pushes by pi, and stops at P. (5) is the implied reward of
+DPO (Rafailov et al., 2023) under the choice model of Plackett and Luce. No trainer is needed to call any of this.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from buleyean_rl import complement
 from buleyean_rl.complement import Counts
 from buleyean_rl.errors import UsageError
 
-ObjectiveName = Literal["complement", "published", "listwise"]
+ObjectiveName = Literal["complement", "ratio", "published", "listwise"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Objective:
     """Which loss, and how strong.
 
     Args:
-        name: `complement`, `published` or `listwise`.
+        name: `complement`, `ratio`, `published` or `listwise`.
         alpha: weight of the KL against the contrast, in (0, 1].
         tau: strength of the complement weights, above 0; 1 is the published formula.
         beta: of equation (5), above 0; only `listwise` has it.
@@ -117,14 +119,30 @@ def complement_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, ob
     """
     log_pi = logits.log_softmax(-1)
     reference = reference_logits.detach().softmax(-1)
-    v, T = counts.dense(counts.count, logits.shape[-1]), counts.rounds
-    P = complement.target(v, T, reference, objective.tau)
-    kl = (torch.xlogy(P, P) - P * log_pi).sum(-1)
     log_not_pi = (-torch.expm1(log_pi)).clamp_min(torch.finfo(logits.dtype).eps).log()
     contrast = -(counts.dense(counts.rate, logits.shape[-1]) * log_not_pi).sum(-1)
     base = reference[counts.node, counts.option]
     sparse = complement.sparse_target(counts, base, logits.shape[-1], objective.tau)
-    return _combine(kl, contrast, complement.complement_floor(counts, sparse, objective.alpha), objective.alpha)
+    floor = complement.complement_floor(counts, sparse, objective.alpha)
+    return _combine(_kl_to_target(log_pi, reference, counts, objective.tau), contrast, floor, objective.alpha)
+
+
+def ratio_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, objective: Objective) -> NodeLosses:
+    """Equation (2) with contrast (6). Both parts are 0 at pi = P and nowhere below, so the floor is 0.
+
+    Args:
+        logits: the model's. Shape: (nodes, vocabulary).
+        reference_logits: the frozen base model's. Shape: (nodes, vocabulary).
+        counts: rejections over the vocabulary at each node.
+        objective: alpha and tau.
+    """
+    log_pi, log_base = logits.log_softmax(-1), reference_logits.detach().log_softmax(-1)
+    rejected = counts.node, counts.option
+    target = complement.sparse_target(counts, log_base[rejected].exp(), logits.shape[-1], objective.tau)
+    log_P = log_base[rejected] + target.ratio.log() - target.normaliser.log()[counts.node]
+    contrast = counts.sum_by_node(counts.rate * (log_pi[rejected] - log_P).clamp_min(0).square() / 2)
+    kl = _kl_to_target(log_pi, log_base.exp(), counts, objective.tau)
+    return _combine(kl, contrast, torch.zeros_like(kl).detach(), objective.alpha)
 
 
 def listwise_loss(log_ratios: Tensor, answers: Counts, objective: Objective) -> NodeLosses:
@@ -145,6 +163,13 @@ def listwise_loss(log_ratios: Tensor, answers: Counts, objective: Objective) -> 
     log_not_pi = (-torch.expm1(log_pi)).clamp_min(torch.finfo(log_pi.dtype).eps).log()
     contrast = -answers.sum_by_node(answers.rate * log_not_pi)
     return _combine(kl, contrast, complement.complement_floor(answers, P, objective.alpha), objective.alpha)
+
+
+def _kl_to_target(log_pi: Tensor, reference: Tensor, counts: Counts, tau: float) -> Tensor:
+    """KL(P || pi) at each node, P on the base model's distribution. Shape: (nodes, vocabulary), twice, to (nodes,)."""
+    v = counts.dense(counts.count, log_pi.shape[-1])
+    P = complement.target(v, counts.rounds, reference, tau)
+    return (torch.xlogy(P, P) - P * log_pi).sum(-1)
 
 
 def _combine(kl: Tensor, contrast: Tensor, floor: Tensor, alpha: float) -> NodeLosses:

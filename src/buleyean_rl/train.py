@@ -45,7 +45,6 @@ from buleyean_rl.records import read_records, records_sha256, write_records
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
 from buleyean_rl.trainer import (
-    ROW_TOKENS,
     BuleyeanConfig,
     BuleyeanTrainer,
     discard_checkpoints,
@@ -58,7 +57,7 @@ NEUTRAL_TOKENS = 128
 OWN_SAMPLES = "with-own-samples.jsonl"
 SAMPLED_AT_ONCE = 32
 OWN_SETTINGS = (
-    *("objective", "alpha", "tau", "beta", "own_samples", "max_length", "held_out", "guard", "guard_kl"),
+    *("objective", "alpha", "tau", "beta", "own_samples", "max_length", "row_tokens", "held_out", "guard", "guard_kl"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "strength"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
@@ -341,7 +340,13 @@ def _reference_folder(
     if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
         return None
     made_from = [
-        *(fingerprint(model_name), sha256, config.loss.of_answers, ROW_TOKENS, sorted(library_versions().items())),
+        *(
+            fingerprint(model_name),
+            sha256,
+            config.loss.of_answers,
+            config.row_limit,
+            sorted(library_versions().items()),
+        ),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         *(str(config.device), torch.get_num_threads()),
     ]

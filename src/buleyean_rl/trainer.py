@@ -53,13 +53,14 @@ class BuleyeanConfig(TrainingArguments):
     """Every setting of a training run: transformers' `TrainingArguments`, and these.
 
     Args:
-        objective: `complement` to learn from rejections, `listwise` to learn a ranking of whole answers,
-            `published` to reproduce the published loss.
+        objective: `complement` to learn from rejections, `ratio` where the rejected answers are not the model's own,
+            `listwise` to learn a ranking of whole answers, `published` to reproduce the published loss.
         alpha: weight of the KL to the complement distribution; the contrast has the rest.
         tau: strength of the complement weights; 1 is the published formula.
         beta: how far a ranking may move the answers' likelihoods; only `listwise` has it.
         own_samples: answers of the base model's own that `listwise` puts beside the rejected ones of a prompt.
         max_length: most tokens of a prompt and one response; longer responses are cut.
+        row_tokens: how many tokens go through the model at a time, see `row_tokens`; None for what suits the device.
         held_out: share of the records kept from training, to measure on.
         lora_rank: rank of the adapter.
         lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
@@ -76,6 +77,7 @@ class BuleyeanConfig(TrainingArguments):
     beta: float = 0.1
     own_samples: int = 2
     max_length: int = 1024
+    row_tokens: int | None = None
     held_out: float = 0.1
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -101,6 +103,7 @@ class BuleyeanConfig(TrainingArguments):
     def __post_init__(self) -> None:
         for name, value, fits in (
             ("max_length", self.max_length, self.max_length >= 2),
+            ("row_tokens", self.row_tokens, self.row_tokens is None or self.row_tokens >= 1),
             ("held_out", self.held_out, 0 <= self.held_out < 1),
             ("own_samples", self.own_samples, self.own_samples >= 0),
             ("lora_rank", self.lora_rank, self.lora_rank >= 1),
@@ -122,6 +125,11 @@ class BuleyeanConfig(TrainingArguments):
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss and its floor need
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
+
+    @property
+    def row_limit(self) -> int:
+        """Tokens of a row of training: as asked for, or what suits the device."""
+        return self.row_tokens or row_tokens(self.device)
 
 
 class BuleyeanTrainer(Trainer):
@@ -173,7 +181,7 @@ class BuleyeanTrainer(Trainer):
 
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
-        rows = fill_rows(numbered, lambda item: item[1].size, row_tokens(self.args.device))
+        rows = fill_rows(numbered, lambda item: item[1].size, self.args.row_limit)
         return {
             "batches": [
                 replace(
