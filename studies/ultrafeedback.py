@@ -34,6 +34,10 @@ MAX_LENGTH, NEUTRAL = 512, 64
 METHODS = [
     Method("npo", 5e-5, 1),
     Method("listwise", 1e-4, 1),
+    Method("ratio", 1e-4, 1, label="tau0.1", settings=(("tau", 0.1),)),
+    Method("ratio", 3e-4, 1, label="tau0.1", settings=(("tau", 0.1),)),
+    Method("ratio", 2e-4, 1, label="tau0.3", settings=(("tau", 0.3),)),
+    Method("npo", 2e-5, 1),
     Method("dpo", 5e-5, 1),
     Method("complement", 2e-4, 1),
     Method("kto", 5e-5, 1),
@@ -44,7 +48,6 @@ METHODS = [
     Method("sft", 2e-4, 1),
     Method("ascent", 5e-6, 1),
     Method("complement", 5e-4, 1),
-    Method("npo", 2e-5, 1),
     Method("kto", 2e-4, 1),
     Method("published", 2e-4, 1),
 ]

@@ -423,7 +423,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
         ("alpha: 2", "alpha must be above 0 and at most 1"),
         ("tau: 0", "tau must be above 0"),
-        ("objective: dpo", "unknown objective 'dpo': choose one of complement, published"),
+        ("objective: dpo", "unknown objective 'dpo': choose one of complement, ratio, published"),
         ("lr_scheduler_type: sawtooth", "run.yaml: "),
         ("- a\n- b", "run.yaml: expected `name: value` lines"),
         ("a: [", "run.yaml: cannot be read as YAML"),
