@@ -16,7 +16,7 @@ from buleyean_rl import train as training
 from buleyean_rl import walk as walking
 from buleyean_rl.cli import main
 from buleyean_rl.records import accumulate_records, make_record, read_records
-from buleyean_rl.walk import Round, best_round, plot_walk, why_stop
+from buleyean_rl.walk import Round, best_round, plot_walk, why_not_train, why_stop
 
 ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None)
 
@@ -46,6 +46,23 @@ def test_when_a_walk_stops_and_which_round_is_best(
 ) -> None:
     assert why_stop(rounds(*measured), 0.02) == reason
     assert best_round(rounds(*measured), 0.02) == best
+
+
+@pytest.mark.parametrize(
+    ("measured", "rejected", "reason"),
+    [
+        ([(0.3, 4.0, 0)], 1, None),
+        ([(0.3, 4.0, 0)], 0, "nothing was rejected any more"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 7, None),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected where the first round had 70: too few"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected where the first round had 70"),
+    ],
+)
+def test_a_round_that_is_not_worth_training(
+    measured: list[tuple[float, float, int]], rejected: int, reason: str | None
+) -> None:
+    found = why_not_train(rounds(*measured), rejected)
+    assert found is None if reason is None else found is not None and found.startswith(reason)
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:

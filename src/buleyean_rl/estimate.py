@@ -16,6 +16,8 @@ from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.tokenised import BoundaryFile
 from buleyean_rl.trainer import BuleyeanTrainer, add_references, batch_losses
 
+KERNELS_BYTES = 100 << 20  # those of products that other rows need: `environment` lets 64 be kept, some 1.5 MB each
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -73,7 +75,7 @@ def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Es
     model.zero_grad()
     adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     on_gpu = config.device.type == "cuda"
-    tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes()
+    tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
     memory = tried + 2 * adapter  # the optimiser's state is made in the first step
     tokens = per_epoch * config.num_train_epochs
     steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs

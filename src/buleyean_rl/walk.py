@@ -50,6 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "held_out": 0.0,
 }
 
+LEAST_NEW = 0.1  # of the rejections of the first round: with fewer, a model trained anew differs by chance
+
 
 @dataclass(frozen=True)
 class Round:
@@ -125,8 +127,8 @@ def walk(
         number = len(steps.rounds)
         console.print(f"[bold]round {number}[/]")
         rejected = steps.mine(number)
-        if not rejected:
-            stop = "nothing was rejected any more"
+        stop = why_not_train(steps.rounds, rejected)
+        if stop:
             break
         records = steps.train(number)
         steps.measure(number, rejected, records)
@@ -157,6 +159,21 @@ def walk_config(file: Path | None, given: dict[str, Any]) -> Callable[[Path], Bu
         return load_config(file, folder, given if file is not None else DEFAULTS | given)
 
     return configure
+
+
+def why_not_train(rounds: Sequence[Round], rejected: int) -> str | None:
+    """Why a round that mined so few rejections is not worth training; None if it is.
+
+    Args:
+        rounds: those done, from the base on.
+        rejected: answers newly rejected.
+    """
+    if not rejected:
+        return "nothing was rejected any more"
+    first = rounds[1].rejected if len(rounds) > 1 else 0
+    if rejected < LEAST_NEW * first:
+        return f"{rejected} answers were rejected where the first round had {first}: too few to make another model"
+    return None
 
 
 def why_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
