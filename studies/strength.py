@@ -23,8 +23,10 @@ METHODS = [
     Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
     Method("complement", 7e-4, 4, label="batch2", settings=(SMALL,)),
     Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9)), seed=43),
-    Method("ratio", 5e-4),
+    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
+    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9)), seed=43),
     Method("ratio", 7e-4, 4, label="batch2", settings=(SMALL,)),
+    Method("npo", 4e-5, 4, label="batch2", settings=(SMALL,)),
     Method("npo", 6e-5),
     Method("complement", 5e-4),
 ]
