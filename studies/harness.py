@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from buleyean_rl import environment  # noqa: F401 - before torch
 
@@ -35,7 +35,7 @@ from buleyean_rl.records import as_messages
 from buleyean_rl.report import write_json
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
-OBJECTIVES = ("complement", "ratio", "published", "listwise")
+OBJECTIVES = get_args(ObjectiveName)
 NEUTRAL_TOKENS = 128
 ANSWER_TOKENS = 128
 BATCH = 64  # answers drawn at once

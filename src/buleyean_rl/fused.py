@@ -238,7 +238,8 @@ def _tile(
     kl = (rest_kl + counts.sum_by_node(sparse)) / target.normaliser - target.normaliser.log()
     if objective.name == "ratio":
         excess = (log_pi - log_base - target.ratio.log() + target.normaliser.log()[node]).clamp_min(0)
-        contrast, pull, own_pull = counts.rate * excess**2 / 2, -counts.rate * excess, -counts.rate * excess * (1 - pi)
+        push = counts.rate * excess
+        contrast, pull, own_pull = push * excess / 2, -push, -push * (1 - pi)
     elif objective.uses_reference:
         contrast, pull, own_pull = -counts.rate * not_pi.log(), -counts.rate * pi / not_pi, -counts.rate * pi
     else:

@@ -100,9 +100,7 @@ def published_loss(logits: Tensor, counts: Counts, objective: Objective) -> Node
         objective: alpha and tau.
     """
     log_pi = logits.log_softmax(-1)
-    v, T = counts.dense(counts.count, logits.shape[-1]), counts.rounds
-    P = complement.target(v, T, tau=objective.tau)
-    kl = (torch.xlogy(P, P) - P * log_pi).sum(-1)
+    kl = _kl_to_target(log_pi, None, counts, objective.tau)
     contrast = -(counts.dense(counts.rate, logits.shape[-1]) * log_pi).sum(-1)
     floor = complement.published_floor(counts, logits.shape[-1], objective.alpha, objective.tau)
     return _combine(kl, contrast, floor, objective.alpha)
@@ -165,10 +163,9 @@ def listwise_loss(log_ratios: Tensor, answers: Counts, objective: Objective) -> 
     return _combine(kl, contrast, complement.complement_floor(answers, P, objective.alpha), objective.alpha)
 
 
-def _kl_to_target(log_pi: Tensor, reference: Tensor, counts: Counts, tau: float) -> Tensor:
-    """KL(P || pi) at each node, P on the base model's distribution. Shape: (nodes, vocabulary), twice, to (nodes,)."""
-    v = counts.dense(counts.count, log_pi.shape[-1])
-    P = complement.target(v, counts.rounds, reference, tau)
+def _kl_to_target(log_pi: Tensor, base: Tensor | None, counts: Counts, tau: float) -> Tensor:
+    """KL(P || pi) at each node, P on a base measure or uniform. Shapes: (nodes, vocabulary), twice, to (nodes,)."""
+    P = complement.target(counts.dense(counts.count, log_pi.shape[-1]), counts.rounds, base, tau)
     return (torch.xlogy(P, P) - P * log_pi).sum(-1)
 
 

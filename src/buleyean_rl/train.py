@@ -340,15 +340,9 @@ def _reference_folder(
     if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
         return None
     made_from = [
-        *(
-            fingerprint(model_name),
-            sha256,
-            config.loss.of_answers,
-            config.row_limit,
-            sorted(library_versions().items()),
-        ),
+        *(fingerprint(model_name), sha256, config.loss.of_answers, sorted(library_versions().items())),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
-        *(str(config.device), torch.get_num_threads()),
+        *(config.row_limit, str(config.device), torch.get_num_threads()),
     ]
     references = cache_folder() / "reference"
     folder = references / hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
