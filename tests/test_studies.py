@@ -15,6 +15,7 @@ import human_counts
 import own_loops
 import strength
 import ultrafeedback
+import walks
 from buleyean_rl.boundary import build_boundary
 from buleyean_rl.evaluate.statistics import Figure
 from buleyean_rl.importers.preferences import Preference
@@ -205,3 +206,32 @@ def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_a_rankings_lead_is_over_the_same_prompts() -> None:
     better, worse = Figure([(1.0, 1.0)] * 4), Figure([(0.5, 1.0)] * 4)
     assert human_counts.written(better.value, worse.value, worse.difference(better)) == "+0.500 (+0.500 to +0.500)"
+
+
+def test_another_split_holds_out_prompts_that_were_mined() -> None:
+    bundled, (mined, unseen) = walks.split(0), walks.split(11)
+    assert (len(mined), len(unseen)) == tuple(map(len, bundled)) == (340, 128)
+    assert set(unseen) < set(bundled[0])
+    assert not set(unseen) & set(mined)
+    assert set(mined) | set(unseen) == set(bundled[0]) | set(bundled[1])
+    assert walks.split(11) == (mined, unseen) != walks.split(12)
+
+
+def test_walks_go_on_and_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stand_in(
+        mined: list[str], _unseen: list[str], _model: str, folder: Path, *_: Any, rounds: int, **__: Any
+    ) -> None:
+        measured = {"loop_rate": 0.25, "neutral_nll": 4.0, "rejected": 0, "records": 0, "seconds": 9.6}
+        trained = measured | {"round": rounds, "loop_rate": 0.02, "neutral_nll": 4.0123, "rejected": len(mined)}
+        folder.mkdir(parents=True)
+        (folder / "walk.json").write_text(json.dumps({"rounds": [measured | {"round": 0}, trained]}))
+
+    monkeypatch.setattr(walks, "walk", stand_in)
+    monkeypatch.setattr(sys, "argv", ["walks.py", "--split", "11", "--rounds", "1", "-o", str(tmp_path)])
+    walks.main()
+    assert (
+        "| split-11 | 0 | 25.0% |  |  |  | 10 |\n| split-11 | 1 | 2.0% | +0.012 | 340 | 0 | 10 |"
+        in capsys.readouterr().out
+    )

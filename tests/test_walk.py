@@ -66,7 +66,7 @@ def test_a_round_that_is_not_worth_training(
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    plot_walk(tmp_path / "walk.png", rounds((0.3, 4.0, 0), (0.1, 4.01, 9)))
+    plot_walk(tmp_path / "walk.png", rounds((0.3, 4.0, 0), (0.1, 4.01, 9)), 0.02)
     assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
 
 

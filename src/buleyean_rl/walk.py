@@ -42,6 +42,8 @@ TRAINING = (  # settings that make another walk
 )
 # Small batches: what a round has is few records, and steps are what it needs.
 DEFAULTS: dict[str, Any] = {
+    "objective": "ratio",
+    "alpha": 0.9,
     "learning_rate": 7e-4,
     "num_train_epochs": 4.0,
     "per_device_train_batch_size": 2,
@@ -134,7 +136,7 @@ def walk(
         steps.measure(number, rejected, records)
         stop = why_stop(steps.rounds, max_drift)
     steps.write(stop, best_round(steps.rounds, max_drift))
-    plot_walk(folder / "walk.png", steps.rounds)
+    plot_walk(folder / "walk.png", steps.rounds, max_drift)
     console.print(_table(steps.rounds))
     best = best_round(steps.rounds, max_drift)
     if stop:
@@ -205,12 +207,13 @@ def best_round(rounds: Sequence[Round], max_drift: float) -> int:
     return min(fit, key=lambda r: (r.rejection_rate, -r.round)).round
 
 
-def plot_walk(path: Path, rounds: Sequence[Round]) -> None:
-    """Draw the rates and the drift over the rounds.
+def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
+    """Draw the rates and the drift over the rounds, and the drift that would end the walk.
 
     Args:
         path: of the PNG.
         rounds: from the base on.
+        max_drift: nats per token.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -226,8 +229,10 @@ def plot_walk(path: Path, rounds: Sequence[Round]) -> None:
     left.set_ylim(bottom=0)
     left.legend(frameon=False)
     right.axhline(0, color="0.3", linestyle="--")
+    right.axhline(max_drift, color="C3", linestyle=":", label="ends the walk")
     right.plot(numbers, [r.neutral_nll - rounds[0].neutral_nll for r in rounds], "o-", color="C2")
     right.set_title("drift of neutral text, nats per token")
+    right.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
