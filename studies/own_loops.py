@@ -35,6 +35,7 @@ METHODS = [
     Method("complement", 5e-4),
     Method("npo", 1e-4),
     Method("unlikelihood", 1e-4),
+    Method("ratio", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
     Method("npo", 3e-5),
     Method("npo", 6e-5),
     Method("complement", 1e-3),
