@@ -29,6 +29,7 @@ from harness import Method, keep
 UNSEEN, NEUTRAL = 200, 64
 LIMIT, NEAR = 0.02, 0.1  # nats per token of drift: the goal, and what a closer look is taken at
 PROMPT_TOKENS = 192  # longer prompts are left out
+OURS = {"complement": "black", "ratio alpha0.9": "magenta", "ratio batch2-alpha0.9": "darkviolet"}  # drawn boldly
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 METHODS = [
@@ -36,6 +37,8 @@ METHODS = [
     Method("npo", 1e-4),
     Method("unlikelihood", 1e-4),
     Method("ratio", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
+    Method("kto", 4e-5),
+    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(("alpha", 0.9), ("per_device_train_batch_size", 2))),
     Method("npo", 3e-5),
     Method("npo", 6e-5),
     Method("complement", 1e-3),
@@ -220,8 +223,8 @@ def plot(path: Path, base: dict[str, Any], runs: dict[str, Any]) -> None:
         axes.scatter([0], [base["loop_rate"]], marker="*", s=160, color="0.2", label="base", zorder=3)
         for label, points in sorted(by_method.items()):
             drifts, loops, _ = zip(*points, strict=True)
-            color, width = ("black", 3.0) if label == "complement" else (None, 1.2)
-            axes.plot(drifts, loops, "o-", label=label, color=color, linewidth=width)
+            width, size = (3.0, 9.0) if label in OURS else (1.2, 6.0)
+            axes.plot(drifts, loops, "o-", label=label, color=OURS.get(label), linewidth=width, markersize=size)
         axes.axvline(LIMIT, color="0.6", linestyle=":")
         axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
     for points in by_method.values():
