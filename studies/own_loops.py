@@ -30,6 +30,7 @@ UNSEEN, NEUTRAL = 200, 64
 LIMIT, NEAR = 0.02, 0.1  # nats per token of drift: the goal, and what a closer look is taken at
 PROMPT_TOKENS = 192  # longer prompts are left out
 OURS = {"complement": "black", "ratio alpha0.9": "magenta", "ratio batch2-alpha0.9": "darkviolet"}  # drawn boldly
+SMALL = ("per_device_train_batch_size", 2)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 METHODS = [
@@ -38,7 +39,7 @@ METHODS = [
     Method("unlikelihood", 1e-4),
     Method("ratio", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
     Method("kto", 4e-5),
-    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(("alpha", 0.9), ("per_device_train_batch_size", 2))),
+    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
     Method("npo", 3e-5),
     Method("npo", 6e-5),
     Method("complement", 1e-3),

@@ -15,10 +15,9 @@ from typing import Any
 import harness
 from buleyean_rl.lora import strengthen
 from harness import Method, keep
-from own_loops import LIMIT, Task, parser, prepare, table
+from own_loops import LIMIT, SMALL, Task, parser, prepare, table
 
 STRENGTHS = (1.0, 1.25, 1.4, 1.5, 1.7)
-SMALL = ("per_device_train_batch_size", 2)
 METHODS = [
     Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
     Method("complement", 7e-4, 4, label="batch2", settings=(SMALL,)),
