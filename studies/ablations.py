@@ -1,6 +1,6 @@
-"""What each part of `complement` is worth: own loops, with one thing changed at a time.
+"""What each part of an objective is worth: own loops, with one thing changed at a time.
 
-    python studies/ablations.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER
+    python studies/ablations.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER [--objective ratio]
 
 The task is that of `own_loops.py`. Beside settings that the package has, choices are changed that it leaves nobody:
 what the target is a multiple of, what the contrast is, and how far a rejection reaches.
@@ -8,7 +8,7 @@ what the target is a multiple of, what the contrast is, and how far a rejection 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from buleyean_rl.models import backbone
 from buleyean_rl.records import RejectionRecord
 from buleyean_rl.trainer import BuleyeanTrainer
 from harness import Method
-from own_loops import parser, prepare, table
+from own_loops import Task, parser, prepare, table
 
 RATE = 5e-4  # the demo's
 
@@ -103,7 +103,7 @@ def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
     return replace(record, rejection_counts=counts, total_rounds=rounds)
 
 
-ABLATIONS = [
+OF_COMPLEMENT = [
     Ablation(""),
     Ablation("gated", parts=Parts(contrast="gated")),
     Ablation("first-words", records=each(first_words)),
@@ -124,6 +124,19 @@ ABLATIONS = [
     Ablation("after-others", records=after_others, epochs=1),
     Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
 ]
+ALPHA = ("alpha", 0.9)
+OF_RATIO = [
+    Ablation("alpha0.9", (ALPHA,)),
+    Ablation("alpha0.9-whole", (ALPHA,), records=each(whole)),
+    Ablation("", ()),
+    Ablation("alpha0.9-T1", (ALPHA,), records=each(partial(in_rounds, 1))),
+    Ablation("alpha0.9-T8", (ALPHA,), records=each(partial(in_rounds, 8))),
+    Ablation("alpha0.9-T500", (ALPHA,), records=each(partial(in_rounds, 500))),
+    Ablation("alpha0.9-rank4", (ALPHA, ("lora_rank", 4), ("lora_alpha", 8))),
+    Ablation("alpha0.9-after-others", (ALPHA,), records=after_others, epochs=1),
+    Ablation("alpha0.9-batch8", (ALPHA, ("per_device_train_batch_size", 8)), epochs=4),
+]
+ABLATIONS = {"complement": OF_COMPLEMENT, "ratio": OF_RATIO}
 
 
 def ablated_loss(logits: Tensor, base: Tensor, counts: Counts, objective: Objective, parts: Parts) -> NodeLosses:
@@ -172,17 +185,23 @@ class AblatedTrainer(BuleyeanTrainer):
         return ablated_loss(logits, base, batch.counts.astype(torch.float32), self.args.loss, self.parts)
 
 
-def main(ablations: Sequence[Ablation] = ABLATIONS) -> None:
+def main() -> None:
     """Run what is not done yet, and print the table."""
-    arguments = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    options.add_argument("--objective", choices=ABLATIONS, default="complement", help="what is changed")
+    arguments = options.parse_args()
     if not arguments.table:
         task = prepare(arguments)
-        for ablation in ablations:
-            method = Method("complement", RATE, ablation.epochs, label=ablation.label, settings=ablation.settings)
-            boundaries = task.boundaries(ablation.records(task.records))
-            trainer_of = partial(AblatedTrainer, ablation.parts) if ablation.parts else None
-            task.run(method, boundaries, trainer_of=trainer_of)
+        for ablation in ABLATIONS[arguments.objective]:
+            run(task, arguments.objective, ablation)
     print(table(arguments.output))
+
+
+def run(task: Task, objective: str, ablation: Ablation) -> None:
+    """Train and measure, if it was not done before."""
+    method = Method(objective, RATE, ablation.epochs, label=ablation.label, settings=ablation.settings)
+    trainer_of = partial(AblatedTrainer, ablation.parts) if ablation.parts else None
+    task.run(method, task.boundaries(ablation.records(task.records)), trainer_of=trainer_of)
 
 
 if __name__ == "__main__":

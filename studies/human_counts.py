@@ -3,9 +3,11 @@
     python studies/human_counts.py --records R.jsonl --neutral N.jsonl -o FOLDER
 
 Every run trains on the same answers of the same prompts; only the counts differ. Shuffled: a record's counts change
-places. Ones: every answer that was rejected at all was rejected once in one round. Tested on prompts that the run does
-not train on: Kendall's tau between the implied ranking, log pi / pi_base, and the true counts. With `--parts` every run
-is made so many times, each time with other prompts to test on. Stopped, the same command goes on.
+places. Ones: every answer that was rejected at all was rejected once in one round. Merged, for the objectives that go
+by tokens: the true counts, but a token that was rejected somewhere in an answer is rejected as far into every answer to
+the prompt, which is what is left of them without a trie. Tested on prompts that the run does not train on: Kendall's
+tau between the implied ranking, log pi / pi_base, and the true counts. With `--parts` every run is made so many times,
+each time with other prompts to test on. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
+from buleyean_rl.boundary import Boundary
 from buleyean_rl.evaluate import mean_nll
 from buleyean_rl.evaluate.scoring import PackedScorer
 from buleyean_rl.evaluate.statistics import Figure, Interval, kendall_tau
@@ -47,8 +51,40 @@ def ones(item: Preference, draw: random.Random) -> Preference:  # noqa: ARG001
     return replace(item, rejections=tuple(min(v, 1) for v in item.rejections), rounds=1)
 
 
-COUNTS: tuple[Callable[[Preference, random.Random], Preference], ...] = (true, shuffled, ones)
-METHODS = (Method("listwise", 1e-4, 2), Method("complement", 2e-4, 2))
+def by_position(boundary: Boundary) -> Boundary:
+    """Every node has the rejections of all nodes that are as far into an answer."""
+    depths = [0]
+    for parent, piece in zip(boundary.parents, boundary.run_slices(), strict=True):
+        depths += range(depths[parent] + 1, depths[parent] + 1 + piece.stop - piece.start)
+    merged: dict[int, Counter[int]] = defaultdict(Counter)
+    for node, token, v in boundary.rejections:
+        merged[depths[node]][token] += v
+    rejections = [(node, token, v) for node, depth in enumerate(depths) for token, v in sorted(merged[depth].items())]
+    return replace(boundary, rejections=rejections)
+
+
+class View(NamedTuple):
+    """One way to see the counts.
+
+    Args:
+        name: of it.
+        counts: a record's, as they are trained on.
+        boundary: its tokens' counts after that.
+    """
+
+    name: str
+    counts: Callable[[Preference, random.Random], Preference] = true
+    boundary: Callable[[Boundary], Boundary] = replace
+
+
+OF_ANSWERS = (View("true"), View("ones", ones), View("shuffled", shuffled))
+OF_TOKENS = (View("true"), View("merged", boundary=by_position), View("ones", ones))
+METHODS = (
+    (Method("listwise", 1e-4, 2), OF_ANSWERS),
+    (Method("ratio", 2e-4, 2), OF_TOKENS),
+    (Method("listwise", 1e-4, 2, label="tau3", settings=(("tau", 3.0),)), OF_ANSWERS),
+    (Method("complement", 2e-4, 2), OF_TOKENS),
+)
 
 
 def tau(model: Any, tokenizer: Any, items: Sequence[Preference], max_length: int) -> Figure:
@@ -78,27 +114,27 @@ def main() -> None:
         random.Random(0).shuffle(items)
         held_out, length = arguments.held_out, arguments.max_length
         neutral = harness.neutral_texts(arguments.neutral, tokenizer, NEUTRAL)
-        methods = (replace(method, seed=seed, precision=arguments.precision) for seed in SEEDS for method in METHODS)
-        for method, part, counts in itertools.product(methods, range(arguments.parts), COUNTS):
+        for seed, (method, views), part in itertools.product(SEEDS, METHODS, range(arguments.parts)):
             start, stop = part * held_out, (part + 1) * held_out
             test, training = items[start:stop], items[:start] + items[stop:]
+            seeded = replace(method, seed=seed, precision=arguments.precision)
+            for view in views:
 
-            def run(
-                method: Method = method, counts: Any = counts, test: Any = test, training: Any = training
-            ) -> dict[str, Any]:
-                draw = random.Random(method.seed)
-                records = records_of([counts(item, draw) for item in training], with_chosen=True)
-                model, log = harness.train(method, boundaries_of(records, tokenizer, 2, length))
-                figure = tau(model, tokenizer, test, length)
-                with model.disable_adapter():
-                    before = mean_nll(model, neutral)
-                return log | {
-                    "kendall_tau": figure.value,
-                    "items": figure.items.tolist(),
-                    "neutral_drift": mean_nll(model, neutral) - before,
-                }
+                def run(method: Method = seeded, view: View = view, test: Any = test, training: Any = training) -> Any:
+                    draw = random.Random(method.seed)
+                    records = records_of([view.counts(item, draw) for item in training], with_chosen=True)
+                    boundaries = boundaries_of(records, tokenizer, 2, length)
+                    model, log = harness.train(method, [view.boundary(boundary) for boundary in boundaries])
+                    figure = tau(model, tokenizer, test, length)
+                    with model.disable_adapter():
+                        before = mean_nll(model, neutral)
+                    return log | {
+                        "kendall_tau": figure.value,
+                        "items": figure.items.tolist(),
+                        "neutral_drift": mean_nll(model, neutral) - before,
+                    }
 
-            keep(folder, f"{counts.__name__}-{method.run}" + (f"{PART}{part}" if part else ""), run)
+                keep(folder, f"{view.name}-{seeded.run}" + (f"{PART}{part}" if part else ""), run)
     print(table(folder))
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from buleyean_rl import demo_data
 from buleyean_rl.judges import find_judge
 from buleyean_rl.models import BUNDLED
-from buleyean_rl.walk import walk, walk_config
+from buleyean_rl.walk import Round, walk, walk_config
 from harness import markdown
 
 SPLITS = (0, 11, 12, 13)
@@ -38,12 +38,10 @@ def table(folder: Path) -> str:
     """The rounds of the walks that are there."""
     rows = []
     for file in sorted(folder.glob("*/walk.json")):
-        rounds = json.loads(file.read_text(encoding="utf-8"))["rounds"]
+        rounds = [Round(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))["rounds"]]
         for r in rounds:
-            drift = r["neutral_nll"] - rounds[0]["neutral_nll"]
-            mined = [str(r[name]) if r["round"] else "" for name in ("rejected", "records")]
-            rate, shift = f"{r['loop_rate']:.1%}", f"{drift:+.3f}" if r["round"] else ""
-            rows.append([file.parent.name, str(r["round"]), rate, shift, *mined, f"{r['seconds']:.0f}"])
+            made = [f"{r.drift(rounds[0]):+.3f}", str(r.rejected), str(r.records)] if r.round else [""] * 3
+            rows.append([file.parent.name, str(r.round), f"{r.loop_rate:.1%}", *made, f"{r.seconds:.0f}"])
     return markdown(("split", "round", "answers that loop", "drift", "newly rejected", "records", "seconds"), rows)
 
 

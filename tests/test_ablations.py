@@ -76,7 +76,8 @@ def test_the_study(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["ablations.py", *tiny_study[1:]])
     changed = [Ablation(""), Ablation("uniform", parts=Parts(uniform=True)), Ablation("whole", records=each(whole))]
-    ablations.main(changed)
+    monkeypatch.setitem(ablations.ABLATIONS, "complement", changed)
+    ablations.main()
     runs = harness.read_runs(Path(tiny_study[-1]))
     assert set(runs) == {"base"} | {f"complement{label}-lr0.0005-seed42" for label in ("", "-uniform", "-whole")}
     losses = {run["loss_first"] for name, run in runs.items() if name != "base"}
@@ -84,4 +85,4 @@ def test_the_study(
     assert "| complement-uniform-lr0.0005 |" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["ablations.py", "--precision", "bfloat16", *tiny_study[1:]])
     with pytest.raises(SystemExit, match="has runs in float32"):
-        ablations.main(changed)
+        ablations.main()

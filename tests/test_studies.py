@@ -16,7 +16,7 @@ import own_loops
 import strength
 import ultrafeedback
 import walks
-from buleyean_rl.boundary import build_boundary
+from buleyean_rl.boundary import build_boundary, merge_responses
 from buleyean_rl.evaluate.statistics import Figure
 from buleyean_rl.importers.preferences import Preference
 from buleyean_rl.records import RejectionRecord, make_record, read_records
@@ -187,20 +187,36 @@ def test_a_sum_favours_the_shorter_answer_and_a_mean_does_not() -> None:
 
 
 def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(human_counts, "METHODS", (Method("listwise", 1e-3, 1),))
+    methods = (Method("listwise", 1e-3, 1), human_counts.OF_ANSWERS), (Method("ratio", 1e-3, 1), human_counts.OF_TOKENS)
+    monkeypatch.setattr(human_counts, "METHODS", methods)
     monkeypatch.setattr(human_counts, "SEEDS", (0,))
     given = ["--records", str(files / "counted.jsonl"), "--neutral", str(files / "neutral.jsonl"), "--held-out", "3"]
     monkeypatch.setattr(sys, "argv", ["human_counts.py", *given, "--parts", "2", "-o", str(files / "study")])
     human_counts.main()
     runs = {path.stem: json.loads(path.read_text()) for path in (files / "study").glob("*.json")}
     names = [f"{counts}-listwise-lr0.001-seed0" for counts in ("true", "shuffled", "ones")]
+    names += [f"{counts}-ratio-lr0.001-seed0" for counts in ("true", "merged", "ones")]
     assert set(runs) == {name + part for name in names for part in ("", "-part1")}
     assert all(len(run["items"]) == 3 for run in runs.values())
     true, ones = runs["true-listwise-lr0.001-seed0"], runs["ones-listwise-lr0.001-seed0"]
     assert true["loss_first"] != ones["loss_first"]
     assert true["loss_first"] != runs["true-listwise-lr0.001-seed0-part1"]["loss_first"]
+    assert runs["true-ratio-lr0.001-seed0"]["loss_first"] != runs["merged-ratio-lr0.001-seed0"]["loss_first"]
     assert len(human_counts.pooled(files / "study")["true-listwise-lr0.001-seed0"]["items"]) == 6
     assert "| ones-listwise-lr0.001-seed0 |" in capsys.readouterr().out
+
+
+def test_counts_merged_by_position_ignore_what_stands_before() -> None:
+    answers = [([5, 6, 7], [True] * 3), ([5, 8, 7, 9], [True] * 4), ([4], [True])]
+    boundary = merge_responses([1, 2], answers, [3, 1, 0], 3)
+    assert boundary.tokens == [5, 6, 7, 8, 7, 9, 4]  # nodes 1 to 7; the second answer branches off node 1
+    first, second, third, fourth = [(5, 4)], [(6, 3), (8, 1)], [(7, 4)], [(9, 1)]
+    at = [first, second, third, fourth, third, fourth, [], second]
+    merged = human_counts.by_position(boundary)
+    assert merged.rejections == [(node, *entry) for node, entries in enumerate(at) for entry in entries]
+    assert merged.tokens == boundary.tokens
+    alone = merge_responses([1, 2], answers[:1], [3], 3)
+    assert human_counts.by_position(alone) == alone
 
 
 def test_a_rankings_lead_is_over_the_same_prompts() -> None:

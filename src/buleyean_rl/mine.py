@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from buleyean_rl.cache import cache_folder
-from buleyean_rl.engines import Engine, Sampling
+from buleyean_rl.engines import Completer, Sampling
 from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.evaluate import is_looping, repeated_spans
 from buleyean_rl.judges import Answer, Judge, Verdict
@@ -127,7 +127,7 @@ class MineReport:
 
 def mine(
     prompts: Sequence[Prompt],
-    engine: Callable[[], Engine],
+    engine: Callable[[], Completer],
     identity: str,
     judges: Sequence[Judge],
     output: Path,
@@ -231,7 +231,7 @@ def reject_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[Rejecti
 
 
 def cached_answers(
-    engine: Callable[[], Engine],
+    engine: Callable[[], Completer],
     fingerprint: str,
     prompts: Sequence[str],
     max_tokens: int,
@@ -263,7 +263,7 @@ def cached_answers(
 
 def add_own_samples(
     records: Sequence[RejectionRecord],
-    engine: Engine,
+    engine: Completer,
     samples: int,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
@@ -410,7 +410,7 @@ def _header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) ->
 
 def _answer(
     prompts: Sequence[Prompt],
-    engine: Callable[[], Engine],
+    engine: Callable[[], Completer],
     settings: MineSettings,
     journal: Journal,
     console: Console,

@@ -79,6 +79,10 @@ class Round:
     seconds: float
     run: str | None
 
+    def drift(self, base: Round) -> float:
+        """Nats per token that the plain texts lost since the base."""
+        return self.neutral_nll - base.neutral_nll
+
 
 def walk(
     prompts: Sequence[Prompt],
@@ -188,7 +192,7 @@ def why_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
     if len(rounds) < 2:
         return None
     base, before, last = rounds[0], rounds[-2], rounds[-1]
-    drift = last.neutral_nll - base.neutral_nll
+    drift = last.drift(base)
     if drift > max_drift:
         return f"neutral text lost {drift:.3f} nats per token, more than {max_drift}"
     if last.rejection_rate > before.rejection_rate:
@@ -203,7 +207,7 @@ def why_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
 
 def best_round(rounds: Sequence[Round], max_drift: float) -> int:
     """The round with the fewest rejections among those that did not drift too far; the later of equals."""
-    fit = [r for r in rounds if r.neutral_nll - rounds[0].neutral_nll <= max_drift]
+    fit = [r for r in rounds if r.drift(rounds[0]) <= max_drift]
     return min(fit, key=lambda r: (r.rejection_rate, -r.round)).round
 
 
@@ -230,7 +234,7 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
     left.legend(frameon=False)
     right.axhline(0, color="0.3", linestyle="--")
     right.axhline(max_drift, color="C3", linestyle=":", label="ends the walk")
-    right.plot(numbers, [r.neutral_nll - rounds[0].neutral_nll for r in rounds], "o-", color="C2")
+    right.plot(numbers, [r.drift(rounds[0]) for r in rounds], "o-", color="C2")
     right.set_title("drift of neutral text, nats per token")
     right.legend(frameon=False)
     for axes in (left, right):
@@ -343,7 +347,7 @@ class _Walk:
         name = self._name(number)
         return mine(
             prompts,
-            lambda: _Borrowed(self._model(number)),  # type: ignore[arg-type, return-value]
+            lambda: _Borrowed(self._model(number)),
             identity(name, ENGINE),
             self.judges,
             output,
@@ -406,7 +410,7 @@ def _table(rounds: Sequence[Round]) -> Table:
             f"{r.loop_rate:.1%}",
             f"{r.rejection_rate:.1%}",
             f"{r.neutral_nll:.3f}",
-            f"{r.neutral_nll - rounds[0].neutral_nll:+.3f}",
+            f"{r.drift(rounds[0]):+.3f}",
             str(r.rejected),
             str(r.records),
             f"{r.seconds:,.0f}",

@@ -61,9 +61,30 @@ class Adapter:
     scale: float = 1.0
 
 
+class Completer(Protocol):
+    """What answers many conversations. Every method raises EngineError where the engine fails."""
+
+    def complete_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """The answers to many conversations, in their order, computed side by side.
+
+        Args:
+            conversations: one list of messages each.
+            sampling: for all of them; the i-th draws with seed + i.
+            on_done: called with how many are done, from any thread.
+        """
+
+    def close(self) -> None:
+        """Free the model; nothing may be asked afterwards."""
+
+
 @runtime_checkable
-class Engine(Protocol):
-    """What runs a model. Every method raises EngineError where the engine fails."""
+class Engine(Completer, Protocol):
+    """What runs a model."""
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -82,20 +103,6 @@ class Engine(Protocol):
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer to a conversation, in pieces as they come; closing the generator stops the work."""
-
-    def complete_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """The answers to many conversations, in their order, computed side by side.
-
-        Args:
-            conversations: one list of messages each.
-            sampling: for all of them; the i-th draws with seed + i.
-            on_done: called with how many are done, from any thread.
-        """
 
     def answer_many(
         self,
@@ -124,9 +131,6 @@ class Engine(Protocol):
         Returns:
             One list per sequence, shorter than it by its start.
         """
-
-    def close(self) -> None:
-        """Free the model; nothing may be asked afterwards."""
 
 
 class Completing:
