@@ -39,6 +39,7 @@ OBJECTIVES = get_args(ObjectiveName)
 NEUTRAL_TOKENS = 128
 ANSWER_TOKENS = 128
 BATCH = 64  # answers drawn at once
+ALPHA = 0.7  # of a method that names no other
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def train(
             save_strategy="no",
             seed=method.seed,
             beta=method.beta,
-            **dict(method.settings),
+            **{"alpha": ALPHA, **dict(method.settings)},
         )
         torch.manual_seed(method.seed)
         model = attach_lora(

@@ -70,7 +70,9 @@ METHODS = [
 LONG = [
     Method("complement", 5e-4, 20, label="20epochs"),
     Method("complement", 5e-4),
+    Method("ratio", 5e-4, 20, label="alpha0.9-20epochs", settings=(("alpha", 0.9),)),
     Method("npo", 1e-4, 20, label="20epochs"),
+    Method("ratio", 5e-4, label="alpha0.9", settings=(("alpha", 0.9),)),
     Method("npo", 1e-4),
     Method("unlikelihood", 1e-4, 20, label="20epochs"),
     Method("unlikelihood", 1e-4),

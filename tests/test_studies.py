@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from buleyean_rl.boundary import build_boundary, merge_responses
 from buleyean_rl.evaluate.statistics import Figure
 from buleyean_rl.importers.preferences import Preference
 from buleyean_rl.records import RejectionRecord, make_record, read_records
+from buleyean_rl.walk import Round
 from harness import Method
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -239,10 +241,10 @@ def test_walks_go_on_and_are_shown(
     def stand_in(
         mined: list[str], _unseen: list[str], _model: str, folder: Path, *_: Any, rounds: int, **__: Any
     ) -> None:
-        measured = {"loop_rate": 0.25, "neutral_nll": 4.0, "rejected": 0, "records": 0, "seconds": 9.6}
-        trained = measured | {"round": rounds, "loop_rate": 0.02, "neutral_nll": 4.0123, "rejected": len(mined)}
+        measured = Round(0, 0.25, 0.25, 4.0, 0, 0, 9.6, None)
+        trained = replace(measured, round=rounds, loop_rate=0.02, neutral_nll=4.0123, rejected=len(mined))
         folder.mkdir(parents=True)
-        (folder / "walk.json").write_text(json.dumps({"rounds": [measured | {"round": 0}, trained]}))
+        (folder / "walk.json").write_text(json.dumps({"rounds": [asdict(measured), asdict(trained)]}))
 
     monkeypatch.setattr(walks, "walk", stand_in)
     monkeypatch.setattr(sys, "argv", ["walks.py", "--split", "11", "--rounds", "1", "-o", str(tmp_path)])

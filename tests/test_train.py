@@ -62,7 +62,7 @@ class Finished:
         self.folder, self.report, self.printed = folder, report, printed
 
 
-@pytest.fixture(scope="module", params=["complement", "published", "listwise"])
+@pytest.fixture(scope="module", params=["ratio", "complement", "published", "listwise"])
 def finished(request: pytest.FixtureRequest, base: Path, rejections: Path, tmp_path_factory: Any) -> Finished:
     folder, out = tmp_path_factory.mktemp("runs") / request.param, io.StringIO()
     config = load_config(None, folder, SETTINGS | {"objective": request.param})
@@ -98,12 +98,13 @@ def test_run_json_says_everything(finished: Finished) -> None:
 
 
 def test_the_loss_is_its_parts_and_never_below_its_floor(finished: Finished) -> None:
-    log = steps(finished.folder)
+    log, alpha = steps(finished.folder), 0.9 if finished.report.objective == "ratio" else 0.7
+    assert finished.report.config["alpha"] == alpha
     assert [entry["step"] for entry in log] == list(range(1, 9))
     for entry in log:
         assert entry["loss"] >= entry["floor"]
         assert entry["gap"] == pytest.approx(entry["loss"] - entry["floor"])
-        assert entry["loss"] == pytest.approx(0.7 * entry["kl"] + 0.3 * entry["contrast"], rel=1e-5)
+        assert entry["loss"] == pytest.approx(alpha * entry["kl"] + (1 - alpha) * entry["contrast"], rel=1e-5)
     assert finished.report.loss_final >= finished.report.loss_floor
     assert finished.report.loss_start >= finished.report.loss_floor
 
@@ -273,7 +274,7 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
         start(base, rejections, stopped)
     with pytest.raises(UsageError, match=r"other settings: learning_rate \(0.01 then, 0.1 now\)"):
         start(base, rejections, stopped, resume=True, learning_rate=0.1)
-    with pytest.raises(UsageError, match=r"other settings: objective \(complement then, published now\)"):
+    with pytest.raises(UsageError, match=r"other settings: objective \(ratio then, published now\)"):
         start(base, rejections, stopped, resume=True, objective="published")
     others = tmp_path / "others.jsonl"
     write_records(others, [make_record("Hi", ["No"])])
@@ -393,9 +394,11 @@ def config_file(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
-    file = config_file(tmp_path, "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\n")
+    file = config_file(
+        tmp_path, "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\nalpha: 5e-1\nrow_tokens: null\n"
+    )
     config = load_config(file, tmp_path / "run", {"lora_rank": 4})
-    assert (config.learning_rate, config.lora_rank, config.weight_decay, config.tau) == (5e-4, 4, 1e-2, 2)
+    assert (config.learning_rate, config.lora_rank, config.weight_decay, config.alpha) == (5e-4, 4, 1e-2, 0.5)
     assert config.output_dir == str(tmp_path / "run")
     assert load_config(config_file(tmp_path, ""), tmp_path / "run", {}).lora_rank == 16
 
@@ -411,7 +414,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("lora_rank: [8]", "run.yaml: lora_rank must be a number, not [8]"),
         ("weight_decay: some", "run.yaml: weight_decay must be a number, not 'some'"),
         ("max_steps: true", "run.yaml: max_steps must be a number, not True"),
-        ("alpha: null", "run.yaml: alpha must be a number, not None"),
+        ("tau: null", "run.yaml: tau must be a number, not None"),
         ("lora_rank: 0", "lora_rank cannot be 0"),
         ("held_out: 1", "held_out cannot be 1"),
         ("max_length: 1", "max_length cannot be 1"),
@@ -421,6 +424,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("lora_dropout: 1", "lora_dropout cannot be 1"),
         ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
+        ("alpha: much", "run.yaml: alpha must be a number, not 'much'"),
         ("alpha: 2", "alpha must be above 0 and at most 1"),
         ("tau: 0", "tau must be above 0"),
         ("objective: dpo", "unknown objective 'dpo': choose one of complement, ratio, published"),

@@ -36,8 +36,10 @@ def load_config(file: Path | None, folder: Path, given: dict[str, Any]) -> Buley
         raise UsageError(f"{file}: not a setting: {', '.join(sorted(map(str, unknown)))}")
     for setting in fields(BuleyeanConfig):
         kind = getattr(setting.type, "__name__", setting.type)  # ours are annotations, transformers' are types
-        if setting.name in settings and kind in ("float", "int"):
-            settings[setting.name] = _number(f"{file}: {setting.name}", settings[setting.name], kind == "int")
+        kind, _, or_none = str(kind).partition(" | ")
+        value = settings.get(setting.name)
+        if setting.name in settings and kind in ("float", "int") and not (value is None and or_none):
+            settings[setting.name] = _number(f"{file}: {setting.name}", value, kind == "int")
     try:
         return BuleyeanConfig(**{**settings, **given, "output_dir": str(folder)})
     except (TypeError, ValueError) as error:

@@ -110,7 +110,7 @@ def train(
         console.print(
             "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target "
             "spreads over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; "
-            "use `complement` to learn from rejections."
+            "leave out --objective to learn from rejections."
         )
     tokenizer, device, base = load_tokenizer(model_name), config.device, None
     if config.loss.of_answers and config.own_samples:

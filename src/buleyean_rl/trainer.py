@@ -53,9 +53,10 @@ class BuleyeanConfig(TrainingArguments):
     """Every setting of a training run: transformers' `TrainingArguments`, and these.
 
     Args:
-        objective: `complement` to learn from rejections, `ratio` where the rejected answers are not the model's own,
-            `listwise` to learn a ranking of whole answers, `published` to reproduce the published loss.
-        alpha: weight of the KL to the complement distribution; the contrast has the rest.
+        objective: `ratio` or `complement` to learn from rejections, `listwise` to learn a ranking of whole answers,
+            `published` to reproduce the published loss.
+        alpha: weight of the KL to the complement distribution, the contrast has the rest; None for what the
+            objective does best with: 0.9 for `ratio`, 0.7 for the others.
         tau: strength of the complement weights; 1 is the published formula.
         beta: how far a ranking may move the answers' likelihoods; only `listwise` has it.
         own_samples: answers of the base model's own that `listwise` puts beside the rejected ones of a prompt.
@@ -71,8 +72,8 @@ class BuleyeanConfig(TrainingArguments):
         guard_kl: how far neutral text may move, KL(pi_ref || pi) in nats per token.
     """
 
-    objective: ObjectiveName = "complement"
-    alpha: float = 0.7
+    objective: ObjectiveName = "ratio"
+    alpha: float | None = None
     tau: float = 1.0
     beta: float = 0.1
     own_samples: int = 2
@@ -121,6 +122,8 @@ class BuleyeanConfig(TrainingArguments):
         ):
             if not fits:
                 raise UsageError(f"{name} cannot be {value}")
+        if self.alpha is None:
+            self.alpha = 0.9 if self.objective == "ratio" else 0.7
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta)
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss and its floor need
         super().__post_init__()

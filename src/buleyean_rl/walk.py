@@ -42,8 +42,6 @@ TRAINING = (  # settings that make another walk
 )
 # Small batches: what a round has is few records, and steps are what it needs.
 DEFAULTS: dict[str, Any] = {
-    "objective": "ratio",
-    "alpha": 0.9,
     "learning_rate": 7e-4,
     "num_train_epochs": 4.0,
     "per_device_train_batch_size": 2,
