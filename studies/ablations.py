@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl import complement
 from buleyean_rl.batches import Batch, forward_hidden
 from buleyean_rl.complement import Counts
-from buleyean_rl.losses import NodeLosses, Objective
+from buleyean_rl.losses import NodeLosses, Objective, kl_to_target
 from buleyean_rl.models import backbone
 from buleyean_rl.records import RejectionRecord
 from buleyean_rl.trainer import BuleyeanTrainer
@@ -150,9 +149,7 @@ def ablated_loss(logits: Tensor, base: Tensor, counts: Counts, objective: Object
         parts: which.
     """
     log_pi, reference = logits.log_softmax(-1), base.detach().softmax(-1)
-    v = counts.dense(counts.count, logits.shape[-1])
-    P = complement.target(v, counts.rounds, None if parts.uniform else reference, objective.tau)
-    kl = (torch.xlogy(P, P) - P * log_pi).sum(-1)
+    kl = kl_to_target(log_pi, None if parts.uniform else reference, counts, objective.tau)
     at = counts.node, counts.option
     log_not_pi = (-torch.expm1(log_pi[at])).clamp_min(torch.finfo(log_pi.dtype).eps).log()
     against = {

@@ -81,7 +81,7 @@ OF_ANSWERS = (View("true"), View("ones", ones), View("shuffled", shuffled))
 OF_TOKENS = (View("true"), View("merged", boundary=by_position), View("ones", ones))
 METHODS = (
     (Method("listwise", 1e-4, 2), OF_ANSWERS),
-    (Method("ratio", 2e-4, 2), OF_TOKENS),
+    (Method("ratio", 2e-4, 2, label="alpha0.9", settings=(("alpha", 0.9),)), OF_TOKENS),
     (Method("listwise", 1e-4, 2, label="tau3", settings=(("tau", 3.0),)), OF_ANSWERS),
     (Method("complement", 2e-4, 2), OF_TOKENS),
 )

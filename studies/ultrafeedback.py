@@ -115,6 +115,9 @@ def main() -> None:
     folder: Path = arguments.output
     if not arguments.table:
         harness.keep_to(arguments.precision, folder)
+        there = keep(folder / "scores", "records", lambda: {"records": arguments.records})["records"]
+        if there != arguments.records:
+            raise SystemExit(f"{folder} has runs on {there} records: give that as --records, or another folder")
         tokenizer = load_tokenizer(BUNDLED)
         items = read_preferences(str(arguments.train), limit=arguments.records).items
         tests = {name: read_preferences(str(getattr(arguments, name))).items for name in ("test", "other")}

@@ -179,6 +179,9 @@ def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsy
     printed = capsys.readouterr().out
     assert "| dpo-lr0.001-seed42 |" in printed
     assert "| the shorter answer | 0.0% " in printed
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--records", "5"])
+    with pytest.raises(SystemExit, match="has runs on 1000 records"):
+        ultrafeedback.main()
 
 
 def test_a_sum_favours_the_shorter_answer_and_a_mean_does_not() -> None:

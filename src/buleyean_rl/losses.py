@@ -100,7 +100,7 @@ def published_loss(logits: Tensor, counts: Counts, objective: Objective) -> Node
         objective: alpha and tau.
     """
     log_pi = logits.log_softmax(-1)
-    kl = _kl_to_target(log_pi, None, counts, objective.tau)
+    kl = kl_to_target(log_pi, None, counts, objective.tau)
     contrast = -(counts.dense(counts.rate, logits.shape[-1]) * log_pi).sum(-1)
     floor = complement.published_floor(counts, logits.shape[-1], objective.alpha, objective.tau)
     return _combine(kl, contrast, floor, objective.alpha)
@@ -122,7 +122,7 @@ def complement_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, ob
     base = reference[counts.node, counts.option]
     sparse = complement.sparse_target(counts, base, logits.shape[-1], objective.tau)
     floor = complement.complement_floor(counts, sparse, objective.alpha)
-    return _combine(_kl_to_target(log_pi, reference, counts, objective.tau), contrast, floor, objective.alpha)
+    return _combine(kl_to_target(log_pi, reference, counts, objective.tau), contrast, floor, objective.alpha)
 
 
 def ratio_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, objective: Objective) -> NodeLosses:
@@ -139,7 +139,7 @@ def ratio_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, objecti
     target = complement.sparse_target(counts, log_base[rejected].exp(), logits.shape[-1], objective.tau)
     log_P = log_base[rejected] + target.ratio.log() - target.normaliser.log()[counts.node]
     contrast = counts.sum_by_node(counts.rate * (log_pi[rejected] - log_P).clamp_min(0).square() / 2)
-    kl = _kl_to_target(log_pi, log_base.exp(), counts, objective.tau)
+    kl = kl_to_target(log_pi, log_base.exp(), counts, objective.tau)
     return _combine(kl, contrast, torch.zeros_like(kl).detach(), objective.alpha)
 
 
@@ -163,8 +163,15 @@ def listwise_loss(log_ratios: Tensor, answers: Counts, objective: Objective) -> 
     return _combine(kl, contrast, complement.complement_floor(answers, P, objective.alpha), objective.alpha)
 
 
-def _kl_to_target(log_pi: Tensor, base: Tensor | None, counts: Counts, tau: float) -> Tensor:
-    """KL(P || pi) at each node, P on a base measure or uniform. Shapes: (nodes, vocabulary), twice, to (nodes,)."""
+def kl_to_target(log_pi: Tensor, base: Tensor | None, counts: Counts, tau: float) -> Tensor:
+    """KL(P || pi) at each node. Shape: (nodes,).
+
+    Args:
+        log_pi: the model's. Shape: (nodes, vocabulary).
+        base: probabilities, the base measure of P; None for a uniform one. Shape: (nodes, vocabulary).
+        counts: rejections over the vocabulary at each node.
+        tau: strength of the complement weights.
+    """
     P = complement.target(counts.dense(counts.count, log_pi.shape[-1]), counts.rounds, base, tau)
     return (torch.xlogy(P, P) - P * log_pi).sum(-1)
 
