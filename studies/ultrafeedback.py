@@ -38,6 +38,7 @@ METHODS = [
     Method("ratio", 3e-4, 1, label="tau0.1", settings=(("tau", 0.1),)),
     Method("ratio", 2e-4, 1, label="tau0.3", settings=(("tau", 0.3),)),
     Method("ratio", 2e-4, 1, label="alpha0.9", settings=(("alpha", 0.9),)),
+    Method("ratio", 2e-4, 1, label="alpha0.9-tau3", settings=(("alpha", 0.9), ("tau", 3.0))),
     Method("npo", 2e-5, 1),
     Method("dpo", 5e-5, 1),
     Method("complement", 2e-4, 1),

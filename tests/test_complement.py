@@ -89,6 +89,13 @@ def test_target_by_hand() -> None:
     assert exact_target([0, 0], 9) == [Fraction(1, 2)] * 2
 
 
+def test_a_stronger_tau_is_more_rounds_to_what_was_rejected_in_all_of_them() -> None:
+    base = random_distributions((2, 5), 0)
+    once, in_sixty = torch.eye(5, dtype=torch.double)[:2], 60 * torch.eye(5, dtype=torch.double)[:2]
+    stronger = complement.target(once, torch.ones(2), base, math.log2(61))
+    torch.testing.assert_close(stronger, complement.target(in_sixty, torch.full((2,), 60.0), base))
+
+
 def test_weights_by_hand() -> None:
     v, T = torch.tensor([0.0, 1.0, 3.0, 7.0]), torch.tensor(3.0)
     assert complement.weights(v, T).tolist() == [4, 3, 1, 1]
