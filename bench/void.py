@@ -117,7 +117,7 @@ class Person:
         hand.perform()
         self.browser.until(lambda: self.browser.find("[data-part]").is_displayed(), 30)
         self.click("[data-part]")
-        self.browser.until(self.browser.marked)
+        self.browser.until(lambda: self.browser.contents("#answers mark"))
         return spans[0][0]
 
 

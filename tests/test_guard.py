@@ -115,10 +115,17 @@ def test_it_ends_a_run_and_keeps_the_last_sound_adapter(base: Path, rejections: 
 
 
 @pytest.mark.usefixtures("watchful")
-def test_a_run_that_stays_sound_does_not_notice_it(base: Path, rejections: Path, tmp_path: Path) -> None:
+def test_a_run_that_stays_sound_does_not_notice_it(
+    base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guarded = run(base, rejections, tmp_path / "guarded", learning_rate=1e-4, guard_kl=10.0)
+    monkeypatch.setattr(Guard, "look_at_base", None)  # what the base looks like is known by now
+    again = run(base, rejections, tmp_path / "again", learning_rate=1e-4, guard_kl=10.0)
     run(base, rejections, tmp_path / "alone", learning_rate=1e-4, guard=False)
-    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("guarded", "alone"))
+    names = ("guarded", "again", "alone")
+    one, two, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in names)
+    assert one == two
+    assert (again.guard, again.neutral_nll_base) == (guarded.guard, guarded.neutral_nll_base)
     assert one == other
     assert guarded.guard is not None
     assert [look["step"] for look in guarded.guard["looks"]] == list(range(1, 9))

@@ -61,7 +61,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ask(parrot: Parrot, fingerprint: str = "model", prompts: Sequence[str] = ("é", "b"), tokens: int = 8) -> list[str]:
-    return cached_answers(lambda: parrot, fingerprint, prompts, tokens)  # type: ignore[arg-type, return-value]
+    return cached_answers(lambda: parrot, fingerprint, prompts, tokens)
 
 
 def test_a_model_answers_once() -> None:
@@ -94,7 +94,7 @@ def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> No
 
 def test_progress_is_told() -> None:
     told: list[int] = []
-    cached_answers(Parrot, "model", ["a", "b"], 8, told.append)  # type: ignore[arg-type]
+    cached_answers(Parrot, "model", ["a", "b"], 8, told.append)
     assert told == [2]
 
 

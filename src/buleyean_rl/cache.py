@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from buleyean_rl.report import write_json
 
 
 def cache_folder() -> Path:
     """Converted models, kernels and answers: `buleyean-rl` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
+
+
+def kept(kind: str, made_from: object, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was made from the same before; else it is made and kept.
+
+    Args:
+        kind: what it is, for the name of its file.
+        made_from: all that decides it, such that JSON can hold it.
+        make: makes it, such that JSON can hold it.
+    """
+    file = cache_folder() / f"{kind}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.json"
+    if file.exists():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    made = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, made)
+    return made
 
 
 def make_room(folder: Path, most_bytes: int) -> None:

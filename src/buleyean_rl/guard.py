@@ -101,7 +101,7 @@ class Guard(TrainerCallback):
         limits: how far the model may go.
 
     Attributes:
-        base: the look at the base model.
+        base: the look at the base model; set it before the run where it is known.
         looks: all those since.
         reason: why the run was ended; None if it was not.
         kept: the step whose adapter the model has, where the run was ended; 0 for the untrained one.
@@ -121,7 +121,7 @@ class Guard(TrainerCallback):
     ) -> None:
         self._model, self._head, self._limits = model, head, limits or Limits()
         self._engine = TransformersEngine(plain_model(model), tokenizer, batch=PROMPTS)
-        self._prompts = prompts[-PROMPTS:] if tokenizer.chat_template else []
+        self._prompts = list(prompts[-PROMPTS:]) if tokenizer.chat_template else []
         self._batch: Batch = layout(texts[:TEXTS]).to(plain_model(model).device)
         self._every = math.ceil(TOKENS_BETWEEN / tokens_a_step)
         self._every_answers = math.ceil(TOKENS_BETWEEN_ANSWERS / tokens_a_step / self._every) * self._every
@@ -131,6 +131,11 @@ class Guard(TrainerCallback):
         self.looks: list[Look] = []
         self.reason: str | None = None
         self.kept: int | None = None
+
+    @property
+    def looks_at(self) -> list[Any]:
+        """What a look depends on beside the model and the tokens of the texts."""
+        return [TEXTS, ANSWER_TOKENS, self._prompts]
 
     def look(self, step: int, answers: bool) -> Look:
         """Look at the model as it is."""
@@ -150,11 +155,14 @@ class Guard(TrainerCallback):
         self.looks.append(self.look(step, answers))
         return why_unsound(self.looks[-1], self.base, self._limits)
 
+    def look_at_base(self) -> Look:
+        """Look at the model as if it had no adapter."""
+        with base_alone(self._model):
+            return self.look(0, answers=True)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Look at the base model."""
-        if self.base is None:
-            with base_alone(self._model):
-                self.base = self.look(0, answers=True)
+        """Look at the base model, unless what it looks like is known."""
+        self.base = self.base or self.look_at_base()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Look at the model if it is time to."""

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from buleyean_rl.cache import cache_folder
+from buleyean_rl.cache import kept
 from buleyean_rl.engines import Completer, Sampling
 from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.evaluate import is_looping, repeated_spans
@@ -40,7 +40,6 @@ from buleyean_rl.records import (
     reject_row,
     write_records,
 )
-from buleyean_rl.report import write_json
 
 ROUNDS = 60  # a verdict that is certain: of T = 60 rounds every one rejects, and 1/61 of the weight is left
 OWN_TOKENS = 256  # most of a sample that is only there to be ranked
@@ -246,19 +245,16 @@ def cached_answers(
         max_tokens: of an answer.
         on_done: called with how many are answered.
     """
-    key = json.dumps([fingerprint, max_tokens, list(prompts)])
-    file = cache_folder() / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if file.exists():
-        return list(json.loads(file.read_text(encoding="utf-8"))["answers"])
-    running = engine()
-    try:
-        conversations = [as_messages(prompt) for prompt in prompts]
-        answers = running.complete_many(conversations, Sampling(max_tokens=max_tokens), on_done)
-    finally:
-        running.close()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"answers": answers})
-    return answers
+
+    def ask() -> dict[str, Any]:
+        running = engine()
+        try:
+            conversations = [as_messages(prompt) for prompt in prompts]
+            return {"answers": running.complete_many(conversations, Sampling(max_tokens=max_tokens), on_done)}
+        finally:
+            running.close()
+
+    return list(kept("answers", [fingerprint, max_tokens, list(prompts)], ask)["answers"])
 
 
 def add_own_samples(

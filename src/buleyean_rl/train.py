@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from transformers import TrainerCallback, TrainerState, set_seed
 
 from buleyean_rl import demo_data
 from buleyean_rl.boundary import Boundary, encode_prompts
-from buleyean_rl.cache import cache_folder, make_room
+from buleyean_rl.cache import cache_folder, kept, make_room
 from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.estimate import KeepMemory, estimate
 from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
-from buleyean_rl.guard import SOUND, Guard, Limits
+from buleyean_rl.guard import SOUND, Guard, Limits, Look
 from buleyean_rl.lora import lora_config, strengthen
 from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import (
@@ -144,7 +144,10 @@ def train(
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
     before = _fingerprint(model)
     with console.status("measuring the base model"):
-        start = measured.measure() | {"neutral_nll": mean_nll(model, neutral)}
+        same = _decisive_of_base(config, model, model_name, neutral)
+        start = measured.measure() | kept("neutral", same, lambda: {"neutral_nll": mean_nll(model, neutral)})
+        if guard is not None:
+            guard.base = Look(**kept("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base())))
     need = estimate(model, trainer, training)
     console.print(str(need))
     if device.type == "cpu":
@@ -350,6 +353,14 @@ def _reference_folder(
     folder.touch()
     make_room(references, REFERENCES_BYTES - needed)
     return folder
+
+
+def _decisive_of_base(config: BuleyeanConfig, model: Any, model_name: str, neutral: Sequence[Boundary]) -> list[Any]:
+    """All that decides what the base model is like on neutral texts."""
+    return [
+        *(fingerprint(model_name), str(model.dtype), sorted(library_versions().items())),
+        *(str(config.device), torch.get_num_threads(), [text.prompt + text.tokens for text in neutral]),
+    ]
 
 
 def _plain(value: Any) -> Any:
