@@ -27,12 +27,12 @@ from baselines import Baseline, BaselineTrainer
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.engines import Answer, Sampling, TransformersEngine
 from buleyean_rl.evaluate import is_looping, mean_nll, neutral_boundary
+from buleyean_rl.json_file import write_json
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import ObjectiveName
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, plain_model
 from buleyean_rl.records import as_messages
-from buleyean_rl.report import write_json
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
 OBJECTIVES = get_args(ObjectiveName)

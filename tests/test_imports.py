@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "tokenised": "boundary cache records",
     "complement": "errors",
     "losses": "complement errors",
-    "cache": "",
+    "json_file": "",
+    "cache": "json_file",
     "kernels": "cache",
     "fused": "kernels losses complement",
     "likelihood": "fused",
@@ -39,14 +40,14 @@ MAY_IMPORT = {
     "evaluate": "batches boundary complement engines errors fused importers layers likelihood loading losses models "
     "records trainer",
     "cards": "records",
-    "report": "cards errors",
+    "report": "cards errors json_file",
     "demo_data": "",
     "settings": "errors trainer",
     "estimate": "models report tokenised trainer",
     "progress": "",
     "guard": "batches boundary engines evaluate fused likelihood models trainer",
-    "train": "boundary cache demo_data engines errors estimate evaluate guard lora mine models progress records report "
-    "tokenised trainer",
+    "train": "boundary cache demo_data engines errors estimate evaluate guard json_file lora mine models "
+    "progress records report tokenised trainer",
     "engines": "errors",
     "gguf_export": "models engines errors pre_tokenizers",
     "export": "cards engines gguf_export models errors",
@@ -54,10 +55,10 @@ MAY_IMPORT = {
     "hub": "cards engines errors",
     "judges": "engines errors evaluate records",
     "loading": "engines errors layers models",
-    "mine": "cache engines errors evaluate judges models records report",
+    "mine": "cache engines errors evaluate judges models records",
     "void": "engines errors importers loading models records train trainer",
-    "walk": "demo_data engines errors evaluate judges loading mine models records report settings train trainer",
-    "demo": "demo_data engines errors evaluate export layers mine models records report train walk",
+    "walk": "demo_data engines errors evaluate json_file judges loading mine models records settings train trainer",
+    "demo": "demo_data engines errors evaluate export json_file layers mine models records report train walk",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.report import write_json
+from buleyean_rl.json_file import write_json
 
 
 def cache_folder() -> Path:

@@ -292,7 +292,7 @@ def evaluate(
     from buleyean_rl.evaluate.show import PICTURES, as_json, lines, table
     from buleyean_rl.evaluate.show import plot as draw
     from buleyean_rl.importers import read_preferences
-    from buleyean_rl.report import write_json
+    from buleyean_rl.json_file import write_json
 
     for target in (json_file, plot):
         if target is not None and target != "-" and not Path(target).parent.is_dir():

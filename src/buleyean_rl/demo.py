@@ -27,6 +27,7 @@ from buleyean_rl.engines import DEFAULT, Engine, TransformersEngine, neutral_nll
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluate import is_looping, loop_rate
 from buleyean_rl.export import export
+from buleyean_rl.json_file import write_json
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.mine import cached_answers, reject_loops
 from buleyean_rl.models import (
@@ -38,7 +39,7 @@ from buleyean_rl.models import (
     load_tokenizer,
 )
 from buleyean_rl.records import write_records
-from buleyean_rl.report import RunReport, write_json
+from buleyean_rl.report import RunReport
 from buleyean_rl.train import train
 from buleyean_rl.walk import walk_config
 

@@ -30,6 +30,7 @@ from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.estimate import KeepMemory, estimate
 from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
 from buleyean_rl.guard import SOUND, Guard, Limits, Look
+from buleyean_rl.json_file import write_json
 from buleyean_rl.lora import lora_config, strengthen
 from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import (
@@ -42,7 +43,7 @@ from buleyean_rl.models import (
 )
 from buleyean_rl.progress import ShowProgress
 from buleyean_rl.records import read_records, records_sha256, write_records
-from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_json, write_report
+from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
 from buleyean_rl.trainer import (
     BuleyeanConfig,

@@ -24,12 +24,12 @@ from buleyean_rl import demo_data
 from buleyean_rl.engines import Engine, neutral_nll
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluate import loop_rate
+from buleyean_rl.json_file import write_json
 from buleyean_rl.judges import Judge
 from buleyean_rl.loading import identity, is_endpoint, open_engine
 from buleyean_rl.mine import Mined, MineSettings, mine
 from buleyean_rl.models import is_run
 from buleyean_rl.records import Prompt, accumulate_records, read_records, write_records
-from buleyean_rl.report import write_json
 from buleyean_rl.settings import load_config
 from buleyean_rl.train import train
 from buleyean_rl.trainer import BuleyeanConfig
