@@ -159,6 +159,7 @@ def table(run: Mapping[str, Any], format: str) -> str:
     strength = run.get("strength", 1)  # runs from before there was one do not say
     relative = "" if gap is None else f" ({gap:.0%} of the start's)"
     held_out = f" ({run['records_held_out']:,} held out)" if run["records_held_out"] else ""
+    measured_on = "held out" if held_out else "on what it was trained on"
     rows = {
         "Base model": base_of(str(run["model"]))[0],
         "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
@@ -169,7 +170,7 @@ def table(run: Mapping[str, Any], format: str) -> str:
         "Format": format,
         "Hardware": run["device"],
         "Steps": f"{run['steps']:,} in {run['seconds']:,.0f} s",
-        "Final loss": f"{run['loss_final']:.4f} held out, {run['loss_training']:.4f} in training",
+        "Final loss": f"{run['loss_final']:.4f} {measured_on}, {run['loss_training']:.4f} in training",
         "Loss floor": f"{run['loss_floor']:.4f}",
         "Optimality gap": f"{run['optimality_gap']:.4f} nats{relative}",
         "Rejected answers": f"{run['rejected_nll_base']:.3f} -> {run['rejected_nll_final']:.3f} nats per token",
