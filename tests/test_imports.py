@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "estimate": "models report tokenised trainer",
     "progress": "",
     "guard": "batches boundary engines evaluate fused likelihood models trainer",
-    "train": "boundary cache demo_data engines errors estimate evaluate guard json_file lora mine models "
+    "train": "boundary cache demo_data engines errors estimate evaluate guard json_file lora losses mine models "
     "progress records report tokenised trainer",
     "engines": "errors",
     "gguf_export": "models engines errors pre_tokenizers",

@@ -20,11 +20,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from buleyean_rl import train as training
+from buleyean_rl.boundary import merge_responses
 from buleyean_rl.errors import BuleyeanError, RecordError, TrainingError, UsageError
+from buleyean_rl.losses import Objective
 from buleyean_rl.records import RejectionRecord, make_record, write_records
 from buleyean_rl.report import RunReport
 from buleyean_rl.settings import load_config
-from buleyean_rl.train import split, train
+from buleyean_rl.train import asks_for_little, split, train
 from tiny import tiny_tokenizer
 
 SECTION_5 = {
@@ -156,6 +158,17 @@ def test_the_run_says_what_it_will_take_and_what_came_out(finished: Finished) ->
 def test_all_but_published_make_rejected_answers_unlikelier(finished: Finished) -> None:
     change = finished.report.rejected_nll_final - finished.report.rejected_nll_base
     assert (change > 0) == (finished.report.objective != "published")
+
+
+def test_a_single_rejection_of_likely_answers_is_said_to_ask_for_little() -> None:
+    once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], rounds) for rounds in (1, 60))
+    assert asks_for_little([once, once], 0.24, Objective("ratio"))
+    assert asks_for_little([once], 0.24, Objective("complement"))
+    assert not asks_for_little([once], 1.68, Objective("ratio"))
+    assert not asks_for_little([once, often], 0.24, Objective("ratio"))
+    assert not asks_for_little([once], 0.24, Objective("ratio", tau=6.0))
+    assert not asks_for_little([once], 0.24, Objective("published"))
+    assert not asks_for_little([once], 0.24, Objective("listwise"))
 
 
 # --- the same bytes, whatever happens

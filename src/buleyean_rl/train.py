@@ -32,6 +32,7 @@ from buleyean_rl.evaluate import HeldOut, mean_nll, neutral_boundary
 from buleyean_rl.guard import SOUND, Guard, Limits, Look
 from buleyean_rl.json_file import write_json
 from buleyean_rl.lora import lora_config, strengthen
+from buleyean_rl.losses import Objective
 from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import (
     attach_lora,
@@ -53,6 +54,7 @@ from buleyean_rl.trainer import (
 )
 
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
+LIKELY = 0.7  # nats: a token that the base gives a half
 MEASURED_RECORDS = 32  # enough to see a gap, few enough not to be waited for
 NEUTRAL_TOKENS = 128
 OWN_SAMPLES = "with-own-samples.jsonl"
@@ -140,7 +142,8 @@ def train(
     progress = ShowProgress(console)
     reference_folder = _reference_folder(sha256, config, model, model_name, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
-    measured = HeldOut(model, (held_out or training)[:MEASURED_RECORDS], config.loss)
+    looked_at = (held_out or training)[:MEASURED_RECORDS]
+    measured = HeldOut(model, looked_at, config.loss)
     neutral = _neutral(tokenizer, config.max_length)
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
     before = _fingerprint(model)
@@ -151,6 +154,11 @@ def train(
             guard.base = Look(**kept("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base())))
     need = estimate(model, trainer, training)
     console.print(str(need))
+    if asks_for_little(looked_at, start["rejected_nll"], config.loss):
+        console.print(
+            f"[yellow]note:[/] the model would say these answers itself ({start['rejected_nll']:.2f} nats per token), "
+            "so one rejection of each asks for little: --tau 6 asks as firmly as mining does"
+        )
     if device.type == "cpu":
         trainer.add_callback(KeepMemory(need.memory_bytes))
 
@@ -188,6 +196,18 @@ def train(
         (folder / name).unlink(missing_ok=True)
     console.print(_result_lines(report))
     return report
+
+
+def asks_for_little(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
+    """Whether answers are so likely that their only rejection hardly moves the target.
+
+    Args:
+        boundaries: some of what is trained on.
+        nats: a token of what is rejected has under the base model.
+        objective: what is trained with.
+    """
+    by_token = objective.uses_reference and not objective.of_answers
+    return by_token and objective.tau <= 1 and nats < LIKELY and all(boundary.rounds == 1 for boundary in boundaries)
 
 
 def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
