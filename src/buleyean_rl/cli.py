@@ -134,7 +134,7 @@ def train(
     output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
     config: Annotated[str | None, typer.Option(help="A YAML file of settings; options given here win.")] = None,
     objective: Annotated[str | None, typer.Option(help="ratio (default), complement, listwise or published.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the KL against the contrast (0.9).")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the KL (ratio 0.9, the others 0.7).")] = None,
     tau: Annotated[float | None, typer.Option(help="Strength of the complement weights (1).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,

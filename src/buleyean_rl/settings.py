@@ -35,8 +35,8 @@ def load_config(file: Path | None, folder: Path, given: dict[str, Any]) -> Buley
     if unknown:
         raise UsageError(f"{file}: not a setting: {', '.join(sorted(map(str, unknown)))}")
     for setting in fields(BuleyeanConfig):
-        kind = getattr(setting.type, "__name__", setting.type)  # ours are annotations, transformers' are types
-        kind, _, or_none = str(kind).partition(" | ")
+        # ours are annotations, transformers' are types
+        kind, _, or_none = str(getattr(setting.type, "__name__", setting.type)).partition(" | ")
         value = settings.get(setting.name)
         if setting.name in settings and kind in ("float", "int") and not (value is None and or_none):
             settings[setting.name] = _number(f"{file}: {setting.name}", value, kind == "int")

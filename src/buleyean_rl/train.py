@@ -140,7 +140,8 @@ def train(
     model.peft_config["default"].base_model_name_or_path = settings["model"]
     model.to(device)
     progress = ShowProgress(console)
-    reference_folder = _reference_folder(sha256, config, model, model_name, training)
+    decisive = _decisive(config, model, model_name)
+    reference_folder = _reference_folder(decisive, sha256, config, model, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
     looked_at = (held_out or training)[:MEASURED_RECORDS]
     measured = HeldOut(model, looked_at, config.loss)
@@ -148,7 +149,7 @@ def train(
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
     before = _fingerprint(model)
     with console.status("measuring the base model"):
-        same = _decisive_of_base(config, model, model_name, neutral)
+        same = [*decisive, [text.prompt + text.tokens for text in neutral]]
         start = measured.measure() | kept("neutral", same, lambda: {"neutral_nll": mean_nll(model, neutral)})
         if guard is not None:
             guard.base = Look(**kept("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base())))
@@ -350,8 +351,16 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
     return checkpoint
 
 
+def _decisive(config: BuleyeanConfig, model: Any, model_name: str) -> list[Any]:
+    """All that decides, to the last bit, what is computed with a base model here."""
+    return [
+        *(fingerprint(model_name), str(model.dtype), sorted(library_versions().items())),
+        *(str(config.device), torch.get_num_threads()),
+    ]
+
+
 def _reference_folder(
-    sha256: str, config: BuleyeanConfig, model: Any, model_name: str, training: BoundaryFile
+    decisive: Sequence[Any], sha256: str, config: BuleyeanConfig, model: Any, training: BoundaryFile
 ) -> Path | None:
     """Where the reference's hidden states are kept, if records are met more than once and there is room.
 
@@ -364,9 +373,8 @@ def _reference_folder(
     if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
         return None
     made_from = [
-        *(fingerprint(model_name), sha256, config.loss.of_answers, sorted(library_versions().items())),
+        *(*decisive, sha256, config.loss.of_answers, config.row_limit),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
-        *(config.row_limit, str(config.device), torch.get_num_threads()),
     ]
     references = cache_folder() / "reference"
     folder = references / hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
@@ -374,14 +382,6 @@ def _reference_folder(
     folder.touch()
     make_room(references, REFERENCES_BYTES - needed)
     return folder
-
-
-def _decisive_of_base(config: BuleyeanConfig, model: Any, model_name: str, neutral: Sequence[Boundary]) -> list[Any]:
-    """All that decides what the base model is like on neutral texts."""
-    return [
-        *(fingerprint(model_name), str(model.dtype), sorted(library_versions().items())),
-        *(str(config.device), torch.get_num_threads(), [text.prompt + text.tokens for text in neutral]),
-    ]
 
 
 def _plain(value: Any) -> Any:
