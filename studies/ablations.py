@@ -102,6 +102,21 @@ def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
     return replace(record, rejection_counts=counts, total_rounds=rounds)
 
 
+def at_alpha(ablation: Ablation) -> Ablation:
+    """The same with less of the contrast."""
+    label = "-".join(filter(None, ("alpha0.9", ablation.label)))
+    return ablation._replace(label=label, settings=(("alpha", 0.9), *ablation.settings))
+
+
+SHARED = [
+    Ablation("whole", records=each(whole)),
+    Ablation("T1", records=each(partial(in_rounds, 1))),
+    Ablation("T8", records=each(partial(in_rounds, 8))),
+    Ablation("T500", records=each(partial(in_rounds, 500))),
+    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
+    Ablation("after-others", records=after_others, epochs=1),
+    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
+]
 OF_COMPLEMENT = [
     Ablation(""),
     Ablation("gated", parts=Parts(contrast="gated")),
@@ -112,29 +127,12 @@ OF_COMPLEMENT = [
     Ablation("no-contrast", parts=Parts(contrast="none")),
     Ablation("uniform", parts=Parts(uniform=True)),
     Ablation("published-contrast", parts=Parts(contrast="published")),
-    Ablation("whole", records=each(whole)),
     Ablation("no-contrast-tau8", (("tau", 8.0),), parts=Parts(contrast="none")),
     Ablation("tau3", (("tau", 3.0),)),
-    Ablation("T1", records=each(partial(in_rounds, 1))),
-    Ablation("T500", records=each(partial(in_rounds, 500))),
-    Ablation("alpha0.9", (("alpha", 0.9),)),
-    Ablation("T8", records=each(partial(in_rounds, 8))),
-    Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
-    Ablation("after-others", records=after_others, epochs=1),
-    Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
+    *SHARED,
+    at_alpha(Ablation("")),
 ]
-ALPHA = ("alpha", 0.9)
-OF_RATIO = [
-    Ablation("alpha0.9", (ALPHA,)),
-    Ablation("alpha0.9-whole", (ALPHA,), records=each(whole)),
-    Ablation("", ()),
-    Ablation("alpha0.9-T1", (ALPHA,), records=each(partial(in_rounds, 1))),
-    Ablation("alpha0.9-T8", (ALPHA,), records=each(partial(in_rounds, 8))),
-    Ablation("alpha0.9-T500", (ALPHA,), records=each(partial(in_rounds, 500))),
-    Ablation("alpha0.9-rank4", (ALPHA, ("lora_rank", 4), ("lora_alpha", 8))),
-    Ablation("alpha0.9-after-others", (ALPHA,), records=after_others, epochs=1),
-    Ablation("alpha0.9-batch8", (ALPHA, ("per_device_train_batch_size", 8)), epochs=4),
-]
+OF_RATIO = [*map(at_alpha, (Ablation(""), *SHARED)), Ablation("")]
 ABLATIONS = {"complement": OF_COMPLEMENT, "ratio": OF_RATIO}
 
 

@@ -101,7 +101,7 @@ class Guard(TrainerCallback):
         limits: how far the model may go.
 
     Attributes:
-        base: the look at the base model; set it before the run where it is known.
+        base: the look at the base model, to be set before the run.
         looks: all those since.
         reason: why the run was ended; None if it was not.
         kept: the step whose adapter the model has, where the run was ended; 0 for the untrained one.
@@ -159,10 +159,6 @@ class Guard(TrainerCallback):
         """Look at the model as if it had no adapter."""
         with base_alone(self._model):
             return self.look(0, answers=True)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Look at the base model, unless what it looks like is known."""
-        self.base = self.base or self.look_at_base()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Look at the model if it is time to."""
