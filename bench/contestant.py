@@ -14,6 +14,7 @@ answers. The first step warms up and is not counted.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -25,19 +26,17 @@ from typing import Any
 
 sys.modules["triton"] = None  # type: ignore[assignment] # 70 MB for the tests, which torch for a CPU does not bring
 
-import torch
-from transformers import TrainerCallback
 
-from buleyean_rl.batches import pad_paths
-from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
+from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.lora import lora_config
-from buleyean_rl.losses import Objective, complement_loss
-from buleyean_rl.models import BUNDLED, attach_lora, default_dtype, load_base, load_tokenizer, plain_model
+from buleyean_rl.losses import Objective
+from buleyean_rl.models import BUNDLED, attach_lora, default_dtype, load_base, load_tokenizer
 from buleyean_rl.records import make_record
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
+from workload import ROUNDS, Stopwatch, arithmetic, dense_step, full_boundaries, shape_of
 
-MAX_LENGTH, BATCH, ROUNDS = 512, 4, 10
+MAX_LENGTH, BATCH = 512, 4
 LONG_ROW = MAX_LENGTH * BATCH
 PRECISION = default_dtype("cpu")
 SHARED = {
@@ -50,42 +49,10 @@ SHARED = {
 }
 
 
-class Stopwatch(TrainerCallback):
-    """Seconds of each optimiser step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
-
-
 def our_boundaries(pairs: list[dict[str, str]]) -> Sequence[Boundary]:
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
     found = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
     return [boundary for boundary in found if boundary]
-
-
-def full_boundaries(count: int) -> Sequence[Boundary]:
-    """Records of random words that fill the length: a prompt of half of it, and an answer."""
-    tokens = torch.randint(100, 40_000, (count, MAX_LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
-    half = MAX_LENGTH // 2
-    return [merge_responses(row[:half], [(row[half:], [True] * half)], [ROUNDS], ROUNDS) for row in tokens]
-
-
-def arithmetic(boundary: Boundary) -> float:
-    """What a record of SmolLM2-135M costs at least, two operations for a multiply and an add.
-
-    Per token, the linear layers three times (model, reference, gradient in the input) and the adapter three times; per
-    node, three products with the output head; attention's causal half four times (twice forward, twice's worth back).
-    """
-    linear, adapter, head, width, layers = 106_168_320, 4_884_480, 49152 * 576, 576, 30
-    tokens = len(boundary.prompt) + len(boundary.tokens)
-    attention = layers * 2 * tokens**2 * width  # scores and values, the causal half
-    return 3 * 2 * (tokens * (linear + adapter) + boundary.nodes * head) + 4 * attention
 
 
 def ours(
@@ -97,10 +64,10 @@ def ours(
     watch = Stopwatch()
     references = Path(folder, "references") if "num_train_epochs" in settings else None
     trainer = BuleyeanTrainer(model, config, boundaries, callbacks=[watch], reference_folder=references)
-    collate, work = trainer.data_collator, []
+    collate, shape, work = trainer.data_collator, shape_of(model), []
 
     def counting(numbered: Sequence[tuple[int, Boundary]]) -> Any:
-        work.append(sum(arithmetic(boundary) for _, boundary in numbered))
+        work.append(sum(arithmetic(shape, boundary) for _, boundary in numbered))
         return collate(numbered)
 
     trainer.data_collator = counting
@@ -108,26 +75,13 @@ def ours(
     return watch.seconds, work
 
 
-def plain(pairs: list[dict[str, str]], steps: int, _: str) -> list[float]:
-    """Our dense loss in a bare loop: transformers' forward pass on padded rows, PEFT's LoRA, AdamW."""
-    from peft import LoraConfig, get_peft_model
-
-    boundaries = our_boundaries(pairs)
-    config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    model = get_peft_model(load_base(BUNDLED, PRECISION), config)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
-    seconds = []
-    for step in range(steps):
+def plain(pairs: list[dict[str, str]], steps: int) -> list[float]:
+    """Our dense loss in a bare loop."""
+    boundaries, seconds = itertools.cycle(our_boundaries(pairs)), []
+    step = dense_step(load_base(BUNDLED, PRECISION), Objective())
+    for _ in range(steps):
         started = time.perf_counter()
-        batch = pad_paths([boundaries[i % len(boundaries)] for i in range(step * BATCH, (step + 1) * BATCH)])
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-        with torch.no_grad(), model.disable_adapter():
-            reference = plain_model(model)(**inputs).logits.flatten(0, 1)[batch.nodes].float()
-        logits = model(**inputs).logits.flatten(0, 1)[batch.nodes].float()
-        complement_loss(logits, reference, batch.counts, Objective()).loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        step(list(itertools.islice(boundaries, BATCH)))
         seconds.append(time.perf_counter() - started)
     return seconds
 
@@ -178,9 +132,9 @@ def main() -> None:
         if name.startswith("trl_"):
             seconds = trl(name.removeprefix("trl_").upper(), pairs, steps, folder)
         elif name == "plain":
-            seconds = plain(pairs, steps, folder)
+            seconds = plain(pairs, steps)
         elif name == "full":
-            seconds, work = ours("complement", full_boundaries(steps * BATCH), folder, max_steps=steps)
+            seconds, work = ours("complement", full_boundaries(steps * BATCH, MAX_LENGTH), folder, max_steps=steps)
         elif name == "long_rows":
             seconds, work = ours("complement", our_boundaries(pairs), folder, max_steps=steps, row_tokens=LONG_ROW)
         elif name == "epochs":

@@ -126,10 +126,10 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def base(precision: str = "float32") -> Any:
-    """The model of the studies."""
+    """The model of the studies, on a GPU if there is one."""
     model = load_base(BUNDLED, getattr(torch, precision))
     fuse_layers(model)
-    return model
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def train(

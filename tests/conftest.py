@@ -10,7 +10,10 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: a test that reaches out fails
 os.environ["OMP_NUM_THREADS"] = "1"  # in models this small, threads only wait for each other
-os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels run on the CPU
+import torch  # after that
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels run on the CPU
 
 settings.register_profile("calm", deadline=None, max_examples=60, derandomize=True)  # machines are busy
 settings.load_profile("calm")
@@ -31,8 +34,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rejections(base: Path) -> Path:
     """Ten records: the tiny model's greedy answers, always rejected, and beside each one seldom rejected."""
-    import torch
-
     from buleyean_rl.boundary import encode_prompt
     from buleyean_rl.records import make_record, write_records
     from tiny import tiny_llama, tiny_tokenizer

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from buleyean_rl import attention
 from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
 
 ROWS = {
@@ -49,17 +50,19 @@ def compare(
     window: int | None = None,
     heads: int = 4,
     scaling: float | None = None,
+    width: int = 6,
+    device: str = "cpu",
 ) -> None:
     torch.manual_seed(0)
-    size, width = sum(segment.length for segment in segments), 6
-    inputs = [torch.randn(1, count, size, width, dtype=dtype, requires_grad=True) for count in (heads, 2, 2)]
+    size, of = sum(segment.length for segment in segments), {"dtype": dtype, "device": device, "requires_grad": True}
+    inputs = [torch.randn(1, count, size, width, **of) for count in (heads, 2, 2)]  # type: ignore[call-overload]
     with segments_in_use(segments):
         got, nothing = packed_attention(
             torch.nn.Module(), *inputs, attention_mask=None, scaling=scaling, sliding_window=window
         )
     assert nothing is None
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = dense(*exact, visible(segments, window), width**-0.5 if scaling is None else scaling)
+    expected = dense(*exact, visible(segments, window).to(device), width**-0.5 if scaling is None else scaling)
     pull = torch.randn_like(expected)
     got.backward(pull.to(dtype))
     expected.backward(pull)
@@ -98,6 +101,57 @@ def test_any_row_of_segments_is_dense(lengths: list[int], data: st.DataObject) -
         segments.append(Segment(length, pairs))
         start += length
     compare(tuple(segments))
+
+
+def of_many_lengths(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    until_query: Tensor,
+    until_key: Tensor,
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool = True,  # which torch 2.11 does without being told
+) -> Tensor:
+    """What FlashAttention does on CUDA, sequence by sequence: the last query of each sees up to its last key."""
+    assert enable_gqa
+    assert window_size[1] == 0
+    outputs = []
+    for i in range(len(until_query) - 1):
+        of_query, of_key = (slice(*until[i : i + 2].tolist()) for until in (until_query, until_key))
+        rows, keys = q[of_query], k[of_key]
+        assert len(rows) <= most_queries
+        assert len(keys) <= most_keys
+        distance = torch.arange(len(keys) - len(rows), len(keys))[:, None] - torch.arange(len(keys))
+        mask = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
+        sequence = (x.transpose(0, 1).unsqueeze(0) for x in (rows, keys, v[of_key]))
+        outputs.append(dense(*sequence, mask, scale)[0])
+    return torch.cat(outputs)
+
+
+@every_row
+@pytest.mark.parametrize("window", [None, 1, 5, 10_000])
+def test_all_stretches_at_once_are_dense(
+    segments: tuple[Segment, ...], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(query: Tensor, key: Tensor, value: Tensor, _: object, scale: float) -> Tensor:
+        lengths = attention._lengths(segments, 0, query.device)
+        return attention._attend_at_once(query, key, value, lengths, scale, window)
+
+    monkeypatch.setattr(attention, "varlen_attn", of_many_lengths)
+    monkeypatch.setattr(attention._BlockwiseBackward, "apply", at_once)
+    monkeypatch.setattr(attention, "_attend", lambda *x: at_once(*x[:5]))
+    compare(segments, window=window)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+@every_row
+@pytest.mark.parametrize("window", [None, 5, BLOCK])
+def test_packed_is_dense_on_cuda(segments: tuple[Segment, ...], window: int | None) -> None:
+    compare(segments, dtype=torch.bfloat16, tolerance=2e-2, window=window, width=64, device="cuda")
 
 
 def test_without_segments_the_row_is_causal() -> None:

@@ -3,7 +3,8 @@
     segments (which stretches see which) --segments_in_use--> packed_attention, called by every layer
 
 Registered with transformers under `PACKED`. It is torch's own kernel, stretch by stretch; on a CPU the backward pass
-is ours, block by block in batched matrix products, which is what its cores are fast at.
+is ours, block by block in batched matrix products, which is what its cores are fast at. On CUDA in half precision it
+is FlashAttention's kernel for stretches of many lengths, once a layer.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -25,6 +28,8 @@ from buleyean_rl import kernels
 PACKED = "buleyean_packed"
 UNKNOWN = ("softcap", "s_aux", "position_bias")
 BLOCK = 256  # queries; measured against 64, 128 and 512
+FLASH_TYPES = (torch.bfloat16, torch.float16)
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 # Lengths are filled up to a multiple of it: a CPU's matrix kernels are made anew for every length that a product has,
 # which takes as long as the product and a megabyte.
@@ -102,6 +107,8 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu" and dropout == 0 and not windowed:
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
+    if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
+        return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
 
 
@@ -152,6 +159,47 @@ def _attend(
         )
     output = torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
     return output.transpose(1, 2).contiguous()
+
+
+class _Lengths(NamedTuple):
+    """What FlashAttention is told of a row's stretches.
+
+    Args:
+        keys: places in the row that each stretch sees, one stretch after the other; None for the row as it is.
+        until_query: where each stretch's queries end, and 0 before. Shape: (stretches + 1,).
+        until_key: the same of `keys`.
+        most_queries: of a stretch.
+        most_keys: of a stretch.
+    """
+
+    keys: Tensor | None
+    until_query: Tensor
+    until_key: Tensor
+    most_queries: int
+    most_keys: int
+
+
+@lru_cache(maxsize=4)  # all layers ask for the same
+def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> _Lengths:
+    stretches = _stretches(segments, before)
+    pieces = [torch.arange(piece.start, piece.stop) for stretch in stretches for piece in stretch.keys]
+    queries, keys = [segment.length for segment in segments], [stretch.seen for stretch in stretches]
+    places = None if keys == queries else torch.cat(pieces).to(device)
+    until_query, until_key = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys))
+    return _Lengths(places, until_query, until_key, max(queries), max(keys))
+
+
+def _attend_at_once(
+    query: Tensor, key: Tensor, value: Tensor, lengths: _Lengths, scale: float, sliding_window: int | None
+) -> Tensor:
+    """All stretches in one call; of each the last query sees all its keys. Shapes as for `packed_attention`."""
+    q, k, v = (row[0].transpose(0, 1) for row in (query, key, value))
+    if lengths.keys is not None:
+        k, v = k.index_select(0, lengths.keys), v.index_select(0, lengths.keys)
+    back = -1 if sliding_window is None else sliding_window - 1
+    output = varlen_attn(q, k, v, *lengths[1:], scale=scale, window_size=(back, 0), **GROUPED)
+    assert isinstance(output, Tensor)
+    return output.unsqueeze(0)
 
 
 class _BlockwiseBackward(torch.autograd.Function):
@@ -240,8 +288,8 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
     """
     scores = torch.bmm(_stacked(query), key.transpose(1, 2))
     of_queries = scores.view(*query.shape[:3], -1)
-    if kernels.available(scores):
-        kernels.causal_softmax(of_queries)
+    if (passes := kernels.made_for(scores)) is not None:
+        passes.causal_softmax(of_queries)
         return scores
     queries = query.shape[1]
     of_queries[..., -queries:].masked_fill_(_future(queries), float("-inf"))
@@ -250,8 +298,8 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
 
 def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
     """The gradient in the scores from that in the weights, which it may overwrite. Shape: both alike."""
-    if kernels.available(gradient):
-        kernels.softmax_backward(gradient, weights)
+    if (passes := kernels.made_for(gradient)) is not None:
+        passes.softmax_backward(gradient, weights)
         return gradient
     return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
 

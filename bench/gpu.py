@@ -1,0 +1,164 @@
+"""A training step on a GPU, beside the same loss on whole logits: `bench/results-gpu.json`.
+
+    python bench/gpu.py [--steps 8] [--output bench/results-gpu.json]
+
+Models of the shapes of SmolLM2 135M and 360M with random weights, in bf16; LoRA of rank 16 on every linear layer, no
+dropout; records of 512 random tokens, half of them a prompt. `fused` is this package's trainer; `dense` a bare loop of
+transformers' forward pass on padded rows, PEFT's LoRA and the same loss on whole logits. The two take turns, and the
+first two steps of each are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from buleyean_rl.lora import lora_config
+from buleyean_rl.losses import Objective
+from buleyean_rl.models import attach_lora
+from buleyean_rl.report import library_versions
+from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
+from workload import Stopwatch, arithmetic, dense_step, full_boundaries, shape_of
+
+HERE = Path(__file__).parent
+LENGTH, WARM = 512, 2
+BATCHES = (4, 16, 64)
+PEAK_SIZE = 8192
+SHAPES: dict[str, dict[str, Any]] = {
+    "135M": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "360M": {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+    },
+}
+OBJECTIVE = Objective()
+
+
+def random_model(shape: dict[str, Any]) -> LlamaForCausalLM:
+    """On the GPU, in bf16."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192, **shape)
+    with torch.device("cuda"):
+        return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def fused(shape: dict[str, Any], batch: int, steps: int) -> list[float]:
+    """Seconds of each step of the package's trainer."""
+    model, watch = attach_lora(random_model(shape), lora_config(16, 32, 0.0, None)), Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        config = BuleyeanConfig(
+            output_dir=folder,
+            objective=OBJECTIVE.name,
+            alpha=OBJECTIVE.alpha,
+            per_device_train_batch_size=batch,
+            learning_rate=5e-4,
+            max_steps=steps,
+            save_strategy="no",
+        )
+        BuleyeanTrainer(model, config, full_boundaries(batch * steps, LENGTH), callbacks=[watch]).train()
+    return watch.seconds
+
+
+def dense(shape: dict[str, Any], batch: int, steps: int) -> list[float]:
+    """Seconds of each step without the package's code."""
+    step, boundaries, seconds = dense_step(random_model(shape), OBJECTIVE), full_boundaries(batch * steps, LENGTH), []
+    for first in range(0, batch * steps, batch):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        step(boundaries[first : first + batch])
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def peak_flops() -> float:
+    """Of a bf16 matrix product."""
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    seconds = []
+    for _ in range(12):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return float(2 * PEAK_SIZE**3 / statistics.median(seconds[WARM:]))
+
+
+def measured(run: Callable[..., list[float]], shape: dict[str, Any], batch: int, steps: int, flops: float) -> Any:
+    """Tokens/s, operations/s and most memory; None where it does not fit."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        seconds = statistics.median(run(shape, batch, steps + WARM)[WARM:])
+    except torch.cuda.OutOfMemoryError:
+        return None
+    return {
+        "tokens_per_s": batch * LENGTH / seconds,
+        "flops_per_s": flops * batch / seconds,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "results-gpu.json", help="the table lies beside it, as .md"
+    )
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("there is no GPU here")
+    (record,) = full_boundaries(1, LENGTH)
+    rows: list[dict[str, Any]] = []
+    for name, shape in SHAPES.items():
+        flops = arithmetic(shape_of(attach_lora(random_model(shape), lora_config(16, 32, 0.0, None))), record)
+        for batch in BATCHES:
+            for run in (fused, dense):
+                peak = peak_flops()
+                figures = measured(run, shape, batch, arguments.steps, flops)
+                found = figures and figures | {"peak_share": figures["flops_per_s"] / peak}
+                rows.append({"model": name, "batch": batch, "run": run.__name__, "peak_flops": peak} | (found or {}))
+                print(rows[-1], file=sys.stderr, flush=True)
+    command = " ".join(["python bench/gpu.py", *(Path(argument).name for argument in sys.argv[1:])])
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "command": command,
+        "versions": library_versions(),
+        "runs": rows,
+    }
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    arguments.output.with_suffix(".md").write_text(table(result), encoding="utf-8")
+
+
+def table(result: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = ["| model | records a step | | tokens/s | share of the peak | memory |", "|---|---|---|---|---|---|"]
+    for run in result["runs"]:
+        cells = ("does not fit", "", "")
+        if "peak_share" in run:
+            cells = f"{run['tokens_per_s']:,.0f}", f"{run['peak_share']:.3f}", f"{run['peak_bytes'] / 1e9:.1f} GB"
+        lines.append(f"| {run['model']} | {run['batch']} | {run['run']} | {' | '.join(cells)} |")
+    return "\n".join([f"`{result['command']}`, {result['device']}, bf16", "", *lines, ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""On a GPU, where there is one: the loss, the layout and a run are what they are on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from buleyean_rl.attention import segments_in_use
+from buleyean_rl.batches import forward_hidden, pack, pad_paths
+from buleyean_rl.complement import Counts
+from buleyean_rl.fused import OutputHead, fused_loss
+from buleyean_rl.losses import Objective
+from buleyean_rl.models import backbone, plain_model
+from buleyean_rl.trainer import BuleyeanTrainer, choose_layout
+from test_fused import OBJECTIVES, dense_loss, inputs
+from test_trainer import PROBE, RECORDS, TOKENIZER, adapted, trainer
+from tiny import tiny_llama
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(3, 48, 31), (2100, 64, 4099)])
+def test_the_fused_loss_is_the_dense_one(
+    objective: Objective, dtype: torch.dtype, tolerance: float, shape: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    hidden, head, counts, reference = inputs(shape, dtype, objective)
+    exact = hidden.double().requires_grad_()
+    expected = dense_loss(
+        exact,
+        OutputHead(head.weight.double()),
+        Counts(counts.node, counts.option, counts.count.double(), counts.rounds.double()),
+        objective,
+        None if reference is None else reference.double(),
+    )
+    expected.loss.sum().backward()
+    here = hidden.cuda().requires_grad_()
+    got = fused_loss(
+        here,
+        OutputHead(head.weight.cuda()),
+        counts.to(here.device),
+        objective,
+        None if reference is None else reference.cuda(),
+    )
+    got.loss.sum().backward()
+    assert here.grad is not None
+    assert exact.grad is not None
+    for ours, theirs in ((got.loss.cpu().double(), expected.loss), (here.grad.cpu().double(), exact.grad)):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_a_packed_model_is_a_padded_one_in_bf16() -> None:
+    model = adapted(lambda: tiny_llama(TOKENIZER).bfloat16()).cuda()
+    own = plain_model(model).config._attn_implementation
+    assert choose_layout(model) is pack
+    row = pack(PROBE).to(torch.device("cuda"))
+    with torch.no_grad(), segments_in_use(row.segments):
+        packed = forward_hidden(backbone(model), row).float()
+    plain_model(model).set_attn_implementation(own)
+    with torch.no_grad():
+        padded = forward_hidden(backbone(model), pad_paths(PROBE).to(torch.device("cuda"))).float()
+    assert (packed - padded).norm() <= 0.02 * padded.norm()
+
+
+def test_a_run_logs_what_it_logs_on_a_cpu(tmp_path: Path) -> None:
+    def losses(**where: bool) -> list[float]:
+        run: BuleyeanTrainer = trainer(
+            adapted(lambda: tiny_llama(TOKENIZER)), tmp_path, RECORDS, max_steps=6, learning_rate=1e-2, **where
+        )
+        run.train()
+        return [entry["loss"] for entry in run.state.log_history if "floor" in entry]
+
+    there, here = losses(), losses(use_cpu=True)
+    assert there == pytest.approx(here, rel=1e-2)
+    assert there[-1] < there[0]
