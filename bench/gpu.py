@@ -3,9 +3,9 @@
     python bench/gpu.py [--steps 8] [--output bench/results-gpu.json]
 
 Models of the shapes of SmolLM2 135M and 360M with random weights, in bf16; LoRA of rank 16 on every linear layer, no
-dropout; records of 512 random tokens, half of them a prompt. `fused` is this package's trainer; `dense` a bare loop of
-transformers' forward pass on padded rows, PEFT's LoRA and the same loss on whole logits. The two take turns, and the
-first two steps of each are not counted.
+dropout; records of 512 random tokens, half of them a prompt. `fused` is a step as this package's trainer makes it,
+`dense` one of transformers' forward pass on padded rows, PEFT's LoRA and the same loss on whole logits, both in a bare
+loop with AdamW. The two take turns, and the first two steps of each are not counted.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from buleyean_rl.boundary import Boundary
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import attach_lora
+from buleyean_rl.models import attach_lora, output_head
 from buleyean_rl.report import library_versions
-from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
-from workload import Stopwatch, arithmetic, dense_step, full_boundaries, shape_of
+from buleyean_rl.trainer import batch_losses, choose_layout
+from workload import arithmetic, dense_step, full_boundaries, shape_of
 
 HERE = Path(__file__).parent
 LENGTH, WARM = 512, 2
@@ -61,59 +62,50 @@ def random_model(shape: dict[str, Any]) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
-def fused(shape: dict[str, Any], batch: int, steps: int) -> list[float]:
-    """Seconds of each step of the package's trainer."""
-    model, watch = attach_lora(random_model(shape), lora_config(16, 32, 0.0, None)), Stopwatch()
-    with tempfile.TemporaryDirectory() as folder:
-        config = BuleyeanConfig(
-            output_dir=folder,
-            objective=OBJECTIVE.name,
-            alpha=OBJECTIVE.alpha,
-            per_device_train_batch_size=batch,
-            learning_rate=5e-4,
-            max_steps=steps,
-            save_strategy="no",
-        )
-        BuleyeanTrainer(model, config, full_boundaries(batch * steps, LENGTH), callbacks=[watch]).train()
-    return watch.seconds
+def fused_step(base: Any, objective: Objective) -> Callable[[Sequence[Boundary]], None]:
+    """A training step of packed rows, our LoRA and the loss in tiles."""
+    model = attach_lora(base, lora_config(16, 32, 0.0, None))
+    layout, head = choose_layout(model), output_head(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
+
+    def step(boundaries: Sequence[Boundary]) -> None:
+        batch_losses(model, head, layout(boundaries).to(base.device), objective).loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
-def dense(shape: dict[str, Any], batch: int, steps: int) -> list[float]:
-    """Seconds of each step without the package's code."""
-    step, boundaries, seconds = dense_step(random_model(shape), OBJECTIVE), full_boundaries(batch * steps, LENGTH), []
-    for first in range(0, batch * steps, batch):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        step(boundaries[first : first + batch])
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+def seconds(work: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def peak_flops() -> float:
     """Of a bf16 matrix product."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ b
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return float(2 * PEAK_SIZE**3 / statistics.median(seconds[WARM:]))
+    times = [seconds(lambda: a @ b) for _ in range(12)]
+    return float(2 * PEAK_SIZE**3 / statistics.median(times[WARM:]))
 
 
-def measured(run: Callable[..., list[float]], shape: dict[str, Any], batch: int, steps: int, flops: float) -> Any:
-    """Tokens/s, operations/s and most memory; None where it does not fit."""
+def measured(make: Callable[..., Any], shape: dict[str, Any], batch: int, steps: int, flops: float) -> dict[str, float]:
+    """Tokens/s, operations/s and most memory; nothing where it does not fit."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
+    boundaries = full_boundaries(batch * (steps + WARM), LENGTH)
+    rows = [boundaries[first : first + batch] for first in range(0, len(boundaries), batch)]
     try:
-        seconds = statistics.median(run(shape, batch, steps + WARM)[WARM:])
+        step = make(random_model(shape), OBJECTIVE)
+        median = statistics.median([seconds(partial(step, row)) for row in rows][WARM:])
     except torch.cuda.OutOfMemoryError:
-        return None
+        return {}
     return {
-        "tokens_per_s": batch * LENGTH / seconds,
-        "flops_per_s": flops * batch / seconds,
+        "tokens_per_s": batch * LENGTH / median,
+        "flops_per_s": flops * batch / median,
         "peak_bytes": torch.cuda.max_memory_allocated(),
     }
 
@@ -132,11 +124,11 @@ def main() -> None:
     for name, shape in SHAPES.items():
         flops = arithmetic(shape_of(attach_lora(random_model(shape), lora_config(16, 32, 0.0, None))), record)
         for batch in BATCHES:
-            for run in (fused, dense):
+            for run, make in (("fused", fused_step), ("dense", dense_step)):
                 peak = peak_flops()
-                figures = measured(run, shape, batch, arguments.steps, flops)
-                found = figures and figures | {"peak_share": figures["flops_per_s"] / peak}
-                rows.append({"model": name, "batch": batch, "run": run.__name__, "peak_flops": peak} | (found or {}))
+                figures = measured(make, shape, batch, arguments.steps, flops)
+                share = {"peak_share": figures["flops_per_s"] / peak} if figures else {}
+                rows.append({"model": name, "batch": batch, "run": run, "peak_flops": peak} | figures | share)
                 print(rows[-1], file=sys.stderr, flush=True)
     command = " ".join(["python bench/gpu.py", *(Path(argument).name for argument in sys.argv[1:])])
     result = {

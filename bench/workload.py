@@ -28,8 +28,6 @@ class Stopwatch(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.started)
 
 

@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import harness
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.evaluate import mean_nll
@@ -33,7 +35,7 @@ from ultrafeedback import boundaries_of, records_of
 
 NEUTRAL = 64
 SEEDS = (0, 1, 2)
-PART = "-part"
+PART, SEED = "-part", "-seed"
 
 
 def true(item: Preference, draw: random.Random) -> Preference:  # noqa: ARG001 - one signature for all
@@ -139,12 +141,20 @@ def main() -> None:
 
 
 def pooled(folder: Path) -> dict[str, dict[str, Any]]:
-    """The runs that are done, those that differ in what they held out as one."""
+    """The runs that are done, those that differ in what they held out as one; and several seeds', a prompt's mean."""
     runs: dict[str, dict[str, Any]] = {}
     for name, run in harness.read_runs(folder).items():
         whole = runs.setdefault(name.partition(PART)[0], {"items": [], "drifts": []})
         whole["items"] += run["items"]
         whole["drifts"].append(run["neutral_drift"])
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name, run in runs.items():
+        alike[name.partition(SEED)[0]].append(run)
+    for name, seeds in alike.items():
+        if len(seeds) > 1 and len({len(run["items"]) for run in seeds}) == 1:
+            items = np.mean([run["items"] for run in seeds], axis=0).tolist()
+            drifts = [drift for run in seeds for drift in run["drifts"]]
+            runs[f"{name}, {len(seeds)} seeds"] = {"items": items, "drifts": drifts}
     return runs
 
 

@@ -12,11 +12,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: a 
 os.environ["OMP_NUM_THREADS"] = "1"  # in models this small, threads only wait for each other
 import torch  # after that
 
-if not torch.cuda.is_available():
+GPU = torch.cuda.is_available()
+if GPU:
+    torch.cuda.is_available = lambda: False  # tests are of a CPU, but for those that ask for `gpu`
+else:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels run on the CPU
 
 settings.register_profile("calm", deadline=None, max_examples=60, derandomize=True)  # machines are busy
 settings.load_profile("calm")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has a GPU, and a run goes there unless told otherwise."""
+    if not GPU:
+        pytest.skip("no CUDA here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 @pytest.fixture(scope="session")

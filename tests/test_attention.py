@@ -147,7 +147,7 @@ def test_all_stretches_at_once_are_dense(
     compare(segments, window=window)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+@pytest.mark.usefixtures("gpu")
 @every_row
 @pytest.mark.parametrize("window", [None, 5, BLOCK])
 def test_packed_is_dense_on_cuda(segments: tuple[Segment, ...], window: int | None) -> None:

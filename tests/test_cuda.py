@@ -18,7 +18,7 @@ from test_fused import OBJECTIVES, dense_loss, inputs
 from test_trainer import PROBE, RECORDS, TOKENIZER, adapted, trainer
 from tiny import tiny_llama
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+pytestmark = pytest.mark.usefixtures("gpu")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

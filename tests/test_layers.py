@@ -18,20 +18,8 @@ from buleyean_rl.models import attach_lora, backbone
 from tiny import tiny_llama, tiny_model, tiny_qwen2, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(
-    kernels.made_for(torch.zeros(0, dtype=torch.bfloat16)) is None, reason="no C compiler, or a torch without OpenMP"
+    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
 )
-
-
-@pytest.fixture(params=["C", "Triton"])
-def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """What is computed in, by C or by Triton: interpreted, see conftest, it cuts off what bf16 has no room for."""
-    if request.param == "C":
-        return torch.bfloat16
-    if torch.cuda.is_available():
-        pytest.skip("not interpreted where there is a GPU")
-    found = pytest.importorskip("buleyean_rl.kernels.triton")
-    monkeypatch.setattr(kernels, "made_for", lambda *x: None if x[0].dtype == torch.double else found)
-    return torch.float32
 
 
 class Mlp(nn.Module):
@@ -59,12 +47,12 @@ def outcome(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("make", [lambda: norm(LlamaRMSNorm), Mlp])
-def test_a_fused_layer_computes_what_its_own_code_does(make: Any, dtype: torch.dtype) -> None:
+def test_a_fused_layer_computes_what_its_own_code_does(make: Any) -> None:
     torch.manual_seed(0)
-    module = make().to(dtype).requires_grad_(False)
-    x = 2 * torch.randn(2, 5, 24).to(dtype)
+    module = make().bfloat16().requires_grad_(False)
+    x = 2 * torch.randn(2, 5, 24).bfloat16()
     exact = outcome(module.double(), x.double())
-    module.to(dtype)
+    module.bfloat16()
     own = outcome(module, x)
     fuse_layers(module)
     assert "forward" in vars(module)
@@ -96,18 +84,18 @@ def test_what_an_adapted_layer_is_given_is_not_kept_for_the_backward_pass() -> N
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
-def test_attention_turns_queries_and_keys_as_its_own_code_does(make: Any, rows: int, dtype: torch.dtype) -> None:
+def test_attention_turns_queries_and_keys_as_its_own_code_does(make: Any, rows: int) -> None:
     torch.manual_seed(0)
-    model = make(tiny_tokenizer()).to(dtype).requires_grad_(False)
+    model = make(tiny_tokenizer()).bfloat16().requires_grad_(False)
     layer = model.model.layers[0].self_attn
-    x, positions = torch.randn(rows, 9, 64).to(dtype), torch.arange(9).expand(rows, -1)
+    x, positions = torch.randn(rows, 9, 64).bfloat16(), torch.arange(9).expand(rows, -1)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         return layer(x, model.model.rotary_emb(x, positions), None)[0]
 
     model.double()
     exact = outcome(run, x.double())
-    model.to(dtype)
+    model.bfloat16()
     own = outcome(run, x)
     fuse_layers(model)
     assert "forward" in vars(layer)

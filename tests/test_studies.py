@@ -229,6 +229,19 @@ def test_a_rankings_lead_is_over_the_same_prompts() -> None:
     assert human_counts.written(better.value, worse.value, worse.difference(better)) == "+0.500 (+0.500 to +0.500)"
 
 
+def test_several_seeds_are_told_as_one_beside_the_true_counts(tmp_path: Path) -> None:
+    drawn = {"true-a-seed0": (1, 0), "true-a-seed1": (1, 1), "ones-a-seed0": (0, 1), "ones-a-seed1": (0, 0)}
+    for name, taus in {**drawn, "true-b-seed0": (1, 1)}.items():
+        run = {"items": [(tau, 1.0) for tau in taus], "neutral_drift": 0.25}
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    runs = human_counts.pooled(tmp_path)
+    assert runs["true-a, 2 seeds"] == {"items": [[1.0, 1.0], [0.5, 1.0]], "drifts": [0.25, 0.25]}
+    assert len(runs) == 7
+    (row,) = (row for row in human_counts.table(tmp_path).splitlines() if "ones-a, 2 seeds" in row)
+    assert "| +0.250 (" in row
+    assert "| +0.500 (+0.000 to +1.000) |" in row
+
+
 def test_another_split_holds_out_prompts_that_were_mined() -> None:
     bundled, (mined, unseen) = walks.split(0), walks.split(11)
     assert (len(mined), len(unseen)) == tuple(map(len, bundled)) == (340, 128)

@@ -288,8 +288,8 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
     """
     scores = torch.bmm(_stacked(query), key.transpose(1, 2))
     of_queries = scores.view(*query.shape[:3], -1)
-    if (passes := kernels.made_for(scores)) is not None:
-        passes.causal_softmax(of_queries)
+    if kernels.available(scores):
+        kernels.causal_softmax(of_queries)
         return scores
     queries = query.shape[1]
     of_queries[..., -queries:].masked_fill_(_future(queries), float("-inf"))
@@ -298,8 +298,8 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
 
 def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
     """The gradient in the scores from that in the weights, which it may overwrite. Shape: both alike."""
-    if (passes := kernels.made_for(gradient)) is not None:
-        passes.softmax_backward(gradient, weights)
+    if kernels.available(gradient):
+        kernels.softmax_backward(gradient, weights)
         return gradient
     return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
 

@@ -266,7 +266,7 @@ def node_tiles(hidden: Tensor) -> list[slice]:
 
 def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
     """Of each node, from what `project` made. Shape: (vocabulary, nodes) to (nodes,)."""
-    passes = kernels.made_for(raw)
+    passes = kernels.loss_passes(raw)
     return head.finish(raw.amax(0) if passes is None else passes.column_most(raw))
 
 
@@ -285,7 +285,7 @@ def vocabulary_sums(
     Returns:
         Three tensors of shape (nodes,).
     """
-    passes = kernels.made_for(raw)
+    passes = kernels.loss_passes(raw)
     if head.softcap is None and passes is not None:
         return passes.softmax_sums(raw, raw_reference, head.scale, most, base_most)
     sums = torch.zeros(3, *most.shape, dtype=most.dtype, device=most.device)
@@ -310,7 +310,7 @@ def _dense_gradient(
     of_base: Tensor,
 ) -> None:
     """of_pi * pi - of_base * base, as a gradient in what `project` made, written over `raw`."""
-    passes = kernels.made_for(raw)
+    passes = kernels.loss_passes(raw)
     if head.softcap is None and passes is not None:
         passes.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
         return

@@ -4,14 +4,14 @@
     SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
-Where there are `kernels` for it: the sweeps are what is left of the time. Elsewhere the model's own code runs.
+In bf16 and fp32 on a CPU, where the sweeps are what is left of the time; elsewhere the model's own code runs.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
     own, epsilon = norm.forward, getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6))
 
     def forward(x: Tensor) -> Tensor:
-        if (passes := kernels.made_for(x, norm.weight)) is not None:
-            y = _RmsNorm.apply(passes, x, norm.weight, epsilon)
-            return can_be_made_again(y, lambda x, weight: passes.rms_norm(x, weight, epsilon)[0], x, norm.weight)
+        if kernels.available(x, norm.weight):
+            y = _RmsNorm.apply(x, norm.weight, epsilon)
+            return can_be_made_again(y, lambda x, weight: kernels.rms_norm(x, weight, epsilon)[0], x, norm.weight)
         plain: Tensor = own(x)
         return plain
 
@@ -57,9 +57,9 @@ def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
     own = mlp.forward
 
     def forward(x: Tensor) -> Tensor:
-        if (passes := kernels.made_for(x)) is not None:
+        if kernels.available(x):
             gate_up = side_by_side((mlp.gate_proj, mlp.up_proj), x)
-            y = can_be_made_again(_Swiglu.apply(passes, gate_up), passes.swiglu, gate_up)
+            y = can_be_made_again(_Swiglu.apply(gate_up), kernels.swiglu, gate_up)
             projected: Tensor = mlp.down_proj(y)
             return projected
         plain: Tensor = own(x)
@@ -73,8 +73,6 @@ def _try(module: Any, forward: Callable[[Tensor], Tensor]) -> None:
     linear = getattr(module, "gate_proj", None)
     width = len(module.weight) if linear is None else linear.weight.shape[1]
     like = module.weight if linear is None else linear.weight
-    if kernels.made_for(like) is None:
-        return  # nothing to compare
     x = torch.linspace(-3, 3, 2 * width, dtype=like.dtype, device=like.device).view(1, 2, width)
     with torch.no_grad():
         expected, got = module(x).float(), forward(x).float()
@@ -96,17 +94,13 @@ def _try_rotation(attention: Any) -> None:
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
         fits = q.dim() == 4 and cos.dim() == 3 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
         fits = fits and q.shape[2] > 1  # of single tokens of many rows, each would be a call
-        passes = kernels.made_for(q, k, cos, sin)
-        if others or more or not fits or passes is None:
+        if others or more or not fits or not kernels.available(q, k, cos, sin):
             plain: tuple[Tensor, Tensor] = own(q, k, cos, sin, *others, **more)
             return plain
-        return _Rotation.apply(passes, q, cos, sin), _Rotation.apply(passes, k, cos, sin)
+        return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
 
-    like = {"dtype": torch.bfloat16, "device": next(attention.parameters()).device}
-    q, k = torch.linspace(-3, 3, 2 * 2 * 3 * 8, **like).view(2, 1, 2, 3, 8)
-    cos, sin = torch.linspace(-1, 1, 2 * 3 * 8, **like).view(2, 1, 3, 8)
-    if kernels.made_for(q) is None:
-        return  # nothing to compare
+    q, k = torch.linspace(-3, 3, 2 * 2 * 3 * 8, dtype=torch.bfloat16).view(2, 1, 2, 3, 8)
+    cos, sin = torch.linspace(-1, 1, 2 * 3 * 8, dtype=torch.bfloat16).view(2, 1, 3, 8)
     try:
         pairs = zip(rotation(q, k, cos, sin), own(q, k, cos, sin), strict=True)
         alike = all((got - expected).float().norm() <= 0.01 * expected.float().norm() for got, expected in pairs)
@@ -121,54 +115,49 @@ def _try_rotation(attention: Any) -> None:
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: ModuleType, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Shapes: (rows, heads, tokens, width), (rows or 1, tokens, width) twice; as the first, heads together."""
         cos, sin = (table.expand(len(x), -1, -1).contiguous() for table in (cos, sin))
         ctx.save_for_backward(cos, sin)
-        ctx.passes = passes
-        return _rotated(passes, x, cos, sin, x.new_empty(x.shape))
+        return _rotated(x, cos, sin, x.new_empty(x.shape))
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         # laid out as the projection before it wants it, token after token
         grad_x = grad_y.new_empty(grad_y.transpose(1, 2).shape).transpose(1, 2)
-        return None, _rotated(ctx.passes, grad_y, cos, sin, grad_x, backward=True), None, None
+        return _rotated(grad_y, cos, sin, grad_x, backward=True), None, None
 
 
-def _rotated(passes: ModuleType, x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> Tensor:
     for row in zip(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, y, strict=True):
-        passes.rotate(*row, backward)
+        kernels.rotate(*row, backward)
     return y
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: ModuleType, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = x.contiguous()
-        y: Tensor
-        y, inverse = passes.rms_norm(x, weight, epsilon)
+        y, inverse = kernels.rms_norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, inverse)
-        ctx.passes = passes
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        return None, ctx.passes.rms_norm_backward(grad_y.contiguous(), x, weight, inverse), None, None
+        return kernels.rms_norm_backward(grad_y.contiguous(), x, weight, inverse), None, None
 
 
 class _Swiglu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: ModuleType, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         """Shape: (..., 2 * width) to (..., width)."""
         gate_up = gate_up.contiguous()
         ctx.save_for_backward(gate_up)
-        ctx.passes = passes
-        y: Tensor = passes.swiglu(gate_up)
-        return y
+        return kernels.swiglu(gate_up)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        return None, ctx.passes.swiglu_backward(grad_y.contiguous(), gate_up)
+        return kernels.swiglu_backward(grad_y.contiguous(), gate_up)

@@ -270,9 +270,8 @@ def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Te
     """Dropout that a seed makes the same again, added to `add_to` if given. Shape: any."""
     if not p:
         return x
-    if (passes := kernels.made_for(x)) is not None:
-        dropped: Tensor = passes.dropout(x, p, seed, add_to)
-        return dropped
+    if kernels.available(x):
+        return kernels.dropout(x, p, seed, add_to)
     generator = torch.Generator(x.device).manual_seed(seed)
     dropped = torch.empty_like(x).bernoulli_(1 - p, generator=generator).mul_(x).div_(1 - p)
     return dropped if add_to is None else add_to.add_(dropped)

@@ -2,8 +2,8 @@
 
     kernels.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
 
-On CUDA they are in `triton.py`, but for those of attention. `made_for` says which module is for some tensors; where it
-says none, as without a compiler, the callers do the same work in torch, in more sweeps.
+Where there is no compiler `available()` is False, and the callers do the same work in torch, in more sweeps. On
+CUDA the passes of the loss are in `triton.py`.
 """
 
 from __future__ import annotations
@@ -48,20 +48,18 @@ SIGNATURES = {
 }
 
 
-def made_for(*tensors: Tensor) -> ModuleType | None:
-    """The module whose functions take these tensors: this one on a CPU, `triton` on CUDA; None where torch has to do.
+def available(*tensors: Tensor) -> bool:
+    """Whether the functions of this module can be used, on these tensors."""
+    dtype = tensors[0].dtype
+    alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
+    return alike and dtype in TYPES and _library(dtype) is not None
 
-    Args:
-        tensors: of which all have one type and one device.
-    """
-    kinds = {(x.dtype, x.device) for x in tensors}
-    (dtype, device), *others = kinds
-    if others:
-        return None
-    if device.type == "cuda" and dtype in (*TYPES, torch.float16):
+
+def loss_passes(tile: Tensor) -> ModuleType | None:
+    """The module whose `column_most`, `softmax_sums` and `softmax_gradient` take a tile of logits; None for torch."""
+    if tile.is_cuda and tile.dtype in (*TYPES, torch.float16):
         return _triton()
-    in_c = device.type == "cpu" and dtype in TYPES and _library(dtype) is not None
-    return sys.modules[__name__] if in_c else None
+    return sys.modules[__name__] if available(tile) else None
 
 
 def column_most(x: Tensor) -> Tensor:
