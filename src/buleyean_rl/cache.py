@@ -18,15 +18,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
 
 
+def key_of(made_from: object) -> str:
+    """A name for what is kept.
+
+    Args:
+        made_from: all that decides it, such that JSON can hold it.
+    """
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
 def kept(kind: str, made_from: object, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was made from the same before; else it is made and kept.
 
     Args:
         kind: what it is, for the name of its file.
-        made_from: all that decides it, such that JSON can hold it.
+        made_from: see `key_of`.
         make: makes it, such that JSON can hold it.
     """
-    file = cache_folder() / f"{kind}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.json"
+    file = cache_folder() / f"{kind}-{key_of(made_from)}.json"
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     made = make()

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from buleyean_rl import __version__, boundary
 from buleyean_rl.boundary import Boundary, build_boundaries
-from buleyean_rl.cache import cache_folder
+from buleyean_rl.cache import cache_folder, key_of
 from buleyean_rl.records import RejectionRecord
 
 BATCH = 256  # records: enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
@@ -210,7 +210,7 @@ def _key(source: str, tokenizer: Any, max_length: int) -> str:
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         parts = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
     code = [__version__, inspect.getsource(boundary), _SCHEMA.to_string()]
-    return hashlib.sha256(json.dumps([source, max_length, parts, code]).encode()).hexdigest()[:32]
+    return key_of([source, max_length, parts, code])
 
 
 def _drop_old(folder: Path, in_use: Path) -> None:

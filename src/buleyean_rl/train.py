@@ -8,7 +8,6 @@ ended. Between the two lie checkpoints, from which a killed run goes on to the s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from transformers import TrainerCallback, TrainerState, set_seed
 
 from buleyean_rl import demo_data
 from buleyean_rl.boundary import Boundary, encode_prompts
-from buleyean_rl.cache import cache_folder, kept, make_room
+from buleyean_rl.cache import cache_folder, kept, key_of, make_room
 from buleyean_rl.engines import TransformersEngine
 from buleyean_rl.errors import RecordError, TrainingError, UsageError
 from buleyean_rl.estimate import KeepMemory, estimate
@@ -377,7 +376,7 @@ def _reference_folder(
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
     ]
     references = cache_folder() / "reference"
-    folder = references / hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+    folder = references / key_of(made_from)
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
     make_room(references, REFERENCES_BYTES - needed)
@@ -453,7 +452,7 @@ def _device_name(config: BuleyeanConfig) -> str:
 
 
 def _data_line(data: dict[str, int], training: int, held_out: int) -> str:
-    parts = [f"{training:,} records to train on, {held_out:,} held out"]
+    parts = [f"{training:,} record{'s' * (training != 1)} to train on, {held_out:,} held out"]
     if data["dropped"]:
         parts.append(f"{data['dropped']:,} dropped: no room for a response, or nothing in it")
     if data["truncated_responses"]:
