@@ -182,11 +182,11 @@ class _Lengths(NamedTuple):
 @lru_cache(maxsize=4)  # all layers ask for the same
 def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> _Lengths:
     stretches = _stretches(segments, before)
-    pieces = [torch.arange(piece.start, piece.stop) for stretch in stretches for piece in stretch.keys]
+    places = torch.cat([torch.arange(piece.start, piece.stop) for stretch in stretches for piece in stretch.keys])
+    as_it_is = places.equal(torch.arange(len(places)))
     queries, keys = [segment.length for segment in segments], [stretch.seen for stretch in stretches]
-    places = None if keys == queries else torch.cat(pieces).to(device)
     until_query, until_key = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys))
-    return _Lengths(places, until_query, until_key, max(queries), max(keys))
+    return _Lengths(None if as_it_is else places.to(device), until_query, until_key, max(queries), max(keys))
 
 
 def _attend_at_once(
