@@ -22,6 +22,7 @@ from buleyean_rl.models import (
     backbone,
     bundled_gguf,
     cache_folder,
+    default_dtype,
     fingerprint,
     is_run,
     load_base,
@@ -312,3 +313,26 @@ def test_a_models_own_dropout_is_off_in_training(kind: str) -> None:
     model = attach_lora(tiny_model(kind, TOKENIZER, **own), lora_config(4, 8, 0.0, None)).train()
     with torch.no_grad():
         assert model(IDS).logits.equal(model(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("machine", "has", "dtype"),
+    [
+        ("x86_64", {"_is_avx512_bf16_supported"}, torch.bfloat16),
+        ("AMD64", {"_is_amx_tile_supported"}, torch.bfloat16),
+        ("x86_64", {"_is_mkldnn_bf16_supported"}, torch.float32),  # AVX-512 alone: oneDNN makes bf16 of fp32
+        ("aarch64", {"_is_mkldnn_bf16_supported"}, torch.bfloat16),
+        ("aarch64", set(), torch.float32),
+    ],
+)
+def test_a_cpu_trains_in_bf16_where_it_has_instructions_for_it(
+    machine: str, has: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    for module, name in (
+        (torch.cpu, "_is_avx512_bf16_supported"),
+        (torch.cpu, "_is_amx_tile_supported"),
+        (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
+    ):
+        monkeypatch.setattr(module, name, lambda name=name: name in has)
+    assert default_dtype("cpu") == dtype

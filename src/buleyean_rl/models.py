@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import re
 import tempfile
 import warnings
@@ -105,7 +106,14 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     """bf16 where the device computes in it, fp32 elsewhere."""
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16 if _cpu_computes_in_bf16() else torch.float32
+
+
+def _cpu_computes_in_bf16() -> bool:
+    """Whether it has instructions for it: with AVX-512 alone oneDNN takes bf16 too, and is slower than in fp32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
