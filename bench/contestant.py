@@ -26,7 +26,6 @@ from typing import Any
 
 sys.modules["triton"] = None  # type: ignore[assignment] # 70 MB for the tests, which torch for a CPU does not bring
 
-
 from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective

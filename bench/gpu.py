@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from buleyean_rl.boundary import Boundary
@@ -29,7 +30,7 @@ from buleyean_rl.losses import Objective
 from buleyean_rl.models import attach_lora, output_head
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import batch_losses, choose_layout
-from workload import arithmetic, dense_step, full_boundaries, shape_of
+from workload import arithmetic, dense_step, full_boundaries, shape_of, step_of
 
 HERE = Path(__file__).parent
 LENGTH, WARM = 512, 2
@@ -66,15 +67,11 @@ def fused_step(base: Any, objective: Objective) -> Callable[[Sequence[Boundary]]
     """A training step of packed rows, our LoRA and the loss in tiles."""
     model = attach_lora(base, lora_config(16, 32, 0.0, None))
     layout, head = choose_layout(model), output_head(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
 
-    def step(boundaries: Sequence[Boundary]) -> None:
-        batch_losses(model, head, layout(boundaries).to(base.device), objective).loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    def loss(boundaries: Sequence[Boundary]) -> Tensor:
+        return batch_losses(model, head, layout(boundaries).to(base.device), objective).loss.mean()
 
-    return step
+    return step_of(model, loss)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from transformers import TrainerCallback
 
 from buleyean_rl.batches import pad_paths
@@ -78,15 +79,24 @@ def dense_step(base: Any, objective: Objective) -> Callable[[Sequence[Boundary]]
     """A training step of transformers' forward pass on padded rows, PEFT's LoRA, our loss on whole logits, AdamW."""
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     model = get_peft_model(base, config)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
 
-    def step(boundaries: Sequence[Boundary]) -> None:
+    def loss(boundaries: Sequence[Boundary]) -> Tensor:
         batch = pad_paths(boundaries).to(base.device)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         with torch.no_grad(), model.disable_adapter():
             reference = plain_model(model)(**inputs).logits.flatten(0, 1)[batch.nodes].float()
         logits = model(**inputs).logits.flatten(0, 1)[batch.nodes].float()
-        complement_loss(logits, reference, batch.counts, objective).loss.mean().backward()
+        return complement_loss(logits, reference, batch.counts, objective).loss.mean()
+
+    return step_of(model, loss)
+
+
+def step_of(model: Any, loss: Callable[[Sequence[Boundary]], Tensor]) -> Callable[[Sequence[Boundary]], None]:
+    """A training step with AdamW on a loss of some records."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4)
+
+    def step(boundaries: Sequence[Boundary]) -> None:
+        loss(boundaries).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

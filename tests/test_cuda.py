@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from buleyean_rl.attention import segments_in_use
 from buleyean_rl.batches import forward_hidden, pack, pad_paths
-from buleyean_rl.complement import Counts
 from buleyean_rl.fused import OutputHead, fused_loss
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import backbone, plain_model
@@ -33,7 +31,7 @@ def test_the_fused_loss_is_the_dense_one(
     expected = dense_loss(
         exact,
         OutputHead(head.weight.double()),
-        Counts(counts.node, counts.option, counts.count.double(), counts.rounds.double()),
+        counts,
         objective,
         None if reference is None else reference.double(),
     )
@@ -58,7 +56,7 @@ def test_a_packed_model_is_a_padded_one_in_bf16() -> None:
     own = plain_model(model).config._attn_implementation
     assert choose_layout(model) is pack
     row = pack(PROBE).to(torch.device("cuda"))
-    with torch.no_grad(), segments_in_use(row.segments):
+    with torch.no_grad():
         packed = forward_hidden(backbone(model), row).float()
     plain_model(model).set_attn_implementation(own)
     with torch.no_grad():

@@ -102,13 +102,13 @@ def packed_attention(
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
     before = key.shape[2] - query.shape[2]  # keys of earlier calls, in generation
     segments = _segments or (Segment(query.shape[2], ((0, before),) if before else ()),)
-    stretches = _stretches(segments, before)
-    windowed = sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu" and dropout == 0 and not windowed:
-        return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
         return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
+    stretches = _stretches(segments, before)
+    windowed = sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
+    if query.device.type == "cpu" and dropout == 0 and not windowed:
+        return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
 
 
