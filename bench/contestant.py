@@ -26,6 +26,8 @@ from typing import Any
 
 sys.modules["triton"] = None  # type: ignore[assignment] # 70 MB for the tests, which torch for a CPU does not bring
 
+import torch
+
 from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
@@ -37,7 +39,7 @@ from workload import ROUNDS, Stopwatch, arithmetic, dense_step, full_boundaries,
 
 MAX_LENGTH, BATCH = 512, 4
 LONG_ROW = MAX_LENGTH * BATCH
-PRECISION = default_dtype("cpu")
+PRECISION = default_dtype(torch.device("cpu"))
 SHARED = {
     "per_device_train_batch_size": BATCH,
     "learning_rate": 5e-4,

@@ -31,7 +31,7 @@ from buleyean_rl.json_file import write_json
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import ObjectiveName
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, plain_model
+from buleyean_rl.models import BUNDLED, attach_lora, default_device, load_base, plain_model
 from buleyean_rl.records import as_messages
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
@@ -129,7 +129,7 @@ def base(precision: str = "float32") -> Any:
     """The model of the studies, on a GPU if there is one."""
     model = load_base(BUNDLED, getattr(torch, precision))
     fuse_layers(model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(default_device())
 
 
 def train(

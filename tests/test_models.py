@@ -335,4 +335,4 @@ def test_a_cpu_trains_in_bf16_where_it_has_instructions_for_it(
         (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
     ):
         monkeypatch.setattr(module, name, lambda name=name: name in has)
-    assert default_dtype("cpu") == dtype
+    assert default_dtype(torch.device("cpu")) == dtype

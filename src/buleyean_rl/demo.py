@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.markup import escape
@@ -33,6 +32,7 @@ from buleyean_rl.mine import cached_answers, reject_loops
 from buleyean_rl.models import (
     BUNDLED,
     bundled_gguf,
+    default_device,
     default_dtype,
     fingerprint,
     load_base,
@@ -151,7 +151,8 @@ def _measure(path: Path, engine: str, held_out: Sequence[str], console: Console,
 
 def _mining_engine(path: Path) -> Engine:
     """The same model in transformers: many answers at once take a third of the time there."""
-    model = load_base(str(path), default_dtype("cuda" if torch.cuda.is_available() else "cpu"))
+    device = default_device()
+    model = load_base(str(path), default_dtype(device)).to(device)
     fuse_layers(model)
     return TransformersEngine(model, load_tokenizer(str(path)), batch=64)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from buleyean_rl.models import return_free_memory
+from buleyean_rl.progress import in_words
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.tokenised import BoundaryFile
 from buleyean_rl.trainer import BuleyeanTrainer, add_references, batch_losses
@@ -37,7 +38,7 @@ class Estimate:
 
     def __str__(self) -> str:
         line = (
-            f"about {_duration(self.seconds)} for {self.steps:,.0f} steps, {self.memory_bytes / 1e9:.1f} GB of memory "
+            f"about {in_words(self.seconds)} for {self.steps:,.0f} steps, {self.memory_bytes / 1e9:.1f} GB of memory "
             "at most"
         )
         if self.free_bytes is not None:
@@ -84,12 +85,6 @@ def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Es
     free = psutil.virtual_memory().available
     lacking = not on_gpu and 2 * adapter > free
     return Estimate(seconds / most * tokens, steps, memory, free if lacking else None)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 class KeepMemory(TrainerCallback):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
-
 from buleyean_rl.engines import EndpointEngine, Engine, LlamaCppEngine, TransformersEngine
 from buleyean_rl.errors import UsageError
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.models import (
+    default_device,
     default_dtype,
     fingerprint,
     is_run,
@@ -51,14 +50,14 @@ def open_engine(name: str, kind: str = "auto") -> Engine:
         if path is None:
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=PARALLEL)
-    dtype = default_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
+    dtype = default_dtype(device)
     if is_run(name):
         model, tokenizer = merge_run(Path(name))
         model.to(dtype)
     else:
         model, tokenizer = load_base(name, dtype), load_tokenizer(name)
-    if torch.cuda.is_available():
-        model.to("cuda")
+    model.to(device)
     fuse_layers(model)
     return TransformersEngine(model, tokenizer, batch=BATCH)
 

@@ -102,9 +102,14 @@ def resolve(name: str) -> Source:
     return Source(name, name)
 
 
-def default_dtype(device: str | torch.device) -> torch.dtype:
+def default_device() -> torch.device:
+    """An NVIDIA GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device computes in it, fp32 elsewhere."""
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if _cpu_computes_in_bf16() else torch.float32
 

@@ -1,7 +1,8 @@
-"""Training, shown as a bar."""
+"""Training, as a person sees it: a bar on a terminal, and elsewhere, in a log, a line now and then."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,17 +11,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from transformers import TrainerCallback
 
+BETWEEN_LINES = 60.0  # seconds
+
 
 class ShowProgress(TrainerCallback):
-    """A progress bar with the time left, and under it the last step's loss and its parts and the speed of all steps."""
+    """How far a run has come and the time left, the last step's loss and its parts, and the speed of all steps."""
 
     def __init__(self, console: Console) -> None:
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = _WithFigures(*columns, console=console, disable=console.quiet)
+        self.console, can_redraw = console, console.is_terminal or console.is_jupyter
+        self.progress = _WithFigures(*columns, console=console, disable=console.quiet or not can_redraw)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Show an empty bar, or one as far as an earlier run came."""
         self.tokens, self.seconds = 0, 0.0
+        self.first, self.started = state.global_step, time.monotonic()
+        self.said = self.started
         self.progress.start()
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
 
@@ -36,10 +42,23 @@ class ShowProgress(TrainerCallback):
             f"{self.tokens / self.seconds:.0f} tokens/s"
         )
         self.progress.update(self.task, completed=state.global_step)
+        now = time.monotonic()
+        if self.progress.disable and now - self.said >= BETWEEN_LINES:
+            self.said = now
+            left = (now - self.started) / (state.global_step - self.first) * (state.max_steps - state.global_step)
+            steps = f"step {state.global_step:,} of {state.max_steps:,}, about {in_words(left)} left"
+            self.console.print(f"{steps}: {self.progress.figures}", soft_wrap=True)
 
     def stop(self) -> None:
         """Close the bar, whatever happened."""
         self.progress.stop()
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, as a person would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 class _WithFigures(Progress):

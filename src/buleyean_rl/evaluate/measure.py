@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -19,7 +18,16 @@ from buleyean_rl.evaluate.statistics import Figure, kendall_tau, ndcg, preferred
 from buleyean_rl.importers import Preference, Preferences
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.loading import is_endpoint, open_engine
-from buleyean_rl.models import default_dtype, is_run, load_base, load_run, load_tokenizer, plain_model, run_base
+from buleyean_rl.models import (
+    default_device,
+    default_dtype,
+    is_run,
+    load_base,
+    load_run,
+    load_tokenizer,
+    plain_model,
+    run_base,
+)
 from buleyean_rl.records import Prompt, as_messages, parse_text, read_rows, reject_row
 
 MATCHED = 0.2  # answers match in length if the shorter one lacks at most this share of the longer one's tokens
@@ -173,7 +181,7 @@ def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
 @contextmanager
 def _scorer(name: str, settings: Settings, notes: list[str]) -> Iterator[Scorer]:
     """What scores with a model. A GGUF file is read by transformers, a hundred times as fast, if that can be."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     if settings.engine != "llama.cpp" and not is_endpoint(name):
         is_file = not is_run(name) and Path(name).suffix == ".gguf"
         try:
