@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from buleyean_rl import demo_data
-from buleyean_rl.boundary import build_boundaries, merge_responses
+from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
 from buleyean_rl.complement import Counts
 from buleyean_rl.environment import DEFAULTS
 from buleyean_rl.fused import OutputHead, fused_loss
@@ -36,7 +36,7 @@ from buleyean_rl.losses import Objective
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head, return_free_memory
 from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
-from buleyean_rl.trainer import batch_losses, choose_layout
+from buleyean_rl.trainer import add_references, batch_losses, choose_layout, fill_rows, row_tokens
 from contestant import BATCH, MAX_LENGTH, PRECISION
 
 HERE = Path(__file__).parent
@@ -185,17 +185,19 @@ def loss_cost() -> dict[str, float]:
 
 
 def trie_ratio() -> float:
-    """A 256-token prompt with four 128-token answers as one trie, over the same as four sequences."""
+    """A 256-token prompt with four 128-token answers as one trie, over four sequences, each in the rows of a trainer."""
     torch.manual_seed(0)
     model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
     layout, head = choose_layout(model), output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
-    together = layout([merge_responses(prompt, answers, [1] * 4, 4)])
-    apart = layout([merge_responses(prompt, [answer], [1], 4) for answer in answers])
+    together = [merge_responses(prompt, answers, [1] * 4, 4)]
+    apart = [merge_responses(prompt, [answer], [1], 4) for answer in answers]
 
-    def step(batch: Any) -> None:
-        batch_losses(model, head, batch, Objective()).loss.mean().backward()
+    def step(boundaries: Sequence[Boundary]) -> None:
+        rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(model.device))
+        for batch in add_references(model, [layout(row) for row in rows]):
+            batch_losses(model, head, batch, Objective()).loss.mean().backward()
         model.zero_grad()
 
     return ratio(lambda: step(together), lambda: step(apart))
