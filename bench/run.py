@@ -185,7 +185,7 @@ def loss_cost() -> dict[str, float]:
 
 
 def trie_ratio() -> float:
-    """A 256-token prompt with four 128-token answers as one trie, over four sequences, each in the rows of a trainer."""
+    """A 256-token prompt with four 128-token answers as one trie, over four sequences, each in a trainer's rows."""
     torch.manual_seed(0)
     model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
     layout, head = choose_layout(model), output_head(model)
