@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,7 @@ class LlamaCppPythonEngine(Completing):
         """The answers in order, one after the other."""
         answers: list[Answer] = []
         for index, messages in enumerate(conversations):
-            drawn = Sampling(**{**sampling.__dict__, "seed": sampling.seed + index})
-            chunks = list(self._chunks(messages, drawn))
+            chunks = list(self._chunks(messages, replace(sampling, seed=sampling.seed + index)))
             text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
             ended = chunks[-1]["choices"][0]["finish_reason"] == "stop"
             answers.append(Answer(text, len(self.tokenize(text)) if ended else sampling.max_tokens, ended))
