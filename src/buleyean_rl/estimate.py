@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -46,15 +46,14 @@ class Estimate:
         return line
 
 
-def estimate(model: Any, trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
+def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     """Try the step with the longest row of an epoch; nothing of the run changes by it.
 
     Args:
-        model: PEFT.
         trainer: of the run, not yet started.
         training: what it trains on.
     """
-    config = trainer.args
+    config, model = trainer.args, cast(Any, trainer.model)
     size = config.per_device_train_batch_size
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)

@@ -67,6 +67,13 @@ OWN_SETTINGS = (
 )
 
 
+PUBLISHED_WARNING = (
+    "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target spreads "
+    "over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; leave out "
+    "--objective to learn from rejections."
+)
+
+
 def train(
     records_path: Path | str,
     model_name: str,
@@ -98,9 +105,8 @@ def train(
         UsageError: the run folder is not fit for this.
     """
     console, records_path = console or Console(quiet=True), Path(records_path)
-    folder = Path(str(config.output_dir))
-    sha256 = records_sha256(records_path)
-    settings = {
+    folder, sha256 = Path(str(config.output_dir)), records_sha256(records_path)
+    settings: dict[str, Any] = {
         "model": _stable_name(model_name),
         "records_sha256": sha256,
         "config": {name: _plain(getattr(config, name)) for name in OWN_SETTINGS},
@@ -109,73 +115,36 @@ def train(
     if checkpoint:  # the state has a number where the settings have a share, of which transformers would warn
         config.save_steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).save_steps
     if config.objective == "published":
-        console.print(
-            "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target "
-            "spreads over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; "
-            "leave out --objective to learn from rejections."
-        )
-    tokenizer, device, base = load_tokenizer(model_name), config.device, None
+        console.print(PUBLISHED_WARNING)
+    tokenizer, base = load_tokenizer(model_name), None
     if config.loss.of_answers and config.own_samples:
-        base = _load(model_name, device, console)
+        base = _load(model_name, config.device, console)
         records_path = _add_own_samples(records_path, folder, skip_bad, base, tokenizer, config, console)
         sha256, skip_bad = records_sha256(records_path), False
-    boundaries = _boundaries(records_path, sha256, skip_bad, tokenizer, config.max_length, console)
-    if not boundaries:
-        raise RecordError(
-            f"none of the {boundaries.data['read']} records can be trained on: no prompt leaves room for a response in "
-            f"{config.max_length} tokens; raise --max-length",
-            path=records_path,
-        )
-    if config.loss.of_answers:
-        boundaries = _with_a_choice(boundaries, records_path)
+    boundaries = _boundaries(records_path, sha256, skip_bad, tokenizer, config, console)
     parts = split(len(boundaries), config.held_out, config.seed)
     training, held_out = (boundaries.select(places) for places in parts)
     console.print(_data_line(boundaries.data, len(training), len(held_out)))
 
     set_seed(config.seed)
-    base = base or _load(model_name, device, console)
-    adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    model = attach_lora(base, adapter)
-    model.peft_config["default"].base_model_name_or_path = settings["model"]
-    model.to(device)
-    progress = ShowProgress(console)
-    decisive = _decisive(config, model, model_name)
+    model = _adapted(base or _load(model_name, config.device, console), config, settings["model"])
+    decisive, progress = _decisive(config, model, model_name), ShowProgress(console)
     reference_folder = _reference_folder(decisive, sha256, config, model, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
     looked_at = (held_out or training)[:MEASURED_RECORDS]
-    measured = HeldOut(model, looked_at, config.loss)
-    neutral = _neutral(tokenizer, config.max_length)
+    measured, neutral = HeldOut(model, looked_at, config.loss), _neutral(tokenizer, config.max_length)
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
-    before = _fingerprint(model)
     with console.status("measuring the base model"):
-        same = [*decisive, [text.prompt + text.tokens for text in neutral]]
-        start = measured.measure() | kept("neutral", same, lambda: {"neutral_nll": mean_nll(model, neutral)})
-        if guard is not None:
-            guard.base = Look(**kept("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base())))
-    need = estimate(model, trainer, training)
-    console.print(str(need))
-    if asks_for_little(looked_at, start["rejected_nll"], config.loss):
-        console.print(
-            f"[yellow]note:[/] the model would say these answers itself ({start['rejected_nll']:.2f} nats per token), "
-            "so one rejection of each asks for little: --tau 6 asks as firmly as mining does"
-        )
-    if device.type == "cpu":
-        trainer.add_callback(KeepMemory(need.memory_bytes))
+        start = _measure_base(model, measured, neutral, guard, decisive)
+    _announce(trainer, training, looked_at, start["rejected_nll"], console)
 
+    before = _fingerprint(model)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.stop()
     if guard is not None and guard.reason:
-        if not guard.kept:
-            raise TrainingError(
-                f"the guard ended the run at its first look, step {guard.looks[-1].step}: {guard.reason}; lower the "
-                "learning rate, or go on regardless with --no-guard"
-            )
-        console.print(
-            f"[yellow]the guard ended the run at step {guard.looks[-1].step}:[/] {guard.reason}; "
-            f"the adapter of step {guard.kept} is kept"
-        )
+        _say_what_ended_it(guard, console)
     if _fingerprint(model) == before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
     with console.status("measuring the trained model"):
@@ -227,23 +196,39 @@ def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _boundaries(
-    path: Path, sha256: str, skip_bad: bool, tokenizer: Any, max_length: int, console: Console
+    path: Path, sha256: str, skip_bad: bool, tokenizer: Any, config: BuleyeanConfig, console: Console
 ) -> BoundaryFile:
+    """The records that can be trained on, tokenised; at least one."""
     # A file that is good only without its bad lines must not count as good.
     source = f"{sha256} without bad lines" if skip_bad else sha256
     with console.status("tokenising") as status:
-        return tokenise(
+        boundaries = tokenise(
             read_records(path, skip_bad=skip_bad),
             source,
             tokenizer,
-            max_length,
+            config.max_length,
             progress=lambda count: status.update(f"tokenising: {count:,} records"),
         )
+    if not boundaries:
+        raise RecordError(
+            f"none of the {boundaries.data['read']} records can be trained on: no prompt leaves room for a response in "
+            f"{config.max_length} tokens; raise --max-length",
+            path=path,
+        )
+    return _with_a_choice(boundaries, path) if config.loss.of_answers else boundaries
 
 
 def _load(model_name: str, device: torch.device, console: Console) -> Any:
     with console.status(f"loading {model_name}"):
         return load_base(model_name, default_dtype(device)).to(device)
+
+
+def _adapted(base: Any, config: BuleyeanConfig, name: str) -> Any:
+    """A base model with a fresh adapter that says whose it is."""
+    adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    model = attach_lora(base, adapter)
+    model.peft_config["default"].base_model_name_or_path = name
+    return model.to(config.device)
 
 
 def _add_own_samples(
@@ -302,6 +287,43 @@ def _guard(
     )
     trainer.add_callback(guard)
     return guard
+
+
+def _measure_base(
+    model: Any, measured: HeldOut, neutral: Sequence[Boundary], guard: Guard | None, decisive: Sequence[Any]
+) -> dict[str, float]:
+    """The loss and the nats of held-out rejections and neutral texts, before training; what no record decides, once."""
+    same = [*decisive, [text.prompt + text.tokens for text in neutral]]
+    if guard is not None:
+        guard.base = Look(**kept("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base())))
+    return measured.measure() | kept("neutral", same, lambda: {"neutral_nll": mean_nll(model, neutral)})
+
+
+def _announce(
+    trainer: BuleyeanTrainer, training: BoundaryFile, seen: Sequence[Boundary], nats: float, console: Console
+) -> None:
+    """Say what the run will take, and hold it to that."""
+    need = estimate(trainer, training)
+    console.print(str(need))
+    if asks_for_little(seen, nats, trainer.args.loss):
+        console.print(
+            f"[yellow]note:[/] the model would say these answers itself ({nats:.2f} nats per token), "
+            "so one rejection of each asks for little: --tau 6 asks as firmly as mining does"
+        )
+    if trainer.args.device.type == "cpu":
+        trainer.add_callback(KeepMemory(need.memory_bytes))
+
+
+def _say_what_ended_it(guard: Guard, console: Console) -> None:
+    step = guard.looks[-1].step
+    if not guard.kept:
+        raise TrainingError(
+            f"the guard ended the run at its first look, step {step}: {guard.reason}; lower the learning rate, or go "
+            "on regardless with --no-guard"
+        )
+    console.print(
+        f"[yellow]the guard ended the run at step {step}:[/] {guard.reason}; the adapter of step {guard.kept} is kept"
+    )
 
 
 def _strengthen(model: Any, trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
