@@ -65,8 +65,6 @@ OWN_SETTINGS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
     *("num_train_epochs", "max_steps"),
 )
-
-
 PUBLISHED_WARNING = (
     "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target spreads "
     "over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; leave out "
