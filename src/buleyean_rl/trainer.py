@@ -174,7 +174,6 @@ class BuleyeanTrainer(Trainer):
         if reference_folder is not None and args.loss.uses_reference:
             nodes, weight = [boundary.nodes for boundary in train_dataset], self.head.weight
             self._references = ReferenceCache(reference_folder, nodes, weight.shape[1], weight.dtype)
-        self.loss_is_scaled_for_ga = True  # we divide by all the nodes of a step
         self._logged = _Totals()
 
     @property
@@ -199,11 +198,15 @@ class BuleyeanTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward, row by row. See `Trainer.training_step`."""
+        # transformers' own step, row by row, would go through all the modules for each: 15 ms of a short row
+        model.train()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
         for batch in self.with_references(batches) if self.uses_reference else batches:
             with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
-                loss += super().training_step(model, {"batch": batch}, num_items_in_batch)
+                of_row = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(of_row)
+                loss += of_row.detach()
         return loss
 
     def compute_loss(
