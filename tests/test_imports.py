@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "report": "cards errors json_file",
     "demo_data": "",
     "settings": "errors trainer",
-    "estimate": "models progress report tokenised trainer",
+    "estimate": "attention boundary models progress report tokenised trainer",
     "progress": "",
     "guard": "batches boundary engines evaluate fused likelihood models trainer",
     "train": "boundary cache demo_data engines errors estimate evaluate guard json_file lora losses mine models "

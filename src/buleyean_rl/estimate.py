@@ -1,4 +1,4 @@
-"""What a run will take, tried on its longest row before it starts; and keeping to it."""
+"""What a run will take, tried on its longest step and a usual one before it starts; and keeping to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
+from buleyean_rl.attention import segments_in_use
+from buleyean_rl.boundary import Boundary
 from buleyean_rl.models import return_free_memory
 from buleyean_rl.progress import in_words
 from buleyean_rl.report import peak_rss_bytes
@@ -47,7 +49,9 @@ class Estimate:
 
 
 def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
-    """Try the step with the longest row of an epoch; nothing of the run changes by it.
+    """Try the step with the longest row of an epoch, for memory, and one of median length, for time.
+
+    Nothing of the run changes by it.
 
     Args:
         trainer: of the run, not yet started.
@@ -60,30 +64,37 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
     alone = sizes.max() > config.row_limit  # a record that has a row to itself, longer than any other
     largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
-    per_epoch, most = int(tokens_of_batches.sum()), int(tokens_of_batches[largest])
+    usual = int(np.argsort(tokens_of_batches)[len(tokens_of_batches) // 2])
     devices = [] if config.device.type == "cpu" else [config.device]
     with torch.random.fork_rng(devices):  # the run itself must not notice
-        started = time.monotonic()
-        boundaries = training.select(shuffled[largest * size : (largest + 1) * size])[:]
-        model.train()
-        batches = [batch.to(config.device) for batch in trainer.collate(list(enumerate(boundaries)))["batches"]]
-        if trainer.uses_reference:
-            batches = add_references(model, batches)
-        for batch in batches:
-            batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()
-        seconds = time.monotonic() - started
-    model.zero_grad()
+        for batch in dict.fromkeys((largest, usual)):
+            started = time.monotonic()
+            _try_step(trainer, training.select(shuffled[batch * size : (batch + 1) * size])[:])
+            seconds_a_token = (time.monotonic() - started) / int(tokens_of_batches[batch])
     adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     on_gpu = config.device.type == "cuda"
     tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
     memory = tried + 2 * adapter  # the optimiser's state is made in the first step
-    tokens = per_epoch * config.num_train_epochs
+    tokens = int(tokens_of_batches.sum()) * config.num_train_epochs
     steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
     if config.max_steps > 0:
         tokens, steps = tokens * config.max_steps / steps, config.max_steps
     free = psutil.virtual_memory().available
     lacking = not on_gpu and 2 * adapter > free
-    return Estimate(seconds / most * tokens, steps, memory, free if lacking else None)
+    return Estimate(seconds_a_token * tokens, steps, memory, free if lacking else None)
+
+
+def _try_step(trainer: BuleyeanTrainer, boundaries: list[Boundary]) -> None:
+    """Forward and backward as in a step, without the optimiser's part."""
+    config, model = trainer.args, cast(Any, trainer.model)
+    model.train()
+    batches = [batch.to(config.device) for batch in trainer.collate(list(enumerate(boundaries)))["batches"]]
+    if trainer.uses_reference:
+        batches = add_references(model, batches)
+    for batch in batches:
+        with segments_in_use(batch.segments):
+            batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()
+    model.zero_grad()
 
 
 class KeepMemory(TrainerCallback):
