@@ -117,7 +117,8 @@ def test_a_missing_engine_names_the_command(
 def test_stopped_while_writing(how: signal.Signals, run: Path, tmp_path: Path) -> None:
     """Interrupted or told to end, an export leaves nothing; killed outright, the next one sweeps up after it."""
     code = (
-        "import sys, time; from buleyean_rl.gguf_export import write; from buleyean_rl.cli import main\n"
+        "import signal, sys, time; from buleyean_rl.gguf_export import write; from buleyean_rl.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests run in the background inherit it ignored
         "real = write.quantise\n"
         "def slow(*a):\n    print('writing', flush=True); time.sleep(0.2); return real(*a)\n"
         "write.quantise = slow; sys.exit(main())"
