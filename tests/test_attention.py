@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl import attention
+from buleyean_rl import attention, kernels
 from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
 
 ROWS = {
@@ -145,6 +147,59 @@ def test_all_stretches_at_once_are_dense(
     monkeypatch.setattr(attention._BlockwiseBackward, "apply", at_once)
     monkeypatch.setattr(attention, "_attend", lambda *x: at_once(*x[:5]))
     compare(segments, window=window)
+
+
+@pytest.fixture(params=["AMX", "loops"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel that goes by tiles takes all it can; in matrix registers, or in the loops that stand for them."""
+    if not kernels.available(torch.zeros(0, dtype=torch.bfloat16)):
+        pytest.skip("no C compiler, or a torch without OpenMP")
+    if request.param == "AMX" and not kernels._has_tiles():
+        pytest.skip("no AMX here")
+    if request.param == "loops":
+        monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-U__AMX_BF16__"))
+        kernels._library.cache_clear()
+    monkeypatch.setattr(kernels, "attends", lambda query: query.dtype == torch.bfloat16)
+    yield
+    if request.param == "loops":
+        kernels._library.cache_clear()
+
+
+@pytest.mark.usefixtures("tiles")
+@every_row
+@pytest.mark.parametrize("threads", [1, 5])
+def test_in_tiles_packed_is_dense(segments: tuple[Segment, ...], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # more threads divide the queries of a stretch
+    try:
+        compare(segments, dtype=torch.bfloat16, tolerance=1e-2, width=64)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("width", [32, 96, 128])
+def test_tiles_of_any_width(width: int) -> None:
+    compare(ROWS["a trie"], dtype=torch.bfloat16, tolerance=1e-2, width=width, heads=6, scaling=0.3)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_later_queries_see_the_keys_before_them() -> None:
+    q, k, v = torch.randn(3, 1, 2, 150, 64, dtype=torch.bfloat16).unbind()
+    whole, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    later, _ = packed_attention(torch.nn.Module(), q[:, :, -40:], k, v, attention_mask=None)
+    torch.testing.assert_close(later, whole[:, -40:])
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_what_no_query_sees_has_no_part() -> None:
+    q, k, v = torch.randn(3, 1, 2, 70, 64, dtype=torch.bfloat16).unbind()
+    row, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    k[:, :, 50:], v[:, :, 50:] = float("nan"), float("nan")
+    with segments_in_use((Segment(50), Segment(20))):
+        other, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
+    torch.testing.assert_close(other[:, :50], row[:, :50])
+    assert other[:, 50:].isnan().all()
 
 
 @pytest.mark.usefixtures("gpu")

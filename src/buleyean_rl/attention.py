@@ -3,8 +3,8 @@
     segments (which stretches see which) --segments_in_use--> packed_attention, called by every layer
 
 Registered with transformers under `PACKED`. It is torch's own kernel, stretch by stretch; on a CPU the backward pass
-is ours, block by block in batched matrix products, which is what its cores are fast at. On CUDA in half precision it
-is FlashAttention's kernel for stretches of many lengths, once a layer.
+is ours, block by block in batched matrix products, which is what its cores are fast at. Where it can be, it is a kernel
+for stretches of many lengths: FlashAttention's on CUDA in half precision, ours on a CPU with AMX.
 """
 
 from __future__ import annotations
@@ -108,6 +108,8 @@ def packed_attention(
     stretches = _stretches(segments, before)
     windowed = sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
     if query.device.type == "cpu" and dropout == 0 and not windowed:
+        if len(query) == 1 and kernels.attends(query[0]):
+            return _TiledAttention.apply(query, key, value, _lengths(segments, before, query.device), scale), None
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
 
@@ -161,36 +163,18 @@ def _attend(
     return output.transpose(1, 2).contiguous()
 
 
-class _Lengths(NamedTuple):
-    """What FlashAttention is told of a row's stretches.
-
-    Args:
-        keys: places in the row that each stretch sees, one stretch after the other; None for the row as it is.
-        until_query: where each stretch's queries end, and 0 before. Shape: (stretches + 1,).
-        until_key: the same of `keys`.
-        most_queries: of a stretch.
-        most_keys: of a stretch.
-    """
-
-    keys: Tensor | None
-    until_query: Tensor
-    until_key: Tensor
-    most_queries: int
-    most_keys: int
-
-
 @lru_cache(maxsize=4)  # all layers ask for the same
-def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> _Lengths:
+def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> kernels.Stretches:
     stretches = _stretches(segments, before)
     places = torch.cat([torch.arange(piece.start, piece.stop) for stretch in stretches for piece in stretch.keys])
     as_it_is = places.equal(torch.arange(len(places)))
     queries, keys = [segment.length for segment in segments], [stretch.seen for stretch in stretches]
     until_query, until_key = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys))
-    return _Lengths(None if as_it_is else places.to(device), until_query, until_key, max(queries), max(keys))
+    return kernels.Stretches(None if as_it_is else places.to(device), until_query, until_key, max(queries), max(keys))
 
 
 def _attend_at_once(
-    query: Tensor, key: Tensor, value: Tensor, lengths: _Lengths, scale: float, sliding_window: int | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: kernels.Stretches, scale: float, sliding_window: int | None
 ) -> Tensor:
     """All stretches in one call; of each the last query sees all its keys. Shapes as for `packed_attention`."""
     q, k, v = (row[0].transpose(0, 1) for row in (query, key, value))
@@ -200,6 +184,27 @@ def _attend_at_once(
     output = varlen_attn(q, k, v, *lengths[1:], scale=scale, window_size=(back, 0), **GROUPED)
     assert isinstance(output, Tensor)
     return output.unsqueeze(0)
+
+
+class _TiledAttention(torch.autograd.Function):
+    """All stretches in one call of `kernels.attention`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: kernels.Stretches, scale: float
+    ) -> Tensor:
+        """Shapes as for `packed_attention`, of one row."""
+        value = value.contiguous()  # a view would keep all that its projection made
+        ctx.save_for_backward(query, key, value)
+        ctx.stretches, ctx.scale = stretches, scale
+        return kernels.attention(query[0], key[0], value[0], stretches, scale).unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = (x[0] for x in ctx.saved_tensors)
+        gradient = grad_output.contiguous()[0]
+        grads = kernels.attention_backward(gradient, query, key, value, ctx.stretches, ctx.scale)
+        return (*(grad.unsqueeze(0) for grad in grads), None, None)
 
 
 class _BlockwiseBackward(torch.autograd.Function):

@@ -1,15 +1,17 @@
-"""Element-wise passes in C for bf16 and fp32 on a CPU, built with the machine's own compiler on first use.
+"""What torch does in too many sweeps, in C for a CPU, built with the machine's own compiler on first use.
 
-    kernels.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
+    kernels.c, attention.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
 
-Where there is no compiler `available()` is False, and the callers do the same work in torch, in more sweeps. On
-CUDA the passes of the loss are in `triton.py`.
+The element-wise passes of `kernels.c` are for bf16 and fp32; attention is for bf16 where a processor has matrix
+registers (AMX). Where there is no compiler `available()` is False, and the callers do the same work in torch, in more
+sweeps. On CUDA the passes of the loss are in `triton.py`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -20,16 +22,17 @@ from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from buleyean_rl.cache import cache_folder
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("numbers.h", "kernels.c", "attention.c")]
 TYPES = {torch.bfloat16: (), torch.float32: ("-DFP32",)}
 X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
-FLAGS = ("-std=c11", "-O3", "-march=native", *X86, "-ffast-math", "-fopenmp", "-fPIC")
+FLAGS = ("-std=c11", "-O3", "-march=native", *X86, "-ffast-math", "-fno-strict-aliasing", "-fopenmp", "-fPIC")
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
@@ -45,6 +48,14 @@ SIGNATURES = {
     ],
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
+}
+BLOCK = 64  # queries that `attention.c` takes at a time
+ROW = [c_void_p, c_int64, c_int64]  # of heads and tokens, with the strides of both
+STRETCHES = [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float, c_int]
+OF_BF16 = {
+    "has_tiles": [],
+    "attention": [*ROW * 4, *STRETCHES, c_int],
+    "attention_backward": [*ROW * 4, *STRETCHES, *ROW, c_void_p, c_void_p, c_int],
 }
 
 
@@ -197,6 +208,94 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
     return y
 
 
+class Stretches(NamedTuple):
+    """Which tokens of a packed row see which: the queries of a stretch are the last of the keys they see.
+
+    Args:
+        keys: places in the row that each stretch sees, one stretch after the other; None for the row as it is.
+        until_query: where each stretch's queries end, and 0 before, in int32. Shape: (stretches + 1,).
+        until_key: the same of `keys`.
+        most_queries: of a stretch.
+        most_keys: of a stretch.
+    """
+
+    keys: Tensor | None
+    until_query: Tensor
+    until_key: Tensor
+    most_queries: int
+    most_keys: int
+
+
+def attends(query: Tensor) -> bool:
+    """Whether `attention` can be used on queries like these, and is quick: a block of them is computed at least."""
+    fits = query.dtype == torch.bfloat16 and query.shape[-1] % 32 == 0 and query.shape[1] >= 32
+    return fits and available(query) and _has_tiles()
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float) -> Tensor:
+    """Causal attention of a packed row, in bf16.
+
+    Args:
+        query: a head's elements next to each other, a multiple of 32. Shape: (heads, tokens, width).
+        key: alike. Shape: (key heads, tokens, width).
+        value: Shape as `key`.
+        stretches: of the row.
+        scale: factor on the scores.
+
+    Returns:
+        Shape: (tokens, heads, width).
+    """
+    heads, tokens, width = query.shape
+    y = query.new_empty(tokens, heads, width)
+    rows = (*_row(query), *_row(key), *_row(value), *_row(y.transpose(0, 1)))
+    layout = _layout(query, key, stretches, scale, _parts(key, stretches))
+    _call("attention", *rows, *layout, torch.get_num_threads())
+    return y
+
+
+def attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `attention` in queries, keys and values, from that in its result. Shapes as there."""
+    grad_query = torch.empty_like(query)
+    parts, width = _parts(key, stretches), key.shape[-1]
+    seen = query.new_empty(2, parts, len(key), int(stretches.until_key[-1]), width, dtype=torch.float32)
+    rows = (*_row(query), *_row(key), *_row(value), *_row(gradient.transpose(0, 1)))
+    layout = _layout(query, key, stretches, scale, parts)
+    _call("attention_backward", *rows, *layout, *_row(grad_query), *seen, torch.get_num_threads())
+    seen = seen.sum(1)
+    if stretches.keys is not None:
+        seen = seen.new_zeros(2, *key.shape).index_add_(2, stretches.keys, seen)
+    grad_key, grad_value = seen.to(key.dtype)
+    return grad_query, grad_key, grad_value
+
+
+def _row(x: Tensor) -> tuple[Tensor, int, int]:
+    """How `attention.c` is told of a (heads, tokens, width)."""
+    assert x.stride(-1) == 1
+    return x, x.stride(0), x.stride(1)
+
+
+def _layout(
+    query: Tensor, key: Tensor, stretches: Stretches, scale: float, parts: int
+) -> tuple[float | Tensor | None, ...]:
+    places, until_query, until_key, *_ = stretches
+    return len(query), len(key), query.shape[-1], places, until_query, until_key, len(until_query) - 1, scale, parts
+
+
+def _parts(key: Tensor, stretches: Stretches) -> int:
+    """Into how many tasks a stretch and key head is divided, so that there are some for every thread."""
+    tasks = len(key) * (len(stretches.until_query) - 1)
+    wanted, blocks = math.ceil(2 * torch.get_num_threads() / tasks), math.ceil(stretches.most_queries / BLOCK)
+    return max(1, min(wanted, blocks))
+
+
+@lru_cache
+def _has_tiles() -> bool:
+    library = _library(torch.bfloat16)
+    return library is not None and bool(library.has_tiles())
+
+
 def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
     library = _library(x.dtype)
     assert library is not None
@@ -224,9 +323,9 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *TYPES[dtype]), runtime)))
     except (OSError, subprocess.SubprocessError):
         return None
-    for name, arguments in SIGNATURES.items():
+    for name, arguments in (SIGNATURES | (OF_BF16 if dtype == torch.bfloat16 else {})).items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, c_int if name == "has_tiles" else None
     return library
 
 
@@ -240,15 +339,18 @@ def _openmp_of_torch() -> Path | None:
 def _built(compiler: str, flags: tuple[str, ...], runtime: Path) -> Path:
     """The compiled library, from the cache if this source was compiled for this kind of processor before."""
     target = _run(compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull)  # names every instruction set
-    key = hashlib.sha256(SOURCE.read_bytes() + target + f"{compiler} {flags} {runtime}".encode()).hexdigest()[:16]
+    source = b"".join(path.read_bytes() for path in SOURCES)
+    key = hashlib.sha256(source + target + f"{compiler} {flags} {runtime}".encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-            _run(compiler, *flags, "-c", str(SOURCE), "-o", str(compiled))
+            sources, linked = [path for path in SOURCES if path.suffix == ".c"], Path(folder, "kernels.so")
+            compiled = [str(Path(folder, path.stem).with_suffix(".o")) for path in sources]
+            for path, to in zip(sources, compiled, strict=True):
+                _run(compiler, *flags, "-c", str(path), "-o", to)
             # apart, as linking with -ffast-math would flush denormal numbers in the whole process
-            _run(compiler, "-shared", str(compiled), str(runtime), "-lm", "-o", str(linked))
+            _run(compiler, "-shared", *compiled, str(runtime), "-lm", "-o", str(linked))
             linked.replace(library)
     return library
 

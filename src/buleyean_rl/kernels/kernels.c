@@ -4,43 +4,9 @@
  * builds them on first use. Work is split among threads by rows, always the same way, so that results are
  * the same from run to run.
  */
-#include <math.h>
-#include <stdint.h>
+#include "numbers.h"
 
 #define SOME 256
-
-#ifdef FP32
-typedef float number;
-static inline float widen(number x) { return x; }
-static inline number narrow(float x) { return x; }
-#else
-typedef uint16_t number;
-
-static inline float widen(number x) {
-    union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
-    return u.value;
-}
-
-static inline number narrow(float x) { /* to the nearest, ties to even */
-    union { float value; uint32_t bits; } u = {x};
-    return (number)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
-}
-#endif
-
-static inline float exponential(float x) { /* within 2e-7 of exp(x), for x up to 88 */
-    x = x < -87.0f ? -87.0f : x;
-    float n = __builtin_rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    union { uint32_t bits; float value; } power = {(uint32_t)((int32_t)n + 127) << 23};
-    return p * power.value;
-}
 
 /* Largest of each column. x: (rows, columns); most: (threads, columns), one row a thread. */
 void column_most(const number *x, int64_t rows, int64_t columns, float *most, int threads) {

@@ -1,0 +1,318 @@
+/* Attention over a packed row and its gradient, in bf16, in tiles of a processor's matrix registers (AMX).
+ *
+ * A stretch of the row is some queries that are the last of the keys they see. A task is a key head, a stretch and one
+ * of `parts` of its queries: every `parts`th block of ROWS, whose scores with all they see fit in a core's cache. Where
+ * there are no such registers plain loops stand for them, for tests.
+ */
+#ifndef FP32
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+
+#include "numbers.h"
+
+#define ROWS 64
+#define SIDE 16 /* of a tile: 16 rows of 16 floats or of 32 bf16 */
+#define STEP (2 * SIDE)
+
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* A compiler does not know what of memory these instructions read and write. */
+#define SETTLE __asm__ volatile("" ::: "memory")
+
+typedef struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } Configuration;
+
+int has_tiles(void) { /* whether the system lets this process use them */
+    enum { REQUEST = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
+static void take_tiles(Configuration *before) { /* another library's may be in use */
+    Configuration mine = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) mine.width[tile] = 4 * SIDE, mine.rows[tile] = SIDE;
+    SETTLE;
+    _tile_storeconfig(before);
+    _tile_loadconfig(&mine);
+    SETTLE;
+}
+
+static void leave_tiles(const Configuration *before) {
+    if (before->palette) _tile_loadconfig(before);
+    else _tile_release();
+}
+
+#define CLEAR(tile) _tile_zero(tile)
+#define LOAD(tile, from, stride) _tile_loadd(tile, from, 4 * (stride))
+#define STORE(tile, to, stride) _tile_stored(tile, to, 4 * (stride))
+#define DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
+
+#else
+typedef int Configuration;
+
+static _Thread_local uint32_t registers[8][SIDE][SIDE];
+
+int has_tiles(void) { return 0; }
+static void take_tiles(Configuration *before) { *before = 0; }
+static void leave_tiles(const Configuration *before) { (void)before; }
+
+static void load(int tile, const void *from, int64_t stride) {
+    for (int i = 0; i < SIDE; i++) memcpy(registers[tile][i], (const uint32_t *)from + i * stride, 4 * SIDE);
+}
+
+static void store(int tile, void *to, int64_t stride) {
+    for (int i = 0; i < SIDE; i++) memcpy((uint32_t *)to + i * stride, registers[tile][i], 4 * SIDE);
+}
+
+static void dot(int sum, int a, int b) {
+    for (int i = 0; i < SIDE; i++)
+        for (int k = 0; k < SIDE; k++)
+            for (int j = 0; j < SIDE; j++) {
+                uint32_t x = registers[a][i][k], y = registers[b][k][j];
+                float value;
+                memcpy(&value, &registers[sum][i][j], 4);
+                value += widen((number)x) * widen((number)y) + widen((number)(x >> 16)) * widen((number)(y >> 16));
+                memcpy(&registers[sum][i][j], &value, 4);
+            }
+}
+
+#define SETTLE
+#define CLEAR(tile) memset(registers[tile], 0, sizeof registers[tile])
+#define LOAD(tile, from, stride) load(tile, from, stride)
+#define STORE(tile, to, stride) store(tile, to, stride)
+#define DOT(sum, a, b) dot(sum, a, b)
+#endif
+
+/* c (+)= a b. a: (rows, depth), two neighbours of a row in a word; b: (depth, columns), two of a column in a word. All
+ * sizes are multiples of STEP; strides are in words. */
+static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, int64_t rows,
+                     int64_t columns, int64_t depth, int add, float *c, int64_t c_stride) {
+    SETTLE;
+    for (int64_t i = 0; i < rows; i += STEP)
+        for (int64_t j = 0; j < columns; j += STEP) {
+            float *upper = c + i * c_stride + j, *lower = upper + SIDE * c_stride;
+            if (add) {
+                LOAD(0, upper, c_stride);
+                LOAD(1, upper + SIDE, c_stride);
+                LOAD(2, lower, c_stride);
+                LOAD(3, lower + SIDE, c_stride);
+            } else {
+                CLEAR(0);
+                CLEAR(1);
+                CLEAR(2);
+                CLEAR(3);
+            }
+            for (int64_t k = 0; k < depth / 2; k += SIDE) {
+                LOAD(4, a + i * a_stride + k, a_stride);
+                LOAD(5, a + (i + SIDE) * a_stride + k, a_stride);
+                LOAD(6, b + k * b_stride + j, b_stride);
+                LOAD(7, b + k * b_stride + j + SIDE, b_stride);
+                DOT(0, 4, 6);
+                DOT(1, 4, 7);
+                DOT(2, 5, 6);
+                DOT(3, 5, 7);
+            }
+            STORE(0, upper, c_stride);
+            STORE(1, upper + SIDE, c_stride);
+            STORE(2, lower, c_stride);
+            STORE(3, lower + SIDE, c_stride);
+        }
+    SETTLE;
+}
+
+/* y = x^T, of words. x: (rows, columns), both multiples of SIDE. */
+static void transpose(const uint32_t *restrict x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *restrict y,
+                      int64_t y_stride) {
+    for (int64_t i = 0; i < rows; i += SIDE)
+        for (int64_t j = 0; j < columns; j += SIDE)
+            for (int64_t r = 0; r < SIDE; r++)
+                for (int64_t c = 0; c < SIDE; c++) y[(j + r) * y_stride + i + c] = x[(i + c) * x_stride + j + r];
+}
+
+/* Two rows of numbers in each row of words. x: (2 * pairs, columns) */
+static void pair_rows(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *y, int64_t y_stride) {
+    for (int64_t i = 0; i < pairs; i++) {
+        const number *restrict even = x + 2 * i * x_stride, *restrict odd = even + x_stride;
+        uint32_t *restrict pair = y + i * y_stride;
+        for (int64_t j = 0; j < columns; j++) pair[j] = even[j] | (uint32_t)odd[j] << 16;
+    }
+}
+
+static int64_t filled(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+/* A tensor of heads and tokens, with the strides of both. */
+typedef struct { number *at; int64_t head, token; } Row;
+
+/* Some tokens of a head next to each other, zeros after them. `places` says which; without it they follow `first`. */
+static void gather(Row row, int64_t head, const int64_t *places, int64_t first, int64_t count, int64_t width,
+                   int64_t filled_count, void *to) {
+    number *next = to;
+    for (int64_t i = 0; i < count; i++, next += width)
+        memcpy(next, row.at + head * row.head + (places ? places[i] : first + i) * row.token, width * sizeof *next);
+    memset(next, 0, (filled_count - count) * width * sizeof *next);
+}
+
+/* e^(scale (score - the largest)) of the scores a query sees, over them, and zeros after them; returns their sum. */
+static float powers(float *restrict scores, int64_t visible, int64_t columns, float scale) {
+    float most = -INFINITY, total = 0;
+    for (int64_t j = 0; j < visible; j++) most = scores[j] > most ? scores[j] : most;
+    for (int64_t j = 0; j < visible; j++) total += scores[j] = exponential(scale * (scores[j] - most));
+    for (int64_t j = visible; j < columns; j++) scores[j] = 0;
+    return total;
+}
+
+/* A thread's own memory for some words, kept from call to call: new pages would take longer than a task. */
+static uint32_t *own_memory(int64_t words) {
+    static _Thread_local uint32_t *memory;
+    static _Thread_local int64_t size;
+    if (size < words) {
+        free(memory);
+        size = filled(words, SIDE);
+        memory = aligned_alloc(4 * SIDE, 4 * size);
+    }
+    return memory;
+}
+
+/* The next of the buffers in a memory. */
+static void *take(uint32_t **memory, int64_t words) {
+    uint32_t *taken = *memory;
+    *memory += filled(words, SIDE);
+    return taken;
+}
+
+/* The places of a row that a stretch sees are `places[first]` and on; `first` and on where there are none. */
+typedef struct { int64_t first_query, queries, first, seen, keys; const int64_t *places; } Stretch;
+
+static Stretch stretch_of(int64_t index, const int64_t *places, const int32_t *until_query, const int32_t *until_key) {
+    Stretch s = {.first_query = until_query[index], .first = until_key[index]};
+    s.queries = until_query[index + 1] - s.first_query;
+    s.seen = until_key[index + 1] - s.first;
+    s.keys = filled(s.seen, STEP);
+    s.places = places ? places + s.first : NULL;
+    return s;
+}
+
+/* What queries attend to. q, k, v: queries, keys, values; y: the result. until_query, until_key: (stretches + 1,), where
+ * a stretch's queries begin in the row, and what it sees in `places`. */
+void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_head, int64_t k_token, number *v,
+               int64_t v_head, int64_t v_token, number *y, int64_t y_head, int64_t y_token, int64_t heads,
+               int64_t key_heads, int64_t width, const int64_t *places, const int32_t *until_query,
+               const int32_t *until_key, int64_t stretches, float scale, int parts, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t task = 0; task < parts * key_heads * stretches; task++) {
+        int64_t part = task % parts, key_head = task / parts % key_heads, group = heads / key_heads;
+        Stretch s = stretch_of(task / parts / key_heads, places, until_query, until_key);
+        int64_t half = width / 2, of_keys = s.keys * half;
+        uint32_t *memory = own_memory(3 * of_keys + ROWS * (2 * s.keys + 2 * width));
+        uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
+        uint32_t *values = take(&next, of_keys), *queries = take(&next, ROWS * half);
+        float *scores = take(&next, ROWS * s.keys), *block = take(&next, ROWS * width);
+        number *weights = take(&next, ROWS * s.keys / 2);
+        Configuration before;
+        take_tiles(&before);
+        gather((Row){k, k_head, k_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
+        transpose(plain, half, s.keys, half, keys, s.keys);
+        gather((Row){v, v_head, v_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
+        pair_rows((number *)plain, width, s.keys / 2, width, values, width);
+        for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
+            for (int64_t start = part * ROWS; start < s.queries; start += parts * ROWS) {
+                int64_t rows = s.queries - start < ROWS ? s.queries - start : ROWS;
+                int64_t visible = s.seen - s.queries + start + 1, columns = filled(visible + rows - 1, STEP);
+                gather((Row){q, q_head, q_token}, head, NULL, s.first_query + start, rows, width, ROWS, queries);
+                multiply(queries, half, keys, s.keys, ROWS, columns, width, 0, scores, s.keys);
+                float totals[ROWS];
+                for (int64_t i = 0; i < rows; i++) {
+                    float *row = scores + i * s.keys;
+                    totals[i] = powers(row, visible + i, columns, scale);
+                    for (int64_t j = 0; j < columns; j++) weights[i * s.keys + j] = narrow(row[j]);
+                }
+                multiply((uint32_t *)weights, s.keys / 2, values, width, ROWS, width, columns, 0, block, width);
+                for (int64_t i = 0; i < rows; i++) {
+                    number *to = y + head * y_head + (s.first_query + start + i) * y_token;
+                    for (int64_t j = 0; j < width; j++) to[j] = narrow(block[i * width + j] / totals[i]);
+                }
+            }
+        leave_tiles(&before);
+    }
+}
+
+/* The gradients in queries, keys and values from `g`, that in the result. Those in keys and values are of what a
+ * stretch sees, one stretch after the other, and of each part of its queries: (parts, key heads, places, width). */
+void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_head, int64_t k_token,
+                        number *v, int64_t v_head, int64_t v_token, number *g, int64_t g_head, int64_t g_token,
+                        int64_t heads, int64_t key_heads, int64_t width, const int64_t *places,
+                        const int32_t *until_query, const int32_t *until_key, int64_t stretches, float scale, int parts,
+                        number *grad_q, int64_t grad_q_head, int64_t grad_q_token, float *grad_k, float *grad_v,
+                        int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t task = 0; task < parts * key_heads * stretches; task++) {
+        int64_t part = task % parts, key_head = task / parts % key_heads, group = heads / key_heads;
+        Stretch s = stretch_of(task / parts / key_heads, places, until_query, until_key);
+        int64_t half = width / 2, of_keys = s.keys * half;
+        uint32_t *memory = own_memory(8 * of_keys + ROWS * (4 * s.keys + 4 * width));
+        uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
+        uint32_t *values = take(&next, of_keys), *keys_paired = take(&next, of_keys);
+        uint32_t *queries = take(&next, ROWS * half), *gradients = take(&next, ROWS * half);
+        uint32_t *paired = take(&next, ROWS / 2 * (s.keys > width ? s.keys : width));
+        uint32_t *across = take(&next, ROWS * half);
+        float *scores = take(&next, ROWS * s.keys), *grad_weights = take(&next, ROWS * s.keys);
+        float *block = take(&next, ROWS * width), *sum_k = take(&next, 2 * of_keys), *sum_v = take(&next, 2 * of_keys);
+        number *weights = take(&next, ROWS * s.keys / 2), *grad_scores = take(&next, ROWS * s.keys / 2);
+        Configuration before;
+        take_tiles(&before);
+        gather((Row){k, k_head, k_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
+        transpose(plain, half, s.keys, half, keys, s.keys);
+        pair_rows((number *)plain, width, s.keys / 2, width, keys_paired, width);
+        gather((Row){v, v_head, v_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
+        transpose(plain, half, s.keys, half, values, s.keys);
+        memset(sum_k, 0, 8 * of_keys);
+        memset(sum_v, 0, 8 * of_keys);
+        for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
+            for (int64_t start = part * ROWS; start < s.queries; start += parts * ROWS) {
+                int64_t rows = s.queries - start < ROWS ? s.queries - start : ROWS;
+                int64_t visible = s.seen - s.queries + start + 1, columns = filled(visible + rows - 1, STEP);
+                gather((Row){q, q_head, q_token}, head, NULL, s.first_query + start, rows, width, ROWS, queries);
+                gather((Row){g, g_head, g_token}, head, NULL, s.first_query + start, rows, width, ROWS, gradients);
+                multiply(queries, half, keys, s.keys, ROWS, columns, width, 0, scores, s.keys);
+                multiply(gradients, half, values, s.keys, ROWS, columns, width, 0, grad_weights, s.keys);
+                for (int64_t i = 0; i < ROWS; i++) {
+                    float *restrict row = scores + i * s.keys, *restrict grad = grad_weights + i * s.keys;
+                    number *restrict w = weights + i * s.keys, *restrict d = grad_scores + i * s.keys;
+                    float total = powers(row, i < rows ? visible + i : 0, columns, scale), mean = 0;
+                    float share = i < rows ? 1 / total : 0;
+                    for (int64_t j = 0; j < columns; j++) mean += row[j] * grad[j];
+                    mean *= share;
+                    for (int64_t j = 0; j < columns; j++) {
+                        float weight = row[j] * share;
+                        w[j] = narrow(weight);
+                        d[j] = narrow(scale * weight * (grad[j] - mean));
+                    }
+                }
+                multiply((uint32_t *)grad_scores, s.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
+                         width);
+                for (int64_t i = 0; i < rows; i++) {
+                    number *to = grad_q + head * grad_q_head + (s.first_query + start + i) * grad_q_token;
+                    for (int64_t j = 0; j < width; j++) to[j] = narrow(block[i * width + j]);
+                }
+                /* a column's two queries in a word, then across: the left operands of sums over queries */
+                pair_rows((number *)queries, width, ROWS / 2, width, paired, width);
+                transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
+                pair_rows(grad_scores, s.keys, ROWS / 2, columns, paired, s.keys);
+                multiply(across, ROWS / 2, paired, s.keys, width, columns, ROWS, 1, sum_k, s.keys);
+                pair_rows((number *)gradients, width, ROWS / 2, width, paired, width);
+                transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
+                pair_rows(weights, s.keys, ROWS / 2, columns, paired, s.keys);
+                multiply(across, ROWS / 2, paired, s.keys, width, columns, ROWS, 1, sum_v, s.keys);
+            }
+        uint32_t *turned = memory; /* over what is done with */
+        int64_t first = (part * key_heads + key_head) * until_key[stretches] + s.first;
+        transpose((uint32_t *)sum_k, s.keys, width, s.keys, turned, width);
+        memcpy(grad_k + first * width, turned, 4 * s.seen * width);
+        transpose((uint32_t *)sum_v, s.keys, width, s.keys, turned, width);
+        memcpy(grad_v + first * width, turned, 4 * s.seen * width);
+        leave_tiles(&before);
+    }
+}
+#endif
