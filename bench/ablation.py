@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import PropertyMock, patch
 
-from buleyean_rl import attention, fused, layers, lora
+from buleyean_rl import attention, fused, kernels, layers, lora
 from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head, plain_model
@@ -27,7 +27,7 @@ from buleyean_rl.trainer import add_references, batch_losses, choose_layout
 from contestant import PRECISION, our_boundaries
 from run import bundled_pairs, read_pairs
 
-IN_TORCH = SimpleNamespace(available=lambda *_: False, loss_passes=lambda _: None)
+IN_TORCH = SimpleNamespace(available=lambda *_: False, loss_passes=lambda _: None, attends=lambda _: False)
 
 
 def main() -> None:
@@ -78,7 +78,8 @@ def main() -> None:
             lambda: patch.object(fused.OutputHead, "transposed", PropertyMock(return_value=head.weight.T)),
             everything,
         ),
-        "attention's softmax in C": (without(attention), everything),
+        "attention in matrix registers": (lambda: patch.object(kernels, "attends", lambda _: False), everything),
+        "attention in C": (without(attention), everything),
         "RMSNorm and SwiGLU in C": (without(layers), everything),
         "dropout in C": (without(lora), everything),
         "layers with one input together": (alone, everything),
