@@ -192,6 +192,14 @@ def test_in_tiles_later_queries_see_the_keys_before_them() -> None:
 
 
 @pytest.mark.usefixtures("tiles")
+def test_tiles_of_tensors_however_they_lie() -> None:
+    inputs = [torch.randn(1, 2, 40, 64, dtype=torch.bfloat16) for _ in range(3)]
+    across = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in inputs]
+    whole, other = (packed_attention(torch.nn.Module(), *x, attention_mask=None)[0] for x in (inputs, across))
+    assert whole.equal(other)
+
+
+@pytest.mark.usefixtures("tiles")
 def test_in_tiles_what_no_query_sees_has_no_part() -> None:
     q, k, v = torch.randn(3, 1, 2, 70, 64, dtype=torch.bfloat16).unbind()
     row, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)

@@ -194,6 +194,7 @@ class _TiledAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: kernels.Stretches, scale: float
     ) -> Tensor:
         """Shapes as for `packed_attention`, of one row."""
+        query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
         value = value.contiguous()  # a view would keep all that its projection made
         ctx.save_for_backward(query, key, value)
         ctx.stretches, ctx.scale = stretches, scale
