@@ -154,11 +154,14 @@ def loss_cost() -> dict[str, float]:
     counts = Counts(node, token, torch.full((POSITIONS,), 10.0), torch.full((POSITIONS,), 10.0))
     head = OutputHead(weight)
 
+    hidden.requires_grad_()
+
     def loss() -> None:
-        h = hidden.clone().requires_grad_()
-        fused_loss(h, head, counts, Objective(), reference).loss.sum().backward()
+        hidden.grad = None
+        fused_loss(hidden, head, counts, Objective(), reference).loss.sum().backward()
 
     loss()
+    hidden.grad = None
     return_free_memory()  # so goes back, so that taking it again is seen
     process = psutil.Process()
     before, most = process.memory_info().rss, 0
@@ -176,6 +179,7 @@ def loss_cost() -> dict[str, float]:
     watcher.join()
     logits = torch.empty(POSITIONS, VOCABULARY, dtype=PRECISION)
 
+    @torch.no_grad()
     def products() -> None:
         torch.mm(hidden, weight.T, out=logits)
         torch.mm(reference, weight.T, out=logits)
