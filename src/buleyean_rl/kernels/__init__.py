@@ -32,7 +32,18 @@ from buleyean_rl.cache import cache_folder
 SOURCES = [Path(__file__).with_name(name) for name in ("numbers.h", "kernels.c", "attention.c")]
 TYPES = {torch.bfloat16: (), torch.float32: ("-DFP32",)}
 X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
-FLAGS = ("-std=c11", "-O3", "-march=native", *X86, "-ffast-math", "-fno-strict-aliasing", "-fopenmp", "-fPIC")
+BLOCK = 64  # queries that `attention.c` takes at a time
+FLAGS = (
+    f"-DROWS={BLOCK}",
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    *X86,
+    "-ffast-math",
+    "-fno-strict-aliasing",
+    "-fopenmp",
+    "-fPIC",
+)
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
@@ -49,7 +60,6 @@ SIGNATURES = {
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
 }
-BLOCK = 64  # queries that `attention.c` takes at a time
 ROW = [c_void_p, c_int64, c_int64]  # of heads and tokens, with the strides of both
 STRETCHES = [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float, c_int]
 OF_BF16 = {
@@ -263,7 +273,7 @@ def attention_backward(
     rows = (*_row(query), *_row(key), *_row(value), *_row(gradient.transpose(0, 1)))
     layout = _layout(query, key, stretches, scale, parts)
     _call("attention_backward", *rows, *layout, *_row(grad_query), *seen, torch.get_num_threads())
-    seen = seen.sum(1)
+    seen = seen.sum(1) if parts > 1 else seen.squeeze(1)
     if stretches.keys is not None:
         seen = seen.new_zeros(2, *key.shape).index_add_(2, stretches.keys, seen)
     grad_key, grad_value = seen.to(key.dtype)

@@ -11,7 +11,6 @@
 
 #include "numbers.h"
 
-#define ROWS 64
 #define SIDE 16 /* of a tile: 16 rows of 16 floats or of 32 bf16 */
 #define STEP (2 * SIDE)
 
@@ -182,16 +181,51 @@ static void *take(uint32_t **memory, int64_t words) {
     return taken;
 }
 
-/* The places of a row that a stretch sees are `places[first]` and on; `first` and on where there are none. */
-typedef struct { int64_t first_query, queries, first, seen, keys; const int64_t *places; } Stretch;
+/* A key head, a stretch and a part of its queries. What the stretch sees are the row's `places`, or `first` and on where
+ * there are none; `heads` from `head` on share the key head. */
+typedef struct {
+    int64_t part, key_head, head, heads, first_query, queries, first, seen, keys;
+    const int64_t *places;
+} Task;
 
-static Stretch stretch_of(int64_t index, const int64_t *places, const int32_t *until_query, const int32_t *until_key) {
-    Stretch s = {.first_query = until_query[index], .first = until_key[index]};
-    s.queries = until_query[index + 1] - s.first_query;
-    s.seen = until_key[index + 1] - s.first;
-    s.keys = filled(s.seen, STEP);
-    s.places = places ? places + s.first : NULL;
-    return s;
+static Task task_of(int64_t index, int parts, int64_t heads, int64_t key_heads, const int64_t *places,
+                    const int32_t *until_query, const int32_t *until_key) {
+    int64_t stretch = index / parts / key_heads;
+    Task t = {.part = index % parts, .key_head = index / parts % key_heads, .heads = heads / key_heads};
+    t.head = t.key_head * t.heads;
+    t.first_query = until_query[stretch];
+    t.queries = until_query[stretch + 1] - t.first_query;
+    t.first = until_key[stretch];
+    t.seen = until_key[stretch + 1] - t.first;
+    t.keys = filled(t.seen, STEP);
+    t.places = places ? places + t.first : NULL;
+    return t;
+}
+
+/* A task's keys or values, filled up. */
+static void gather_keys(Row row, const Task *t, int64_t width, void *to) {
+    gather(row, t->key_head, t->places, t->first, t->seen, width, t->keys, to);
+}
+
+/* Some queries of a task's head, filled up to a block, or their gradients. */
+static void gather_block(Row row, const Task *t, int64_t head, int64_t start, int64_t rows, int64_t width, void *to) {
+    gather(row, head, NULL, t->first_query + start, rows, width, ROWS, to);
+}
+
+/* c += x^T y, sums over a block of queries. x: (ROWS, width), y: (ROWS, columns) of `y_stride` numbers; c: (width,
+ * columns). Two queries of a column are put in a word, x's across. */
+static void add_products(const void *x, int64_t width, const number *y, int64_t columns, int64_t y_stride,
+                         uint32_t *paired, uint32_t *across, float *c) {
+    pair_rows(x, width, ROWS / 2, width, paired, width);
+    transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
+    pair_rows(y, y_stride, ROWS / 2, columns, paired, y_stride);
+    multiply(across, ROWS / 2, paired, y_stride, width, columns, ROWS, 1, c, y_stride);
+}
+
+/* A task's gradients, (width, keys), to their place in (parts, key heads, places, width). */
+static void put_gradients(const float *sum, const Task *t, int64_t place, int64_t width, uint32_t *turned, float *to) {
+    transpose((const uint32_t *)sum, t->keys, width, t->keys, turned, width);
+    memcpy(to + place * width, turned, 4 * t->seen * width);
 }
 
 /* What queries attend to. q, k, v: queries, keys, values; y: the result. until_query, until_key: (stretches + 1,), where
@@ -201,36 +235,35 @@ void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_
                int64_t key_heads, int64_t width, const int64_t *places, const int32_t *until_query,
                const int32_t *until_key, int64_t stretches, float scale, int parts, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t task = 0; task < parts * key_heads * stretches; task++) {
-        int64_t part = task % parts, key_head = task / parts % key_heads, group = heads / key_heads;
-        Stretch s = stretch_of(task / parts / key_heads, places, until_query, until_key);
-        int64_t half = width / 2, of_keys = s.keys * half;
-        uint32_t *memory = own_memory(3 * of_keys + ROWS * (2 * s.keys + 2 * width));
+    for (int64_t index = 0; index < parts * key_heads * stretches; index++) {
+        Task t = task_of(index, parts, heads, key_heads, places, until_query, until_key);
+        int64_t half = width / 2, of_keys = t.keys * half;
+        uint32_t *memory = own_memory(3 * of_keys + ROWS * (2 * t.keys + 2 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
         uint32_t *values = take(&next, of_keys), *queries = take(&next, ROWS * half);
-        float *scores = take(&next, ROWS * s.keys), *block = take(&next, ROWS * width);
-        number *weights = take(&next, ROWS * s.keys / 2);
+        float *scores = take(&next, ROWS * t.keys), *block = take(&next, ROWS * width);
+        number *weights = take(&next, ROWS * t.keys / 2);
         Configuration before;
         take_tiles(&before);
-        gather((Row){k, k_head, k_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
-        transpose(plain, half, s.keys, half, keys, s.keys);
-        gather((Row){v, v_head, v_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
-        pair_rows((number *)plain, width, s.keys / 2, width, values, width);
-        for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
-            for (int64_t start = part * ROWS; start < s.queries; start += parts * ROWS) {
-                int64_t rows = s.queries - start < ROWS ? s.queries - start : ROWS;
-                int64_t visible = s.seen - s.queries + start + 1, columns = filled(visible + rows - 1, STEP);
-                gather((Row){q, q_head, q_token}, head, NULL, s.first_query + start, rows, width, ROWS, queries);
-                multiply(queries, half, keys, s.keys, ROWS, columns, width, 0, scores, s.keys);
+        gather_keys((Row){k, k_head, k_token}, &t, width, plain);
+        transpose(plain, half, t.keys, half, keys, t.keys);
+        gather_keys((Row){v, v_head, v_token}, &t, width, plain);
+        pair_rows((number *)plain, width, t.keys / 2, width, values, width);
+        for (int64_t head = t.head; head < t.head + t.heads; head++)
+            for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
+                int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
+                int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
+                gather_block((Row){q, q_head, q_token}, &t, head, start, rows, width, queries);
+                multiply(queries, half, keys, t.keys, ROWS, columns, width, 0, scores, t.keys);
                 float totals[ROWS];
                 for (int64_t i = 0; i < rows; i++) {
-                    float *row = scores + i * s.keys;
+                    float *row = scores + i * t.keys;
                     totals[i] = powers(row, visible + i, columns, scale);
-                    for (int64_t j = 0; j < columns; j++) weights[i * s.keys + j] = narrow(row[j]);
+                    for (int64_t j = 0; j < columns; j++) weights[i * t.keys + j] = narrow(row[j]);
                 }
-                multiply((uint32_t *)weights, s.keys / 2, values, width, ROWS, width, columns, 0, block, width);
+                multiply((uint32_t *)weights, t.keys / 2, values, width, ROWS, width, columns, 0, block, width);
                 for (int64_t i = 0; i < rows; i++) {
-                    number *to = y + head * y_head + (s.first_query + start + i) * y_token;
+                    number *to = y + head * y_head + (t.first_query + start + i) * y_token;
                     for (int64_t j = 0; j < width; j++) to[j] = narrow(block[i * width + j] / totals[i]);
                 }
             }
@@ -247,39 +280,38 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
                         number *grad_q, int64_t grad_q_head, int64_t grad_q_token, float *grad_k, float *grad_v,
                         int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t task = 0; task < parts * key_heads * stretches; task++) {
-        int64_t part = task % parts, key_head = task / parts % key_heads, group = heads / key_heads;
-        Stretch s = stretch_of(task / parts / key_heads, places, until_query, until_key);
-        int64_t half = width / 2, of_keys = s.keys * half;
-        uint32_t *memory = own_memory(8 * of_keys + ROWS * (4 * s.keys + 4 * width));
+    for (int64_t index = 0; index < parts * key_heads * stretches; index++) {
+        Task t = task_of(index, parts, heads, key_heads, places, until_query, until_key);
+        int64_t half = width / 2, of_keys = t.keys * half;
+        uint32_t *memory = own_memory(8 * of_keys + ROWS * (4 * t.keys + 4 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
         uint32_t *values = take(&next, of_keys), *keys_paired = take(&next, of_keys);
         uint32_t *queries = take(&next, ROWS * half), *gradients = take(&next, ROWS * half);
-        uint32_t *paired = take(&next, ROWS / 2 * (s.keys > width ? s.keys : width));
+        uint32_t *paired = take(&next, ROWS / 2 * (t.keys > width ? t.keys : width));
         uint32_t *across = take(&next, ROWS * half);
-        float *scores = take(&next, ROWS * s.keys), *grad_weights = take(&next, ROWS * s.keys);
+        float *scores = take(&next, ROWS * t.keys), *grad_weights = take(&next, ROWS * t.keys);
         float *block = take(&next, ROWS * width), *sum_k = take(&next, 2 * of_keys), *sum_v = take(&next, 2 * of_keys);
-        number *weights = take(&next, ROWS * s.keys / 2), *grad_scores = take(&next, ROWS * s.keys / 2);
+        number *weights = take(&next, ROWS * t.keys / 2), *grad_scores = take(&next, ROWS * t.keys / 2);
         Configuration before;
         take_tiles(&before);
-        gather((Row){k, k_head, k_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
-        transpose(plain, half, s.keys, half, keys, s.keys);
-        pair_rows((number *)plain, width, s.keys / 2, width, keys_paired, width);
-        gather((Row){v, v_head, v_token}, key_head, s.places, s.first, s.seen, width, s.keys, plain);
-        transpose(plain, half, s.keys, half, values, s.keys);
+        gather_keys((Row){k, k_head, k_token}, &t, width, plain);
+        transpose(plain, half, t.keys, half, keys, t.keys);
+        pair_rows((number *)plain, width, t.keys / 2, width, keys_paired, width);
+        gather_keys((Row){v, v_head, v_token}, &t, width, plain);
+        transpose(plain, half, t.keys, half, values, t.keys);
         memset(sum_k, 0, 8 * of_keys);
         memset(sum_v, 0, 8 * of_keys);
-        for (int64_t head = key_head * group; head < (key_head + 1) * group; head++)
-            for (int64_t start = part * ROWS; start < s.queries; start += parts * ROWS) {
-                int64_t rows = s.queries - start < ROWS ? s.queries - start : ROWS;
-                int64_t visible = s.seen - s.queries + start + 1, columns = filled(visible + rows - 1, STEP);
-                gather((Row){q, q_head, q_token}, head, NULL, s.first_query + start, rows, width, ROWS, queries);
-                gather((Row){g, g_head, g_token}, head, NULL, s.first_query + start, rows, width, ROWS, gradients);
-                multiply(queries, half, keys, s.keys, ROWS, columns, width, 0, scores, s.keys);
-                multiply(gradients, half, values, s.keys, ROWS, columns, width, 0, grad_weights, s.keys);
+        for (int64_t head = t.head; head < t.head + t.heads; head++)
+            for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
+                int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
+                int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
+                gather_block((Row){q, q_head, q_token}, &t, head, start, rows, width, queries);
+                gather_block((Row){g, g_head, g_token}, &t, head, start, rows, width, gradients);
+                multiply(queries, half, keys, t.keys, ROWS, columns, width, 0, scores, t.keys);
+                multiply(gradients, half, values, t.keys, ROWS, columns, width, 0, grad_weights, t.keys);
                 for (int64_t i = 0; i < ROWS; i++) {
-                    float *restrict row = scores + i * s.keys, *restrict grad = grad_weights + i * s.keys;
-                    number *restrict w = weights + i * s.keys, *restrict d = grad_scores + i * s.keys;
+                    float *restrict row = scores + i * t.keys, *restrict grad = grad_weights + i * t.keys;
+                    number *restrict w = weights + i * t.keys, *restrict d = grad_scores + i * t.keys;
                     float total = powers(row, i < rows ? visible + i : 0, columns, scale), mean = 0;
                     float share = i < rows ? 1 / total : 0;
                     for (int64_t j = 0; j < columns; j++) mean += row[j] * grad[j];
@@ -290,28 +322,18 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
                         d[j] = narrow(scale * weight * (grad[j] - mean));
                     }
                 }
-                multiply((uint32_t *)grad_scores, s.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
+                multiply((uint32_t *)grad_scores, t.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
                          width);
                 for (int64_t i = 0; i < rows; i++) {
-                    number *to = grad_q + head * grad_q_head + (s.first_query + start + i) * grad_q_token;
+                    number *to = grad_q + head * grad_q_head + (t.first_query + start + i) * grad_q_token;
                     for (int64_t j = 0; j < width; j++) to[j] = narrow(block[i * width + j]);
                 }
-                /* a column's two queries in a word, then across: the left operands of sums over queries */
-                pair_rows((number *)queries, width, ROWS / 2, width, paired, width);
-                transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
-                pair_rows(grad_scores, s.keys, ROWS / 2, columns, paired, s.keys);
-                multiply(across, ROWS / 2, paired, s.keys, width, columns, ROWS, 1, sum_k, s.keys);
-                pair_rows((number *)gradients, width, ROWS / 2, width, paired, width);
-                transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
-                pair_rows(weights, s.keys, ROWS / 2, columns, paired, s.keys);
-                multiply(across, ROWS / 2, paired, s.keys, width, columns, ROWS, 1, sum_v, s.keys);
+                add_products(queries, width, grad_scores, columns, t.keys, paired, across, sum_k);
+                add_products(gradients, width, weights, columns, t.keys, paired, across, sum_v);
             }
-        uint32_t *turned = memory; /* over what is done with */
-        int64_t first = (part * key_heads + key_head) * until_key[stretches] + s.first;
-        transpose((uint32_t *)sum_k, s.keys, width, s.keys, turned, width);
-        memcpy(grad_k + first * width, turned, 4 * s.seen * width);
-        transpose((uint32_t *)sum_v, s.keys, width, s.keys, turned, width);
-        memcpy(grad_v + first * width, turned, 4 * s.seen * width);
+        int64_t place = (t.part * key_heads + t.key_head) * until_key[stretches] + t.first;
+        put_gradients(sum_k, &t, place, width, memory, grad_k); /* the memory's first is done with */
+        put_gradients(sum_v, &t, place, width, memory, grad_v);
         leave_tiles(&before);
     }
 }
