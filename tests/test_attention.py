@@ -12,6 +12,7 @@ from torch import Tensor
 
 from buleyean_rl import attention, kernels
 from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
+from marks import needs_c
 
 ROWS = {
     "one token": (Segment(1),),
@@ -149,11 +150,9 @@ def test_all_stretches_at_once_are_dense(
     compare(segments, window=window)
 
 
-@pytest.fixture(params=["AMX", "loops"])
+@pytest.fixture(params=[pytest.param("AMX", marks=needs_c), pytest.param("loops", marks=needs_c)])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernel that goes by tiles takes all it can; in matrix registers, or in the loops that stand for them."""
-    if not kernels.available(torch.zeros(0, dtype=torch.bfloat16)):
-        pytest.skip("no C compiler, or a torch without OpenMP")
     if request.param == "AMX" and not kernels._has_tiles():
         pytest.skip("no AMX here")
     if request.param == "loops":

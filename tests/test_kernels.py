@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from buleyean_rl import kernels
+from marks import needs_c
 
-needs_c = pytest.mark.skipif(
-    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
-)
 SHAPES = [(1, 1), (5, 3), (1000, 64), (257, 37)]
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
 in_each_type = pytest.mark.parametrize("dtype", ROUNDING, ids=str)

@@ -11,15 +11,13 @@ from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from buleyean_rl import kernels
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import LoraLinear, lora_config
 from buleyean_rl.models import attach_lora, backbone
+from marks import needs_c
 from tiny import tiny_llama, tiny_model, tiny_qwen2, tiny_tokenizer
 
-pytestmark = pytest.mark.skipif(
-    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
-)
+pytestmark = needs_c
 
 
 class Mlp(nn.Module):

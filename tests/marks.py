@@ -1,0 +1,10 @@
+"""What a machine must have for some of the tests."""
+
+import pytest
+import torch
+
+from buleyean_rl import kernels
+
+needs_c = pytest.mark.skipif(
+    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
+)
