@@ -30,7 +30,8 @@ from buleyean_rl import demo_data
 from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
 from buleyean_rl.complement import Counts
 from buleyean_rl.environment import DEFAULTS
-from buleyean_rl.fused import OutputHead, fused_loss
+from buleyean_rl.fused import fused_loss
+from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head, return_free_memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: a test that reaches out fails
 os.environ["OMP_NUM_THREADS"] = "1"  # in models this small, threads only wait for each other
 import torch  # after that
+
+from buleyean_rl import kernels
+from marks import needs_c
 
 GPU = torch.cuda.is_available()
 if GPU:
@@ -28,6 +32,20 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if not GPU:
         pytest.skip("no CUDA here")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.fixture(params=[pytest.param("AMX", marks=needs_c), pytest.param("loops", marks=needs_c)])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernels that go by tiles are used; in matrix registers, or in the loops that stand for them."""
+    if request.param == "AMX" and not kernels._has_tiles():
+        pytest.skip("no AMX here")
+    if request.param == "loops":
+        monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-U__AMX_BF16__"))
+        monkeypatch.setattr(kernels, "_has_tiles", lambda: True)
+        kernels._library.cache_clear()
+    yield
+    if request.param == "loops":
+        kernels._library.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +10,6 @@ from torch import Tensor
 
 from buleyean_rl import attention, kernels
 from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
-from marks import needs_c
 
 ROWS = {
     "one token": (Segment(1),),
@@ -150,21 +147,13 @@ def test_all_stretches_at_once_are_dense(
     compare(segments, window=window)
 
 
-@pytest.fixture(params=[pytest.param("AMX", marks=needs_c), pytest.param("loops", marks=needs_c)])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel that goes by tiles takes all it can; in matrix registers, or in the loops that stand for them."""
-    if request.param == "AMX" and not kernels._has_tiles():
-        pytest.skip("no AMX here")
-    if request.param == "loops":
-        monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-U__AMX_BF16__"))
-        kernels._library.cache_clear()
+@pytest.fixture
+def short_rows(tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    """Attention goes by tiles however short a row is."""
     monkeypatch.setattr(kernels, "attends", lambda query: query.dtype == torch.bfloat16)
-    yield
-    if request.param == "loops":
-        kernels._library.cache_clear()
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("short_rows")
 @every_row
 @pytest.mark.parametrize("threads", [1, 5])
 def test_in_tiles_packed_is_dense(segments: tuple[Segment, ...], threads: int) -> None:
@@ -176,13 +165,13 @@ def test_in_tiles_packed_is_dense(segments: tuple[Segment, ...], threads: int) -
         torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("short_rows")
 @pytest.mark.parametrize("width", [32, 96, 128])
 def test_tiles_of_any_width(width: int) -> None:
     compare(ROWS["a trie"], dtype=torch.bfloat16, tolerance=1e-2, width=width, heads=6, scaling=0.3)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("short_rows")
 def test_in_tiles_later_queries_see_the_keys_before_them() -> None:
     q, k, v = torch.randn(3, 1, 2, 150, 64, dtype=torch.bfloat16).unbind()
     whole, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
@@ -190,7 +179,7 @@ def test_in_tiles_later_queries_see_the_keys_before_them() -> None:
     torch.testing.assert_close(later, whole[:, -40:])
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("short_rows")
 def test_tiles_of_tensors_however_they_lie() -> None:
     inputs = [torch.randn(1, 2, 40, 64, dtype=torch.bfloat16) for _ in range(3)]
     across = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in inputs]
@@ -198,7 +187,7 @@ def test_tiles_of_tensors_however_they_lie() -> None:
     assert whole.equal(other)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("short_rows")
 def test_in_tiles_what_no_query_sees_has_no_part() -> None:
     q, k, v = torch.randn(3, 1, 2, 70, 64, dtype=torch.bfloat16).unbind()
     row, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)

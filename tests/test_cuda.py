@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from buleyean_rl.batches import forward_hidden, pack, pad_paths
-from buleyean_rl.fused import OutputHead, fused_loss
+from buleyean_rl.fused import fused_loss
+from buleyean_rl.head import OutputHead
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import backbone, plain_model
 from buleyean_rl.trainer import BuleyeanTrainer, choose_layout

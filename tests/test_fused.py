@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from buleyean_rl import fused, kernels
+from buleyean_rl import head as output_head
+from buleyean_rl import kernels
 from buleyean_rl.complement import Counts
-from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
+from buleyean_rl.fused import fused_loss, token_logprobs
+from buleyean_rl.head import OutputHead
 from buleyean_rl.losses import NodeLosses, Objective, complement_loss, published_loss, ratio_loss
 
 OBJECTIVES = [
@@ -74,8 +76,8 @@ def test_fused_equals_dense(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(fused, "TILE", 10)  # several tiles, the last one ragged
-    monkeypatch.setattr(fused, "CHUNK", 64)
+    monkeypatch.setattr(output_head, "TILE", 10)  # several tiles, the last one ragged
+    monkeypatch.setattr(output_head, "CHUNK", 64)
     if "bias" in head:
         head = {"bias": torch.randn(shape[2]).to(dtype)}
     hidden, output, counts, reference = inputs(shape, dtype, objective, **head)
@@ -106,6 +108,46 @@ def test_the_kernels_for_cuda_make_the_same_loss(
         pytest.skip("not interpreted where there is a GPU: test_cuda has it there")
     monkeypatch.setattr(kernels, "loss_passes", lambda _tile: passes)
     test_fused_equals_dense(objective, dtype, tolerance, (47, 31, 123), {"scale": 0.5}, monkeypatch)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("shape", [(1, 32, 64), (47, 64, 1056), (530, 32, 512)], ids=str)  # nodes, width, vocabulary
+@pytest.mark.parametrize("drift", [0.0, 3.0])  # of all the reference's logits
+def test_in_tiles_fused_is_dense(objective: Objective, shape: tuple[int, int, int], drift: float) -> None:
+    torch.manual_seed(0)
+    hidden, output, counts, reference = inputs(shape, torch.bfloat16, objective, scale=0.5)
+    output.weight[:, 0] = 1
+    if reference is not None:
+        reference[:, 0] += 2 * drift
+    assert kernels.has_head_sums(output.weight)
+    results = []
+    for loss, precision in ((fused_loss, torch.bfloat16), (dense_loss, torch.float64)):
+        h = hidden.detach().clone().to(precision).requires_grad_()
+        head = OutputHead(output.weight.to(precision), scale=0.5)
+        losses = loss(h, head, counts, objective, None if reference is None else reference.to(precision))
+        (losses.loss * torch.linspace(0.5, 2, len(h))).sum().backward()
+        results.append((losses, h.grad))
+    (got, got_grad), (expected, expected_grad) = results
+    for name in NodeLosses._fields:
+        torch.testing.assert_close(getattr(got, name).double(), getattr(expected, name), rtol=1e-4, atol=1e-4)
+    scale = expected_grad.abs().max()
+    torch.testing.assert_close(got_grad.double() / scale, expected_grad / scale, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_in_tiles_a_model_like_its_reference_has_nothing_to_learn_of_it(objective: Objective) -> None:
+    hidden, output, counts, reference = inputs((40, 64, 512), torch.bfloat16, objective)
+    if reference is None:
+        return
+    none = Counts(*(x[:0] for x in (counts.node, counts.option, counts.count)), counts.rounds)
+    hidden.requires_grad_()
+    losses = fused_loss(hidden, output, none, objective, hidden.detach().clone())
+    losses.loss.sum().backward()
+    torch.testing.assert_close(losses.loss, torch.zeros(40), rtol=0, atol=1e-6)
+    assert hidden.grad is not None
+    assert hidden.grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -216,7 +258,7 @@ def test_nothing_of_size_nodes_times_vocabulary_is_ever_made(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes, width, vocabulary = 200, 4, 500
-    monkeypatch.setattr(fused, "TILE", 5)  # two such tiles in one tensor
+    monkeypatch.setattr(output_head, "TILE", 5)  # two such tiles in one tensor
     hidden, head, counts, reference = inputs((nodes, width, vocabulary), torch.float32, objective)
     hidden.requires_grad_()
     with Largest() as largest:

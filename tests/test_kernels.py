@@ -127,6 +127,92 @@ def test_rotate_and_its_gradient(width: int, heads_first: bool, dtype: torch.dty
         torch.testing.assert_close(y.double(), result, rtol=ROUNDING[dtype], atol=1e-6)
 
 
+def operand(rows: int, columns: int, across: bool = False) -> torch.Tensor:
+    """A matrix in bf16, whose rows or columns have their elements next to each other."""
+    x = torch.randn(columns, rows).bfloat16().T
+    return x if across else x.contiguous()
+
+
+@pytest.fixture(params=[1, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("tiles", "threads")
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("inner", [0, 32, 96])
+@pytest.mark.parametrize("shape", [(32, 32, 32), (1, 64, 96), (75, 96, 32), (130, 704, 320), (60, 1312, 64)], ids=str)
+def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
+    rows, depth, columns = shape
+    torch.manual_seed(rows)
+    a, b = operand(rows, depth), operand(depth, columns, across)
+    more = (operand(rows, inner), operand(inner, columns, not across)) if inner else ()
+    expected = a.double() @ b.double()
+    for c, d in [more] if more else []:
+        expected += c.double() @ d.double()
+    got = kernels.product(a, b, *more)
+    torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4 * depth**0.5)
+    some = kernels.product(a[rows // 2 :], b, *(x[rows // 2 :] if x is more[0] else x for x in more))
+    assert some.equal(got[rows // 2 :])  # a row does not notice the others
+
+
+@pytest.mark.usefixtures("tiles", "threads")
+@pytest.mark.parametrize("shape", [(32, 32, 32), (1, 64, 96), (75, 96, 32), (300, 64, 704)], ids=str)
+def test_row_products(shape: tuple[int, int, int]) -> None:
+    rows, width, columns = shape
+    torch.manual_seed(rows)
+    a, b = operand(rows, width), operand(rows, columns)
+    got = kernels.row_products(a, b)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), a.double().T @ b.double(), rtol=1e-5, atol=1e-5 * rows**0.5)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_products_in_tiles_are_of_bf16_and_whole_tiles() -> None:
+    assert kernels.multiplies(operand(40, 64), operand(64, 32))
+    assert not kernels.multiplies(operand(40, 60), operand(60, 32))
+    assert not kernels.multiplies(operand(40, 64), operand(64, 31))
+    assert not kernels.multiplies(operand(31, 64), operand(64, 32))  # slower than torch's
+    assert not kernels.multiplies(operand(40, 64).float(), operand(64, 32).float())
+    assert kernels.depth_of(33, operand(1, 32)) == 64
+    assert kernels.depth_of(33, operand(1, 32).float()) == 33
+
+
+@pytest.mark.usefixtures("tiles", "threads")
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 32, 32), (31, 64, 1056), (200, 32, 2048)], ids=str)
+@pytest.mark.parametrize("growth", [0.0, 200.0])  # of a logit from the first token to the last
+def test_head_sums(sizes: tuple[int, int, int], reference: bool, growth: float) -> None:
+    nodes, width, vocabulary = sizes
+    torch.manual_seed(nodes)
+    weight, hidden = torch.randn(vocabulary, width).bfloat16(), torch.randn(nodes, width).bfloat16()
+    weight[:, 0], hidden[:, 0] = torch.linspace(0, growth, vocabulary), 1
+    states = [hidden, (hidden + torch.randn(nodes, width) / 8).bfloat16()][: 1 + reference]
+    states[-1][:, 0] = 1
+    tokens, places = torch.tensor([vocabulary - 1, 3, 7]), torch.tensor([0, 0, nodes - 1])
+    offset = torch.full((nodes,), 0.5)
+    got = kernels.head_sums(weight, states, offset, 0.5, tokens, places)
+    z, *base = [0.5 * (x.double() @ weight.double().T) for x in states]
+    z_ref = base[0] if base else torch.full_like(z, -torch.inf)
+    for logits in (z, *base):
+        logits[places, tokens] = -torch.inf
+    most = got.most.double().unsqueeze(1)
+    assert (z.amax(1) <= got.most + 31).all()
+    assert (got.most <= z.maximum(z_ref - 0.5).amax(1) + 1e-3).all()
+    power, base_power = (z - most).exp(), (z_ref - most - 0.5).exp()
+    exact = weight.double()
+    totals = [power.sum(1), base_power.sum(1)][: 1 + reference]
+    rows = [(power - base_power) @ exact, base_power @ exact][: 1 + reference]
+    difference = (base_power * (z_ref - z).nan_to_num(0)).nan_to_num(0).sum(1)
+    scale = torch.stack(totals).unsqueeze(2) * exact.abs().max()
+    torch.testing.assert_close(got.totals.double(), torch.stack(totals), rtol=1e-4, atol=1e-30)
+    torch.testing.assert_close(got.rows.double() / scale, torch.stack(rows) / scale, rtol=0, atol=2**-8)
+    torch.testing.assert_close(got.difference.double() / totals[-1], difference / totals[-1], rtol=1e-4, atol=1e-4)
+
+
 @needs_c
 def test_only_one_type_of_two_on_a_cpu_is_taken() -> None:
     assert kernels.available(torch.zeros(1))
@@ -161,7 +247,7 @@ def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         built, runs[:] = len(runs), []
         kernels._library.cache_clear()
         assert kernels._library(torch.float32) is not None
-        assert (built, len(runs)) == (4, 1)  # the second time only the processor is asked for
+        assert (built, len(runs)) == (3, 1)  # the second time only the processor is asked for
         assert len(list(tmp_path.rglob("*"))) == 3  # two folders, one library
     finally:
         kernels._library.cache_clear()

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from buleyean_rl import fused, kernels
-from buleyean_rl.fused import OutputHead
+from buleyean_rl import head as output_head
+from buleyean_rl import kernels
+from buleyean_rl.head import OutputHead
 from buleyean_rl.likelihood import TextFigures, compare_distributions, token_nlls
 
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
@@ -33,8 +34,8 @@ def test_the_figures_are_the_plain_ones(
     compiled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused, "TILE", 10)  # several tiles, the last one ragged
-    monkeypatch.setattr(fused, "CHUNK", 64)
+    monkeypatch.setattr(output_head, "TILE", 10)  # several tiles, the last one ragged
+    monkeypatch.setattr(output_head, "CHUNK", 64)
     if not compiled:
         monkeypatch.setattr(kernels, "available", lambda *_: False)
     torch.manual_seed(0)

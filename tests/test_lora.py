@@ -41,10 +41,12 @@ class SeededDropout(nn.Module):
         return x * lora._dropout(torch.ones_like(x), self.p, SeededDropout.last[1])
 
 
-def pair(bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[LoraLinear, PeftLinear]:
+def pair(
+    bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32, inputs: int = 7, outputs: int = 5
+) -> tuple[LoraLinear, PeftLinear]:
     """Our layer and PEFT's, on one base layer, with one adapter."""
     torch.manual_seed(0)
-    base = nn.Linear(7, 5, bias=bias).to(dtype).requires_grad_(False)
+    base = nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
     config = LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout)
     ours, theirs = (
         layer(base, adapter_name="default", r=3, lora_alpha=6, config=config) for layer in (LoraLinear, PeftLinear)
@@ -149,6 +151,30 @@ def test_bf16_stays_bf16_with_adapter_gradients_in_fp32() -> None:
     }
     for name, exact in outcome(pair()[1], x).items():
         torch.testing.assert_close(got[name].float(), exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(40, 64), (2, 33, 64)])
+def test_in_tiles_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    ours, _ = pair(bias, dropout, torch.bfloat16, inputs=64, outputs=96)
+    _, theirs = pair(bias, dropout, inputs=64, outputs=96)
+    theirs.get_base_layer().load_state_dict(ours.get_base_layer().state_dict())  # rounded alike
+    got = outcome(ours, x)
+    for name, exact in outcome(theirs, x.float()).items():
+        torch.testing.assert_close(got[name].float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_the_base_is_the_same_without_a_gradient() -> None:
+    ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
+    ours.enable_adapters(False)
+    x = torch.randn(2, 33, 64).bfloat16()
+    with torch.no_grad():
+        got = ours(x)
+    torch.testing.assert_close(got, ours.get_base_layer()(x), rtol=0.01, atol=0.01)
 
 
 def test_a_fresh_or_disabled_adapter_is_the_base() -> None:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from buleyean_rl.boundary import Boundary, build_boundary
     from buleyean_rl.complement import Counts, exact_target, target
     from buleyean_rl.errors import BuleyeanError
-    from buleyean_rl.fused import OutputHead, fused_loss
+    from buleyean_rl.fused import fused_loss
     from buleyean_rl.gguf_export import check_parity, export_gguf
+    from buleyean_rl.head import OutputHead
     from buleyean_rl.losses import Objective, complement_loss, published_loss, ratio_loss
     from buleyean_rl.models import attach_lora, load_base, load_tokenizer, merge_run
     from buleyean_rl.records import RejectionRecord, read_records, write_records
@@ -26,8 +27,9 @@ _HOMES = {
     "boundary": ("Boundary", "build_boundary"),
     "complement": ("Counts", "exact_target", "target"),
     "errors": ("BuleyeanError",),
-    "fused": ("OutputHead", "fused_loss"),
+    "fused": ("fused_loss",),
     "gguf_export": ("check_parity", "export_gguf"),
+    "head": ("OutputHead",),
     "losses": ("Objective", "complement_loss", "published_loss", "ratio_loss"),
     "models": ("attach_lora", "load_base", "load_tokenizer", "merge_run"),
     "records": ("RejectionRecord", "read_records", "write_records"),

@@ -1,85 +1,27 @@
 """The token objectives of `losses`, without a (nodes, vocabulary) tensor.
 
 The loss and its gradient in the hidden states come out of one pass over small tiles of nodes. A tile's
-logits exist only while the tile is worked on, and their gradient takes their place; what is kept is
-(nodes, width) and smaller. Two matrix products with the output head per tile, three where the reference
-model is the base measure:
+logits exist only while the tile is worked on; what is kept is (nodes, width) and smaller. Two matrix products with the
+output head per tile, three where the reference model is the base measure:
 
     z = W h         z_ref = W h_ref         dL/dh = W^T dL/dz
 
 The dense part of dL/dz is a multiple of pi minus a multiple of the base measure; all else is sparse, on
 the rejected tokens only (see `_tile`). A uniform base measure is that of a reference whose logits
-are all zero.
-
-A tile lies with the vocabulary first: then W is the left operand of both products, the one that a CPU's
-matrix kernels read as it is.
+are all zero. `softmax` has the products and what lies between them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl import kernels
 from buleyean_rl.complement import Counts, complement_floor, published_floor, sparse_target
+from buleyean_rl.head import OutputHead, node_tiles
 from buleyean_rl.losses import NodeLosses, Objective
-
-# Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
-TILE = 64
-GPU_FACTOR = 32
-UNLIKELY = -1e30  # a logit whose exponential is nothing
-CHUNK = 1 << 16  # logits that torch works on at a time: they stay in a CPU's cache
-
-
-@dataclass(frozen=True)
-class OutputHead:
-    """The frozen map from hidden states to logits: softcap * tanh(scale * (W h + bias) / softcap).
-
-    Args:
-        weight: W. Shape: (vocabulary, width).
-        bias: Shape: (vocabulary,), or None.
-        scale: factor on the logits, above 0 (Cohere, Granite).
-        softcap: bound on the logits (Gemma 2), or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits of `hidden` (nodes, width), in at least fp32. Shape: (nodes, vocabulary)."""
-        return self.finish(self.project(hidden)).T
-
-    @cached_property
-    def transposed(self) -> Tensor:
-        """W^T. Shape: (width, vocabulary). Copied in bf16 on a CPU, where W itself makes slower products."""
-        in_bf16_on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
-        return self.weight.T.contiguous() if in_bf16_on_cpu else self.weight.T
-
-    def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
-        raw = torch.mm(self.weight, hidden.T.contiguous(), out=out)
-        return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
-
-    def finish(self, raw: Tensor) -> Tensor:
-        """Logits from what `project` made, in at least fp32. Shape: any."""
-        logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
-
-    def unfinish(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """The gradient in what `project` made, from the gradient in the logits. Shape: any."""
-        if self.softcap is not None:
-            gradient = gradient * (1 - (logits / self.softcap) ** 2)
-        return gradient * self.scale if self.scale != 1.0 else gradient
+from buleyean_rl.softmax import Softmax, softmax_over
 
 
 def fused_loss(
@@ -118,17 +60,15 @@ class _FusedLoss(torch.autograd.Function):
         reference_hidden: Tensor | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
-        tiles_of_nodes = node_tiles(hidden)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
-        buffer = hidden.new_empty(vocabulary * len(states) * (tiles_of_nodes[0].stop - tiles_of_nodes[0].start))
+        softmax = softmax_over(head, hidden, len(states))
         tiles = []
-        for nodes in tiles_of_nodes:
-            both = torch.cat([state[nodes] for state in states])  # one product is faster than two narrow ones
-            raw = head.project(both, buffer[: vocabulary * len(both)].view(vocabulary, -1))
-            tiles.append(_tile(raw, head, counts.rows(nodes), objective, gradient is not None))
-            if gradient is not None:
-                gradient[nodes] = (head.transposed @ raw[:, : nodes.stop - nodes.start]).T
+        for nodes in node_tiles(hidden, softmax.nodes):
+            of_nodes = None if gradient is None else gradient[nodes]
+            tiles.append(
+                _tile(softmax, [x[nodes] for x in states], counts.rows(nodes), objective, vocabulary, of_nodes)
+            )
         kl, contrast, base, left = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         if objective.name == "ratio":
             floor = torch.zeros_like(kl)
@@ -197,33 +137,23 @@ class _Tile(NamedTuple):
 
 
 def _tile(
-    raw: Tensor,
-    head: OutputHead,
+    softmax: Softmax,
+    states: list[Tensor],
     counts: Counts,
     objective: Objective,
-    wants_gradient: bool,
+    vocabulary: int,
+    gradient: Tensor | None,
 ) -> _Tile:
-    """The loss of a tile's nodes, from what `project` made of the model's states and then the reference's, if any.
+    """The loss of a tile's nodes, from the model's states and then the reference's, if any.
 
-    If the gradient is wanted, it takes the place of the model's columns of `raw`. What is of nodes and of rejected
+    The gradient in the model's states is written to `gradient`, if it is wanted. What is of nodes and of rejected
     tokens, and so is little, is computed in fp64: a model may be as good as sure of a token that was rejected, and what
     it leaves the others is what matters then.
     """
-    vocabulary, nodes = len(raw), len(counts.rounds)
-    model, reference = raw[:, :nodes], raw[:, nodes:] if objective.uses_reference else None
-    most = largest_logit(head, raw)
-    most, base_most = most[:nodes], torch.zeros_like(most[:nodes]) if reference is None else most[nodes:]
-    node, rejected = counts.node, (counts.option, counts.node)
-    logits = head.finish(model[rejected]).double()
-    base_logits = torch.zeros_like(logits) if reference is None else head.finish(reference[rejected]).double()
+    node = counts.node
+    logits, base_logits, most, base_most, others, base_others, difference = softmax.sums(states, counts)
     mass, base_mass = (logits - most[node]).exp(), (base_logits - base_most[node]).exp()
-    of_rejected = [counts.sum_by_node(x) for x in (mass, base_mass, base_mass * (base_logits - logits))]
-    apart = reference is not None and head.softcap is None
-    if apart:  # the sums are of the others alone: as a difference, little would be lost in much
-        model[rejected] = raw[:, nodes:][rejected] = max(UNLIKELY, torch.finfo(raw.dtype).min)
-    sums = [x.double() for x in vocabulary_sums(head, model, reference, most, base_most)]
-    others, base_others, difference = sums if apart else (x - y for x, y in zip(sums, of_rejected, strict=True))
-    total, base_total = others + of_rejected[0], base_others + of_rejected[1]
+    total, base_total = others + counts.sum_by_node(mass), base_others + counts.sum_by_node(base_mass)
     lse, base_lse = total.log() + most, base_total.log() + base_most
 
     log_pi, log_base = logits - lse[node], base_logits - base_lse[node]
@@ -245,7 +175,7 @@ def _tile(
     else:
         contrast, pull, own_pull = -counts.rate * log_pi, counts.rate, counts.rate * (1 - pi)
 
-    if wants_gradient:
+    if gradient is not None:
         # dL/dz = alpha (pi - P) + (1 - alpha) dC/dz. P is base / Z, times r on rejected tokens; dC/dz is
         # (sum a) pi - a for the published contrast, g - (sum g) pi with g = a pi / (1 - pi) for unlikelihood, and with
         # g = a max(0, log pi - log P) for `ratio`.
@@ -254,80 +184,6 @@ def _tile(
         of_pi, of_base = alpha + (1 - alpha) * pulls, alpha / target.normaliser
         on_rejected = alpha * pi - of_base[node] * target.ratio * base
         on_rejected += (1 - alpha) * ((pulls[node] - pull) * pi - own_pull)
-        _dense_gradient(head, model, reference, *(x.to(most.dtype) for x in (lse, base_lse, of_pi, of_base)))
-        model[rejected] = head.unfinish(on_rejected, logits).to(raw.dtype)
+        lse, base_lse, of_pi, of_base = (x.to(most.dtype) for x in (lse, base_lse, of_pi, of_base))
+        gradient.copy_(softmax.gradient(lse, base_lse, of_pi, of_base, on_rejected))
     return _Tile(kl.to(most.dtype), counts.sum_by_node(contrast).to(most.dtype), base, left)
-
-
-def node_tiles(hidden: Tensor) -> list[slice]:
-    """Nodes to be worked on together, so few that their logits fit in a tile; hidden is (nodes, width)."""
-    return _slices(len(hidden), TILE * (GPU_FACTOR if hidden.is_cuda else 1))
-
-
-def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
-    """Of each node, from what `project` made. Shape: (vocabulary, nodes) to (nodes,)."""
-    passes = kernels.loss_passes(raw)
-    return head.finish(raw.amax(0) if passes is None else passes.column_most(raw))
-
-
-def vocabulary_sums(
-    head: OutputHead, raw: Tensor, raw_reference: Tensor | None, most: Tensor, base_most: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Over the vocabulary, for each node: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), exponents less the most.
-
-    Args:
-        head: the output head.
-        raw: what its `project` made of the model's states. Shape: (vocabulary, nodes).
-        raw_reference: the same of the reference's, with the strides of `raw`; None for logits of zero.
-        most: the `largest_logit` of `raw`. Shape: (nodes,).
-        base_most: that of `raw_reference`, or zero.
-
-    Returns:
-        Three tensors of shape (nodes,).
-    """
-    passes = kernels.loss_passes(raw)
-    if head.softcap is None and passes is not None:
-        return passes.softmax_sums(raw, raw_reference, head.scale, most, base_most)
-    sums = torch.zeros(3, *most.shape, dtype=most.dtype, device=most.device)
-    for chunk in _chunks(raw):
-        logits = head.finish(raw[chunk])
-        reference = None if raw_reference is None else head.finish(raw_reference[chunk])
-        sums[0] += (logits - most).exp_().sum(0)
-        mass = torch.ones_like(logits) if reference is None else (reference - base_most).exp_()
-        sums[1] += mass.sum(0)
-        sums[2] += torch.linalg.vecdot(mass, -logits if reference is None else reference - logits, dim=0)
-    total, base_total, difference = sums
-    return total, base_total, difference
-
-
-def _dense_gradient(
-    head: OutputHead,
-    raw: Tensor,
-    raw_reference: Tensor | None,
-    lse: Tensor,
-    base_lse: Tensor,
-    of_pi: Tensor,
-    of_base: Tensor,
-) -> None:
-    """of_pi * pi - of_base * base, as a gradient in what `project` made, written over `raw`."""
-    passes = kernels.loss_passes(raw)
-    if head.softcap is None and passes is not None:
-        passes.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
-        return
-    for chunk in _chunks(raw):
-        logits = head.finish(raw[chunk])
-        log_base = -base_lse if raw_reference is None else head.finish(raw_reference[chunk]) - base_lse
-        gradient = (logits - lse).exp_().mul_(of_pi) - log_base.exp_().mul_(of_base)
-        raw[chunk] = head.unfinish(gradient, logits)
-
-
-def _chunks(raw: Tensor) -> list[slice]:
-    """Rows of a tile to be worked on together."""
-    vocabulary, nodes = raw.shape
-    return _slices(vocabulary, vocabulary if raw.is_cuda else CHUNK // max(nodes, 1))
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    """Consecutive slices of at least one; a single empty one where there is nothing."""
-    starts = range(0, length, max(size, 1)) or [0]
-    return [slice(start, min(start + max(size, 1), length)) for start in starts]

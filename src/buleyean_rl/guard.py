@@ -26,7 +26,7 @@ from buleyean_rl.batches import Batch, forward_hidden
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.engines import Sampling, TransformersEngine
 from buleyean_rl.evaluate import loop_rate
-from buleyean_rl.fused import OutputHead
+from buleyean_rl.head import OutputHead
 from buleyean_rl.likelihood import compare_distributions
 from buleyean_rl.models import backbone, base_alone, evaluating, plain_model
 from buleyean_rl.trainer import Layout, reference_hidden

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.fused import OutputHead, largest_logit, node_tiles, vocabulary_sums
+from buleyean_rl.head import OutputHead, largest_logit, node_tiles, vocabulary_sums
 
 
 class TextFigures(NamedTuple):

@@ -120,7 +120,7 @@ class LinearGroup:
         assert state is not None
         weight, bias = self.base()
         if not state.adapters:
-            return nn.functional.linear(x, weight, bias)
+            return _linear(x, weight, bias)
         (name,) = state.adapters
         parameters = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in self.layers]
         ranks = [len(a) for a, _ in parameters]
@@ -190,6 +190,8 @@ def can_be_made_again(y: Tensor, make: Callable[..., Tensor], *sources: Tensor) 
 class _Adapter:
     """The A's and B's of a group in the type that computes: `a` on top of each other, `b` along a diagonal.
 
+    Their rank is filled up with zeros to what products want.
+
     Args:
         ranks: of the layers.
         outputs: of the layers.
@@ -198,9 +200,10 @@ class _Adapter:
 
     def __init__(self, ranks: Sequence[int], outputs: Sequence[int], x: Tensor) -> None:
         self.ranks, self.outputs = list(ranks), list(outputs)
-        self.a = x.new_empty(sum(ranks), x.shape[-1])
-        self.b = x.new_zeros(sum(outputs), sum(ranks))
-        self._parts = [*self.a.split(self.ranks), *self.blocks(self.b)]
+        rank = kernels.depth_of(sum(ranks), x)
+        self.a = x.new_zeros(rank, x.shape[-1])
+        self.b = x.new_zeros(sum(outputs), rank)
+        self._parts = [*self.each_a(self.a), *self.each_b(self.b)]
         self._scalings: list[float] = []
         self.scaling: float | Tensor = 1.0
 
@@ -213,13 +216,18 @@ class _Adapter:
         with torch.no_grad():
             torch._foreach_copy_(self._parts, [pair[i].detach() for i in (0, 1) for pair in parameters])
         if scalings != self._scalings:
-            each = torch.tensor(scalings).repeat_interleave(torch.tensor(self.ranks))
-            self.scaling = scalings[0] if len(set(scalings)) == 1 else each.to(self.a)
+            each = self.a.new_zeros(len(self.a))
+            each[: sum(self.ranks)] = torch.tensor(scalings).repeat_interleave(torch.tensor(self.ranks))
+            self.scaling = scalings[0] if len(set(scalings)) == 1 else each
             self._scalings = scalings
 
-    def blocks(self, b: Tensor) -> list[Tensor]:
+    def each_a(self, a: Tensor) -> list[Tensor]:
+        """Each layer's own part of a matrix like `a`."""
+        return list(a[: sum(self.ranks)].split(self.ranks))
+
+    def each_b(self, b: Tensor) -> list[Tensor]:
         """Each layer's own part of a matrix like `b`."""
-        rows = zip(b.split(self.outputs), range(len(self.ranks)), strict=True)
+        rows = zip(b[:, : sum(self.ranks)].split(self.outputs), range(len(self.ranks)), strict=True)
         return [row.split(self.ranks, 1)[i] for row, i in rows]
 
 
@@ -236,8 +244,10 @@ class _LoraLinear(torch.autograd.Function):
         *parameters: Tensor,  # noqa: ARG004 - A and B of each layer; `adapter` has them
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        low = (_dropout(flat, p, seed) @ adapter.a.T).mul_(adapter.scaling)
-        y = nn.functional.linear(flat, weight, bias).addmm_(low, adapter.b.T)
+        low = _product(_dropout(flat, p, seed), adapter.a.T).mul_(adapter.scaling)
+        y = _product(flat, weight.T, low, adapter.b.T)
+        if bias is not None:
+            y += bias
         make, sources = getattr(x, "made_from", (None, (flat,)))
         ctx.save_for_backward(low, weight, *sources)
         ctx.make, ctx.adapter, ctx.dropout, ctx.shape = make, adapter, (p, seed), x.shape
@@ -250,20 +260,42 @@ class _LoraLinear(torch.autograd.Function):
         adapter: _Adapter = ctx.adapter
         p, seed = ctx.dropout
         grad_y = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_low = (grad_y @ adapter.b).mul_(adapter.scaling)
-        grad_a = (grad_low.T @ _dropout(flat, p, seed)).float()  # cheaper made again than kept
-        grad_b = low.T @ grad_y  # the narrow operand first: faster by a third
+        grad_low = _product(grad_y, adapter.b).mul_(adapter.scaling)
+        grad_a = _row_products(grad_low, _dropout(flat, p, seed))  # cheaper made again than kept
+        grad_b = _row_products(low, grad_y).T
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_y @ weight
             if p:
-                _dropout(grad_low @ adapter.a, p, seed, grad_x)
+                grad_x = _dropout(_product(grad_low, adapter.a), p, seed, _product(grad_y, weight))
             else:
-                grad_x.addmm_(grad_low, adapter.a)
+                grad_x = _product(grad_y, weight, grad_low, adapter.a)
             grad_x = grad_x.view(ctx.shape)
-        each_b = [block.float().contiguous() for block in adapter.blocks(grad_b.T)]
-        of_parameters = [grad for pair in zip(grad_a.split(adapter.ranks), each_b, strict=True) for grad in pair]
+        each_b = [block.contiguous() for block in adapter.each_b(grad_b)]
+        of_parameters = [grad for pair in zip(adapter.each_a(grad_a), each_b, strict=True) for grad in pair]
         return grad_x, None, None, None, None, None, *of_parameters
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W x + bias, in tiles where no gradient is wanted. Shape: (..., inputs) to (..., outputs)."""
+    if torch.is_grad_enabled():
+        return nn.functional.linear(x, weight, bias)
+    y = _product(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
+    return y if bias is None else y.add_(bias)
+
+
+def _product(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None) -> Tensor:
+    """a b + c d. Shapes: (rows, depth), (depth, columns), (rows, inner), (inner, columns)."""
+    more = () if c is None or d is None else (c, d)
+    if kernels.multiplies(a, b, *more):
+        return kernels.product(a, b, *more)
+    y = a @ b
+    return y.addmm_(*more) if more else y
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b in fp32. Shapes: (rows, width), (rows, columns)."""
+    # a, the narrow one, is the first operand: faster by a third than the second
+    return kernels.row_products(a, b) if kernels.multiplies(a, b) else (a.T @ b).float()
 
 
 def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ from buleyean_rl import pre_tokenizers
 from buleyean_rl.cache import cache_folder
 from buleyean_rl.cards import ALIASES
 from buleyean_rl.errors import ModelError
-from buleyean_rl.fused import OutputHead
+from buleyean_rl.head import OutputHead
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import group_layers
 

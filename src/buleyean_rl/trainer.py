@@ -26,7 +26,8 @@ from buleyean_rl.attention import PACKED, segments_in_use
 from buleyean_rl.batches import Answers, Batch, find_answers, forward_hidden, join_rows, pack, pad_paths
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
-from buleyean_rl.fused import OutputHead, fused_loss, token_logprobs
+from buleyean_rl.fused import fused_loss, token_logprobs
+from buleyean_rl.head import OutputHead
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
 from buleyean_rl.models import backbone, base_alone, evaluating, output_head, plain_model
 from buleyean_rl.reference import ReferenceCache

@@ -11,7 +11,8 @@ from torch import Tensor
 from buleyean_rl.batches import Batch, forward_hidden
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.complement import Counts
-from buleyean_rl.fused import OutputHead, token_logprobs
+from buleyean_rl.fused import token_logprobs
+from buleyean_rl.head import OutputHead
 from buleyean_rl.losses import NodeLosses, Objective
 from buleyean_rl.models import backbone, evaluating, output_head, plain_model
 from buleyean_rl.trainer import add_references, choose_layout, fill_rows, losses_of_states, make_batch, row_tokens

@@ -1,10 +1,10 @@
 """What torch does in too many sweeps, in C for a CPU, built with the machine's own compiler on first use.
 
-    kernels.c, attention.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
+    *.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
 
-The element-wise passes of `kernels.c` are for bf16 and fp32; attention is for bf16 where a processor has matrix
-registers (AMX). Where there is no compiler `available()` is False, and the callers do the same work in torch, in more
-sweeps. On CUDA the passes of the loss are in `triton.py`.
+The element-wise passes of `kernels.c` are for bf16 and fp32; products, the loss and attention are for bf16 where a
+processor has matrix registers (AMX). Where there is no compiler `available()` is False, and the callers do the same
+work in torch, in more sweeps. On CUDA the passes of the loss are in `triton.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -29,9 +30,12 @@ from torch import Tensor
 
 from buleyean_rl.cache import cache_folder
 
-SOURCES = [Path(__file__).with_name(name) for name in ("numbers.h", "kernels.c", "attention.c")]
-TYPES = {torch.bfloat16: (), torch.float32: ("-DFP32",)}
+SOURCES = {  # and the flags that say which type
+    torch.float32: (("numbers.h", "kernels.c"), ("-DFP32",)),
+    torch.bfloat16: (("numbers.h", "kernels.c", "tiles.h", "tiles.c", "products.c", "loss.c", "attention.c"), ()),
+}
 X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
+STEP = 32  # what the sizes of matrices in tiles are multiples of
 BLOCK = 64  # queries that `attention.c` takes at a time
 FLAGS = (
     f"-DROWS={BLOCK}",
@@ -62,8 +66,15 @@ SIGNATURES = {
 }
 ROW = [c_void_p, c_int64, c_int64]  # of heads and tokens, with the strides of both
 STRETCHES = [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float, c_int]
+MATRIX = [c_void_p, c_int64, c_int64]  # with the strides of rows and columns
 OF_BF16 = {
     "has_tiles": [],
+    "product": [*[c_void_p, c_int64, *MATRIX, c_int64] * 2, c_void_p, c_int64, c_int64, c_int],
+    "head_sums": [
+        *[c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float],
+        *[c_void_p, c_void_p, c_int64, *[c_void_p] * 4, c_int],
+    ],
+    "row_products": [*[c_void_p, c_int64] * 2, *[c_int64] * 3, c_void_p, c_int],
     "attention": [*ROW * 4, *STRETCHES, c_int],
     "attention_backward": [*ROW * 4, *STRETCHES, *ROW, c_void_p, c_void_p, c_int],
 }
@@ -73,12 +84,12 @@ def available(*tensors: Tensor) -> bool:
     """Whether the functions of this module can be used, on these tensors."""
     dtype = tensors[0].dtype
     alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
-    return alike and dtype in TYPES and _library(dtype) is not None
+    return alike and dtype in SOURCES and _library(dtype) is not None
 
 
 def loss_passes(tile: Tensor) -> ModuleType | None:
     """The module whose `column_most`, `softmax_sums` and `softmax_gradient` take a tile of logits; None for torch."""
-    if tile.is_cuda and tile.dtype in (*TYPES, torch.float16):
+    if tile.is_cuda and tile.dtype in (*SOURCES, torch.float16):
         return _triton()
     return sys.modules[__name__] if available(tile) else None
 
@@ -218,6 +229,99 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
     return y
 
 
+def multiplies(*matrices: Tensor) -> bool:
+    """Whether `product` and `row_products` can be used on these matrices, and are quick."""
+    fit = all(x.dtype == torch.bfloat16 and not x.shape[-1] % STEP for x in matrices)
+    return fit and len(matrices[0]) >= STEP and available(*matrices) and _has_tiles()
+
+
+def depth_of(size: int, x: Tensor) -> int:
+    """What a matrix that multiplies ones like `x` is to be filled up to, with zeros."""
+    return _filled(size) if x.dtype == torch.bfloat16 and available(x) and _has_tiles() else size
+
+
+def product(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None) -> Tensor:
+    """a b + c d, in bf16; sums are in fp32.
+
+    Args:
+        a: a row's elements next to each other. Shape: (rows, depth).
+        b: elements next to each other in rows or columns. Shape: (depth, columns).
+        c: as `a`. Shape: (rows, inner depth).
+        d: as `b`. Shape: (inner depth, columns).
+
+    Returns:
+        Shape: (rows, columns).
+    """
+    rows, columns = len(a), b.shape[1]
+    y = a.new_empty(rows, columns)
+    inner: tuple[Tensor | int | None, ...] = (None, 0, None, 0, 0, 0)
+    if c is not None and d is not None:
+        inner = (c, c.stride(0), d, *d.stride(), len(d))
+    _call("product", a, a.stride(0), b, *b.stride(), len(b), *inner, y, rows, columns, torch.get_num_threads())
+    return y
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b, the sum of rows' outer products, in fp32 from bf16.
+
+    Args:
+        a: a row's elements next to each other. Shape: (rows, width).
+        b: alike. Shape: (rows, columns).
+
+    Returns:
+        Shape: (width, columns).
+    """
+    y = a.new_empty(a.shape[1], b.shape[1], dtype=torch.float32)
+    sizes = (len(a), a.shape[1], b.shape[1])
+    _call("row_products", a, a.stride(0), b, b.stride(0), *sizes, y, torch.get_num_threads())
+    return y
+
+
+class HeadSums(NamedTuple):
+    """What `head_sums` makes, of exponents less `most`, and z_ref's less the offset too.
+
+    Args:
+        most: one of a node's largest logits. Shape: (nodes,).
+        totals: sum e^z, and with a reference sum e^z_ref. Shape: (models, nodes).
+        difference: sum e^z_ref (z_ref - z), 0 without a reference. Shape: (nodes,).
+        rows: of W, sum e^z w, or with a reference sum (e^z - e^z_ref) w and sum e^z_ref w.
+            Shape: (models, nodes, width).
+    """
+
+    most: Tensor
+    totals: Tensor
+    difference: Tensor
+    rows: Tensor
+
+
+def has_head_sums(weight: Tensor) -> bool:
+    """Whether `head_sums` can be used with an output head, and is quick. Shape: (vocabulary, width)."""
+    return not weight.shape[0] % STEP and multiplies(weight)
+
+
+def head_sums(
+    weight: Tensor, states: Sequence[Tensor], offset: Tensor, scale: float, tokens: Tensor, nodes: Tensor
+) -> HeadSums:
+    """Sums over the vocabulary that softmaxes and their gradients are made of, in bf16, in one pass.
+
+    Args:
+        weight: W of the output head, contiguous. Shape: (vocabulary, width).
+        states: of the model, and the reference's, if any. Shapes: (nodes, width).
+        offset: about what the reference's logits are above the model's. Shape: (nodes,).
+        scale: factor on the logits.
+        tokens: that do not count. Shape: (entries,).
+        nodes: at which they do not, sorted. Shape: (entries,).
+    """
+    hidden, reference = states[0].contiguous(), states[1].contiguous() if len(states) == 2 else None
+    of_nodes, of_models, (count, width) = (len(hidden),), (len(states), len(hidden)), hidden.shape
+    shapes = (of_nodes, of_models, of_nodes, (*of_models, width))
+    found = HeadSums(*(torch.empty(shape) for shape in shapes))
+    rejected = (tokens, nodes, len(tokens))
+    threads = torch.get_num_threads()
+    _call("head_sums", weight, *weight.shape, hidden, reference, offset, count, scale, *rejected, *found, threads)
+    return found
+
+
 class Stretches(NamedTuple):
     """Which tokens of a packed row see which: the queries of a stretch are the last of the keys they see.
 
@@ -280,6 +384,10 @@ def attention_backward(
     return grad_query, grad_key, grad_value
 
 
+def _filled(size: int) -> int:
+    return math.ceil(size / STEP) * STEP
+
+
 def _row(x: Tensor) -> tuple[Tensor, int, int]:
     """How `attention.c` is told of a (heads, tokens, width)."""
     assert x.stride(-1) == 1
@@ -330,7 +438,9 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     if compiler is None or runtime is None:
         return None
     try:
-        library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *TYPES[dtype]), runtime)))
+        names, flags = SOURCES[dtype]
+        sources = [Path(__file__).with_name(name) for name in names]
+        library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags), sources, runtime)))
     except (OSError, subprocess.SubprocessError):
         return None
     for name, arguments in (SIGNATURES | (OF_BF16 if dtype == torch.bfloat16 else {})).items():
@@ -346,18 +456,18 @@ def _openmp_of_torch() -> Path | None:
     return found[0] if found else None
 
 
-def _built(compiler: str, flags: tuple[str, ...], runtime: Path) -> Path:
+def _built(compiler: str, flags: tuple[str, ...], sources: list[Path], runtime: Path) -> Path:
     """The compiled library, from the cache if this source was compiled for this kind of processor before."""
     target = _run(compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull)  # names every instruction set
-    source = b"".join(path.read_bytes() for path in SOURCES)
+    source = b"".join(path.read_bytes() for path in sources)
     key = hashlib.sha256(source + target + f"{compiler} {flags} {runtime}".encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            sources, linked = [path for path in SOURCES if path.suffix == ".c"], Path(folder, "kernels.so")
-            compiled = [str(Path(folder, path.stem).with_suffix(".o")) for path in sources]
-            for path, to in zip(sources, compiled, strict=True):
+            units, linked = [path for path in sources if path.suffix == ".c"], Path(folder, "kernels.so")
+            compiled = [str(Path(folder, path.stem).with_suffix(".o")) for path in units]
+            for path, to in zip(units, compiled, strict=True):
                 _run(compiler, *flags, "-c", str(path), "-o", to)
             # apart, as linking with -ffast-math would flush denormal numbers in the whole process
             _run(compiler, "-shared", *compiled, str(runtime), "-lm", "-o", str(linked))

@@ -1,88 +1,9 @@
 /* Attention over a packed row and its gradient, in bf16, in tiles of a processor's matrix registers (AMX).
  *
  * A stretch of the row is some queries that are the last of the keys they see. A task is a key head, a stretch and one
- * of `parts` of its queries: every `parts`th block of ROWS, whose scores with all they see fit in a core's cache. Where
- * there are no such registers plain loops stand for them, for tests.
+ * of `parts` of its queries: every `parts`th block of ROWS, whose scores with all they see fit in a core's cache.
  */
-#ifndef FP32
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <string.h>
-
-#include "numbers.h"
-
-#define SIDE 16 /* of a tile: 16 rows of 16 floats or of 32 bf16 */
-#define STEP (2 * SIDE)
-
-#ifdef __AMX_BF16__
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-/* A compiler does not know what of memory these instructions read and write. */
-#define SETTLE __asm__ volatile("" ::: "memory")
-
-typedef struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } Configuration;
-
-int has_tiles(void) { /* whether the system lets this process use them */
-    enum { REQUEST = 0x1023, TILE_DATA = 18 };
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}
-
-static void take_tiles(Configuration *before) { /* another library's may be in use */
-    Configuration mine = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) mine.width[tile] = 4 * SIDE, mine.rows[tile] = SIDE;
-    SETTLE;
-    _tile_storeconfig(before);
-    _tile_loadconfig(&mine);
-    SETTLE;
-}
-
-static void leave_tiles(const Configuration *before) {
-    if (before->palette) _tile_loadconfig(before);
-    else _tile_release();
-}
-
-#define CLEAR(tile) _tile_zero(tile)
-#define LOAD(tile, from, stride) _tile_loadd(tile, from, 4 * (stride))
-#define STORE(tile, to, stride) _tile_stored(tile, to, 4 * (stride))
-#define DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
-
-#else
-typedef int Configuration;
-
-static _Thread_local uint32_t registers[8][SIDE][SIDE];
-
-int has_tiles(void) { return 0; }
-static void take_tiles(Configuration *before) { *before = 0; }
-static void leave_tiles(const Configuration *before) { (void)before; }
-
-static void load(int tile, const void *from, int64_t stride) {
-    for (int i = 0; i < SIDE; i++) memcpy(registers[tile][i], (const uint32_t *)from + i * stride, 4 * SIDE);
-}
-
-static void store(int tile, void *to, int64_t stride) {
-    for (int i = 0; i < SIDE; i++) memcpy((uint32_t *)to + i * stride, registers[tile][i], 4 * SIDE);
-}
-
-static void dot(int sum, int a, int b) {
-    for (int i = 0; i < SIDE; i++)
-        for (int k = 0; k < SIDE; k++)
-            for (int j = 0; j < SIDE; j++) {
-                uint32_t x = registers[a][i][k], y = registers[b][k][j];
-                float value;
-                memcpy(&value, &registers[sum][i][j], 4);
-                value += widen((number)x) * widen((number)y) + widen((number)(x >> 16)) * widen((number)(y >> 16));
-                memcpy(&registers[sum][i][j], &value, 4);
-            }
-}
-
-#define SETTLE
-#define CLEAR(tile) memset(registers[tile], 0, sizeof registers[tile])
-#define LOAD(tile, from, stride) load(tile, from, stride)
-#define STORE(tile, to, stride) store(tile, to, stride)
-#define DOT(sum, a, b) dot(sum, a, b)
-#endif
+#include "tiles.h"
 
 /* c (+)= a b. a: (rows, depth), two neighbours of a row in a word; b: (depth, columns), two of a column in a word. All
  * sizes are multiples of STEP; strides are in words. */
@@ -121,26 +42,6 @@ static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int
     SETTLE;
 }
 
-/* y = x^T, of words. x: (rows, columns), both multiples of SIDE. */
-static void transpose(const uint32_t *restrict x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *restrict y,
-                      int64_t y_stride) {
-    for (int64_t i = 0; i < rows; i += SIDE)
-        for (int64_t j = 0; j < columns; j += SIDE)
-            for (int64_t r = 0; r < SIDE; r++)
-                for (int64_t c = 0; c < SIDE; c++) y[(j + r) * y_stride + i + c] = x[(i + c) * x_stride + j + r];
-}
-
-/* Two rows of numbers in each row of words. x: (2 * pairs, columns) */
-static void pair_rows(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *y, int64_t y_stride) {
-    for (int64_t i = 0; i < pairs; i++) {
-        const number *restrict even = x + 2 * i * x_stride, *restrict odd = even + x_stride;
-        uint32_t *restrict pair = y + i * y_stride;
-        for (int64_t j = 0; j < columns; j++) pair[j] = even[j] | (uint32_t)odd[j] << 16;
-    }
-}
-
-static int64_t filled(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
-
 /* A tensor of heads and tokens, with the strides of both. */
 typedef struct { number *at; int64_t head, token; } Row;
 
@@ -160,25 +61,6 @@ static float powers(float *restrict scores, int64_t visible, int64_t columns, fl
     for (int64_t j = 0; j < visible; j++) total += scores[j] = exponential(scale * (scores[j] - most));
     for (int64_t j = visible; j < columns; j++) scores[j] = 0;
     return total;
-}
-
-/* A thread's own memory for some words, kept from call to call: new pages would take longer than a task. */
-static uint32_t *own_memory(int64_t words) {
-    static _Thread_local uint32_t *memory;
-    static _Thread_local int64_t size;
-    if (size < words) {
-        free(memory);
-        size = filled(words, SIDE);
-        memory = aligned_alloc(4 * SIDE, 4 * size);
-    }
-    return memory;
-}
-
-/* The next of the buffers in a memory. */
-static void *take(uint32_t **memory, int64_t words) {
-    uint32_t *taken = *memory;
-    *memory += filled(words, SIDE);
-    return taken;
 }
 
 /* A key head, a stretch and a part of its queries. What the stretch sees are the row's `places`, or `first` and on where
@@ -337,4 +219,3 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
         leave_tiles(&before);
     }
 }
-#endif

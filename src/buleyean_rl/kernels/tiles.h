@@ -1,0 +1,232 @@
+/* Tiles of a processor's matrix registers (AMX), and how bf16 lies in memory for them.
+ *
+ * A tile is 16 rows of 16 words; a word is a float, or two numbers. A left operand's words hold neighbours of a row, a
+ * right operand's neighbours of a column. Where there are no such registers plain loops stand for them, for tests.
+ */
+#ifndef TILES_H
+#define TILES_H
+#define _GNU_SOURCE
+#include <string.h>
+
+#include "numbers.h"
+
+#define SIDE 16 /* of a tile: 16 rows of 16 floats or of 32 bf16 */
+#define STEP (2 * SIDE)
+#define TILE (SIDE * SIDE)
+#define BLOCK (STEP * STEP)
+
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+
+/* A compiler does not know what of memory these instructions read and write. */
+#define SETTLE __asm__ volatile("" ::: "memory")
+
+typedef struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } Configuration;
+
+static inline void take_tiles(Configuration *before) { /* another library's may be in use */
+    Configuration mine = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) mine.width[tile] = 4 * SIDE, mine.rows[tile] = SIDE;
+    SETTLE;
+    _tile_storeconfig(before);
+    _tile_loadconfig(&mine);
+    SETTLE;
+}
+
+static inline void leave_tiles(const Configuration *before) {
+    if (before->palette) _tile_loadconfig(before);
+    else _tile_release();
+}
+
+#define CLEAR(tile) _tile_zero(tile)
+#define LOAD(tile, from, stride) _tile_loadd(tile, from, 4 * (stride))
+#define STREAM(tile, from, stride) _tile_stream_loadd(tile, from, 4 * (stride)) /* does not drive others from the cache */
+#define STORE(tile, to, stride) _tile_stored(tile, to, 4 * (stride))
+#define DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
+
+/* Two rows of SIDE floats as one of numbers. */
+static inline void narrow_row(const float *left, const float *right, number *to) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(right), _mm512_loadu_ps(left)));
+}
+
+/* Two rows of SIDE floats as words, one of either in each. */
+static inline void narrow_pairs(const float *even, const float *odd, uint32_t *to) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(odd), _mm512_loadu_ps(even));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
+}
+
+/* SIDE words of two rows of numbers. */
+static inline void pair(const number *even, const number *odd, uint32_t *to) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)even));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)odd));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
+/* y = x^T, a tile. */
+static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
+    __m512i a[SIDE], b[SIDE];
+    for (int i = 0; i < SIDE; i++) a[i] = _mm512_loadu_si512(x + i * x_stride);
+    for (int i = 0; i < SIDE; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < SIDE; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+        }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < SIDE; j += 8) {
+            b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88);
+            b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
+        }
+    for (int i = 0; i < 8; i++) {
+        _mm512_storeu_si512(y + i * y_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(y + (i + 8) * y_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    }
+}
+
+#else
+typedef int Configuration;
+
+static _Thread_local uint32_t registers[8][SIDE][SIDE];
+
+static inline void take_tiles(Configuration *before) { *before = 0; }
+static inline void leave_tiles(const Configuration *before) { (void)before; }
+
+static inline void load(int tile, const void *from, int64_t stride) {
+    for (int i = 0; i < SIDE; i++) memcpy(registers[tile][i], (const uint32_t *)from + i * stride, 4 * SIDE);
+}
+
+static inline void store(int tile, void *to, int64_t stride) {
+    for (int i = 0; i < SIDE; i++) memcpy((uint32_t *)to + i * stride, registers[tile][i], 4 * SIDE);
+}
+
+static inline void dot(int sum, int a, int b) {
+    for (int i = 0; i < SIDE; i++)
+        for (int k = 0; k < SIDE; k++)
+            for (int j = 0; j < SIDE; j++) {
+                uint32_t x = registers[a][i][k], y = registers[b][k][j];
+                float value;
+                memcpy(&value, &registers[sum][i][j], 4);
+                value += widen((number)x) * widen((number)y) + widen((number)(x >> 16)) * widen((number)(y >> 16));
+                memcpy(&registers[sum][i][j], &value, 4);
+            }
+}
+
+#define SETTLE
+#define CLEAR(tile) memset(registers[tile], 0, sizeof registers[tile])
+#define LOAD(tile, from, stride) load(tile, from, stride)
+#define STREAM LOAD
+#define STORE(tile, to, stride) store(tile, to, stride)
+#define DOT(sum, a, b) dot(sum, a, b)
+
+static inline void narrow_row(const float *left, const float *right, number *to) {
+    for (int i = 0; i < SIDE; i++) to[i] = narrow(left[i]), to[SIDE + i] = narrow(right[i]);
+}
+
+static inline void narrow_pairs(const float *even, const float *odd, uint32_t *to) {
+    for (int i = 0; i < SIDE; i++) to[i] = narrow(even[i]) | (uint32_t)narrow(odd[i]) << 16;
+}
+
+static inline void pair(const number *even, const number *odd, uint32_t *to) {
+    for (int i = 0; i < SIDE; i++) to[i] = even[i] | (uint32_t)odd[i] << 16;
+}
+
+static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
+    for (int i = 0; i < SIDE; i++)
+        for (int j = 0; j < SIDE; j++) y[i * y_stride + j] = x[j * x_stride + i];
+}
+#endif
+
+int has_tiles(void); /* whether the system lets this process use them */
+
+/* A thread's own memory for some words, kept from call to call: new pages would take longer than a task. */
+uint32_t *own_memory(int64_t words);
+
+static inline int64_t filled(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+/* The next of the buffers in a memory. */
+static inline void *take(uint32_t **memory, int64_t words) {
+    uint32_t *taken = *memory;
+    *memory += filled(words, SIDE);
+    return taken;
+}
+
+/* y = x^T, of words. x: (rows, columns), both multiples of SIDE. */
+static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y,
+                             int64_t y_stride) {
+    for (int64_t i = 0; i < rows; i += SIDE)
+        for (int64_t j = 0; j < columns; j += SIDE) turn(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
+}
+
+/* Two rows of numbers in each row of words. x: (2 * pairs, columns), a multiple of SIDE */
+static inline void pair_rows(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *y,
+                             int64_t y_stride) {
+    for (int64_t i = 0; i < pairs; i++, x += 2 * x_stride, y += y_stride)
+        for (int64_t j = 0; j < columns; j += SIDE) pair(x + j, x + x_stride + j, y + j);
+}
+
+static inline void clear_sums(void) {
+    CLEAR(0);
+    CLEAR(1);
+    CLEAR(2);
+    CLEAR(3);
+}
+
+static inline void load_sums(const float *from, int64_t stride) {
+    LOAD(0, from, stride);
+    LOAD(1, from + SIDE, stride);
+    LOAD(2, from + SIDE * stride, stride);
+    LOAD(3, from + SIDE * stride + SIDE, stride);
+}
+
+static inline void store_sums(float *to, int64_t stride) {
+    STORE(0, to, stride);
+    STORE(1, to + SIDE, stride);
+    STORE(2, to + SIDE * stride, stride);
+    STORE(3, to + SIDE * stride + SIDE, stride);
+}
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE void nothing(void *unused) { (void)unused; }
+
+/* Products of 32 rows of `a` with 32 columns of a panel, added to the sums. At every step the core does something beside
+ * its matrix registers: `meanwhile`, of which it has the time of some hundred instructions. */
+INLINE void add_dots(const number *a, int64_t stride, const uint32_t *b, int64_t steps, void (*meanwhile)(void *),
+                     void *state) {
+    for (int64_t step = 0; step < steps; step++, a += STEP, b += 2 * TILE) {
+        STREAM(6, b, SIDE);
+        LOAD(4, a, stride / 2);
+        STREAM(7, b + TILE, SIDE);
+        LOAD(5, a + SIDE * stride, stride / 2);
+        DOT(0, 4, 6);
+        DOT(1, 4, 7);
+        DOT(2, 5, 6);
+        DOT(3, 5, 7);
+        meanwhile(state);
+    }
+}
+
+/* Two tiles of a right operand. b: (STEP, STEP), with the strides of both; one of them is 1. */
+static inline void lay_tiles(const number *b, int64_t b_row, int64_t b_column, uint32_t *to) {
+    for (int side = 0; side < 2; side++, to += TILE) {
+        const number *from = b + side * SIDE * b_column;
+        if (b_column == 1) pair_rows(from, b_row, SIDE, SIDE, to, SIDE);
+        else turn((const uint32_t *)from, b_column / 2, to, SIDE);
+    }
+}
+
+/* Some of a right operand as tiles, the depth first, `steps` of it from one 32 columns to the next. */
+static void lay_panel(const number *b, int64_t b_row, int64_t b_column, int64_t depth, int64_t columns, uint32_t *to,
+                      int64_t steps) {
+    int64_t inner = b_column == 1 ? columns : depth, outer = depth + columns - inner; /* read as they lie */
+    for (int64_t x = 0; x < outer; x += STEP)
+        for (int64_t z = 0; z < inner; z += STEP) {
+            int64_t k = b_column == 1 ? x : z, j = b_column == 1 ? z : x;
+            lay_tiles(b + k * b_row + j * b_column, b_row, b_column, to + 2 * TILE * (j / STEP * steps + k / STEP));
+        }
+}
+#endif
