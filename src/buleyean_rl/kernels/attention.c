@@ -5,6 +5,8 @@
  */
 #include "tiles.h"
 
+#define UNSEEN -1e30f
+
 /* c (+)= a b. a: (rows, depth), two neighbours of a row in a word; b: (depth, columns), two of a column in a word. All
  * sizes are multiples of STEP; strides are in words. */
 static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, int64_t rows,
@@ -54,12 +56,18 @@ static void gather(Row row, int64_t head, const int64_t *places, int64_t first, 
     memset(next, 0, (filled_count - count) * width * sizeof *next);
 }
 
-/* e^(scale (score - the largest)) of the scores a query sees, over them, and zeros after them; returns their sum. */
+/* e^(scale (score - the largest)) of the scores a query sees, over them, and zeros after them; returns their sum. By
+ * whole vectors: the last few take longer one by one. */
 static float powers(float *restrict scores, int64_t visible, int64_t columns, float scale) {
-    float most = -INFINITY, total = 0;
-    for (int64_t j = 0; j < visible; j++) most = scores[j] > most ? scores[j] : most;
-    for (int64_t j = 0; j < visible; j++) total += scores[j] = exponential(scale * (scores[j] - most));
-    for (int64_t j = visible; j < columns; j++) scores[j] = 0;
+    int64_t whole = filled(visible, SIDE);
+    float *last = scores + whole - SIDE, most = UNSEEN, total = 0;
+    memset(scores + whole, 0, 4 * (columns - whole));
+    if (!visible) return 0;
+    int seen = visible - whole + SIDE;
+    for (int j = 0; j < SIDE; j++) last[j] = j < seen ? last[j] : UNSEEN;
+    for (int64_t j = 0; j < whole; j++) most = scores[j] > most ? scores[j] : most;
+    for (int64_t j = 0; j < whole; j++) total += scores[j] = exponential(scale * (scores[j] - most));
+    for (int j = 0; j < SIDE; j++) last[j] = j < seen ? last[j] : 0;
     return total;
 }
 
@@ -141,12 +149,13 @@ void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_
                 for (int64_t i = 0; i < rows; i++) {
                     float *row = scores + i * t.keys;
                     totals[i] = powers(row, visible + i, columns, scale);
-                    for (int64_t j = 0; j < columns; j++) weights[i * t.keys + j] = narrow(row[j]);
+                    narrow_many(row, columns, weights + i * t.keys);
                 }
                 multiply((uint32_t *)weights, t.keys / 2, values, width, ROWS, width, columns, 0, block, width);
                 for (int64_t i = 0; i < rows; i++) {
                     number *to = y + head * y_head + (t.first_query + start + i) * y_token;
-                    for (int64_t j = 0; j < width; j++) to[j] = narrow(block[i * width + j] / totals[i]);
+                    for (int64_t j = 0; j < width; j++) block[i * width + j] /= totals[i];
+                    narrow_many(block + i * width, width, to);
                 }
             }
         leave_tiles(&before);
@@ -193,22 +202,22 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
                 multiply(gradients, half, values, t.keys, ROWS, columns, width, 0, grad_weights, t.keys);
                 for (int64_t i = 0; i < ROWS; i++) {
                     float *restrict row = scores + i * t.keys, *restrict grad = grad_weights + i * t.keys;
-                    number *restrict w = weights + i * t.keys, *restrict d = grad_scores + i * t.keys;
                     float total = powers(row, i < rows ? visible + i : 0, columns, scale), mean = 0;
                     float share = i < rows ? 1 / total : 0;
                     for (int64_t j = 0; j < columns; j++) mean += row[j] * grad[j];
                     mean *= share;
                     for (int64_t j = 0; j < columns; j++) {
-                        float weight = row[j] * share;
-                        w[j] = narrow(weight);
-                        d[j] = narrow(scale * weight * (grad[j] - mean));
+                        row[j] *= share;
+                        grad[j] = scale * row[j] * (grad[j] - mean);
                     }
+                    narrow_many(row, columns, weights + i * t.keys);
+                    narrow_many(grad, columns, grad_scores + i * t.keys);
                 }
                 multiply((uint32_t *)grad_scores, t.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
                          width);
                 for (int64_t i = 0; i < rows; i++) {
                     number *to = grad_q + head * grad_q_head + (t.first_query + start + i) * grad_q_token;
-                    for (int64_t j = 0; j < width; j++) to[j] = narrow(block[i * width + j]);
+                    narrow_many(block + i * width, width, to);
                 }
                 add_products(queries, width, grad_scores, columns, t.keys, paired, across, sum_k);
                 add_products(gradients, width, weights, columns, t.keys, paired, across, sum_v);

@@ -7,7 +7,7 @@
 #include "tiles.h"
 
 #define DEPTH 576       /* of what is multiplied at a time: 32 rows of it fit in the first cache */
-#define PANEL (1 << 18) /* words of a right operand's part that fit in the second */
+#define PANEL (1 << 17) /* words of a right operand's part that fit in the second */
 #define SUMS (1 << 17)  /* words of sums that do too, where they wait for the next DEPTH */
 #define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
 
@@ -51,11 +51,9 @@ void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int
              int64_t rows, int64_t columns, int threads) {
     int64_t deep, wide, tall;
     int64_t slices = parts_of(depth, DEPTH, 1, &deep), steps = (deep + inner) / STEP;
-    int64_t panels = parts_of(columns, PANEL / STEP / (steps * SIDE) * STEP, columns < STEP * threads ? 1 : threads, &wide);
-    int64_t enough = filled((rows * panels + 2 * threads - 1) / (2 * threads), STEP);
-    int64_t most = slices > 1 ? SUMS / wide : rows;
-    int64_t parts = parts_of(rows, panels < threads && enough < most ? enough : most, 1, &tall);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    int64_t panels = parts_of(columns, PANEL / STEP / (steps * SIDE) * STEP, 1, &wide);
+    int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, threads, &tall);
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < panels * parts; task++) {
         int64_t first = task % panels * wide, width = columns - first < wide ? columns - first : wide;
         int64_t top = task / panels * tall, height = rows - top < tall ? rows - top : tall;

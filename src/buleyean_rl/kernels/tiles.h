@@ -140,6 +140,11 @@ static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_
 }
 #endif
 
+/* A multiple of STEP floats as numbers. */
+static inline void narrow_many(const float *x, int64_t size, number *to) {
+    for (int64_t i = 0; i < size; i += STEP) narrow_row(x + i, x + i + SIDE, to + i);
+}
+
 int has_tiles(void); /* whether the system lets this process use them */
 
 /* A thread's own memory for some words, kept from call to call: new pages would take longer than a task. */
