@@ -196,15 +196,18 @@ class _TiledAttention(torch.autograd.Function):
         """Shapes as for `packed_attention`, of one row."""
         query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
         value = value.contiguous()  # a view would keep all that its projection made
-        ctx.save_for_backward(query, key, value)
+        y, lse = kernels.attention(query[0], key[0], value[0], stretches, scale)
+        output = y.unsqueeze(0)
+        ctx.save_for_backward(query, key, value, output, lse)  # the layer that comes next keeps its input anyway
         ctx.stretches, ctx.scale = stretches, scale
-        return kernels.attention(query[0], key[0], value[0], stretches, scale).unsqueeze(0)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = (x[0] for x in ctx.saved_tensors)
+        *rows, lse = ctx.saved_tensors
+        query, key, value, output = (x[0] for x in rows)
         gradient = grad_output.contiguous()[0]
-        grads = kernels.attention_backward(gradient, query, key, value, ctx.stretches, ctx.scale)
+        grads = kernels.attention_backward(gradient, query, key, value, output, lse, ctx.stretches, ctx.scale)
         return (*(grad.unsqueeze(0) for grad in grads), None, None)
 
 

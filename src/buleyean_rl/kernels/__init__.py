@@ -75,8 +75,8 @@ OF_BF16 = {
         *[c_void_p, c_void_p, c_int64, *[c_void_p] * 4, c_int],
     ],
     "row_products": [*[c_void_p, c_int64] * 2, *[c_int64] * 3, c_void_p, c_int],
-    "attention": [*ROW * 4, *STRETCHES, c_int],
-    "attention_backward": [*ROW * 4, *STRETCHES, *ROW, c_void_p, c_void_p, c_int],
+    "attention": [*ROW * 4, c_void_p, *STRETCHES, c_int],
+    "attention_backward": [*ROW * 4, c_void_p, *ROW, *STRETCHES, *ROW, c_void_p, c_void_p, c_int],
 }
 
 
@@ -346,7 +346,7 @@ def attends(query: Tensor) -> bool:
     return fits and available(query) and _has_tiles()
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float) -> tuple[Tensor, Tensor]:
     """Causal attention of a packed row, in bf16.
 
     Args:
@@ -357,24 +357,31 @@ def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, s
         scale: factor on the scores.
 
     Returns:
-        Shape: (tokens, heads, width).
+        Shape: (tokens, heads, width). And log-sum-exps of the scores, in fp32. Shape: (heads, tokens).
     """
     heads, tokens, width = query.shape
-    y = query.new_empty(tokens, heads, width)
+    y, lse = query.new_empty(tokens, heads, width), query.new_empty(heads, tokens, dtype=torch.float32)
     rows = (*_row(query), *_row(key), *_row(value), *_row(y.transpose(0, 1)))
     layout = _layout(query, key, stretches, scale, _parts(key, stretches))
-    _call("attention", *rows, *layout, torch.get_num_threads())
-    return y
+    _call("attention", *rows, lse, *layout, torch.get_num_threads())
+    return y, lse
 
 
 def attention_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    y: Tensor,
+    lse: Tensor,
+    stretches: Stretches,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `attention` in queries, keys and values, from that in its result. Shapes as there."""
+    """The gradients of `attention` in queries, keys and values, from that in its result `y`. Shapes as there."""
     grad_query = torch.empty_like(query)
     parts, width = _parts(key, stretches), key.shape[-1]
     seen = query.new_empty(2, parts, len(key), int(stretches.until_key[-1]), width, dtype=torch.float32)
-    rows = (*_row(query), *_row(key), *_row(value), *_row(gradient.transpose(0, 1)))
+    rows = (*_row(query), *_row(key), *_row(value), *_row(y.transpose(0, 1)), lse, *_row(gradient.transpose(0, 1)))
     layout = _layout(query, key, stretches, scale, parts)
     _call("attention_backward", *rows, *layout, *_row(grad_query), *seen, torch.get_num_threads())
     seen = seen.sum(1) if parts > 1 else seen.squeeze(1)

@@ -1,11 +1,13 @@
 /* Attention over a packed row and its gradient, in bf16, in tiles of a processor's matrix registers (AMX).
  *
  * A stretch of the row is some queries that are the last of the keys they see. A task is a key head, a stretch and one
- * of `parts` of its queries: every `parts`th block of ROWS, whose scores with all they see fit in a core's cache.
+ * of `parts` of its queries: every `parts`th block of ROWS. Scores of 32 queries with 32 keys become weights as they
+ * come out of the registers; what the weights of a query sum to is known at the end, and kept for the gradient.
  */
 #include "tiles.h"
 
 #define UNSEEN -1e30f
+#define MARGIN 30 /* by which a score may be above its query's `most` */
 
 /* c (+)= a b. a: (rows, depth), two neighbours of a row in a word; b: (depth, columns), two of a column in a word. All
  * sizes are multiples of STEP; strides are in words. */
@@ -56,21 +58,6 @@ static void gather(Row row, int64_t head, const int64_t *places, int64_t first, 
     memset(next, 0, (filled_count - count) * width * sizeof *next);
 }
 
-/* e^(scale (score - the largest)) of the scores a query sees, over them, and zeros after them; returns their sum. By
- * whole vectors: the last few take longer one by one. */
-static float powers(float *restrict scores, int64_t visible, int64_t columns, float scale) {
-    int64_t whole = filled(visible, SIDE);
-    float *last = scores + whole - SIDE, most = UNSEEN, total = 0;
-    memset(scores + whole, 0, 4 * (columns - whole));
-    if (!visible) return 0;
-    int seen = visible - whole + SIDE;
-    for (int j = 0; j < SIDE; j++) last[j] = j < seen ? last[j] : UNSEEN;
-    for (int64_t j = 0; j < whole; j++) most = scores[j] > most ? scores[j] : most;
-    for (int64_t j = 0; j < whole; j++) total += scores[j] = exponential(scale * (scores[j] - most));
-    for (int j = 0; j < SIDE; j++) last[j] = j < seen ? last[j] : 0;
-    return total;
-}
-
 /* A key head, a stretch and a part of its queries. What the stretch sees are the row's `places`, or `first` and on where
  * there are none; `heads` from `head` on share the key head. */
 typedef struct {
@@ -102,14 +89,99 @@ static void gather_block(Row row, const Task *t, int64_t head, int64_t start, in
     gather(row, head, NULL, t->first_query + start, rows, width, ROWS, to);
 }
 
-/* c += x^T y, sums over a block of queries. x: (ROWS, width), y: (ROWS, columns) of `y_stride` numbers; c: (width,
- * columns). Two queries of a column are put in a word, x's across. */
-static void add_products(const void *x, int64_t width, const number *y, int64_t columns, int64_t y_stride,
+/* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, two neighbours of a key in a word. */
+static void score(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
+    SETTLE;
+    clear_sums();
+    for (int64_t k = 0; k < half; k += SIDE) {
+        LOAD(4, queries + k, half);
+        LOAD(5, queries + SIDE * half + k, half);
+        LOAD(6, keys + k * stride, stride);
+        LOAD(7, keys + k * stride + SIDE, stride);
+        DOT(0, 4, 6);
+        DOT(1, 4, 7);
+        DOT(2, 5, 6);
+        DOT(3, 5, 7);
+    }
+    store_sums(to, STEP);
+    SETTLE;
+}
+
+/* Of 32 queries, what exponents are less, at first the score of the first key, and sums of their weights by the column
+ * they are in. */
+typedef struct { float most[STEP], totals[STEP][SIDE]; } Softmax;
+
+/* Weights of 32 queries on 32 keys from their scores, unless one is well above `most`: then that is raised first, and
+ * the `done` weights before them are made smaller. The first query sees `seen` of the keys, or each sees all. */
+INLINE void weigh(Softmax *softmax, const float *scores, int all, int64_t seen, float scale, number *weights,
+                  int64_t stride, int64_t done) {
+    float totals[STEP][SIDE];
+    for (int raised = 0;; raised = 1) {
+        float above[SIDE] = {0}, most_above = 0;
+        for (int row = 0; row < STEP; row++) {
+            const float *left = scores + row * STEP, *right = left + SIDE;
+            float most = softmax->most[row], x[SIDE], y[SIDE];
+            int32_t limit = all || seen + row > STEP ? STEP : seen + row;
+#pragma omp simd
+            for (int32_t j = 0; j < SIDE; j++) {
+                x[j] = all || j < limit ? scale * left[j] - most : UNSEEN;
+                y[j] = all || j + SIDE < limit ? scale * right[j] - most : UNSEEN;
+                above[j] = x[j] > above[j] ? x[j] : above[j];
+                above[j] = y[j] > above[j] ? y[j] : above[j];
+                x[j] = all || j < limit ? exponential(x[j]) : 0;
+                y[j] = all || j + SIDE < limit ? exponential(y[j]) : 0;
+                totals[row][j] = softmax->totals[row][j] + x[j] + y[j];
+            }
+            narrow_row(x, y, weights + row * stride + done);
+        }
+        for (int j = 0; j < SIDE; j++) most_above = above[j] > most_above ? above[j] : most_above;
+        if (raised || most_above <= MARGIN) break;
+        float factor = exponential(-most_above);
+        for (int row = 0; row < STEP; row++) {
+            softmax->most[row] += most_above;
+            for (int j = 0; j < SIDE; j++) softmax->totals[row][j] *= factor;
+            for (int64_t j = 0; j < done; j++)
+                weights[row * stride + j] = narrow(factor * widen(weights[row * stride + j]));
+        }
+    }
+    memcpy(softmax->totals, totals, sizeof totals);
+}
+
+/* What 32 queries' weights on 32 keys are, and the gradient in their scores from that in their weights. lse: of the
+ * queries; mean: the gradients' mean by a query's weights; `rows` of the queries are there. `grad_scores` has them in
+ * rows, and both are in pairs of queries too, the first of them at `paired`. */
+INLINE void weigh_backward(const float *scores, const float *gradients, int all, int64_t seen, int64_t rows, float scale,
+                           const float *lse, const float *mean, number *grad_scores, uint32_t *weights_paired,
+                           uint32_t *grad_scores_paired, int64_t stride) {
+    for (int row = 0; row < STEP; row += 2) {
+        float weights[2][STEP], grads[2][STEP];
+        for (int odd = 0; odd < 2; odd++) {
+            int64_t sees = row + odd < rows ? seen + row + odd : 0;
+            int32_t limit = sees < STEP ? sees : STEP;
+            const float *score = scores + (row + odd) * STEP, *gradient = gradients + (row + odd) * STEP;
+            float less = lse[row + odd], middle = mean[row + odd];
+#pragma omp simd
+            for (int32_t j = 0; j < STEP; j++) {
+                float weight = all || j < limit ? exponential(scale * score[j] - less) : 0;
+                weights[odd][j] = weight;
+                grads[odd][j] = scale * weight * (gradient[j] - middle);
+            }
+            narrow_row(grads[odd], grads[odd] + SIDE, grad_scores + (row + odd) * stride);
+        }
+        for (int half = 0; half < STEP; half += SIDE) {
+            narrow_pairs(weights[0] + half, weights[1] + half, weights_paired + row / 2 * stride + half);
+            narrow_pairs(grads[0] + half, grads[1] + half, grad_scores_paired + row / 2 * stride + half);
+        }
+    }
+}
+
+/* c += x^T y, sums over a block of queries. x: (ROWS, width); y: (ROWS, columns), two queries of a column in a word; c:
+ * (width, columns). */
+static void add_products(const void *x, int64_t width, const uint32_t *y, int64_t columns, int64_t y_stride,
                          uint32_t *paired, uint32_t *across, float *c) {
     pair_rows(x, width, ROWS / 2, width, paired, width);
     transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
-    pair_rows(y, y_stride, ROWS / 2, columns, paired, y_stride);
-    multiply(across, ROWS / 2, paired, y_stride, width, columns, ROWS, 1, c, y_stride);
+    multiply(across, ROWS / 2, y, y_stride, width, columns, ROWS, 1, c, y_stride);
 }
 
 /* A task's gradients, (width, keys), to their place in (parts, key heads, places, width). */
@@ -118,20 +190,20 @@ static void put_gradients(const float *sum, const Task *t, int64_t place, int64_
     memcpy(to + place * width, turned, 4 * t->seen * width);
 }
 
-/* What queries attend to. q, k, v: queries, keys, values; y: the result. until_query, until_key: (stretches + 1,), where
- * a stretch's queries begin in the row, and what it sees in `places`. */
+/* What queries attend to. q, k, v: queries, keys, values; y: the result; lse: of each query's scores, (heads, tokens).
+ * until_query, until_key: (stretches + 1,), where a stretch's queries begin in the row, and what it sees in `places`. */
 void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_head, int64_t k_token, number *v,
-               int64_t v_head, int64_t v_token, number *y, int64_t y_head, int64_t y_token, int64_t heads,
+               int64_t v_head, int64_t v_token, number *y, int64_t y_head, int64_t y_token, float *lse, int64_t heads,
                int64_t key_heads, int64_t width, const int64_t *places, const int32_t *until_query,
                const int32_t *until_key, int64_t stretches, float scale, int parts, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * key_heads * stretches; index++) {
         Task t = task_of(index, parts, heads, key_heads, places, until_query, until_key);
         int64_t half = width / 2, of_keys = t.keys * half;
-        uint32_t *memory = own_memory(3 * of_keys + ROWS * (2 * t.keys + 2 * width));
+        uint32_t *memory = own_memory(3 * of_keys + ROWS * (t.keys + 2 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
         uint32_t *values = take(&next, of_keys), *queries = take(&next, ROWS * half);
-        float *scores = take(&next, ROWS * t.keys), *block = take(&next, ROWS * width);
+        float *block = take(&next, ROWS * width), scores[2][BLOCK];
         number *weights = take(&next, ROWS * t.keys / 2);
         Configuration before;
         take_tiles(&before);
@@ -143,46 +215,58 @@ void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_
             for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
                 int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
                 int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
+                Softmax softmaxes[ROWS / STEP] = {0};
                 gather_block((Row){q, q_head, q_token}, &t, head, start, rows, width, queries);
-                multiply(queries, half, keys, t.keys, ROWS, columns, width, 0, scores, t.keys);
-                float totals[ROWS];
-                for (int64_t i = 0; i < rows; i++) {
-                    float *row = scores + i * t.keys;
-                    totals[i] = powers(row, visible + i, columns, scale);
-                    narrow_many(row, columns, weights + i * t.keys);
+                for (int64_t i = 0; i < ROWS; i += STEP) {
+                    Softmax *softmax = softmaxes + i / STEP;
+                    number *to = weights + i * t.keys;
+                    score(queries + i * half, keys, t.keys, half, scores[0]);
+                    for (int row = 0; row < STEP; row++) softmax->most[row] = scale * scores[0][row * STEP];
+                    for (int64_t j = 0; j < columns; j += STEP) {
+                        const float *of_keys = scores[j / STEP % 2];
+                        int64_t seen = visible + i - j, next_keys = j + STEP;
+                        if (next_keys < columns) /* while these are weighed */
+                            score(queries + i * half, keys + next_keys, t.keys, half, scores[next_keys / STEP % 2]);
+                        if (seen >= STEP) weigh(softmax, of_keys, 1, seen, scale, to, t.keys, j);
+                        else weigh(softmax, of_keys, 0, seen, scale, to, t.keys, j);
+                    }
                 }
                 multiply((uint32_t *)weights, t.keys / 2, values, width, ROWS, width, columns, 0, block, width);
                 for (int64_t i = 0; i < rows; i++) {
-                    number *to = y + head * y_head + (t.first_query + start + i) * y_token;
-                    for (int64_t j = 0; j < width; j++) block[i * width + j] /= totals[i];
-                    narrow_many(block + i * width, width, to);
+                    const Softmax *softmax = softmaxes + i / STEP;
+                    int64_t token = t.first_query + start + i;
+                    float total = 0;
+                    for (int j = 0; j < SIDE; j++) total += softmax->totals[i % STEP][j];
+                    for (int64_t j = 0; j < width; j++) block[i * width + j] /= total;
+                    narrow_many(block + i * width, width, y + head * y_head + token * y_token);
+                    lse[head * until_query[stretches] + token] = softmax->most[i % STEP] + logf(total);
                 }
             }
         leave_tiles(&before);
     }
 }
 
-/* The gradients in queries, keys and values from `g`, that in the result. Those in keys and values are of what a
+/* The gradients in queries, keys and values from `g`, that in the result `y`. Those in keys and values are of what a
  * stretch sees, one stretch after the other, and of each part of its queries: (parts, key heads, places, width). */
 void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_head, int64_t k_token,
-                        number *v, int64_t v_head, int64_t v_token, number *g, int64_t g_head, int64_t g_token,
-                        int64_t heads, int64_t key_heads, int64_t width, const int64_t *places,
-                        const int32_t *until_query, const int32_t *until_key, int64_t stretches, float scale, int parts,
-                        number *grad_q, int64_t grad_q_head, int64_t grad_q_token, float *grad_k, float *grad_v,
-                        int threads) {
+                        number *v, int64_t v_head, int64_t v_token, number *y, int64_t y_head, int64_t y_token,
+                        const float *lse, number *g, int64_t g_head, int64_t g_token, int64_t heads, int64_t key_heads,
+                        int64_t width, const int64_t *places, const int32_t *until_query, const int32_t *until_key,
+                        int64_t stretches, float scale, int parts, number *grad_q, int64_t grad_q_head,
+                        int64_t grad_q_token, float *grad_k, float *grad_v, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * key_heads * stretches; index++) {
         Task t = task_of(index, parts, heads, key_heads, places, until_query, until_key);
         int64_t half = width / 2, of_keys = t.keys * half;
-        uint32_t *memory = own_memory(8 * of_keys + ROWS * (4 * t.keys + 4 * width));
+        uint32_t *memory = own_memory(8 * of_keys + ROWS * (2 * t.keys + 4 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
         uint32_t *values = take(&next, of_keys), *keys_paired = take(&next, of_keys);
         uint32_t *queries = take(&next, ROWS * half), *gradients = take(&next, ROWS * half);
-        uint32_t *paired = take(&next, ROWS / 2 * (t.keys > width ? t.keys : width));
-        uint32_t *across = take(&next, ROWS * half);
-        float *scores = take(&next, ROWS * t.keys), *grad_weights = take(&next, ROWS * t.keys);
+        uint32_t *paired = take(&next, ROWS * half), *across = take(&next, ROWS * half);
+        uint32_t *weights_paired = take(&next, ROWS / 2 * t.keys), *grads_paired = take(&next, ROWS / 2 * t.keys);
+        float scores[2][BLOCK], grad_weights[2][BLOCK];
         float *block = take(&next, ROWS * width), *sum_k = take(&next, 2 * of_keys), *sum_v = take(&next, 2 * of_keys);
-        number *weights = take(&next, ROWS * t.keys / 2), *grad_scores = take(&next, ROWS * t.keys / 2);
+        number *grad_scores = take(&next, ROWS * t.keys / 2);
         Configuration before;
         take_tiles(&before);
         gather_keys((Row){k, k_head, k_token}, &t, width, plain);
@@ -196,31 +280,42 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
             for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
                 int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
                 int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
+                int64_t token = t.first_query + start;
+                float mean[ROWS] = {0}, less[ROWS] = {0};
                 gather_block((Row){q, q_head, q_token}, &t, head, start, rows, width, queries);
                 gather_block((Row){g, g_head, g_token}, &t, head, start, rows, width, gradients);
-                multiply(queries, half, keys, t.keys, ROWS, columns, width, 0, scores, t.keys);
-                multiply(gradients, half, values, t.keys, ROWS, columns, width, 0, grad_weights, t.keys);
-                for (int64_t i = 0; i < ROWS; i++) {
-                    float *restrict row = scores + i * t.keys, *restrict grad = grad_weights + i * t.keys;
-                    float total = powers(row, i < rows ? visible + i : 0, columns, scale), mean = 0;
-                    float share = i < rows ? 1 / total : 0;
-                    for (int64_t j = 0; j < columns; j++) mean += row[j] * grad[j];
-                    mean *= share;
-                    for (int64_t j = 0; j < columns; j++) {
-                        row[j] *= share;
-                        grad[j] = scale * row[j] * (grad[j] - mean);
+                memcpy(less, lse + head * until_query[stretches] + token, 4 * rows);
+                for (int64_t i = 0; i < rows; i++) {
+                    const number *gradient = (number *)gradients + i * width, *of = y + head * y_head + (token + i) * y_token;
+                    for (int64_t j = 0; j < width; j++) mean[i] += widen(gradient[j]) * widen(of[j]);
+                }
+                for (int64_t i = 0; i < ROWS; i += STEP) {
+                    const uint32_t *some = queries + i * half, *some_gradients = gradients + i * half;
+                    score(some, keys, t.keys, half, scores[0]);
+                    score(some_gradients, values, t.keys, half, grad_weights[0]);
+                    for (int64_t j = 0; j < columns; j += STEP) {
+                        int at = j / STEP % 2;
+                        if (j + STEP < columns) { /* while these are weighed */
+                            score(some, keys + j + STEP, t.keys, half, scores[!at]);
+                            score(some_gradients, values + j + STEP, t.keys, half, grad_weights[!at]);
+                        }
+                        int64_t seen = visible + i - j, there = rows - i, place = i / 2 * t.keys + j;
+                        number *to = grad_scores + i * t.keys + j;
+                        uint32_t *pairs = weights_paired + place, *grad_pairs = grads_paired + place;
+                        if (seen >= STEP && there >= STEP)
+                            weigh_backward(scores[at], grad_weights[at], 1, seen, there, scale, less + i, mean + i, to, pairs,
+                                           grad_pairs, t.keys);
+                        else
+                            weigh_backward(scores[at], grad_weights[at], 0, seen, there, scale, less + i, mean + i, to, pairs,
+                                           grad_pairs, t.keys);
                     }
-                    narrow_many(row, columns, weights + i * t.keys);
-                    narrow_many(grad, columns, grad_scores + i * t.keys);
                 }
                 multiply((uint32_t *)grad_scores, t.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
                          width);
-                for (int64_t i = 0; i < rows; i++) {
-                    number *to = grad_q + head * grad_q_head + (t.first_query + start + i) * grad_q_token;
-                    narrow_many(block + i * width, width, to);
-                }
-                add_products(queries, width, grad_scores, columns, t.keys, paired, across, sum_k);
-                add_products(gradients, width, weights, columns, t.keys, paired, across, sum_v);
+                for (int64_t i = 0; i < rows; i++)
+                    narrow_many(block + i * width, width, grad_q + head * grad_q_head + (token + i) * grad_q_token);
+                add_products(queries, width, grads_paired, columns, t.keys, paired, across, sum_k);
+                add_products(gradients, width, weights_paired, columns, t.keys, paired, across, sum_v);
             }
         int64_t place = (t.part * key_heads + t.key_head) * until_key[stretches] + t.first;
         put_gradients(sum_k, &t, place, width, memory, grad_k); /* the memory's first is done with */

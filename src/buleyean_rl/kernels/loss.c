@@ -52,7 +52,7 @@ INLINE void take_powers(Share *share, const float *logits, int64_t node, int mod
     float *most = share->most + node, *offset = share->offset + node;
     float total[SIDE], base_total[SIDE], difference[SIDE], above[SIDE], x[SIDE], y[SIDE], u[SIDE], v[SIDE];
     uint32_t words[2][TILE];
-    for (int again = 1; again;) {
+    for (int raised = 0;; raised = 1) {
         for (int j = 0; j < SIDE; j++) total[j] = base_total[j] = difference[j] = above[j] = 0;
         for (int pair = 0; pair < SIDE; pair++, ahead += fetched) {
             const float *even = logits + 2 * pair * STEP, *odd = even + STEP;
@@ -79,9 +79,10 @@ INLINE void take_powers(Share *share, const float *logits, int64_t node, int mod
             if (models == 2) narrow_pairs(u, v, words[1] + pair * SIDE);
             for (int64_t i = 0; i < fetched; i += STEP) __builtin_prefetch(ahead + i, 0, 2);
         }
-        again = 0;
-        for (int j = 0; j < SIDE; j++) again |= above[j] > MARGIN;
-        for (int j = 0; again && j < SIDE; j++) {
+        int too_large = 0;
+        for (int j = 0; j < SIDE; j++) too_large |= above[j] > MARGIN;
+        if (raised || !too_large) break;
+        for (int j = 0; j < SIDE; j++) {
             if (above[j] <= MARGIN) continue;
             rescale(share, node + j, models, exponential(-above[j]), width, powers, done);
             most[j] += above[j];
