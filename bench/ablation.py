@@ -17,9 +17,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import PropertyMock, patch
+from unittest.mock import patch
 
-from buleyean_rl import attention, fused, kernels, layers, lora
+from buleyean_rl import attention, kernels, layers, lora, softmax
+from buleyean_rl import head as passes
 from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head, plain_model
@@ -27,7 +28,7 @@ from buleyean_rl.trainer import add_references, batch_losses, choose_layout
 from contestant import PRECISION, our_boundaries
 from run import bundled_pairs, read_pairs
 
-IN_TORCH = SimpleNamespace(available=lambda *_: False, loss_passes=lambda _: None, attends=lambda _: False)
+IN_TORCH = dict.fromkeys(("available", "attends", "multiplies", "has_head_sums"), lambda *_: False)
 
 
 def main() -> None:
@@ -67,21 +68,38 @@ def main() -> None:
     def separately() -> AbstractContextManager[Any]:
         return patch.object(lora.LinearGroup, "alike", lambda _: False)
 
-    def without(module: Any) -> Callable[[], AbstractContextManager[Any]]:
-        return lambda: patch.object(module, "kernels", IN_TORCH)
+    @contextmanager
+    def without(module: Any, *names: str) -> Iterator[None]:
+        """What a module finds in `kernels`, but for some of it."""
+        found = {**vars(kernels), **{name: IN_TORCH[name] for name in names}}
+        with patch.object(module, "kernels", SimpleNamespace(**found)):
+            yield
+
+    @contextmanager
+    def torch_products() -> Iterator[None]:
+        groups = {layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
+        with without(lora, "multiplies"), patch.object(lora.kernels, "depth_of", lambda size, _: size):
+            for group in groups:
+                group._adapter = None  # made anew, as narrow as it is
+            yield
+        for group in groups:
+            group._adapter = None
+
+    @contextmanager
+    def loss_in_torch() -> Iterator[None]:
+        with without(softmax, "has_head_sums"), patch.object(passes.kernels, "loss_passes", lambda _: None):
+            yield
 
     padded = [pad_paths(records[i : i + 4]) for i in range(0, 8, 4)]
     everything: Callable[[], None] = lambda: step(rows)  # noqa: E731
     variants: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[], None]]] = {
-        "the loss's sweeps in C": (without(fused), everything),
-        "the head's transposed copy": (
-            lambda: patch.object(fused.OutputHead, "transposed", PropertyMock(return_value=head.weight.T)),
-            everything,
-        ),
-        "attention in matrix registers": (lambda: patch.object(kernels, "attends", lambda _: False), everything),
-        "attention in C": (without(attention), everything),
-        "RMSNorm and SwiGLU in C": (without(layers), everything),
-        "dropout in C": (without(lora), everything),
+        "products in matrix registers": (torch_products, everything),
+        "the loss in matrix registers": (lambda: without(softmax, "has_head_sums"), everything),
+        "the loss in C": (loss_in_torch, everything),
+        "attention in matrix registers": (lambda: without(attention, "attends"), everything),
+        "attention in C": (lambda: without(attention, "attends", "available"), everything),
+        "RMSNorm and SwiGLU in C": (lambda: without(layers, "available"), everything),
+        "dropout in C": (lambda: without(lora, "available"), everything),
         "layers with one input together": (alone, everything),
         "LoRA as one node, in the base's type": (separately, everything),
         "packed rows and own attention": (plain_attention, lambda: step(padded)),

@@ -1,18 +1,25 @@
 /* Matrix products in bf16, in tiles of a processor's matrix registers (AMX).
  *
- * A task is a panel of the result's columns and a part of its rows. The right operand's part is laid out tile by tile
- * and stays in the core's second cache, 32 rows of the left one in the first. Where the sums of 32 x 32 elements are
- * done they are rounded while the next ones are made.
+ * A task is a panel of the result's columns and a part of its rows: each thread has rows of its own where there are
+ * enough, as it has in the sweeps of `kernels.c`. The right operand's part is laid out tile by tile and stays in the core's
+ * second cache, 32 rows of the left one in the first. Sums of 32 x 32 elements are rounded while the next ones are made.
  */
 #include "tiles.h"
 
-#define DEPTH 576       /* of what is multiplied at a time: 32 rows of it fit in the first cache */
-#define PANEL (1 << 17) /* words of a right operand's part that fit in the second */
-#define SUMS (1 << 17)  /* words of sums that do too, where they wait for the next DEPTH */
+#define DEPTH 576        /* of what is multiplied at a time: 32 rows of it fit in the first cache */
+#define PANEL (1 << 17)  /* words of a right operand's part that fit in the second */
+#define SUMS (1 << 17)   /* words of sums that do too, where they wait for the next DEPTH */
+#define ENOUGH 192       /* rows that are worth laying out a right operand for */
 #define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
 
 /* Sums that become rows of a result, and rows of a left operand that come to the second cache. */
-typedef struct { const float *sums; number *to; int64_t stride, row, rows; const number *ahead; int64_t apart, fetched; } Beside;
+typedef struct {
+    const float *sums;
+    number *to;
+    int64_t stride, row, rows;
+    const number *ahead;
+    int64_t apart, fetched;
+} Beside;
 
 INLINE void finish(void *state, int some) {
     Beside *f = state;
@@ -51,13 +58,16 @@ void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int
              int64_t rows, int64_t columns, int threads) {
     int64_t deep, wide, tall;
     int64_t slices = parts_of(depth, DEPTH, 1, &deep), steps = (deep + inner) / STEP;
-    int64_t panels = parts_of(columns, PANEL / STEP / (steps * SIDE) * STEP, 1, &wide);
-    int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, threads, &tall);
+    int64_t owners = rows / ENOUGH < 1 ? 1 : rows / ENOUGH < threads ? rows / ENOUGH : threads;
+    int64_t fitting = PANEL / STEP / (steps * SIDE) * STEP, sharing = (threads + owners - 1) / owners;
+    int64_t panels = parts_of(columns, fitting < STEP ? STEP : fitting, sharing, &wide);
+    int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, owners, &tall);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < panels * parts; task++) {
         int64_t first = task % panels * wide, width = columns - first < wide ? columns - first : wide;
         int64_t top = task / panels * tall, height = rows - top < tall ? rows - top : tall;
-        uint32_t *next = own_memory(steps * SIDE * wide + 2 * BLOCK + (deep + inner) * SIDE + tall * wide + 4 * SIDE);
+        uint32_t *next = own_memory(steps * SIDE * wide + 2 * BLOCK + (deep + inner) * SIDE + 4 * SIDE +
+                                    (slices > 1 ? tall * wide : 0));
         uint32_t *panel = take(&next, steps * SIDE * wide);
         float *blocks = take(&next, 2 * BLOCK), *waiting = take(&next, slices > 1 ? tall * wide : 0);
         number *spare = take(&next, deep * SIDE), *spare_c = take(&next, inner * SIDE);
