@@ -90,7 +90,7 @@ static void gather_block(Row row, const Task *t, int64_t head, int64_t start, in
 }
 
 /* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, two neighbours of a key in a word. */
-static void score(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
+static void score_block(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
     SETTLE;
     clear_sums();
     for (int64_t k = 0; k < half; k += SIDE) {
@@ -220,13 +220,13 @@ void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_
                 for (int64_t i = 0; i < ROWS; i += STEP) {
                     Softmax *softmax = softmaxes + i / STEP;
                     number *to = weights + i * t.keys;
-                    score(queries + i * half, keys, t.keys, half, scores[0]);
+                    score_block(queries + i * half, keys, t.keys, half, scores[0]);
                     for (int row = 0; row < STEP; row++) softmax->most[row] = scale * scores[0][row * STEP];
                     for (int64_t j = 0; j < columns; j += STEP) {
                         const float *of_keys = scores[j / STEP % 2];
                         int64_t seen = visible + i - j, next_keys = j + STEP;
                         if (next_keys < columns) /* while these are weighed */
-                            score(queries + i * half, keys + next_keys, t.keys, half, scores[next_keys / STEP % 2]);
+                            score_block(queries + i * half, keys + next_keys, t.keys, half, scores[next_keys / STEP % 2]);
                         if (seen >= STEP) weigh(softmax, of_keys, 1, seen, scale, to, t.keys, j);
                         else weigh(softmax, of_keys, 0, seen, scale, to, t.keys, j);
                     }
@@ -286,28 +286,27 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
                 gather_block((Row){g, g_head, g_token}, &t, head, start, rows, width, gradients);
                 memcpy(less, lse + head * until_query[stretches] + token, 4 * rows);
                 for (int64_t i = 0; i < rows; i++) {
-                    const number *gradient = (number *)gradients + i * width, *of = y + head * y_head + (token + i) * y_token;
-                    for (int64_t j = 0; j < width; j++) mean[i] += widen(gradient[j]) * widen(of[j]);
+                    const number *gradient = (number *)gradients + i * width;
+                    const number *result = y + head * y_head + (token + i) * y_token;
+                    for (int64_t j = 0; j < width; j++) mean[i] += widen(gradient[j]) * widen(result[j]);
                 }
                 for (int64_t i = 0; i < ROWS; i += STEP) {
                     const uint32_t *some = queries + i * half, *some_gradients = gradients + i * half;
-                    score(some, keys, t.keys, half, scores[0]);
-                    score(some_gradients, values, t.keys, half, grad_weights[0]);
+                    score_block(some, keys, t.keys, half, scores[0]);
+                    score_block(some_gradients, values, t.keys, half, grad_weights[0]);
                     for (int64_t j = 0; j < columns; j += STEP) {
                         int at = j / STEP % 2;
                         if (j + STEP < columns) { /* while these are weighed */
-                            score(some, keys + j + STEP, t.keys, half, scores[!at]);
-                            score(some_gradients, values + j + STEP, t.keys, half, grad_weights[!at]);
+                            score_block(some, keys + j + STEP, t.keys, half, scores[!at]);
+                            score_block(some_gradients, values + j + STEP, t.keys, half, grad_weights[!at]);
                         }
                         int64_t seen = visible + i - j, there = rows - i, place = i / 2 * t.keys + j;
+                        const float *score = scores[at], *grad = grad_weights[at], *l = less + i, *m = mean + i;
                         number *to = grad_scores + i * t.keys + j;
                         uint32_t *pairs = weights_paired + place, *grad_pairs = grads_paired + place;
                         if (seen >= STEP && there >= STEP)
-                            weigh_backward(scores[at], grad_weights[at], 1, seen, there, scale, less + i, mean + i, to, pairs,
-                                           grad_pairs, t.keys);
-                        else
-                            weigh_backward(scores[at], grad_weights[at], 0, seen, there, scale, less + i, mean + i, to, pairs,
-                                           grad_pairs, t.keys);
+                            weigh_backward(score, grad, 1, seen, there, scale, l, m, to, pairs, grad_pairs, t.keys);
+                        else weigh_backward(score, grad, 0, seen, there, scale, l, m, to, pairs, grad_pairs, t.keys);
                     }
                 }
                 multiply((uint32_t *)grad_scores, t.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,

@@ -208,8 +208,9 @@ void head_sums(const number *weight, int64_t vocabulary, int64_t width, const nu
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
         for (int t = 0; t < threads; t++) {
             int64_t first = parts * t / threads * PART, end = parts * (t + 1) / threads * PART;
-            sum_share(shares + t, weight, first, end < vocabulary ? end : vocabulary, width, hidden, reference, offset, start,
-                      some, scale, tokens + of_tile, node_of + of_tile, entry - of_tile);
+            if (end > vocabulary) end = vocabulary;
+            sum_share(shares + t, weight, first, end, width, hidden, reference, offset, start, some, scale,
+                      tokens + of_tile, node_of + of_tile, entry - of_tile);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t node = 0; node < some; node++)

@@ -27,7 +27,7 @@ static inline float exponential(float x) { /* within 2e-7 of exp(x), for x up to
     x = x < -87.0f ? -87.0f : x;
     float n = __builtin_rintf(x * 1.44269504f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
-    float p = 8.2902721e-3f; /* of five terms, the largest relative error between -ln 2 / 2 and ln 2 / 2 as small as can be */
+    float p = 8.2902721e-3f; /* five terms with the smallest largest relative error between -ln 2 / 2 and ln 2 / 2 */
     p = p * r + 4.1898160e-2f;
     p = p * r + 1.6667638e-1f;
     p = p * r + 4.9999148e-1f;
