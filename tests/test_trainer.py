@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from buleyean_rl.attention import PACKED
-from buleyean_rl.batches import Batch, pack, pad_paths
+from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.evaluate import HeldOut
@@ -156,6 +156,18 @@ def test_references_computed_together_are_those_of_each_row(
             assert batch is known
         else:
             torch.testing.assert_close(batch.reference, reference_hidden(model, row), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_a_fresh_adapter_is_its_reference_to_the_bit() -> None:
+    base = tiny_llama(TOKENIZER, head_dim=32).to(torch.bfloat16)
+    model = attach_lora(base, lora_config(4, 8, 0.0, None)).train()
+    layout = choose_layout(model)
+    long = [replace(record, prompt=record.prompt * 9) for record in RECORDS]  # short rows go another way
+    rows = [layout(long[:3]), layout(long[3:])]
+    for batch in add_references(model, rows):  # in one row
+        assert batch.input_ids.numel() >= 64
+        assert forward_hidden(backbone(model), batch).equal(batch.reference)
 
 
 def test_at_the_start_the_kl_of_an_unrejected_node_is_zero() -> None:
