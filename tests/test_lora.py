@@ -168,6 +168,23 @@ def test_in_tiles_value_and_gradient_are_pefts(bias: bool, dropout: float, shape
 
 
 @pytest.mark.usefixtures("tiles")
+def test_in_tiles_inputs_and_gradients_lie_however_they_may() -> None:
+    ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
+    x = torch.randn(64, 40).bfloat16().T  # its columns next to each other
+    a, b = (ours.lora_A["default"].weight, ours.lora_B["default"].weight)
+    outcomes = []
+    for like in (x, x.contiguous()):
+        y = ours(like)
+        pulls = (torch.ones(()).bfloat16().expand_as(y), torch.ones_like(y))  # the first is one number
+        outcomes += [(y, *torch.autograd.grad(y, [a, b], pull, retain_graph=True)) for pull in pulls]
+    for other in outcomes[1:]:
+        assert all(got.equal(expected) for got, expected in zip(other, outcomes[0], strict=True))
+    torch.testing.assert_close(
+        outcomes[0][0], ours.get_base_layer()(x) + 2 * x @ (b @ a).bfloat16().T, rtol=0.05, atol=0.5
+    )
+
+
+@pytest.mark.usefixtures("tiles")
 def test_in_tiles_the_base_is_the_same_without_a_gradient() -> None:
     ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
     ours.enable_adapters(False)

@@ -244,18 +244,19 @@ def product(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = No
     """a b + c d, in bf16; sums are in fp32.
 
     Args:
-        a: a row's elements next to each other. Shape: (rows, depth).
+        a: Shape: (rows, depth).
         b: elements next to each other in rows or columns. Shape: (depth, columns).
-        c: as `a`. Shape: (rows, inner depth).
+        c: Shape: (rows, inner depth).
         d: as `b`. Shape: (inner depth, columns).
 
     Returns:
         Shape: (rows, columns).
     """
-    rows, columns = len(a), b.shape[1]
+    a, rows, columns = a.contiguous(), len(a), b.shape[1]
     y = a.new_empty(rows, columns)
     inner: tuple[Tensor | int | None, ...] = (None, 0, None, 0, 0, 0)
     if c is not None and d is not None:
+        c = c.contiguous()
         inner = (c, c.stride(0), d, *d.stride(), len(d))
     _call("product", a, a.stride(0), b, *b.stride(), len(b), *inner, y, rows, columns, torch.get_num_threads())
     return y
@@ -265,12 +266,13 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     """a^T b, the sum of rows' outer products, in fp32 from bf16.
 
     Args:
-        a: a row's elements next to each other. Shape: (rows, width).
-        b: alike. Shape: (rows, columns).
+        a: Shape: (rows, width).
+        b: Shape: (rows, columns).
 
     Returns:
         Shape: (width, columns).
     """
+    a, b = a.contiguous(), b.contiguous()
     y = a.new_empty(a.shape[1], b.shape[1], dtype=torch.float32)
     sizes = (len(a), a.shape[1], b.shape[1])
     _call("row_products", a, a.stride(0), b, b.stride(0), *sizes, y, torch.get_num_threads())
