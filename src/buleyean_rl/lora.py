@@ -245,9 +245,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         low = _product(_dropout(flat, p, seed), adapter.a.T).mul_(adapter.scaling)
-        y = _product(flat, weight.T, low, adapter.b.T)
-        if bias is not None:
-            y += bias
+        y = _product(flat, weight.T, low, adapter.b.T, bias=bias)
         make, sources = getattr(x, "made_from", (None, (flat,)))
         ctx.save_for_backward(low, weight, *sources)
         ctx.make, ctx.adapter, ctx.dropout, ctx.shape = make, adapter, (p, seed), x.shape
@@ -279,16 +277,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """W x + bias, in tiles where no gradient is wanted. Shape: (..., inputs) to (..., outputs)."""
     if torch.is_grad_enabled():
         return nn.functional.linear(x, weight, bias)
-    y = _product(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
-    return y if bias is None else y.add_(bias)
+    return _product(x.reshape(-1, x.shape[-1]), weight.T, bias=bias).view(*x.shape[:-1], -1)
 
 
-def _product(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None) -> Tensor:
-    """a b + c d. Shapes: (rows, depth), (depth, columns), (rows, inner), (inner, columns)."""
-    more = () if c is None or d is None else (c, d)
+def _product(a: Tensor, b: Tensor, *more: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + c d + bias; `more` is c and d. Shapes: (rows, depth), (depth, columns), (rows, inner), (inner, columns)."""
     if kernels.multiplies(a, b, *more):
-        return kernels.product(a, b, *more)
-    y = a @ b
+        y = kernels.product(a, b, *more)
+        return y if bias is None else y.add_(bias)
+    y = a @ b if bias is None else torch.addmm(bias, a, b)
     return y.addmm_(*more) if more else y
 
 

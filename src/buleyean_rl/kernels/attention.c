@@ -16,18 +16,9 @@ static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int
     SETTLE;
     for (int64_t i = 0; i < rows; i += STEP)
         for (int64_t j = 0; j < columns; j += STEP) {
-            float *upper = c + i * c_stride + j, *lower = upper + SIDE * c_stride;
-            if (add) {
-                LOAD(0, upper, c_stride);
-                LOAD(1, upper + SIDE, c_stride);
-                LOAD(2, lower, c_stride);
-                LOAD(3, lower + SIDE, c_stride);
-            } else {
-                CLEAR(0);
-                CLEAR(1);
-                CLEAR(2);
-                CLEAR(3);
-            }
+            float *sums = c + i * c_stride + j;
+            if (add) load_sums(sums, c_stride);
+            else clear_sums();
             for (int64_t k = 0; k < depth / 2; k += SIDE) {
                 LOAD(4, a + i * a_stride + k, a_stride);
                 LOAD(5, a + (i + SIDE) * a_stride + k, a_stride);
@@ -38,10 +29,7 @@ static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int
                 DOT(2, 5, 6);
                 DOT(3, 5, 7);
             }
-            STORE(0, upper, c_stride);
-            STORE(1, upper + SIDE, c_stride);
-            STORE(2, lower, c_stride);
-            STORE(3, lower + SIDE, c_stride);
+            store_sums(sums, c_stride);
         }
     SETTLE;
 }
@@ -91,20 +79,7 @@ static void gather_block(Row row, const Task *t, int64_t head, int64_t start, in
 
 /* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, two neighbours of a key in a word. */
 static void score_block(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
-    SETTLE;
-    clear_sums();
-    for (int64_t k = 0; k < half; k += SIDE) {
-        LOAD(4, queries + k, half);
-        LOAD(5, queries + SIDE * half + k, half);
-        LOAD(6, keys + k * stride, stride);
-        LOAD(7, keys + k * stride + SIDE, stride);
-        DOT(0, 4, 6);
-        DOT(1, 4, 7);
-        DOT(2, 5, 6);
-        DOT(3, 5, 7);
-    }
-    store_sums(to, STEP);
-    SETTLE;
+    multiply(queries, half, keys, stride, STEP, STEP, 2 * half, 0, to, STEP);
 }
 
 /* Of 32 queries, what exponents are less, at first the score of the first key, and sums of their weights by the column
@@ -179,8 +154,7 @@ INLINE void weigh_backward(const float *scores, const float *gradients, int all,
  * (width, columns). */
 static void add_products(const void *x, int64_t width, const uint32_t *y, int64_t columns, int64_t y_stride,
                          uint32_t *paired, uint32_t *across, float *c) {
-    pair_rows(x, width, ROWS / 2, width, paired, width);
-    transpose(paired, width, ROWS / 2, width, across, ROWS / 2);
+    pair_across(x, width, ROWS / 2, width, paired, across, ROWS / 2);
     multiply(across, ROWS / 2, y, y_stride, width, columns, ROWS, 1, c, y_stride);
 }
 

@@ -21,8 +21,7 @@ typedef struct {
     int64_t apart, fetched;
 } Beside;
 
-INLINE void finish(void *state, int some) {
-    Beside *f = state;
+INLINE void finish(Beside *f, int some) {
     for (; some && f->row < f->rows; some--, f->row++)
         narrow_row(f->sums + f->row * STEP, f->sums + f->row * STEP + SIDE, f->to + f->row * f->stride);
 }
@@ -116,9 +115,10 @@ void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t panel = 0; panel < panels; panel++) {
         int64_t first = panel * wide, end = columns - first < wide ? columns - first : wide;
-        uint32_t *next = own_memory(ROWS_AT_ONCE / 2 * (width + wide) + TILE + width * wide + STEP * (width + wide));
+        uint32_t *next = own_memory(ROWS_AT_ONCE / 2 * (width + wide) + SIDE * width + width * wide +
+                                    SIDE * (width + wide));
         uint32_t *across = take(&next, ROWS_AT_ONCE / 2 * width), *tiles = take(&next, ROWS_AT_ONCE / 2 * wide);
-        uint32_t *pairs = take(&next, TILE);
+        uint32_t *pairs = take(&next, SIDE * width);
         float *sums = take(&next, width * wide);
         number *spare = take(&next, STEP / 2 * width), *spare_b = take(&next, STEP / 2 * wide);
         Configuration before;
@@ -128,10 +128,7 @@ void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row
             for (int64_t step = 0; step < steps; step++) {
                 int64_t row = k + step * STEP, stride = a_row, stride_b = b_row;
                 const number *strip = strip_of(a + row * a_row, &stride, rows - row, width, spare);
-                for (int64_t i = 0; i < width; i += SIDE) {
-                    pair_rows(strip + i, stride, SIDE, SIDE, pairs, SIDE);
-                    turn(pairs, SIDE, across + i * ROWS_AT_ONCE / 2 + step * SIDE, ROWS_AT_ONCE / 2);
-                }
+                pair_across(strip, stride, SIDE, width, pairs, across + step * SIDE, ROWS_AT_ONCE / 2);
                 strip = strip_of(b + row * b_row + first, &stride_b, rows - row, end, spare_b);
                 lay_panel(strip, stride_b, 1, STEP, end, tiles + step * 2 * TILE, ROWS_AT_ONCE / STEP);
             }

@@ -173,6 +173,13 @@ static inline void pair_rows(const number *x, int64_t x_stride, int64_t pairs, i
         for (int64_t j = 0; j < columns; j += SIDE) pair(x + j, x + x_stride + j, y + j);
 }
 
+/* The same across: two neighbours of a column in a word, a left operand. y: (columns, pairs); paired: (pairs, columns) */
+static inline void pair_across(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *paired,
+                               uint32_t *y, int64_t y_stride) {
+    pair_rows(x, x_stride, pairs, columns, paired, columns);
+    transpose(paired, columns, pairs, columns, y, y_stride);
+}
+
 static inline void clear_sums(void) {
     CLEAR(0);
     CLEAR(1);
