@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ import torch
 from buleyean_rl.batches import forward_hidden, pack, pad_paths
 from buleyean_rl.fused import fused_loss
 from buleyean_rl.head import OutputHead
+from buleyean_rl.layers import fuse_layers
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import backbone, plain_model
 from buleyean_rl.trainer import BuleyeanTrainer, choose_layout
 from test_fused import OBJECTIVES, dense_loss, inputs
 from test_trainer import PROBE, RECORDS, TOKENIZER, adapted, trainer
-from tiny import tiny_llama
+from tiny import tiny_llama, tiny_qwen2
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -50,6 +52,31 @@ def test_the_fused_loss_is_the_dense_one(
     assert exact.grad is not None
     for ours, theirs in ((got.loss.cpu().double(), expected.loss), (here.grad.cpu().double(), exact.grad)):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
+def test_norms_and_rotations_are_the_model_s_own(make: Any) -> None:
+    torch.manual_seed(0)
+    model = make(TOKENIZER).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 9, 64).bfloat16()
+
+    def outcome() -> tuple[torch.Tensor, ...]:
+        given = x.to(model.device, model.dtype, copy=True).requires_grad_()
+        positions = torch.arange(9, device=model.device).expand(2, -1)
+        layer = model.model.layers[0]
+        y = layer(given, position_embeddings=model.model.rotary_emb(given, positions))
+        (y.double() * torch.linspace(-1, 2, y.numel(), device=model.device).view_as(y)).sum().backward()
+        assert given.grad is not None
+        return y.cpu().double(), given.grad.cpu().double()
+
+    model.double()
+    exact = outcome()
+    model.bfloat16().cuda()
+    own = outcome()
+    fuse_layers(model)
+    assert {"forward"} <= vars(model.model.layers[0].self_attn).keys() & vars(model.model.norm).keys()
+    for got, plain, expected in zip(outcome(), own, exact, strict=True):
+        assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
 
 
 def test_a_packed_model_is_a_padded_one_in_bf16() -> None:

@@ -11,13 +11,18 @@ from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from buleyean_rl import kernels
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import LoraLinear, lora_config
 from buleyean_rl.models import attach_lora, backbone
 from marks import needs_c
 from tiny import tiny_llama, tiny_model, tiny_qwen2, tiny_tokenizer
 
-pytestmark = needs_c
+
+@pytest.fixture(params=[pytest.param("C", marks=needs_c), "torch"], autouse=True)
+def _sweeps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "available", lambda *_: False)
 
 
 class Mlp(nn.Module):

@@ -4,7 +4,8 @@
     SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
-In bf16 and fp32 on a CPU, where the sweeps are what is left of the time; elsewhere the model's own code runs.
+In bf16 and fp32 on a CPU, where the sweeps are what is left of the time, in C. Elsewhere in few operations of torch's:
+a GPU waits for their launch.
 """
 
 from __future__ import annotations
@@ -43,10 +44,15 @@ def fuse_layers(model: nn.Module) -> None:
 def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
     own, epsilon = norm.forward, getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6))
 
+    def in_torch(x: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+
     def forward(x: Tensor) -> Tensor:
         if kernels.available(x, norm.weight):
             y = _RmsNorm.apply(x, norm.weight, epsilon)
             return can_be_made_again(y, lambda x, weight: kernels.rms_norm(x, weight, epsilon)[0], x, norm.weight)
+        if x.dtype == norm.weight.dtype:
+            return can_be_made_again(in_torch(x, norm.weight), in_torch, x, norm.weight)
         plain: Tensor = own(x)
         return plain
 
@@ -54,16 +60,11 @@ def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
-    own = mlp.forward
-
     def forward(x: Tensor) -> Tensor:
-        if kernels.available(x):
-            gate_up = side_by_side((mlp.gate_proj, mlp.up_proj), x)
-            y = can_be_made_again(_Swiglu.apply(gate_up), kernels.swiglu, gate_up)
-            projected: Tensor = mlp.down_proj(y)
-            return projected
-        plain: Tensor = own(x)
-        return plain
+        gate_up = side_by_side((mlp.gate_proj, mlp.up_proj), x)
+        y = can_be_made_again(_Swiglu.apply(gate_up), _swiglu, gate_up)
+        projected: Tensor = mlp.down_proj(y)
+        return projected
 
     return forward
 
@@ -94,7 +95,8 @@ def _try_rotation(attention: Any) -> None:
     def rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **more: Any) -> tuple[Tensor, Tensor]:
         fits = q.dim() == 4 and cos.dim() == 3 and cos.shape[-1] == q.shape[-1] == k.shape[-1]
         fits = fits and q.shape[2] > 1  # of single tokens of many rows, each would be a call
-        if others or more or not fits or not kernels.available(q, k, cos, sin):
+        fits = fits and q.dtype == k.dtype == cos.dtype
+        if others or more or not fits:
             plain: tuple[Tensor, Tensor] = own(q, k, cos, sin, *others, **more)
             return plain
         return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
@@ -130,8 +132,19 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> Tensor:
+    if not kernels.available(x, cos, sin):
+        return _rotated_in_torch(x, cos.unsqueeze(1), sin.unsqueeze(1), y, backward)
     for row in zip(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, y, strict=True):
         kernels.rotate(*row, backward)
+    return y
+
+
+def _rotated_in_torch(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool) -> Tensor:
+    """Backward is the transpose of forward: the sines change sign and place."""
+    (x1, x2), (y1, y2), (sin1, sin2) = (each.chunk(2, -1) for each in (x, y, sin))
+    torch.mul(x, cos, out=y)
+    y1.addcmul_(x2, sin2 if backward else sin1, value=1 if backward else -1)
+    y2.addcmul_(x1, sin1 if backward else sin2, value=-1 if backward else 1)
     return y
 
 
@@ -155,9 +168,22 @@ class _Swiglu(torch.autograd.Function):
         """Shape: (..., 2 * width) to (..., width)."""
         gate_up = gate_up.contiguous()
         ctx.save_for_backward(gate_up)
-        return kernels.swiglu(gate_up)
+        return _swiglu(gate_up)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        return kernels.swiglu_backward(grad_y.contiguous(), gate_up)
+        if kernels.available(gate_up):
+            return kernels.swiglu_backward(grad_y.contiguous(), gate_up)
+        grad = torch.empty_like(gate_up)
+        (gate, up), (grad_gate, grad_up) = gate_up.chunk(2, -1), grad.chunk(2, -1)
+        torch.mul(nn.functional.silu(gate), grad_y, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_y * up, gate, grad_input=grad_gate)
+        return grad
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    if kernels.available(gate_up):
+        return kernels.swiglu(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return nn.functional.silu(gate).mul_(up)

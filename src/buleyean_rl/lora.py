@@ -292,7 +292,11 @@ def _product(a: Tensor, b: Tensor, *more: Tensor, bias: Tensor | None = None) ->
 def _row_products(a: Tensor, b: Tensor) -> Tensor:
     """a^T b in fp32. Shapes: (rows, width), (rows, columns)."""
     # a, the narrow one, is the first operand: faster by a third than the second
-    return kernels.row_products(a, b) if kernels.multiplies(a, b) else (a.T @ b).float()
+    if kernels.multiplies(a, b):
+        return kernels.row_products(a, b)
+    if a.is_cuda:
+        return torch.mm(a.T, b, out_dtype=torch.float32)
+    return (a.T @ b).float()
 
 
 def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:
