@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from buleyean_rl import attention, kernels, layers, lora, softmax
+from buleyean_rl import attention, decoder, kernels, layers, lora, softmax
 from buleyean_rl import head as passes
 from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.losses import Objective
@@ -66,7 +66,10 @@ def main() -> None:
             layer.group = group
 
     def separately() -> AbstractContextManager[Any]:
-        return patch.object(lora.LinearGroup, "alike", lambda _: False)
+        return patch.object(lora.LinearGroup, "state", lambda _: None)
+
+    def by_modules() -> AbstractContextManager[Any]:
+        return patch.object(decoder.DecoderLayer, "knows", lambda *_: False)
 
     @contextmanager
     def without(module: Any, *names: str) -> Iterator[None]:
@@ -100,6 +103,7 @@ def main() -> None:
         "attention in C": (lambda: without(attention, "attends", "available"), everything),
         "RMSNorm and SwiGLU in C": (lambda: without(layers, "available"), everything),
         "dropout in C": (lambda: without(lora, "available"), everything),
+        "a decoder layer as one node": (by_modules, everything),
         "layers with one input together": (alone, everything),
         "LoRA as one node, in the base's type": (separately, everything),
         "packed rows and own attention": (plain_attention, lambda: step(padded)),

@@ -14,9 +14,9 @@ from buleyean_rl.head import OutputHead
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import backbone, plain_model
-from buleyean_rl.trainer import BuleyeanTrainer, choose_layout
+from buleyean_rl.trainer import BuleyeanTrainer, choose_layout, probe
 from test_fused import OBJECTIVES, dense_loss, inputs
-from test_trainer import PROBE, RECORDS, TOKENIZER, adapted, trainer
+from test_trainer import RECORDS, TOKENIZER, adapted, trainer
 from tiny import tiny_llama, tiny_qwen2
 
 pytestmark = pytest.mark.usefixtures("gpu")
@@ -83,12 +83,12 @@ def test_a_packed_model_is_a_padded_one_in_bf16() -> None:
     model = adapted(lambda: tiny_llama(TOKENIZER).bfloat16()).cuda()
     own = plain_model(model).config._attn_implementation
     assert choose_layout(model) is pack
-    row = pack(PROBE).to(torch.device("cuda"))
+    row = pack(probe(len(TOKENIZER))).to(torch.device("cuda"))
     with torch.no_grad():
         packed = forward_hidden(backbone(model), row).float()
     plain_model(model).set_attn_implementation(own)
     with torch.no_grad():
-        padded = forward_hidden(backbone(model), pad_paths(PROBE).to(torch.device("cuda"))).float()
+        padded = forward_hidden(backbone(model), pad_paths(probe(len(TOKENIZER))).to(torch.device("cuda"))).float()
     assert (packed - padded).norm() <= 0.02 * padded.norm()
 
 

@@ -35,8 +35,9 @@ MAY_IMPORT = {
     "batches": "attention boundary complement",
     "lora": "kernels",
     "layers": "kernels lora",
+    "decoder": "attention layers lora",
     "pre_tokenizers": "",
-    "models": "cache cards errors head layers lora pre_tokenizers",
+    "models": "cache cards decoder errors head layers lora pre_tokenizers",
     "reference": "",
     "trainer": "attention batches boundary fused head losses models reference errors",
     "evaluate": "batches boundary complement engines errors fused head importers layers likelihood loading losses "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from buleyean_rl import lora
 from buleyean_rl.layers import fuse_layers
-from buleyean_rl.lora import LoraLinear, can_be_made_again, lora_config
+from buleyean_rl.lora import LoraLinear, lora_config
 from buleyean_rl.models import attach_lora
 from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
 
@@ -76,25 +76,6 @@ def test_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[i
     ours, theirs = pair(bias, dropout)
     x = torch.randn(shape)
     torch.testing.assert_close(outcome(ours, x), outcome(theirs, x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_an_input_is_made_again_instead_of_kept(dropout: float) -> None:
-    layer, _ = pair(dropout=dropout)
-    source = torch.randn(4, 2, 7)
-    kept: list[Tensor] = []
-    outcomes = []
-    for mark in (lambda y, *_: y, can_be_made_again):
-        x = source.clone().requires_grad_()
-        y = mark(x.sin(), torch.sin, x)
-        torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            outcomes.append([layer(y)])
-        outcomes[-1] += torch.autograd.grad(outcomes[-1][0].square().sum(), [x, layer.lora_A["default"].weight])
-    assert y.data_ptr() not in [tensor.data_ptr() for tensor in kept]
-    assert x.data_ptr() in [tensor.data_ptr() for tensor in kept]
-    for again, plain in zip(*outcomes, strict=True):
-        assert again.equal(plain)
 
 
 def test_dropout_drops_only_in_training() -> None:
@@ -290,10 +271,10 @@ def test_layers_with_one_input_compute_together() -> None:
     attention, mlp = model.base_model.model.model.layers[0].self_attn, model.base_model.model.model.layers[0].mlp
     assert attention.q_proj.group is attention.k_proj.group is attention.v_proj.group
     assert mlp.gate_proj.group is mlp.up_proj.group
-    assert attention.o_proj.group is None is mlp.down_proj.group
+    assert all(layer.its_group().layers == [layer] for layer in (attention.o_proj, mlp.down_proj))
     few = adapted(targets=["q_proj", "v_proj", "up_proj"]).base_model.model.model.layers[0]
     assert few.self_attn.q_proj.group.layers == [few.self_attn.q_proj, few.self_attn.v_proj]
-    assert few.mlp.up_proj.group is None
+    assert few.mlp.up_proj.its_group().layers == [few.mlp.up_proj]
 
 
 def test_a_groups_layers_answer_each_input_in_any_order() -> None:

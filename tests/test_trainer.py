@@ -15,13 +15,13 @@ import torch
 from buleyean_rl.attention import PACKED
 from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
+from buleyean_rl.decoder import DecoderLayer
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.evaluate import HeldOut
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import attach_lora, backbone, output_head, plain_model
 from buleyean_rl.trainer import (
-    PROBE,
     BuleyeanConfig,
     BuleyeanTrainer,
     Layout,
@@ -31,6 +31,7 @@ from buleyean_rl.trainer import (
     discard_checkpoints,
     last_checkpoint,
     make_batch,
+    probe,
     reference_hidden,
 )
 from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2, tiny_tokenizer
@@ -149,7 +150,7 @@ def test_references_computed_together_are_those_of_each_row(
     model = stir(adapted(PACKS["llama"]))
     monkeypatch.setattr("buleyean_rl.trainer.REFERENCE_TOKENS", room)
     plain_model(model).set_attn_implementation(PACKED if layout is pack else "sdpa")
-    rows = [layout(records) for records in (RECORDS[:3], PROBE, RECORDS[3:5])]
+    rows = [layout(records) for records in (RECORDS[:3], probe(len(TOKENIZER)), RECORDS[3:5])]
     known = replace(rows[1], reference=torch.zeros(3))
     for row, batch in zip(rows, add_references(model, [*rows[:1], known, *rows[2:]]), strict=True):
         if row is rows[1]:
@@ -316,16 +317,22 @@ def test_how_a_step_is_cut_into_rows_does_not_matter(most: int, tmp_path: Path) 
     torch.testing.assert_close(weights(model), weights(expected), rtol=1e-4, atol=1e-7)
 
 
-def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:
-    outcomes, calls = [], []
+def test_checkpointed_layers_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes, calls, compute = [], [0], DecoderLayer.__call__
+
+    def counted(layer: DecoderLayer, *inputs: torch.Tensor) -> torch.Tensor:
+        calls[-1] += layer.attention.layer_idx == 0
+        return compute(layer, *inputs)
+
+    monkeypatch.setattr(DecoderLayer, "__call__", counted)
     for checkpointing in (False, True):
-        model = adapted(PACKS["llama"], dropout=0.2)
         calls.append(0)
-        backbone(model).layers[0].mlp.register_forward_pre_hook(lambda *_: calls.__setitem__(-1, calls[-1] + 1))
+        model = adapted(PACKS["llama"], dropout=0.2)
         settings = {"max_steps": 3, "learning_rate": 1e-3, "activation_checkpointing": checkpointing}
         trainer(model, tmp_path / str(checkpointing), **settings).train()
         outcomes.append(weights(model))
-    assert calls[1] == calls[0] + 3  # once more in each backward pass
+    _, plain, checkpointed = calls
+    assert checkpointed == plain + 3  # once more in each backward pass
     assert outcomes[0].equal(outcomes[1])
 
 

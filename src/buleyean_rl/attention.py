@@ -9,7 +9,7 @@ for stretches of many lengths: FlashAttention's on CUDA in half precision, ours 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,7 +69,7 @@ def segments_in_use(segments: tuple[Segment, ...] | None) -> Iterator[None]:
 
 
 def packed_attention(
-    module: torch.nn.Module,  # noqa: ARG001 - the signature is transformers'
+    module: torch.nn.Module | None,  # noqa: ARG001 - the signature is transformers'
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -100,18 +100,65 @@ def packed_attention(
     """
     if any(others.get(name) is not None for name in UNKNOWN):
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
-    before = key.shape[2] - query.shape[2]  # keys of earlier calls, in generation
-    segments = _segments or (Segment(query.shape[2], ((0, before),) if before else ()),)
+    segments, before = _layout(query, key)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
         return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
     stretches = _stretches(segments, before)
-    windowed = sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
-    if query.device.type == "cpu" and dropout == 0 and not windowed:
+    if query.device.type == "cpu" and dropout == 0 and not _windowed(stretches, sliding_window):
         if len(query) == 1 and kernels.attends(query[0]):
             return _TiledAttention.apply(query, key, value, _lengths(segments, before, query.device), scale), None
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
+
+
+Gradients = tuple[Tensor, Tensor, Tensor]  # in queries, keys and values
+
+
+def attention_and_back(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
+) -> tuple[Tensor, Callable[[Tensor, Gradients], None]]:
+    """Attention of one packed row outside autograd's graph, for a caller that is a node of it.
+
+    Args:
+        query: Shape: (1, heads, tokens, head width).
+        key: Shape: (1, key heads, tokens, head width).
+        value: Shape as `key`.
+        scale: factor on the scores.
+        sliding_window: see `packed_attention`.
+
+    Returns:
+        The result, see `packed_attention`, and what fills the gradients in the three from that in the result.
+    """
+    segments, before = _layout(query, key)
+    if kernels.attends(query[0]) and not _windowed(_stretches(segments, before), sliding_window):
+        rows, stretches = (query[0], key[0], value[0]), _lengths(segments, before, query.device)
+        y, lse = kernels.attention(*rows, stretches, scale)
+
+        def back(gradient: Tensor, into: Gradients) -> None:
+            kernels.attention_backward(gradient[0], *rows, y, lse, stretches, scale, *(grad[0] for grad in into))
+
+        return y.unsqueeze(0), back
+    leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+    with torch.enable_grad():
+        output, _ = packed_attention(None, leaves[0], leaves[1], leaves[2], None, scale, sliding_window=sliding_window)
+
+    def back_by_graph(gradient: Tensor, into: Gradients) -> None:
+        for grad, found in zip(into, torch.autograd.grad(output, leaves, gradient), strict=True):
+            grad.copy_(found)
+
+    return output.detach(), back_by_graph
+
+
+def _layout(query: Tensor, key: Tensor) -> tuple[tuple[Segment, ...], int]:
+    """The segments of a row, and how many keys are of earlier calls, in generation."""
+    before = key.shape[2] - query.shape[2]
+    return _segments or (Segment(query.shape[2], ((0, before),) if before else ()),), before
+
+
+def _windowed(stretches: list[_Stretch], sliding_window: int | None) -> bool:
+    """Whether some token does not see all that is before it."""
+    return sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
 
 
 class _Stretch(NamedTuple):
@@ -125,6 +172,7 @@ class _Stretch(NamedTuple):
         return sum(piece.stop - piece.start for piece in self.keys)
 
 
+@lru_cache(maxsize=4)  # all layers ask for the same
 def _stretches(segments: tuple[Segment, ...], before: int) -> list[_Stretch]:
     starts = accumulate((segment.length for segment in segments), initial=0)
     return [
@@ -206,8 +254,9 @@ class _TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         *rows, lse = ctx.saved_tensors
         query, key, value, output = (x[0] for x in rows)
+        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         gradient = grad_output.contiguous()[0]
-        grads = kernels.attention_backward(gradient, query, key, value, output, lse, ctx.stretches, ctx.scale)
+        kernels.attention_backward(gradient, query, key, value, output, lse, ctx.stretches, ctx.scale, *grads)
         return (*(grad.unsqueeze(0) for grad in grads), None, None)
 
 

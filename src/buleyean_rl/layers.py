@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl import kernels
-from buleyean_rl.lora import can_be_made_again, side_by_side
+from buleyean_rl.lora import side_by_side
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
 
@@ -42,28 +42,55 @@ def fuse_layers(model: nn.Module) -> None:
 
 
 def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
-    own, epsilon = norm.forward, getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6))
-
-    def in_torch(x: Tensor, weight: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+    own, epsilon = norm.forward, epsilon_of(norm)
 
     def forward(x: Tensor) -> Tensor:
         if kernels.available(x, norm.weight):
-            y = _RmsNorm.apply(x, norm.weight, epsilon)
-            return can_be_made_again(y, lambda x, weight: kernels.rms_norm(x, weight, epsilon)[0], x, norm.weight)
-        if x.dtype == norm.weight.dtype:
-            return can_be_made_again(in_torch(x, norm.weight), in_torch, x, norm.weight)
-        plain: Tensor = own(x)
-        return plain
+            y: Tensor = _RmsNorm.apply(x, norm.weight, epsilon)
+        elif x.dtype == norm.weight.dtype:
+            y = nn.functional.rms_norm(x, norm.weight.shape, norm.weight, epsilon)
+        else:
+            y = own(x)
+        return y
 
     return forward
 
 
+def epsilon_of(norm: Any) -> float:
+    """What an RMSNorm adds to the mean square."""
+    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
+
+
+def rms_norm_and_back(
+    x: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
+    """weight * x / rms(x), outside autograd's graph, for a caller that is a node of it.
+
+    Args:
+        x: contiguous. Shape: (tokens, width).
+        weight: Shape: (width,).
+        epsilon: added to the mean square.
+
+    Returns:
+        The result, and what makes the gradient in `x` from that in the result, and adds something to it.
+    """
+    if kernels.available(x, weight):
+        y, inverse = kernels.rms_norm(x, weight, epsilon)
+        return y, lambda gradient, added: kernels.rms_norm_backward(gradient, x, weight, inverse, added)
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        output = nn.functional.rms_norm(leaf, weight.shape, weight, epsilon)
+
+    def back(gradient: Tensor, added: Tensor | None) -> Tensor:
+        (grad,) = torch.autograd.grad(output, leaf, gradient)
+        return grad if added is None else grad.add_(added)
+
+    return output.detach(), back
+
+
 def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        gate_up = side_by_side((mlp.gate_proj, mlp.up_proj), x)
-        y = can_be_made_again(_Swiglu.apply(gate_up), _swiglu, gate_up)
-        projected: Tensor = mlp.down_proj(y)
+        projected: Tensor = mlp.down_proj(_Swiglu.apply(side_by_side((mlp.gate_proj, mlp.up_proj), x)))
         return projected
 
     return forward
@@ -121,31 +148,41 @@ class _Rotation(torch.autograd.Function):
         """Shapes: (rows, heads, tokens, width), (rows or 1, tokens, width) twice; as the first, heads together."""
         cos, sin = (table.expand(len(x), -1, -1).contiguous() for table in (cos, sin))
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, x.new_empty(x.shape))
+        return rotate(x, cos, sin, x.new_empty(x.shape))
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
         # laid out as the projection before it wants it, token after token
         grad_x = grad_y.new_empty(grad_y.transpose(1, 2).shape).transpose(1, 2)
-        return _rotated(grad_y, cos, sin, grad_x, backward=True), None, None
+        cos, sin = ctx.saved_tensors
+        return rotate(grad_y, cos, sin, grad_x, backward=True), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> Tensor:
-    if not kernels.available(x, cos, sin):
-        return _rotated_in_torch(x, cos.unsqueeze(1), sin.unsqueeze(1), y, backward)
-    for row in zip(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, y, strict=True):
-        kernels.rotate(*row, backward)
-    return y
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> Tensor:
+    """Rotary embedding, outside autograd's graph.
 
+    Args:
+        x: Shape: (rows, heads, tokens, width).
+        cos: contiguous. Shape: (rows, tokens, width).
+        sin: contiguous. Shape: (rows, tokens, width).
+        y: filled with the result; it may be `x`. Shape as `x`.
+        backward: whether `x` is the gradient in the result, and `y` that in what was rotated.
 
-def _rotated_in_torch(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool) -> Tensor:
-    """Backward is the transpose of forward: the sines change sign and place."""
-    (x1, x2), (y1, y2), (sin1, sin2) = (each.chunk(2, -1) for each in (x, y, sin))
-    torch.mul(x, cos, out=y)
-    y1.addcmul_(x2, sin2 if backward else sin1, value=1 if backward else -1)
-    y2.addcmul_(x1, sin1 if backward else sin2, value=-1 if backward else 1)
-    return y
+    Returns:
+        `y`.
+    """
+    if kernels.available(x, cos, sin):
+        for row in zip(x if x.stride(-1) == 1 else x.contiguous(), cos, sin, y, strict=True):
+            kernels.rotate(*row, backward)
+        return y
+    (x1, x2), (sin1, sin2) = x.chunk(2, -1), sin.unsqueeze(1).chunk(2, -1)
+    if backward:  # the transpose: the sines change sign and place
+        sin1, sin2 = -sin2, -sin1
+    rotated = x * cos.unsqueeze(1)
+    first, second = rotated.chunk(2, -1)
+    first.addcmul_(x2, sin1, value=-1)
+    second.addcmul_(x1, sin2)
+    return y.copy_(rotated)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -165,25 +202,30 @@ class _RmsNorm(torch.autograd.Function):
 class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        """Shape: (..., 2 * width) to (..., width)."""
         gate_up = gate_up.contiguous()
         ctx.save_for_backward(gate_up)
-        return _swiglu(gate_up)
+        return swiglu(gate_up)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        if kernels.available(gate_up):
-            return kernels.swiglu_backward(grad_y.contiguous(), gate_up)
-        grad = torch.empty_like(gate_up)
-        (gate, up), (grad_gate, grad_up) = gate_up.chunk(2, -1), grad.chunk(2, -1)
-        torch.mul(nn.functional.silu(gate), grad_y, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad_y * up, gate, grad_input=grad_gate)
-        return grad
+        return swiglu_backward(grad_y.contiguous(), gate_up)
 
 
-def _swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, outside autograd's graph. Shape: (..., 2 * width), contiguous, to (..., width)."""
     if kernels.available(gate_up):
         return kernels.swiglu(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return nn.functional.silu(gate).mul_(up)
+
+
+def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
+    """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
+    if kernels.available(gate_up):
+        return kernels.swiglu_backward(gradient, gate_up)
+    grad = torch.empty_like(gate_up)
+    (gate, up), (grad_gate, grad_up) = gate_up.chunk(2, -1), grad.chunk(2, -1)
+    torch.mul(nn.functional.silu(gate), gradient, out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=grad_gate)
+    return grad

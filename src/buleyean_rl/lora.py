@@ -8,15 +8,12 @@ model stays bf16 throughout. The low-rank part is added inside the matrix produc
 Queries, keys and values are made from one input, and so are a gate and what it lets through. A `LinearGroup` makes
 them in one product: the W's stand on top of each other, the A's too, and the B's along a diagonal. Alone, products as
 narrow as an A's or a B's would take three times their share of a step.
-
-The backward pass needs the input of a layer. Where it is cheap to make from what is kept anyway (`can_be_made_again`)
-it is not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from peft import LoraConfig
@@ -60,11 +57,16 @@ class LoraLinear(PeftLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the layer. Shape: (..., inputs) to (..., outputs)."""
+        group = self.its_group()
+        if args or kwargs or group.state() is None:
+            return super().forward(x, *args, **kwargs)
+        return group.output_of(self, x)
+
+    def its_group(self) -> LinearGroup:
+        """The group it is in, or one of its own."""
         if self.group is None:
             self.group = LinearGroup([self])
-        if args or kwargs or not self.group.alike():
-            return super().forward(x, *args, **kwargs)
-        return self.group.output_of(self, x)
+        return self.group
 
     def state(self) -> _State | None:
         """What this module needs to know of the layer, or None where PEFT's own code is to compute it."""
@@ -95,10 +97,10 @@ class LinearGroup:
         self._waiting: dict[LoraLinear, Tensor] = {}
         self._given: tuple[Tensor, _State | None, bool] | None = None
 
-    def alike(self) -> bool:
-        """Whether the layers can be computed together just now."""
+    def state(self) -> _State | None:
+        """The layers', or None where they cannot be computed together just now."""
         state = self.layers[0].state()
-        return state is not None and all(layer.state() == state for layer in self.layers[1:])
+        return state if all(layer.state() == state for layer in self.layers[1:]) else None
 
     def output_of(self, layer: LoraLinear, x: Tensor) -> Tensor:
         """What one of the layers makes of `x`; what the others make of it waits for them to be asked."""
@@ -116,19 +118,29 @@ class LinearGroup:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers' outputs side by side. Shape: (..., inputs) to (..., sum of outputs)."""
+        linear = self.as_it_is(x)
+        if linear.adapter is None and torch.is_grad_enabled():
+            return nn.functional.linear(x, linear.weight, linear.bias)
+        if linear.adapter is None:
+            return linear(x.reshape(-1, x.shape[-1]))[0].view(*x.shape[:-1], -1)
+        return _LoraLinear.apply(x, linear, *linear.parameters)
+
+    def as_it_is(self, x: Tensor) -> AdaptedLinear:
+        """Its weights, adapters and dropout of a pass over as many tokens as `x` has, in its type, for layers alike."""
         state = self.layers[0].state()
         assert state is not None
         weight, bias = self.base()
         if not state.adapters:
-            return _linear(x, weight, bias)
+            return AdaptedLinear(weight, bias, None, (), 0.0, 0, kernels.multiplies(x, weight, weight.T))
         (name,) = state.adapters
         parameters = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in self.layers]
         ranks = [len(a) for a, _ in parameters]
         if self._adapter is None or not self._adapter.fits(ranks, x):
-            self._adapter = _Adapter(ranks, self._outputs, x)
+            self._adapter = _Adapter(ranks, self._outputs, weight.shape[1], x)
         self._adapter.take([layer.scaling[name] for layer in self.layers], parameters)
         seed = int(torch.randint(2**32, ())) if state.dropout else 0
-        return _LoraLinear.apply(x, weight, bias, self._adapter, state.dropout, seed, *sum(parameters, ()))
+        tiled = kernels.multiplies(x, weight, weight.T, self._adapter.b)
+        return AdaptedLinear(weight, bias, self._adapter, sum(parameters, ()), state.dropout, seed, tiled)
 
     def base(self) -> tuple[Tensor, Tensor | None]:
         """The weights and biases of the base layers, on top of each other."""
@@ -166,134 +178,161 @@ def group_layers(model: nn.Module) -> None:
 def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
     """The outputs of layers on one input, next to each other. Shape: (..., inputs) to (..., sum of outputs)."""
     group = getattr(layers[0], "group", None)
-    if group is not None and group.layers == list(layers) and group.alike():
+    if group is not None and group.layers == list(layers) and group.state() is not None:
         joined: Tensor = group(x)
         return joined
     return torch.cat([layer(x) for layer in layers], -1)
 
 
-def can_be_made_again(y: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tensor:
-    """Mark a layer's input as one that its backward pass makes again.
-
-    Args:
-        y: `make(*sources)`.
-        make: no gradient is wanted from it.
-        sources: what is kept in its stead.
-
-    Returns:
-        `y`.
-    """
-    y.made_from = (make, sources)  # type: ignore[attr-defined]
-    return y
-
-
 class _Adapter:
-    """The A's and B's of a group in the type that computes: `a` on top of each other, `b` along a diagonal.
+    """The A's and scaled B's of a group in the type that computes: `a` on top of each other, `b` along a diagonal.
 
     Their rank is filled up with zeros to what products want.
 
     Args:
         ranks: of the layers.
         outputs: of the layers.
-        x: an input, for its width, type and device.
+        inputs: of every layer.
+        x: of the type and on the device that computes.
     """
 
-    def __init__(self, ranks: Sequence[int], outputs: Sequence[int], x: Tensor) -> None:
+    def __init__(self, ranks: Sequence[int], outputs: Sequence[int], inputs: int, x: Tensor) -> None:
         self.ranks, self.outputs = list(ranks), list(outputs)
         rank = kernels.depth_of(sum(ranks), x)
-        self.a = x.new_zeros(rank, x.shape[-1])
+        self.a = x.new_zeros(rank, inputs)
         self.b = x.new_zeros(sum(outputs), rank)
-        self._parts = [*self.each_a(self.a), *self.each_b(self.b)]
+        self._parts = [*self._each_a(self.a), *self._each_b(self.b)]
         self._scalings: list[float] = []
-        self.scaling: float | Tensor = 1.0
+        self._scaling = torch.ones(rank, 1, device=x.device)
 
     def fits(self, ranks: Sequence[int], x: Tensor) -> bool:
         """Whether it is made for these ranks, and for inputs like `x`."""
         return self.ranks == ranks and (self.a.dtype, self.a.device) == (x.dtype, x.device)
 
+    @torch.no_grad()
     def take(self, scalings: list[float], parameters: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Become these A's and B's. They stay what they are from a forward pass to its backward pass."""
-        with torch.no_grad():
-            torch._foreach_copy_(self._parts, [pair[i].detach() for i in (0, 1) for pair in parameters])
+        scaled = torch._foreach_mul([b for _, b in parameters], scalings)
+        torch._foreach_copy_(self._parts, [*(a for a, _ in parameters), *scaled])
         if scalings != self._scalings:
-            each = self.a.new_zeros(len(self.a))
-            each[: sum(self.ranks)] = torch.tensor(scalings).repeat_interleave(torch.tensor(self.ranks))
-            self.scaling = scalings[0] if len(set(scalings)) == 1 else each
+            each = torch.tensor(scalings).repeat_interleave(torch.tensor(self.ranks))
+            self._scaling[: len(each), 0] = each
             self._scalings = scalings
 
-    def each_a(self, a: Tensor) -> list[Tensor]:
-        """Each layer's own part of a matrix like `a`."""
+    def gradients(self, grad_a: Tensor, grad_b: Tensor) -> list[Tensor]:
+        """Each layer's in its A and its B, from those in `a` and the transpose of `b`, in fp32."""
+        of_b = [block.contiguous() for block in self._each_b(grad_b.mul_(self._scaling).T)]
+        return [grad for pair in zip(self._each_a(grad_a), of_b, strict=True) for grad in pair]
+
+    def _each_a(self, a: Tensor) -> list[Tensor]:
         return list(a[: sum(self.ranks)].split(self.ranks))
 
-    def each_b(self, b: Tensor) -> list[Tensor]:
-        """Each layer's own part of a matrix like `b`."""
+    def _each_b(self, b: Tensor) -> list[Tensor]:
         rows = zip(b[:, : sum(self.ranks)].split(self.outputs), range(len(self.ranks)), strict=True)
         return [row.split(self.ranks, 1)[i] for row, i in rows]
 
 
+class AdaptedLinear(NamedTuple):
+    """A group's weights and adapters in one pass, outside autograd's graph.
+
+    Args:
+        weight: Shape: (outputs, inputs).
+        bias: Shape: (outputs,).
+        adapter: None where the base alone is meant.
+        parameters: A and B of each layer.
+        p: share of the input dropped on the way to A.
+        seed: of what is dropped.
+        tiled: whether its products are of `kernels`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    adapter: _Adapter | None
+    parameters: tuple[Tensor, ...]
+    p: float
+    seed: int
+    tiled: bool
+
+    def __call__(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The output, with something added to it, and what A makes of the input, which `back` wants.
+
+        Args:
+            x: contiguous. Shape: (tokens, inputs).
+            added: contiguous. Shape: (tokens, outputs).
+
+        Returns:
+            Shapes: (tokens, outputs), (tokens, ranks).
+        """
+        if self.tiled:
+            y, low = self._forward_in_tiles(x, added)
+            return y if self.bias is None else y.add_(self.bias), low
+        terms = [term for term in (self.bias, added) if term is not None]
+        y = torch.addmm(terms.pop(), x, self.weight.T) if terms else x @ self.weight.T
+        for term in terms:
+            y += term
+        if self.adapter is None:
+            return y, None
+        low = _dropout(x, self.p, self.seed) @ self.adapter.a.T
+        return y.addmm_(low, self.adapter.b.T), low
+
+    def _forward_in_tiles(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.adapter is None:
+            return kernels.product(x, self.weight.T, added=added), None
+        return kernels.adapted(x, self.weight, self.adapter.a, self.adapter.b, self.p, self.seed, added)
+
+    @overload
+    def back(
+        self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: Literal[True] = True
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    @overload
+    def back(self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: bool) -> tuple[Tensor | None, list[Tensor]]: ...
+
+    def back(self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: bool = True) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradients in the input, if it is wanted, and in the parameters, from that in the output.
+
+        Args:
+            grad_y: contiguous. Shape: (tokens, outputs).
+            x: see `__call__`.
+            low: what that gave.
+            of_x: whether the one in the input is wanted.
+        """
+        assert self.adapter is not None
+        a, b = self.adapter.a, self.adapter.b
+        if self.tiled:
+            grad_x, *others = kernels.adapted_backward(grad_y, x, self.weight, a, b, low, self.p, self.seed, of_x)
+            return grad_x, self.adapter.gradients(*others)
+        grad_low, grad_x = grad_y @ b, None
+        grad_a = _row_products(grad_low, _dropout(x, self.p, self.seed))  # cheaper made again than kept
+        grad_b = _row_products(low, grad_y)
+        if of_x and self.p:
+            grad_x = _dropout(grad_low @ a, self.p, self.seed, grad_y @ self.weight)
+        elif of_x:
+            grad_x = (grad_y @ self.weight).addmm_(grad_low, a)
+        return grad_x, self.adapter.gradients(grad_a, grad_b)
+
+
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        adapter: _Adapter,
-        p: float,
-        seed: int,
-        *parameters: Tensor,  # noqa: ARG004 - A and B of each layer; `adapter` has them
-    ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        low = _product(_dropout(flat, p, seed), adapter.a.T).mul_(adapter.scaling)
-        y = _product(flat, weight.T, low, adapter.b.T, bias=bias)
-        make, sources = getattr(x, "made_from", (None, (flat,)))
-        ctx.save_for_backward(low, weight, *sources)
-        ctx.make, ctx.adapter, ctx.dropout, ctx.shape = make, adapter, (p, seed), x.shape
+    def forward(ctx: Any, x: Tensor, linear: AdaptedLinear, *_: Tensor) -> Tensor:
+        """Shape: (..., inputs) to (..., outputs). The parameters are those of `linear`."""
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        y, low = linear(flat)
+        ctx.save_for_backward(flat, low)
+        ctx.linear, ctx.shape = linear, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        low, weight, *sources = ctx.saved_tensors
-        flat = ctx.make(*sources).view(-1, ctx.shape[-1]) if ctx.make else sources[0]
-        adapter: _Adapter = ctx.adapter
-        p, seed = ctx.dropout
-        grad_y = grad_y.reshape(-1, grad_y.shape[-1])
-        grad_low = _product(grad_y, adapter.b).mul_(adapter.scaling)
-        grad_a = _row_products(grad_low, _dropout(flat, p, seed))  # cheaper made again than kept
-        grad_b = _row_products(low, grad_y).T
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            if p:
-                grad_x = _dropout(_product(grad_low, adapter.a), p, seed, _product(grad_y, weight))
-            else:
-                grad_x = _product(grad_y, weight, grad_low, adapter.a)
-            grad_x = grad_x.view(ctx.shape)
-        each_b = [block.contiguous() for block in adapter.each_b(grad_b)]
-        of_parameters = [grad for pair in zip(adapter.each_a(grad_a), each_b, strict=True) for grad in pair]
-        return grad_x, None, None, None, None, None, *of_parameters
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """W x + bias, in tiles where no gradient is wanted. Shape: (..., inputs) to (..., outputs)."""
-    if torch.is_grad_enabled():
-        return nn.functional.linear(x, weight, bias)
-    return _product(x.reshape(-1, x.shape[-1]), weight.T, bias=bias).view(*x.shape[:-1], -1)
-
-
-def _product(a: Tensor, b: Tensor, *more: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b + c d + bias; `more` is c and d. Shapes: (rows, depth), (depth, columns), (rows, inner), (inner, columns)."""
-    if kernels.multiplies(a, b, *more):
-        y = kernels.product(a, b, *more)
-        return y if bias is None else y.add_(bias)
-    y = a @ b if bias is None else torch.addmm(bias, a, b)
-    return y.addmm_(*more) if more else y
+        flat, low = ctx.saved_tensors
+        grad_y = grad_y.reshape(-1, grad_y.shape[-1]).contiguous()
+        grad_x, of_parameters = ctx.linear.back(grad_y, flat, low, ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.view(ctx.shape), None, *of_parameters
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:
     """a^T b in fp32. Shapes: (rows, width), (rows, columns)."""
     # a, the narrow one, is the first operand: faster by a third than the second
-    if kernels.multiplies(a, b):
-        return kernels.row_products(a, b)
     if a.is_cuda:
         return torch.mm(a.T, b, out_dtype=torch.float32)
     return (a.T @ b).float()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -39,12 +39,7 @@ ROW_TOKENS = 992
 GPU_FACTOR = 32
 REFERENCE_TOKENS = 4 * ROW_TOKENS  # without a gradient a row's memory is little
 
-# Two records, the first with three branches: two from the end of its prompt, one from within the first branch.
-PROBE = [
-    Boundary([*range(5, 13)], [*range(13, 31)], [0, 6, 12], [0, 0, 3], [(0, 13, 1)], 1),
-    Boundary([*range(31, 37)], [*range(37, 43)], [0], [0], [(0, 37, 1)], 1),
-]
-PROBE_RUNS = [7, 6, 6, 7]  # nodes
+PROBE_RUNS = [7, 6, 6, 7]  # nodes of `probe`
 
 T = TypeVar("T")
 Layout = Callable[[Sequence[Boundary]], Batch]
@@ -176,6 +171,7 @@ class BuleyeanTrainer(Trainer):
         if reference_folder is not None and args.loss.uses_reference:
             nodes, weight = [boundary.nodes for boundary in train_dataset], self.head.weight
             self._references = ReferenceCache(reference_folder, nodes, weight.shape[1], weight.dtype)
+        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
         self._logged = _Totals()
 
     @property
@@ -202,6 +198,8 @@ class BuleyeanTrainer(Trainer):
         """Forward and backward, row by row. See `Trainer.training_step`."""
         # transformers' own step, row by row, would go through all the modules for each: 15 ms of a short row
         model.train()
+        if self.args.device.type == "cpu":
+            self._place_gradients()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
         for batch in self.with_references(batches) if self.uses_reference else batches:
@@ -210,6 +208,15 @@ class BuleyeanTrainer(Trainer):
                 self.accelerator.backward(of_row)
                 loss += of_row.detach()
         return loss
+
+    def _place_gradients(self) -> None:
+        """Let gradients be where they were: made among what a row frees, they would leave memory in pieces."""
+        if not self._gradients:
+            learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
+            self._gradients = [(parameter, torch.zeros_like(parameter)) for parameter in learning]
+        for parameter, gradient in self._gradients:
+            if parameter.grad is None:
+                parameter.grad = gradient.zero_()
 
     def compute_loss(
         self,
@@ -353,6 +360,20 @@ def answer_logprobs(hidden: Tensor, head: OutputHead, answers: Answers) -> Tenso
     return answers.sum(token_logprobs(hidden[answers.parent], head, answers.token))
 
 
+def probe(vocabulary: int) -> list[Boundary]:
+    """Two records, the first with three branches: two from the end of its prompt, one from within the first branch.
+
+    Their tokens are from the middle of the vocabulary: at its beginning are often those that control a chat, whose
+    states in bf16 are mostly noise.
+    """
+    first = vocabulary // 2
+    tokens = [(first + i) % vocabulary for i in range(38)]
+    return [
+        Boundary(tokens[:8], tokens[8:26], [0, 6, 12], [0, 0, 3], [(0, tokens[8], 1)], 1),
+        Boundary(tokens[26:32], tokens[32:], [0], [0], [(0, tokens[32], 1)], 1),
+    ]
+
+
 def choose_layout(model: Any) -> Layout:
     """`pack` if the model's attention can be replaced and the result is the same, else `pad_paths`.
 
@@ -360,11 +381,12 @@ def choose_layout(model: Any) -> Layout:
     """
     plain = plain_model(model)
     own_attention = plain.config._attn_implementation
+    records = probe(plain.get_input_embeddings().num_embeddings)
     try:
         with evaluating(model), torch.no_grad():
-            padded = forward_hidden(backbone(model), pad_paths(PROBE).to(plain.device)).float()
+            padded = forward_hidden(backbone(model), pad_paths(records).to(plain.device)).float()
             plain.set_attn_implementation(PACKED)
-            packed = forward_hidden(backbone(model), pack(PROBE).to(plain.device)).float()
+            packed = forward_hidden(backbone(model), pack(records).to(plain.device)).float()
         # In bf16 single nodes may differ by half; a wrong mask moves most nodes of a run.
         differences = (packed - padded).norm(dim=1) / padded.norm(dim=1)
         if all(run.median() < 0.1 for run in differences.split(PROBE_RUNS)):

@@ -30,9 +30,13 @@ from torch import Tensor
 
 from buleyean_rl.cache import cache_folder
 
+PASSES = ("numbers.h", "passes.h")
 SOURCES = {  # and the flags that say which type
-    torch.float32: (("numbers.h", "kernels.c"), ("-DFP32",)),
-    torch.bfloat16: (("numbers.h", "kernels.c", "tiles.h", "tiles.c", "products.c", "loss.c", "attention.c"), ()),
+    torch.float32: ((*PASSES, "kernels.c"), ("-DFP32",)),
+    torch.bfloat16: (
+        (*PASSES, "kernels.c", "tiles.h", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c"),
+        (),
+    ),
 }
 X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
 STEP = 32  # what the sizes of matrices in tiles are multiples of
@@ -54,7 +58,7 @@ SIGNATURES = {
     "causal_softmax": [c_void_p, *[c_int64] * 4, c_int],
     "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
     "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
-    "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_void_p, c_int],
+    "rms_norm_backward": [*[c_void_p] * 5, c_int64, c_int64, c_void_p, c_int],
     "swiglu": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "swiglu_backward": [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int],
     "rotate": [
@@ -69,7 +73,9 @@ STRETCHES = [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c
 MATRIX = [c_void_p, c_int64, c_int64]  # with the strides of rows and columns
 OF_BF16 = {
     "has_tiles": [],
-    "product": [*[c_void_p, c_int64, *MATRIX, c_int64] * 2, c_void_p, c_int64, c_int64, c_int],
+    "product": [*[c_void_p, c_int64, *MATRIX, c_int64] * 2, c_void_p, c_void_p, c_int64, c_int64, c_int],
+    "adapted": [*[c_void_p] * 5, *[c_int64] * 4, c_float, c_uint32, *[c_void_p] * 3, c_int],
+    "adapted_backward": [*[c_void_p] * 6, *[c_int64] * 4, c_float, c_uint32, *[c_void_p] * 5, c_int],
     "head_sums": [
         *[c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float],
         *[c_void_p, c_void_p, c_int64, *[c_void_p] * 4, c_int],
@@ -178,11 +184,13 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]
     return y, inverse
 
 
-def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    """The gradient in `x` from that in the result of `rms_norm`. Shapes as there, contiguous."""
+def rms_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, added: Tensor | None = None
+) -> Tensor:
+    """The gradient in `x` from that in the result of `rms_norm`, with something added. Shapes as there, contiguous."""
     width, grad_x = x.shape[-1], torch.empty_like(x)
     rows, threads = x.numel() // width, torch.get_num_threads()
-    _call("rms_norm_backward", gradient, x, weight, inverse, rows, width, grad_x, threads)
+    _call("rms_norm_backward", gradient, x, weight, inverse, added, rows, width, grad_x, threads)
     return grad_x
 
 
@@ -208,7 +216,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = Fals
         x: each head's elements next to each other. Shape: (heads, tokens, width).
         cos: contiguous. Shape: (tokens, width).
         sin: contiguous. Shape: (tokens, width).
-        y: filled with the result. Shape as `x`, strides as they may be.
+        y: filled with the result. Shape as `x`, strides as they may be; it may be `x`.
         backward: whether `x` is the gradient in the result, and `y` that in what was rotated.
     """
     strides_x, strides_y = x.stride()[:2], y.stride()[:2]
@@ -240,14 +248,17 @@ def depth_of(size: int, x: Tensor) -> int:
     return _filled(size) if x.dtype == torch.bfloat16 and available(x) and _has_tiles() else size
 
 
-def product(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None) -> Tensor:
-    """a b + c d, in bf16; sums are in fp32.
+def product(
+    a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None, added: Tensor | None = None
+) -> Tensor:
+    """a b + c d + added, in bf16; sums are in fp32.
 
     Args:
         a: Shape: (rows, depth).
         b: elements next to each other in rows or columns. Shape: (depth, columns).
         c: Shape: (rows, inner depth).
         d: as `b`. Shape: (inner depth, columns).
+        added: contiguous. Shape: (rows, columns).
 
     Returns:
         Shape: (rows, columns).
@@ -258,8 +269,51 @@ def product(a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = No
     if c is not None and d is not None:
         c = c.contiguous()
         inner = (c, c.stride(0), d, *d.stride(), len(d))
-    _call("product", a, a.stride(0), b, *b.stride(), len(b), *inner, y, rows, columns, torch.get_num_threads())
+    _call("product", a, a.stride(0), b, *b.stride(), len(b), *inner, added, y, rows, columns, torch.get_num_threads())
     return y
+
+
+def adapted(
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, p: float, seed: int, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x weight^T + low b^T + added, where low = dropout(x) a^T, in bf16; where `multiplies` says so.
+
+    Args:
+        x: contiguous. Shape: (rows, depth).
+        weight: contiguous. Shape: (columns, depth).
+        a: contiguous. Shape: (rank, depth).
+        b: contiguous. Shape: (columns, rank).
+        p: share of x dropped on the way to `a`.
+        seed: of what is dropped, below 2^32.
+        added: contiguous. Shape: (rows, columns).
+
+    Returns:
+        The result and `low`. Shapes: (rows, columns), (rows, rank).
+    """
+    rows, (columns, depth), rank = len(x), weight.shape, len(a)
+    y, low = x.new_empty(rows, columns), x.new_empty(rows, rank)
+    dropped = torch.empty_like(x) if p else None
+    sizes = (rows, depth, columns, rank, p, seed)
+    _call("adapted", x, weight, a, b, added, *sizes, dropped, low, y, torch.get_num_threads())
+    return y, low
+
+
+def adapted_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, low: Tensor, p: float, seed: int, of_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of `adapted` in `x`, if it is wanted, `a` and b^T, from that in its result, contiguous.
+
+    Returns:
+        In bf16 and twice fp32. Shapes: (rows, depth), (rank, depth), (rank, columns).
+    """
+    rows, (columns, depth), rank = len(x), weight.shape, len(a)
+    grad_x = torch.empty_like(x) if of_x else None
+    grad_a, grad_b = (x.new_empty(rank, size, dtype=torch.float32) for size in (depth, columns))
+    room = torch.empty_like(x) if p else None, torch.empty_like(low)
+    sizes = (rows, depth, columns, rank, p, seed)
+    results = (grad_x, grad_a, grad_b)
+    _call("adapted_backward", gradient, x, weight, a, b, low, *sizes, *room, *results, torch.get_num_threads())
+    return grad_x, grad_a, grad_b
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
@@ -378,9 +432,14 @@ def attention_backward(
     lse: Tensor,
     stretches: Stretches,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `attention` in queries, keys and values, from that in its result `y`. Shapes as there."""
-    grad_query = torch.empty_like(query)
+    grad_query: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor,
+) -> None:
+    """The gradients of `attention` in queries, keys and values, from that in its result `y`. Shapes as there.
+
+    Filled with them are the last three, whose strides may be any that those of queries may.
+    """
     parts, width = _parts(key, stretches), key.shape[-1]
     seen = query.new_empty(2, parts, len(key), int(stretches.until_key[-1]), width, dtype=torch.float32)
     rows = (*_row(query), *_row(key), *_row(value), *_row(y.transpose(0, 1)), lse, *_row(gradient.transpose(0, 1)))
@@ -389,8 +448,8 @@ def attention_backward(
     seen = seen.sum(1) if parts > 1 else seen.squeeze(1)
     if stretches.keys is not None:
         seen = seen.new_zeros(2, *key.shape).index_add_(2, stretches.keys, seen)
-    grad_key, grad_value = seen.to(key.dtype)
-    return grad_query, grad_key, grad_value
+    grad_key.copy_(seen[0])
+    grad_value.copy_(seen[1])
 
 
 def _filled(size: int) -> int:

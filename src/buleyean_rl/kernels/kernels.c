@@ -4,7 +4,7 @@
  * builds them on first use. Work is split among threads by rows, always the same way, so that results are
  * the same from run to run.
  */
-#include "numbers.h"
+#include "passes.h"
 
 #define SOME 256
 
@@ -137,9 +137,9 @@ void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width
     }
 }
 
-/* The gradient in x from that in y. */
-void rms_norm_backward(const number *gradient, const number *x, const number *weight, const float *inverse, int64_t rows,
-                       int64_t width, number *grad_x, int threads) {
+/* The gradient in x from that in y, and what is `added` to it, if anything. */
+void rms_norm_backward(const number *gradient, const number *x, const number *weight, const float *inverse,
+                       const number *added, int64_t rows, int64_t width, number *grad_x, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const number *restrict in = x + i * width;
@@ -148,8 +148,10 @@ void rms_norm_backward(const number *gradient, const number *x, const number *we
         float scale = inverse[i], along = 0;
         for (int64_t j = 0; j < width; j++) along += widen(g[j]) * widen(weight[j]) * widen(in[j]);
         along *= scale * scale / width;
-        for (int64_t j = 0; j < width; j++)
-            out[j] = narrow(scale * (widen(g[j]) * widen(weight[j]) - widen(in[j]) * along));
+        for (int64_t j = 0; j < width; j++) {
+            float grad = scale * (widen(g[j]) * widen(weight[j]) - widen(in[j]) * along);
+            out[j] = narrow(grad + (added ? widen(added[i * width + j]) : 0));
+        }
     }
 }
 
@@ -187,7 +189,7 @@ void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows
 }
 
 /* Rotary embedding y = x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient. x, y: (heads,
- * tokens, width), each with a stride for heads and one for tokens; cos, sin: (tokens, width). */
+ * tokens, width), each with a stride for heads and one for tokens, or the same; cos, sin: (tokens, width). */
 void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosine, const number *sine, int64_t heads,
             int64_t tokens, int64_t width, int backward, number *y, int64_t y_head, int64_t y_token, int threads) {
     int64_t half = width / 2;
@@ -199,8 +201,8 @@ void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosi
         const number *restrict second = sine + t * width + (backward ? 0 : half);
         float sign = backward ? -1.0f : 1.0f;
         for (int64_t h = 0; h < heads; h++) {
-            const number *in = x + h * x_head + t * x_token, *restrict in1 = in, *restrict in2 = in + half;
-            number *out = y + h * y_head + t * y_token, *restrict out1 = out, *restrict out2 = out + half;
+            const number *in1 = x + h * x_head + t * x_token, *in2 = in1 + half;
+            number *out1 = y + h * y_head + t * y_token, *out2 = out1 + half;
 #pragma omp simd
             for (int64_t j = 0; j < half; j++) {
                 float x1 = widen(in1[j]), x2 = widen(in2[j]);

@@ -4,6 +4,7 @@
  * enough, as it has in the sweeps of `kernels.c`. The right operand's part is laid out tile by tile and stays in the core's
  * second cache, 32 rows of the left one in the first. Sums of 32 x 32 elements are rounded while the next ones are made.
  */
+#include "passes.h"
 #include "tiles.h"
 
 #define DEPTH 576        /* of what is multiplied at a time: 32 rows of it fit in the first cache */
@@ -12,9 +13,11 @@
 #define ENOUGH 192       /* rows that are worth laying out a right operand for */
 #define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
 
-/* Sums that become rows of a result, and rows of a left operand that come to the second cache. */
+/* Sums that become rows of a result, with what is `added` to them, if anything, and rows of a left operand that come to
+ * the second cache. */
 typedef struct {
     const float *sums;
+    const number *added;
     number *to;
     int64_t stride, row, rows;
     const number *ahead;
@@ -22,8 +25,15 @@ typedef struct {
 } Beside;
 
 INLINE void finish(Beside *f, int some) {
-    for (; some && f->row < f->rows; some--, f->row++)
-        narrow_row(f->sums + f->row * STEP, f->sums + f->row * STEP + SIDE, f->to + f->row * f->stride);
+    for (; some && f->row < f->rows; some--, f->row++) {
+        const float *sums = f->sums + f->row * STEP;
+        float both[STEP];
+        if (f->added) {
+            for (int j = 0; j < STEP; j++) both[j] = sums[j] + widen(f->added[f->row * f->stride + j]);
+            sums = both;
+        }
+        narrow_row(sums, sums + SIDE, f->to + f->row * f->stride);
+    }
 }
 
 INLINE void finish_and_fetch(void *state) {
@@ -50,11 +60,12 @@ static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t *p
     return (size + *part - 1) / *part;
 }
 
-/* y = a b + c d. a: (rows, depth) and c: (rows, inner), a row's elements next to each other; b: (depth, columns) and d:
- * (inner, columns), either side's. Without c and d `inner` is 0. All but `rows` are multiples of STEP. */
+/* y = a b + c d + added. a: (rows, depth) and c: (rows, inner), a row's elements next to each other; b: (depth, columns) and d:
+ * (inner, columns), either side's. Without c and d `inner` is 0; `added` is like y, or NULL. All but `rows` are
+ * multiples of STEP. */
 void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t b_column, int64_t depth,
-             const number *c, int64_t c_row, const number *d, int64_t d_row, int64_t d_column, int64_t inner, number *y,
-             int64_t rows, int64_t columns, int threads) {
+             const number *c, int64_t c_row, const number *d, int64_t d_row, int64_t d_column, int64_t inner,
+             const number *added, number *y, int64_t rows, int64_t columns, int threads) {
     int64_t deep, wide, tall;
     int64_t slices = parts_of(depth, DEPTH, 1, &deep), steps = (deep + inner) / STEP;
     int64_t owners = rows / ENOUGH < 1 ? 1 : rows / ENOUGH < threads ? rows / ENOUGH : threads;
@@ -96,8 +107,9 @@ void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int
                     if (last) sums = blocks + (turns ^= BLOCK);
                     store_sums(sums, STEP);
                     if (!last) continue;
-                    beside.sums = sums, beside.to = y + (top + i) * columns + first + j, beside.stride = columns;
-                    beside.row = 0, beside.rows = left < STEP ? left : STEP;
+                    int64_t place = (top + i) * columns + first + j;
+                    beside.sums = sums, beside.to = y + place, beside.added = added ? added + place : NULL;
+                    beside.stride = columns, beside.row = 0, beside.rows = left < STEP ? left : STEP;
                 }
             }
         }
