@@ -9,7 +9,7 @@ for stretches of many lengths: FlashAttention's on CUDA in half precision, ours 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,7 +100,8 @@ def packed_attention(
     """
     if any(others.get(name) is not None for name in UNKNOWN):
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
-    segments, before = _layout(query, key)
+    before = key.shape[2] - query.shape[2]  # keys of earlier calls, in generation
+    segments = _segments or (Segment(query.shape[2], ((0, before),) if before else ()),)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
         return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
@@ -112,48 +113,77 @@ def packed_attention(
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
 
 
-Gradients = tuple[Tensor, Tensor, Tensor]  # in queries, keys and values
-
-
-def attention_and_back(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, sliding_window: int | None
-) -> tuple[Tensor, Callable[[Tensor, Gradients], None]]:
-    """Attention of one packed row outside autograd's graph, for a caller that is a node of it.
+class Row(NamedTuple):
+    """What a packed row attends by, for a caller that is itself a node of autograd's graph.
 
     Args:
-        query: Shape: (1, heads, tokens, head width).
-        key: Shape: (1, key heads, tokens, head width).
-        value: Shape as `key`.
+        segments: of the row.
         scale: factor on the scores.
         sliding_window: see `packed_attention`.
-
-    Returns:
-        The result, see `packed_attention`, and what fills the gradients in the three from that in the result.
     """
-    segments, before = _layout(query, key)
-    if kernels.attends(query[0]) and not _windowed(_stretches(segments, before), sliding_window):
-        rows, stretches = (query[0], key[0], value[0]), _lengths(segments, before, query.device)
-        y, lse = kernels.attention(*rows, stretches, scale)
 
-        def back(gradient: Tensor, into: Gradients) -> None:
-            kernels.attention_backward(gradient[0], *rows, y, lse, stretches, scale, *(grad[0] for grad in into))
+    segments: tuple[Segment, ...]
+    scale: float
+    sliding_window: int | None
 
-        return y.unsqueeze(0), back
-    leaves = [x.detach().requires_grad_() for x in (query, key, value)]
-    with torch.enable_grad():
-        output, _ = packed_attention(None, leaves[0], leaves[1], leaves[2], None, scale, sliding_window=sliding_window)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`packed_attention` of one row, and what `back` is to be given of it.
 
-    def back_by_graph(gradient: Tensor, into: Gradients) -> None:
-        for grad, found in zip(into, torch.autograd.grad(output, leaves, gradient), strict=True):
-            grad.copy_(found)
+        Args:
+            query: Shape: (1, heads, tokens, head width).
+            key: Shape: (1, key heads, tokens, head width).
+            value: Shape as `key`.
+        """
+        if kernels.attends(query[0]) and not self._is_windowed():
+            y, lse = kernels.attention(query[0], key[0], value[0], _lengths(self.segments, 0, query.device), self.scale)
+            return y.unsqueeze(0), lse
+        with torch.no_grad():
+            return self._by_graph(query, key, value), None
 
-    return output.detach(), back_by_graph
+    def back(
+        self,
+        gradient: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        output: Tensor,
+        lse: Tensor | None,
+        into: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Fill `into` with the gradients in queries, keys and values.
+
+        Args:
+            gradient: in the output.
+            inputs: of `attend`.
+            output: of it.
+            lse: what it gave.
+            into: Shapes as those of `inputs`.
+        """
+        (query, key, value), (grad_query, grad_key, grad_value) = ((x[0] for x in each) for each in (inputs, into))
+        grads = grad_query, grad_key, grad_value
+        if lse is not None:
+            lengths = _lengths(self.segments, 0, gradient.device)
+            kernels.attention_backward(gradient[0], query, key, value, output[0], lse, lengths, self.scale, *grads)
+        elif gradient.device.type == "cpu" and not self._is_windowed():
+            grad_key.zero_()
+            grad_value.zero_()
+            _add_gradients(query, key, value, gradient[0], *grads, _stretches(self.segments, 0), self.scale)
+        else:
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            with torch.enable_grad():
+                found = torch.autograd.grad(self._by_graph(*leaves), leaves, gradient)
+            for x, grad in zip(into, found, strict=True):
+                x.copy_(grad)
+
+    def _by_graph(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with segments_in_use(self.segments):
+            return packed_attention(None, query, key, value, None, self.scale, sliding_window=self.sliding_window)[0]
+
+    def _is_windowed(self) -> bool:
+        return _windowed(_stretches(self.segments, 0), self.sliding_window)
 
 
-def _layout(query: Tensor, key: Tensor) -> tuple[tuple[Segment, ...], int]:
-    """The segments of a row, and how many keys are of earlier calls, in generation."""
-    before = key.shape[2] - query.shape[2]
-    return _segments or (Segment(query.shape[2], ((0, before),) if before else ()),), before
+def row_in_use(tokens: int, scale: float, sliding_window: int | None) -> Row:
+    """How a row of so many tokens attends within `segments_in_use`; otherwise it is an ordinary causal row."""
+    return Row(_segments or (Segment(tokens),), scale, sliding_window)
 
 
 def _windowed(stretches: list[_Stretch], sliding_window: int | None) -> bool:

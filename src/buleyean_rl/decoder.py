@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from buleyean_rl.attention import PACKED, Gradients, attention_and_back, packed_attention
+from buleyean_rl.attention import PACKED, Row, packed_attention, row_in_use
 from buleyean_rl.layers import epsilon_of, rms_norm_and_back, rotate, swiglu, swiglu_backward
 from buleyean_rl.lora import AdaptedLinear, LoraLinear
 
@@ -139,7 +139,8 @@ class DecoderLayer:
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply the layer. Shapes: (1, tokens, width), (1, tokens, head width) twice; as the first."""
         linears = [group.as_it_is(x) for group in self.groups]
-        found = _Pass(self, linears, cos.contiguous(), sin.contiguous())
+        row = row_in_use(x.shape[1], self.scale, self.sliding_window)
+        found = _Pass(self, linears, row, cos.contiguous(), sin.contiguous())
         if torch.is_grad_enabled() and linears[0].adapter is not None:
             parameters = [parameter for linear in linears for parameter in linear.parameters]
             y: Tensor = _Node.apply(x, found, *parameters)
@@ -151,11 +152,12 @@ class _Kept(NamedTuple):
     """What a backward pass needs of a forward pass."""
 
     x: Tensor
-    middle: Tensor
+    projected: Tensor  # queries, keys and values, turned
+    lse: Tensor | None  # of the scores
     attended: Tensor
+    middle: Tensor
     gate_up: Tensor
-    lows: list[Any]  # what the A's made of their inputs
-    attention_back: Callable[[Tensor, Gradients], None]
+    lows: tuple[Any, ...]  # what the A's made of their inputs
 
 
 class _Pass(NamedTuple):
@@ -163,6 +165,7 @@ class _Pass(NamedTuple):
 
     layer: DecoderLayer
     linears: list[AdaptedLinear]
+    row: Row
     cos: Tensor
     sin: Tensor
 
@@ -170,15 +173,14 @@ class _Pass(NamedTuple):
         """The layer's result, and what `back` needs."""
         layer, (qkv, output, gate_up, down) = self.layer, self.linears
         projected, low_qkv = qkv(self._norm(0, x)[0])
-        query, key, value = layer.heads_of(projected)
         self._rotate(projected)
-        attended, attention_back = attention_and_back(query, key, value, layer.scale, layer.sliding_window)
-        attended = attended.reshape(len(x), -1)
+        attended, lse = self.row.attend(*layer.heads_of(projected))
+        attended = attended.view(len(x), -1)
         middle, low_output = output(attended, added=x)
         gates, low_gate_up = gate_up(self._norm(1, middle)[0])
         y, low_down = down(swiglu(gates), added=middle)
-        lows = [low_qkv, low_output, low_gate_up, low_down]
-        return y, _Kept(x, middle, attended, gates, lows, attention_back)
+        lows = low_qkv, low_output, low_gate_up, low_down
+        return y, _Kept(x, projected, lse, attended, middle, gates, lows)
 
     def back(self, gradient: Tensor, kept: _Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """The gradients in x, if it is wanted, and in the parameters, from that in the result."""
@@ -190,8 +192,10 @@ class _Pass(NamedTuple):
         grad, of_gate_up = gate_up.back(grad, normed, low_gate_up)
         of_middle = norm_back(grad, gradient)
         grad, of_output = output.back(of_middle, kept.attended, low_output)
-        of_projected = grad.new_empty(len(grad), len(qkv.weight))
-        kept.attention_back(grad.view(1, len(grad), layer.heads, -1), layer.heads_of(of_projected))
+        of_projected = torch.empty_like(kept.projected)
+        of_attended, attended = (each.view(1, len(grad), layer.heads, -1) for each in (grad, kept.attended))
+        inputs, of_inputs = layer.heads_of(kept.projected), layer.heads_of(of_projected)
+        self.row.back(of_attended, inputs, attended, kept.lse, of_inputs)
         self._rotate(of_projected, backward=True)
         normed, norm_back = self._norm(0, kept.x)
         of_normed, of_qkv = qkv.back(of_projected, normed, low_qkv, of_x)
@@ -213,13 +217,13 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, found: _Pass, *_: Tensor) -> Tensor:
         """Shape: (1, tokens, width), to the same. The parameters are those of the pass."""
         y, kept = found(x[0].contiguous())
-        ctx.save_for_backward(kept.x, kept.middle, kept.attended, kept.gate_up, *kept.lows)
-        ctx.found, ctx.attention_back = found, kept.attention_back
+        ctx.save_for_backward(*kept[:-1], *kept.lows)
+        ctx.found = found
         return y.unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, middle, attended, gate_up, *lows = ctx.saved_tensors
-        kept = _Kept(x, middle, attended, gate_up, lows, ctx.attention_back)
+        x, projected, lse, attended, middle, gate_up, *lows = ctx.saved_tensors
+        kept = _Kept(x, projected, lse, attended, middle, gate_up, tuple(lows))
         grad_x, of_parameters = ctx.found.back(gradient[0].contiguous(), kept, ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.unsqueeze(0), None, *of_parameters
