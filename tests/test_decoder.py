@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from buleyean_rl import kernels
 from buleyean_rl.attention import PACKED, segments_in_use
 from buleyean_rl.batches import Batch, forward_hidden, pack
 from buleyean_rl.decoder import DecoderLayer
@@ -76,11 +77,19 @@ def test_in_bf16_it_is_as_near_to_the_exact_one(dropout: float, monkeypatch: pyt
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_in_tiles_it_is_as_near_to_the_exact_one(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: set[str] = set()
+    call = kernels._call
+    monkeypatch.setattr(kernels, "_call", lambda name, *given: (calls.add(name), call(name, *given)))
     compare_in_bf16(dropout, monkeypatch)
+    assert {"adapted", "adapted_backward", "attention", "attention_backward"} <= calls
+
+
+def wide_heads(tokenizer: Any) -> Any:
+    return tiny_llama(tokenizer, head_dim=32)
 
 
 def compare_in_bf16(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted(dropout=dropout, dtype=torch.bfloat16)
+    model = adapted(wide_heads, dropout, torch.bfloat16)
     assert all(fused(model))
     got, modules = outcome(model), by_modules(monkeypatch, lambda: outcome(model))
     exact = outcome(model.double())
@@ -97,7 +106,7 @@ def test_with_the_adapter_off_it_is_the_base(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("tiles")
 def test_in_tiles_a_fresh_adapter_is_its_base_to_the_bit() -> None:
-    model = attach_lora(tiny_llama(TOKENIZER).bfloat16(), lora_config(4, 8, 0.0, None))
+    model = attach_lora(wide_heads(TOKENIZER).bfloat16(), lora_config(4, 8, 0.0, None))
     plain_model(model).set_attn_implementation(PACKED)
     with torch.no_grad():
         expected = forward_hidden(backbone(model), ROW)

@@ -130,6 +130,7 @@ class LinearGroup:
         state = self.layers[0].state()
         assert state is not None
         weight, bias = self.base()
+        x = x.flatten(0, -2)
         if not state.adapters:
             return AdaptedLinear(weight, bias, None, (), 0.0, 0, kernels.multiplies(x, weight, weight.T))
         (name,) = state.adapters
