@@ -56,20 +56,21 @@ def main() -> None:
         yield
         plain.set_attn_implementation(attention.PACKED)
 
+    def by_modules() -> AbstractContextManager[Any]:
+        return patch.object(decoder.DecoderLayer, "knows", lambda *_: False)
+
     @contextmanager
     def alone() -> Iterator[None]:
         groups = {layer: layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
         for layer in groups:
             layer.group = None
-        yield
+        with by_modules():
+            yield
         for layer, group in groups.items():
             layer.group = group
 
     def separately() -> AbstractContextManager[Any]:
         return patch.object(lora.LinearGroup, "state", lambda _: None)
-
-    def by_modules() -> AbstractContextManager[Any]:
-        return patch.object(decoder.DecoderLayer, "knows", lambda *_: False)
 
     @contextmanager
     def without(module: Any, *names: str) -> Iterator[None]:
@@ -79,9 +80,9 @@ def main() -> None:
             yield
 
     @contextmanager
-    def torch_products() -> Iterator[None]:
+    def torch_products(*more: str) -> Iterator[None]:
         groups = {layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
-        with without(lora, "multiplies"), patch.object(lora.kernels, "depth_of", lambda size, _: size):
+        with without(lora, "multiplies", *more), patch.object(lora.kernels, "depth_of", lambda size, _: size):
             for group in groups:
                 group._adapter = None  # made anew, as narrow as it is
             yield
@@ -102,10 +103,10 @@ def main() -> None:
         "attention in matrix registers": (lambda: without(attention, "attends"), everything),
         "attention in C": (lambda: without(attention, "attends", "available"), everything),
         "RMSNorm and SwiGLU in C": (lambda: without(layers, "available"), everything),
-        "dropout in C": (lambda: without(lora, "available"), everything),
+        "these products, and dropout in C": (lambda: torch_products("available"), everything),
         "a decoder layer as one node": (by_modules, everything),
-        "layers with one input together": (alone, everything),
-        "LoRA as one node, in the base's type": (separately, everything),
+        "the node, and layers with one input together": (alone, everything),
+        "the node, and LoRA in the base's type": (separately, everything),
         "packed rows and own attention": (plain_attention, lambda: step(padded)),
         "rows of two records, not one": (nullcontext, lambda: step([pack([record]) for record in records])),
         "rows of two records, not four": (nullcontext, lambda: step([pack(records[:4]), pack(records[4:])])),

@@ -128,6 +128,8 @@ def test_rotate_and_its_gradient(width: int, heads_first: bool, dtype: torch.dty
         y = torch.empty(7, 3, width, dtype=dtype).transpose(0, 1) if heads_first else torch.empty_like(source)
         kernels.rotate(strided, cos, sin, y, backward)
         torch.testing.assert_close(y.double(), result, rtol=ROUNDING[dtype], atol=1e-6)
+        kernels.rotate(strided, cos, sin, strided, backward)  # where it lies
+        assert strided.equal(y)
 
 
 def operand(rows: int, columns: int, across: bool = False) -> torch.Tensor:
@@ -160,6 +162,34 @@ def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4 * depth**0.5)
     some = kernels.product(a[rows // 2 :], b, *(x[rows // 2 :] if x is more[0] else x for x in more))
     assert some.equal(got[rows // 2 :])  # a row does not notice the others
+    added = 8 * operand(rows, columns)
+    got = kernels.product(a, b, *more, added=added)
+    torch.testing.assert_close(got.double(), expected + added.double(), rtol=2**-8, atol=1e-4 * depth**0.5)
+
+
+@pytest.mark.usefixtures("tiles", "threads")
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(32, 32, 32), (75, 96, 64)], ids=str)
+def test_a_linear_layer_with_its_adapter_and_their_gradients(shape: tuple[int, int, int], p: float) -> None:
+    rows, depth, columns = shape
+    torch.manual_seed(rows)
+    x, weight, added = operand(rows, depth), operand(columns, depth), operand(rows, columns)
+    a, b = operand(32, depth), operand(columns, 32)
+    kept = kernels.dropout(torch.ones_like(x), p, 7).double() if p else 1.0
+    exact = [tensor.double().requires_grad_() for tensor in (x, a, b)]
+    low = (kept * exact[0]) @ exact[1].T
+    y = exact[0] @ weight.double().T + low @ exact[2].T + added.double()
+    gradient = operand(rows, columns)
+    y.backward(gradient.double())
+    got, got_low = kernels.adapted(x, weight, a, b, p, 7, added)
+    arguments = (gradient, x, weight, a, b, got_low, p, 7)
+    grad_x, grad_a, grad_b = kernels.adapted_backward(*arguments, of_x=True)
+    assert grad_x is not None
+    found = got_low, got, grad_x, grad_a, grad_b.T
+    for ours, theirs in zip(found, (low, y, *(tensor.grad for tensor in exact)), strict=True):
+        assert theirs is not None
+        assert (ours.double() - theirs).norm() <= 0.01 * theirs.norm()
+    assert kernels.adapted_backward(*arguments, of_x=False)[0] is None
 
 
 @pytest.mark.usefixtures("tiles", "threads")
