@@ -72,6 +72,10 @@ class Browser:
         """What is to be read in a node that the page may draw again at any moment; nothing where there is none."""
         return self.run("return document.querySelector(arguments[0])?.innerText.trim() ?? ''", css)
 
+    def attribute(self, css: str, name: str) -> str:
+        """Of a node that the page may draw again at any moment."""
+        return self.run("return document.querySelector(arguments[0])?.getAttribute(arguments[1]) ?? ''", css, name)
+
     def contents(self, css: str) -> list[str]:
         """The texts of nodes that the page may draw again at any moment."""
         texts = "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)"

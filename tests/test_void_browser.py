@@ -81,7 +81,7 @@ def test_the_whole_loop(void: Process, browser: Browser, tmp_path: Path) -> None
     browser.click("#runs a")
     browser.until(lambda: browser.all("#card td"))
     assert len(browser.all("#run-chart polyline")) == 3
-    assert "gap" in str(browser.find("#run-chart svg").get_attribute("aria-label"))
+    assert "gap" in browser.attribute("#run-chart svg", "aria-label")
     assert browser.contents("#samples .text") == [before, trained_answer]
     assert "Base model" in browser.contents("#card")[0]
     browser.look("run")

@@ -147,12 +147,18 @@ def child(settings: dict[str, Any]) -> None:
     from buleyean_rl.train import train
     from buleyean_rl.trainer import BuleyeanConfig
 
+    def tell(logs: dict[str, Any], step: int) -> None:
+        if "floor" in logs:
+            point = {"step": step} | {name: logs[name] for name in ("loss", "floor", "gap")}
+            print(json.dumps(point), file=steps_out, flush=True)
+
     class Tell(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            for logs in state.log_history:  # of a checkpoint: a server that was killed may not have heard the last
+                tell(logs, logs["step"])
+
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            logs = kwargs["logs"]
-            if "floor" in logs:
-                point = {"step": state.global_step} | {name: logs[name] for name in ("loss", "floor", "gap")}
-                print(json.dumps(point), file=steps_out, flush=True)
+            tell(kwargs["logs"], state.global_step)
 
     folder = Path(settings["folder"])
     config = BuleyeanConfig(
