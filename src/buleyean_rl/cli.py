@@ -143,7 +143,7 @@ def train(
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a prompt and one answer (1024).")] = None,
     row_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens computed at a time (1,280; on a GPU 32,000): more is faster, less is smaller."),
+        typer.Option(help="Tokens computed at a time (1,280; in fp32 640; GPU 32,000): more is faster, fewer smaller."),
     ] = None,
     guard: Annotated[
         bool | None, typer.Option("--guard/--no-guard", help="End the run before it ruins the model (on).")

@@ -29,7 +29,7 @@ from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import fused_loss, token_logprobs
 from buleyean_rl.head import OutputHead
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
-from buleyean_rl.models import backbone, base_alone, evaluating, output_head, plain_model
+from buleyean_rl.models import backbone, base_alone, default_dtype, evaluating, output_head, plain_model
 from buleyean_rl.reference import ReferenceCache
 
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
@@ -270,8 +270,9 @@ class BuleyeanTrainer(Trainer):
 
 
 def row_tokens(device: torch.device) -> int:
-    """Tokens a row may have on a device: a GPU takes longer ones."""
-    return ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
+    """Tokens a row may have on a device: half as many where a model is in fp32, more on a GPU."""
+    in_bf16 = ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
+    return in_bf16 * torch.bfloat16.itemsize // default_dtype(device).itemsize
 
 
 def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
