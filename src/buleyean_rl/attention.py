@@ -100,7 +100,7 @@ def packed_attention(
     """
     if any(others.get(name) is not None for name in UNKNOWN):
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
-    before = key.shape[2] - query.shape[2]  # keys of earlier calls, in generation
+    before = _before(query, key)
     segments = _segments or (Segment(query.shape[2], ((0, before),) if before else ()),)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
@@ -108,13 +108,13 @@ def packed_attention(
     stretches = _stretches(segments, before)
     if query.device.type == "cpu" and dropout == 0 and not _windowed(stretches, sliding_window):
         if len(query) == 1 and kernels.attends(query[0]):
-            return _TiledAttention.apply(query, key, value, _lengths(segments, before, query.device), scale), None
+            return _TiledAttention.apply(query, key, value, Row(segments, scale, sliding_window)), None
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
 
 
 class Row(NamedTuple):
-    """What a packed row attends by, for a caller that is itself a node of autograd's graph.
+    """What a packed row attends by, for a node of autograd's graph.
 
     Args:
         segments: of the row.
@@ -134,8 +134,8 @@ class Row(NamedTuple):
             key: Shape: (1, key heads, tokens, head width).
             value: Shape as `key`.
         """
-        if kernels.attends(query[0]) and not self._is_windowed():
-            y, lse = kernels.attention(query[0], key[0], value[0], _lengths(self.segments, 0, query.device), self.scale)
+        if kernels.attends(query[0]) and not self._is_windowed(query, key):
+            y, lse = kernels.attention(query[0], key[0], value[0], self._stretches_in(query, key), self.scale)
             return y.unsqueeze(0), lse
         with torch.no_grad():
             return self._by_graph(query, key, value), None
@@ -160,12 +160,14 @@ class Row(NamedTuple):
         (query, key, value), (grad_query, grad_key, grad_value) = ((x[0] for x in each) for each in (inputs, into))
         grads = grad_query, grad_key, grad_value
         if lse is not None:
-            lengths = _lengths(self.segments, 0, gradient.device)
-            kernels.attention_backward(gradient[0], query, key, value, output[0], lse, lengths, self.scale, *grads)
-        elif gradient.device.type == "cpu" and not self._is_windowed():
+            stretches = self._stretches_in(*inputs[:2])
+            kernels.attention_backward(gradient[0], query, key, value, output[0], lse, stretches, self.scale, *grads)
+        elif gradient.device.type == "cpu" and not self._is_windowed(*inputs[:2]):
             grad_key.zero_()
             grad_value.zero_()
-            _add_gradients(query, key, value, gradient[0], *grads, _stretches(self.segments, 0), self.scale)
+            _add_gradients(
+                query, key, value, gradient[0], *grads, _stretches(self.segments, _before(*inputs[:2])), self.scale
+            )
         else:
             leaves = [x.detach().requires_grad_() for x in inputs]
             with torch.enable_grad():
@@ -177,13 +179,21 @@ class Row(NamedTuple):
         with segments_in_use(self.segments):
             return packed_attention(None, query, key, value, None, self.scale, sliding_window=self.sliding_window)[0]
 
-    def _is_windowed(self) -> bool:
-        return _windowed(_stretches(self.segments, 0), self.sliding_window)
+    def _stretches_in(self, query: Tensor, key: Tensor) -> kernels.Stretches:
+        return _lengths(self.segments, _before(query, key), query.device)
+
+    def _is_windowed(self, query: Tensor, key: Tensor) -> bool:
+        return _windowed(_stretches(self.segments, _before(query, key)), self.sliding_window)
 
 
 def row_in_use(tokens: int, scale: float, sliding_window: int | None) -> Row:
     """How a row of so many tokens attends within `segments_in_use`; otherwise it is an ordinary causal row."""
     return Row(_segments or (Segment(tokens),), scale, sliding_window)
+
+
+def _before(query: Tensor, key: Tensor) -> int:
+    """How many keys are of earlier calls, in generation."""
+    return key.shape[2] - query.shape[2]
 
 
 def _windowed(stretches: list[_Stretch], sliding_window: int | None) -> bool:
@@ -265,29 +275,24 @@ def _attend_at_once(
 
 
 class _TiledAttention(torch.autograd.Function):
-    """All stretches in one call of `kernels.attention`."""
+    """All stretches of a row in one call of `kernels.attention`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: kernels.Stretches, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Row) -> Tensor:
         """Shapes as for `packed_attention`, of one row."""
         query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
         value = value.contiguous()  # a view would keep all that its projection made
-        y, lse = kernels.attention(query[0], key[0], value[0], stretches, scale)
-        output = y.unsqueeze(0)
+        output, lse = row.attend(query, key, value)
         ctx.save_for_backward(query, key, value, output, lse)  # the layer that comes next keeps its input anyway
-        ctx.stretches, ctx.scale = stretches, scale
+        ctx.row = row
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        *rows, lse = ctx.saved_tensors
-        query, key, value, output = (x[0] for x in rows)
+        query, key, value, output, lse = ctx.saved_tensors
         grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        gradient = grad_output.contiguous()[0]
-        kernels.attention_backward(gradient, query, key, value, output, lse, ctx.stretches, ctx.scale, *grads)
-        return (*(grad.unsqueeze(0) for grad in grads), None, None)
+        ctx.row.back(grad_output.contiguous(), (query, key, value), output, lse, grads)
+        return (*grads, None)
 
 
 class _BlockwiseBackward(torch.autograd.Function):

@@ -33,8 +33,8 @@ from buleyean_rl.models import backbone, base_alone, default_dtype, evaluating, 
 from buleyean_rl.reference import ReferenceCache
 
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
-# it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down. A row
-# holds two records of 512, and a short one.
+# it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down. In bf16
+# a row holds two records of 512, and a short one.
 ROW_TOKENS = 1280
 GPU_FACTOR = 25
 REFERENCE_TOKENS = 3 * ROW_TOKENS  # without a gradient a row's memory is little
