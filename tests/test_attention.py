@@ -150,7 +150,7 @@ def test_all_stretches_at_once_are_dense(
 @pytest.fixture
 def short_rows(tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     """Attention goes by tiles however short a row is."""
-    monkeypatch.setattr(kernels, "attends", lambda query: query.dtype == torch.bfloat16)
+    monkeypatch.setattr(kernels, "attends", lambda like, *_: like.dtype == torch.bfloat16)
 
 
 @pytest.mark.usefixtures("short_rows")

@@ -13,6 +13,7 @@ from buleyean_rl import kernels
 from buleyean_rl.attention import PACKED, segments_in_use
 from buleyean_rl.batches import Batch, forward_hidden, pack
 from buleyean_rl.decoder import DecoderLayer
+from buleyean_rl.kernels import layer
 from buleyean_rl.lora import LoraLinear, lora_config
 from buleyean_rl.models import attach_lora, backbone, plain_model
 from buleyean_rl.trainer import probe
@@ -74,32 +75,53 @@ def test_a_layer_computes_and_learns_what_its_modules_do(
         assert (got - exact).norm() <= tolerance * exact.norm()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_in_bf16_it_is_as_near_to_the_exact_one(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare_in_bf16(dropout, monkeypatch)
-
-
-@pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_in_tiles_it_is_as_near_to_the_exact_one(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: set[str] = set()
-    call = kernels._call
-    monkeypatch.setattr(kernels, "_call", lambda name, *given: (calls.add(name), call(name, *given)))
-    compare_in_bf16(dropout, monkeypatch)
-    assert {"adapted", "adapted_backward", "attention", "attention_backward"} <= calls
-
-
 def wide_heads(tokenizer: Any) -> Any:
     return tiny_llama(tokenizer, head_dim=32)
 
 
-def compare_in_bf16(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted(wide_heads, dropout, torch.bfloat16)
+def biased(tokenizer: Any) -> Any:
+    return tiny_qwen2(tokenizer, head_dim=32)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_in_bf16_it_is_as_near_to_the_exact_one(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_in_bf16(wide_heads, dropout, monkeypatch)
+
+
+LAYER, PASSES = {"layer", "layer_backward"}, {"adapted", "adapted_backward", "attention", "attention_backward"}
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize(("make", "called"), [(wide_heads, LAYER), (biased, PASSES)])
+def test_in_tiles_it_is_as_near_to_the_exact_one(
+    make: Callable[[Any], Any], called: set[str], dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: set[str] = set()
+    call = kernels._call_bf16
+    monkeypatch.setattr(kernels, "_call_bf16", lambda name, *given: (calls.add(name), call(name, *given)))
+    monkeypatch.setattr(layer, "_call_bf16", kernels._call_bf16)
+    compare_in_bf16(make, dropout, monkeypatch)
+    assert called <= calls
+
+
+def compare_in_bf16(make: Callable[[Any], Any], dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(make, dropout, torch.bfloat16)
     assert all(fused(model))
     got, modules = outcome(model), by_modules(monkeypatch, lambda: outcome(model))
     exact = outcome(model.double())
     for ours, theirs, best in zip(got, modules, exact, strict=True):
         assert (ours - best).norm() <= 1.3 * (theirs - best).norm() + 1e-3 * best.norm()
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_one_call_computes_what_the_passes_do_to_the_bit(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(wide_heads, dropout, torch.bfloat16)
+    in_one_call = outcome(model)
+    monkeypatch.setattr(DecoderLayer, "_in_one_call", lambda *_: None)
+    for got, expected in zip(in_one_call, outcome(model), strict=True):
+        assert got.equal(expected)
 
 
 def test_with_the_adapter_off_it_is_the_base(monkeypatch: pytest.MonkeyPatch) -> None:

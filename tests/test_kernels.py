@@ -169,27 +169,56 @@ def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
 
 @pytest.mark.usefixtures("tiles", "threads")
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("shape", [(32, 32, 32), (75, 96, 64)], ids=str)
-def test_a_linear_layer_with_its_adapter_and_their_gradients(shape: tuple[int, int, int], p: float) -> None:
-    rows, depth, columns = shape
+@pytest.mark.parametrize("rows", [32, 75])
+@pytest.mark.parametrize("parts", [[(3, 32, 2.0)], [(4, 32, 0.5), (20, 64, 3.0), (6, 32, 1.0)]], ids=str)
+def test_a_linear_layer_with_its_adapters_and_their_gradients(
+    parts: list[tuple[int, int, float]], rows: int, p: float
+) -> None:
+    """Each part has a rank, outputs and a scaling."""
     torch.manual_seed(rows)
+    ranks, outputs, scalings = zip(*parts, strict=True)
+    depth, columns, rank = 96, sum(outputs), 32
     x, weight, added = operand(rows, depth), operand(columns, depth), operand(rows, columns)
-    a, b = operand(32, depth), operand(columns, 32)
+    each_a, each_b = (
+        [operand(size, depth) for size in ranks],
+        [operand(*sizes) for sizes in zip(outputs, ranks, strict=True)],
+    )
+    a, b = torch.zeros(rank, depth, dtype=torch.bfloat16), torch.zeros(columns, rank, dtype=torch.bfloat16)
+    a[: sum(ranks)] = torch.cat(each_a)
+    b[:, : sum(ranks)] = torch.block_diag(*(s * part for s, part in zip(scalings, each_b, strict=True)))
     kept = kernels.dropout(torch.ones_like(x), p, 7).double() if p else 1.0
-    exact = [tensor.double().requires_grad_() for tensor in (x, a, b)]
-    low = (kept * exact[0]) @ exact[1].T
-    y = exact[0] @ weight.double().T + low @ exact[2].T + added.double()
+    exact_x, *exact = [tensor.double().requires_grad_() for tensor in (x, *each_a, *each_b)]
+    lows = [(kept * exact_x) @ exact_a.T for exact_a in exact[: len(parts)]]
+    scaled = [s * low @ part.T for s, low, part in zip(scalings, lows, exact[len(parts) :], strict=True)]
+    y = exact_x @ weight.double().T + torch.cat(scaled, 1) + added.double()
     gradient = operand(rows, columns)
     y.backward(gradient.double())
-    got, got_low = kernels.adapted(x, weight, a, b, p, 7, added)
-    arguments = (gradient, x, weight, a, b, got_low, p, 7)
-    grad_x, grad_a, grad_b = kernels.adapted_backward(*arguments, of_x=True)
+
+    linear = kernels.linear_of(weight, p, 7, kernels.Adapter(a, b, ranks, outputs, scalings))
+    got, low = kernels.adapted(x, linear, added)
+    assert low is not None
+    grad_x, grads = kernels.adapted_backward(gradient, x, linear, low, of_x=True)
     assert grad_x is not None
-    found = got_low, got, grad_x, grad_a, grad_b.T
-    for ours, theirs in zip(found, (low, y, *(tensor.grad for tensor in exact)), strict=True):
+    sizes = [size for part in zip(each_a, each_b, strict=True) for size in (part[0].numel(), part[1].numel())]
+    assert linear.learning == sum(sizes) == len(grads)
+    of_parts = grads.split(sizes)
+    found = low[:, : sum(ranks)], got, grad_x, *of_parts[::2], *of_parts[1::2]
+    expected = torch.cat(lows, 1), y, *(tensor.grad for tensor in (exact_x, *exact))
+    for ours, theirs in zip(found, expected, strict=True):
         assert theirs is not None
-        assert (ours.double() - theirs).norm() <= 0.01 * theirs.norm()
-    assert kernels.adapted_backward(*arguments, of_x=False)[0] is None
+        assert (ours.double() - theirs.view_as(ours)).norm() <= 0.01 * theirs.norm()
+    none, again = kernels.adapted_backward(gradient, x, linear, low, of_x=False)
+    assert none is None
+    assert again.equal(grads)
+
+
+@pytest.mark.usefixtures("tiles", "threads")
+def test_a_linear_layer_without_adapters() -> None:
+    torch.manual_seed(0)
+    x, weight = operand(40, 96), operand(64, 96)
+    got, low = kernels.adapted(x, kernels.linear_of(weight))
+    assert low is None
+    assert got.equal(kernels.product(x, weight.T))
 
 
 @pytest.mark.usefixtures("tiles", "threads")

@@ -107,7 +107,7 @@ def packed_attention(
         return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
     stretches = _stretches(segments, before)
     if query.device.type == "cpu" and dropout == 0 and not _windowed(stretches, sliding_window):
-        if len(query) == 1 and kernels.attends(query[0]):
+        if len(query) == 1 and kernels.attends(query, query.shape[2], query.shape[3]):
             return _TiledAttention.apply(query, key, value, Row(segments, scale, sliding_window)), None
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
@@ -134,8 +134,9 @@ class Row(NamedTuple):
             key: Shape: (1, key heads, tokens, head width).
             value: Shape as `key`.
         """
-        if kernels.attends(query[0]) and not self._is_windowed(query, key):
-            y, lse = kernels.attention(query[0], key[0], value[0], self._stretches_in(query, key), self.scale)
+        stretches = self.in_tiles(query, query.shape[2], query.shape[3], _before(query, key))
+        if stretches is not None:
+            y, lse = kernels.attention(query[0], key[0], value[0], stretches, self.scale)
             return y.unsqueeze(0), lse
         with torch.no_grad():
             return self._by_graph(query, key, value), None
@@ -160,7 +161,7 @@ class Row(NamedTuple):
         (query, key, value), (grad_query, grad_key, grad_value) = ((x[0] for x in each) for each in (inputs, into))
         grads = grad_query, grad_key, grad_value
         if lse is not None:
-            stretches = self._stretches_in(*inputs[:2])
+            stretches = _lengths(self.segments, _before(*inputs[:2]), gradient.device)
             kernels.attention_backward(gradient[0], query, key, value, output[0], lse, stretches, self.scale, *grads)
         elif gradient.device.type == "cpu" and not self._is_windowed(*inputs[:2]):
             grad_key.zero_()
@@ -175,12 +176,23 @@ class Row(NamedTuple):
             for x, grad in zip(into, found, strict=True):
                 x.copy_(grad)
 
+    def in_tiles(self, like: Tensor, tokens: int, width: int, before: int = 0) -> kernels.Stretches | None:
+        """What `kernels.attention` takes, where it is to compute.
+
+        Args:
+            like: numbers of the type and on the device that compute.
+            tokens: of the row.
+            width: of a head.
+            before: keys of earlier calls, in generation.
+        """
+        if not kernels.attends(like, tokens, width):
+            return None
+        windowed = _windowed(_stretches(self.segments, before), self.sliding_window)
+        return None if windowed else _lengths(self.segments, before, like.device)
+
     def _by_graph(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with segments_in_use(self.segments):
             return packed_attention(None, query, key, value, None, self.scale, sliding_window=self.sliding_window)[0]
-
-    def _stretches_in(self, query: Tensor, key: Tensor) -> kernels.Stretches:
-        return _lengths(self.segments, _before(query, key), query.device)
 
     def _is_windowed(self, query: Tensor, key: Tensor) -> bool:
         return _windowed(_stretches(self.segments, _before(query, key)), self.sliding_window)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from buleyean_rl import kernels
 from buleyean_rl.attention import PACKED, Row, packed_attention, row_in_use
+from buleyean_rl.kernels.layer import Kept, Layer
 from buleyean_rl.layers import epsilon_of, rms_norm_and_back, rotate, swiglu, swiglu_backward
 from buleyean_rl.lora import AdaptedLinear, LoraLinear
 
@@ -138,26 +140,26 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply the layer. Shapes: (1, tokens, width), (1, tokens, head width) twice; as the first."""
-        linears = [group.as_it_is(x) for group in self.groups]
+        linears, cos, sin = [group.as_it_is(x) for group in self.groups], cos.contiguous(), sin.contiguous()
         row = row_in_use(x.shape[1], self.scale, self.sliding_window)
-        found = _Pass(self, linears, row, cos.contiguous(), sin.contiguous())
+        found = self._in_one_call(x, linears, row, cos, sin) or _Pass(self, linears, row, cos, sin)
         if torch.is_grad_enabled() and linears[0].adapter is not None:
             parameters = [parameter for linear in linears for parameter in linear.parameters]
             y: Tensor = _Node.apply(x, found, *parameters)
             return y
         return found(x[0].contiguous())[0].unsqueeze(0)
 
-
-class _Kept(NamedTuple):
-    """What a backward pass needs of a forward pass."""
-
-    x: Tensor
-    projected: Tensor  # queries, keys and values, turned
-    lse: Tensor | None  # of the scores
-    attended: Tensor
-    middle: Tensor
-    gate_up: Tensor
-    lows: tuple[Any, ...]  # what the A's made of their inputs
+    def _in_one_call(
+        self, x: Tensor, linears: list[AdaptedLinear], row: Row, cos: Tensor, sin: Tensor
+    ) -> _OneCall | None:
+        """A pass that is one call in C, where all its parts are there."""
+        stretches = row.in_tiles(x, x.shape[1], self.head_width)
+        tiled = [linear.tiled for linear in linears if linear.tiled is not None and linear.bias is None]
+        norms = [norm.weight for norm in self.norms]
+        if stretches is None or len(tiled) < len(linears) or not kernels.available(x, cos, sin, *norms):
+            return None
+        layer = Layer(tiled, norms, self.epsilons, (self.heads, self.key_heads), self.scale, cos[0], sin[0], stretches)
+        return _OneCall(layer, linears)
 
 
 class _Pass(NamedTuple):
@@ -169,7 +171,7 @@ class _Pass(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, _Kept]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The layer's result, and what `back` needs."""
         layer, (qkv, output, gate_up, down) = self.layer, self.linears
         projected, low_qkv = qkv(self._norm(0, x)[0])
@@ -180,9 +182,9 @@ class _Pass(NamedTuple):
         gates, low_gate_up = gate_up(self._norm(1, middle)[0])
         y, low_down = down(swiglu(gates), added=middle)
         lows = low_qkv, low_output, low_gate_up, low_down
-        return y, _Kept(x, projected, lse, attended, middle, gates, lows)
+        return y, Kept(projected, attended, middle, gates, lse, lows)
 
-    def back(self, gradient: Tensor, kept: _Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def back(self, gradient: Tensor, x: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """The gradients in x, if it is wanted, and in the parameters, from that in the result."""
         layer, (qkv, output, gate_up, down) = self.layer, self.linears
         low_qkv, low_output, low_gate_up, low_down = kept.lows
@@ -197,7 +199,7 @@ class _Pass(NamedTuple):
         inputs, of_inputs = layer.heads_of(kept.projected), layer.heads_of(of_projected)
         self.row.back(of_attended, inputs, attended, kept.lse, of_inputs)
         self._rotate(of_projected, backward=True)
-        normed, norm_back = self._norm(0, kept.x)
+        normed, norm_back = self._norm(0, x)
         of_normed, of_qkv = qkv.back(of_projected, normed, low_qkv, of_x)
         of_parameters = [*of_qkv, *of_output, *of_gate_up, *of_down]
         return None if of_normed is None else norm_back(of_normed, of_middle), of_parameters
@@ -212,18 +214,36 @@ class _Pass(NamedTuple):
         rotate(heads, self.cos, self.sin, heads, backward)
 
 
+class _OneCall(NamedTuple):
+    """The same in one call; `linears` are what its gradients are for."""
+
+    layer: Layer
+    linears: list[AdaptedLinear]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Kept]:
+        """See `_Pass`."""
+        return self.layer.forward(x)
+
+    def back(self, gradient: Tensor, x: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """See `_Pass.back`."""
+        grad_x, grads = self.layer.backward(gradient, x, kept, of_x)
+        parts = zip(self.linears, grads, strict=True)
+        return grad_x, [part for linear, grad in parts for part in linear.of_parameters(grad)]
+
+
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, found: _Pass, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, found: _Pass | _OneCall, *_: Tensor) -> Tensor:
         """Shape: (1, tokens, width), to the same. The parameters are those of the pass."""
-        y, kept = found(x[0].contiguous())
-        ctx.save_for_backward(*kept[:-1], *kept.lows)
+        x = x[0].contiguous()
+        y, kept = found(x)
+        ctx.save_for_backward(x, *kept[:-1], *kept.lows)
         ctx.found = found
         return y.unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, projected, lse, attended, middle, gate_up, *lows = ctx.saved_tensors
-        kept = _Kept(x, projected, lse, attended, middle, gate_up, tuple(lows))
-        grad_x, of_parameters = ctx.found.back(gradient[0].contiguous(), kept, ctx.needs_input_grad[0])
+        x, projected, attended, middle, gate_up, lse, *lows = ctx.saved_tensors
+        kept = Kept(projected, attended, middle, gate_up, lse, tuple(lows))
+        grad_x, of_parameters = ctx.found.back(gradient[0].contiguous(), x, kept, ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.unsqueeze(0), None, *of_parameters

@@ -132,15 +132,17 @@ class LinearGroup:
         weight, bias = self.base()
         x = x.flatten(0, -2)
         if not state.adapters:
-            return AdaptedLinear(weight, bias, None, (), 0.0, 0, kernels.multiplies(x, weight, weight.T))
+            tiled = kernels.linear_of(weight) if kernels.multiplies(x, weight, weight.T) else None
+            return AdaptedLinear(weight, bias, None, (), 0.0, 0, tiled)
         (name,) = state.adapters
         parameters = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in self.layers]
         ranks = [len(a) for a, _ in parameters]
         if self._adapter is None or not self._adapter.fits(ranks, x):
             self._adapter = _Adapter(ranks, self._outputs, weight.shape[1], x)
         self._adapter.take([layer.scaling[name] for layer in self.layers], parameters)
-        seed = int(torch.randint(2**32, ())) if state.dropout else 0
-        tiled = kernels.multiplies(x, weight, weight.T, self._adapter.b)
+        seed, tiled = int(torch.randint(2**32, ())) if state.dropout else 0, None
+        if kernels.multiplies(x, weight, weight.T, self._adapter.b):
+            tiled = kernels.linear_of(weight, state.dropout, seed, self._adapter.in_tiles())
         return AdaptedLinear(weight, bias, self._adapter, sum(parameters, ()), state.dropout, seed, tiled)
 
     def base(self) -> tuple[Tensor, Tensor | None]:
@@ -220,6 +222,10 @@ class _Adapter:
             self._scaling[: len(each), 0] = each
             self._scalings = scalings
 
+    def in_tiles(self) -> kernels.Adapter:
+        """For `kernels.linear_of`."""
+        return kernels.Adapter(self.a, self.b, self.ranks, self.outputs, self._scalings)
+
     def gradients(self, grad_a: Tensor, grad_b: Tensor) -> list[Tensor]:
         """Each layer's in its A and its B, from those in `a` and the transpose of `b`, in fp32."""
         of_b = [block.contiguous() for block in self._each_b(grad_b.mul_(self._scaling).T)]
@@ -243,7 +249,7 @@ class AdaptedLinear(NamedTuple):
         parameters: A and B of each layer.
         p: share of the input dropped on the way to A.
         seed: of what is dropped.
-        tiled: whether its products are of `kernels`.
+        tiled: the same for `kernels.adapted`, where that is to compute.
     """
 
     weight: Tensor
@@ -252,7 +258,7 @@ class AdaptedLinear(NamedTuple):
     parameters: tuple[Tensor, ...]
     p: float
     seed: int
-    tiled: bool
+    tiled: kernels.Linear | None
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The output, with something added to it, and what A makes of the input, which `back` wants.
@@ -264,8 +270,8 @@ class AdaptedLinear(NamedTuple):
         Returns:
             Shapes: (tokens, outputs), (tokens, ranks).
         """
-        if self.tiled:
-            y, low = self._forward_in_tiles(x, added)
+        if self.tiled is not None:
+            y, low = kernels.adapted(x, self.tiled, added)
             return y if self.bias is None else y.add_(self.bias), low
         terms = [term for term in (self.bias, added) if term is not None]
         y = torch.addmm(terms.pop(), x, self.weight.T) if terms else x @ self.weight.T
@@ -275,11 +281,6 @@ class AdaptedLinear(NamedTuple):
             return y, None
         low = _dropout(x, self.p, self.seed) @ self.adapter.a.T
         return y.addmm_(low, self.adapter.b.T), low
-
-    def _forward_in_tiles(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.adapter is None:
-            return kernels.product(x, self.weight.T, added=added), None
-        return kernels.adapted(x, self.weight, self.adapter.a, self.adapter.b, self.p, self.seed, added)
 
     @overload
     def back(
@@ -299,10 +300,10 @@ class AdaptedLinear(NamedTuple):
             of_x: whether the one in the input is wanted.
         """
         assert self.adapter is not None
+        if self.tiled is not None:
+            grad_x, grads = kernels.adapted_backward(grad_y, x, self.tiled, low, of_x)
+            return grad_x, self.of_parameters(grads)
         a, b = self.adapter.a, self.adapter.b
-        if self.tiled:
-            grad_x, *others = kernels.adapted_backward(grad_y, x, self.weight, a, b, low, self.p, self.seed, of_x)
-            return grad_x, self.adapter.gradients(*others)
         grad_low, grad_x = grad_y @ b, None
         grad_a = _row_products(grad_low, _dropout(x, self.p, self.seed))  # cheaper made again than kept
         grad_b = _row_products(low, grad_y)
@@ -311,6 +312,11 @@ class AdaptedLinear(NamedTuple):
         elif of_x:
             grad_x = (grad_y @ self.weight).addmm_(grad_low, a)
         return grad_x, self.adapter.gradients(grad_a, grad_b)
+
+    def of_parameters(self, grads: Tensor) -> list[Tensor]:
+        """The gradients in the parameters, from those one after the other."""
+        parts = grads.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -23,7 +23,7 @@ from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,15 +34,13 @@ PASSES = ("numbers.h", "passes.h")
 SOURCES = {  # and the flags that say which type
     torch.float32: ((*PASSES, "kernels.c"), ("-DFP32",)),
     torch.bfloat16: (
-        (*PASSES, "kernels.c", "tiles.h", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c"),
+        (*PASSES, "kernels.c", "tiles.h", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c", "layer.c"),
         (),
     ),
 }
 X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
 STEP = 32  # what the sizes of matrices in tiles are multiples of
-BLOCK = 64  # queries that `attention.c` takes at a time
 FLAGS = (
-    f"-DROWS={BLOCK}",
     "-std=c11",
     "-O3",
     "-march=native",
@@ -68,21 +66,82 @@ SIGNATURES = {
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
 }
-ROW = [c_void_p, c_int64, c_int64]  # of heads and tokens, with the strides of both
-STRETCHES = [c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float, c_int]
 MATRIX = [c_void_p, c_int64, c_int64]  # with the strides of rows and columns
+PARTS = 3  # that a linear layer is of at most
+
+
+class Linear(ctypes.Structure):
+    """Of `passes.h`."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "a", "b")),
+        *((name, c_int64) for name in ("depth", "columns", "rank")),
+        ("p", c_float),
+        ("seed", c_uint32),
+        ("parts", c_int64),
+        ("ranks", c_int64 * PARTS),
+        ("outputs", c_int64 * PARTS),
+        ("scalings", c_float * PARTS),
+    )
+
+    @property
+    def learning(self) -> int:
+        """How many numbers its adapters have."""
+        return sum(self.ranks[i] * (self.depth + self.outputs[i]) for i in range(self.parts))
+
+
+class Adapter(NamedTuple):
+    """Adapters of layers side by side: their a's on top of each other, their b's along a diagonal.
+
+    Args:
+        a: contiguous. Shape: (rank, inputs).
+        b: contiguous, scaled. Shape: (outputs, rank).
+        ranks: of each layer.
+        outputs: of each layer.
+        scalings: of each layer, which are in `b`.
+    """
+
+    a: Tensor
+    b: Tensor
+    ranks: Sequence[int]
+    outputs: Sequence[int]
+    scalings: Sequence[float]
+
+
+class Heads(ctypes.Structure):
+    """Of `passes.h`."""
+
+    _fields_ = (("at", c_void_p), *((name, c_int64) for name in ("heads", "tokens", "head", "token")))
+
+    @classmethod
+    def of(cls, x: Tensor) -> Heads:
+        """A (heads, tokens, width)."""
+        assert x.stride(-1) == 1
+        return cls(x.data_ptr(), *x.shape[:2], *x.stride()[:2])
+
+
+class _Stretches(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("places", "until_query", "until_key")),
+        *((name, c_int64) for name in ("count", "most_queries")),
+    )
+
+
+ATTENDING = [c_int64, _Stretches, c_float]
 OF_BF16 = {
     "has_tiles": [],
     "product": [*[c_void_p, c_int64, *MATRIX, c_int64] * 2, c_void_p, c_void_p, c_int64, c_int64, c_int],
-    "adapted": [*[c_void_p] * 5, *[c_int64] * 4, c_float, c_uint32, *[c_void_p] * 3, c_int],
-    "adapted_backward": [*[c_void_p] * 6, *[c_int64] * 4, c_float, c_uint32, *[c_void_p] * 5, c_int],
+    "adapted": [ctypes.POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
+    "adapted_backward": [ctypes.POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
     "head_sums": [
         *[c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float],
         *[c_void_p, c_void_p, c_int64, *[c_void_p] * 4, c_int],
     ],
     "row_products": [*[c_void_p, c_int64] * 2, *[c_int64] * 3, c_void_p, c_int],
-    "attention": [*ROW * 4, c_void_p, *STRETCHES, c_int],
-    "attention_backward": [*ROW * 4, c_void_p, *ROW, *STRETCHES, *ROW, c_void_p, c_void_p, c_int],
+    "attention": [*[Heads] * 4, c_void_p, *ATTENDING, c_int],
+    "attention_backward": [*[Heads] * 4, c_void_p, Heads, *ATTENDING, *[Heads] * 3, c_int],
+    "layer": [c_void_p] * 5 + [c_int],
+    "layer_backward": [c_void_p] * 7 + [c_int],
 }
 
 
@@ -273,47 +332,53 @@ def product(
     return y
 
 
-def adapted(
-    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, p: float, seed: int, added: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """x weight^T + low b^T + added, where low = dropout(x) a^T, in bf16; where `multiplies` says so.
+def linear_of(weight: Tensor, p: float = 0.0, seed: int = 0, adapter: Adapter | None = None) -> Linear:
+    """A linear layer and its adapter for `adapted`, where `multiplies` says so; they have to outlive it.
 
     Args:
-        x: contiguous. Shape: (rows, depth).
-        weight: contiguous. Shape: (columns, depth).
-        a: contiguous. Shape: (rank, depth).
-        b: contiguous. Shape: (columns, rank).
-        p: share of x dropped on the way to `a`.
+        weight: contiguous. Shape: (outputs, inputs).
+        p: share of the input dropped on the way to the adapter.
         seed: of what is dropped, below 2^32.
-        added: contiguous. Shape: (rows, columns).
+        adapter: of one to three layers side by side.
+    """
+    columns, depth = weight.shape
+    if adapter is None:
+        return Linear(weight.data_ptr(), depth=depth, columns=columns)
+    a, b, *parts = adapter
+    return Linear(
+        *(x.data_ptr() for x in (weight, a, b)), depth, columns, len(a), p, seed, len(adapter.ranks), *map(tuple, parts)
+    )
+
+
+def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """x weight^T + low b^T + added, where low = dropout(x) a^T, in bf16.
+
+    Args:
+        x: contiguous. Shape: (rows, inputs).
+        linear: see `linear_of`.
+        added: contiguous. Shape: (rows, outputs).
 
     Returns:
-        The result and `low`. Shapes: (rows, columns), (rows, rank).
+        The result and, with an adapter, `low`. Shapes: (rows, outputs), (rows, rank).
     """
-    rows, (columns, depth), rank = len(x), weight.shape, len(a)
-    y, low = x.new_empty(rows, columns), x.new_empty(rows, rank)
-    dropped = torch.empty_like(x) if p else None
-    sizes = (rows, depth, columns, rank, p, seed)
-    _call("adapted", x, weight, a, b, added, *sizes, dropped, low, y, torch.get_num_threads())
+    y = x.new_empty(len(x), linear.columns)
+    low = x.new_empty(len(x), linear.rank) if linear.a else None
+    _call_bf16("adapted", linear, x, added, len(x), low, y, torch.get_num_threads())
     return y, low
 
 
 def adapted_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, low: Tensor, p: float, seed: int, of_x: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradients of `adapted` in `x`, if it is wanted, `a` and b^T, from that in its result, contiguous.
+    gradient: Tensor, x: Tensor, linear: Linear, low: Tensor, of_x: bool
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of `adapted` in `x`, if it is wanted, and in its adapters, from that in its result, contiguous.
 
     Returns:
-        In bf16 and twice fp32. Shapes: (rows, depth), (rank, depth), (rank, columns).
+        In bf16, shape (rows, inputs). In fp32, those in each part's A, (rank, inputs), and B, (outputs, rank), one
+        after the other, its scaling's factor in the latter.
     """
-    rows, (columns, depth), rank = len(x), weight.shape, len(a)
-    grad_x = torch.empty_like(x) if of_x else None
-    grad_a, grad_b = (x.new_empty(rank, size, dtype=torch.float32) for size in (depth, columns))
-    room = torch.empty_like(x) if p else None, torch.empty_like(low)
-    sizes = (rows, depth, columns, rank, p, seed)
-    results = (grad_x, grad_a, grad_b)
-    _call("adapted_backward", gradient, x, weight, a, b, low, *sizes, *room, *results, torch.get_num_threads())
-    return grad_x, grad_a, grad_b
+    grad_x, grads = torch.empty_like(x) if of_x else None, torch.empty(linear.learning)
+    _call_bf16("adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads())
+    return grad_x, grads
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
@@ -395,11 +460,16 @@ class Stretches(NamedTuple):
     most_queries: int
     most_keys: int
 
+    def in_c(self) -> ctypes.Structure:
+        """As `attention.c` takes it; this has to outlive it."""
+        pointers = (None if x is None else x.data_ptr() for x in self[:3])
+        return _Stretches(*pointers, len(self.until_query) - 1, self.most_queries)
 
-def attends(query: Tensor) -> bool:
-    """Whether `attention` can be used on queries like these, and is quick: a block of them is computed at least."""
-    fits = query.dtype == torch.bfloat16 and query.shape[-1] % 32 == 0 and query.shape[1] >= 32
-    return fits and available(query) and _has_tiles()
+
+def attends(like: Tensor, tokens: int, width: int) -> bool:
+    """Whether `attention` can be used on heads of some width, in numbers like these, and is quick: on enough tokens."""
+    fits = like.dtype == torch.bfloat16 and width % STEP == 0 and tokens >= STEP
+    return fits and available(like) and _has_tiles()
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float) -> tuple[Tensor, Tensor]:
@@ -417,9 +487,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, s
     """
     heads, tokens, width = query.shape
     y, lse = query.new_empty(tokens, heads, width), query.new_empty(heads, tokens, dtype=torch.float32)
-    rows = (*_row(query), *_row(key), *_row(value), *_row(y.transpose(0, 1)))
-    layout = _layout(query, key, stretches, scale, _parts(key, stretches))
-    _call("attention", *rows, lse, *layout, torch.get_num_threads())
+    rows = (Heads.of(x) for x in (query, key, value, y.transpose(0, 1)))
+    _call_bf16("attention", *rows, lse, width, stretches.in_c(), scale, torch.get_num_threads())
     return y, lse
 
 
@@ -440,40 +509,14 @@ def attention_backward(
 
     Filled with them are the last three, whose strides may be any that those of queries may.
     """
-    parts, width = _parts(key, stretches), key.shape[-1]
-    seen = query.new_empty(2, parts, len(key), int(stretches.until_key[-1]), width, dtype=torch.float32)
-    rows = (*_row(query), *_row(key), *_row(value), *_row(y.transpose(0, 1)), lse, *_row(gradient.transpose(0, 1)))
-    layout = _layout(query, key, stretches, scale, parts)
-    _call("attention_backward", *rows, *layout, *_row(grad_query), *seen, torch.get_num_threads())
-    seen = seen.sum(1) if parts > 1 else seen.squeeze(1)
-    if stretches.keys is not None:
-        seen = seen.new_zeros(2, *key.shape).index_add_(2, stretches.keys, seen)
-    grad_key.copy_(seen[0])
-    grad_value.copy_(seen[1])
+    inputs = (Heads.of(x) for x in (query, key, value, y.transpose(0, 1)))
+    given = (lse, Heads.of(gradient.transpose(0, 1)), key.shape[-1], stretches.in_c(), scale)
+    grads = (Heads.of(x) for x in (grad_query, grad_key, grad_value))
+    _call_bf16("attention_backward", *inputs, *given, *grads, torch.get_num_threads())
 
 
 def _filled(size: int) -> int:
     return math.ceil(size / STEP) * STEP
-
-
-def _row(x: Tensor) -> tuple[Tensor, int, int]:
-    """How `attention.c` is told of a (heads, tokens, width)."""
-    assert x.stride(-1) == 1
-    return x, x.stride(0), x.stride(1)
-
-
-def _layout(
-    query: Tensor, key: Tensor, stretches: Stretches, scale: float, parts: int
-) -> tuple[float | Tensor | None, ...]:
-    places, until_query, until_key, *_ = stretches
-    return len(query), len(key), query.shape[-1], places, until_query, until_key, len(until_query) - 1, scale, parts
-
-
-def _parts(key: Tensor, stretches: Stretches) -> int:
-    """Into how many tasks a stretch and key head is divided, so that there are some for every thread."""
-    tasks = len(key) * (len(stretches.until_query) - 1)
-    wanted, blocks = math.ceil(2 * torch.get_num_threads() / tasks), math.ceil(stretches.most_queries / BLOCK)
-    return max(1, min(wanted, blocks))
 
 
 @lru_cache
@@ -485,7 +528,13 @@ def _has_tiles() -> bool:
 def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
     library = _library(x.dtype)
     assert library is not None
-    getattr(library, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in (x, *others)))
+    getattr(library, name)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in (x, *others)])
+
+
+def _call_bf16(name: str, *arguments: Any) -> None:
+    library = _library(torch.bfloat16)
+    assert library is not None
+    getattr(library, name)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
 
 
 @lru_cache

@@ -4,8 +4,10 @@
  * of `parts` of its queries: every `parts`th block of ROWS. Scores of 32 queries with 32 keys become weights as they
  * come out of the registers; what the weights of a query sum to is known at the end, and kept for the gradient.
  */
+#include "passes.h"
 #include "tiles.h"
 
+#define ROWS 64 /* queries that are taken at a time */
 #define UNSEEN -1e30f
 #define MARGIN 30 /* by which a score may be above its query's `most` */
 
@@ -34,11 +36,8 @@ static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int
     SETTLE;
 }
 
-/* A tensor of heads and tokens, with the strides of both. */
-typedef struct { number *at; int64_t head, token; } Row;
-
 /* Some tokens of a head next to each other, zeros after them. `places` says which; without it they follow `first`. */
-static void gather(Row row, int64_t head, const int64_t *places, int64_t first, int64_t count, int64_t width,
+static void gather(Heads row, int64_t head, const int64_t *places, int64_t first, int64_t count, int64_t width,
                    int64_t filled_count, void *to) {
     number *next = to;
     for (int64_t i = 0; i < count; i++, next += width)
@@ -53,27 +52,33 @@ typedef struct {
     const int64_t *places;
 } Task;
 
-static Task task_of(int64_t index, int parts, int64_t heads, int64_t key_heads, const int64_t *places,
-                    const int32_t *until_query, const int32_t *until_key) {
+static Task task_of(int64_t index, int64_t parts, int64_t heads, int64_t key_heads, Stretches s) {
     int64_t stretch = index / parts / key_heads;
     Task t = {.part = index % parts, .key_head = index / parts % key_heads, .heads = heads / key_heads};
     t.head = t.key_head * t.heads;
-    t.first_query = until_query[stretch];
-    t.queries = until_query[stretch + 1] - t.first_query;
-    t.first = until_key[stretch];
-    t.seen = until_key[stretch + 1] - t.first;
+    t.first_query = s.until_query[stretch];
+    t.queries = s.until_query[stretch + 1] - t.first_query;
+    t.first = s.until_key[stretch];
+    t.seen = s.until_key[stretch + 1] - t.first;
     t.keys = filled(t.seen, STEP);
-    t.places = places ? places + t.first : NULL;
+    t.places = s.places ? s.places + t.first : NULL;
     return t;
 }
 
+/* Into how many tasks a stretch and key head is divided, so that there are some for every thread. */
+static int64_t parts_of_each(Stretches s, int64_t key_heads, int threads) {
+    int64_t tasks = s.count * key_heads, wanted = (2 * threads + tasks - 1) / tasks;
+    int64_t blocks = (s.most_queries + ROWS - 1) / ROWS;
+    return wanted < blocks ? wanted : blocks;
+}
+
 /* A task's keys or values, filled up. */
-static void gather_keys(Row row, const Task *t, int64_t width, void *to) {
+static void gather_keys(Heads row, const Task *t, int64_t width, void *to) {
     gather(row, t->key_head, t->places, t->first, t->seen, width, t->keys, to);
 }
 
 /* Some queries of a task's head, filled up to a block, or their gradients. */
-static void gather_block(Row row, const Task *t, int64_t head, int64_t start, int64_t rows, int64_t width, void *to) {
+static void gather_block(Heads row, const Task *t, int64_t head, int64_t start, int64_t rows, int64_t width, void *to) {
     gather(row, head, NULL, t->first_query + start, rows, width, ROWS, to);
 }
 
@@ -164,15 +169,12 @@ static void put_gradients(const float *sum, const Task *t, int64_t place, int64_
     memcpy(to + place * width, turned, 4 * t->seen * width);
 }
 
-/* What queries attend to. q, k, v: queries, keys, values; y: the result; lse: of each query's scores, (heads, tokens).
- * until_query, until_key: (stretches + 1,), where a stretch's queries begin in the row, and what it sees in `places`. */
-void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_head, int64_t k_token, number *v,
-               int64_t v_head, int64_t v_token, number *y, int64_t y_head, int64_t y_token, float *lse, int64_t heads,
-               int64_t key_heads, int64_t width, const int64_t *places, const int32_t *until_query,
-               const int32_t *until_key, int64_t stretches, float scale, int parts, int threads) {
+/* What queries attend to. q, k, v: queries, keys, values; y: the result; lse: of each query's scores, (heads, tokens). */
+void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, Stretches s, float scale, int threads) {
+    int64_t parts = parts_of_each(s, k.heads, threads);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t index = 0; index < parts * key_heads * stretches; index++) {
-        Task t = task_of(index, parts, heads, key_heads, places, until_query, until_key);
+    for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
+        Task t = task_of(index, parts, q.heads, k.heads, s);
         int64_t half = width / 2, of_keys = t.keys * half;
         uint32_t *memory = own_memory(3 * of_keys + ROWS * (t.keys + 2 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
@@ -181,16 +183,16 @@ void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_
         number *weights = take(&next, ROWS * t.keys / 2);
         Configuration before;
         take_tiles(&before);
-        gather_keys((Row){k, k_head, k_token}, &t, width, plain);
+        gather_keys(k, &t, width, plain);
         transpose(plain, half, t.keys, half, keys, t.keys);
-        gather_keys((Row){v, v_head, v_token}, &t, width, plain);
+        gather_keys(v, &t, width, plain);
         pair_rows((number *)plain, width, t.keys / 2, width, values, width);
         for (int64_t head = t.head; head < t.head + t.heads; head++)
             for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
                 int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
                 int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
                 Softmax softmaxes[ROWS / STEP] = {0};
-                gather_block((Row){q, q_head, q_token}, &t, head, start, rows, width, queries);
+                gather_block(q, &t, head, start, rows, width, queries);
                 for (int64_t i = 0; i < ROWS; i += STEP) {
                     Softmax *softmax = softmaxes + i / STEP;
                     number *to = weights + i * t.keys;
@@ -212,25 +214,42 @@ void attention(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_
                     float total = 0;
                     for (int j = 0; j < SIDE; j++) total += softmax->totals[i % STEP][j];
                     for (int64_t j = 0; j < width; j++) block[i * width + j] /= total;
-                    narrow_many(block + i * width, width, y + head * y_head + token * y_token);
-                    lse[head * until_query[stretches] + token] = softmax->most[i % STEP] + logf(total);
+                    narrow_many(block + i * width, width, y.at + head * y.head + token * y.token);
+                    lse[head * q.tokens + token] = softmax->most[i % STEP] + logf(total);
                 }
             }
         leave_tiles(&before);
     }
 }
 
-/* The gradients in queries, keys and values from `g`, that in the result `y`. Those in keys and values are of what a
- * stretch sees, one stretch after the other, and of each part of its queries: (parts, key heads, places, width). */
-void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, int64_t k_head, int64_t k_token,
-                        number *v, int64_t v_head, int64_t v_token, number *y, int64_t y_head, int64_t y_token,
-                        const float *lse, number *g, int64_t g_head, int64_t g_token, int64_t heads, int64_t key_heads,
-                        int64_t width, const int64_t *places, const int32_t *until_query, const int32_t *until_key,
-                        int64_t stretches, float scale, int parts, number *grad_q, int64_t grad_q_head,
-                        int64_t grad_q_token, float *grad_k, float *grad_v, int threads) {
+/* The gradients in keys or values from those of what each stretch sees, of each part of its queries: (parts, key heads,
+ * places, width). */
+static void sum_gradients(const float *of_parts, int64_t parts, int64_t width, Stretches s, Heads to, int threads) {
+    int64_t tokens = to.tokens, seen = s.until_key[s.count];
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t index = 0; index < parts * key_heads * stretches; index++) {
-        Task t = task_of(index, parts, heads, key_heads, places, until_query, until_key);
+    for (int64_t head = 0; head < to.heads; head++) {
+        float *sums = (float *)own_memory(tokens * width);
+        memset(sums, 0, sizeof *sums * tokens * width);
+        for (int64_t part = 0; part < parts; part++) {
+            const float *row = of_parts + (part * to.heads + head) * seen * width;
+            for (int64_t i = 0; i < seen; i++, row += width) {
+                float *sum = sums + (s.places ? s.places[i] : i) * width;
+                for (int64_t j = 0; j < width; j++) sum[j] += row[j];
+            }
+        }
+        for (int64_t i = 0; i < tokens; i++)
+            narrow_many(sums + i * width, width, to.at + head * to.head + i * to.token);
+    }
+}
+
+/* The gradients in queries, keys and values from `g`, that in the result `y`. */
+void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, Heads g, int64_t width, Stretches s,
+                        float scale, Heads grad_q, Heads grad_k, Heads grad_v, int threads) {
+    int64_t parts = parts_of_each(s, k.heads, threads), size = parts * k.heads * s.until_key[s.count] * width;
+    float *of_parts = malloc(2 * sizeof *of_parts * size);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
+        Task t = task_of(index, parts, q.heads, k.heads, s);
         int64_t half = width / 2, of_keys = t.keys * half;
         uint32_t *memory = own_memory(8 * of_keys + ROWS * (2 * t.keys + 4 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
@@ -243,10 +262,10 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
         number *grad_scores = take(&next, ROWS * t.keys / 2);
         Configuration before;
         take_tiles(&before);
-        gather_keys((Row){k, k_head, k_token}, &t, width, plain);
+        gather_keys(k, &t, width, plain);
         transpose(plain, half, t.keys, half, keys, t.keys);
         pair_rows((number *)plain, width, t.keys / 2, width, keys_paired, width);
-        gather_keys((Row){v, v_head, v_token}, &t, width, plain);
+        gather_keys(v, &t, width, plain);
         transpose(plain, half, t.keys, half, values, t.keys);
         memset(sum_k, 0, 8 * of_keys);
         memset(sum_v, 0, 8 * of_keys);
@@ -256,12 +275,12 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
                 int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
                 int64_t token = t.first_query + start;
                 float mean[ROWS] = {0}, less[ROWS] = {0};
-                gather_block((Row){q, q_head, q_token}, &t, head, start, rows, width, queries);
-                gather_block((Row){g, g_head, g_token}, &t, head, start, rows, width, gradients);
-                memcpy(less, lse + head * until_query[stretches] + token, 4 * rows);
+                gather_block(q, &t, head, start, rows, width, queries);
+                gather_block(g, &t, head, start, rows, width, gradients);
+                memcpy(less, lse + head * q.tokens + token, 4 * rows);
                 for (int64_t i = 0; i < rows; i++) {
                     const number *gradient = (number *)gradients + i * width;
-                    const number *result = y + head * y_head + (token + i) * y_token;
+                    const number *result = y.at + head * y.head + (token + i) * y.token;
                     for (int64_t j = 0; j < width; j++) mean[i] += widen(gradient[j]) * widen(result[j]);
                 }
                 for (int64_t i = 0; i < ROWS; i += STEP) {
@@ -286,13 +305,16 @@ void attention_backward(number *q, int64_t q_head, int64_t q_token, number *k, i
                 multiply((uint32_t *)grad_scores, t.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
                          width);
                 for (int64_t i = 0; i < rows; i++)
-                    narrow_many(block + i * width, width, grad_q + head * grad_q_head + (token + i) * grad_q_token);
+                    narrow_many(block + i * width, width, grad_q.at + head * grad_q.head + (token + i) * grad_q.token);
                 add_products(queries, width, grads_paired, columns, t.keys, paired, across, sum_k);
                 add_products(gradients, width, weights_paired, columns, t.keys, paired, across, sum_v);
             }
-        int64_t place = (t.part * key_heads + t.key_head) * until_key[stretches] + t.first;
-        put_gradients(sum_k, &t, place, width, memory, grad_k); /* the memory's first is done with */
-        put_gradients(sum_v, &t, place, width, memory, grad_v);
+        int64_t place = (t.part * k.heads + t.key_head) * s.until_key[s.count] + t.first;
+        put_gradients(sum_k, &t, place, width, memory, of_parts); /* the memory's first is done with */
+        put_gradients(sum_v, &t, place, width, memory, of_parts + size);
         leave_tiles(&before);
     }
+    sum_gradients(of_parts, parts, width, s, grad_k, threads);
+    sum_gradients(of_parts + size, parts, width, s, grad_v, threads);
+    free(of_parts);
 }

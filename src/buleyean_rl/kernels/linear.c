@@ -1,44 +1,63 @@
-/* A linear layer with its adapter, y = x w^T + low b^T + added where low = dropout(x) a^T, and its gradient, in bf16.
+/* A linear layer with its adapter and its gradients, in bf16: one call instead of one for each product.
  *
- * One call instead of one for each product. Tensors' rows lie one after the other.
+ * Tensors' rows lie one after the other.
  */
 #include "passes.h"
 
-#include <stddef.h>
+#include <string.h>
 
-/* A left operand with a right one's transpose, a b^T. */
-static void by_rows(const number *a, const number *b, int64_t rows, int64_t columns, int64_t depth, number *y,
-                    int threads) {
-    product(a, depth, b, 1, depth, depth, NULL, 0, NULL, 0, 0, 0, NULL, y, rows, columns, threads);
+/* A left operand with a right one's transpose, a b^T + c d^T + added. */
+static void by_rows(const number *a, const number *b, int64_t depth, const number *c, const number *d, int64_t inner,
+                    const number *added, int64_t rows, int64_t columns, number *y, int threads) {
+    product(a, depth, b, 1, depth, depth, c, inner, d, 1, inner, inner, added, y, rows, columns, threads);
 }
 
-/* x: (rows, depth); w: (columns, depth); a: (rank, depth); b: (columns, rank); y, added: (rows, columns); low: (rows,
- * rank). dropped: room for something like x, where p is not 0. */
-void adapted(const number *x, const number *w, const number *a, const number *b, const number *added, int64_t rows,
-             int64_t depth, int64_t columns, int64_t rank, float p, uint32_t seed, number *dropped, number *low,
-             number *y, int threads) {
-    if (p) dropout(x, rows * depth, p, seed, 0, dropped, threads);
-    by_rows(p ? dropped : x, a, rows, rank, depth, low, threads);
-    product(x, depth, w, 1, depth, depth, low, rank, b, 1, rank, rank, added, y, rows, columns, threads);
+/* A left operand with a right one, a b + c d. */
+static void by_columns(const number *a, const number *b, int64_t depth, const number *c, const number *d, int64_t inner,
+                       int64_t rows, int64_t columns, number *y, int threads) {
+    product(a, depth, b, columns, 1, depth, c, inner, d, columns, 1, inner, NULL, y, rows, columns, threads);
 }
 
-/* The gradients from `grad`, that in y: in x, unless grad_x is NULL, in a and in b^T. grad_low: room for something like
- * low. */
-void adapted_backward(const number *grad, const number *x, const number *w, const number *a, const number *b,
-                      const number *low, int64_t rows, int64_t depth, int64_t columns, int64_t rank, float p,
-                      uint32_t seed, number *dropped, number *grad_low, number *grad_x, float *grad_a, float *grad_b,
-                      int threads) {
-    product(grad, columns, b, rank, 1, columns, NULL, 0, NULL, 0, 0, 0, NULL, grad_low, rows, rank, threads);
-    if (p) dropout(x, rows * depth, p, seed, 0, dropped, threads);
-    row_products(grad_low, rank, p ? dropped : x, depth, rows, rank, depth, grad_a, threads);
-    row_products(low, rank, grad, columns, rows, rank, columns, grad_b, threads);
-    if (!grad_x) return;
-    if (!p) {
-        product(grad, columns, w, depth, 1, columns, grad_low, rank, a, depth, 1, rank, NULL, grad_x, rows, depth,
-                threads);
-        return;
+/* y = l(x) + added, which may be NULL. x: (rows, depth); low: (rows, rank); y, added: (rows, columns). */
+void adapted(const Linear *l, const number *x, const number *added, int64_t rows, number *low, number *y, int threads) {
+    number *dropped = l->a && l->p ? room(rows * l->depth) : NULL;
+    int64_t rank = l->a ? l->rank : 0;
+    if (dropped) dropout(x, rows * l->depth, l->p, l->seed, 0, dropped, threads);
+    if (rank) by_rows(dropped ? dropped : x, l->a, l->depth, NULL, NULL, 0, NULL, rows, rank, low, threads);
+    by_rows(x, l->w, l->depth, low, l->b, rank, added, rows, l->columns, y, threads);
+    free(dropped);
+}
+
+/* The gradients in each part's A, (its rank, depth), and B, (its outputs, its rank), one after the other, from those in a
+ * and b^T. */
+static void put_gradients(const Linear *l, const float *grad_a, const float *grad_b, float *to) {
+    for (int64_t part = 0; part < l->parts; part++) {
+        int64_t rank = l->ranks[part], outputs = l->outputs[part];
+        memcpy(to, grad_a, sizeof *to * rank * l->depth);
+        to += rank * l->depth, grad_a += rank * l->depth;
+        for (int64_t j = 0; j < outputs; j++)
+            for (int64_t i = 0; i < rank; i++) *to++ = l->scalings[part] * grad_b[i * l->columns + j];
+        grad_b += rank * l->columns + outputs;
     }
-    product(grad_low, rank, a, depth, 1, rank, NULL, 0, NULL, 0, 0, 0, NULL, dropped, rows, depth, threads);
-    product(grad, columns, w, depth, 1, columns, NULL, 0, NULL, 0, 0, 0, NULL, grad_x, rows, depth, threads);
-    dropout(dropped, rows * depth, p, seed, 1, grad_x, threads);
+}
+
+/* The gradients from `grad`, that in y: in x, unless grad_x is NULL, and in the parts' A's and B's. */
+void adapted_backward(const Linear *l, const number *grad, const number *x, const number *low, int64_t rows,
+                      number *grad_x, float *grads, int threads) {
+    int64_t depth = l->depth, columns = l->columns, rank = l->rank, size = rows * depth;
+    number *dropped = l->p ? room(size) : NULL, *grad_low = room(rows * rank);
+    float *grad_a = malloc(sizeof *grad_a * rank * (depth + columns)), *grad_b = grad_a + rank * depth;
+    by_columns(grad, l->b, columns, NULL, NULL, 0, rows, rank, grad_low, threads);
+    if (dropped) dropout(x, size, l->p, l->seed, 0, dropped, threads);
+    row_products(grad_low, rank, dropped ? dropped : x, depth, rows, rank, depth, grad_a, threads);
+    row_products(low, rank, grad, columns, rows, rank, columns, grad_b, threads);
+    put_gradients(l, grad_a, grad_b, grads);
+    if (grad_x && dropped) {
+        by_columns(grad_low, l->a, rank, NULL, NULL, 0, rows, depth, dropped, threads);
+        by_columns(grad, l->w, columns, NULL, NULL, 0, rows, depth, grad_x, threads);
+        dropout(dropped, size, l->p, l->seed, 1, grad_x, threads);
+    } else if (grad_x) by_columns(grad, l->w, columns, grad_low, l->a, rank, rows, depth, grad_x, threads);
+    free(dropped);
+    free(grad_low);
+    free(grad_a);
 }
