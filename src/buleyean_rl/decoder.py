@@ -9,7 +9,7 @@ product is made again in the backward pass. Where a layer, or a call of it, is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from buleyean_rl import kernels
 from buleyean_rl.attention import PACKED, Row, packed_attention, row_in_use
 from buleyean_rl.kernels.layer import Kept, Layer
-from buleyean_rl.layers import epsilon_of, rms_norm_and_back, rotate, swiglu, swiglu_backward
+from buleyean_rl.layers import epsilon_of, rms_norm, rms_norm_again, rotate, swiglu, swiglu_backward
 from buleyean_rl.lora import AdaptedLinear, LoraLinear
 
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -174,12 +174,12 @@ class _Pass(NamedTuple):
     def __call__(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The layer's result, and what `back` needs."""
         layer, (qkv, output, gate_up, down) = self.layer, self.linears
-        projected, low_qkv = qkv(self._norm(0, x)[0])
+        projected, low_qkv = qkv(rms_norm(x, *self._norm(0)))
         self._rotate(projected)
         attended, lse = self.row.attend(*layer.heads_of(projected))
         attended = attended.view(len(x), -1)
         middle, low_output = output(attended, added=x)
-        gates, low_gate_up = gate_up(self._norm(1, middle)[0])
+        gates, low_gate_up = gate_up(rms_norm(middle, *self._norm(1)))
         y, low_down = down(swiglu(gates), added=middle)
         lows = low_qkv, low_output, low_gate_up, low_down
         return y, Kept(projected, attended, middle, gates, lse, lows)
@@ -190,7 +190,7 @@ class _Pass(NamedTuple):
         low_qkv, low_output, low_gate_up, low_down = kept.lows
         grad, of_down = down.back(gradient, swiglu(kept.gate_up), low_down)
         grad = swiglu_backward(grad, kept.gate_up)
-        normed, norm_back = self._norm(1, kept.middle)
+        normed, norm_back = rms_norm_again(kept.middle, *self._norm(1))
         grad, of_gate_up = gate_up.back(grad, normed, low_gate_up)
         of_middle = norm_back(grad, gradient)
         grad, of_output = output.back(of_middle, kept.attended, low_output)
@@ -199,13 +199,14 @@ class _Pass(NamedTuple):
         inputs, of_inputs = layer.heads_of(kept.projected), layer.heads_of(of_projected)
         self.row.back(of_attended, inputs, attended, kept.lse, of_inputs)
         self._rotate(of_projected, backward=True)
-        normed, norm_back = self._norm(0, x)
+        normed, norm_back = rms_norm_again(x, *self._norm(0))
         of_normed, of_qkv = qkv.back(of_projected, normed, low_qkv, of_x)
         of_parameters = [*of_qkv, *of_output, *of_gate_up, *of_down]
         return None if of_normed is None else norm_back(of_normed, of_middle), of_parameters
 
-    def _norm(self, which: int, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
-        return rms_norm_and_back(x, self.layer.norms[which].weight, self.layer.epsilons[which])
+    def _norm(self, which: int) -> tuple[Tensor, float]:
+        """The weight of a norm, and what is added to its mean square."""
+        return self.layer.norms[which].weight, self.layer.epsilons[which]
 
     def _rotate(self, projected: Tensor, backward: bool = False) -> None:
         """Turn queries and keys where they lie, next to each other, or gradients in them back."""

@@ -1,6 +1,6 @@
 """What a decoder layer does between its matrix products, in one sweep over its tensors instead of several.
 
-    RMSNorm     y = w x / rms(x)            keeps x and 1 / rms(x) for the backward pass
+    RMSNorm     y = w x / rms(x)            keeps x for the backward pass
     SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
@@ -61,22 +61,26 @@ def epsilon_of(norm: Any) -> float:
     return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
 
 
-def rms_norm_and_back(
-    x: Tensor, weight: Tensor, epsilon: float
-) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
-    """weight * x / rms(x), outside autograd's graph, for a caller that is a node of it.
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """weight * x / rms(x), outside autograd's graph.
 
     Args:
-        x: contiguous. Shape: (tokens, width).
+        x: contiguous. Shape: (..., width).
         weight: Shape: (width,).
         epsilon: added to the mean square.
-
-    Returns:
-        The result, and what makes the gradient in `x` from that in the result, and adds something to it.
     """
     if kernels.available(x, weight):
-        y, inverse = kernels.rms_norm(x, weight, epsilon)
-        return y, lambda gradient, added: kernels.rms_norm_backward(gradient, x, weight, inverse, added)
+        return kernels.rms_norm(x, weight, epsilon)
+    return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+
+
+def rms_norm_again(
+    x: Tensor, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
+    """The same in a backward pass, and what makes the gradient in `x` from that in it, and adds something to it."""
+    if kernels.available(x, weight):
+        y = kernels.rms_norm(x, weight, epsilon)
+        return y, lambda gradient, added: kernels.rms_norm_backward(gradient, x, weight, epsilon, added)
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         output = nn.functional.rms_norm(leaf, weight.shape, weight, epsilon)
@@ -189,14 +193,14 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x = x.contiguous()
-        y, inverse = kernels.rms_norm(x, weight, epsilon)
-        ctx.save_for_backward(x, weight, inverse)
-        return y
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return kernels.rms_norm(x, weight, epsilon)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, inverse = ctx.saved_tensors
-        return kernels.rms_norm_backward(grad_y.contiguous(), x, weight, inverse), None, None
+        x, weight = ctx.saved_tensors
+        return kernels.rms_norm_backward(grad_y.contiguous(), x, weight, ctx.epsilon), None, None
 
 
 class _Swiglu(torch.autograd.Function):

@@ -55,10 +55,10 @@ SIGNATURES = {
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
     "causal_softmax": [c_void_p, *[c_int64] * 4, c_int],
     "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
-    "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
-    "rms_norm_backward": [*[c_void_p] * 5, c_int64, c_int64, c_void_p, c_int],
+    "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_int],
+    "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
     "swiglu": [c_void_p, c_int64, c_int64, c_void_p, c_int],
-    "swiglu_backward": [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int],
+    "swiglu_backward": [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
     "rotate": [
         *[c_void_p, c_int64, c_int64, c_void_p, c_void_p],
         *[c_int64, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -229,27 +229,26 @@ def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
     _call("softmax_backward", gradient, weights, gradient.numel() // keys, keys, torch.get_num_threads())
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """weight * x / rms(x), and 1 / rms(x), which the backward pass needs.
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """weight * x / rms(x).
 
     Args:
         x: contiguous. Shape: (..., width).
         weight: Shape: (width,).
         epsilon: added to the mean square.
     """
-    width = x.shape[-1]
-    y, inverse = torch.empty_like(x), torch.empty(x.shape[:-1])
-    _call("rms_norm", x, weight, x.numel() // width, width, epsilon, y, inverse, torch.get_num_threads())
-    return y, inverse
+    width, y = x.shape[-1], torch.empty_like(x)
+    _call("rms_norm", x, weight, x.numel() // width, width, epsilon, y, torch.get_num_threads())
+    return y
 
 
 def rms_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, added: Tensor | None = None
+    gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None
 ) -> Tensor:
     """The gradient in `x` from that in the result of `rms_norm`, with something added. Shapes as there, contiguous."""
     width, grad_x = x.shape[-1], torch.empty_like(x)
-    rows, threads = x.numel() // width, torch.get_num_threads()
-    _call("rms_norm_backward", gradient, x, weight, inverse, added, rows, width, grad_x, threads)
+    sizes = (x.numel() // width, width, epsilon)
+    _call("rms_norm_backward", gradient, x, weight, added, *sizes, grad_x, None, torch.get_num_threads())
     return grad_x
 
 
@@ -264,7 +263,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
     width, grad = gradient.shape[-1], torch.empty_like(gate_up)
-    _call("swiglu_backward", gradient, gate_up, gradient.numel() // width, width, grad, torch.get_num_threads())
+    _call("swiglu_backward", gradient, gate_up, gradient.numel() // width, width, grad, None, torch.get_num_threads())
     return grad
 
 

@@ -122,36 +122,43 @@ void softmax_backward(number *gradient, const number *weights, int64_t rows, int
     }
 }
 
-/* y = w * x / rms(x), and 1 / rms(x) of each row. x, y: (rows, width); the quotient is rounded before it meets w. */
-void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, float *inverse,
-              int threads) {
+static inline float inverse_rms(const number *restrict x, int64_t width, float epsilon) {
+    float square = 0;
+    for (int64_t j = 0; j < width; j++) square += widen(x[j]) * widen(x[j]);
+    return 1 / sqrtf(square / width + epsilon);
+}
+
+/* y = w * x scale; the product with the scale is rounded before it meets w. */
+static inline void normalise(const number *restrict x, const number *restrict weight, int64_t width, float scale,
+                             number *restrict y) {
+    for (int64_t j = 0; j < width; j++) y[j] = narrow(widen(weight[j]) * widen(narrow(widen(x[j]) * scale)));
+}
+
+/* y = w * x / rms(x). x, y: (rows, width). */
+void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const number *restrict in = x + i * width;
-        number *restrict out = y + i * width;
-        float square = 0;
-        for (int64_t j = 0; j < width; j++) square += widen(in[j]) * widen(in[j]);
-        float scale = 1 / sqrtf(square / width + epsilon);
-        inverse[i] = scale;
-        for (int64_t j = 0; j < width; j++) out[j] = narrow(widen(weight[j]) * widen(narrow(widen(in[j]) * scale)));
+        const number *in = x + i * width;
+        normalise(in, weight, width, inverse_rms(in, width, epsilon), y + i * width);
     }
 }
 
-/* The gradient in x from that in y, and what is `added` to it, if anything. */
-void rms_norm_backward(const number *gradient, const number *x, const number *weight, const float *inverse,
-                       const number *added, int64_t rows, int64_t width, number *grad_x, int threads) {
+/* The gradient in x from that in y, and what is `added` to it, if anything; and y again, unless it is NULL. */
+void rms_norm_backward(const number *gradient, const number *x, const number *weight, const number *added, int64_t rows,
+                       int64_t width, float epsilon, number *grad_x, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const number *restrict in = x + i * width;
         const number *restrict g = gradient + i * width;
         number *restrict out = grad_x + i * width;
-        float scale = inverse[i], along = 0;
+        float scale = inverse_rms(in, width, epsilon), along = 0;
         for (int64_t j = 0; j < width; j++) along += widen(g[j]) * widen(weight[j]) * widen(in[j]);
         along *= scale * scale / width;
         for (int64_t j = 0; j < width; j++) {
             float grad = scale * (widen(g[j]) * widen(weight[j]) - widen(in[j]) * along);
             out[j] = narrow(grad + (added ? widen(added[i * width + j]) : 0));
         }
+        if (y) normalise(in, weight, width, scale, y + i * width);
     }
 }
 
@@ -171,19 +178,21 @@ void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int t
     }
 }
 
-/* The gradient in gate_up from that in y. */
+/* The gradient in gate_up from that in y; and y again, unless it is NULL. */
 void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows, int64_t width, number *grad_gate_up,
-                     int threads) {
+                     number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const number *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
         const number *restrict grad = gradient + i * width;
         number *restrict grad_gate = grad_gate_up + 2 * i * width, *restrict grad_up = grad_gate + width;
+        number *restrict out = y ? y + i * width : NULL;
 #pragma omp simd
         for (int64_t j = 0; j < width; j++) {
             float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
             grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
             grad_up[j] = narrow(d * g * s);
+            if (out) out[j] = narrow(widen(narrow(g * s)) * widen(up[j]));
         }
     }
 }

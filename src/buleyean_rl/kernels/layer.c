@@ -25,10 +25,6 @@ typedef struct {
     float *lse;
 } Kept;
 
-static void norm(const Layer *l, int which, const number *x, int64_t tokens, number *y, float *inverse, int threads) {
-    rms_norm(x, l->norms[which], tokens, l->qkv.depth, l->epsilons[which], y, inverse, threads);
-}
-
 /* Some of the heads of queries, keys and values, which lie next to each other. */
 static Heads heads_of(const Layer *l, number *projected, int64_t tokens, int64_t first, int64_t heads) {
     return (Heads){projected + first * l->head_width, heads, tokens, l->head_width, l->qkv.columns};
@@ -54,54 +50,61 @@ static void turn(const Layer *l, const Row *row, number *projected, int backward
 void layer(const Layer *l, const Row *row, const number *x, const Kept *kept, number *y, int threads) {
     int64_t tokens = row->tokens, width = l->qkv.depth;
     number *normed = room(tokens * width), *hidden = room(tokens * l->down.depth);
-    float *inverse = malloc(sizeof *inverse * tokens);
-    norm(l, 0, x, tokens, normed, inverse, threads);
+    rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
     adapted(&l->qkv, normed, NULL, tokens, kept->lows[0], kept->projected, threads);
     turn(l, row, kept->projected, 0, threads);
     Inputs in = inputs_of(l, kept->projected, kept->attended, tokens);
     attention(in.q, in.k, in.v, in.y, kept->lse, l->head_width, row->stretches, l->scale, threads);
     adapted(&l->output, kept->attended, x, tokens, kept->lows[1], kept->middle, threads);
-    norm(l, 1, kept->middle, tokens, normed, inverse, threads);
+    rms_norm(kept->middle, l->norms[1], tokens, width, l->epsilons[1], normed, threads);
     adapted(&l->gate_up, normed, NULL, tokens, kept->lows[2], kept->gate_up, threads);
     swiglu(kept->gate_up, tokens, l->down.depth, hidden, threads);
     adapted(&l->down, hidden, kept->middle, tokens, kept->lows[3], y, threads);
     free(normed);
     free(hidden);
-    free(inverse);
 }
 
-/* The gradients from that in y: in x, unless grad_x is NULL, and in the parameters of each linear layer. */
+/* The gradients from that in y: in x, unless grad_x is NULL, and in the parameters of each linear layer. The input of
+ * such a layer, which its parameters' need, is made again while the gradient in it is taken further back. */
 void layer_backward(const Layer *l, const Row *row, const number *x, const Kept *kept, const number *gradient,
                     number *grad_x, float *const *grads, int threads) {
-    int64_t tokens = row->tokens, width = l->qkv.depth;
-    int64_t hidden_size = tokens * l->down.depth;
-    float *inverse = malloc(sizeof *inverse * tokens);
-    number *hidden = room(hidden_size), *grad_hidden = room(hidden_size), *grad_gates = room(2 * hidden_size);
-    swiglu(kept->gate_up, tokens, l->down.depth, hidden, threads);
-    adapted_backward(&l->down, gradient, hidden, kept->lows[3], tokens, grad_hidden, grads[3], threads);
-    swiglu_backward(grad_hidden, kept->gate_up, tokens, l->down.depth, grad_gates, threads);
+    int64_t tokens = row->tokens, width = l->qkv.depth, hidden_width = l->down.depth;
+    const Linear *qkv = &l->qkv, *output = &l->output, *gate_up = &l->gate_up, *down = &l->down;
+    number *normed = room(tokens * width), *grad_normed = room(tokens * width), *grad_middle = room(tokens * width);
+    number *grad_lows[] = {room(tokens * qkv->rank), room(tokens * output->rank), room(tokens * gate_up->rank),
+                           room(tokens * down->rank)};
+
+    number *hidden = room(tokens * hidden_width), *grad_hidden = room(tokens * hidden_width);
+    number *grad_gates = room(2 * tokens * hidden_width);
+    adapted_gradient(down, gradient, tokens, grad_lows[3], grad_hidden, threads);
+    swiglu_backward(grad_hidden, kept->gate_up, tokens, hidden_width, grad_gates, hidden, threads);
+    adapter_gradients(down, gradient, hidden, kept->lows[3], grad_lows[3], tokens, grads[3], threads);
     free(hidden);
     free(grad_hidden);
-    number *normed = room(tokens * width), *grad_normed = room(tokens * width), *grad_middle = room(tokens * width);
-    norm(l, 1, kept->middle, tokens, normed, inverse, threads);
-    adapted_backward(&l->gate_up, grad_gates, normed, kept->lows[2], tokens, grad_normed, grads[2], threads);
-    rms_norm_backward(grad_normed, kept->middle, l->norms[1], inverse, gradient, tokens, width, grad_middle, threads);
+    adapted_gradient(gate_up, grad_gates, tokens, grad_lows[2], grad_normed, threads);
+    rms_norm_backward(grad_normed, kept->middle, l->norms[1], gradient, tokens, width, l->epsilons[1], grad_middle,
+                      normed, threads);
+    adapter_gradients(gate_up, grad_gates, normed, kept->lows[2], grad_lows[2], tokens, grads[2], threads);
     free(grad_gates);
-    number *grad_attended = room(tokens * l->output.depth), *grad_projected = room(tokens * l->qkv.columns);
-    adapted_backward(&l->output, grad_middle, kept->attended, kept->lows[1], tokens, grad_attended, grads[1], threads);
+
+    number *grad_attended = room(tokens * output->depth), *grad_projected = room(tokens * qkv->columns);
+    adapted_gradient(output, grad_middle, tokens, grad_lows[1], grad_attended, threads);
+    adapter_gradients(output, grad_middle, kept->attended, kept->lows[1], grad_lows[1], tokens, grads[1], threads);
     Inputs in = inputs_of(l, kept->projected, kept->attended, tokens);
     Inputs grad = inputs_of(l, grad_projected, grad_attended, tokens);
     attention_backward(in.q, in.k, in.v, in.y, kept->lse, grad.y, l->head_width, row->stretches, l->scale, grad.q,
                        grad.k, grad.v, threads);
     turn(l, row, grad_projected, 1, threads);
-    norm(l, 0, x, tokens, normed, inverse, threads);
-    adapted_backward(&l->qkv, grad_projected, normed, kept->lows[0], tokens, grad_x ? grad_normed : NULL, grads[0],
-                     threads);
-    if (grad_x) rms_norm_backward(grad_normed, x, l->norms[0], inverse, grad_middle, tokens, width, grad_x, threads);
+    adapted_gradient(qkv, grad_projected, tokens, grad_lows[0], grad_x ? grad_normed : NULL, threads);
+    if (grad_x)
+        rms_norm_backward(grad_normed, x, l->norms[0], grad_middle, tokens, width, l->epsilons[0], grad_x, normed,
+                          threads);
+    else rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
+    adapter_gradients(qkv, grad_projected, normed, kept->lows[0], grad_lows[0], tokens, grads[0], threads);
     free(grad_attended);
     free(grad_projected);
+    for (int i = 0; i < 4; i++) free(grad_lows[i]);
     free(normed);
     free(grad_normed);
     free(grad_middle);
-    free(inverse);
 }

@@ -41,23 +41,41 @@ static void put_gradients(const Linear *l, const float *grad_a, const float *gra
     }
 }
 
-/* The gradients from `grad`, that in y: in x, unless grad_x is NULL, and in the parts' A's and B's. */
-void adapted_backward(const Linear *l, const number *grad, const number *x, const number *low, int64_t rows,
-                      number *grad_x, float *grads, int threads) {
+/* The gradients in low and, unless grad_x is NULL, in x from `grad`, that in y. */
+void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number *grad_low, number *grad_x, int threads) {
     int64_t depth = l->depth, columns = l->columns, rank = l->rank, size = rows * depth;
-    number *dropped = l->p ? room(size) : NULL, *grad_low = room(rows * rank);
-    float *grad_a = malloc(sizeof *grad_a * rank * (depth + columns)), *grad_b = grad_a + rank * depth;
     by_columns(grad, l->b, columns, NULL, NULL, 0, rows, rank, grad_low, threads);
-    if (dropped) dropout(x, size, l->p, l->seed, 0, dropped, threads);
+    if (!grad_x) return;
+    if (!l->p) {
+        by_columns(grad, l->w, columns, grad_low, l->a, rank, rows, depth, grad_x, threads);
+        return;
+    }
+    number *of_dropped = room(size);
+    by_columns(grad_low, l->a, rank, NULL, NULL, 0, rows, depth, of_dropped, threads);
+    by_columns(grad, l->w, columns, NULL, NULL, 0, rows, depth, grad_x, threads);
+    dropout(of_dropped, size, l->p, l->seed, 1, grad_x, threads);
+    free(of_dropped);
+}
+
+/* The gradients in the parts' A's and B's, from those in y and low. */
+void adapter_gradients(const Linear *l, const number *grad, const number *x, const number *low, const number *grad_low,
+                       int64_t rows, float *grads, int threads) {
+    int64_t depth = l->depth, columns = l->columns, rank = l->rank;
+    number *dropped = l->p ? room(rows * depth) : NULL;
+    float *grad_a = malloc(sizeof *grad_a * rank * (depth + columns)), *grad_b = grad_a + rank * depth;
+    if (dropped) dropout(x, rows * depth, l->p, l->seed, 0, dropped, threads);
     row_products(grad_low, rank, dropped ? dropped : x, depth, rows, rank, depth, grad_a, threads);
     row_products(low, rank, grad, columns, rows, rank, columns, grad_b, threads);
     put_gradients(l, grad_a, grad_b, grads);
-    if (grad_x && dropped) {
-        by_columns(grad_low, l->a, rank, NULL, NULL, 0, rows, depth, dropped, threads);
-        by_columns(grad, l->w, columns, NULL, NULL, 0, rows, depth, grad_x, threads);
-        dropout(dropped, size, l->p, l->seed, 1, grad_x, threads);
-    } else if (grad_x) by_columns(grad, l->w, columns, grad_low, l->a, rank, rows, depth, grad_x, threads);
     free(dropped);
-    free(grad_low);
     free(grad_a);
+}
+
+/* Both: in x, unless grad_x is NULL, and in the parts' A's and B's. */
+void adapted_backward(const Linear *l, const number *grad, const number *x, const number *low, int64_t rows,
+                      number *grad_x, float *grads, int threads) {
+    number *grad_low = room(rows * l->rank);
+    adapted_gradient(l, grad, rows, grad_low, grad_x, threads);
+    adapter_gradients(l, grad, x, low, grad_low, rows, grads, threads);
+    free(grad_low);
 }

@@ -32,16 +32,15 @@ typedef struct {
 /* Memory for some numbers, to be freed. */
 static inline void *room(int64_t numbers) { return malloc(numbers * sizeof(number)); }
 
-void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, float *inverse,
-              int threads);
+void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, int threads);
 
-void rms_norm_backward(const number *gradient, const number *x, const number *weight, const float *inverse,
-                       const number *added, int64_t rows, int64_t width, number *grad_x, int threads);
+void rms_norm_backward(const number *gradient, const number *x, const number *weight, const number *added, int64_t rows,
+                       int64_t width, float epsilon, number *grad_x, number *y, int threads);
 
 void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int threads);
 
 void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows, int64_t width, number *grad_gate_up,
-                     int threads);
+                     number *y, int threads);
 
 void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosine, const number *sine, int64_t heads,
             int64_t tokens, int64_t width, int backward, number *y, int64_t y_head, int64_t y_token, int threads);
@@ -57,8 +56,10 @@ void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row
 
 void adapted(const Linear *l, const number *x, const number *added, int64_t rows, number *low, number *y, int threads);
 
-void adapted_backward(const Linear *l, const number *grad, const number *x, const number *low, int64_t rows,
-                      number *grad_x, float *grads, int threads);
+void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number *grad_low, number *grad_x, int threads);
+
+void adapter_gradients(const Linear *l, const number *grad, const number *x, const number *low, const number *grad_low,
+                       int64_t rows, float *grads, int threads);
 
 void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, Stretches s, float scale, int threads);
 
