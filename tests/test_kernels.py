@@ -194,7 +194,7 @@ def test_a_linear_layer_with_its_adapters_and_their_gradients(
     gradient = operand(rows, columns)
     y.backward(gradient.double())
 
-    linear = kernels.linear_of(weight, p, 7, kernels.Adapter(a, b, ranks, outputs, scalings))
+    linear = kernels.linear_of(weight, kernels.Adapter(a, b, ranks, outputs, scalings)).with_dropout(p, 7)
     got, low = kernels.adapted(x, linear, added)
     assert low is not None
     grad_x, grads = kernels.adapted_backward(gradient, x, linear, low, of_x=True)
@@ -237,7 +237,6 @@ def test_products_in_tiles_are_of_bf16_and_whole_tiles() -> None:
     assert kernels.multiplies(operand(40, 64), operand(64, 32))
     assert not kernels.multiplies(operand(40, 60), operand(60, 32))
     assert not kernels.multiplies(operand(40, 64), operand(64, 31))
-    assert not kernels.multiplies(operand(31, 64), operand(64, 32))  # slower than torch's
     assert not kernels.multiplies(operand(40, 64).float(), operand(64, 32).float())
     assert kernels.depth_of(33, operand(1, 32)) == 64
     assert kernels.depth_of(33, operand(1, 32).float()) == 33

@@ -353,3 +353,31 @@ def test_strengthened_it_adds_so_much_more() -> None:
         base, once = layer.get_base_layer()(x), layer(x)
         lora.strengthen(layer, 2.5)
         torch.testing.assert_close(layer(x) - base, 2.5 * (once - base), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_that_are_held_compute_the_same_and_follow_new_weights_afterwards(dropout: float) -> None:
+    model = adapted(dropout).train()
+
+    def outputs() -> list[Tensor]:
+        torch.manual_seed(3)
+        with torch.no_grad():
+            found = [model(IDS).logits, model(IDS).logits]
+            with model.disable_adapter():
+                return [*found, model(IDS).logits]
+
+    expected = outputs()
+    assert expected[0].equal(expected[1]) == (dropout == 0)  # each pass drops other elements
+    groups = lora.groups_of(model)
+    assert len(groups) == 4 * model.config.num_hidden_layers
+    with lora.held(groups):
+        for got, alone in zip(outputs(), expected, strict=True):
+            assert got.equal(alone)
+    with pytest.raises(RuntimeError, match="ends early"), lora.held(groups):
+        raise RuntimeError("a step that ends early")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(2)
+    moved, again, base = outputs()
+    assert not moved.equal(expected[0]) and not again.equal(expected[1])
+    assert base.equal(expected[2])

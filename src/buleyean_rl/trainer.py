@@ -8,6 +8,7 @@ The loss itself knows nothing of this module.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -28,6 +29,7 @@ from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import fused_loss, token_logprobs
 from buleyean_rl.head import OutputHead
+from buleyean_rl.lora import groups_of, held
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
 from buleyean_rl.models import backbone, base_alone, default_dtype, evaluating, output_head, plain_model
 from buleyean_rl.reference import ReferenceCache
@@ -171,7 +173,9 @@ class BuleyeanTrainer(Trainer):
         if reference_folder is not None and args.loss.uses_reference:
             nodes, weight = [boundary.nodes for boundary in train_dataset], self.head.weight
             self._references = ReferenceCache(reference_folder, nodes, weight.shape[1], weight.dtype)
-        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
+        self._groups = groups_of(model)
+        self._gradients: Tensor | None = None
+        self._learning: list[nn.Parameter] = []
         self._logged = _Totals()
 
     @property
@@ -197,26 +201,29 @@ class BuleyeanTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward, row by row. See `Trainer.training_step`."""
         # transformers' own step, row by row, would go through all the modules for each: 15 ms of a short row
-        model.train()
+        if not model.training:
+            model.train()
         if self.args.device.type == "cpu":
             self._place_gradients()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
-        for batch in self.with_references(batches) if self.uses_reference else batches:
-            with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
-                of_row = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
-                self.accelerator.backward(of_row)
-                loss += of_row.detach()
+        with held(self._groups):
+            for batch in self.with_references(batches) if self.uses_reference else batches:
+                with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
+                    of_row = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
+                    self.accelerator.backward(of_row)
+                    loss += of_row.detach()
         return loss
 
     def _place_gradients(self) -> None:
         """Let gradients be where they were: made among what a row frees, they would leave memory in pieces."""
-        if not self._gradients:
-            learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
-            self._gradients = [(parameter, torch.zeros_like(parameter)) for parameter in learning]
-        for parameter, gradient in self._gradients:
-            if parameter.grad is None:
-                parameter.grad = gradient.zero_()
+        if self._gradients is None:
+            self._learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
+            self._gradients = torch.cat([parameter.detach().flatten() for parameter in self._learning])
+        if self._learning[0].grad is None:
+            parts = self._gradients.zero_().split([parameter.numel() for parameter in self._learning])
+            for parameter, part in zip(self._learning, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def compute_loss(
         self,
@@ -249,7 +256,11 @@ class BuleyeanTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
         self._logged = _Totals()  # the clock starts here
-        return super().train(*args, **kwargs)
+        gc.freeze()  # what there is stays: the collector would go through all of it, over and over
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            gc.unfreeze()
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
         return sum(batch.terms for sample in batch_samples for batch in sample["batches"])

@@ -84,6 +84,12 @@ class Linear(ctypes.Structure):
         ("scalings", c_float * PARTS),
     )
 
+    def with_dropout(self, p: float, seed: int) -> Linear:
+        """The same, but a share of its input is dropped on the way to the adapter, as a seed below 2^32 says."""
+        copy = Linear.from_buffer_copy(self)
+        copy.p, copy.seed = p, seed
+        return copy
+
     @property
     def learning(self) -> int:
         """How many numbers its adapters have."""
@@ -296,9 +302,9 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
 
 
 def multiplies(*matrices: Tensor) -> bool:
-    """Whether `product` and `row_products` can be used on these matrices, and are quick."""
+    """Whether `product` and `row_products` can be used on these matrices, and are quick on STEP rows or more."""
     fit = all(x.dtype == torch.bfloat16 and not x.shape[-1] % STEP for x in matrices)
-    return fit and len(matrices[0]) >= STEP and available(*matrices) and _has_tiles()
+    return fit and available(*matrices) and _has_tiles()
 
 
 def depth_of(size: int, x: Tensor) -> int:
@@ -331,22 +337,19 @@ def product(
     return y
 
 
-def linear_of(weight: Tensor, p: float = 0.0, seed: int = 0, adapter: Adapter | None = None) -> Linear:
+def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     """A linear layer and its adapter for `adapted`, where `multiplies` says so; they have to outlive it.
 
     Args:
         weight: contiguous. Shape: (outputs, inputs).
-        p: share of the input dropped on the way to the adapter.
-        seed: of what is dropped, below 2^32.
         adapter: of one to three layers side by side.
     """
     columns, depth = weight.shape
     if adapter is None:
         return Linear(weight.data_ptr(), depth=depth, columns=columns)
     a, b, *parts = adapter
-    return Linear(
-        *(x.data_ptr() for x in (weight, a, b)), depth, columns, len(a), p, seed, len(adapter.ranks), *map(tuple, parts)
-    )
+    places = (x.data_ptr() for x in (weight, a, b))
+    return Linear(*places, depth, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
 
 
 def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
