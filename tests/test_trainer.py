@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from buleyean_rl.attention import PACKED
 from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
@@ -29,6 +31,7 @@ from buleyean_rl.trainer import (
     batch_losses,
     choose_layout,
     discard_checkpoints,
+    fill_rows,
     last_checkpoint,
     make_batch,
     probe,
@@ -303,6 +306,31 @@ def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path
 
 def weights(model: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "rows"),
+    [
+        ([512] * 4, 1536, [[512, 512], [512, 512]]),  # not three and one
+        ([900, 300, 200], 1000, [[900], [300, 200]]),
+        ([60, 50, 40, 30, 20], 100, [[60, 40], [50, 30, 20]]),
+        ([150, 60, 30], 100, [[150], [60, 30]]),  # one with more than a row
+        ([6, 5, 5, 4, 4, 4, 4], 16, [[6, 5, 5], [4, 4, 4, 4]]),  # the shortest row has no room for the last
+        ([7, 6, 5, 5, 4, 4, 4, 3], 19, [[7, 4], [6, 4, 4], [5, 5, 3]]),
+        ([], 10, []),
+    ],
+    ids=str,
+)
+def test_rows_are_few_and_then_even(sizes: list[int], limit: int, rows: list[list[int]]) -> None:
+    assert sorted(fill_rows(sizes, int, limit)) == sorted(rows)
+
+
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 50))
+def test_rows_hold_everything_once_and_no_more_than_they_may(sizes: list[int], limit: int) -> None:
+    rows = fill_rows(list(enumerate(sizes)), lambda item: item[1], limit)
+    assert sorted(item for row in rows for item in row) == list(enumerate(sizes))
+    assert all(rows)
+    assert all(sum(size for _, size in row) <= max([limit, *sizes]) for row in rows)
 
 
 @pytest.mark.parametrize("most", [1, 20, 10_000])

@@ -9,6 +9,7 @@ The loss itself knows nothing of this module.
 from __future__ import annotations
 
 import gc
+import heapq
 import json
 import math
 import shutil
@@ -287,7 +288,10 @@ def row_tokens(device: torch.device) -> int:
 
 
 def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
-    """Items in few rows, each short enough for memory: the longest first, each where it leaves the least room.
+    """Items in few rows, each short enough for memory, and no longer than it has to be.
+
+    How many rows it takes is found with the longest items first, each where it leaves the least room. If each can be
+    put in the shortest row as well, that is what they are, as a row that is longer takes more memory.
 
     Args:
         items: what is to be laid out.
@@ -296,7 +300,8 @@ def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[
     """
     rows: list[list[T]] = []
     rooms: list[int] = []
-    for item in sorted(items, key=size, reverse=True):
+    longest_first = sorted(items, key=size, reverse=True)
+    for item in longest_first:
         fitting = [row for row, room in enumerate(rooms) if size(item) <= room]
         if not fitting:
             rows.append([])
@@ -304,7 +309,14 @@ def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[
         row = min(fitting, key=rooms.__getitem__, default=-1)
         rows[row].append(item)
         rooms[row] -= size(item)
-    return rows
+    even: list[list[T]] = [[] for _ in rows]
+    shortest = [(0, row) for row in range(len(rows))]  # a heap
+    for item in longest_first:
+        tokens, row = heapq.heappop(shortest)
+        even[row].append(item)
+        heapq.heappush(shortest, (tokens + size(item), row))
+    longest = max(shortest, default=(0, 0))[0]
+    return even if longest <= max([limit, *map(size, longest_first[:1])]) else rows
 
 
 def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:
