@@ -59,6 +59,14 @@ def main() -> None:
     def by_modules() -> AbstractContextManager[Any]:
         return patch.object(decoder.DecoderLayer, "knows", lambda *_: False)
 
+    def in_passes() -> AbstractContextManager[Any]:
+        return patch.object(decoder.DecoderLayer, "_in_one_call", lambda *_: None)
+
+    @contextmanager
+    def sweeps_in_torch() -> Iterator[None]:
+        with in_passes(), without(layers, "available"):
+            yield
+
     @contextmanager
     def alone() -> Iterator[None]:
         groups = {layer: layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
@@ -97,13 +105,14 @@ def main() -> None:
     padded = [pad_paths(records[i : i + 4]) for i in range(0, 8, 4)]
     everything: Callable[[], None] = lambda: step(rows)  # noqa: E731
     variants: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[], None]]] = {
-        "products in matrix registers": (torch_products, everything),
+        "one call, and products in matrix registers": (torch_products, everything),
         "the loss in matrix registers": (lambda: without(softmax, "has_head_sums"), everything),
         "the loss in C": (loss_in_torch, everything),
-        "attention in matrix registers": (lambda: without(attention, "attends"), everything),
-        "attention in C": (lambda: without(attention, "attends", "available"), everything),
-        "RMSNorm and SwiGLU in C": (lambda: without(layers, "available"), everything),
-        "these products, and dropout in C": (lambda: torch_products("available"), everything),
+        "a decoder layer in one call": (in_passes, everything),
+        "one call, and attention in matrix registers": (lambda: without(attention, "attends"), everything),
+        "one call, and attention in C": (lambda: without(attention, "attends", "available"), everything),
+        "one call, and RMSNorm and SwiGLU in C": (sweeps_in_torch, everything),
+        "these, and dropout in C": (lambda: torch_products("available"), everything),
         "a decoder layer as one node": (by_modules, everything),
         "the node, and layers with one input together": (alone, everything),
         "the node, and LoRA in the base's type": (separately, everything),
@@ -127,7 +136,7 @@ def main() -> None:
     result = {name: {"median": statistics.median(each), "all": sorted(each)} for name, each in times.items()}
     Path(__file__).with_name("ablation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, ratios in result.items():
-        print(f"{name:32} {ratios['median']:.2f}  {ratios['all']}")
+        print(f"{name:44} {ratios['median']:.2f}  {ratios['all']}")
 
 
 if __name__ == "__main__":
