@@ -98,9 +98,9 @@ def test_in_tiles_it_is_as_near_to_the_exact_one(
     make: Callable[[Any], Any], called: set[str], dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: set[str] = set()
-    call = kernels._call_bf16
-    monkeypatch.setattr(kernels, "_call_bf16", lambda name, *given: (calls.add(name), call(name, *given)))
-    monkeypatch.setattr(layer, "_call_bf16", kernels._call_bf16)
+    call = kernels._call_in
+    monkeypatch.setattr(kernels, "_call_in", lambda dtype, name, *given: (calls.add(name), call(dtype, name, *given)))
+    monkeypatch.setattr(layer, "_call_in", kernels._call_in)
     compare_in_bf16(make, dropout, monkeypatch)
     assert called <= calls
 

@@ -365,7 +365,7 @@ def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Ten
     """
     y = x.new_empty(len(x), linear.columns)
     low = x.new_empty(len(x), linear.rank) if linear.a else None
-    _call_bf16("adapted", linear, x, added, len(x), low, y, torch.get_num_threads())
+    _call_in(torch.bfloat16, "adapted", linear, x, added, len(x), low, y, torch.get_num_threads())
     return y, low
 
 
@@ -379,7 +379,9 @@ def adapted_backward(
         after the other, its scaling's factor in the latter.
     """
     grad_x, grads = torch.empty_like(x) if of_x else None, torch.empty(linear.learning)
-    _call_bf16("adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads())
+    _call_in(
+        torch.bfloat16, "adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads()
+    )
     return grad_x, grads
 
 
@@ -490,7 +492,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, s
     heads, tokens, width = query.shape
     y, lse = query.new_empty(tokens, heads, width), query.new_empty(heads, tokens, dtype=torch.float32)
     rows = (Heads.of(x) for x in (query, key, value, y.transpose(0, 1)))
-    _call_bf16("attention", *rows, lse, width, stretches.in_c(), scale, torch.get_num_threads())
+    _call_in(torch.bfloat16, "attention", *rows, lse, width, stretches.in_c(), scale, torch.get_num_threads())
     return y, lse
 
 
@@ -514,7 +516,7 @@ def attention_backward(
     inputs = (Heads.of(x) for x in (query, key, value, y.transpose(0, 1)))
     given = (lse, Heads.of(gradient.transpose(0, 1)), key.shape[-1], stretches.in_c(), scale)
     grads = (Heads.of(x) for x in (grad_query, grad_key, grad_value))
-    _call_bf16("attention_backward", *inputs, *given, *grads, torch.get_num_threads())
+    _call_in(torch.bfloat16, "attention_backward", *inputs, *given, *grads, torch.get_num_threads())
 
 
 def _filled(size: int) -> int:
@@ -528,13 +530,12 @@ def _has_tiles() -> bool:
 
 
 def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
-    library = _library(x.dtype)
-    assert library is not None
-    getattr(library, name)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in (x, *others)])
+    """A function of the library for tensors like `x`, its first argument."""
+    _call_in(x.dtype, name, x, *others)
 
 
-def _call_bf16(name: str, *arguments: Any) -> None:
-    library = _library(torch.bfloat16)
+def _call_in(dtype: torch.dtype, name: str, *arguments: Any) -> None:
+    library = _library(dtype)
     assert library is not None
     getattr(library, name)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
 

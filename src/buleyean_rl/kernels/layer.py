@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels import Linear, Stretches, _call_bf16, _Stretches
+from buleyean_rl.kernels import Linear, Stretches, _call_in, _Stretches
 
 LINEARS = ("qkv", "output", "gate_up", "down")
 
@@ -98,7 +98,7 @@ class Layer:
         lse = x.new_empty(self._heads, len(x), dtype=torch.float32)
         projected, gates = x.new_empty(len(x), qkv.columns), x.new_empty(len(x), gate_up.columns)
         kept, y = Kept(projected, attended, middle, gates, lse, lows), torch.empty_like(x)
-        _call_bf16("layer", *self._in_c, x, byref(_in_c(kept)), y, torch.get_num_threads())
+        _call_in(torch.bfloat16, "layer", *self._in_c, x, byref(_in_c(kept)), y, torch.get_num_threads())
         return y, kept
 
     def backward(self, gradient: Tensor, x: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
@@ -110,7 +110,7 @@ class Layer:
         grads = [torch.empty(linear.learning) for linear in self._linears]
         places = (c_void_p * len(grads))(*(grad.data_ptr() for grad in grads))
         given = (*self._in_c, x, byref(_in_c(kept)), gradient)
-        _call_bf16("layer_backward", *given, grad_x, places, torch.get_num_threads())
+        _call_in(torch.bfloat16, "layer_backward", *given, grad_x, places, torch.get_num_threads())
         return grad_x, grads
 
 
