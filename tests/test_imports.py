@@ -35,11 +35,11 @@ MAY_IMPORT = {
     "batches": "attention boundary complement",
     "lora": "kernels",
     "layers": "kernels lora",
-    "decoder": "attention layers lora",
+    "decoder": "attention kernels layers lora",
     "pre_tokenizers": "",
     "models": "cache cards decoder errors head layers lora pre_tokenizers",
     "reference": "",
-    "trainer": "attention batches boundary fused head losses models reference errors",
+    "trainer": "attention batches boundary fused head lora losses models reference errors",
     "evaluate": "batches boundary complement engines errors fused head importers layers likelihood loading losses "
     "models records trainer",
     "cards": "records",
