@@ -40,6 +40,54 @@ def logits(
     return tile, tile[:, :nodes], tile[:, nodes:] if reference else None
 
 
+def product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor | None = None,
+    d: torch.Tensor | None = None,
+    added: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """a b + c d + added, in bf16; sums are in fp32.
+
+    Args:
+        a: Shape: (rows, depth).
+        b: elements next to each other in rows or columns. Shape: (depth, columns).
+        c: Shape: (rows, inner depth).
+        d: as `b`. Shape: (inner depth, columns).
+        added: contiguous. Shape: (rows, columns).
+
+    Returns:
+        Shape: (rows, columns).
+    """
+    a, rows, columns = a.contiguous(), len(a), b.shape[1]
+    y = a.new_empty(rows, columns)
+    inner: tuple[torch.Tensor | int | None, ...] = (None, 0, None, 0, 0, 0)
+    if c is not None and d is not None:
+        c = c.contiguous()
+        inner = (c, c.stride(0), d, *d.stride(), len(d))
+    kernels._call(
+        "product", a, a.stride(0), b, *b.stride(), len(b), *inner, added, y, rows, columns, torch.get_num_threads()
+    )
+    return y
+
+
+def row_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a^T b, the sum of rows' outer products, in fp32 from bf16.
+
+    Args:
+        a: Shape: (rows, width).
+        b: Shape: (rows, columns).
+
+    Returns:
+        Shape: (width, columns).
+    """
+    a, b = a.contiguous(), b.contiguous()
+    y = a.new_empty(a.shape[1], b.shape[1], dtype=torch.float32)
+    sizes = (len(a), a.shape[1], b.shape[1])
+    kernels._call("row_products", a, a.stride(0), b, b.stride(0), *sizes, y, torch.get_num_threads())
+    return y
+
+
 @in_each_type
 @pytest.mark.parametrize("shape", SHAPES)
 def test_column_most(shape: tuple[int, int], dtype: torch.dtype, passes: Any) -> None:
@@ -158,12 +206,12 @@ def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
     expected = a.double() @ b.double()
     for c, d in [more] if more else []:
         expected += c.double() @ d.double()
-    got = kernels.product(a, b, *more)
+    got = product(a, b, *more)
     torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4 * depth**0.5)
-    some = kernels.product(a[rows // 2 :], b, *(x[rows // 2 :] if x is more[0] else x for x in more))
+    some = product(a[rows // 2 :], b, *(x[rows // 2 :] if x is more[0] else x for x in more))
     assert some.equal(got[rows // 2 :])  # a row does not notice the others
     added = 8 * operand(rows, columns)
-    got = kernels.product(a, b, *more, added=added)
+    got = product(a, b, *more, added=added)
     torch.testing.assert_close(got.double(), expected + added.double(), rtol=2**-8, atol=1e-4 * depth**0.5)
 
 
@@ -218,7 +266,7 @@ def test_a_linear_layer_without_adapters() -> None:
     x, weight = operand(40, 96), operand(64, 96)
     got, low = kernels.adapted(x, kernels.linear_of(weight))
     assert low is None
-    assert got.equal(kernels.product(x, weight.T))
+    assert got.equal(product(x, weight.T))
 
 
 @pytest.mark.usefixtures("tiles", "threads")
@@ -227,7 +275,7 @@ def test_row_products(shape: tuple[int, int, int]) -> None:
     rows, width, columns = shape
     torch.manual_seed(rows)
     a, b = operand(rows, width), operand(rows, columns)
-    got = kernels.row_products(a, b)
+    got = row_products(a, b)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), a.double().T @ b.double(), rtol=1e-5, atol=1e-5 * rows**0.5)
 

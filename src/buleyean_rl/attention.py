@@ -159,16 +159,14 @@ class Row(NamedTuple):
             into: Shapes as those of `inputs`.
         """
         (query, key, value), (grad_query, grad_key, grad_value) = ((x[0] for x in each) for each in (inputs, into))
-        grads = grad_query, grad_key, grad_value
+        grads, before = (grad_query, grad_key, grad_value), _before(*inputs[:2])
         if lse is not None:
-            stretches = _lengths(self.segments, _before(*inputs[:2]), gradient.device)
+            stretches = _lengths(self.segments, before, gradient.device)
             kernels.attention_backward(gradient[0], query, key, value, output[0], lse, stretches, self.scale, *grads)
-        elif gradient.device.type == "cpu" and not self._is_windowed(*inputs[:2]):
+        elif gradient.device.type == "cpu" and not self._is_windowed(before):
             grad_key.zero_()
             grad_value.zero_()
-            _add_gradients(
-                query, key, value, gradient[0], *grads, _stretches(self.segments, _before(*inputs[:2])), self.scale
-            )
+            _add_gradients(query, key, value, gradient[0], *grads, _stretches(self.segments, before), self.scale)
         else:
             leaves = [x.detach().requires_grad_() for x in inputs]
             with torch.enable_grad():
@@ -185,17 +183,16 @@ class Row(NamedTuple):
             width: of a head.
             before: keys of earlier calls, in generation.
         """
-        if not kernels.attends(like, tokens, width):
+        if not kernels.attends(like, tokens, width) or self._is_windowed(before):
             return None
-        windowed = _windowed(_stretches(self.segments, before), self.sliding_window)
-        return None if windowed else _lengths(self.segments, before, like.device)
+        return _lengths(self.segments, before, like.device)
 
     def _by_graph(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with segments_in_use(self.segments):
             return packed_attention(None, query, key, value, None, self.scale, sliding_window=self.sliding_window)[0]
 
-    def _is_windowed(self, query: Tensor, key: Tensor) -> bool:
-        return _windowed(_stretches(self.segments, _before(query, key)), self.sliding_window)
+    def _is_windowed(self, before: int) -> bool:
+        return _windowed(_stretches(self.segments, before), self.sliding_window)
 
 
 def row_in_use(tokens: int, scale: float, sliding_window: int | None) -> Row:

@@ -138,9 +138,9 @@ class LinearGroup:
 
     def hold(self) -> None:
         """Look at weights and adapters now, and not again until `release`; they may not change before."""
-        state, (weight, _) = self.state(), self.base()
+        state, like = self.state(), self.layers[0].get_base_layer().weight
         if state is not None:
-            self._held = {adapters: self._look(adapters, weight) for adapters in {(), state.adapters}}
+            self._held = {adapters: self._look(adapters, like) for adapters in {(), state.adapters}}
 
     def release(self) -> None:
         """Look again from now on."""

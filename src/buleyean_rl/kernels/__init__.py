@@ -134,7 +134,7 @@ class _Stretches(ctypes.Structure):
 
 
 ATTENDING = [c_int64, _Stretches, c_float]
-OF_BF16 = {
+OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
     "has_tiles": [],
     "product": [*[c_void_p, c_int64, *MATRIX, c_int64] * 2, c_void_p, c_void_p, c_int64, c_int64, c_int],
     "adapted": [ctypes.POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
@@ -302,7 +302,7 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
 
 
 def multiplies(*matrices: Tensor) -> bool:
-    """Whether `product` and `row_products` can be used on these matrices, and are quick on STEP rows or more."""
+    """Whether `adapted` can be used with these matrices, and is quick on STEP rows or more."""
     fit = all(x.dtype == torch.bfloat16 and not x.shape[-1] % STEP for x in matrices)
     return fit and available(*matrices) and _has_tiles()
 
@@ -310,31 +310,6 @@ def multiplies(*matrices: Tensor) -> bool:
 def depth_of(size: int, x: Tensor) -> int:
     """What a matrix that multiplies ones like `x` is to be filled up to, with zeros."""
     return _filled(size) if x.dtype == torch.bfloat16 and available(x) and _has_tiles() else size
-
-
-def product(
-    a: Tensor, b: Tensor, c: Tensor | None = None, d: Tensor | None = None, added: Tensor | None = None
-) -> Tensor:
-    """a b + c d + added, in bf16; sums are in fp32.
-
-    Args:
-        a: Shape: (rows, depth).
-        b: elements next to each other in rows or columns. Shape: (depth, columns).
-        c: Shape: (rows, inner depth).
-        d: as `b`. Shape: (inner depth, columns).
-        added: contiguous. Shape: (rows, columns).
-
-    Returns:
-        Shape: (rows, columns).
-    """
-    a, rows, columns = a.contiguous(), len(a), b.shape[1]
-    y = a.new_empty(rows, columns)
-    inner: tuple[Tensor | int | None, ...] = (None, 0, None, 0, 0, 0)
-    if c is not None and d is not None:
-        c = c.contiguous()
-        inner = (c, c.stride(0), d, *d.stride(), len(d))
-    _call("product", a, a.stride(0), b, *b.stride(), len(b), *inner, added, y, rows, columns, torch.get_num_threads())
-    return y
 
 
 def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
@@ -383,23 +358,6 @@ def adapted_backward(
         torch.bfloat16, "adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads()
     )
     return grad_x, grads
-
-
-def row_products(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b, the sum of rows' outer products, in fp32 from bf16.
-
-    Args:
-        a: Shape: (rows, width).
-        b: Shape: (rows, columns).
-
-    Returns:
-        Shape: (width, columns).
-    """
-    a, b = a.contiguous(), b.contiguous()
-    y = a.new_empty(a.shape[1], b.shape[1], dtype=torch.float32)
-    sizes = (len(a), a.shape[1], b.shape[1])
-    _call("row_products", a, a.stride(0), b, b.stride(0), *sizes, y, torch.get_num_threads())
-    return y
 
 
 class HeadSums(NamedTuple):

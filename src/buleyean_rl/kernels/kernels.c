@@ -164,7 +164,12 @@ void rms_norm_backward(const number *gradient, const number *x, const number *we
 
 static inline float logistic(float x) { return 1 / (1 + exponential(x < -80.0f ? 80.0f : -x)); }
 
-/* y = silu(gate) * up; silu is rounded before it meets up. gate_up: (rows, 2 * width); y: (rows, width). */
+/* silu(gate) * up from the gate and its logistic; silu is rounded before it meets up. */
+static inline number let_through(float gate, float share, number up) {
+    return narrow(widen(narrow(gate * share)) * widen(up));
+}
+
+/* y = silu(gate) * up. gate_up: (rows, 2 * width); y: (rows, width). */
 void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
@@ -173,7 +178,7 @@ void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int t
 #pragma omp simd
         for (int64_t j = 0; j < width; j++) {
             float g = widen(gate[j]);
-            out[j] = narrow(widen(narrow(g * logistic(g))) * widen(up[j]));
+            out[j] = let_through(g, logistic(g), up[j]);
         }
     }
 }
@@ -192,7 +197,7 @@ void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows
             float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
             grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
             grad_up[j] = narrow(d * g * s);
-            if (out) out[j] = narrow(widen(narrow(g * s)) * widen(up[j]));
+            if (out) out[j] = let_through(g, s, up[j]);
         }
     }
 }
