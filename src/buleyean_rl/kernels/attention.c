@@ -1,23 +1,24 @@
 /* Attention over a packed row and its gradient, in bf16, in tiles of a processor's matrix registers (AMX).
  *
  * A stretch of the row is some queries that are the last of the keys they see. A task is a key head, a stretch and one
- * of `parts` of its queries: every `parts`th block of ROWS. Scores of 32 queries with 32 keys become weights as they
- * come out of the registers; what the weights of a query sum to is known at the end, and kept for the gradient.
+ * of `parts` of its queries: every `parts`th STEP of them, of all heads that share the key head. Scores of 32 queries
+ * with 32 keys become weights as they come out of the registers; what the weights of a query sum to is known at the end,
+ * and kept for the gradient.
  */
 #include "passes.h"
 #include "tiles.h"
 
-#define ROWS 64 /* queries that are taken at a time */
+#define SHARING 4 /* heads that share a key head, of which so many are taken at a time */
 #define UNSEEN -1e30f
-#define MARGIN 30 /* by which a score may be above its query's `most` */
+#define MARGIN 40 /* powers of 2 by which a score may be above its query's `most` */
 
 /* c (+)= a b. a: (rows, depth), two neighbours of a row in a word; b: (depth, columns), two of a column in a word. All
  * sizes are multiples of STEP; strides are in words. */
 static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, int64_t rows,
                      int64_t columns, int64_t depth, int add, float *c, int64_t c_stride) {
     SETTLE;
-    for (int64_t i = 0; i < rows; i += STEP)
-        for (int64_t j = 0; j < columns; j += STEP) {
+    for (int64_t j = 0; j < columns; j += STEP)
+        for (int64_t i = 0; i < rows; i += STEP) { /* these of b are in the first cache now */
             float *sums = c + i * c_stride + j;
             if (add) load_sums(sums, c_stride);
             else clear_sums();
@@ -46,9 +47,10 @@ static void gather(Heads row, int64_t head, const int64_t *places, int64_t first
 }
 
 /* A key head, a stretch and a part of its queries. What the stretch sees are the row's `places`, or `first` and on where
- * there are none; `heads` from `head` on share the key head. */
+ * there are none; `heads` from `head` on share the key head. What is of all keys lies `apart`: no power of 2, which would
+ * drive lines from the cache. */
 typedef struct {
-    int64_t part, key_head, head, heads, first_query, queries, first, seen, keys;
+    int64_t part, key_head, head, heads, first_query, queries, first, seen, keys, apart;
     const int64_t *places;
 } Task;
 
@@ -61,6 +63,7 @@ static Task task_of(int64_t index, int64_t parts, int64_t heads, int64_t key_hea
     t.first = s.until_key[stretch];
     t.seen = s.until_key[stretch + 1] - t.first;
     t.keys = filled(t.seen, STEP);
+    t.apart = t.keys + STEP;
     t.places = s.places ? s.places + t.first : NULL;
     return t;
 }
@@ -68,7 +71,7 @@ static Task task_of(int64_t index, int64_t parts, int64_t heads, int64_t key_hea
 /* Into how many tasks a stretch and key head is divided, so that there are some for every thread. */
 static int64_t parts_of_each(Stretches s, int64_t key_heads, int threads) {
     int64_t tasks = s.count * key_heads, wanted = (2 * threads + tasks - 1) / tasks;
-    int64_t blocks = (s.most_queries + ROWS - 1) / ROWS;
+    int64_t blocks = (s.most_queries + STEP - 1) / STEP;
     return wanted < blocks ? wanted : blocks;
 }
 
@@ -77,96 +80,120 @@ static void gather_keys(Heads row, const Task *t, int64_t width, void *to) {
     gather(row, t->key_head, t->places, t->first, t->seen, width, t->keys, to);
 }
 
-/* Some queries of a task's head, filled up to a block, or their gradients. */
-static void gather_block(Heads row, const Task *t, int64_t head, int64_t start, int64_t rows, int64_t width, void *to) {
-    gather(row, head, NULL, t->first_query + start, rows, width, ROWS, to);
+/* `queries` of some heads of a task from `token` on, filled up to STEP of each, `rows` in all. They see `columns` of the
+ * keys, the first `visible` of them. */
+typedef struct { int64_t head, heads, token, queries, rows, visible, columns; } Block;
+
+static int64_t most_rows(const Task *t) { return STEP * (t->heads < SHARING ? t->heads : SHARING); }
+
+static Block block_of(const Task *t, int64_t heads_before, int64_t start) {
+    int64_t heads = t->heads - heads_before, queries = t->queries - start;
+    Block b = {.head = t->head + heads_before, .token = t->first_query + start};
+    b.heads = heads < SHARING ? heads : SHARING;
+    b.queries = queries < STEP ? queries : STEP;
+    b.rows = b.heads * STEP;
+    b.visible = t->seen - queries + 1;
+    b.columns = filled(b.visible + b.queries - 1, STEP);
+    return b;
 }
 
-/* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, two neighbours of a key in a word. */
-static void score_block(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
-    multiply(queries, half, keys, stride, STEP, STEP, 2 * half, 0, to, STEP);
+/* A block's queries, or their gradients, head after head. */
+static void gather_block(Heads row, const Block *b, int64_t width, void *to) {
+    for (int64_t h = 0; h < b->heads; h++)
+        gather(row, b->head + h, NULL, b->token, b->queries, width, STEP, (number *)to + h * STEP * width);
 }
 
-/* Of 32 queries, what exponents are less, at first the score of the first key, and sums of their weights by the column
+static void put_block(const float *sums, const Block *b, int64_t width, Heads to) {
+    for (int64_t h = 0; h < b->heads; h++)
+        for (int64_t i = 0; i < b->queries; i++)
+            narrow_many(sums + (h * STEP + i) * width, width, to.at + (b->head + h) * to.head + (b->token + i) * to.token);
+}
+
+/* The queries of a task's next block, or their gradients: `left` of them have yet to come to the first cache. */
+typedef struct { const number *at; int64_t head, token, heads, h, left; } Ahead;
+
+static Ahead ahead_of(Heads row, const Task *t, const Block *b, int64_t parts) {
+    int64_t token = b->token + parts * STEP, queries = t->first_query + t->queries - token;
+    return (Ahead){row.at + b->head * row.head + token * row.token, row.head, row.token, b->heads, 0,
+                   b->heads * (queries < STEP ? queries : STEP)};
+}
+
+INLINE void fetch(Ahead *a, int64_t width) {
+    for (int some = 8; some && a->left > 0; some--, a->left--) {
+        for (int64_t j = 0; j < width; j += STEP) __builtin_prefetch(a->at + a->h * a->head + j);
+        if (++a->h == a->heads) a->h = 0, a->at += a->token;
+    }
+}
+
+/* Of a block's queries in 32 rows the first sees `seen` of 32 keys: what they do not see. */
+static void hide(float *scores, int64_t seen) {
+    for (int64_t row = 0; row < STEP; row++, seen++)
+        for (int64_t j = seen < 0 ? 0 : seen; j < STEP; j++) scores[row * STEP + j] = UNSEEN;
+}
+
+/* Of 32 queries, what exponents of 2 are less, at first that of the first key, and sums of their weights by the column
  * they are in. */
-typedef struct { float most[STEP], totals[STEP][SIDE]; } Softmax;
+typedef struct { float most[STEP]; Lanes totals[STEP]; } Softmax;
 
-/* Weights of 32 queries on 32 keys from their scores, unless one is well above `most`: then that is raised first, and
- * the `done` weights before them are made smaller. The first query sees `seen` of the keys, or each sees all. */
-INLINE void weigh(Softmax *softmax, const float *scores, int all, int64_t seen, float scale, number *weights,
-                  int64_t stride, int64_t done) {
-    float totals[STEP][SIDE];
+/* Raise what is well below a query's score, and make the `done` weights before it smaller. */
+static void raise_most(Softmax *softmax, const float *scores, float scale, number *weights, int64_t stride, int64_t done) {
+    for (int row = 0; row < STEP; row++, scores += STEP, weights += stride) {
+        float above = 0;
+        for (int j = 0; j < STEP; j++) {
+            float power = scale * scores[j] - softmax->most[row];
+            above = power > above ? power : above;
+        }
+        if (above <= MARGIN) continue;
+        float factor = exp2f(-above);
+        softmax->most[row] += above;
+        softmax->totals[row] *= factor;
+        for (int64_t j = 0; j < done; j++) weights[j] = narrow(factor * widen(weights[j]));
+    }
+}
+
+/* Weights of 32 queries on 32 keys from their scores, after the `done` before them. */
+static void weigh(Softmax *softmax, const float *scores, float scale, number *weights, int64_t stride, int64_t done) {
+    Lanes totals[STEP];
     for (int raised = 0;; raised = 1) {
-        float above[SIDE] = {0}, most_above = 0;
+        Lanes above = {0};
         for (int row = 0; row < STEP; row++) {
-            const float *left = scores + row * STEP, *right = left + SIDE;
-            float most = softmax->most[row], x[SIDE], y[SIDE];
-            int32_t limit = all || seen + row > STEP ? STEP : seen + row;
-#pragma omp simd
-            for (int32_t j = 0; j < SIDE; j++) {
-                x[j] = all || j < limit ? scale * left[j] - most : UNSEEN;
-                y[j] = all || j + SIDE < limit ? scale * right[j] - most : UNSEEN;
-                above[j] = x[j] > above[j] ? x[j] : above[j];
-                above[j] = y[j] > above[j] ? y[j] : above[j];
-                x[j] = all || j < limit ? exponential(x[j]) : 0;
-                y[j] = all || j + SIDE < limit ? exponential(y[j]) : 0;
-                totals[row][j] = softmax->totals[row][j] + x[j] + y[j];
-            }
+            Lanes x = scale * lanes(scores + row * STEP) - softmax->most[row];
+            Lanes y = scale * lanes(scores + row * STEP + SIDE) - softmax->most[row];
+            above = larger(above, larger(x, y));
+            x = power_of_2(x), y = power_of_2(y);
+            totals[row] = softmax->totals[row] + (x + y);
             narrow_row(x, y, weights + row * stride + done);
         }
-        for (int j = 0; j < SIDE; j++) most_above = above[j] > most_above ? above[j] : most_above;
-        if (raised || most_above <= MARGIN) break;
-        float factor = exponential(-most_above);
-        for (int row = 0; row < STEP; row++) {
-            softmax->most[row] += most_above;
-            for (int j = 0; j < SIDE; j++) softmax->totals[row][j] *= factor;
-            for (int64_t j = 0; j < done; j++)
-                weights[row * stride + j] = narrow(factor * widen(weights[row * stride + j]));
-        }
+        int too_large = 0;
+        for (int j = 0; j < SIDE; j++) too_large |= above[j] > MARGIN;
+        if (raised || !too_large) break;
+        raise_most(softmax, scores, scale, weights, stride, done);
     }
     memcpy(softmax->totals, totals, sizeof totals);
 }
 
 /* What 32 queries' weights on 32 keys are, and the gradient in their scores from that in their weights. lse: of the
- * queries; mean: the gradients' mean by a query's weights; `rows` of the queries are there. `grad_scores` has them in
- * rows, and both are in pairs of queries too, the first of them at `paired`. */
-INLINE void weigh_backward(const float *scores, const float *gradients, int all, int64_t seen, int64_t rows, float scale,
-                           const float *lse, const float *mean, number *grad_scores, uint32_t *weights_paired,
-                           uint32_t *grad_scores_paired, int64_t stride) {
+ * queries, in powers of 2; mean: the gradients' mean by a query's weights. `grad_scores` has them in rows, and both are
+ * in pairs of queries too. */
+static void weigh_backward(const float *scores, const float *gradients, float scale, const float *lse, const float *mean,
+                           number *grad_scores, uint32_t *weights_paired, uint32_t *grads_paired, int64_t stride) {
     for (int row = 0; row < STEP; row += 2) {
-        float weights[2][STEP], grads[2][STEP];
+        Lanes weights[2][2], grads[2][2];
         for (int odd = 0; odd < 2; odd++) {
-            int64_t sees = row + odd < rows ? seen + row + odd : 0;
-            int32_t limit = sees < STEP ? sees : STEP;
-            const float *score = scores + (row + odd) * STEP, *gradient = gradients + (row + odd) * STEP;
-            float less = lse[row + odd], middle = mean[row + odd];
-#pragma omp simd
-            for (int32_t j = 0; j < STEP; j++) {
-                float weight = all || j < limit ? exponential(scale * score[j] - less) : 0;
-                weights[odd][j] = weight;
-                grads[odd][j] = scale * weight * (gradient[j] - middle);
+            for (int half = 0; half < 2; half++) {
+                int64_t at = (row + odd) * STEP + half * SIDE;
+                Lanes weight = power_of_2(LOG2E * scale * lanes(scores + at) - lse[row + odd]);
+                weights[half][odd] = weight;
+                grads[half][odd] = scale * weight * (lanes(gradients + at) - mean[row + odd]);
             }
-            narrow_row(grads[odd], grads[odd] + SIDE, grad_scores + (row + odd) * stride);
+            narrow_row(grads[0][odd], grads[1][odd], grad_scores + (row + odd) * stride);
         }
-        for (int half = 0; half < STEP; half += SIDE) {
-            narrow_pairs(weights[0] + half, weights[1] + half, weights_paired + row / 2 * stride + half);
-            narrow_pairs(grads[0] + half, grads[1] + half, grad_scores_paired + row / 2 * stride + half);
+        for (int half = 0; half < 2; half++) {
+            int64_t to = row / 2 * stride + half * SIDE;
+            narrow_pairs(weights[half][0], weights[half][1], weights_paired + to);
+            narrow_pairs(grads[half][0], grads[half][1], grads_paired + to);
         }
     }
-}
-
-/* c += x^T y, sums over a block of queries. x: (ROWS, width); y: (ROWS, columns), two queries of a column in a word; c:
- * (width, columns). */
-static void add_products(const void *x, int64_t width, const uint32_t *y, int64_t columns, int64_t y_stride,
-                         uint32_t *paired, uint32_t *across, float *c) {
-    pair_across(x, width, ROWS / 2, width, paired, across, ROWS / 2);
-    multiply(across, ROWS / 2, y, y_stride, width, columns, ROWS, 1, c, y_stride);
-}
-
-/* A task's gradients, (width, keys), to their place in (parts, key heads, places, width). */
-static void put_gradients(const float *sum, const Task *t, int64_t place, int64_t width, uint32_t *turned, float *to) {
-    transpose((const uint32_t *)sum, t->keys, width, t->keys, turned, width);
-    memcpy(to + place * width, turned, 4 * t->seen * width);
 }
 
 /* What queries attend to. q, k, v: queries, keys, values; y: the result; lse: of each query's scores, (heads, tokens). */
@@ -175,51 +202,59 @@ void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, St
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
         Task t = task_of(index, parts, q.heads, k.heads, s);
-        int64_t half = width / 2, of_keys = t.keys * half;
-        uint32_t *memory = own_memory(3 * of_keys + ROWS * (t.keys + 2 * width));
-        uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
-        uint32_t *values = take(&next, of_keys), *queries = take(&next, ROWS * half);
-        float *block = take(&next, ROWS * width), scores[2][BLOCK];
-        number *weights = take(&next, ROWS * t.keys / 2);
+        int64_t half = width / 2, of_keys = t.apart * half, most = most_rows(&t);
+        uint32_t *next = own_memory(3 * of_keys + most * (half + width + t.apart / 2)), *plain = take(&next, of_keys);
+        uint32_t *keys = take(&next, of_keys), *values = take(&next, of_keys), *queries = take(&next, most * half);
+        float *sums = take(&next, most * width), scores[BLOCK];
+        number *weights = take(&next, most * t.apart / 2);
         Configuration before;
         take_tiles(&before);
         gather_keys(k, &t, width, plain);
-        transpose(plain, half, t.keys, half, keys, t.keys);
+        transpose(plain, half, t.keys, half, keys, t.apart);
         gather_keys(v, &t, width, plain);
         pair_rows((number *)plain, width, t.keys / 2, width, values, width);
-        for (int64_t head = t.head; head < t.head + t.heads; head++)
-            for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
-                int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
-                int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
-                Softmax softmaxes[ROWS / STEP] = {0};
-                gather_block(q, &t, head, start, rows, width, queries);
-                for (int64_t i = 0; i < ROWS; i += STEP) {
-                    Softmax *softmax = softmaxes + i / STEP;
-                    number *to = weights + i * t.keys;
-                    score_block(queries + i * half, keys, t.keys, half, scores[0]);
-                    for (int row = 0; row < STEP; row++) softmax->most[row] = scale * scores[0][row * STEP];
-                    for (int64_t j = 0; j < columns; j += STEP) {
-                        const float *of_keys = scores[j / STEP % 2];
-                        int64_t seen = visible + i - j, next_keys = j + STEP;
-                        if (next_keys < columns) /* while these are weighed */
-                            score_block(queries + i * half, keys + next_keys, t.keys, half, scores[next_keys / STEP % 2]);
-                        if (seen >= STEP) weigh(softmax, of_keys, 1, seen, scale, to, t.keys, j);
-                        else weigh(softmax, of_keys, 0, seen, scale, to, t.keys, j);
+        for (int64_t heads_before = 0; heads_before < t.heads; heads_before += SHARING)
+            for (int64_t start = t.part * STEP; start < t.queries; start += parts * STEP) {
+                Block b = block_of(&t, heads_before, start);
+                Ahead ahead = ahead_of(q, &t, &b, parts);
+                Softmax softmaxes[SHARING] = {0};
+                gather_block(q, &b, width, queries);
+                for (int64_t j = 0; j < b.columns; j += STEP)
+                    for (int64_t i = 0; i < b.rows; i += STEP) {
+                        Softmax *softmax = softmaxes + i / STEP;
+                        multiply(queries + i * half, half, keys + j, t.apart, STEP, STEP, width, 0, scores, STEP);
+                        for (int row = 0; !j && row < STEP; row++) softmax->most[row] = LOG2E * scale * scores[row * STEP];
+                        fetch(&ahead, width);
+                        if (b.visible - j < STEP) hide(scores, b.visible - j);
+                        weigh(softmax, scores, LOG2E * scale, weights + i * t.apart, t.apart, j);
                     }
-                }
-                multiply((uint32_t *)weights, t.keys / 2, values, width, ROWS, width, columns, 0, block, width);
-                for (int64_t i = 0; i < rows; i++) {
-                    const Softmax *softmax = softmaxes + i / STEP;
-                    int64_t token = t.first_query + start + i;
+                multiply((uint32_t *)weights, t.apart / 2, values, width, b.rows, width, b.columns, 0, sums, width);
+                for (int64_t row = 0; row < b.rows; row++) {
+                    const Softmax *softmax = softmaxes + row / STEP;
+                    int64_t i = row % STEP, head = b.head + row / STEP;
                     float total = 0;
-                    for (int j = 0; j < SIDE; j++) total += softmax->totals[i % STEP][j];
-                    for (int64_t j = 0; j < width; j++) block[i * width + j] /= total;
-                    narrow_many(block + i * width, width, y.at + head * y.head + token * y.token);
-                    lse[head * q.tokens + token] = softmax->most[i % STEP] + logf(total);
+                    for (int j = 0; j < SIDE; j++) total += softmax->totals[i][j];
+                    for (int64_t j = 0; j < width; j++) sums[row * width + j] /= total;
+                    if (i < b.queries) lse[head * q.tokens + b.token + i] = LN2 * softmax->most[i] + logf(total);
                 }
+                put_block(sums, &b, width, y);
             }
         leave_tiles(&before);
     }
+}
+
+/* c += x^T y, sums over some queries. x: (rows, width); y: (rows, columns), two queries of a column in a word; c:
+ * (width, columns). */
+static void add_products(const void *x, int64_t rows, int64_t width, const uint32_t *y, int64_t columns, int64_t y_stride,
+                         uint32_t *paired, uint32_t *across, float *c) {
+    pair_across(x, width, rows / 2, width, paired, across, rows / 2);
+    multiply(across, rows / 2, y, y_stride, width, columns, rows, 1, c, y_stride);
+}
+
+/* A task's gradients, (width, keys), to their place in (parts, key heads, places, width). */
+static void put_gradients(const float *sum, const Task *t, int64_t place, int64_t width, uint32_t *turned, float *to) {
+    transpose((const uint32_t *)sum, t->apart, width, t->keys, turned, width);
+    memcpy(to + place * width, turned, 4 * t->seen * width);
 }
 
 /* The gradients in keys or values from those of what each stretch sees, of each part of its queries: (parts, key heads,
@@ -250,64 +285,54 @@ void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, He
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
         Task t = task_of(index, parts, q.heads, k.heads, s);
-        int64_t half = width / 2, of_keys = t.keys * half;
-        uint32_t *memory = own_memory(8 * of_keys + ROWS * (2 * t.keys + 4 * width));
+        int64_t half = width / 2, of_keys = t.apart * half, most = most_rows(&t);
+        uint32_t *memory = own_memory(8 * of_keys + most * (3 * t.apart / 2 + 3 * width));
         uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
         uint32_t *values = take(&next, of_keys), *keys_paired = take(&next, of_keys);
-        uint32_t *queries = take(&next, ROWS * half), *gradients = take(&next, ROWS * half);
-        uint32_t *paired = take(&next, ROWS * half), *across = take(&next, ROWS * half);
-        uint32_t *weights_paired = take(&next, ROWS / 2 * t.keys), *grads_paired = take(&next, ROWS / 2 * t.keys);
-        float scores[2][BLOCK], grad_weights[2][BLOCK];
-        float *block = take(&next, ROWS * width), *sum_k = take(&next, 2 * of_keys), *sum_v = take(&next, 2 * of_keys);
-        number *grad_scores = take(&next, ROWS * t.keys / 2);
+        uint32_t *queries = take(&next, most * half), *gradients = take(&next, most * half);
+        uint32_t *paired = take(&next, most * half), *across = take(&next, most * half);
+        uint32_t *weights_paired = take(&next, most / 2 * t.apart), *grads_paired = take(&next, most / 2 * t.apart);
+        float *sums = take(&next, most * width), *sum_k = take(&next, 2 * of_keys), *sum_v = take(&next, 2 * of_keys);
+        float scores[BLOCK], grad_weights[BLOCK];
+        number *grad_scores = take(&next, most * t.apart / 2);
         Configuration before;
         take_tiles(&before);
         gather_keys(k, &t, width, plain);
-        transpose(plain, half, t.keys, half, keys, t.keys);
+        transpose(plain, half, t.keys, half, keys, t.apart);
         pair_rows((number *)plain, width, t.keys / 2, width, keys_paired, width);
         gather_keys(v, &t, width, plain);
-        transpose(plain, half, t.keys, half, values, t.keys);
+        transpose(plain, half, t.keys, half, values, t.apart);
         memset(sum_k, 0, 8 * of_keys);
         memset(sum_v, 0, 8 * of_keys);
-        for (int64_t head = t.head; head < t.head + t.heads; head++)
-            for (int64_t start = t.part * ROWS; start < t.queries; start += parts * ROWS) {
-                int64_t rows = t.queries - start < ROWS ? t.queries - start : ROWS;
-                int64_t visible = t.seen - t.queries + start + 1, columns = filled(visible + rows - 1, STEP);
-                int64_t token = t.first_query + start;
-                float mean[ROWS] = {0}, less[ROWS] = {0};
-                gather_block(q, &t, head, start, rows, width, queries);
-                gather_block(g, &t, head, start, rows, width, gradients);
-                memcpy(less, lse + head * q.tokens + token, 4 * rows);
-                for (int64_t i = 0; i < rows; i++) {
-                    const number *gradient = (number *)gradients + i * width;
-                    const number *result = y.at + head * y.head + (token + i) * y.token;
-                    for (int64_t j = 0; j < width; j++) mean[i] += widen(gradient[j]) * widen(result[j]);
+        for (int64_t heads_before = 0; heads_before < t.heads; heads_before += SHARING)
+            for (int64_t start = t.part * STEP; start < t.queries; start += parts * STEP) {
+                Block b = block_of(&t, heads_before, start);
+                Ahead ahead[] = {ahead_of(q, &t, &b, parts), ahead_of(g, &t, &b, parts), ahead_of(y, &t, &b, parts)};
+                float mean[SHARING * STEP] = {0}, less[SHARING * STEP] = {0};
+                gather_block(q, &b, width, queries);
+                gather_block(g, &b, width, gradients);
+                for (int64_t row = 0; row < b.rows; row++) {
+                    int64_t head = b.head + row / STEP, token = b.token + row % STEP;
+                    if (row % STEP >= b.queries) continue;
+                    const number *result = y.at + head * y.head + token * y.token;
+                    mean[row] = dot_rows((number *)gradients + row * width, result, width);
+                    less[row] = LOG2E * lse[head * q.tokens + token];
                 }
-                for (int64_t i = 0; i < ROWS; i += STEP) {
-                    const uint32_t *some = queries + i * half, *some_gradients = gradients + i * half;
-                    score_block(some, keys, t.keys, half, scores[0]);
-                    score_block(some_gradients, values, t.keys, half, grad_weights[0]);
-                    for (int64_t j = 0; j < columns; j += STEP) {
-                        int at = j / STEP % 2;
-                        if (j + STEP < columns) { /* while these are weighed */
-                            score_block(some, keys + j + STEP, t.keys, half, scores[!at]);
-                            score_block(some_gradients, values + j + STEP, t.keys, half, grad_weights[!at]);
-                        }
-                        int64_t seen = visible + i - j, there = rows - i, place = i / 2 * t.keys + j;
-                        const float *score = scores[at], *grad = grad_weights[at], *l = less + i, *m = mean + i;
-                        number *to = grad_scores + i * t.keys + j;
-                        uint32_t *pairs = weights_paired + place, *grad_pairs = grads_paired + place;
-                        if (seen >= STEP && there >= STEP)
-                            weigh_backward(score, grad, 1, seen, there, scale, l, m, to, pairs, grad_pairs, t.keys);
-                        else weigh_backward(score, grad, 0, seen, there, scale, l, m, to, pairs, grad_pairs, t.keys);
+                for (int64_t j = 0; j < b.columns; j += STEP)
+                    for (int64_t i = 0; i < b.rows; i += STEP) {
+                        int64_t to = i / 2 * t.apart + j;
+                        multiply(queries + i * half, half, keys + j, t.apart, STEP, STEP, width, 0, scores, STEP);
+                        multiply(gradients + i * half, half, values + j, t.apart, STEP, STEP, width, 0, grad_weights, STEP);
+                        for (int which = 0; which < 3; which++) fetch(ahead + which, width);
+                        if (b.visible - j < STEP) hide(scores, b.visible - j);
+                        weigh_backward(scores, grad_weights, scale, less + i, mean + i, grad_scores + i * t.apart + j,
+                                       weights_paired + to, grads_paired + to, t.apart);
                     }
-                }
-                multiply((uint32_t *)grad_scores, t.keys / 2, keys_paired, width, ROWS, width, columns, 0, block,
+                multiply((uint32_t *)grad_scores, t.apart / 2, keys_paired, width, b.rows, width, b.columns, 0, sums,
                          width);
-                for (int64_t i = 0; i < rows; i++)
-                    narrow_many(block + i * width, width, grad_q.at + head * grad_q.head + (token + i) * grad_q.token);
-                add_products(queries, width, grads_paired, columns, t.keys, paired, across, sum_k);
-                add_products(gradients, width, weights_paired, columns, t.keys, paired, across, sum_v);
+                put_block(sums, &b, width, grad_q);
+                add_products(queries, b.rows, width, grads_paired, b.columns, t.apart, paired, across, sum_k);
+                add_products(gradients, b.rows, width, weights_paired, b.columns, t.apart, paired, across, sum_v);
             }
         int64_t place = (t.part * k.heads + t.key_head) * s.until_key[s.count] + t.first;
         put_gradients(sum_k, &t, place, width, memory, of_parts); /* the memory's first is done with */

@@ -16,9 +16,10 @@
 #define PART 512
 #define POWERS (PART + STEP) /* from a node's to the next's: no power of 2, which would drive lines from the cache */
 #define UNLIKELY -1e30f
-#define MARGIN 30 /* by which a logit may be above its node's `most` */
+#define MARGIN 40 /* powers of 2 by which a logit may be above its node's `most` */
 
-/* What a thread has summed of some nodes; `sums` is (models, NODES, width), of rows of W. */
+/* What a thread has summed of some nodes; `sums` is (models, NODES, width), of rows of W. All that is of logits is in powers
+ * of 2. */
 typedef struct { float most[NODES], offset[NODES], totals[2 * NODES], difference[NODES], *sums; } Share;
 
 /* What was summed of a node, and what of this part is to be, times a factor. `powers`: (models, NODES, POWERS), of which
@@ -35,13 +36,12 @@ static void rescale(Share *share, int64_t node, int models, float factor, int64_
 
 /* The first `most` of 16 nodes: the largest of STEP logits. */
 static void set_most(Share *share, const float *logits, int64_t node, int models, float scale) {
-    for (int j = 0; j < SIDE; j++) share->most[node + j] = UNLIKELY;
+    Lanes most = {0};
+    most += UNLIKELY;
     for (int model = 0; model < models; model++)
         for (int row = 0; row < STEP; row++)
-            for (int j = 0; j < SIDE; j++) {
-                float z = scale * logits[model * BLOCK + row * STEP + j] - model * share->offset[node + j];
-                share->most[node + j] = z > share->most[node + j] ? z : share->most[node + j];
-            }
+            most = larger(most, scale * lanes(logits + model * BLOCK + row * STEP) - (float)model * lanes(share->offset + node));
+    put(most, share->most + node);
 }
 
 /* The powers of STEP logits at 16 nodes, and what they add to the share, unless one is well above `most`: then that is
@@ -49,34 +49,29 @@ static void set_most(Share *share, const float *logits, int64_t node, int models
  * powers: (models, NODES, POWERS), of which there are `done`. Meanwhile numbers from `ahead` on come to the second cache. */
 INLINE void take_powers(Share *share, const float *logits, int64_t node, int models, float scale, int64_t width,
                         number *powers, int64_t done, const number *ahead, int64_t fetched) {
-    float *most = share->most + node, *offset = share->offset + node;
-    float total[SIDE], base_total[SIDE], difference[SIDE], above[SIDE], x[SIDE], y[SIDE], u[SIDE], v[SIDE];
+    Lanes total, base_total, difference;
     uint32_t words[2][TILE];
     for (int raised = 0;; raised = 1) {
-        for (int j = 0; j < SIDE; j++) total[j] = base_total[j] = difference[j] = above[j] = 0;
+        Lanes most = lanes(share->most + node), base_most = most + lanes(share->offset + node), above = {0};
+        total = base_total = difference = above;
         for (int pair = 0; pair < SIDE; pair++, ahead += fetched) {
-            const float *even = logits + 2 * pair * STEP, *odd = even + STEP;
-            const float *base_even = even + BLOCK, *base_odd = odd + BLOCK;
-#pragma omp simd
-            for (int j = 0; j < SIDE; j++) {
-                x[j] = scale * even[j] - most[j], y[j] = scale * odd[j] - most[j];
-                above[j] = x[j] > above[j] ? x[j] : above[j];
-                above[j] = y[j] > above[j] ? y[j] : above[j];
-                x[j] = exponential(x[j]), y[j] = exponential(y[j]);
-                total[j] += x[j] + y[j];
-                if (models == 2) {
-                    float base_most = most[j] + offset[j];
-                    u[j] = scale * base_even[j] - base_most, v[j] = scale * base_odd[j] - base_most;
-                    above[j] = u[j] > above[j] ? u[j] : above[j];
-                    above[j] = v[j] > above[j] ? v[j] : above[j];
-                    u[j] = exponential(u[j]), v[j] = exponential(v[j]);
-                    base_total[j] += u[j] + v[j];
-                    difference[j] += scale * (u[j] * (base_even[j] - even[j]) + v[j] * (base_odd[j] - odd[j]));
-                    x[j] -= u[j], y[j] -= v[j];
-                }
+            Lanes power[2], base_power[2];
+            for (int odd = 0; odd < 2; odd++) {
+                const float *of_row = logits + (2 * pair + odd) * STEP;
+                Lanes logit = scale * lanes(of_row);
+                above = larger(above, logit - most);
+                power[odd] = power_of_2(logit - most);
+                total += power[odd];
+                if (models == 1) continue;
+                Lanes base_logit = scale * lanes(of_row + BLOCK);
+                above = larger(above, base_logit - base_most);
+                base_power[odd] = power_of_2(base_logit - base_most);
+                base_total += base_power[odd];
+                difference += base_power[odd] * (base_logit - logit);
+                power[odd] -= base_power[odd];
             }
-            narrow_pairs(x, y, words[0] + pair * SIDE);
-            if (models == 2) narrow_pairs(u, v, words[1] + pair * SIDE);
+            narrow_pairs(power[0], power[1], words[0] + pair * SIDE);
+            if (models == 2) narrow_pairs(base_power[0], base_power[1], words[1] + pair * SIDE);
             for (int64_t i = 0; i < fetched; i += STEP) __builtin_prefetch(ahead + i, 0, 2);
         }
         int too_large = 0;
@@ -84,17 +79,15 @@ INLINE void take_powers(Share *share, const float *logits, int64_t node, int mod
         if (raised || !too_large) break;
         for (int j = 0; j < SIDE; j++) {
             if (above[j] <= MARGIN) continue;
-            rescale(share, node + j, models, exponential(-above[j]), width, powers, done);
-            most[j] += above[j];
+            rescale(share, node + j, models, exp2f(-above[j]), width, powers, done);
+            share->most[node + j] += above[j];
         }
     }
     for (int model = 0; model < models; model++)
         turn(words[model], SIDE, (uint32_t *)(powers + (model * NODES + node) * POWERS + done), POWERS / 2);
-    for (int j = 0; j < SIDE; j++) {
-        share->totals[node + j] += total[j];
-        share->totals[NODES + node + j] += base_total[j];
-        share->difference[node + j] += difference[j];
-    }
+    put(lanes(share->totals + node) + total, share->totals + node);
+    put(lanes(share->totals + NODES + node) + base_total, share->totals + NODES + node);
+    put(lanes(share->difference + node) + difference, share->difference + node);
 }
 
 /* Pairs of W's rows that become tiles of a right operand while there are products of the same rows, some at a step. */
@@ -124,7 +117,7 @@ static void sum_share(Share *share, const number *weight, int64_t first, int64_t
     number *powers = take(&next, POWERS / 2 * columns);
     share->sums = take(&next, 2 * words);
     *share = (Share){.sums = share->sums};
-    for (int j = 0; j < NODES; j++) share->most[j] = UNLIKELY, share->offset[j] = j < nodes ? offset[start + j] : 0;
+    for (int j = 0; j < NODES; j++) share->most[j] = UNLIKELY, share->offset[j] = j < nodes ? LOG2E * offset[start + j] : 0;
     memset(share->sums, 0, 8 * words);
     memset(states, 0, 4 * words);
     memcpy(states, hidden + start * width, 2 * nodes * width);
@@ -167,9 +160,11 @@ static void sum_share(Share *share, const number *weight, int64_t first, int64_t
         for (int64_t i = 0; i < models * filled_nodes; i += STEP)
             for (int64_t j = 0; j < width; j += STEP) {
                 int64_t node = i < filled_nodes ? i : NODES + i - filled_nodes;
-                load_sums(share->sums + node * width + j, width);
-                add_dots(powers + node * POWERS, POWERS, tiles + j * PART / 2, rows / STEP, nothing, NULL);
-                store_sums(share->sums + node * width + j, width);
+                float *sums = share->sums + node * width + j;
+                Coming coming = {j + STEP < width ? sums + STEP : sums + STEP * width - j, width};
+                load_sums(sums, width);
+                add_dots(powers + node * POWERS, POWERS, tiles + j * PART / 2, rows / STEP, fetch_sums, &coming);
+                store_sums(sums, width);
             }
         SETTLE;
     }
@@ -186,12 +181,13 @@ static void add_shares(const Share *shares, int threads, int64_t node, int model
         memset(sums, 0, 4 * width);
         for (int t = 0; t < threads; t++) {
             const float *of = shares[t].sums + (model * NODES + node) * width;
-            float factor = exponential(shares[t].most[node] - *most);
+            float factor = exp2f(shares[t].most[node] - *most);
             *totals += factor * shares[t].totals[model * NODES + node];
             if (model) *difference += factor * shares[t].difference[node];
             for (int64_t j = 0; j < width; j++) sums[j] += factor * of[j];
         }
     }
+    *most *= LN2, *difference *= LN2;
 }
 
 /* The sums above at all nodes, of all tokens but `tokens` at the nodes `node_of`, which are sorted. hidden, reference:
@@ -209,7 +205,7 @@ void head_sums(const number *weight, int64_t vocabulary, int64_t width, const nu
         for (int t = 0; t < threads; t++) {
             int64_t first = parts * t / threads * PART, end = parts * (t + 1) / threads * PART;
             if (end > vocabulary) end = vocabulary;
-            sum_share(shares + t, weight, first, end, width, hidden, reference, offset, start, some, scale,
+            sum_share(shares + t, weight, first, end, width, hidden, reference, offset, start, some, LOG2E * scale,
                       tokens + of_tile, node_of + of_tile, entry - of_tile);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)

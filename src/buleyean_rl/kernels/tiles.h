@@ -14,6 +14,13 @@
 #define STEP (2 * SIDE)
 #define TILE (SIDE * SIDE)
 #define BLOCK (STEP * STEP)
+#define LOG2E 1.44269504f
+#define LN2 0.693147181f
+
+/* A vector register's floats; they are read from any place and put there. */
+typedef float Lanes __attribute__((vector_size(4 * SIDE), aligned(4), may_alias));
+static inline Lanes lanes(const float *from) { return *(const Lanes *)from; }
+static inline void put(Lanes x, float *to) { *(Lanes *)to = x; }
 
 #ifdef __AMX_BF16__
 #include <immintrin.h>
@@ -43,17 +50,29 @@ static inline void leave_tiles(const Configuration *before) {
 #define STORE(tile, to, stride) _tile_stored(tile, to, 4 * (stride))
 #define DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
 
-/* Two rows of SIDE floats as one of numbers. */
-static inline void narrow_row(const float *left, const float *right, number *to) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(right), _mm512_loadu_ps(left)));
+static inline Lanes larger(Lanes x, Lanes y) { return _mm512_max_ps(x, y); }
+static inline Lanes nearest(Lanes x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline Lanes times_power_of_2(Lanes x, Lanes power) { return _mm512_scalef_ps(x, power); }
+
+/* Two vectors as one row of numbers. */
+static inline void narrow_row(Lanes left, Lanes right, number *to) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(right, left));
 }
 
-/* Two rows of SIDE floats as words, one of either in each. */
-static inline void narrow_pairs(const float *even, const float *odd, uint32_t *to) {
+/* Two vectors as words, one number of either in each. */
+static inline void narrow_pairs(Lanes even, Lanes odd, uint32_t *to) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                            5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(odd), _mm512_loadu_ps(even));
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
+}
+
+/* The product of two rows of numbers, a multiple of STEP. */
+static inline float dot_rows(const number *x, const number *y, int64_t size) {
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t j = 0; j < size; j += STEP)
+        sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x + j), (__m512bh)_mm512_loadu_si512(y + j));
+    return _mm512_reduce_add_ps(sums);
 }
 
 /* SIDE words of two rows of numbers. */
@@ -122,12 +141,33 @@ static inline void dot(int sum, int a, int b) {
 #define STORE(tile, to, stride) store(tile, to, stride)
 #define DOT(sum, a, b) dot(sum, a, b)
 
-static inline void narrow_row(const float *left, const float *right, number *to) {
+static inline Lanes larger(Lanes x, Lanes y) {
+    for (int i = 0; i < SIDE; i++) x[i] = x[i] > y[i] ? x[i] : y[i];
+    return x;
+}
+
+static inline Lanes nearest(Lanes x) {
+    for (int i = 0; i < SIDE; i++) x[i] = rintf(x[i]);
+    return x;
+}
+
+static inline Lanes times_power_of_2(Lanes x, Lanes power) {
+    for (int i = 0; i < SIDE; i++) x[i] = power[i] < -200 ? 0 : ldexpf(x[i], (int)power[i]);
+    return x;
+}
+
+static inline void narrow_row(Lanes left, Lanes right, number *to) {
     for (int i = 0; i < SIDE; i++) to[i] = narrow(left[i]), to[SIDE + i] = narrow(right[i]);
 }
 
-static inline void narrow_pairs(const float *even, const float *odd, uint32_t *to) {
+static inline void narrow_pairs(Lanes even, Lanes odd, uint32_t *to) {
     for (int i = 0; i < SIDE; i++) to[i] = narrow(even[i]) | (uint32_t)narrow(odd[i]) << 16;
+}
+
+static inline float dot_rows(const number *x, const number *y, int64_t size) {
+    float sum = 0;
+    for (int64_t j = 0; j < size; j++) sum += widen(x[j]) * widen(y[j]);
+    return sum;
 }
 
 static inline void pair(const number *even, const number *odd, uint32_t *to) {
@@ -140,9 +180,19 @@ static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_
 }
 #endif
 
+/* 2^x, within 2e-7 of it; 0 where x is far below. */
+static inline Lanes power_of_2(Lanes x) {
+    Lanes n = nearest(x), r = x - n;
+    Lanes p = 1.3264659e-3f * r + 9.6715659e-3f; /* the five terms of `exponential`, of r ln 2 */
+    p = p * r + 5.5507343e-2f;
+    p = p * r + 2.4022241e-1f;
+    p = p * r + 6.9314698e-1f;
+    return times_power_of_2(p * r + 1, n);
+}
+
 /* A multiple of STEP floats as numbers. */
 static inline void narrow_many(const float *x, int64_t size, number *to) {
-    for (int64_t i = 0; i < size; i += STEP) narrow_row(x + i, x + i + SIDE, to + i);
+    for (int64_t i = 0; i < size; i += STEP) narrow_row(lanes(x + i), lanes(x + i + SIDE), to + i);
 }
 
 int has_tiles(void); /* whether the system lets this process use them */
@@ -203,6 +253,17 @@ static inline void store_sums(float *to, int64_t stride) {
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Rows of the sums that are loaded next: they come to the first cache, two at a time. */
+typedef struct { const float *at; int64_t stride; } Coming;
+
+INLINE void fetch_sums(void *coming) {
+    Coming *c = coming;
+    for (int row = 0; row < 2; row++, c->at += c->stride) {
+        __builtin_prefetch(c->at);
+        __builtin_prefetch(c->at + SIDE);
+    }
+}
+
 INLINE void nothing(void *unused) { (void)unused; }
 
 /* Products of 32 rows of `a` with 32 columns of a panel, added to the sums. At every step the core does something beside
@@ -232,7 +293,7 @@ static inline void lay_tiles(const number *b, int64_t b_row, int64_t b_column, u
 }
 
 /* Some of a right operand as tiles, the depth first, `steps` of it from one 32 columns to the next. */
-static void lay_panel(const number *b, int64_t b_row, int64_t b_column, int64_t depth, int64_t columns, uint32_t *to,
+static inline void lay_panel(const number *b, int64_t b_row, int64_t b_column, int64_t depth, int64_t columns, uint32_t *to,
                       int64_t steps) {
     int64_t inner = b_column == 1 ? columns : depth, outer = depth + columns - inner; /* read as they lie */
     for (int64_t x = 0; x < outer; x += STEP)
