@@ -238,6 +238,12 @@ def test_floor_where_the_base_is_sure_of_what_is_rejected(sure: float) -> None:
     assert (floor <= loss(base.log(), P, counts, 0.7, "complement")).all()
 
 
+def test_a_kl_alone_can_reach_zero_where_the_base_is_sure_of_what_is_rejected() -> None:
+    counts = sparse([[60, 0, 0]], 60)
+    target = complement.sparse_target(counts, torch.ones(1).double(), 3, left=torch.tensor([1e-30]).double())
+    torch.testing.assert_close(complement_floor(counts, target, 1.0), torch.zeros(1).double(), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_nothing_rejected_costs_nothing(alpha: float) -> None:
     counts, base = sparse([[0, 0, 0]], 5), random_distributions((1, 3), 0)

@@ -13,7 +13,7 @@
 #include "tiles.h"
 
 #define NODES 128 /* that are worked on at a time, and rows of W: what belongs to them fits in a core's second cache */
-#define PART 512
+#define PART 384
 #define POWERS (PART + STEP) /* from a node's to the next's: no power of 2, which would drive lines from the cache */
 #define UNLIKELY -1e30f
 #define MARGIN 40 /* powers of 2 by which a logit may be above its node's `most` */

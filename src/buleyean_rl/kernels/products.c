@@ -13,8 +13,8 @@
 #define ENOUGH 192       /* rows that are worth laying out a right operand for */
 #define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
 
-/* Sums that become rows of a result, with what is `added` to them, if anything; rows of a left operand that come to the
- * second cache; and the next sums, if they wait for more. */
+/* Sums that become rows of a result, with what is `added` to them, if anything, and rows of a left operand that come to
+ * the second cache. */
 typedef struct {
     const float *sums;
     const number *added;
@@ -22,7 +22,6 @@ typedef struct {
     int64_t stride, row, rows;
     const number *ahead;
     int64_t apart, fetched;
-    Coming sums_ahead;
 } Beside;
 
 INLINE void finish(Beside *f, int some) {
@@ -42,7 +41,6 @@ INLINE void finish_and_fetch(void *state) {
     finish(f, 2);
     for (int64_t row = 0; row < f->fetched; row++) __builtin_prefetch(f->ahead + row * f->apart, 0, 2);
     f->ahead += STEP;
-    if (f->sums_ahead.at) fetch_sums(&f->sums_ahead);
 }
 
 /* Up to 32 rows of a left operand: as they lie, or fewer of them with zeros after them, in `spare`. */
@@ -102,7 +100,6 @@ void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int
                     float *sums = waiting + i * wide + j * STEP;
                     if (k) load_sums(sums, STEP);
                     else clear_sums();
-                    beside.sums_ahead = (Coming){k ? sums + BLOCK : NULL, STEP};
                     beside.ahead = strip + (STEP + j / STEP * beside.fetched) * stride;
                     add_dots(strip, stride, tiles, here, finish_and_fetch, &beside);
                     add_dots(strip_c, stride_c, tiles + 2 * TILE * here, more, nothing, NULL);
