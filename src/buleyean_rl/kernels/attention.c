@@ -37,6 +37,11 @@ static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int
     SETTLE;
 }
 
+/* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, two neighbours of a key in a word. */
+static void score(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
+    multiply(queries, half, keys, stride, STEP, STEP, 2 * half, 0, to, STEP);
+}
+
 /* Some tokens of a head next to each other, zeros after them. `places` says which; without it they follow `first`. */
 static void gather(Heads row, int64_t head, const int64_t *places, int64_t first, int64_t count, int64_t width,
                    int64_t filled_count, void *to) {
@@ -199,6 +204,7 @@ static void weigh_backward(const float *scores, const float *gradients, float sc
 /* What queries attend to. q, k, v: queries, keys, values; y: the result; lse: of each query's scores, (heads, tokens). */
 void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, Stretches s, float scale, int threads) {
     int64_t parts = parts_of_each(s, k.heads, threads);
+    float in_powers = LOG2E * scale;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
         Task t = task_of(index, parts, q.heads, k.heads, s);
@@ -222,11 +228,11 @@ void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, St
                 for (int64_t j = 0; j < b.columns; j += STEP)
                     for (int64_t i = 0; i < b.rows; i += STEP) {
                         Softmax *softmax = softmaxes + i / STEP;
-                        multiply(queries + i * half, half, keys + j, t.apart, STEP, STEP, width, 0, scores, STEP);
-                        for (int row = 0; !j && row < STEP; row++) softmax->most[row] = LOG2E * scale * scores[row * STEP];
+                        score(queries + i * half, keys + j, t.apart, half, scores);
+                        for (int row = 0; !j && row < STEP; row++) softmax->most[row] = in_powers * scores[row * STEP];
                         fetch(&ahead, width);
                         if (b.visible - j < STEP) hide(scores, b.visible - j);
-                        weigh(softmax, scores, LOG2E * scale, weights + i * t.apart, t.apart, j);
+                        weigh(softmax, scores, in_powers, weights + i * t.apart, t.apart, j);
                     }
                 multiply((uint32_t *)weights, t.apart / 2, values, width, b.rows, width, b.columns, 0, sums, width);
                 for (int64_t row = 0; row < b.rows; row++) {
@@ -321,8 +327,8 @@ void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, He
                 for (int64_t j = 0; j < b.columns; j += STEP)
                     for (int64_t i = 0; i < b.rows; i += STEP) {
                         int64_t to = i / 2 * t.apart + j;
-                        multiply(queries + i * half, half, keys + j, t.apart, STEP, STEP, width, 0, scores, STEP);
-                        multiply(gradients + i * half, half, values + j, t.apart, STEP, STEP, width, 0, grad_weights, STEP);
+                        score(queries + i * half, keys + j, t.apart, half, scores);
+                        score(gradients + i * half, values + j, t.apart, half, grad_weights);
                         for (int which = 0; which < 3; which++) fetch(ahead + which, width);
                         if (b.visible - j < STEP) hide(scores, b.visible - j);
                         weigh_backward(scores, grad_weights, scale, less + i, mean + i, grad_scores + i * t.apart + j,

@@ -39,8 +39,10 @@ static void set_most(Share *share, const float *logits, int64_t node, int models
     Lanes most = {0};
     most += UNLIKELY;
     for (int model = 0; model < models; model++)
-        for (int row = 0; row < STEP; row++)
-            most = larger(most, scale * lanes(logits + model * BLOCK + row * STEP) - (float)model * lanes(share->offset + node));
+        for (int row = 0; row < STEP; row++) {
+            Lanes logit = scale * lanes(logits + model * BLOCK + row * STEP);
+            most = larger(most, logit - (float)model * lanes(share->offset + node));
+        }
     put(most, share->most + node);
 }
 
@@ -100,6 +102,17 @@ INLINE void lay_some(void *state) {
         uint32_t *to = l->tiles + l->next / SIDE * PART / STEP * 2 * TILE + l->next % SIDE * SIDE;
         pair(from, from + l->width, to);
         pair(from + SIDE, from + SIDE + l->width, to + TILE);
+    }
+}
+
+/* Rows of the sums that are loaded next: they come to the first cache, some at a step. */
+typedef struct { const float *at; int64_t width; } Coming;
+
+INLINE void fetch_sums(void *state) {
+    Coming *c = state;
+    for (int row = 0; row < STEP * STEP / PART + 1; row++, c->at += c->width) {
+        __builtin_prefetch(c->at);
+        __builtin_prefetch(c->at + SIDE);
     }
 }
 

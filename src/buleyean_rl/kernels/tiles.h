@@ -253,17 +253,6 @@ static inline void store_sums(float *to, int64_t stride) {
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Rows of the sums that are loaded next: they come to the first cache, two at a time. */
-typedef struct { const float *at; int64_t stride; } Coming;
-
-INLINE void fetch_sums(void *coming) {
-    Coming *c = coming;
-    for (int row = 0; row < 2; row++, c->at += c->stride) {
-        __builtin_prefetch(c->at);
-        __builtin_prefetch(c->at + SIDE);
-    }
-}
-
 INLINE void nothing(void *unused) { (void)unused; }
 
 /* Products of 32 rows of `a` with 32 columns of a panel, added to the sums. At every step the core does something beside
@@ -293,8 +282,8 @@ static inline void lay_tiles(const number *b, int64_t b_row, int64_t b_column, u
 }
 
 /* Some of a right operand as tiles, the depth first, `steps` of it from one 32 columns to the next. */
-static inline void lay_panel(const number *b, int64_t b_row, int64_t b_column, int64_t depth, int64_t columns, uint32_t *to,
-                      int64_t steps) {
+static inline void lay_panel(const number *b, int64_t b_row, int64_t b_column, int64_t depth, int64_t columns,
+                             uint32_t *to, int64_t steps) {
     int64_t inner = b_column == 1 ? columns : depth, outer = depth + columns - inner; /* read as they lie */
     for (int64_t x = 0; x < outer; x += STEP)
         for (int64_t z = 0; z < inner; z += STEP) {
