@@ -167,7 +167,8 @@ def test_in_tiles_packed_is_dense(segments: tuple[Segment, ...], threads: int) -
 
 @pytest.mark.usefixtures("short_rows")
 @pytest.mark.parametrize(("scaling", "tolerance"), [(0.3, 1e-2), (3.0, 2e-2)])  # powers beyond what a float holds
-@pytest.mark.parametrize(("width", "heads"), [(32, 2), (96, 6), (128, 10)])
+@pytest.mark.parametrize("width", [32, 96, 128])
+@pytest.mark.parametrize("heads", [2, 6, 10])
 def test_tiles_of_any_width_and_heads_in_any_groups(width: int, heads: int, scaling: float, tolerance: float) -> None:
     compare(ROWS["a trie"], dtype=torch.bfloat16, tolerance=tolerance, width=width, heads=heads, scaling=scaling)
 

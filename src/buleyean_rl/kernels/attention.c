@@ -229,20 +229,20 @@ void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, St
                     for (int64_t i = 0; i < b.rows; i += STEP) {
                         Softmax *softmax = softmaxes + i / STEP;
                         score(queries + i * half, keys + j, t.apart, half, scores);
-                        for (int row = 0; !j && row < STEP; row++) softmax->most[row] = in_powers * scores[row * STEP];
+                        if (j == 0)
+                            for (int row = 0; row < STEP; row++) softmax->most[row] = in_powers * scores[row * STEP];
                         fetch(&ahead, width);
                         if (b.visible - j < STEP) hide(scores, b.visible - j);
                         weigh(softmax, scores, in_powers, weights + i * t.apart, t.apart, j);
                     }
                 multiply((uint32_t *)weights, t.apart / 2, values, width, b.rows, width, b.columns, 0, sums, width);
-                for (int64_t row = 0; row < b.rows; row++) {
-                    const Softmax *softmax = softmaxes + row / STEP;
-                    int64_t i = row % STEP, head = b.head + row / STEP;
-                    float total = 0;
-                    for (int j = 0; j < SIDE; j++) total += softmax->totals[i][j];
-                    for (int64_t j = 0; j < width; j++) sums[row * width + j] /= total;
-                    if (i < b.queries) lse[head * q.tokens + b.token + i] = LN2 * softmax->most[i] + logf(total);
-                }
+                for (int64_t h = 0; h < b.heads; h++)
+                    for (int64_t i = 0; i < b.queries; i++) {
+                        float total = 0, *sum = sums + (h * STEP + i) * width;
+                        for (int j = 0; j < SIDE; j++) total += softmaxes[h].totals[i][j];
+                        for (int64_t j = 0; j < width; j++) sum[j] /= total;
+                        lse[(b.head + h) * q.tokens + b.token + i] = LN2 * softmaxes[h].most[i] + logf(total);
+                    }
                 put_block(sums, &b, width, y);
             }
         leave_tiles(&before);
@@ -317,13 +317,13 @@ void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, He
                 float mean[SHARING * STEP] = {0}, less[SHARING * STEP] = {0};
                 gather_block(q, &b, width, queries);
                 gather_block(g, &b, width, gradients);
-                for (int64_t row = 0; row < b.rows; row++) {
-                    int64_t head = b.head + row / STEP, token = b.token + row % STEP;
-                    if (row % STEP >= b.queries) continue;
-                    const number *result = y.at + head * y.head + token * y.token;
-                    mean[row] = dot_rows((number *)gradients + row * width, result, width);
-                    less[row] = LOG2E * lse[head * q.tokens + token];
-                }
+                for (int64_t h = 0; h < b.heads; h++)
+                    for (int64_t i = 0; i < b.queries; i++) {
+                        int64_t row = h * STEP + i, head = b.head + h, token = b.token + i;
+                        const number *result = y.at + head * y.head + token * y.token;
+                        mean[row] = dot_rows((number *)gradients + row * width, result, width);
+                        less[row] = LOG2E * lse[head * q.tokens + token];
+                    }
                 for (int64_t j = 0; j < b.columns; j += STEP)
                     for (int64_t i = 0; i < b.rows; i += STEP) {
                         int64_t to = i / 2 * t.apart + j;

@@ -110,7 +110,7 @@ typedef struct { const float *at; int64_t width; } Coming;
 
 INLINE void fetch_sums(void *state) {
     Coming *c = state;
-    for (int row = 0; row < STEP * STEP / PART + 1; row++, c->at += c->width) {
+    for (int row = 0; row < (STEP * STEP + PART - 1) / PART; row++, c->at += c->width) {
         __builtin_prefetch(c->at);
         __builtin_prefetch(c->at + SIDE);
     }
