@@ -56,11 +56,16 @@ def main() -> None:
         yield
         plain.set_attn_implementation(attention.PACKED)
 
-    def by_modules() -> AbstractContextManager[Any]:
-        return patch.object(decoder.DecoderLayer, "knows", lambda *_: False)
+    def by_layers() -> AbstractContextManager[Any]:
+        return patch.object(decoder.Decoder, "knows", lambda *_: False)
+
+    @contextmanager
+    def by_modules() -> Iterator[None]:
+        with by_layers(), patch.object(decoder.DecoderLayer, "knows", lambda *_: False):
+            yield
 
     def in_passes() -> AbstractContextManager[Any]:
-        return patch.object(decoder.DecoderLayer, "_in_one_call", lambda *_: None)
+        return patch.object(decoder._OneCall, "of", lambda *_: None)
 
     @contextmanager
     def sweeps_in_torch() -> Iterator[None]:
@@ -108,12 +113,13 @@ def main() -> None:
         "one call, and products in matrix registers": (torch_products, everything),
         "the loss in matrix registers": (lambda: without(softmax, "has_head_sums"), everything),
         "the loss in C": (loss_in_torch, everything),
-        "a decoder layer in one call": (in_passes, everything),
+        "all layers in one call, not one each": (by_layers, everything),
+        "layers in one call": (in_passes, everything),
         "one call, and attention in matrix registers": (lambda: without(attention, "attends"), everything),
         "one call, and attention in C": (lambda: without(attention, "attends", "available"), everything),
         "one call, and RMSNorm and SwiGLU in C": (sweeps_in_torch, everything),
         "these, and dropout in C": (lambda: torch_products("available"), everything),
-        "a decoder layer as one node": (by_modules, everything),
+        "layers as one node": (by_modules, everything),
         "the node, and layers with one input together": (alone, everything),
         "the node, and LoRA in the base's type": (separately, everything),
         "packed rows and own attention": (plain_attention, lambda: step(padded)),

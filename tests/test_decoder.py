@@ -1,4 +1,4 @@
-"""A decoder layer as one node beside the chain of its modules: the same values, the same gradients, less kept."""
+"""A decoder's layers as one node beside the chain of their modules: the same values, the same gradients, less kept."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from buleyean_rl import kernels
+from buleyean_rl import decoder, kernels
 from buleyean_rl.attention import PACKED, segments_in_use
 from buleyean_rl.batches import Batch, forward_hidden, pack
-from buleyean_rl.decoder import DecoderLayer
+from buleyean_rl.decoder import Decoder, DecoderLayer, _Pass
 from buleyean_rl.kernels import layer
 from buleyean_rl.lora import LoraLinear, lora_config
 from buleyean_rl.models import attach_lora, backbone, plain_model
@@ -46,6 +46,7 @@ def outcome(model: Any, row: Batch = ROW) -> list[torch.Tensor]:
 def by_modules(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> Any:
     with monkeypatch.context() as patch:
         patch.setattr(DecoderLayer, "knows", lambda *_: False)
+        patch.setattr(Decoder, "knows", lambda *_: False)
         return work()
 
 
@@ -88,7 +89,7 @@ def test_in_bf16_it_is_as_near_to_the_exact_one(dropout: float, monkeypatch: pyt
     compare_in_bf16(wide_heads, dropout, monkeypatch)
 
 
-LAYER, PASSES = {"layer", "layer_backward"}, {"adapted", "adapted_backward", "attention", "attention_backward"}
+LAYER, PASSES = {"layers", "layers_backward"}, {"adapted", "adapted_backward", "attention", "attention_backward"}
 
 
 @pytest.mark.usefixtures("tiles")
@@ -119,7 +120,7 @@ def compare_in_bf16(make: Callable[[Any], Any], dropout: float, monkeypatch: pyt
 def test_one_call_computes_what_the_passes_do_to_the_bit(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(wide_heads, dropout, torch.bfloat16)
     in_one_call = outcome(model)
-    monkeypatch.setattr(DecoderLayer, "_in_one_call", lambda *_: None)
+    monkeypatch.setattr(_Pass, "in_one_call", lambda *_: None)
     for got, expected in zip(in_one_call, outcome(model), strict=True):
         assert got.equal(expected)
 
@@ -159,6 +160,50 @@ def test_what_is_cheap_to_make_again_is_not_kept() -> None:
     assert sum(kept.values()) <= config.num_hidden_layers * a_layer + after_layers
 
 
+def layers_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many layers each node of a pass is."""
+    counts: list[int] = []
+    compute = decoder._applied
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            decoder, "_applied", lambda layers, *given: (counts.append(len(layers)), compute(layers, *given))[1]
+        )
+        outcome(model)
+    return counts
+
+
+def test_all_layers_are_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layers_at_once(adapted(), monkeypatch) == [2]
+
+
+def test_layers_that_are_watched_are_a_node_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = adapted(), []
+    expected = outcome(model)
+    backbone(model).layers[1].register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
+    for got, exact in zip(outcome(model), expected, strict=True):
+        assert got.equal(exact)
+    assert len(seen) == 1
+    assert not seen[0][0].equal(seen[0][1])
+    assert layers_at_once(model, monkeypatch) == [1, 1]
+
+
+def test_a_decoder_that_does_more_than_its_layers_keeps_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(TOKENIZER)
+    own = model.model.forward
+
+    def scaled(*args: Any, **given: Any) -> Any:
+        output = own(*args, **given)
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+    model.model.forward = scaled
+    adapted_model = attach_lora(model, lora_config(4, 8, 0.0, None))
+    plain_model(adapted_model).set_attn_implementation(PACKED)
+    assert all(fused(adapted_model))
+    assert backbone(adapted_model).forward is scaled
+    assert layers_at_once(adapted_model, monkeypatch) == [1, 1]
+
+
 def test_where_it_cannot_be_one_node_its_own_code_runs() -> None:
     model = adapted().eval()
     ids = ROW.input_ids[:, :9]
@@ -193,9 +238,10 @@ def test_layers_adapted_in_part_are_left_alone() -> None:
     assert not any(fused(model))
 
 
-def test_a_checkpointed_layer_learns_the_same() -> None:
+def test_a_checkpointed_layer_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(dropout=0.4)
     expected = outcome(model)
     plain_model(model).activation_checkpointing_enable()
+    assert layers_at_once(model, monkeypatch) == [1, 1] * 2  # again in the backward pass
     for got, exact in zip(outcome(model), expected, strict=True):
         torch.testing.assert_close(got, exact)

@@ -1,4 +1,4 @@
-"""A decoder layer as one node of the autograd graph.
+"""The layers of a decoder as one node of the autograd graph.
 
     x --norm, queries+keys+values, rotation, attention, output--> + x --norm, gate+up, SwiGLU, down--> + --> y
 
@@ -9,19 +9,20 @@ product is made again in the backward pass. Where a layer, or a call of it, is o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from buleyean_rl import kernels
 from buleyean_rl.attention import PACKED, Row, packed_attention, row_in_use
-from buleyean_rl.kernels.layer import Kept, Layer
+from buleyean_rl.kernels.layer import Kept, Layer, Layers
 from buleyean_rl.layers import epsilon_of, rms_norm, rms_norm_again, rotate, swiglu, swiglu_backward
-from buleyean_rl.lora import AdaptedLinear, LoraLinear
+from buleyean_rl.lora import AdaptedLinear, LinearGroup, LoraLinear
 
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -30,15 +31,16 @@ PROBE = 32  # tokens
 LISTENER = "buleyean_listener"
 
 
-def fuse_decoder_layers(model: nn.Module) -> None:
-    """Let a model's decoder layers be one node each, wherever that gives what they gave before.
+def fuse_decoder(backbone: Any) -> None:
+    """Let a decoder's layers be one node all together, or one each, wherever that gives what they gave before.
 
     Args:
-        model: a PEFT model whose LoRA layers are grouped; changed in place.
+        backbone: of a PEFT model whose LoRA layers are grouped; changed in place.
     """
-    for layer in model.modules():
-        if {name for name, _ in layer.named_children()} == PARTS and _is_adapted(layer):
-            _try(layer)
+    layers = [_fused(module) for module in backbone.modules() if {name for name, _ in module.named_children()} == PARTS]
+    known = [layer for layer in layers if layer is not None]
+    if known and len(known) == len(layers):
+        _try_whole(backbone, known)
 
 
 def _is_adapted(layer: Any) -> bool:
@@ -51,30 +53,56 @@ def _is_adapted(layer: Any) -> bool:
     return True
 
 
-def _try(layer: Any) -> None:
-    """Give a layer another forward pass if it computes the same as its own."""
-    own = layer.forward
+def _fused(module: Any) -> DecoderLayer | None:
+    """Give a layer another forward pass if it computes the same as its own; which one."""
+    if not _is_adapted(module):
+        return None
+    own = module.forward
     try:
-        x, cos, sin = _probe(layer)
-        with torch.no_grad(), _asked(layer.self_attn) as asked:
+        x, cos, sin = _probe(module)
+        with torch.no_grad(), _asked(module.self_attn) as asked:
             expected = own(x, position_embeddings=(cos, sin)).float()
-        node = DecoderLayer(layer, asked["scaling"], asked.get("sliding_window"))
+        layer = DecoderLayer(module, asked["scaling"], asked.get("sliding_window"))
         with torch.no_grad():
-            got = node(x, cos, sin).float()
+            got = layer(x, cos, sin).float()
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-        return  # of another form
+        return None  # of another form
 
     def forward(x: Tensor, *args: Any, position_embeddings: Any = None, **others: Any) -> Any:
         plain = position_embeddings is None or args or any(others.get(name) is not None for name in UNKNOWN)
-        if plain or not node.knows(x):
+        if plain or not layer.knows(x):
             return own(x, *args, position_embeddings=position_embeddings, **others)
-        if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():  # which is in `own` otherwise
-            return layer._gradient_checkpointing_func(node, x, *position_embeddings)
-        return node(x, *position_embeddings)
+        if layer.is_checkpointed:  # which is in `own` otherwise
+            return module._gradient_checkpointing_func(layer, x, *position_embeddings)
+        return layer(x, *position_embeddings)
 
     rounding = torch.finfo(x.dtype).eps * expected.norm()
-    if (got - expected).norm() <= 0.02 * (expected - x).norm() + rounding:
-        layer.forward = forward
+    if (got - expected).norm() > 0.02 * (expected - x).norm() + rounding:
+        return None
+    module.forward = forward
+    return layer
+
+
+@torch.no_grad()
+def _try_whole(backbone: Any, layers: Sequence[DecoderLayer]) -> None:
+    """Give a decoder another forward pass, all layers at once, if it computes the same as its own, layer by layer."""
+    try:
+        own, whole = backbone.forward, Decoder(backbone, layers)
+    except AttributeError:
+        return  # of another form
+
+    def forward(*args: Any, **given: Any) -> Any:
+        asked = {name for name, value in given.items() if value is not None and value is not False}
+        plain = args or asked != {"input_ids", "position_ids"} or given.get("use_cache") is not False
+        if plain or not whole.knows(given["input_ids"]):
+            return own(*args, **given)
+        return BaseModelOutputWithPast(last_hidden_state=whole(given["input_ids"], given["position_ids"]))
+
+    ids = torch.arange(PROBE, device=whole.embedding.weight.device).unsqueeze(0) % whole.embedding.num_embeddings
+    with _attending(backbone.config, PACKED):
+        expected, got = (each(input_ids=ids, position_ids=2 * ids, use_cache=False)[0] for each in (own, forward))
+    if got.equal(expected):
+        backbone.forward = forward
 
 
 def _probe(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,27 +122,34 @@ def _asked(attention: Any) -> Iterator[dict[str, Any]]:
         asked.update(settings)
         return packed_attention(*args, **settings)
 
-    before, attention.config._attn_implementation = attention.config._attn_implementation, LISTENER
     AttentionInterface.register(LISTENER, listen)
-    try:
+    with _attending(attention.config, LISTENER):
         yield asked
+
+
+@contextmanager
+def _attending(config: Any, name: str) -> Iterator[None]:
+    """Within, a model's attention is another."""
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
     finally:
-        attention.config._attn_implementation = before
+        config._attn_implementation = before
 
 
 class DecoderLayer:
     """The weights of a layer of Llama's form, and how it computes with them.
 
     Args:
-        layer: of transformers, its linear layers LoRA layers in groups.
+        module: of transformers, its linear layers LoRA layers in groups.
         scale: factor on the scores of its attention.
         sliding_window: see `attention.packed_attention`.
     """
 
-    def __init__(self, layer: Any, scale: float, sliding_window: int | None) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.attention, self.scale, self.sliding_window = attention, scale, sliding_window
-        self.norms = layer.input_layernorm, layer.post_attention_layernorm
+    def __init__(self, module: Any, scale: float, sliding_window: int | None) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.module, self.scale, self.sliding_window = module, scale, sliding_window
+        self.norms = module.input_layernorm, module.post_attention_layernorm
         self.epsilons = [epsilon_of(norm) for norm in self.norms]
         self.groups = [
             linear.its_group() for linear in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)
@@ -133,33 +168,62 @@ class DecoderLayer:
 
     def knows(self, x: Tensor) -> bool:
         """Whether it can be computed this way just now: it is one packed row, and all adapters are on, or all off."""
-        if len(x) > 1 or self.attention.config._attn_implementation != PACKED:
-            return False
-        state, *others = [group.state() for group in self.groups]
-        return state is not None and all(other == state for other in others)
+        return _is_packed(x, self.module.self_attn.config) and _are_alike(self.groups)
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether what it makes is to be made again in the backward pass."""
+        return self.module.gradient_checkpointing and self.module.training and torch.is_grad_enabled()
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply the layer. Shapes: (1, tokens, width), (1, tokens, head width) twice; as the first."""
-        linears, cos, sin = [group.as_it_is(x) for group in self.groups], cos.contiguous(), sin.contiguous()
-        row = row_in_use(x.shape[1], self.scale, self.sliding_window)
-        found = self._in_one_call(x, linears, row, cos, sin) or _Pass(self, linears, row, cos, sin)
-        if torch.is_grad_enabled() and linears[0].adapter is not None:
-            parameters = [parameter for linear in linears for parameter in linear.parameters]
-            y: Tensor = _Node.apply(x, found, *parameters)
-            return y
-        return found(x[0].contiguous())[0].unsqueeze(0)
+        return _applied([self], x, cos, sin)
 
-    def _in_one_call(
-        self, x: Tensor, linears: list[AdaptedLinear], row: Row, cos: Tensor, sin: Tensor
-    ) -> _OneCall | None:
-        """A pass that is one call in C, where all its parts are there."""
-        stretches = row.in_tiles(x, x.shape[1], self.head_width)
-        tiled = [linear.tiled for linear in linears if linear.tiled is not None and linear.bias is None]
-        norms = [norm.weight for norm in self.norms]
-        if stretches is None or len(tiled) < len(linears) or not kernels.available(x, cos, sin, *norms):
-            return None
-        layer = Layer(tiled, norms, self.epsilons, (self.heads, self.key_heads), self.scale, cos[0], sin[0], stretches)
-        return _OneCall(layer, linears)
+
+class Decoder:
+    """All layers of a decoder, what gives the first its input, and the norm after the last.
+
+    Args:
+        backbone: of transformers.
+        layers: its own.
+    """
+
+    def __init__(self, backbone: Any, layers: Sequence[DecoderLayer]) -> None:
+        self.embedding, self.rotation, self.norm = backbone.embed_tokens, backbone.rotary_emb, backbone.norm
+        self.config, self.layers = backbone.config, layers
+        self.groups = [group for layer in layers for group in layer.groups]
+
+    def knows(self, ids: Tensor) -> bool:
+        """As `DecoderLayer.knows`; and nothing is to happen between its layers."""
+        apart = any(layer.is_checkpointed or layer.module._forward_hooks for layer in self.layers)
+        return not apart and _is_packed(ids, self.config) and _are_alike(self.groups)
+
+    def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The last hidden states. Shapes: (1, tokens) twice, to (1, tokens, width)."""
+        x: Tensor = self.embedding(ids)
+        normed: Tensor = self.norm(_applied(self.layers, x, *self.rotation(x, position_ids=positions)))
+        return normed
+
+
+def _is_packed(row: Tensor, config: Any) -> bool:
+    return len(row) == 1 and config._attn_implementation == PACKED
+
+
+def _are_alike(groups: Sequence[LinearGroup]) -> bool:
+    """Whether all adapters are on, or all off."""
+    states = {group.state() for group in groups}
+    return len(states) == 1 and None not in states
+
+
+def _applied(layers: Sequence[DecoderLayer], x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Layers one after the other. Shapes: (1, tokens, width), (1, tokens, head width) twice; as the first."""
+    passes = [_Pass.of(layer, x, cos.contiguous(), sin.contiguous()) for layer in layers]
+    found = _OneCall.of(passes, x) or _Passes(passes)
+    linears = [linear for each in passes for linear in each.linears]
+    if torch.is_grad_enabled() and linears[0].adapter is not None:
+        y: Tensor = _Node.apply(x, found, *(parameter for linear in linears for parameter in linear.parameters))
+        return y
+    return found(x[0].contiguous(), keep=False)[0].unsqueeze(0)
 
 
 class _Pass(NamedTuple):
@@ -170,6 +234,12 @@ class _Pass(NamedTuple):
     row: Row
     cos: Tensor
     sin: Tensor
+
+    @classmethod
+    def of(cls, layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor) -> _Pass:
+        """As adapters and segments are just now."""
+        row = row_in_use(x.shape[1], layer.scale, layer.sliding_window)
+        return cls(layer, [group.as_it_is(x) for group in layer.groups], row, cos, sin)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Kept]:
         """The layer's result, and what `back` needs."""
@@ -182,10 +252,10 @@ class _Pass(NamedTuple):
         gates, low_gate_up = gate_up(rms_norm(middle, *self._norm(1)))
         y, low_down = down(swiglu(gates), added=middle)
         lows = low_qkv, low_output, low_gate_up, low_down
-        return y, Kept(projected, attended, middle, gates, lse, lows)
+        return y, Kept(x, projected, attended, middle, gates, lse, lows)
 
-    def back(self, gradient: Tensor, x: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradients in x, if it is wanted, and in the parameters, from that in the result."""
+    def back(self, gradient: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradients in its input, if it is wanted, and in the parameters, from that in the result."""
         layer, (qkv, output, gate_up, down) = self.layer, self.linears
         low_qkv, low_output, low_gate_up, low_down = kept.lows
         grad, of_down = down.back(gradient, swiglu(kept.gate_up), low_down)
@@ -199,10 +269,18 @@ class _Pass(NamedTuple):
         inputs, of_inputs = layer.heads_of(kept.projected), layer.heads_of(of_projected)
         self.row.back(of_attended, inputs, attended, kept.lse, of_inputs)
         self._rotate(of_projected, backward=True)
-        normed, norm_back = rms_norm_again(x, *self._norm(0))
+        normed, norm_back = rms_norm_again(kept.x, *self._norm(0))
         of_normed, of_qkv = qkv.back(of_projected, normed, low_qkv, of_x)
         of_parameters = [*of_qkv, *of_output, *of_gate_up, *of_down]
         return None if of_normed is None else norm_back(of_normed, of_middle), of_parameters
+
+    def in_one_call(self) -> Layer | None:
+        """The layer for `kernels.layer`, where all its parts are there."""
+        layer, norms = self.layer, [norm.weight for norm in self.layer.norms]
+        tiled = [linear.tiled for linear in self.linears if linear.tiled is not None and linear.bias is None]
+        if len(tiled) < len(self.linears) or not kernels.available(self.cos, self.sin, *norms):
+            return None
+        return Layer(tiled, norms, layer.epsilons, (layer.heads, layer.key_heads), layer.scale)
 
     def _norm(self, which: int) -> tuple[Tensor, float]:
         """The weight of a norm, and what is added to its mean square."""
@@ -215,36 +293,73 @@ class _Pass(NamedTuple):
         rotate(heads, self.cos, self.sin, heads, backward)
 
 
+class _Passes(NamedTuple):
+    """Layers one after the other."""
+
+    passes: list[_Pass]
+
+    def __call__(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:
+        """The last one's result, and what `back` needs of each, if it is to be kept. Shape: (tokens, width)."""
+        kept = []
+        for each in self.passes:
+            x, own = each(x)
+            kept += [own] * keep
+        return x, kept
+
+    def back(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """The gradients in the first one's input, if it is wanted, and in all parameters, from that in the result."""
+        grad_x: Tensor | None = gradient
+        of_parameters: list[Tensor] = []
+        for i in reversed(range(len(self.passes))):
+            assert grad_x is not None
+            grad_x, found = self.passes[i].back(grad_x, kept[i], of_x or i > 0)
+            of_parameters = found + of_parameters
+        return grad_x, of_parameters
+
+
 class _OneCall(NamedTuple):
     """The same in one call; `linears` are what its gradients are for."""
 
-    layer: Layer
+    layers: Layers
     linears: list[AdaptedLinear]
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Kept]:
-        """See `_Pass`."""
-        return self.layer.forward(x)
+    @classmethod
+    def of(cls, passes: Sequence[_Pass], x: Tensor) -> _OneCall | None:
+        """These passes, where all their parts are there."""
+        first, *others = passes
+        stretches = first.row.in_tiles(x, x.shape[1], first.layer.head_width)
+        layers = [layer for each in passes if (layer := each.in_one_call()) is not None]
+        alike = len({layer.sizes for layer in layers}) == 1 and all(each.row == first.row for each in others)
+        if stretches is None or len(layers) < len(passes) or not alike:
+            return None
+        found = Layers(layers, first.cos[0], first.sin[0], stretches)
+        return cls(found, [linear for each in passes for linear in each.linears])
 
-    def back(self, gradient: Tensor, x: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """See `_Pass.back`."""
-        grad_x, grads = self.layer.backward(gradient, x, kept, of_x)
+    def __call__(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:
+        """See `_Passes`."""
+        return self.layers.forward(x, keep)
+
+    def back(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+        """See `_Passes.back`."""
+        grad_x, grads = self.layers.backward(gradient, kept, of_x)
         parts = zip(self.linears, grads, strict=True)
         return grad_x, [part for linear, grad in parts for part in linear.of_parameters(grad)]
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, found: _Pass | _OneCall, *_: Tensor) -> Tensor:
-        """Shape: (1, tokens, width), to the same. The parameters are those of the pass."""
-        x = x[0].contiguous()
-        y, kept = found(x)
-        ctx.save_for_backward(x, *kept[:-1], *kept.lows)
-        ctx.found = found
+    def forward(ctx: Any, x: Tensor, found: _Passes | _OneCall, *_: Tensor) -> Tensor:
+        """Shape: (1, tokens, width), to the same. The parameters are those of the passes."""
+        y, kept = found(x[0].contiguous(), keep=True)
+        ctx.save_for_backward(*(tensor for of_layer in kept for tensor in (*of_layer[:-1], *of_layer.lows)))
+        ctx.found, ctx.layers = found, len(kept)
         return y.unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, projected, attended, middle, gate_up, lse, *lows = ctx.saved_tensors
-        kept = Kept(projected, attended, middle, gate_up, lse, tuple(lows))
-        grad_x, of_parameters = ctx.found.back(gradient[0].contiguous(), x, kept, ctx.needs_input_grad[0])
+        saved, fields = ctx.saved_tensors, len(Kept._fields) - 1
+        size = len(saved) // ctx.layers
+        each = (saved[start : start + size] for start in range(0, len(saved), size))
+        kept = [Kept._make((*tensors[:fields], tuple(tensors[fields:]))) for tensors in each]
+        grad_x, of_parameters = ctx.found.back(gradient[0].contiguous(), kept, ctx.needs_input_grad[0])
         return None if grad_x is None else grad_x.unsqueeze(0), None, *of_parameters

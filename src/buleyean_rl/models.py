@@ -32,7 +32,7 @@ from torch import nn
 from buleyean_rl import pre_tokenizers
 from buleyean_rl.cache import cache_folder
 from buleyean_rl.cards import ALIASES
-from buleyean_rl.decoder import fuse_decoder_layers
+from buleyean_rl.decoder import fuse_decoder
 from buleyean_rl.errors import ModelError
 from buleyean_rl.head import OutputHead
 from buleyean_rl.layers import fuse_layers
@@ -400,7 +400,7 @@ def attach_lora(model: Any, config: Any) -> Any:
         except ValueError as error:
             raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
     group_layers(adapted)
-    fuse_decoder_layers(adapted)
+    fuse_decoder(backbone(adapted))
     return_free_memory()
     return adapted
 

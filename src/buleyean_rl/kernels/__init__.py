@@ -146,8 +146,8 @@ OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
     "row_products": [*[c_void_p, c_int64] * 2, *[c_int64] * 3, c_void_p, c_int],
     "attention": [*[Heads] * 4, c_void_p, *ATTENDING, c_int],
     "attention_backward": [*[Heads] * 4, c_void_p, Heads, *ATTENDING, *[Heads] * 3, c_int],
-    "layer": [c_void_p] * 5 + [c_int],
-    "layer_backward": [c_void_p] * 7 + [c_int],
+    "layers": [c_void_p, c_int64, *[c_void_p] * 3, c_int],
+    "layers_backward": [c_void_p, c_int64, *[c_void_p] * 4, c_int, c_void_p, c_int],
 }
 
 

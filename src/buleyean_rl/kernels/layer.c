@@ -1,4 +1,4 @@
-/* A decoder layer of Llama's form and its gradients, in bf16: one call instead of one for each of its passes.
+/* Decoder layers of Llama's form and their gradients, in bf16: one call instead of one for each of their passes.
  *
  *     middle = x + output(attention(rotation(qkv(norm(x)))))
  *     y = middle + down(swiglu(gate_up(norm(middle))))
@@ -17,11 +17,11 @@ typedef struct {
 /* A row of tokens and what its queries see. cosine, sine: (tokens, head width) */
 typedef struct { const number *cosine, *sine; int64_t tokens; Stretches stretches; } Row;
 
-/* What of a forward pass a backward pass needs, all of it of (tokens, some width) but `lse`, (heads, tokens): queries, keys
- * and values, turned; what attention gave; the sum in the middle; gates and what they let through; what the A's of the
- * four linear layers did; the log-sum-exps of scores. */
+/* What of a layer's forward pass its backward pass needs, all of it of (tokens, some width) but `lse`, (heads, tokens): its
+ * input; queries, keys and values, turned; what attention gave; the sum in the middle; gates and what they let through;
+ * what the A's of the four linear layers did; the log-sum-exps of scores. */
 typedef struct {
-    number *projected, *attended, *middle, *gate_up, *lows[4];
+    number *x, *projected, *attended, *middle, *gate_up, *lows[4];
     float *lse;
 } Kept;
 
@@ -46,8 +46,9 @@ static void turn(const Layer *l, const Row *row, number *projected, int backward
            x.token, threads);
 }
 
-/* x, y: (tokens, width). */
-void layer(const Layer *l, const Row *row, const number *x, const Kept *kept, number *y, int threads) {
+/* y: (tokens, width). */
+static void layer(const Layer *l, const Row *row, const Kept *kept, number *y, int threads) {
+    const number *x = kept->x;
     int64_t tokens = row->tokens, width = l->qkv.depth;
     number *normed = room(tokens * width), *hidden = room(tokens * l->down.depth);
     rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
@@ -65,9 +66,11 @@ void layer(const Layer *l, const Row *row, const number *x, const Kept *kept, nu
 }
 
 /* The gradients from that in y: in x, unless grad_x is NULL, and in the parameters of each linear layer. The input of
- * such a layer, which its parameters' need, is made again while the gradient in it is taken further back. */
-void layer_backward(const Layer *l, const Row *row, const number *x, const Kept *kept, const number *gradient,
-                    number *grad_x, float *const *grads, int threads) {
+ * such a layer, which its parameters' need, is made again while the gradient in it is taken further back. `gradient` is
+ * not needed any more when grad_x is written. */
+static void layer_backward(const Layer *l, const Row *row, const Kept *kept, const number *gradient, number *grad_x,
+                           float *const *grads, int threads) {
+    const number *x = kept->x;
     int64_t tokens = row->tokens, width = l->qkv.depth, hidden_width = l->down.depth;
     const Linear *qkv = &l->qkv, *output = &l->output, *gate_up = &l->gate_up, *down = &l->down;
     number *normed = room(tokens * width), *grad_normed = room(tokens * width), *grad_middle = room(tokens * width);
@@ -107,4 +110,18 @@ void layer_backward(const Layer *l, const Row *row, const number *x, const Kept 
     free(normed);
     free(grad_normed);
     free(grad_middle);
+}
+
+/* Layers one after the other. y: (tokens, width), the last one's. They may share what they keep, but their inputs only with
+ * the next but one. */
+void layers(const Layer *l, int64_t count, const Row *row, const Kept *kept, number *y, int threads) {
+    for (int64_t i = 0; i < count; i++) layer(l + i, row, kept + i, i + 1 < count ? kept[i + 1].x : y, threads);
+}
+
+/* The gradients from that in the last one's result: in the first one's input, if it is wanted, and in the parameters of
+ * each linear layer of all layers. grad_x: (tokens, width), written in any case. */
+void layers_backward(const Layer *l, int64_t count, const Row *row, const Kept *kept, const number *gradient,
+                     number *grad_x, int of_x, float *const *grads, int threads) {
+    for (int64_t i = count - 1; i >= 0; i--, gradient = grad_x)
+        layer_backward(l + i, row, kept + i, gradient, i || of_x ? grad_x : NULL, grads + 4 * i, threads);
 }
