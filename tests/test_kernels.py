@@ -46,6 +46,7 @@ def product(
     c: torch.Tensor | None = None,
     d: torch.Tensor | None = None,
     added: torch.Tensor | None = None,
+    spare: int = 0,
 ) -> torch.Tensor:
     """a b + c d + added, in bf16; sums are in fp32.
 
@@ -55,20 +56,25 @@ def product(
         c: Shape: (rows, inner depth).
         d: as `b`. Shape: (inner depth, columns).
         added: contiguous. Shape: (rows, columns).
+        spare: how far a row of the result is from the end of the one before.
 
     Returns:
         Shape: (rows, columns).
     """
     a, rows, columns = a.contiguous(), len(a), b.shape[1]
-    y = a.new_empty(rows, columns)
-    inner: tuple[torch.Tensor | int | None, ...] = (None, 0, None, 0, 0, 0)
+    y = torch.full((rows, columns + spare), 7, dtype=a.dtype)
+    inner: tuple[kernels.Matrix | int, ...] = (kernels.Matrix(), kernels.Matrix(), 0)
     if c is not None and d is not None:
         c = c.contiguous()
-        inner = (c, c.stride(0), d, *d.stride(), len(d))
-    kernels._call(
-        "product", a, a.stride(0), b, *b.stride(), len(b), *inner, added, y, rows, columns, torch.get_num_threads()
-    )
-    return y
+        inner = (matrix(c), matrix(d), len(d))
+    given = (matrix(a), matrix(b), len(b), *inner, added, y, y.stride(0), rows, columns)
+    kernels._call_in(a.dtype, "product", *given, torch.get_num_threads())
+    assert (y[:, columns:] == 7).all()
+    return y[:, :columns]
+
+
+def matrix(x: torch.Tensor) -> kernels.Matrix:
+    return kernels.Matrix(x.data_ptr(), *x.stride())
 
 
 def row_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -210,6 +216,7 @@ def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4 * depth**0.5)
     some = product(a[rows // 2 :], b, *(x[rows // 2 :] if x is more[0] else x for x in more))
     assert some.equal(got[rows // 2 :])  # a row does not notice the others
+    assert product(a, b, *more, spare=5).equal(got)
     added = 8 * operand(rows, columns)
     got = product(a, b, *more, added=added)
     torch.testing.assert_close(got.double(), expected + added.double(), rtol=2**-8, atol=1e-4 * depth**0.5)

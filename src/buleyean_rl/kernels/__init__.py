@@ -57,8 +57,8 @@ SIGNATURES = {
     "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
     "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_int],
     "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
-    "swiglu": [c_void_p, c_int64, c_int64, c_void_p, c_int],
-    "swiglu_backward": [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int],
+    "swiglu": [c_void_p, *[c_int64] * 3, c_void_p, c_int],
+    "swiglu_backward": [c_void_p, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, c_int],
     "rotate": [
         *[c_void_p, c_int64, c_int64, c_void_p, c_void_p],
         *[c_int64, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int],
@@ -66,8 +66,13 @@ SIGNATURES = {
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
 }
-MATRIX = [c_void_p, c_int64, c_int64]  # with the strides of rows and columns
 PARTS = 3  # that a linear layer is of at most
+
+
+class Matrix(ctypes.Structure):
+    """Of `passes.h`."""
+
+    _fields_ = (("at", c_void_p), ("row", c_int64), ("column", c_int64))
 
 
 class Linear(ctypes.Structure):
@@ -75,7 +80,7 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("weight", "a", "b")),
-        *((name, c_int64) for name in ("depth", "columns", "rank")),
+        *((name, c_int64) for name in ("depth", "columns", "apart", "rank")),
         ("p", c_float),
         ("seed", c_uint32),
         ("parts", c_int64),
@@ -136,7 +141,7 @@ class _Stretches(ctypes.Structure):
 ATTENDING = [c_int64, _Stretches, c_float]
 OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
     "has_tiles": [],
-    "product": [*[c_void_p, c_int64, *MATRIX, c_int64] * 2, c_void_p, c_void_p, c_int64, c_int64, c_int],
+    "product": [*[Matrix, Matrix, c_int64] * 2, c_void_p, c_void_p, *[c_int64] * 3, c_int],
     "adapted": [ctypes.POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     "adapted_backward": [ctypes.POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
     "head_sums": [
@@ -262,14 +267,15 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up. Shape: (..., 2 * width), a gate and then what it lets through, contiguous; to (..., width)."""
     width = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
-    _call("swiglu", gate_up, y.numel() // width, width, y, torch.get_num_threads())
+    _call("swiglu", gate_up, 2 * width, y.numel() // width, width, y, torch.get_num_threads())
     return y
 
 
 def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
     width, grad = gradient.shape[-1], torch.empty_like(gate_up)
-    _call("swiglu_backward", gradient, gate_up, gradient.numel() // width, width, grad, None, torch.get_num_threads())
+    sizes = (2 * width, gradient.numel() // width, width)
+    _call("swiglu_backward", gradient, gate_up, *sizes, grad, None, torch.get_num_threads())
     return grad
 
 
@@ -321,10 +327,10 @@ def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     """
     columns, depth = weight.shape
     if adapter is None:
-        return Linear(weight.data_ptr(), depth=depth, columns=columns)
+        return Linear(weight.data_ptr(), depth=depth, columns=columns, apart=columns)
     a, b, *parts = adapter
     places = (x.data_ptr() for x in (weight, a, b))
-    return Linear(*places, depth, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
+    return Linear(*places, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
 
 
 def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

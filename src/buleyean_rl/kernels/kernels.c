@@ -122,6 +122,14 @@ void softmax_backward(number *gradient, const number *weights, int64_t rows, int
     }
 }
 
+#define PIECE 64 /* of a long row: so many numbers are worked on while as many of the next row are fetched */
+#define LATER 2  /* rows, of short ones: while one is worked on the next but one is fetched */
+
+/* Numbers that are wanted soon: by itself a processor does not look beyond the end of a page. There may be none. */
+static inline void fetch(const number *from, int64_t numbers) {
+    for (int64_t j = 0; j < numbers; j += 64 / sizeof *from) __builtin_prefetch(from + j);
+}
+
 static inline float inverse_rms(const number *restrict x, int64_t width, float epsilon) {
     float square = 0;
     for (int64_t j = 0; j < width; j++) square += widen(x[j]) * widen(x[j]);
@@ -139,6 +147,7 @@ void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
         const number *in = x + i * width;
+        fetch(in + LATER * width, width);
         normalise(in, weight, width, inverse_rms(in, width, epsilon), y + i * width);
     }
 }
@@ -151,6 +160,9 @@ void rms_norm_backward(const number *gradient, const number *x, const number *we
         const number *restrict in = x + i * width;
         const number *restrict g = gradient + i * width;
         number *restrict out = grad_x + i * width;
+        fetch(in + LATER * width, width);
+        fetch(g + LATER * width, width);
+        if (added) fetch(added + (i + LATER) * width, width);
         float scale = inverse_rms(in, width, epsilon), along = 0;
         for (int64_t j = 0; j < width; j++) along += widen(g[j]) * widen(weight[j]) * widen(in[j]);
         along *= scale * scale / width;
@@ -169,35 +181,46 @@ static inline number let_through(float gate, float share, number up) {
     return narrow(widen(narrow(gate * share)) * widen(up));
 }
 
-/* y = silu(gate) * up. gate_up: (rows, 2 * width); y: (rows, width). */
-void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int threads) {
+/* y = silu(gate) * up. gate_up: (rows, 2 * width), its rows `apart`; y: (rows, width). */
+void swiglu(const number *gate_up, int64_t apart, int64_t rows, int64_t width, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const number *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
+        const number *restrict gate = gate_up + i * apart, *restrict up = gate + width;
         number *restrict out = y + i * width;
+        for (int64_t piece = 0; piece < width; piece += PIECE) {
+            int64_t end = piece + PIECE < width ? piece + PIECE : width;
+            fetch(gate + apart + piece, PIECE);
+            fetch(up + apart + piece, PIECE);
 #pragma omp simd
-        for (int64_t j = 0; j < width; j++) {
-            float g = widen(gate[j]);
-            out[j] = let_through(g, logistic(g), up[j]);
+            for (int64_t j = piece; j < end; j++) {
+                float g = widen(gate[j]);
+                out[j] = let_through(g, logistic(g), up[j]);
+            }
         }
     }
 }
 
-/* The gradient in gate_up from that in y; and y again, unless it is NULL. */
-void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows, int64_t width, number *grad_gate_up,
-                     number *y, int threads) {
+/* The gradient in gate_up, like it, from that in y; and y again, unless it is NULL. */
+void swiglu_backward(const number *gradient, const number *gate_up, int64_t apart, int64_t rows, int64_t width,
+                     number *grad_gate_up, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const number *restrict gate = gate_up + 2 * i * width, *restrict up = gate + width;
+        const number *restrict gate = gate_up + i * apart, *restrict up = gate + width;
         const number *restrict grad = gradient + i * width;
-        number *restrict grad_gate = grad_gate_up + 2 * i * width, *restrict grad_up = grad_gate + width;
+        number *restrict grad_gate = grad_gate_up + i * apart, *restrict grad_up = grad_gate + width;
         number *restrict out = y ? y + i * width : NULL;
+        for (int64_t piece = 0; piece < width; piece += PIECE) {
+            int64_t end = piece + PIECE < width ? piece + PIECE : width;
+            fetch(gate + apart + piece, PIECE);
+            fetch(up + apart + piece, PIECE);
+            fetch(grad + width + piece, PIECE);
 #pragma omp simd
-        for (int64_t j = 0; j < width; j++) {
-            float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
-            grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
-            grad_up[j] = narrow(d * g * s);
-            if (out) out[j] = let_through(g, s, up[j]);
+            for (int64_t j = piece; j < end; j++) {
+                float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
+                grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
+                grad_up[j] = narrow(d * g * s);
+                if (out) out[j] = let_through(g, s, up[j]);
+            }
         }
     }
 }
@@ -214,7 +237,10 @@ void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosi
         const number *restrict first = sine + t * width + (backward ? half : 0);
         const number *restrict second = sine + t * width + (backward ? 0 : half);
         float sign = backward ? -1.0f : 1.0f;
+        fetch(cos1 + LATER * width, width);
+        fetch(sine + (t + LATER) * width, width);
         for (int64_t h = 0; h < heads; h++) {
+            fetch(x + h * x_head + (t + LATER) * x_token, width);
             const number *in1 = x + h * x_head + t * x_token, *in2 = in1 + half;
             number *out1 = y + h * y_head + t * y_token, *out2 = out1 + half;
 #pragma omp simd

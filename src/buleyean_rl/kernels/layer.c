@@ -59,7 +59,7 @@ static void layer(const Layer *l, const Row *row, const Kept *kept, number *y, i
     adapted(&l->output, kept->attended, x, tokens, kept->lows[1], kept->middle, threads);
     rms_norm(kept->middle, l->norms[1], tokens, width, l->epsilons[1], normed, threads);
     adapted(&l->gate_up, normed, NULL, tokens, kept->lows[2], kept->gate_up, threads);
-    swiglu(kept->gate_up, tokens, l->down.depth, hidden, threads);
+    swiglu(kept->gate_up, l->gate_up.apart, tokens, l->down.depth, hidden, threads);
     adapted(&l->down, hidden, kept->middle, tokens, kept->lows[3], y, threads);
     free(normed);
     free(hidden);
@@ -78,9 +78,9 @@ static void layer_backward(const Layer *l, const Row *row, const Kept *kept, con
                            room(tokens * down->rank)};
 
     number *hidden = room(tokens * hidden_width), *grad_hidden = room(tokens * hidden_width);
-    number *grad_gates = room(2 * tokens * hidden_width);
+    number *grad_gates = room(tokens * gate_up->apart);
     adapted_gradient(down, gradient, tokens, grad_lows[3], grad_hidden, threads);
-    swiglu_backward(grad_hidden, kept->gate_up, tokens, hidden_width, grad_gates, hidden, threads);
+    swiglu_backward(grad_hidden, kept->gate_up, gate_up->apart, tokens, hidden_width, grad_gates, hidden, threads);
     adapter_gradients(down, gradient, hidden, kept->lows[3], grad_lows[3], tokens, grads[3], threads);
     free(hidden);
     free(grad_hidden);

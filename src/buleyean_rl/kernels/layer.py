@@ -14,6 +14,7 @@ from torch import Tensor
 from buleyean_rl.kernels import Linear, Stretches, _call_in, _Stretches
 
 LINEARS = ("qkv", "output", "gate_up", "down")
+SPARE = 32  # numbers after a row of gates: rows some power of two apart would drive each other from a cache
 
 
 class Kept(NamedTuple):
@@ -24,7 +25,8 @@ class Kept(NamedTuple):
         projected: queries, keys and values, turned. Shape: (tokens, width of all heads).
         attended: what attention gave. Shape: (tokens, width of all queries' heads).
         middle: the input and what was added to it. Shape: (tokens, width).
-        gate_up: gates and then what they let through. Shape: (tokens, 2 * hidden width).
+        gate_up: gates and then what they let through; in one call, and something `SPARE`.
+            Shape: (tokens, 2 * hidden width).
         lse: log-sum-exps of the scores, in fp32, where attention gives them. Shape: (heads, tokens).
         lows: what the A's of the four linear layers made of their inputs. Shapes: (tokens, rank).
     """
@@ -86,7 +88,9 @@ class Layer(NamedTuple):
     def in_c(self, head_width: int) -> _Layer:
         """As `layer.c` takes it; this has to outlive it."""
         norms = tuple(norm.data_ptr() for norm in self.norms)
-        return _Layer(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
+        layer = _Layer(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
+        layer.gate_up.apart += SPARE
+        return layer
 
 
 class Layers:
@@ -140,7 +144,7 @@ class Layers:
         layer, tokens = self._layers[0], len(x)
         qkv, output, gate_up, _ = layer.linears
         projected, attended, gates = (
-            x.new_empty(tokens, width) for width in (qkv.columns, output.depth, gate_up.columns)
+            x.new_empty(tokens, width) for width in (qkv.columns, output.depth, gate_up.columns + SPARE)
         )
         lse = x.new_empty(layer.heads[0], tokens, dtype=torch.float32)
         lows = tuple(x.new_empty(tokens, linear.rank) for linear in layer.linears)

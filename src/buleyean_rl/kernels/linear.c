@@ -1,30 +1,27 @@
 /* A linear layer with its adapter and its gradients, in bf16: one call instead of one for each product.
  *
- * Tensors' rows lie one after the other.
+ * Tensors' rows lie one after the other, but for those of y and of the gradient in it.
  */
 #include "passes.h"
 
 #include <string.h>
 
-/* A left operand with a right one's transpose, a b^T + c d^T + added. */
-static void by_rows(const number *a, const number *b, int64_t depth, const number *c, const number *d, int64_t inner,
-                    const number *added, int64_t rows, int64_t columns, number *y, int threads) {
-    product(a, depth, b, 1, depth, depth, c, inner, d, 1, inner, inner, added, y, rows, columns, threads);
-}
+#define NONE (Matrix){NULL, 0, 0}
 
-/* A left operand with a right one, a b + c d. */
-static void by_columns(const number *a, const number *b, int64_t depth, const number *c, const number *d, int64_t inner,
-                       int64_t rows, int64_t columns, number *y, int threads) {
-    product(a, depth, b, columns, 1, depth, c, inner, d, columns, 1, inner, NULL, y, rows, columns, threads);
-}
+/* A matrix whose rows lie one after the other, and its transpose. */
+static Matrix of(const number *at, int64_t columns) { return (Matrix){at, columns, 1}; }
+static Matrix transpose_of(const number *at, int64_t columns) { return (Matrix){at, 1, columns}; }
 
 /* y = l(x) + added, which may be NULL. x: (rows, depth); low: (rows, rank); y, added: (rows, columns). */
 void adapted(const Linear *l, const number *x, const number *added, int64_t rows, number *low, number *y, int threads) {
     number *dropped = l->a && l->p ? room(rows * l->depth) : NULL;
-    int64_t rank = l->a ? l->rank : 0;
-    if (dropped) dropout(x, rows * l->depth, l->p, l->seed, 0, dropped, threads);
-    if (rank) by_rows(dropped ? dropped : x, l->a, l->depth, NULL, NULL, 0, NULL, rows, rank, low, threads);
-    by_rows(x, l->w, l->depth, low, l->b, rank, added, rows, l->columns, y, threads);
+    int64_t depth = l->depth, rank = l->a ? l->rank : 0;
+    if (dropped) dropout(x, rows * depth, l->p, l->seed, 0, dropped, threads);
+    if (rank)
+        product(of(dropped ? dropped : x, depth), transpose_of(l->a, depth), depth, NONE, NONE, 0, NULL, low, rank, rows,
+                rank, threads);
+    product(of(x, depth), transpose_of(l->w, depth), depth, of(low, rank), transpose_of(l->b, rank), rank, added, y,
+            l->apart, rows, l->columns, threads);
     free(dropped);
 }
 
@@ -44,15 +41,16 @@ static void put_gradients(const Linear *l, const float *grad_a, const float *gra
 /* The gradients in low and, unless grad_x is NULL, in x from `grad`, that in y. */
 void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number *grad_low, number *grad_x, int threads) {
     int64_t depth = l->depth, columns = l->columns, rank = l->rank, size = rows * depth;
-    by_columns(grad, l->b, columns, NULL, NULL, 0, rows, rank, grad_low, threads);
+    Matrix of_y = {grad, l->apart, 1}, of_low = of(grad_low, rank), w = of(l->w, depth), a = of(l->a, depth);
+    product(of_y, of(l->b, rank), columns, NONE, NONE, 0, NULL, grad_low, rank, rows, rank, threads);
     if (!grad_x) return;
     if (!l->p) {
-        by_columns(grad, l->w, columns, grad_low, l->a, rank, rows, depth, grad_x, threads);
+        product(of_y, w, columns, of_low, a, rank, NULL, grad_x, depth, rows, depth, threads);
         return;
     }
     number *of_dropped = room(size);
-    by_columns(grad_low, l->a, rank, NULL, NULL, 0, rows, depth, of_dropped, threads);
-    by_columns(grad, l->w, columns, NULL, NULL, 0, rows, depth, grad_x, threads);
+    product(of_low, a, rank, NONE, NONE, 0, NULL, of_dropped, depth, rows, depth, threads);
+    product(of_y, w, columns, NONE, NONE, 0, NULL, grad_x, depth, rows, depth, threads);
     dropout(of_dropped, size, l->p, l->seed, 1, grad_x, threads);
     free(of_dropped);
 }
@@ -65,7 +63,7 @@ void adapter_gradients(const Linear *l, const number *grad, const number *x, con
     float *grad_a = malloc(sizeof *grad_a * rank * (depth + columns)), *grad_b = grad_a + rank * depth;
     if (dropped) dropout(x, rows * depth, l->p, l->seed, 0, dropped, threads);
     row_products(grad_low, rank, dropped ? dropped : x, depth, rows, rank, depth, grad_a, threads);
-    row_products(low, rank, grad, columns, rows, rank, columns, grad_b, threads);
+    row_products(low, rank, grad, l->apart, rows, rank, columns, grad_b, threads);
     put_gradients(l, grad_a, grad_b, grads);
     free(dropped);
     free(grad_a);

@@ -6,12 +6,15 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+/* A matrix, with the strides of its rows and columns. */
+typedef struct { const number *at; int64_t row, column; } Matrix;
+
 /* A linear layer with its adapter, y = x w^T + low b^T where low = dropout(x) a^T. w: (columns, depth); a: (rank, depth),
- * or NULL where there is none; b: (columns, rank). It may be several `parts` side by side, each with its rank and outputs,
- * their a's on top of each other and their b's along a diagonal, with the scalings. */
+ * or NULL where there is none; b: (columns, rank); y: (rows, columns), its rows `apart`. It may be several `parts` side by
+ * side, each with its rank and outputs, their a's on top of each other and their b's along a diagonal, with the scalings. */
 typedef struct {
     const number *w, *a, *b;
-    int64_t depth, columns, rank;
+    int64_t depth, columns, apart, rank;
     float p;
     uint32_t seed;
     int64_t parts, ranks[3], outputs[3];
@@ -37,19 +40,18 @@ void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width
 void rms_norm_backward(const number *gradient, const number *x, const number *weight, const number *added, int64_t rows,
                        int64_t width, float epsilon, number *grad_x, number *y, int threads);
 
-void swiglu(const number *gate_up, int64_t rows, int64_t width, number *y, int threads);
+void swiglu(const number *gate_up, int64_t apart, int64_t rows, int64_t width, number *y, int threads);
 
-void swiglu_backward(const number *gradient, const number *gate_up, int64_t rows, int64_t width, number *grad_gate_up,
-                     number *y, int threads);
+void swiglu_backward(const number *gradient, const number *gate_up, int64_t apart, int64_t rows, int64_t width,
+                     number *grad_gate_up, number *y, int threads);
 
 void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosine, const number *sine, int64_t heads,
             int64_t tokens, int64_t width, int backward, number *y, int64_t y_head, int64_t y_token, int threads);
 
 void dropout(const number *x, int64_t size, float p, uint32_t seed, int add, number *y, int threads);
 
-void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t b_column, int64_t depth,
-             const number *c, int64_t c_row, const number *d, int64_t d_row, int64_t d_column, int64_t inner,
-             const number *added, number *y, int64_t rows, int64_t columns, int threads);
+void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
+             int64_t apart, int64_t rows, int64_t columns, int threads);
 
 void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t rows, int64_t width,
                   int64_t columns, float *c, int threads);

@@ -61,11 +61,10 @@ static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t *p
 }
 
 /* y = a b + c d + added. a: (rows, depth) and c: (rows, inner), a row's elements next to each other; b: (depth, columns) and d:
- * (inner, columns), either side's. Without c and d `inner` is 0; `added` is like y, or NULL. All but `rows` are
- * multiples of STEP. */
-void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t b_column, int64_t depth,
-             const number *c, int64_t c_row, const number *d, int64_t d_row, int64_t d_column, int64_t inner,
-             const number *added, number *y, int64_t rows, int64_t columns, int threads) {
+ * (inner, columns), either side's. Without c and d `inner` is 0; the rows of y and of `added`, which may be NULL, are
+ * `apart`. All but `rows` are multiples of STEP. */
+void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
+             int64_t apart, int64_t rows, int64_t columns, int threads) {
     int64_t deep, wide, tall;
     int64_t slices = parts_of(depth, DEPTH, 1, &deep), steps = (deep + inner) / STEP;
     int64_t owners = rows / ENOUGH < 1 ? 1 : rows / ENOUGH < threads ? rows / ENOUGH : threads;
@@ -87,13 +86,13 @@ void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int
         for (int64_t k = 0; k < depth; k += deep) {
             int last = k + deep >= depth, turns = 0;
             int64_t here = (last ? depth - k : deep) / STEP, more = last ? inner / STEP : 0;
-            lay_panel(b + k * b_row + first * b_column, b_row, b_column, here * STEP, width, panel, here + more);
-            lay_panel(d + first * d_column, d_row, d_column, more * STEP, width, panel + 2 * TILE * here, here + more);
+            lay_panel(b.at + k * b.row + first * b.column, b.row, b.column, here * STEP, width, panel, here + more);
+            lay_panel(d.at + first * d.column, d.row, d.column, more * STEP, width, panel + 2 * TILE * here, here + more);
             SETTLE;
             for (int64_t i = 0; i < height; i += STEP) {
-                int64_t left = height - i, stride = a_row, stride_c = c_row;
-                const number *strip = strip_of(a + (top + i) * a_row + k, &stride, left, here * STEP, spare);
-                const number *strip_c = more ? strip_of(c + (top + i) * c_row, &stride_c, left, inner, spare_c) : c;
+                int64_t left = height - i, stride = a.row, stride_c = c.row;
+                const number *strip = strip_of(a.at + (top + i) * a.row + k, &stride, left, here * STEP, spare);
+                const number *strip_c = more ? strip_of(c.at + (top + i) * c.row, &stride_c, left, inner, spare_c) : NULL;
                 beside.apart = stride, beside.fetched = left >= 2 * STEP ? (STEP * STEP + width - 1) / width : 0;
                 for (int64_t j = 0; j < width; j += STEP) {
                     const uint32_t *tiles = panel + 2 * TILE * (j / STEP * (here + more));
@@ -107,9 +106,9 @@ void product(const number *a, int64_t a_row, const number *b, int64_t b_row, int
                     if (last) sums = blocks + (turns ^= BLOCK);
                     store_sums(sums, STEP);
                     if (!last) continue;
-                    int64_t place = (top + i) * columns + first + j;
+                    int64_t place = (top + i) * apart + first + j;
                     beside.sums = sums, beside.to = y + place, beside.added = added ? added + place : NULL;
-                    beside.stride = columns, beside.row = 0, beside.rows = left < STEP ? left : STEP;
+                    beside.stride = apart, beside.row = 0, beside.rows = left < STEP ? left : STEP;
                 }
             }
         }
