@@ -203,7 +203,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("tiles", "threads")
 @pytest.mark.parametrize("across", [True, False])
 @pytest.mark.parametrize("inner", [0, 32, 96])
-@pytest.mark.parametrize("shape", [(32, 32, 32), (1, 64, 96), (75, 96, 32), (130, 704, 320), (60, 1312, 64)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 32), (1, 64, 96), (75, 96, 32), (130, 704, 320), (60, 1312, 64), (70, 1632, 64)], ids=str
+)
 def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
     rows, depth, columns = shape
     torch.manual_seed(rows)

@@ -8,8 +8,9 @@
 #include "tiles.h"
 
 #define DEPTH 576        /* of what is multiplied at a time: 32 rows of it fit in the first cache */
-#define PANEL (1 << 17)  /* words of a right operand's part that fit in the second */
-#define SUMS (1 << 17)   /* words of sums that do too, where they wait for the next DEPTH */
+#define PANEL (1 << 18)  /* words of a right operand's part that fit in the second, and its depth */
+#define PANEL_DEPTH 1536
+#define SUMS (5 << 15)   /* words of sums that fit there beside it, where they wait for the next part */
 #define ENOUGH 192       /* rows that are worth laying out a right operand for */
 #define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
 
@@ -65,43 +66,47 @@ static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t *p
  * `apart`. All but `rows` are multiples of STEP. */
 void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
              int64_t apart, int64_t rows, int64_t columns, int threads) {
-    int64_t deep, wide, tall;
-    int64_t slices = parts_of(depth, DEPTH, 1, &deep), steps = (deep + inner) / STEP;
+    int64_t laid, deep, wide, tall;
+    int64_t slices = parts_of(depth, PANEL_DEPTH, 1, &laid), steps = (laid + inner) / STEP;
+    int64_t pieces = parts_of(laid, DEPTH, 1, &deep);
     int64_t owners = rows / ENOUGH < 1 ? 1 : rows / ENOUGH < threads ? rows / ENOUGH : threads;
     int64_t fitting = PANEL / STEP / (steps * SIDE) * STEP, sharing = (threads + owners - 1) / owners;
     int64_t panels = parts_of(columns, fitting < STEP ? STEP : fitting, sharing, &wide);
     int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, owners, &tall);
+    int64_t waits = slices > 1 ? tall : pieces > 1 ? STEP : 0; /* rows whose sums do */
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < panels * parts; task++) {
         int64_t first = task % panels * wide, width = columns - first < wide ? columns - first : wide;
         int64_t top = task / panels * tall, height = rows - top < tall ? rows - top : tall;
-        uint32_t *next = own_memory(steps * SIDE * wide + 2 * BLOCK + (deep + inner) * SIDE + 4 * SIDE +
-                                    (slices > 1 ? tall * wide : 0));
+        uint32_t *next = own_memory(steps * SIDE * wide + 2 * BLOCK + (deep + inner) * SIDE + 4 * SIDE + waits * wide);
         uint32_t *panel = take(&next, steps * SIDE * wide);
-        float *blocks = take(&next, 2 * BLOCK), *waiting = take(&next, slices > 1 ? tall * wide : 0);
+        float *blocks = take(&next, 2 * BLOCK), *waiting = take(&next, waits * wide);
         number *spare = take(&next, deep * SIDE), *spare_c = take(&next, inner * SIDE);
         Beside beside = {.rows = 0};
         Configuration before;
         take_tiles(&before);
-        for (int64_t k = 0; k < depth; k += deep) {
-            int last = k + deep >= depth, turns = 0;
-            int64_t here = (last ? depth - k : deep) / STEP, more = last ? inner / STEP : 0;
-            lay_panel(b.at + k * b.row + first * b.column, b.row, b.column, here * STEP, width, panel, here + more);
-            lay_panel(d.at + first * d.column, d.row, d.column, more * STEP, width, panel + 2 * TILE * here, here + more);
+        for (int64_t k = 0; k < depth; k += laid) {
+            int64_t end = k + laid < depth ? k + laid : depth, here = (end - k) / STEP, turns = 0;
+            int64_t of_column = here + (end == depth ? inner / STEP : 0);
+            lay_panel(b.at + k * b.row + first * b.column, b.row, b.column, end - k, width, panel, of_column);
+            if (end == depth)
+                lay_panel(d.at + first * d.column, d.row, d.column, inner, width, panel + 2 * TILE * here, of_column);
             SETTLE;
-            for (int64_t i = 0; i < height; i += STEP) {
-                int64_t left = height - i, stride = a.row, stride_c = c.row;
-                const number *strip = strip_of(a.at + (top + i) * a.row + k, &stride, left, here * STEP, spare);
+            for (int64_t piece = 0; piece < (height + STEP - 1) / STEP * pieces; piece++) {
+                int64_t i = piece / pieces * STEP, z = k + piece % pieces * deep, left = height - i;
+                int64_t some = (z + deep < end ? deep : end - z) / STEP, last = z + some * STEP == depth;
+                int64_t more = last ? inner / STEP : 0, stride = a.row, stride_c = c.row;
+                const number *strip = strip_of(a.at + (top + i) * a.row + z, &stride, left, some * STEP, spare);
                 const number *strip_c = more ? strip_of(c.at + (top + i) * c.row, &stride_c, left, inner, spare_c) : NULL;
                 beside.apart = stride, beside.fetched = left >= 2 * STEP ? (STEP * STEP + width - 1) / width : 0;
                 for (int64_t j = 0; j < width; j += STEP) {
-                    const uint32_t *tiles = panel + 2 * TILE * (j / STEP * (here + more));
-                    float *sums = waiting + i * wide + j * STEP;
-                    if (k) load_sums(sums, STEP);
+                    const uint32_t *tiles = panel + 2 * TILE * (j / STEP * of_column + (z - k) / STEP);
+                    float *sums = waiting + i % (waits ? waits : 1) * wide + j * STEP;
+                    if (z) load_sums(sums, STEP);
                     else clear_sums();
                     beside.ahead = strip + (STEP + j / STEP * beside.fetched) * stride;
-                    add_dots(strip, stride, tiles, here, finish_and_fetch, &beside);
-                    add_dots(strip_c, stride_c, tiles + 2 * TILE * here, more, nothing, NULL);
+                    add_dots(strip, stride, tiles, some, finish_and_fetch, &beside);
+                    add_dots(strip_c, stride_c, tiles + 2 * TILE * some, more, nothing, NULL);
                     finish(&beside, STEP);
                     if (last) sums = blocks + (turns ^= BLOCK);
                     store_sums(sums, STEP);
