@@ -32,8 +32,11 @@ typedef struct {
     int64_t count, most_queries;
 } Stretches;
 
-/* Memory for some numbers, to be freed. */
-static inline void *room(int64_t numbers) { return malloc(numbers * sizeof(number)); }
+/* Memory for some numbers, to be freed; it begins with a cache line, so that vectors are in one each. */
+static inline void *room(int64_t numbers) {
+    int64_t lines = (numbers * (int64_t)sizeof(number) + 63) / 64;
+    return aligned_alloc(64, 64 * lines);
+}
 
 void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, int threads);
 
