@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Trainer
 
 from buleyean_rl.attention import PACKED
 from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
@@ -343,6 +344,22 @@ def test_how_a_step_is_cut_into_rows_does_not_matter(most: int, tmp_path: Path) 
     assert rows == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[most]
     run.train()
     torch.testing.assert_close(weights(model), weights(expected), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("most", [1e-2, 1e3])
+def test_gradients_are_clipped_as_everybody_clips_them(
+    most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for name in ("ours", "theirs"):
+        model = adapted(PACKS["llama"])
+        run = trainer(model, tmp_path / name, max_steps=2, learning_rate=1e-3, max_grad_norm=most, optim="sgd")
+        run.train()
+        runs.append((weights(model), [log["grad_norm"] for log in run.state.log_history if "grad_norm" in log]))
+        monkeypatch.setattr(BuleyeanTrainer, "_clip_grad_norm", Trainer._clip_grad_norm)
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
+    assert 1e-2 < min(runs[0][1]) < max(runs[0][1]) < 1e3
+    torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-5, atol=1e-9)
 
 
 def test_checkpointed_layers_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

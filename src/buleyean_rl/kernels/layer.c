@@ -27,7 +27,7 @@ typedef struct {
 
 /* Some of the heads of queries, keys and values, which lie next to each other. */
 static Heads heads_of(const Layer *l, number *projected, int64_t tokens, int64_t first, int64_t heads) {
-    return (Heads){projected + first * l->head_width, heads, tokens, l->head_width, l->qkv.columns};
+    return (Heads){projected + first * l->head_width, heads, tokens, l->head_width, l->qkv.apart};
 }
 
 /* Queries, keys and values, or gradients in them, and what attention makes of them. */
@@ -90,7 +90,7 @@ static void layer_backward(const Layer *l, const Row *row, const Kept *kept, con
     adapter_gradients(gate_up, grad_gates, normed, kept->lows[2], grad_lows[2], tokens, grads[2], threads);
     free(grad_gates);
 
-    number *grad_attended = room(tokens * output->depth), *grad_projected = room(tokens * qkv->columns);
+    number *grad_attended = room(tokens * output->depth), *grad_projected = room(tokens * qkv->apart);
     adapted_gradient(output, grad_middle, tokens, grad_lows[1], grad_attended, threads);
     adapter_gradients(output, grad_middle, kept->attended, kept->lows[1], grad_lows[1], tokens, grads[1], threads);
     Inputs in = inputs_of(l, kept->projected, kept->attended, tokens);

@@ -14,7 +14,7 @@ from torch import Tensor
 from buleyean_rl.kernels import Linear, Stretches, _call_in, _Stretches
 
 LINEARS = ("qkv", "output", "gate_up", "down")
-SPARE = 32  # numbers after a row of gates: rows some power of two apart would drive each other from a cache
+SPARE = 32  # numbers after a row of some: rows some power of two apart drive each other from a cache
 
 
 class Kept(NamedTuple):
@@ -22,11 +22,11 @@ class Kept(NamedTuple):
 
     Args:
         x: its input. Shape: (tokens, width).
-        projected: queries, keys and values, turned. Shape: (tokens, width of all heads).
+        projected: queries, keys and values, turned; in one call, and something `SPARE`.
+            Shape: (tokens, width of all heads).
         attended: what attention gave. Shape: (tokens, width of all queries' heads).
         middle: the input and what was added to it. Shape: (tokens, width).
-        gate_up: gates and then what they let through; in one call, and something `SPARE`.
-            Shape: (tokens, 2 * hidden width).
+        gate_up: gates and then what they let through; as much to spare. Shape: (tokens, 2 * hidden width).
         lse: log-sum-exps of the scores, in fp32, where attention gives them. Shape: (heads, tokens).
         lows: what the A's of the four linear layers made of their inputs. Shapes: (tokens, rank).
     """
@@ -89,7 +89,8 @@ class Layer(NamedTuple):
         """As `layer.c` takes it; this has to outlive it."""
         norms = tuple(norm.data_ptr() for norm in self.norms)
         layer = _Layer(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
-        layer.gate_up.apart += SPARE
+        for linear in (layer.qkv, layer.gate_up):
+            linear.apart += SPARE
         return layer
 
 
@@ -144,7 +145,7 @@ class Layers:
         layer, tokens = self._layers[0], len(x)
         qkv, output, gate_up, _ = layer.linears
         projected, attended, gates = (
-            x.new_empty(tokens, width) for width in (qkv.columns, output.depth, gate_up.columns + SPARE)
+            x.new_empty(tokens, width) for width in (qkv.columns + SPARE, output.depth, gate_up.columns + SPARE)
         )
         lse = x.new_empty(layer.heads[0], tokens, dtype=torch.float32)
         lows = tuple(x.new_empty(tokens, linear.rank) for linear in layer.linears)
