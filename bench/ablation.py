@@ -97,10 +97,10 @@ def main() -> None:
         groups = {layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
         with without(lora, "multiplies", *more), patch.object(lora.kernels, "depth_of", lambda size, _: size):
             for group in groups:
-                group._adapter = None  # made anew, as narrow as it is
+                group._known = {}  # made anew, as narrow as it is
             yield
         for group in groups:
-            group._adapter = None
+            group._known = {}
 
     @contextmanager
     def loss_in_torch() -> Iterator[None]:

@@ -382,3 +382,25 @@ def test_layers_that_are_held_compute_the_same_and_follow_new_weights_afterwards
     assert not moved.equal(expected[0])
     assert not again.equal(expected[1])
     assert base.equal(expected[2])
+
+
+@pytest.mark.parametrize("change", ["scaling", "weight", "type", "parameters"])
+@pytest.mark.usefixtures("tiles")
+def test_what_changed_since_is_looked_at_again(change: str) -> None:
+    layer, _ = pair(bias=False, dtype=torch.bfloat16, inputs=64, outputs=96)
+    base, a, b = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
+    x = torch.randn(40, 64).bfloat16()
+    with torch.no_grad():
+        before = layer(x).double()
+        if change == "scaling":
+            layer.scaling["default"] *= 3
+        elif change == "weight":
+            base.weight.data = torch.randn(96, 64).bfloat16()
+        elif change == "type":
+            layer, x = layer.double(), x.double()
+        else:
+            b.weight.normal_()
+        weight = base.weight.double() + layer.scaling["default"] * b.weight.double() @ a.weight.double()
+        got, expected = layer(x).double(), x.double() @ weight.T
+    assert (got - expected).norm() <= 0.01 * expected.norm()
+    assert change == "type" or (got - before).norm() > 0.1 * expected.norm()

@@ -86,10 +86,7 @@ def _fused(module: Any) -> DecoderLayer | None:
 @torch.no_grad()
 def _try_whole(backbone: Any, layers: Sequence[DecoderLayer]) -> None:
     """Give a decoder another forward pass, all layers at once, if it computes the same as its own, layer by layer."""
-    try:
-        own, whole = backbone.forward, Decoder(backbone, layers)
-    except AttributeError:
-        return  # of another form
+    own = backbone.forward
 
     def forward(*args: Any, **given: Any) -> Any:
         asked = {name for name, value in given.items() if value is not None and value is not False}
@@ -98,9 +95,13 @@ def _try_whole(backbone: Any, layers: Sequence[DecoderLayer]) -> None:
             return own(*args, **given)
         return BaseModelOutputWithPast(last_hidden_state=whole(given["input_ids"], given["position_ids"]))
 
-    ids = torch.arange(PROBE, device=whole.embedding.weight.device).unsqueeze(0) % whole.embedding.num_embeddings
-    with _attending(backbone.config, PACKED):
-        expected, got = (each(input_ids=ids, position_ids=2 * ids, use_cache=False)[0] for each in (own, forward))
+    try:
+        whole = Decoder(backbone, layers)
+        ids = torch.arange(PROBE, device=whole.embedding.weight.device).unsqueeze(0) % whole.embedding.num_embeddings
+        with _attending(backbone.config, PACKED):
+            expected, got = (each(input_ids=ids, position_ids=2 * ids, use_cache=False)[0] for each in (own, forward))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return  # of another form
     if got.equal(expected):
         backbone.forward = forward
 

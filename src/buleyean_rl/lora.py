@@ -94,10 +94,10 @@ class LinearGroup:
         self.layers = list(layers)
         self._outputs = [layer.get_base_layer().weight.shape[0] for layer in layers]
         self._weight: Tensor | None = None
-        self._adapter: _Adapter | None = None
+        self._known: dict[tuple[str, ...], AdaptedLinear] = {}  # what was found last, by the adapters in use
         self._waiting: dict[LoraLinear, Tensor] = {}
         self._given: tuple[Tensor, _State | None, bool] | None = None
-        self._held: dict[tuple[str, ...], AdaptedLinear] = {}  # by the adapters in use
+        self._held: dict[tuple[str, ...], AdaptedLinear] = {}
 
     def state(self) -> _State | None:
         """The layers', or None where they cannot be computed together just now."""
@@ -149,18 +149,25 @@ class LinearGroup:
     def _look(self, adapters: tuple[str, ...], like: Tensor) -> AdaptedLinear:
         """Its weights and adapters, in the type of `like`."""
         weight, bias = self.base()
-        if not adapters:
+        pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in adapters for layer in self.layers]
+        scalings = [layer.scaling[name] for name in adapters for layer in self.layers]
+        known = self._known.get(adapters)
+        if known is None or not known.is_still(weight, pairs, scalings, like):
+            known = self._known[adapters] = self._made(weight, pairs, scalings, like)
+        if known.adapter is not None:
+            known.adapter.take(pairs)
+        return known if bias is None else known._replace(bias=bias)
+
+    def _made(
+        self, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], scalings: list[float], like: Tensor
+    ) -> AdaptedLinear:
+        if not pairs:
             tiled = kernels.linear_of(weight) if kernels.multiplies(weight, weight.T) else None
-            return AdaptedLinear(weight, bias, None, (), tiled)
-        (name,) = adapters
-        parameters = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer in self.layers]
-        ranks = [len(a) for a, _ in parameters]
-        if self._adapter is None or not self._adapter.fits(ranks, like):
-            self._adapter = _Adapter(ranks, self._outputs, weight.shape[1], like)
-        self._adapter.take([layer.scaling[name] for layer in self.layers], parameters)
-        tiles = kernels.multiplies(weight, weight.T, self._adapter.b)
-        tiled = kernels.linear_of(weight, self._adapter.in_tiles()) if tiles else None
-        return AdaptedLinear(weight, bias, self._adapter, sum(parameters, ()), tiled)
+            return AdaptedLinear(weight, None, None, (), tiled)
+        adapter = _Adapter([len(a) for a, _ in pairs], self._outputs, weight.shape[1], scalings, like)
+        tiles = kernels.multiplies(weight, weight.T, adapter.b)
+        tiled = kernels.linear_of(weight, adapter.in_tiles()) if tiles else None
+        return AdaptedLinear(weight, None, adapter, sum(pairs, ()), tiled)
 
     def base(self) -> tuple[Tensor, Tensor | None]:
         """The weights and biases of the base layers, on top of each other."""
@@ -232,35 +239,32 @@ class _Adapter:
         ranks: of the layers.
         outputs: of the layers.
         inputs: of every layer.
+        scalings: of the layers.
         x: of the type and on the device that computes.
     """
 
-    def __init__(self, ranks: Sequence[int], outputs: Sequence[int], inputs: int, x: Tensor) -> None:
-        self.ranks, self.outputs = list(ranks), list(outputs)
+    def __init__(
+        self, ranks: Sequence[int], outputs: Sequence[int], inputs: int, scalings: Sequence[float], x: Tensor
+    ) -> None:
+        self.ranks, self.outputs, self.scalings = list(ranks), list(outputs), list(scalings)
         rank = kernels.depth_of(sum(ranks), x)
         self.a = x.new_zeros(rank, inputs)
         self.b = x.new_zeros(sum(outputs), rank)
         self._parts = [*self._each_a(self.a), *self._each_b(self.b)]
-        self._scalings: list[float] = []
-        self._scaling = torch.ones(rank, 1, device=x.device)
-
-    def fits(self, ranks: Sequence[int], x: Tensor) -> bool:
-        """Whether it is made for these ranks, and for inputs like `x`."""
-        return self.ranks == ranks and (self.a.dtype, self.a.device) == (x.dtype, x.device)
+        each = torch.tensor(self.scalings).repeat_interleave(torch.tensor(self.ranks))
+        self._scaling = torch.ones(rank, 1)
+        self._scaling[: len(each), 0] = each
+        self._scaling = self._scaling.to(x.device)
 
     @torch.no_grad()
-    def take(self, scalings: list[float], parameters: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def take(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Become these A's and B's. They stay what they are from a forward pass to its backward pass."""
-        scaled = torch._foreach_mul([b for _, b in parameters], scalings)
-        torch._foreach_copy_(self._parts, [*(a for a, _ in parameters), *scaled])
-        if scalings != self._scalings:
-            each = torch.tensor(scalings).repeat_interleave(torch.tensor(self.ranks))
-            self._scaling[: len(each), 0] = each
-            self._scalings = scalings
+        scaled = torch._foreach_mul([b for _, b in pairs], self.scalings)
+        torch._foreach_copy_(self._parts, [*(a for a, _ in pairs), *scaled])
 
     def in_tiles(self) -> kernels.Adapter:
         """For `kernels.linear_of`."""
-        return kernels.Adapter(self.a, self.b, self.ranks, self.outputs, self._scalings)
+        return kernels.Adapter(self.a, self.b, self.ranks, self.outputs, self.scalings)
 
     def gradients(self, grad_a: Tensor, grad_b: Tensor) -> list[Tensor]:
         """Each layer's in its A and its B, from those in `a` and the transpose of `b`, in fp32."""
@@ -295,6 +299,19 @@ class AdaptedLinear(NamedTuple):
     tiled: kernels.Linear | None
     p: float = 0.0
     seed: int = 0
+
+    def is_still(
+        self, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], scalings: list[float], like: Tensor
+    ) -> bool:
+        """Whether these are its weights, parameters and scalings, where they were, and it computes in `like`'s type."""
+        tensors = weight, *(parameter for pair in pairs for parameter in pair)
+        computes = weight if self.adapter is None else self.adapter.a
+        return (
+            all(a is b for a, b in zip((self.weight, *self.parameters), tensors, strict=True))
+            and (computes.dtype, computes.device) == (like.dtype, like.device)
+            and (self.adapter is None or self.adapter.scalings == scalings)
+            and (self.tiled is None or (self.tiled.weight, torch.bfloat16) == (weight.data_ptr(), weight.dtype))
+        )
 
     def of_pass(self, tokens: int, p: float) -> AdaptedLinear:
         """The same for so many tokens, with dropout of its own."""
