@@ -365,9 +365,9 @@ def test_gradients_are_clipped_as_everybody_clips_them(
 def test_checkpointed_layers_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes, calls, compute = [], [0], _Pass.__call__
 
-    def counted(of_layer: _Pass, x: torch.Tensor) -> Any:
+    def counted(of_layer: _Pass, x: torch.Tensor, keep: bool) -> Any:
         calls[-1] += of_layer.layer.module.self_attn.layer_idx == 0
-        return compute(of_layer, x)
+        return compute(of_layer, x, keep)
 
     monkeypatch.setattr(_Pass, "__call__", counted)
     for checkpointing in (False, True):

@@ -1,4 +1,4 @@
-"""The layers of a decoder as one node of the autograd graph.
+"""Decoder layers as nodes of the autograd graph: one node each, or all together where they are one call in C.
 
     x --norm, queries+keys+values, rotation, attention, output--> + x --norm, gate+up, SwiGLU, down--> + --> y
 
@@ -32,7 +32,7 @@ LISTENER = "buleyean_listener"
 
 
 def fuse_decoder(backbone: Any) -> None:
-    """Let a decoder's layers be one node all together, or one each, wherever that gives what they gave before.
+    """Let a decoder's layers be one node each, or where they are one call all together, if that gives what they gave.
 
     Args:
         backbone: of a PEFT model whose LoRA layers are grouped; changed in place.
@@ -219,12 +219,13 @@ def _are_alike(groups: Sequence[LinearGroup]) -> bool:
 def _applied(layers: Sequence[DecoderLayer], x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Layers one after the other. Shapes: (1, tokens, width), (1, tokens, head width) twice; as the first."""
     passes = [_Pass.of(layer, x, cos.contiguous(), sin.contiguous()) for layer in layers]
-    found = _OneCall.of(passes, x) or _Passes(passes)
-    linears = [linear for each in passes for linear in each.linears]
-    if torch.is_grad_enabled() and linears[0].adapter is not None:
-        y: Tensor = _Node.apply(x, found, *(parameter for linear in linears for parameter in linear.parameters))
-        return y
-    return found(x[0].contiguous(), keep=False)[0].unsqueeze(0)
+    together = _OneCall.of(passes, x)
+    for found in passes if together is None else [together]:  # apart, each gives back its memory when it is done
+        if torch.is_grad_enabled() and found.linears[0].adapter is not None:
+            x = _Node.apply(x, found, *(parameter for linear in found.linears for parameter in linear.parameters))
+        else:
+            x = found(x[0].contiguous(), keep=False)[0].unsqueeze(0)
+    return x
 
 
 class _Pass(NamedTuple):
@@ -242,8 +243,8 @@ class _Pass(NamedTuple):
         row = row_in_use(x.shape[1], layer.scale, layer.sliding_window)
         return cls(layer, [group.as_it_is(x) for group in layer.groups], row, cos, sin)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Kept]:
-        """The layer's result, and what `back` needs."""
+    def __call__(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:  # noqa: ARG002 - see `_OneCall`
+        """The layer's result, and what `back` needs. Shape: (tokens, width)."""
         layer, (qkv, output, gate_up, down) = self.layer, self.linears
         projected, low_qkv = qkv(rms_norm(x, *self._norm(0)))
         self._rotate(projected)
@@ -253,11 +254,11 @@ class _Pass(NamedTuple):
         gates, low_gate_up = gate_up(rms_norm(middle, *self._norm(1)))
         y, low_down = down(swiglu(gates), added=middle)
         lows = low_qkv, low_output, low_gate_up, low_down
-        return y, Kept(x, projected, attended, middle, gates, lse, lows)
+        return y, [Kept(x, projected, attended, middle, gates, lse, lows)]
 
-    def back(self, gradient: Tensor, kept: Kept, of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def back(self, gradient: Tensor, of_layers: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
         """The gradients in its input, if it is wanted, and in the parameters, from that in the result."""
-        layer, (qkv, output, gate_up, down) = self.layer, self.linears
+        layer, (qkv, output, gate_up, down), (kept,) = self.layer, self.linears, of_layers
         low_qkv, low_output, low_gate_up, low_down = kept.lows
         grad, of_down = down.back(gradient, swiglu(kept.gate_up), low_down)
         grad = swiglu_backward(grad, kept.gate_up)
@@ -294,32 +295,8 @@ class _Pass(NamedTuple):
         rotate(heads, self.cos, self.sin, heads, backward)
 
 
-class _Passes(NamedTuple):
-    """Layers one after the other."""
-
-    passes: list[_Pass]
-
-    def __call__(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:
-        """The last one's result, and what `back` needs of each, if it is to be kept. Shape: (tokens, width)."""
-        kept = []
-        for each in self.passes:
-            x, own = each(x)
-            kept += [own] * keep
-        return x, kept
-
-    def back(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradients in the first one's input, if it is wanted, and in all parameters, from that in the result."""
-        grad_x: Tensor | None = gradient
-        of_parameters: list[Tensor] = []
-        for i in reversed(range(len(self.passes))):
-            assert grad_x is not None
-            grad_x, found = self.passes[i].back(grad_x, kept[i], of_x or i > 0)
-            of_parameters = found + of_parameters
-        return grad_x, of_parameters
-
-
 class _OneCall(NamedTuple):
-    """The same in one call; `linears` are what its gradients are for."""
+    """Layers one after the other in one call; `linears` are what its gradients are for."""
 
     layers: Layers
     linears: list[AdaptedLinear]
@@ -337,11 +314,11 @@ class _OneCall(NamedTuple):
         return cls(found, [linear for each in passes for linear in each.linears])
 
     def __call__(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:
-        """See `_Passes`."""
+        """The last one's result, and what `back` needs of each, if it is to be kept. Shape: (tokens, width)."""
         return self.layers.forward(x, keep)
 
     def back(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
-        """See `_Passes.back`."""
+        """The gradients in the first one's input, if it is wanted, and in all parameters, from that in the result."""
         grad_x, grads = self.layers.backward(gradient, kept, of_x)
         parts = zip(self.linears, grads, strict=True)
         return grad_x, [part for linear, grad in parts for part in linear.of_parameters(grad)]
@@ -349,7 +326,7 @@ class _OneCall(NamedTuple):
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, found: _Passes | _OneCall, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, found: _Pass | _OneCall, *_: Tensor) -> Tensor:
         """Shape: (1, tokens, width), to the same. The parameters are those of the passes."""
         y, kept = found(x[0].contiguous(), keep=True)
         ctx.save_for_backward(*(tensor for of_layer in kept for tensor in (*of_layer[:-1], *of_layer.lows)))
