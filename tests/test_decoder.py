@@ -161,7 +161,7 @@ def test_what_is_cheap_to_make_again_is_not_kept() -> None:
 
 
 def layers_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of how many layers each node of a pass is."""
+    """Of how many layers at a time a pass is asked for."""
     counts: list[int] = []
     compute = decoder._applied
     with monkeypatch.context() as patch:
@@ -172,8 +172,19 @@ def layers_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_all_layers_are_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_layers_are_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layers_at_once(adapted(), monkeypatch) == [2]
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize(("dtype", "nodes"), [(torch.bfloat16, 1), (torch.float32, 2)])
+def test_layers_in_one_call_are_one_node_and_others_a_node_each(
+    dtype: torch.dtype, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, apply, made = adapted(wide_heads, dtype=dtype), decoder._Node.apply, []
+    monkeypatch.setattr(decoder._Node, "apply", lambda *given: (made.append(given[1]), apply(*given))[1])
+    outcome(model)
+    assert len(made) == nodes
 
 
 def test_layers_that_are_watched_are_a_node_each(monkeypatch: pytest.MonkeyPatch) -> None:

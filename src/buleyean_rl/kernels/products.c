@@ -101,7 +101,7 @@ void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inne
                 beside.apart = stride, beside.fetched = left >= 2 * STEP ? (STEP * STEP + width - 1) / width : 0;
                 for (int64_t j = 0; j < width; j += STEP) {
                     const uint32_t *tiles = panel + 2 * TILE * (j / STEP * of_column + (z - k) / STEP);
-                    float *sums = waiting + i % (waits ? waits : 1) * wide + j * STEP;
+                    float *sums = waiting + (slices > 1 ? i : 0) * wide + j * STEP;
                     if (z) load_sums(sums, STEP);
                     else clear_sums();
                     beside.ahead = strip + (STEP + j / STEP * beside.fetched) * stride;
