@@ -256,7 +256,9 @@ class _Pass(NamedTuple):
         lows = low_qkv, low_output, low_gate_up, low_down
         return y, [Kept(x, projected, attended, middle, gates, lse, lows)]
 
-    def back(self, gradient: Tensor, of_layers: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def back(
+        self, gradient: Tensor, of_layers: Sequence[Kept], of_x: bool
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradients in its input, if it is wanted, and in the parameters, from that in the result."""
         layer, (qkv, output, gate_up, down), (kept,) = self.layer, self.linears, of_layers
         low_qkv, low_output, low_gate_up, low_down = kept.lows
@@ -317,9 +319,10 @@ class _OneCall(NamedTuple):
         """The last one's result, and what `back` needs of each, if it is to be kept. Shape: (tokens, width)."""
         return self.layers.forward(x, keep)
 
-    def back(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+    def back(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradients in the first one's input, if it is wanted, and in all parameters, from that in the result."""
-        grad_x, grads = self.layers.backward(gradient, kept, of_x)
+        grads = [linear.gradients_so_far() for linear in self.linears]
+        grad_x = self.layers.backward(gradient, kept, of_x, grads)
         parts = zip(self.linears, grads, strict=True)
         return grad_x, [part for linear, grad in parts for part in linear.of_parameters(grad)]
 

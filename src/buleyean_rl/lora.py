@@ -22,6 +22,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from buleyean_rl import kernels
+from buleyean_rl.gradients import Gradients
 
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as transformers names them
 
@@ -133,39 +134,58 @@ class LinearGroup:
         assert state is not None
         found = self._held.get(state.adapters)
         if found is None or found.weight.dtype != x.dtype:
-            found = self._look(state.adapters, x)
+            found = self._look(state.adapters, x, *self.base())
+            _copy_adapters([found])
         return found.of_pass(x.shape[:-1].numel(), state.dropout)
 
-    def hold(self) -> None:
-        """Look at weights and adapters now, and not again until `release`; they may not change before."""
-        state, like = self.state(), self.layers[0].get_base_layer().weight
+    def hold(self, gradients: Gradients | None) -> list[AdaptedLinear]:
+        """Look at weights and adapters now, and not again until `release`; they may not change before.
+
+        Args:
+            gradients: to which those in the adapters are added; None for autograd to do it.
+
+        Returns:
+            What was found, its adapters still to be copied.
+        """
+        state = self.state()
         if state is not None:
-            self._held = {adapters: self._look(adapters, like) for adapters in {(), state.adapters}}
+            weight, bias = self.base()
+            self._held = {(): self._look((), weight, weight, bias)}
+            found = self._look(state.adapters, weight, weight, bias)
+            together = None if gradients is None else gradients.of(found.parameters)
+            self._held[state.adapters] = found._replace(gradients=together)
+        return list(self._held.values())
 
     def release(self) -> None:
         """Look again from now on."""
         self._held = {}
 
-    def _look(self, adapters: tuple[str, ...], like: Tensor) -> AdaptedLinear:
-        """Its weights and adapters, in the type of `like`."""
-        weight, bias = self.base()
-        pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in adapters for layer in self.layers]
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """A and B of each layer, of the adapters in use."""
+        state = self.state()
+        return () if state is None else sum(self._pairs(state.adapters), ())
+
+    def _pairs(self, adapters: tuple[str, ...]) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in adapters for layer in self.layers]
+
+    def _look(self, adapters: tuple[str, ...], like: Tensor, weight: Tensor, bias: Tensor | None) -> AdaptedLinear:
+        """Its adapters, to be copied to the type of `like`, and its `base`."""
+        pairs = self._pairs(adapters)
         scalings = [layer.scaling[name] for name in adapters for layer in self.layers]
         known = self._known.get(adapters)
         if known is None or not known.is_still(weight, pairs, scalings, like):
             known = self._known[adapters] = self._made(weight, pairs, scalings, like)
-        if known.adapter is not None:
-            known.adapter.take(pairs)
         return known if bias is None else known._replace(bias=bias)
 
     def _made(
-        self, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], scalings: list[float], like: Tensor
+        self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], like: Tensor
     ) -> AdaptedLinear:
         if not pairs:
             tiled = kernels.linear_of(weight) if kernels.multiplies(weight, weight.T) else None
             return AdaptedLinear(weight, None, None, (), tiled)
         adapter = _Adapter([len(a) for a, _ in pairs], self._outputs, weight.shape[1], scalings, like)
-        tiles = kernels.multiplies(weight, weight.T, adapter.b)
+        in_fp32 = all(each.dtype == torch.float32 and each.is_contiguous() for pair in pairs for each in pair)
+        tiles = in_fp32 and kernels.multiplies(weight, weight.T, adapter.b)
         tiled = kernels.linear_of(weight, adapter.in_tiles()) if tiles else None
         return AdaptedLinear(weight, None, adapter, sum(pairs, ()), tiled)
 
@@ -187,13 +207,16 @@ class LinearGroup:
 
 
 @contextmanager
-def held(groups: Sequence[LinearGroup]) -> Iterator[None]:
+def held(groups: Sequence[LinearGroup], gradients: Gradients | None = None) -> Iterator[None]:
     """Within, weights and adapters stay what they are, and are looked at once: of all groups in turn, which takes a
     third of the time that it takes between products.
+
+    Args:
+        groups: of a model.
+        gradients: to which those in its adapters are added; None for autograd to do it.
     """
     try:
-        for group in groups:
-            group.hold()
+        _copy_adapters([found for group in groups for found in group.hold(gradients)])
         yield
     finally:
         for group in groups:
@@ -257,10 +280,10 @@ class _Adapter:
         self._scaling = self._scaling.to(x.device)
 
     @torch.no_grad()
-    def take(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Become these A's and B's. They stay what they are from a forward pass to its backward pass."""
-        scaled = torch._foreach_mul([b for _, b in pairs], self.scalings)
-        torch._foreach_copy_(self._parts, [*(a for a, _ in pairs), *scaled])
+    def copy(self, parameters: Sequence[Tensor]) -> None:
+        """Become these A's and B's, one pair after the other."""
+        scaled = torch._foreach_mul(list(parameters[1::2]), self.scalings)
+        torch._foreach_copy_(self._parts, [*parameters[::2], *scaled])
 
     def in_tiles(self) -> kernels.Adapter:
         """For `kernels.linear_of`."""
@@ -290,18 +313,20 @@ class AdaptedLinear(NamedTuple):
         tiled: the same for `kernels.adapted`, where that is to compute.
         p: share of the input dropped on the way to A.
         seed: of what is dropped.
+        gradients: where those in the parameters are added up, one after the other; None where autograd is to add them.
     """
 
     weight: Tensor
     bias: Tensor | None
     adapter: _Adapter | None
-    parameters: tuple[Tensor, ...]
+    parameters: tuple[nn.Parameter, ...]
     tiled: kernels.Linear | None
     p: float = 0.0
     seed: int = 0
+    gradients: Tensor | None = None
 
     def is_still(
-        self, weight: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], scalings: list[float], like: Tensor
+        self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], like: Tensor
     ) -> bool:
         """Whether these are its weights, parameters and scalings, where they were, and it computes in `like`'s type."""
         tensors = weight, *(parameter for pair in pairs for parameter in pair)
@@ -346,13 +371,15 @@ class AdaptedLinear(NamedTuple):
     @overload
     def back(
         self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: Literal[True] = True
-    ) -> tuple[Tensor, list[Tensor]]: ...
+    ) -> tuple[Tensor, list[Tensor | None]]: ...
 
     @overload
-    def back(self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: bool) -> tuple[Tensor | None, list[Tensor]]: ...
+    def back(self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: bool) -> tuple[Tensor | None, list[Tensor | None]]: ...
 
-    def back(self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: bool = True) -> tuple[Tensor | None, list[Tensor]]:
-        """The gradients in the input, if it is wanted, and in the parameters, from that in the output.
+    def back(
+        self, grad_y: Tensor, x: Tensor, low: Tensor, of_x: bool = True
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients in the input, if it is wanted, and for autograd in the parameters, from that in the output.
 
         Args:
             grad_y: contiguous. Shape: (tokens, outputs).
@@ -362,7 +389,8 @@ class AdaptedLinear(NamedTuple):
         """
         assert self.adapter is not None
         if self.tiled is not None:
-            grad_x, grads = kernels.adapted_backward(grad_y, x, self.tiled, low, of_x)
+            grads = self.gradients_so_far()
+            grad_x = kernels.adapted_backward(grad_y, x, self.tiled, low, of_x, grads)
             return grad_x, self.of_parameters(grads)
         a, b = self.adapter.a, self.adapter.b
         grad_low, grad_x = grad_y @ b, None
@@ -372,12 +400,30 @@ class AdaptedLinear(NamedTuple):
             grad_x = _dropout(grad_low @ a, self.p, self.seed, grad_y @ self.weight)
         elif of_x:
             grad_x = (grad_y @ self.weight).addmm_(grad_low, a)
-        return grad_x, self.adapter.gradients(grad_a, grad_b)
+        return grad_x, [*self.adapter.gradients(grad_a, grad_b)]
 
-    def of_parameters(self, grads: Tensor) -> list[Tensor]:
-        """The gradients in the parameters, from those one after the other."""
+    def gradients_so_far(self) -> Tensor:
+        """What gradients in the parameters are to be added to, one after the other."""
+        return torch.zeros(sum(map(Tensor.numel, self.parameters))) if self.gradients is None else self.gradients
+
+    def of_parameters(self, grads: Tensor) -> list[Tensor | None]:
+        """What autograd is to add to the parameters' gradients, from those one after the other: nothing where they were
+        added already.
+        """
+        if grads is self.gradients:
+            return [None] * len(self.parameters)
         parts = grads.split([parameter.numel() for parameter in self.parameters])
         return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+
+def _copy_adapters(found: Sequence[AdaptedLinear]) -> None:
+    """Copy A's and B's, scaled, to where products find them, until they are looked at again."""
+    tiled = [(linear.tiled, linear.parameters) for linear in found if linear.adapter is not None and linear.tiled]
+    if tiled:
+        kernels.copy_adapters(tiled)
+    for linear in found:
+        if linear.adapter is not None and linear.tiled is None:
+            linear.adapter.copy(linear.parameters)
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -29,6 +29,7 @@ from buleyean_rl.batches import Answers, Batch, find_answers, forward_hidden, jo
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.fused import fused_loss, token_logprobs
+from buleyean_rl.gradients import Gradients
 from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import groups_of, held
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
@@ -175,8 +176,7 @@ class BuleyeanTrainer(Trainer):
             nodes, weight = [boundary.nodes for boundary in train_dataset], self.head.weight
             self._references = ReferenceCache(reference_folder, nodes, weight.shape[1], weight.dtype)
         self._groups = groups_of(model)
-        self._gradients: Tensor | None = None
-        self._places: list[tuple[nn.Parameter, Tensor]] = []
+        self._gradients: Gradients | None = None
         self._logged = _Totals()
 
     @property
@@ -205,10 +205,11 @@ class BuleyeanTrainer(Trainer):
         if not model.training:
             model.train()
         if self.args.device.type == "cpu":
-            self._place_gradients()
+            self._gradients = self._gradients or self._find_gradients()
+            self._gradients.place()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
-        with held(self._groups):
+        with held(self._groups, self._gradients):
             for batch in self.with_references(batches) if self.uses_reference else batches:
                 with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
                     of_row = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
@@ -216,24 +217,16 @@ class BuleyeanTrainer(Trainer):
                     loss += of_row.detach()
         return loss
 
-    def _place_gradients(self) -> None:
-        """Let gradients be where they were: made among what a row frees, they would leave memory in pieces."""
-        if self._gradients is None:
-            learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
-            self._gradients = torch.cat([parameter.detach().flatten() for parameter in learning])
-            parts = self._gradients.split([parameter.numel() for parameter in learning])
-            self._places = [(each, part.view_as(each)) for each, part in zip(learning, parts, strict=True)]
-        if self._places[0][0].grad is None:
-            self._gradients.zero_()
-            for parameter, place in self._places:
-                parameter.grad = place
+    def _find_gradients(self) -> Gradients:
+        learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
+        return Gradients(learning, [group.parameters() for group in self._groups])
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """See `Trainer._clip_grad_norm`. Where gradients are in one tensor, of that: a hundredth of a step less."""
         if self._gradients is None:
             return super()._clip_grad_norm(model)
-        norm = torch.linalg.vector_norm(self._gradients)
-        self._gradients *= (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+        norm = torch.linalg.vector_norm(self._gradients.all)
+        self._gradients.all.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1))
         return norm
 
     def compute_loss(

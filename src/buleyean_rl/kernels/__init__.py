@@ -142,6 +142,7 @@ ATTENDING = [c_int64, _Stretches, c_float]
 OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
     "has_tiles": [],
     "product": [*[Matrix, Matrix, c_int64] * 2, c_void_p, c_void_p, *[c_int64] * 3, c_int],
+    "copy_adapters": [c_void_p, c_int64, c_void_p, c_int],
     "adapted": [ctypes.POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     "adapted_backward": [ctypes.POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
     "head_sums": [
@@ -333,6 +334,18 @@ def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     return Linear(*places, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
 
 
+def copy_adapters(linears: Sequence[tuple[Linear, Sequence[Tensor]]]) -> None:
+    """Let the a's and b's of linear layers be the A's and B's that go with them, the latter scaled.
+
+    Args:
+        linears: see `linear_of`; A and B of each of its parts, in fp32 and contiguous.
+    """
+    places = [parameter.data_ptr() for _, parameters in linears for parameter in parameters]
+    of_each = (ctypes.POINTER(Linear) * len(linears))(*(ctypes.pointer(linear) for linear, _ in linears))
+    given = of_each, len(linears), (c_void_p * len(places))(*places), torch.get_num_threads()
+    _call_in(torch.bfloat16, "copy_adapters", *given)
+
+
 def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """x weight^T + low b^T + added, where low = dropout(x) a^T, in bf16.
 
@@ -351,19 +364,24 @@ def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Ten
 
 
 def adapted_backward(
-    gradient: Tensor, x: Tensor, linear: Linear, low: Tensor, of_x: bool
-) -> tuple[Tensor | None, Tensor]:
-    """The gradients of `adapted` in `x`, if it is wanted, and in its adapters, from that in its result, contiguous.
+    gradient: Tensor, x: Tensor, linear: Linear, low: Tensor, of_x: bool, grads: Tensor
+) -> Tensor | None:
+    """The gradient of `adapted` in `x`, if it is wanted, from that in its result; those in its adapters are added.
 
-    Returns:
-        In bf16, shape (rows, inputs). In fp32, those in each part's A, (rank, inputs), and B, (outputs, rank), one
-        after the other, its scaling's factor in the latter.
+    Args:
+        gradient: contiguous. Shape: (rows, outputs).
+        x: contiguous. Shape: (rows, inputs).
+        linear: see `linear_of`.
+        low: what `adapted` gave. Shape: (rows, rank).
+        of_x: whether the gradient in `x` is wanted.
+        grads: those in each part's A, (rank, inputs), and B, (outputs, rank), one after the other, its scaling's factor
+            in the latter; in fp32, added to. Shape: (`linear.learning`,).
     """
-    grad_x, grads = torch.empty_like(x) if of_x else None, torch.empty(linear.learning)
+    grad_x = torch.empty_like(x) if of_x else None
     _call_in(
         torch.bfloat16, "adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads()
     )
-    return grad_x, grads
+    return grad_x
 
 
 class HeadSums(NamedTuple):

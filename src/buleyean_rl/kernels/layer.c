@@ -46,11 +46,30 @@ static void turn(const Layer *l, const Row *row, number *projected, int backward
            x.token, threads);
 }
 
+/* What a layer's passes make for each other, of (tokens, some width); all but the first two in the backward pass. */
+enum { NORMED, HIDDEN, GRAD_NORMED, GRAD_MIDDLE, GRAD_HIDDEN, GRAD_GATES, GRAD_ATTENDED, GRAD_PROJECTED, GRAD_LOWS };
+enum { FORWARD = HIDDEN + 1, BACKWARD = GRAD_LOWS + 4 };
+
+/* Rooms for it, in the same places for every layer: the system gives new pages in the time of a pass. */
+static void take_rooms(const Layer *l, int64_t tokens, int count, number **rooms) {
+    const int64_t widths[] = {
+        [NORMED] = l->qkv.depth, [GRAD_NORMED] = l->qkv.depth, [GRAD_MIDDLE] = l->qkv.depth,
+        [HIDDEN] = l->down.depth, [GRAD_HIDDEN] = l->down.depth, [GRAD_GATES] = l->gate_up.apart,
+        [GRAD_ATTENDED] = l->output.depth, [GRAD_PROJECTED] = l->qkv.apart,
+        [GRAD_LOWS] = l->qkv.rank, l->output.rank, l->gate_up.rank, l->down.rank,
+    };
+    for (int i = 0; i < count; i++) rooms[i] = room(tokens * widths[i]);
+}
+
+static void leave_rooms(int count, number **rooms) {
+    for (int i = 0; i < count; i++) free(rooms[i]);
+}
+
 /* y: (tokens, width). */
-static void layer(const Layer *l, const Row *row, const Kept *kept, number *y, int threads) {
+static void layer(const Layer *l, const Row *row, const Kept *kept, number *const *rooms, number *y, int threads) {
     const number *x = kept->x;
     int64_t tokens = row->tokens, width = l->qkv.depth;
-    number *normed = room(tokens * width), *hidden = room(tokens * l->down.depth);
+    number *normed = rooms[NORMED], *hidden = rooms[HIDDEN];
     rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
     adapted(&l->qkv, normed, NULL, tokens, kept->lows[0], kept->projected, threads);
     turn(l, row, kept->projected, 0, threads);
@@ -61,36 +80,29 @@ static void layer(const Layer *l, const Row *row, const Kept *kept, number *y, i
     adapted(&l->gate_up, normed, NULL, tokens, kept->lows[2], kept->gate_up, threads);
     swiglu(kept->gate_up, l->gate_up.apart, tokens, l->down.depth, hidden, threads);
     adapted(&l->down, hidden, kept->middle, tokens, kept->lows[3], y, threads);
-    free(normed);
-    free(hidden);
 }
 
-/* The gradients from that in y: in x, unless grad_x is NULL, and in the parameters of each linear layer. The input of
- * such a layer, which its parameters' need, is made again while the gradient in it is taken further back. `gradient` is
- * not needed any more when grad_x is written. */
-static void layer_backward(const Layer *l, const Row *row, const Kept *kept, const number *gradient, number *grad_x,
-                           float *const *grads, int threads) {
+/* The gradients from that in y: in x, unless grad_x is NULL, and added to those in the parameters of each linear layer. The
+ * input of such a layer, which its parameters' need, is made again while the gradient in it is taken further back.
+ * `gradient` is not needed any more when grad_x is written. */
+static void layer_backward(const Layer *l, const Row *row, const Kept *kept, number *const *rooms, const number *gradient,
+                           number *grad_x, float *const *grads, int threads) {
     const number *x = kept->x;
     int64_t tokens = row->tokens, width = l->qkv.depth, hidden_width = l->down.depth;
     const Linear *qkv = &l->qkv, *output = &l->output, *gate_up = &l->gate_up, *down = &l->down;
-    number *normed = room(tokens * width), *grad_normed = room(tokens * width), *grad_middle = room(tokens * width);
-    number *grad_lows[] = {room(tokens * qkv->rank), room(tokens * output->rank), room(tokens * gate_up->rank),
-                           room(tokens * down->rank)};
+    number *normed = rooms[NORMED], *grad_normed = rooms[GRAD_NORMED], *grad_middle = rooms[GRAD_MIDDLE];
+    number *hidden = rooms[HIDDEN], *grad_hidden = rooms[GRAD_HIDDEN], *grad_gates = rooms[GRAD_GATES];
+    number *grad_attended = rooms[GRAD_ATTENDED], *grad_projected = rooms[GRAD_PROJECTED];
+    number *const *grad_lows = rooms + GRAD_LOWS;
 
-    number *hidden = room(tokens * hidden_width), *grad_hidden = room(tokens * hidden_width);
-    number *grad_gates = room(tokens * gate_up->apart);
     adapted_gradient(down, gradient, tokens, grad_lows[3], grad_hidden, threads);
     swiglu_backward(grad_hidden, kept->gate_up, gate_up->apart, tokens, hidden_width, grad_gates, hidden, threads);
     adapter_gradients(down, gradient, hidden, kept->lows[3], grad_lows[3], tokens, grads[3], threads);
-    free(hidden);
-    free(grad_hidden);
     adapted_gradient(gate_up, grad_gates, tokens, grad_lows[2], grad_normed, threads);
     rms_norm_backward(grad_normed, kept->middle, l->norms[1], gradient, tokens, width, l->epsilons[1], grad_middle,
                       normed, threads);
     adapter_gradients(gate_up, grad_gates, normed, kept->lows[2], grad_lows[2], tokens, grads[2], threads);
-    free(grad_gates);
 
-    number *grad_attended = room(tokens * output->depth), *grad_projected = room(tokens * qkv->apart);
     adapted_gradient(output, grad_middle, tokens, grad_lows[1], grad_attended, threads);
     adapter_gradients(output, grad_middle, kept->attended, kept->lows[1], grad_lows[1], tokens, grads[1], threads);
     Inputs in = inputs_of(l, kept->projected, kept->attended, tokens);
@@ -104,24 +116,24 @@ static void layer_backward(const Layer *l, const Row *row, const Kept *kept, con
                           threads);
     else rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
     adapter_gradients(qkv, grad_projected, normed, kept->lows[0], grad_lows[0], tokens, grads[0], threads);
-    free(grad_attended);
-    free(grad_projected);
-    for (int i = 0; i < 4; i++) free(grad_lows[i]);
-    free(normed);
-    free(grad_normed);
-    free(grad_middle);
 }
 
 /* Layers one after the other. y: (tokens, width), the last one's. They may share what they keep, but their inputs only with
  * the next but one. */
 void layers(const Layer *l, int64_t count, const Row *row, const Kept *kept, number *y, int threads) {
-    for (int64_t i = 0; i < count; i++) layer(l + i, row, kept + i, i + 1 < count ? kept[i + 1].x : y, threads);
+    number *rooms[FORWARD];
+    take_rooms(l, row->tokens, FORWARD, rooms);
+    for (int64_t i = 0; i < count; i++) layer(l + i, row, kept + i, rooms, i + 1 < count ? kept[i + 1].x : y, threads);
+    leave_rooms(FORWARD, rooms);
 }
 
-/* The gradients from that in the last one's result: in the first one's input, if it is wanted, and in the parameters of
- * each linear layer of all layers. grad_x: (tokens, width), written in any case. */
+/* The gradients from that in the last one's result: in the first one's input, if it is wanted, and added to those in the
+ * parameters of each linear layer of all layers. grad_x: (tokens, width), written in any case. */
 void layers_backward(const Layer *l, int64_t count, const Row *row, const Kept *kept, const number *gradient,
                      number *grad_x, int of_x, float *const *grads, int threads) {
+    number *rooms[BACKWARD];
+    take_rooms(l, row->tokens, BACKWARD, rooms);
     for (int64_t i = count - 1; i >= 0; i--, gradient = grad_x)
-        layer_backward(l + i, row, kept + i, gradient, i || of_x ? grad_x : NULL, grads + 4 * i, threads);
+        layer_backward(l + i, row, kept + i, rooms, gradient, i || of_x ? grad_x : NULL, grads + 4 * i, threads);
+    leave_rooms(BACKWARD, rooms);
 }

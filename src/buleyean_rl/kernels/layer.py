@@ -126,19 +126,16 @@ class Layers:
         _call_in(torch.bfloat16, "layers", *self._in_c, _in_c(kept), y, torch.get_num_threads())
         return y, kept
 
-    def backward(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """The gradients in the first one's input, if it is wanted, and in the adapters of each linear layer of each
-        layer, from that in the last one's result.
+    def backward(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool, grads: Sequence[Tensor]) -> Tensor | None:
+        """The gradient in the first one's input, if it is wanted, from that in the last one's result.
 
-        Those in adapters are as `kernels.adapted_backward` gives them.
+        Those in the adapters of each linear layer of each layer are added to `grads`, see `kernels.adapted_backward`.
         """
         grad_x = torch.empty_like(gradient)
-        learning = [linear.learning for layer in self._layers for linear in layer.linears]
-        grads = torch.empty(sum(learning)).split(learning)
         places = (c_void_p * len(grads))(*(grad.data_ptr() for grad in grads))
         given = (*self._in_c, _in_c(kept), gradient, grad_x, of_x, places)
         _call_in(torch.bfloat16, "layers_backward", *given, torch.get_num_threads())
-        return grad_x if of_x else None, grads
+        return grad_x if of_x else None
 
     def _room(self, x: Tensor) -> Kept:
         """Memory for what is kept of one layer."""

@@ -4,13 +4,30 @@
  */
 #include "passes.h"
 
-#include <string.h>
-
 #define NONE (Matrix){NULL, 0, 0}
 
 /* A matrix whose rows lie one after the other, and its transpose. */
 static Matrix of(const number *at, int64_t columns) { return (Matrix){at, columns, 1}; }
 static Matrix transpose_of(const number *at, int64_t columns) { return (Matrix){at, 1, columns}; }
+
+/* Each a and b become the A's and B's of the parts, the latter scaled. parameters: of all parts of all layers, A, (its rank,
+ * depth), and B, (its outputs, its rank). */
+void copy_adapters(const Linear *const *l, int64_t count, const float *const *parameters, int threads) {
+    int64_t before[count], parts = 0;
+    for (int64_t i = 0; i < count; i++) before[i] = parts, parts += l[i]->parts;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < count; i++) {
+        const float *const *of = parameters + 2 * before[i];
+        number *a = (number *)l[i]->a, *b = (number *)l[i]->b;
+        for (int64_t part = 0; part < l[i]->parts; part++, of += 2) {
+            int64_t rank = l[i]->ranks[part], size = rank * l[i]->depth;
+            for (int64_t j = 0; j < size; j++) *a++ = narrow(of[0][j]);
+            for (int64_t row = 0; row < l[i]->outputs[part]; row++, b += l[i]->rank)
+                for (int64_t j = 0; j < rank; j++) b[j] = narrow(l[i]->scalings[part] * of[1][row * rank + j]);
+            b += rank;
+        }
+    }
+}
 
 /* y = l(x) + added, which may be NULL. x: (rows, depth); low: (rows, rank); y, added: (rows, columns). */
 void adapted(const Linear *l, const number *x, const number *added, int64_t rows, number *low, number *y, int threads) {
@@ -25,16 +42,23 @@ void adapted(const Linear *l, const number *x, const number *added, int64_t rows
     free(dropped);
 }
 
-/* The gradients in each part's A, (its rank, depth), and B, (its outputs, its rank), one after the other, from those in a
- * and b^T. */
-static void put_gradients(const Linear *l, const float *grad_a, const float *grad_b, float *to) {
+/* Adds the gradients in each part's A, (its rank, depth), and B, (its outputs, its rank), one after the other, from those in
+ * a and b^T. */
+static void add_gradients(const Linear *l, const float *restrict grad_a, const float *restrict grad_b, float *restrict to,
+                          int threads) {
+    int64_t columns = l->columns;
     for (int64_t part = 0; part < l->parts; part++) {
-        int64_t rank = l->ranks[part], outputs = l->outputs[part];
-        memcpy(to, grad_a, sizeof *to * rank * l->depth);
-        to += rank * l->depth, grad_a += rank * l->depth;
-        for (int64_t j = 0; j < outputs; j++)
-            for (int64_t i = 0; i < rank; i++) *to++ = l->scalings[part] * grad_b[i * l->columns + j];
-        grad_b += rank * l->columns + outputs;
+        int64_t rank = l->ranks[part], outputs = l->outputs[part], size = rank * l->depth;
+        float *of_b = to + size, scaling = l->scalings[part];
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for simd schedule(static) nowait
+            for (int64_t j = 0; j < size; j++) to[j] += grad_a[j];
+#pragma omp for schedule(static)
+            for (int64_t j = 0; j < outputs; j++)
+                for (int64_t i = 0; i < rank; i++) of_b[j * rank + i] += scaling * grad_b[i * columns + j];
+        }
+        to = of_b + outputs * rank, grad_a += size, grad_b += rank * columns + outputs;
     }
 }
 
@@ -55,7 +79,7 @@ void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number 
     free(of_dropped);
 }
 
-/* The gradients in the parts' A's and B's, from those in y and low. */
+/* Adds the gradients in the parts' A's and B's, from those in y and low. */
 void adapter_gradients(const Linear *l, const number *grad, const number *x, const number *low, const number *grad_low,
                        int64_t rows, float *grads, int threads) {
     int64_t depth = l->depth, columns = l->columns, rank = l->rank;
@@ -64,12 +88,12 @@ void adapter_gradients(const Linear *l, const number *grad, const number *x, con
     if (dropped) dropout(x, rows * depth, l->p, l->seed, 0, dropped, threads);
     row_products(grad_low, rank, dropped ? dropped : x, depth, rows, rank, depth, grad_a, threads);
     row_products(low, rank, grad, l->apart, rows, rank, columns, grad_b, threads);
-    put_gradients(l, grad_a, grad_b, grads);
+    add_gradients(l, grad_a, grad_b, grads, threads);
     free(dropped);
     free(grad_a);
 }
 
-/* Both: in x, unless grad_x is NULL, and in the parts' A's and B's. */
+/* Both: in x, unless grad_x is NULL, and in the parts' A's and B's, which are added. */
 void adapted_backward(const Linear *l, const number *grad, const number *x, const number *low, int64_t rows,
                       number *grad_x, float *grads, int threads) {
     number *grad_low = room(rows * l->rank);
