@@ -100,8 +100,7 @@ INLINE void lay_some(void *state) {
     for (int64_t i = 0; i < l->some && l->next < l->end; i++, l->next++) {
         const number *from = l->strip + l->next % SIDE * 2 * l->width + l->next / SIDE * STEP;
         uint32_t *to = l->tiles + l->next / SIDE * PART / STEP * 2 * TILE + l->next % SIDE * SIDE;
-        pair(from, from + l->width, to);
-        pair(from + SIDE, from + SIDE + l->width, to + TILE);
+        pair(from, from + l->width, to, to + TILE);
     }
 }
 

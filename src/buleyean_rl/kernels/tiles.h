@@ -75,11 +75,13 @@ static inline float dot_rows(const number *x, const number *y, int64_t size) {
     return _mm512_reduce_add_ps(sums);
 }
 
-/* SIDE words of two rows of numbers. */
-static inline void pair(const number *even, const number *odd, uint32_t *to) {
-    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)even));
-    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)odd));
-    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+/* STEP words of two rows of numbers, in two parts. */
+static inline void pair(const number *even, const number *odd, uint32_t *left, uint32_t *right) {
+    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
+    __m512i low = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(even));
+    __m512i high = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(odd));
+    _mm512_storeu_si512(left, _mm512_unpacklo_epi16(low, high));
+    _mm512_storeu_si512(right, _mm512_unpackhi_epi16(low, high));
 }
 
 /* y = x^T, a tile. */
@@ -170,8 +172,11 @@ static inline float dot_rows(const number *x, const number *y, int64_t size) {
     return sum;
 }
 
-static inline void pair(const number *even, const number *odd, uint32_t *to) {
-    for (int i = 0; i < SIDE; i++) to[i] = even[i] | (uint32_t)odd[i] << 16;
+static inline void pair(const number *even, const number *odd, uint32_t *left, uint32_t *right) {
+    for (int i = 0; i < SIDE; i++) {
+        left[i] = even[i] | (uint32_t)odd[i] << 16;
+        right[i] = even[SIDE + i] | (uint32_t)odd[SIDE + i] << 16;
+    }
 }
 
 static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
@@ -216,11 +221,11 @@ static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, 
         for (int64_t j = 0; j < columns; j += SIDE) turn(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
 }
 
-/* Two rows of numbers in each row of words. x: (2 * pairs, columns), a multiple of SIDE */
+/* Two rows of numbers in each row of words. x: (2 * pairs, columns), a multiple of STEP */
 static inline void pair_rows(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *y,
                              int64_t y_stride) {
     for (int64_t i = 0; i < pairs; i++, x += 2 * x_stride, y += y_stride)
-        for (int64_t j = 0; j < columns; j += SIDE) pair(x + j, x + x_stride + j, y + j);
+        for (int64_t j = 0; j < columns; j += STEP) pair(x + j, x + x_stride + j, y + j, y + j + SIDE);
 }
 
 /* The same across: two neighbours of a column in a word, a left operand. y: (columns, pairs); paired: (pairs, columns) */
@@ -274,11 +279,11 @@ INLINE void add_dots(const number *a, int64_t stride, const uint32_t *b, int64_t
 
 /* Two tiles of a right operand. b: (STEP, STEP), with the strides of both; one of them is 1. */
 static inline void lay_tiles(const number *b, int64_t b_row, int64_t b_column, uint32_t *to) {
-    for (int side = 0; side < 2; side++, to += TILE) {
-        const number *from = b + side * SIDE * b_column;
-        if (b_column == 1) pair_rows(from, b_row, SIDE, SIDE, to, SIDE);
-        else turn((const uint32_t *)from, b_column / 2, to, SIDE);
-    }
+    if (b_column == 1)
+        for (int64_t i = 0; i < SIDE; i++, b += 2 * b_row, to += SIDE) pair(b, b + b_row, to, to + TILE);
+    else
+        for (int side = 0; side < 2; side++, b += SIDE * b_column, to += TILE)
+            turn((const uint32_t *)b, b_column / 2, to, SIDE);
 }
 
 /* Some of a right operand as tiles, the depth first, `steps` of it from one 32 columns to the next. */
