@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from buleyean_rl.attention import ROUND, Segment, segments_in_use
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.complement import Counts
+from buleyean_rl.softmax import Rest
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Batch:
         numbers: of the records in the data set, where it matters which they are.
         answers: the whole answers, for an objective of answers.
         reference: the frozen base model's hidden states at the nodes, once they are known. Shape: (nodes, width).
+        rest: what the loss makes of those, where it was made before.
     """
 
     input_ids: Tensor
@@ -83,6 +85,7 @@ class Batch:
     numbers: tuple[int, ...] = ()
     answers: Answers | None = None
     reference: Tensor | None = None
+    rest: Rest | None = None
 
     @property
     def tokens(self) -> int:

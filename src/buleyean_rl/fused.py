@@ -21,7 +21,7 @@ from torch import Tensor
 from buleyean_rl.complement import Counts, complement_floor, published_floor, sparse_target
 from buleyean_rl.head import OutputHead, node_tiles
 from buleyean_rl.losses import NodeLosses, Objective
-from buleyean_rl.softmax import Softmax, softmax_over
+from buleyean_rl.softmax import Rest, Softmax, softmax_over
 
 
 def fused_loss(
@@ -30,6 +30,7 @@ def fused_loss(
     counts: Counts,
     objective: Objective,
     reference_hidden: Tensor | None = None,
+    reference_rest: Rest | None = None,
 ) -> NodeLosses:
     """The objective at every node, from hidden states.
 
@@ -41,12 +42,13 @@ def fused_loss(
         counts: rejections over the vocabulary at each node, entries sorted by node.
         objective: which loss.
         reference_hidden: the frozen base model's, where the objective uses a reference. Shape as `hidden`.
+        reference_rest: what `softmax.rest_of` said of those, if it was asked.
 
     Returns:
         Losses of shape (nodes,); only `loss` is differentiable.
     """
     counts = counts.astype(torch.float64)
-    return NodeLosses(*_FusedLoss.apply(hidden, head, counts, objective, reference_hidden))
+    return NodeLosses(*_FusedLoss.apply(hidden, head, counts, objective, reference_hidden, reference_rest))
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -58,6 +60,7 @@ class _FusedLoss(torch.autograd.Function):
         counts: Counts,
         objective: Objective,
         reference_hidden: Tensor | None,
+        reference_rest: Rest | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -66,9 +69,9 @@ class _FusedLoss(torch.autograd.Function):
         tiles = []
         for nodes in node_tiles(hidden, softmax.nodes):
             of_nodes = None if gradient is None else gradient[nodes]
-            tiles.append(
-                _tile(softmax, [x[nodes] for x in states], counts.rows(nodes), objective, vocabulary, of_nodes)
-            )
+            rest = None if reference_rest is None else Rest(*(x[nodes] for x in reference_rest))
+            of_tile = [x[nodes] for x in states], counts.rows(nodes), rest
+            tiles.append(_tile(softmax, *of_tile, objective, vocabulary, of_nodes))
         kl, contrast, base, left = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         if objective.name == "ratio":
             floor = torch.zeros_like(kl)
@@ -85,7 +88,7 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss.unsqueeze(-1).to(gradient.dtype), None, None, None, None
+        return gradient * grad_loss.unsqueeze(-1).to(gradient.dtype), *(5 * (None,))
 
 
 def token_logprobs(hidden: Tensor, head: OutputHead, tokens: Tensor) -> Tensor:
@@ -140,18 +143,20 @@ def _tile(
     softmax: Softmax,
     states: list[Tensor],
     counts: Counts,
+    rest: Rest | None,
     objective: Objective,
     vocabulary: int,
     gradient: Tensor | None,
 ) -> _Tile:
-    """The loss of a tile's nodes, from the model's states and then the reference's, if any.
+    """The loss of a tile's nodes, from the model's states and then the reference's, if any, of which `rest` is known.
 
     The gradient in the model's states is written to `gradient`, if it is wanted. What is of nodes and of rejected
     tokens, and so is little, is computed in fp64: a model may be as good as sure of a token that was rejected, and what
     it leaves the others is what matters then.
     """
     node = counts.node
-    logits, base_logits, most, base_most, others, base_others, difference = softmax.sums(states, counts)
+    dtype = torch.promote_types(states[0].dtype, torch.float32)
+    logits, base_logits, most, base_most, others, base_others, difference = softmax.sums(states, counts, rest)
     mass, base_mass = (logits - most[node]).exp(), (base_logits - base_most[node]).exp()
     total, base_total = others + counts.sum_by_node(mass), base_others + counts.sum_by_node(base_mass)
     lse, base_lse = total.log() + most, base_total.log() + base_most
@@ -184,6 +189,5 @@ def _tile(
         of_pi, of_base = alpha + (1 - alpha) * pulls, alpha / target.normaliser
         on_rejected = alpha * pi - of_base[node] * target.ratio * base
         on_rejected += (1 - alpha) * ((pulls[node] - pull) * pi - own_pull)
-        lse, base_lse, of_pi, of_base = (x.to(most.dtype) for x in (lse, base_lse, of_pi, of_base))
         gradient.copy_(softmax.gradient(lse, base_lse, of_pi, of_base, on_rejected))
-    return _Tile(kl.to(most.dtype), counts.sum_by_node(contrast).to(most.dtype), base, left)
+    return _Tile(kl.to(dtype), counts.sum_by_node(contrast).to(dtype), base, left)

@@ -1,7 +1,8 @@
-"""The frozen base model's hidden states, kept on disk from the first epoch to the later ones.
+"""What is known of the frozen base model, kept on disk from the first epoch to the later ones.
 
-Hidden states and not logits: 576 numbers a node instead of 49,152. The file is memory-mapped, so it takes no more
-memory than the operating system has to spare, and it outlives the run that wrote it.
+Hidden states and not logits, 576 numbers a node instead of 49,152; and what the loss makes of them alone, where it can
+be told apart, so that it is not made again. The files are memory-mapped, so they take no more memory than the operating
+system has to spare, and they outlive the run that wrote them.
 """
 
 from __future__ import annotations
@@ -9,41 +10,91 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from buleyean_rl.head import OutputHead
+from buleyean_rl.losses import Objective
+from buleyean_rl.softmax import Rest, goes_in_tiles
+
+
+class Known(NamedTuple):
+    """The base model at some nodes.
+
+    Args:
+        states: its last hidden states. Shape: (nodes, width).
+        rest: see `softmax.rest_of`.
+    """
+
+    states: Tensor
+    rest: Rest | None
+
 
 class ReferenceCache:
-    """Hidden states at the nodes of numbered records, on disk.
+    """What is known at the nodes of numbered records, on disk.
 
     Args:
         folder: of the cache; what is in it is used, so its name must say what it was made from.
         nodes: how many nodes each record has.
         width: of a hidden state.
         dtype: of a hidden state.
+        with_rest: whether more than hidden states is kept.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[int], width: int, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, nodes: Sequence[int], width: int, dtype: torch.dtype, with_rest: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._starts = list(accumulate(nodes, initial=0))
-        size = max(self._starts[-1] * width, 1)
-        self._states = torch.from_file(str(folder / "states"), shared=True, size=size, dtype=dtype)
-        self._states = self._states[: self._starts[-1] * width].view(-1, width)
-        self._known = torch.from_file(str(folder / "known"), shared=True, size=max(len(nodes), 1), dtype=torch.bool)
+        total = self._starts[-1]
+        self._known = _mapped(folder / "known", len(nodes), 1, torch.bool)
+        self._files = [_mapped(folder / "states", total, width, dtype)]
+        if with_rest:
+            kept = ("lse", 1, torch.float64), ("mean", width, torch.float32)
+            self._files += [_mapped(folder / name, total, columns, of) for name, columns, of in kept]
 
-    def read(self, records: Sequence[int]) -> Tensor | None:
-        """The states of some records, one after the other, or None if any is not known. Shape: (nodes, width)."""
+    def read(self, records: Sequence[int]) -> Known | None:
+        """Of some records, one after the other, or None if any is not known."""
         if not all(self._known[record] for record in records):
             return None
-        return torch.cat([self._states[self._rows(record)] for record in records])
+        states, *rest = (torch.cat([file[self._rows(record)] for record in records]) for file in self._files)
+        return Known(states, Rest(rest[0].flatten(), rest[1]) if rest else None)
 
-    def write(self, records: Sequence[int], states: Tensor) -> None:
-        """Keep the states of some records. Shape: (nodes, width)."""
+    def write(self, records: Sequence[int], known: Known) -> None:
+        """Keep what is known of some records, one after the other."""
         sizes = [self._starts[record + 1] - self._starts[record] for record in records]
-        for record, own in zip(records, states.split(sizes), strict=True):
-            self._states[self._rows(record)] = own.to(self._states.device)
+        found = [known.states] if known.rest is None else [known.states, known.rest.lse.unsqueeze(1), known.rest.mean]
+        for file, values in zip(self._files, found, strict=True):
+            for record, own in zip(records, values.split(sizes), strict=True):
+                file[self._rows(record)] = own.to(file.device)
+        for record in records:
             self._known[record] = True
 
     def _rows(self, record: int) -> slice:
         return slice(self._starts[record], self._starts[record + 1])
+
+
+class KeptOfNode(NamedTuple):
+    """What `ReferenceCache` keeps of a node: how wide its hidden state is, of which type, and whether there is more."""
+
+    width: int
+    dtype: torch.dtype
+    with_rest: bool
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        rest = torch.float64.itemsize + self.width * torch.float32.itemsize
+        return self.width * self.dtype.itemsize + self.with_rest * rest
+
+
+def kept_of_node(head: OutputHead, objective: Objective) -> KeptOfNode:
+    """What is to be kept for an objective."""
+    width, dtype = head.weight.shape[1], head.weight.dtype
+    return KeptOfNode(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
+
+
+def _mapped(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """A matrix that lies in a file, which is made if it is not there."""
+    file = torch.from_file(str(path), shared=True, size=max(rows * columns, 1), dtype=dtype)
+    return file[: rows * columns].view(rows, columns)

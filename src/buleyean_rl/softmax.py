@@ -4,7 +4,7 @@
 
 `OfLogits` has a tile's logits in memory, made by torch, for every head and device; their gradient takes their place.
 `InTiles` has only what is summed over them, in a CPU's matrix registers: there a fourth product, of the reference's
-softmax with W too, is cheaper than to keep logits and read W once more.
+softmax with W too, is cheaper than to keep logits and read W once more. What it makes of the reference does not change.
 """
 
 from __future__ import annotations
@@ -44,6 +44,18 @@ class Sums(NamedTuple):
     difference: Tensor
 
 
+class Rest(NamedTuple):
+    """A softmax at some nodes, of the tokens that are not rejected there.
+
+    Args:
+        lse: log-sum-exp of their logits, in fp64. Shape: (nodes,).
+        mean: of W's rows, by the softmax, in fp32. Shape: (nodes, width).
+    """
+
+    lse: Tensor
+    mean: Tensor
+
+
 class Softmax(Protocol):
     """Tiles one after the other: the sums of each, and then, if it is wanted, the gradient.
 
@@ -53,13 +65,16 @@ class Softmax(Protocol):
 
     nodes: int
 
-    def sums(self, states: Sequence[Tensor], counts: Counts) -> Sums:
-        """Of the model's states and then the reference's, if any. Shapes: (nodes, width)."""
+    def sums(self, states: Sequence[Tensor], counts: Counts, rest: Rest | None) -> Sums:
+        """Of the model's states and then the reference's, if any. Shapes: (nodes, width).
+
+        What `rest_of` said of the reference is `rest`, if it was asked.
+        """
 
     def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
         """In the model's states.
 
-        That in the logits is of_pi pi - of_base base, and on rejected tokens what is given.
+        That in the logits is of_pi pi - of_base base, and on rejected tokens what is given. All in fp64.
 
         Args:
             lse: log-sum-exp of z. Shape: (nodes,).
@@ -81,10 +96,24 @@ def softmax_over(head: OutputHead, hidden: Tensor, models: int) -> Softmax:
         hidden: states like those that come.
         models: 2 with a reference, or 1.
     """
+    return InTiles(head) if goes_in_tiles(head, hidden.dtype) else OfLogits(head, hidden, models)
+
+
+def goes_in_tiles(head: OutputHead, dtype: torch.dtype) -> bool:
+    """Whether the softmax of a head, at states of a type, is `InTiles`."""
     plain = head.bias is None and head.softcap is None
-    if plain and hidden.dtype == head.weight.dtype and kernels.has_head_sums(head.weight):
-        return InTiles(head)
-    return OfLogits(head, hidden, models)
+    return plain and dtype == head.weight.dtype and kernels.has_head_sums(head.weight)
+
+
+def rest_of(head: OutputHead, states: Tensor, counts: Counts) -> Rest | None:
+    """What a loss would find of a reference, if it can be known before: then it takes two of its products.
+
+    Args:
+        head: the output head.
+        states: the reference's. Shape: (nodes, width).
+        counts: rejections at the nodes.
+    """
+    return _rest_in_tiles(head, states, counts) if goes_in_tiles(head, states.dtype) else None
 
 
 class OfLogits:
@@ -94,7 +123,7 @@ class OfLogits:
         self._head, self.nodes = head, nodes_of_tile(hidden)
         self._buffer = hidden.new_empty(len(head.weight) * models * min(self.nodes, len(hidden)))
 
-    def sums(self, states: Sequence[Tensor], counts: Counts) -> Sums:
+    def sums(self, states: Sequence[Tensor], counts: Counts, rest: Rest | None) -> Sums:  # noqa: ARG002 - see `rest_of`
         """See `Softmax`."""
         head, nodes = self._head, len(states[0])
         both = torch.cat(list(states))  # one product is faster than two narrow ones
@@ -114,12 +143,14 @@ class OfLogits:
             of_rejected = (mass, base_mass, base_mass * (base_logits - logits))
             sums = [x - counts.sum_by_node(y) for x, y in zip(sums, of_rejected, strict=True)]
         self._model, self._reference, self._rejected, self._logits = model, reference, rejected, logits
+        self._dtype = most.dtype
         return Sums(logits, base_logits, most, base_most, *sums)
 
     def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
         """See `Softmax`."""
         head, model = self._head, self._model
-        dense_gradient(head, model, self._reference, lse, base_lse, of_pi, of_base)
+        of_nodes = (x.to(self._dtype) for x in (lse, base_lse, of_pi, of_base))
+        dense_gradient(head, model, self._reference, *of_nodes)
         model[self._rejected] = head.unfinish(on_rejected, self._logits).to(model.dtype)
         return (head.transposed @ model).T
 
@@ -132,36 +163,42 @@ class InTiles:
     def __init__(self, head: OutputHead) -> None:
         self._head = head
 
-    def sums(self, states: Sequence[Tensor], counts: Counts) -> Sums:
+    def sums(self, states: Sequence[Tensor], counts: Counts, rest: Rest | None) -> Sums:
         """See `Softmax`."""
-        head, node = self._head, counts.node
+        head, hidden, node = self._head, states[0], counts.node
         tokens = head.weight[counts.option].float()
         logits = [head.scale * torch.linalg.vecdot(x[node].float(), tokens).double() for x in states]
-        mean = [head.scale / len(head.weight) * (x.float() @ head.rows_sum) for x in states]
-        self._offset = mean[-1] - mean[0]
-        self._found = kernels.head_sums(head.weight, states, self._offset, head.scale, counts.option, node)
-        self._node, self._tokens = node, tokens
-        most, totals, difference, _ = self._found
-        others, base_others = totals[0].double(), totals[-1].double()
+        moved = -hidden.float()
         if len(states) == 2:
-            base_most = most + self._offset
-            return Sums(logits[0], logits[1], most, base_most, others, base_others, difference.double())
-        ones = torch.ones_like(logits[0])
-        rest = len(head.weight) - counts.sum_by_node(ones)
-        difference = counts.sum_by_node(logits[0]) - len(head.weight) * mean[0].double()
-        return Sums(logits[0], 0 * ones, most, torch.zeros_like(most), others, rest, difference)
+            moved += states[1]
+            base = rest or _rest_in_tiles(head, states[1], counts)
+        else:
+            logits.append(torch.zeros_like(logits[0]))
+            base = self._uniform(tokens, counts)
+        model = _rest_in_tiles(head, hidden, counts)
+        self._model, self._base, self._node, self._tokens = model, base, node, tokens
+        most, base_most = (x.lse.nan_to_num(neginf=0.0) for x in (model, base))
+        others, base_others = (model.lse - most).exp(), (base.lse - base_most).exp()
+        difference = base_others * head.scale * torch.linalg.vecdot(base.mean, moved).double()
+        return Sums(logits[0], logits[1], most, base_most, others, base_others, difference)
 
     def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
         """See `Softmax`."""
-        most, _, _, rows = self._found
-        del self._found  # before the next tile's are made
-        a = of_pi * (most - lse).exp()
-        if len(rows) == 2:
-            b = of_base * (most + self._offset - base_lse).exp()
-            gradient = rows[0].mul_(a.unsqueeze(1)).addcmul_(rows[1], (a - b).unsqueeze(1))
-        else:
-            b = of_base * (-base_lse).exp()
-            gradient = rows[0].mul_(a.unsqueeze(1)).addr_(b, self._head.rows_sum, alpha=-1)
-            on_rejected = on_rejected + b[self._node]  # the sum of all rows has them
-        gradient.index_add_(0, self._node, self._tokens.mul_(on_rejected.to(rows.dtype).unsqueeze(1)))
+        model, base = self._model, self._base
+        del self._model, self._base  # before the next tile's are made
+        a, b = of_pi * (model.lse - lse).exp(), of_base * (base.lse - base_lse).exp()
+        gradient = model.mean.mul_(a.float().unsqueeze(1)).addcmul_(base.mean, b.float().unsqueeze(1), value=-1)
+        gradient.index_add_(0, self._node, self._tokens.mul_(on_rejected.float().unsqueeze(1)))
         return gradient.mul_(self._head.scale)
+
+    def _uniform(self, tokens: Tensor, counts: Counts) -> Rest:
+        """Where all logits are zero."""
+        head = self._head
+        others = len(head.weight) - counts.sum_by_node(torch.ones_like(counts.count)).double()
+        rows = head.rows_sum.expand(len(others), -1).clone().index_add_(0, counts.node, tokens, alpha=-1)
+        return Rest(others.log(), rows / others.clamp_min(1).float().unsqueeze(1))
+
+
+def _rest_in_tiles(head: OutputHead, states: Tensor, counts: Counts) -> Rest:
+    most, total, mean = kernels.head_sums(head.weight, states.contiguous(), head.scale, counts.option, counts.node)
+    return Rest(most.double() + total.double().log(), mean)

@@ -39,10 +39,12 @@ from buleyean_rl.models import (
     fingerprint,
     load_base,
     load_tokenizer,
+    output_head,
     resolve,
 )
 from buleyean_rl.progress import ShowProgress
 from buleyean_rl.records import read_records, records_sha256, write_records
+from buleyean_rl.reference import kept_of_node
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
 from buleyean_rl.trainer import (
@@ -381,19 +383,20 @@ def _decisive(config: BuleyeanConfig, model: Any, model_name: str) -> list[Any]:
 def _reference_folder(
     decisive: Sequence[Any], sha256: str, config: BuleyeanConfig, model: Any, training: BoundaryFile
 ) -> Path | None:
-    """Where the reference's hidden states are kept, if records are met more than once and there is room.
+    """Where what is known of the reference is kept, if records are met more than once and there is room.
 
     They depend, in their last bits, on what was computed with them; so the name depends on all that decides it.
     """
     steps_an_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
     epochs = config.max_steps / steps_an_epoch if config.max_steps > 0 else config.num_train_epochs
-    weight = model.get_output_embeddings().weight
-    needed = int(training.nodes.sum()) * weight.shape[1] * weight.element_size()
+    kept = kept_of_node(output_head(model), config.loss)
+    needed = int(training.nodes.sum()) * kept.bytes
     if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
         return None
     made_from = [
         *(*decisive, sha256, config.loss.of_answers, config.row_limit),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
+        kept.with_rest,
     ]
     references = cache_folder() / "reference"
     folder = references / key_of(made_from)

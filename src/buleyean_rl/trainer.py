@@ -34,7 +34,8 @@ from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import groups_of, held
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
 from buleyean_rl.models import backbone, base_alone, default_dtype, evaluating, output_head, plain_model
-from buleyean_rl.reference import ReferenceCache
+from buleyean_rl.reference import Known, ReferenceCache, kept_of_node
+from buleyean_rl.softmax import rest_of
 
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
 # it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down. In bf16
@@ -145,7 +146,7 @@ class BuleyeanTrainer(Trainer):
         train_dataset: what to train on.
         tokenizer: saved beside the adapter, or None.
         callbacks: as for `Trainer`.
-        reference_folder: where the reference's hidden states are kept from one epoch to the next; None for nowhere.
+        reference_folder: where what is known of the reference is kept from one epoch to the next; None for nowhere.
     """
 
     args: BuleyeanConfig
@@ -173,8 +174,8 @@ class BuleyeanTrainer(Trainer):
         self.head = output_head(model)
         self._references = None
         if reference_folder is not None and args.loss.uses_reference:
-            nodes, weight = [boundary.nodes for boundary in train_dataset], self.head.weight
-            self._references = ReferenceCache(reference_folder, nodes, weight.shape[1], weight.dtype)
+            nodes = [boundary.nodes for boundary in train_dataset]
+            self._references = ReferenceCache(reference_folder, nodes, *kept_of_node(self.head, args.loss))
         self._groups = groups_of(model)
         self._gradients: Gradients | None = None
         self._logged = _Totals()
@@ -250,12 +251,18 @@ class BuleyeanTrainer(Trainer):
     def with_references(self, batches: Sequence[Batch]) -> list[Batch]:
         """Batches with the base model's hidden states, from the cache if it has them."""
         cache = self._references
-        known = [replace(batch, reference=cache.read(batch.numbers)) if cache else batch for batch in batches]
-        computed = add_references(self._peft_model, [batch.to(self.args.device) for batch in known])
-        for before, batch in zip(known, computed, strict=True):
-            if cache and before.reference is None and batch.reference is not None:
-                cache.write(batch.numbers, batch.reference)
-        return computed
+        known = [cache.read(batch.numbers) if cache else None for batch in batches]
+        read = [
+            replace(batch, reference=found.states, rest=found.rest) if found else batch
+            for batch, found in zip(batches, known, strict=True)
+        ]
+        completed = add_references(self._peft_model, [batch.to(self.args.device) for batch in read])
+        for i, batch in enumerate(completed):
+            if cache and known[i] is None and batch.reference is not None:
+                rest = None if batch.answers else rest_of(self.head, batch.reference, batch.counts)
+                cache.write(batch.numbers, Known(batch.reference, rest))
+                completed[i] = replace(batch, rest=rest)
+        return completed
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
@@ -368,7 +375,7 @@ def losses_of_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: 
     """
     reference = batch.reference
     if batch.answers is None or reference is None:
-        return fused_loss(hidden, head, batch.counts, objective, reference)
+        return fused_loss(hidden, head, batch.counts, objective, reference, batch.rest)
     ratios = answer_logprobs(hidden, head, batch.answers) - answer_logprobs(reference, head, batch.answers)
     return listwise_loss(ratios, batch.answers.counts, objective)
 

@@ -146,8 +146,8 @@ OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
     "adapted": [ctypes.POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     "adapted_backward": [ctypes.POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
     "head_sums": [
-        *[c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_float],
-        *[c_void_p, c_void_p, c_int64, *[c_void_p] * 4, c_int],
+        *[c_void_p, c_int64, c_int64, c_void_p, c_int64, c_float],
+        *[c_void_p, c_void_p, c_int64, *[c_void_p] * 3, c_int],
     ],
     "row_products": [*[c_void_p, c_int64] * 2, *[c_int64] * 3, c_void_p, c_int],
     "attention": [*[Heads] * 4, c_void_p, *ATTENDING, c_int],
@@ -384,49 +384,32 @@ def adapted_backward(
     return grad_x
 
 
-class HeadSums(NamedTuple):
-    """What `head_sums` makes, of exponents less `most`, and z_ref's less the offset too.
-
-    Args:
-        most: one of a node's largest logits. Shape: (nodes,).
-        totals: sum e^z, and with a reference sum e^z_ref. Shape: (models, nodes).
-        difference: sum e^z_ref (z_ref - z), 0 without a reference. Shape: (nodes,).
-        rows: of W, sum e^z w, or with a reference sum (e^z - e^z_ref) w and sum e^z_ref w.
-            Shape: (models, nodes, width).
-    """
-
-    most: Tensor
-    totals: Tensor
-    difference: Tensor
-    rows: Tensor
-
-
 def has_head_sums(weight: Tensor) -> bool:
     """Whether `head_sums` can be used with an output head, and is quick. Shape: (vocabulary, width)."""
     return not weight.shape[0] % STEP and multiplies(weight)
 
 
 def head_sums(
-    weight: Tensor, states: Sequence[Tensor], offset: Tensor, scale: float, tokens: Tensor, nodes: Tensor
-) -> HeadSums:
-    """Sums over the vocabulary that softmaxes and their gradients are made of, in bf16, in one pass.
+    weight: Tensor, hidden: Tensor, scale: float, tokens: Tensor, nodes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a softmax over the vocabulary, what its normaliser and its gradient are made of, in bf16, in one pass.
 
     Args:
         weight: W of the output head, contiguous. Shape: (vocabulary, width).
-        states: of the model, and the reference's, if any. Shapes: (nodes, width).
-        offset: about what the reference's logits are above the model's. Shape: (nodes,).
+        hidden: contiguous. Shape: (nodes, width).
         scale: factor on the logits.
         tokens: that do not count. Shape: (entries,).
         nodes: at which they do not, sorted. Shape: (entries,).
+
+    Returns:
+        In fp32: one of each node's largest logits; sum e^z, exponents less that; the mean of W's rows by e^z. Shapes:
+        (nodes,), (nodes,), (nodes, width).
     """
-    hidden, reference = states[0].contiguous(), states[1].contiguous() if len(states) == 2 else None
-    of_nodes, of_models, (count, width) = (len(hidden),), (len(states), len(hidden)), hidden.shape
-    shapes = (of_nodes, of_models, of_nodes, (*of_models, width))
-    found = HeadSums(*(torch.empty(shape) for shape in shapes))
+    most, total, mean = torch.empty(len(hidden)), torch.empty(len(hidden)), torch.empty(hidden.shape)
     rejected = (tokens, nodes, len(tokens))
     threads = torch.get_num_threads()
-    _call("head_sums", weight, *weight.shape, hidden, reference, offset, count, scale, *rejected, *found, threads)
-    return found
+    _call("head_sums", weight, *weight.shape, hidden, len(hidden), scale, *rejected, most, total, mean, threads)
+    return most, total, mean
 
 
 class Stretches(NamedTuple):

@@ -67,6 +67,11 @@ static inline void narrow_pairs(Lanes even, Lanes odd, uint32_t *to) {
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
 }
 
+/* Numbers added to sums, both of a word to one. */
+static inline Lanes add_pairs(Lanes sums, const uint32_t *words) {
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(words), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
+}
+
 /* The product of two rows of numbers, a multiple of STEP. */
 static inline float dot_rows(const number *x, const number *y, int64_t size) {
     __m512 sums = _mm512_setzero_ps();
@@ -164,6 +169,11 @@ static inline void narrow_row(Lanes left, Lanes right, number *to) {
 
 static inline void narrow_pairs(Lanes even, Lanes odd, uint32_t *to) {
     for (int i = 0; i < SIDE; i++) to[i] = narrow(even[i]) | (uint32_t)narrow(odd[i]) << 16;
+}
+
+static inline Lanes add_pairs(Lanes sums, const uint32_t *words) {
+    for (int i = 0; i < SIDE; i++) sums[i] += widen((number)words[i]) + widen((number)(words[i] >> 16));
+    return sums;
 }
 
 static inline float dot_rows(const number *x, const number *y, int64_t size) {
