@@ -31,8 +31,9 @@ import torch
 from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, default_dtype, load_base, load_tokenizer
+from buleyean_rl.models import BUNDLED, attach_lora, default_dtype, load_base, load_tokenizer, output_head
 from buleyean_rl.records import make_record
+from buleyean_rl.reference import ReferenceCache, kept_of_node
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 from workload import ROUNDS, Stopwatch, arithmetic, dense_step, full_boundaries, shape_of
@@ -63,8 +64,11 @@ def ours(
     model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
-    references = Path(folder, "references") if "num_train_epochs" in settings else None
-    trainer = BuleyeanTrainer(model, config, boundaries, callbacks=[watch], reference_folder=references)
+    references = None
+    if "num_train_epochs" in settings:
+        nodes, kept = [boundary.nodes for boundary in boundaries], kept_of_node(output_head(model), config.loss)
+        references = ReferenceCache(Path(folder, "references"), nodes, *kept)
+    trainer = BuleyeanTrainer(model, config, boundaries, callbacks=[watch], references=references)
     collate, shape, work = trainer.data_collator, shape_of(model), []
 
     def counting(numbered: Sequence[tuple[int, Boundary]]) -> Any:

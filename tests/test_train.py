@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -24,6 +25,7 @@ from buleyean_rl.boundary import merge_responses
 from buleyean_rl.errors import BuleyeanError, RecordError, TrainingError, UsageError
 from buleyean_rl.losses import Objective
 from buleyean_rl.records import RejectionRecord, make_record, write_records
+from buleyean_rl.reference import KeptOfNode
 from buleyean_rl.report import RunReport
 from buleyean_rl.settings import load_config
 from buleyean_rl.train import asks_for_little, split, train
@@ -475,6 +477,33 @@ def test_what_the_base_says_is_kept_for_the_same_answers_only(
             start(base, rejections, tmp_path / objective, **settings | {"objective": objective})
         start(base, rejections, tmp_path / f"listwise-{cache}", **settings)
     assert adapter(tmp_path / "listwise-used") == adapter(tmp_path / "listwise-new")
+
+
+class Records:
+    """Ten of ten nodes each."""
+
+    nodes = np.full(10, 10)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"), [(4000, {"known", "states", "lse", "mean"}), (3999, {"known", "states"}), (1599, set())], ids=str
+)
+def test_as_much_is_kept_of_the_reference_as_there_is_room_for(
+    room: int, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(training, "REFERENCES_BYTES", room)
+    monkeypatch.setattr(training, "output_head", lambda _: None)
+    monkeypatch.setattr(training, "kept_of_node", lambda *_: KeptOfNode(4, torch.float32, True))
+    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2})
+    references = training._references([], "", config, None, Records())  # type: ignore[arg-type]
+    assert (references is None) == (not kept)
+    assert {path.name for path in tmp_path.rglob("reference/*/*")} == kept
+    config.num_train_epochs = 1
+    assert training._references([], "", config, None, Records()) is None  # type: ignore[arg-type]
 
 
 def test_nothing_is_drawn_for_a_prompt_without_room(

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
+from buleyean_rl import kernels
 from buleyean_rl.attention import PACKED
 from buleyean_rl.batches import Batch, forward_hidden, pack, pad_paths
 from buleyean_rl.boundary import Boundary, merge_responses
@@ -24,6 +25,7 @@ from buleyean_rl.evaluate import HeldOut
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
 from buleyean_rl.models import attach_lora, backbone, output_head, plain_model
+from buleyean_rl.reference import ReferenceCache, kept_of_node
 from buleyean_rl.trainer import (
     BuleyeanConfig,
     BuleyeanTrainer,
@@ -68,12 +70,12 @@ def trainer(
     model: Any,
     folder: Path,
     records: list[Boundary] = RECORDS,
-    reference_folder: Path | None = None,
+    references: ReferenceCache | None = None,
     **settings: Any,
 ) -> BuleyeanTrainer:
     defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
     config = BuleyeanConfig(**(defaults | settings))
-    return BuleyeanTrainer(model, config, records, reference_folder=reference_folder)
+    return BuleyeanTrainer(model, config, records, references=references)
 
 
 def adapted(make: Callable[[], Any], dropout: float = 0.0, targets: list[str] | None = None) -> Any:
@@ -393,7 +395,9 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
     for folder in (None, tmp_path / "cache", tmp_path / "cache"):
         computed.clear()
         model = adapted(PACKS["llama"], dropout=0.2)
-        run = trainer(model, tmp_path / "run", num_train_epochs=3, learning_rate=1e-3, reference_folder=folder)
+        nodes, kept = [record.nodes for record in RECORDS], kept_of_node(output_head(model), Objective())
+        references = ReferenceCache(folder, nodes, *kept) if folder else None
+        run = trainer(model, tmp_path / "run", num_train_epochs=3, learning_rate=1e-3, references=references)
         run.train()
         outcomes.append((sorted(number for row in computed for number in row), weights(model)))
     (without, plain), (first, once), (second, again) = outcomes
@@ -402,3 +406,34 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
     assert second == []
     torch.testing.assert_close(once, plain, rtol=1e-4, atol=1e-6)
     assert again.equal(once)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    softmaxes, head_sums = [0], kernels.head_sums
+
+    def counted(*given: Any) -> Any:
+        softmaxes[-1] += 1
+        return head_sums(*given)
+
+    monkeypatch.setattr(kernels, "head_sums", counted)
+    outcomes = []
+    for with_rest in (False, True, True):
+        softmaxes.append(0)
+        torch.manual_seed(0)
+        base = tiny_llama(TOKENIZER, head_dim=32, vocab_size=416).bfloat16()
+        model = attach_lora(base, lora_config(4, 8, 0.0, None))
+        nodes, kept = [record.nodes for record in RECORDS], kept_of_node(output_head(model), Objective())
+        assert kept.with_rest
+        references = ReferenceCache(tmp_path / str(with_rest), nodes, *kept._replace(with_rest=with_rest))
+        trainer(model, tmp_path / "run", num_train_epochs=2, learning_rate=1e-3, references=references).train()
+        outcomes.append(weights(model))
+    assert softmaxes[1:] == [
+        8,
+        6,
+        4,
+    ]  # two steps an epoch, in each the model's and, if it is not known, the reference's
+    assert outcomes[0].equal(outcomes[1])
+    assert outcomes[0].equal(outcomes[2])

@@ -45,6 +45,7 @@ class ReferenceCache:
 
     def __init__(self, folder: Path, nodes: Sequence[int], width: int, dtype: torch.dtype, with_rest: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.with_rest = with_rest
         self._starts = list(accumulate(nodes, initial=0))
         total = self._starts[-1]
         self._known = _mapped(folder / "known", len(nodes), 1, torch.bool)

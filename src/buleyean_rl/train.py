@@ -44,7 +44,7 @@ from buleyean_rl.models import (
 )
 from buleyean_rl.progress import ShowProgress
 from buleyean_rl.records import read_records, records_sha256, write_records
-from buleyean_rl.reference import kept_of_node
+from buleyean_rl.reference import ReferenceCache, kept_of_node
 from buleyean_rl.report import RunReport, library_versions, peak_rss_bytes, write_report
 from buleyean_rl.tokenised import BoundaryFile, tokenise
 from buleyean_rl.trainer import (
@@ -129,8 +129,8 @@ def train(
     set_seed(config.seed)
     model = _adapted(base or _load(model_name, config.device, console), config, settings["model"])
     decisive, progress = _decisive(config, model, model_name), ShowProgress(console)
-    reference_folder = _reference_folder(decisive, sha256, config, model, training)
-    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], reference_folder)
+    references = _references(decisive, sha256, config, model, training)
+    trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], references)
     looked_at = (held_out or training)[:MEASURED_RECORDS]
     measured, neutral = HeldOut(model, looked_at, config.loss), _neutral(tokenizer, config.max_length)
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
@@ -380,18 +380,21 @@ def _decisive(config: BuleyeanConfig, model: Any, model_name: str) -> list[Any]:
     ]
 
 
-def _reference_folder(
+def _references(
     decisive: Sequence[Any], sha256: str, config: BuleyeanConfig, model: Any, training: BoundaryFile
-) -> Path | None:
-    """Where what is known of the reference is kept, if records are met more than once and there is room.
+) -> ReferenceCache | None:
+    """What is kept of the reference, if records are met more than once and there is room: all there is, or its states.
 
-    They depend, in their last bits, on what was computed with them; so the name depends on all that decides it.
+    It depends, in its last bits, on what was computed with it; so its folder's name depends on all that decides it.
     """
     steps_an_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
     epochs = config.max_steps / steps_an_epoch if config.max_steps > 0 else config.num_train_epochs
-    kept = kept_of_node(output_head(model), config.loss)
-    needed = int(training.nodes.sum()) * kept.bytes
-    if epochs <= 1 or not config.loss.uses_reference or needed > REFERENCES_BYTES:
+    if epochs <= 1 or not config.loss.uses_reference:
+        return None
+    all_there_is, nodes = kept_of_node(output_head(model), config.loss), int(training.nodes.sum())
+    choices = (all_there_is, all_there_is._replace(with_rest=False))
+    kept = next((kept for kept in choices if nodes * kept.bytes <= REFERENCES_BYTES), None)
+    if kept is None:
         return None
     made_from = [
         *(*decisive, sha256, config.loss.of_answers, config.row_limit),
@@ -402,8 +405,8 @@ def _reference_folder(
     folder = references / key_of(made_from)
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
-    make_room(references, REFERENCES_BYTES - needed)
-    return folder
+    make_room(references, REFERENCES_BYTES - nodes * kept.bytes)
+    return ReferenceCache(folder, training.nodes.tolist(), *kept)
 
 
 def _plain(value: Any) -> Any:

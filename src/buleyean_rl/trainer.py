@@ -34,7 +34,7 @@ from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import groups_of, held
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
 from buleyean_rl.models import backbone, base_alone, default_dtype, evaluating, output_head, plain_model
-from buleyean_rl.reference import Known, ReferenceCache, kept_of_node
+from buleyean_rl.reference import Known, ReferenceCache
 from buleyean_rl.softmax import rest_of
 
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
@@ -146,7 +146,7 @@ class BuleyeanTrainer(Trainer):
         train_dataset: what to train on.
         tokenizer: saved beside the adapter, or None.
         callbacks: as for `Trainer`.
-        reference_folder: where what is known of the reference is kept from one epoch to the next; None for nowhere.
+        references: what is kept of the reference from one epoch to the next; None for nothing.
     """
 
     args: BuleyeanConfig
@@ -158,7 +158,7 @@ class BuleyeanTrainer(Trainer):
         train_dataset: Sequence[Boundary],
         tokenizer: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
-        reference_folder: Path | None = None,
+        references: ReferenceCache | None = None,
     ) -> None:
         self._peft_model, self._tokenizer = model, tokenizer
         self.layout = choose_layout(model)
@@ -172,10 +172,7 @@ class BuleyeanTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.head = output_head(model)
-        self._references = None
-        if reference_folder is not None and args.loss.uses_reference:
-            nodes = [boundary.nodes for boundary in train_dataset]
-            self._references = ReferenceCache(reference_folder, nodes, *kept_of_node(self.head, args.loss))
+        self._references = references
         self._groups = groups_of(model)
         self._gradients: Gradients | None = None
         self._logged = _Totals()
@@ -259,7 +256,7 @@ class BuleyeanTrainer(Trainer):
         completed = add_references(self._peft_model, [batch.to(self.args.device) for batch in read])
         for i, batch in enumerate(completed):
             if cache and known[i] is None and batch.reference is not None:
-                rest = None if batch.answers else rest_of(self.head, batch.reference, batch.counts)
+                rest = rest_of(self.head, batch.reference, batch.counts) if cache.with_rest else None
                 cache.write(batch.numbers, Known(batch.reference, rest))
                 completed[i] = replace(batch, rest=rest)
         return completed
