@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,11 @@ def main() -> None:
     choose_layout(model)
     head = output_head(model)
     rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]
-    known = add_references(model, rows)
+    known = [
+        replace(batch, rest=softmax.rest_of(head, reference, batch.counts))
+        for batch in add_references(model, rows)
+        if (reference := batch.reference) is not None
+    ]
 
     def step(batches: Sequence[Batch], together: bool = True) -> None:
         model.train()

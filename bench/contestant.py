@@ -66,8 +66,8 @@ def ours(
     watch = Stopwatch()
     references = None
     if "num_train_epochs" in settings:
-        nodes, kept = [boundary.nodes for boundary in boundaries], kept_of_node(output_head(model), config.loss)
-        references = ReferenceCache(Path(folder, "references"), nodes, *kept)
+        kept = kept_of_node(output_head(model), config.loss)
+        references = ReferenceCache(Path(folder, "references"), [boundary.nodes for boundary in boundaries], kept)
     trainer = BuleyeanTrainer(model, config, boundaries, callbacks=[watch], references=references)
     collate, shape, work = trainer.data_collator, shape_of(model), []
 

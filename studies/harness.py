@@ -31,8 +31,9 @@ from buleyean_rl.json_file import write_json
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import ObjectiveName
-from buleyean_rl.models import BUNDLED, attach_lora, default_device, load_base, plain_model
+from buleyean_rl.models import BUNDLED, attach_lora, default_device, load_base, output_head, plain_model
 from buleyean_rl.records import as_messages
+from buleyean_rl.reference import ReferenceCache, kept_of_node
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
 
 OBJECTIVES = get_args(ObjectiveName)
@@ -143,7 +144,6 @@ def train(
         trainer_of: makes another trainer than the method's, of what `BuleyeanTrainer` is made of.
     """
     with tempfile.TemporaryDirectory() as folder:
-        reference = None if method.rejected_alone else Path(folder) / "reference"  # it has a state for every node
         config = BuleyeanConfig(
             output_dir=folder,
             objective=_objective(method.name),
@@ -160,7 +160,12 @@ def train(
         )
         if trainer_of is None and method.name not in OBJECTIVES:
             trainer_of = partial(BaselineTrainer, Baseline(method.name, method.beta))
-        trainer = (trainer_of or BuleyeanTrainer)(model, config, boundaries, reference_folder=reference)
+        references = None
+        if not method.rejected_alone:  # it has a state for every node
+            kept = kept_of_node(output_head(model), config.loss)
+            kept = kept._replace(with_rest=kept.with_rest and trainer_of is None)  # which only our own loss takes
+            references = ReferenceCache(Path(folder) / "reference", [boundary.nodes for boundary in boundaries], kept)
+        trainer = (trainer_of or BuleyeanTrainer)(model, config, boundaries, references=references)
         if method.rejected_alone:
             layout = trainer.layout
             trainer.layout = lambda boundaries: layout(boundaries).without_anchors()

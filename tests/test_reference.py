@@ -35,20 +35,20 @@ def equal(got: Known | None, expected: Known) -> bool:
 @pytest.mark.parametrize("with_rest", [False, True])
 def test_what_was_written_is_read_again(tmp_path: Path, dtype: torch.dtype, with_rest: bool) -> None:
     known, kept = some(7, 3, dtype, with_rest), KeptOfNode(3, dtype, with_rest)
-    cache = ReferenceCache(tmp_path / "new", [2, 4, 1], *kept)
+    cache = ReferenceCache(tmp_path / "new", [2, 4, 1], kept)
     assert cache.read([1]) is None
     cache.write([2, 0], of(known, [0, 1, 2]))
     assert cache.read([0, 1]) is None
     assert equal(cache.read([0, 2]), of(known, [1, 2, 0]))
     cache.write([1], of(known, [3, 4, 5, 6]))
-    for again in (cache, ReferenceCache(tmp_path / "new", [2, 4, 1], *kept)):
+    for again in (cache, ReferenceCache(tmp_path / "new", [2, 4, 1], kept)):
         assert equal(again.read([0, 1, 2]), of(known, [1, 2, 3, 4, 5, 6, 0]))
     files = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
     assert sum(files.values()) == 7 * kept.bytes + files["known"]
 
 
 def test_a_cache_of_nothing(tmp_path: Path) -> None:
-    assert ReferenceCache(tmp_path, [1], 3, torch.float32, True).read([0]) is None
+    assert ReferenceCache(tmp_path, [1], KeptOfNode(3, torch.float32, True)).read([0]) is None
 
 
 @pytest.mark.usefixtures("tiles")

@@ -396,7 +396,7 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
         computed.clear()
         model = adapted(PACKS["llama"], dropout=0.2)
         nodes, kept = [record.nodes for record in RECORDS], kept_of_node(output_head(model), Objective())
-        references = ReferenceCache(folder, nodes, *kept) if folder else None
+        references = ReferenceCache(folder, nodes, kept) if folder else None
         run = trainer(model, tmp_path / "run", num_train_epochs=3, learning_rate=1e-3, references=references)
         run.train()
         outcomes.append((sorted(number for row in computed for number in row), weights(model)))
@@ -427,7 +427,7 @@ def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_refer
         model = attach_lora(base, lora_config(4, 8, 0.0, None))
         nodes, kept = [record.nodes for record in RECORDS], kept_of_node(output_head(model), Objective())
         assert kept.with_rest
-        references = ReferenceCache(tmp_path / str(with_rest), nodes, *kept._replace(with_rest=with_rest))
+        references = ReferenceCache(tmp_path / str(with_rest), nodes, kept._replace(with_rest=with_rest))
         trainer(model, tmp_path / "run", num_train_epochs=2, learning_rate=1e-3, references=references).train()
         outcomes.append(weights(model))
     assert softmaxes[1:] == [

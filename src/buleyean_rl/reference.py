@@ -32,27 +32,50 @@ class Known(NamedTuple):
     rest: Rest | None
 
 
+class KeptOfNode(NamedTuple):
+    """What is kept of a node.
+
+    Args:
+        width: of its hidden state.
+        dtype: of that.
+        with_rest: whether there is more, see `Known`.
+    """
+
+    width: int
+    dtype: torch.dtype
+    with_rest: bool
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        rest = torch.float64.itemsize + self.width * torch.float32.itemsize
+        return self.width * self.dtype.itemsize + self.with_rest * rest
+
+
+def kept_of_node(head: OutputHead, objective: Objective) -> KeptOfNode:
+    """What is to be kept for an objective."""
+    width, dtype = head.weight.shape[1], head.weight.dtype
+    return KeptOfNode(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
+
+
 class ReferenceCache:
     """What is known at the nodes of numbered records, on disk.
 
     Args:
         folder: of the cache; what is in it is used, so its name must say what it was made from.
         nodes: how many nodes each record has.
-        width: of a hidden state.
-        dtype: of a hidden state.
-        with_rest: whether more than hidden states is kept.
+        kept: of a node.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[int], width: int, dtype: torch.dtype, with_rest: bool) -> None:
+    def __init__(self, folder: Path, nodes: Sequence[int], kept: KeptOfNode) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.with_rest = with_rest
+        self.with_rest = kept.with_rest
         self._starts = list(accumulate(nodes, initial=0))
-        total = self._starts[-1]
+        columns = [("states", kept.width, kept.dtype)]
+        if kept.with_rest:
+            columns += [("lse", 1, torch.float64), ("mean", kept.width, torch.float32)]
+        self._files = [_mapped(folder / name, self._starts[-1], width, dtype) for name, width, dtype in columns]
         self._known = _mapped(folder / "known", len(nodes), 1, torch.bool)
-        self._files = [_mapped(folder / "states", total, width, dtype)]
-        if with_rest:
-            kept = ("lse", 1, torch.float64), ("mean", width, torch.float32)
-            self._files += [_mapped(folder / name, total, columns, of) for name, columns, of in kept]
 
     def read(self, records: Sequence[int]) -> Known | None:
         """Of some records, one after the other, or None if any is not known."""
@@ -73,26 +96,6 @@ class ReferenceCache:
 
     def _rows(self, record: int) -> slice:
         return slice(self._starts[record], self._starts[record + 1])
-
-
-class KeptOfNode(NamedTuple):
-    """What `ReferenceCache` keeps of a node: how wide its hidden state is, of which type, and whether there is more."""
-
-    width: int
-    dtype: torch.dtype
-    with_rest: bool
-
-    @property
-    def bytes(self) -> int:
-        """On disk."""
-        rest = torch.float64.itemsize + self.width * torch.float32.itemsize
-        return self.width * self.dtype.itemsize + self.with_rest * rest
-
-
-def kept_of_node(head: OutputHead, objective: Objective) -> KeptOfNode:
-    """What is to be kept for an objective."""
-    width, dtype = head.weight.shape[1], head.weight.dtype
-    return KeptOfNode(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
 
 
 def _mapped(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -406,7 +406,7 @@ def _references(
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
     make_room(references, REFERENCES_BYTES - nodes * kept.bytes)
-    return ReferenceCache(folder, training.nodes.tolist(), *kept)
+    return ReferenceCache(folder, training.nodes.tolist(), kept)
 
 
 def _plain(value: Any) -> Any:
