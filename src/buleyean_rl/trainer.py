@@ -224,7 +224,9 @@ class BuleyeanTrainer(Trainer):
         if self._gradients is None:
             return super()._clip_grad_norm(model)
         norm = torch.linalg.vector_norm(self._gradients.all)
-        self._gradients.all.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1))
+        factor = self.args.max_grad_norm / (norm + 1e-6)
+        if factor < 1:
+            self._gradients.all.mul_(factor)
         return norm
 
     def compute_loss(
