@@ -1,6 +1,6 @@
-"""Does memory stay flat over many steps, and the time of a token over their length? Writes `bench/steady.json`.
+"""Does memory stay flat over many steps, and the time of a token over their length?
 
-    python bench/steady.py
+    python bench/steady.py [--output bench/steady.json]
 
 The steps are those of the trainer, on a random model small enough for two thousand of them; the lengths are those of
 the bundled model, one record a pass.
@@ -8,6 +8,7 @@ the bundled model, one record a pass.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -48,8 +49,8 @@ class Memory(TrainerCallback):
 
 
 def memory_over_steps() -> list[int]:
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_key_value_heads=2, **shape)).to(PRECISION)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_key_value_heads=1, **shape)).to(PRECISION)
     records = [random_record(16 + seed % 97, 2048, seed) for seed in range(500)]
     memory = Memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,8 +76,11 @@ def seconds_per_token() -> dict[int, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("steady.json"))
+    output = parser.parse_args().output
     result = {"rss_bytes_every_100_steps": memory_over_steps(), "seconds_per_token": seconds_per_token()}
-    Path(__file__).with_name("steady.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 
