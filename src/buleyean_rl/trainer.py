@@ -203,7 +203,9 @@ class BuleyeanTrainer(Trainer):
         if not model.training:
             model.train()
         if self.args.device.type == "cpu":
-            self._gradients = self._gradients or self._find_gradients()
+            if self._gradients is None:
+                self._gradients = self._find_gradients()
+                model.zero_grad = self._gradients.forget  # until the end of `train`
             self._gradients.place()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
@@ -271,6 +273,8 @@ class BuleyeanTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             gc.unfreeze()
+            vars(self._peft_model).pop("zero_grad", None)
+            self._gradients = None
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
         return sum(batch.terms for sample in batch_samples for batch in sample["batches"])

@@ -17,14 +17,16 @@ void copy_adapters(const Linear *const *l, int64_t count, const float *const *pa
     for (int64_t i = 0; i < count; i++) before[i] = parts, parts += l[i]->parts;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < count; i++) {
-        const float *const *of = parameters + 2 * before[i];
-        number *a = (number *)l[i]->a, *b = (number *)l[i]->b;
-        for (int64_t part = 0; part < l[i]->parts; part++, of += 2) {
-            int64_t rank = l[i]->ranks[part], size = rank * l[i]->depth;
-            for (int64_t j = 0; j < size; j++) *a++ = narrow(of[0][j]);
-            for (int64_t row = 0; row < l[i]->outputs[part]; row++, b += l[i]->rank)
-                for (int64_t j = 0; j < rank; j++) b[j] = narrow(l[i]->scalings[part] * of[1][row * rank + j]);
-            b += rank;
+        number *restrict a = (number *)l[i]->a, *restrict b = (number *)l[i]->b;
+        for (int64_t part = 0; part < l[i]->parts; part++) {
+            const float *restrict of_a = parameters[2 * (before[i] + part)];
+            const float *restrict of_b = parameters[2 * (before[i] + part) + 1];
+            int64_t rank = l[i]->ranks[part], outputs = l[i]->outputs[part], apart = l[i]->rank, size = rank * l[i]->depth;
+            float scaling = l[i]->scalings[part];
+            for (int64_t j = 0; j < size; j++) a[j] = narrow(of_a[j]);
+            for (int64_t row = 0; row < outputs; row++)
+                for (int64_t j = 0; j < rank; j++) b[row * apart + j] = narrow(scaling * of_b[row * rank + j]);
+            a += size, b += outputs * apart + rank;
         }
     }
 }
