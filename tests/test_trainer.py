@@ -432,10 +432,7 @@ def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_refer
         references = ReferenceCache(tmp_path / str(with_rest), nodes, kept._replace(with_rest=with_rest))
         trainer(model, tmp_path / "run", num_train_epochs=2, learning_rate=1e-3, references=references).train()
         outcomes.append(weights(model))
-    assert softmaxes[1:] == [
-        8,
-        6,
-        4,
-    ]  # two steps an epoch, in each the model's and, if it is not known, the reference's
+    # two steps an epoch, in each the model's and, if it is not known, the reference's
+    assert softmaxes[1:] == [8, 6, 4]
     assert outcomes[0].equal(outcomes[1])
     assert outcomes[0].equal(outcomes[2])

@@ -404,7 +404,8 @@ class AdaptedLinear(NamedTuple):
 
     def gradients_so_far(self) -> Tensor:
         """What gradients in the parameters are to be added to, one after the other."""
-        return torch.zeros(sum(map(Tensor.numel, self.parameters))) if self.gradients is None else self.gradients
+        assert self.tiled is not None
+        return torch.zeros(self.tiled.learning) if self.gradients is None else self.gradients
 
     def of_parameters(self, grads: Tensor) -> list[Tensor | None]:
         """What autograd is to add to the parameters' gradients, from those one after the other: nothing where they were

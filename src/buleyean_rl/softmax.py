@@ -74,10 +74,10 @@ class Softmax(Protocol):
     def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
         """In the model's states.
 
-        That in the logits is of_pi pi - of_base base, and on rejected tokens what is given. All in fp64.
+        That in the logits is of_pi pi - of_base base, and on rejected tokens what is given.
 
         Args:
-            lse: log-sum-exp of z. Shape: (nodes,).
+            lse: log-sum-exp of z; in fp64, as all of these. Shape: (nodes,).
             base_lse: of z_ref. Shape: (nodes,).
             of_pi: Shape: (nodes,).
             of_base: Shape: (nodes,).
@@ -143,13 +143,13 @@ class OfLogits:
             of_rejected = (mass, base_mass, base_mass * (base_logits - logits))
             sums = [x - counts.sum_by_node(y) for x, y in zip(sums, of_rejected, strict=True)]
         self._model, self._reference, self._rejected, self._logits = model, reference, rejected, logits
-        self._dtype = most.dtype
         return Sums(logits, base_logits, most, base_most, *sums)
 
     def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
         """See `Softmax`."""
         head, model = self._head, self._model
-        of_nodes = (x.to(self._dtype) for x in (lse, base_lse, of_pi, of_base))
+        dtype = torch.promote_types(model.dtype, torch.float32)  # that of logits
+        of_nodes = (x.to(dtype) for x in (lse, base_lse, of_pi, of_base))
         dense_gradient(head, model, self._reference, *of_nodes)
         model[self._rejected] = head.unfinish(on_rejected, self._logits).to(model.dtype)
         return (head.transposed @ model).T

@@ -202,10 +202,7 @@ class BuleyeanTrainer(Trainer):
         # transformers' own step, row by row, would go through all the modules for each: 15 ms of a short row
         if not model.training:
             model.train()
-        if self.args.device.type == "cpu":
-            if self._gradients is None:
-                self._gradients = self._find_gradients()
-                model.zero_grad = self._gradients.forget  # until the end of `train`
+        if self._gradients is not None:
             self._gradients.place()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
@@ -268,6 +265,9 @@ class BuleyeanTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
         self._logged = _Totals()  # the clock starts here
+        if self.args.device.type == "cpu":
+            self._gradients = self._find_gradients()
+            self._peft_model.zero_grad = self._gradients.forget
         gc.freeze()  # what there is stays: the collector would go through all of it, over and over
         try:
             return super().train(*args, **kwargs)
