@@ -27,6 +27,7 @@ import psutil
 import torch
 
 from buleyean_rl import demo_data
+from buleyean_rl.allocator import return_free_memory
 from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
 from buleyean_rl.complement import Counts
 from buleyean_rl.environment import DEFAULTS
@@ -34,7 +35,7 @@ from buleyean_rl.fused import fused_loss
 from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head, return_free_memory
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head
 from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import add_references, batch_losses, choose_layout, fill_rows, row_tokens

@@ -11,9 +11,9 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
+from buleyean_rl.allocator import return_free_memory
 from buleyean_rl.attention import segments_in_use
 from buleyean_rl.boundary import Boundary
-from buleyean_rl.models import return_free_memory
 from buleyean_rl.progress import in_words
 from buleyean_rl.report import peak_rss_bytes
 from buleyean_rl.tokenised import BoundaryFile

@@ -9,7 +9,6 @@ from pickle, and no code that comes with a model is run.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -30,6 +29,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from buleyean_rl import pre_tokenizers
+from buleyean_rl.allocator import return_free_memory
 from buleyean_rl.cache import cache_folder
 from buleyean_rl.cards import ALIASES
 from buleyean_rl.decoder import fuse_decoder
@@ -403,13 +403,6 @@ def attach_lora(model: Any, config: Any) -> Any:
     fuse_decoder(backbone(adapted))
     return_free_memory()
     return adapted
-
-
-def return_free_memory() -> None:
-    """Give the system back what was allocated and freed since, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 @contextmanager

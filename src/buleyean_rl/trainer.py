@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from buleyean_rl.allocator import free_memory_kept
 from buleyean_rl.attention import PACKED, segments_in_use
 from buleyean_rl.batches import Answers, Batch, find_answers, forward_hidden, join_rows, pack, pad_paths
 from buleyean_rl.boundary import Boundary
@@ -270,7 +271,8 @@ class BuleyeanTrainer(Trainer):
             self._peft_model.zero_grad = self._gradients.forget
         gc.freeze()  # what there is stays: the collector would go through all of it, over and over
         try:
-            return super().train(*args, **kwargs)
+            with free_memory_kept():
+                return super().train(*args, **kwargs)
         finally:
             gc.unfreeze()
             vars(self._peft_model).pop("zero_grad", None)
