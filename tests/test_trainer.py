@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,23 @@ def test_gradients_are_clipped_as_everybody_clips_them(
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
     assert 1e-2 < min(runs[0][1]) < max(runs[0][1]) < 1e3
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-5, atol=1e-9)
+
+
+def test_freed_memory_is_kept_for_all_steps_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    @contextmanager
+    def kept() -> Iterator[None]:
+        happened.append("kept")
+        yield
+        happened.append("not kept")
+
+    monkeypatch.setattr("buleyean_rl.trainer.free_memory_kept", kept)
+    run = trainer(adapted(PACKS["llama"]), tmp_path, max_steps=2)
+    step = run.training_step
+    monkeypatch.setattr(run, "training_step", lambda *given: happened.append("step") or step(*given))
+    run.train()
+    assert happened == ["kept", "step", "step", "not kept"]
 
 
 def test_checkpointed_layers_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
