@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "report": "cards errors json_file",
     "demo_data": "",
     "settings": "errors trainer",
-    "estimate": "allocator attention boundary models progress report tokenised trainer",
+    "estimate": "allocator attention boundary progress report tokenised trainer",
     "progress": "",
     "guard": "batches boundary engines evaluate head likelihood models trainer",
     "train": "boundary cache demo_data engines errors estimate evaluate guard json_file lora losses mine models "
