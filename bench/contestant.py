@@ -28,10 +28,11 @@ sys.modules["triton"] = None  # type: ignore[assignment] # 70 MB for the tests, 
 
 import torch
 
+from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, default_dtype, load_base, load_tokenizer, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_to_train, load_tokenizer, output_head
 from buleyean_rl.records import make_record
 from buleyean_rl.reference import ReferenceCache, kept_of_node
 from buleyean_rl.report import peak_rss_bytes
@@ -40,7 +41,8 @@ from workload import ROUNDS, Stopwatch, arithmetic, dense_step, full_boundaries,
 
 MAX_LENGTH, BATCH = 512, 4
 LONG_ROW = MAX_LENGTH * BATCH
-PRECISION = default_dtype(torch.device("cpu"))
+CPU = torch.device("cpu")
+PRECISION = default_dtype(CPU)  # of the peers
 SHARED = {
     "per_device_train_batch_size": BATCH,
     "learning_rate": 5e-4,
@@ -61,7 +63,7 @@ def ours(
     objective: str, boundaries: Sequence[Boundary], folder: str, **settings: Any
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step, and its arithmetic."""
-    model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_to_train(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
     references = None

@@ -201,7 +201,7 @@ def trie_ratio() -> float:
     apart = [merge_responses(prompt, [answer], [1], 4) for answer in answers]
 
     def step(boundaries: Sequence[Boundary]) -> None:
-        rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(model.device))
+        rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(model))
         for batch in add_references(model, [layout(row) for row in rows]):
             batch_losses(model, head, batch, Objective()).loss.mean().backward()
         model.zero_grad()

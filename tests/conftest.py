@@ -34,18 +34,35 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
-@pytest.fixture(params=[pytest.param("AMX", marks=needs_c), pytest.param("loops", marks=needs_c)])
+WITHOUT_AMX = ("-U__AMX_BF16__",)
+BLOCKS = {  # ways to multiply blocks: what the processor has to have, and flags that choose the way
+    "own": (None, ()),
+    "bf16 vectors": ("avx512_bf16", WITHOUT_AMX),
+    "vectors of 16": ("avx512f", (*WITHOUT_AMX, "-U__AVX512BF16__")),
+    "vectors of 8": ("avx2", ("-mno-avx512f", *WITHOUT_AMX, "-U__AVX512BF16__")),
+    "pairs": (None, ("-mno-avx2", *WITHOUT_AMX, "-U__AVX512BF16__", "-DIN_WORD=2")),
+    "loops": (None, ("-mno-avx2", *WITHOUT_AMX, "-U__AVX512BF16__")),
+    "loops of 16": (None, ("-mno-avx2", *WITHOUT_AMX, "-U__AVX512BF16__", "-DLANES=16")),
+}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=needs_c) for name in BLOCKS])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels that go by tiles are used; in matrix registers, or in the loops that stand for them."""
-    if request.param == "AMX" and not kernels._has_tiles():
-        pytest.skip("no AMX here")
-    if request.param == "loops":
-        monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-U__AMX_BF16__"))
-        monkeypatch.setattr(kernels, "_has_tiles", lambda: True)
-        kernels._library.cache_clear()
+    """The kernels that go block by block are used: as on this processor, and as on others."""
+    feature, flags = BLOCKS[request.param]
+    if feature is not None and feature not in processor_features():
+        pytest.skip(f"a processor without {feature}")
+    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, *flags))
+    monkeypatch.setattr(kernels, "_has_tiles", lambda: True)
+    kernels._library.cache_clear()
     yield
-    if request.param == "loops":
-        kernels._library.cache_clear()
+    kernels._library.cache_clear()
+
+
+def processor_features() -> set[str]:
+    """As Linux names them; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
 
 
 @pytest.fixture(scope="session")

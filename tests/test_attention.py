@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from buleyean_rl import attention, kernels
-from buleyean_rl.attention import BLOCK, Segment, packed_attention, segments_in_use
+from buleyean_rl.attention import BLOCK, Segment, packed_attention, padded_attention, segments_in_use
 
 ROWS = {
     "one token": (Segment(1),),
@@ -221,3 +225,29 @@ def test_segments_are_in_use_only_within() -> None:
     after, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
     assert torch.equal(before, after)
     assert not torch.allclose(before, within)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.bfloat16])
+def test_padded_attention_is_transformers_own(
+    has_bf16: bool, mask: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: has_bf16)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 7, 16).bfloat16() for heads in (4, 2, 2))
+    module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    seen = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 1, 7, 7).clone()
+    seen[1, :, :, :3] = False  # the second row's first tokens are padding
+    seen[1, :, :3, 0] = True
+    given = None
+    if mask is not None:
+        given = seen if mask == torch.bool else torch.zeros(seen.shape, dtype=mask).masked_fill(~seen, -1e30)
+    got, weights = padded_attention(module, query, key, value, given)
+    exact, _ = sdpa_attention_forward(
+        module,
+        *(x.double() for x in (query, key, value)),
+        None if given is None else given if mask == torch.bool else given.double(),
+    )
+    assert got.dtype == torch.bfloat16
+    assert weights is None
+    assert (got - exact).norm() <= 0.01 * exact.norm()

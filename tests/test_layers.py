@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -104,3 +105,30 @@ def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(ids).logits, before, rtol=0.05, atol=0.05 * before.abs().max().item())
     assert model.float()(ids).logits.isfinite().all()
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 64), (2, 40, 64)])
+def test_a_linear_layer_is_as_near_to_the_exact_one_where_torch_is_slow(
+    bias: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: False)
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 96, bias=bias).bfloat16().requires_grad_(False)
+    x = torch.randn(shape).bfloat16()
+    exact = outcome(copy.deepcopy(layer).double(), x.double())
+    fuse_layers(layer)
+    assert "forward" in vars(layer)
+    for got, expected in zip(outcome(layer, x), exact, strict=True):
+        assert (got - expected).norm() <= 2**-8 * expected.norm()
+    with torch.no_grad():
+        assert (layer(x) - exact[0]).norm() <= 2**-8 * exact[0].norm()
+    assert layer.float()(x.float()).dtype == torch.float32
+
+
+def test_a_linear_layer_is_left_alone_where_torch_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: True)
+    layer = nn.Linear(64, 96).bfloat16()
+    fuse_layers(layer)
+    assert "forward" not in vars(layer)

@@ -22,10 +22,10 @@ from buleyean_rl.models import (
     backbone,
     bundled_gguf,
     cache_folder,
-    default_dtype,
     fingerprint,
     is_run,
     load_base,
+    load_to_train,
     load_tokenizer,
     merge_run,
     output_head,
@@ -316,23 +316,26 @@ def test_a_models_own_dropout_is_off_in_training(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "has", "dtype"),
+    ("kind", "settings", "dtype"),
     [
-        ("x86_64", {"_is_avx512_bf16_supported"}, torch.bfloat16),
-        ("AMD64", {"_is_amx_tile_supported"}, torch.bfloat16),
-        ("x86_64", {"_is_mkldnn_bf16_supported"}, torch.float32),  # AVX-512 alone: oneDNN makes bf16 of fp32
-        ("aarch64", {"_is_mkldnn_bf16_supported"}, torch.bfloat16),
-        ("aarch64", set(), torch.float32),
+        ("LlamaForCausalLM", {}, torch.bfloat16),
+        ("Qwen2ForCausalLM", {}, torch.bfloat16),
+        ("LlamaForCausalLM", {"intermediate_size": 90}, torch.float32),  # not whole blocks
+        ("Gemma2ForCausalLM", {}, torch.float32),  # bounds its logits
+        ("MistralForCausalLM", {"sliding_window": 8}, torch.float32),
+        ("GPT2LMHeadModel", {}, torch.float32),  # its linear layers are of another kind
     ],
 )
-def test_a_cpu_trains_in_bf16_where_it_has_instructions_for_it(
-    machine: str, has: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_without_bf16_a_cpu_trains_in_it_what_the_kernels_compute_whole(
+    kind: str, settings: dict[str, Any], dtype: torch.dtype, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    for module, name in (
-        (torch.cpu, "_is_avx512_bf16_supported"),
-        (torch.cpu, "_is_amx_tile_supported"),
-        (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
-    ):
-        monkeypatch.setattr(module, name, lambda name=name: name in has)
-    assert default_dtype(torch.device("cpu")) == dtype
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 416}
+    config = tiny_model(kind, TOKENIZER, **sizes | settings).config
+    loaded: list[torch.dtype] = []
+    monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("buleyean_rl.models.kernels.multiplies", lambda *_: True)
+    monkeypatch.setattr("buleyean_rl.models.load_config", lambda _: config)
+    monkeypatch.setattr("buleyean_rl.models.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1))
+    load_to_train("some", torch.device("cpu"))
+    assert loaded == [torch.bfloat16 if has_bf16 else dtype]

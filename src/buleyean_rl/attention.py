@@ -4,7 +4,9 @@
 
 Registered with transformers under `PACKED`. It is torch's own kernel, stretch by stretch; on a CPU the backward pass
 is ours, block by block in batched matrix products, which is what its cores are fast at. Where it can be, it is a kernel
-for stretches of many lengths: FlashAttention's on CUDA in half precision, ours on a CPU with AMX.
+for stretches of many lengths: FlashAttention's on CUDA in half precision, ours on a CPU in bf16.
+
+Rows that are padded, as those of answers are, attend by transformers' own function, under `PADDED`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from buleyean_rl import kernels
+from buleyean_rl.arithmetic import is_slow
 
 PACKED = "buleyean_packed"
+PADDED = "buleyean_padded"
 UNKNOWN = ("softcap", "s_aux", "position_bias")
 BLOCK = 256  # queries; measured against 64, 128 and 512
 FLASH_TYPES = (torch.bfloat16, torch.float16)
@@ -111,6 +117,19 @@ def packed_attention(
             return _TiledAttention.apply(query, key, value, Row(segments, scale, sliding_window)), None
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
+
+
+def padded_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa`, of rows that may be padded; in fp32 where torch is slow in their type. Shapes as there."""
+    dtype = query.dtype
+    if is_slow(query):
+        query, key, value = query.float(), key.float(), value.float()
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+    output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return output.to(dtype), weights
 
 
 class Row(NamedTuple):
@@ -253,11 +272,13 @@ def _attend(
     for stretch in stretches:
         q, k, v = query[:, :, stretch.queries], _gather(key, stretch), _gather(value, stretch)
         mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
+        if is_slow(q):
+            q, k, v = (x.float() for x in (q, k, v))
         outputs.append(
             scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=True)
         )
     output = torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
-    return output.transpose(1, 2).contiguous()
+    return output.to(query.dtype).transpose(1, 2).contiguous()
 
 
 @lru_cache(maxsize=4)  # all layers ask for the same
@@ -422,3 +443,5 @@ def _mask(queries: int, keys: int, sliding_window: int | None, device: torch.dev
 
 AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
+AttentionInterface.register(PADDED, padded_attention)
+AttentionMaskInterface.register(PADDED, sdpa_mask)

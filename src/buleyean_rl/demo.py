@@ -22,6 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from buleyean_rl import demo_data
+from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.engines import DEFAULT, Engine, TransformersEngine, neutral_nll, open_gguf
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluate import is_looping, loop_rate
@@ -33,7 +34,6 @@ from buleyean_rl.models import (
     BUNDLED,
     bundled_gguf,
     default_device,
-    default_dtype,
     fingerprint,
     load_base,
     load_tokenizer,

@@ -62,7 +62,7 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
     tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
-    alone = sizes.max() > config.row_limit  # a record that has a row to itself, longer than any other
+    alone = sizes.max() > trainer.row_limit  # a record that has a row to itself, longer than any other
     largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
     usual = int(np.argsort(tokens_of_batches)[len(tokens_of_batches) // 2])
     devices = [] if config.device.type == "cpu" else [config.device]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from buleyean_rl.arithmetic import product
 from buleyean_rl.complement import Counts, complement_floor, published_floor, sparse_target
 from buleyean_rl.head import OutputHead, node_tiles
 from buleyean_rl.losses import NodeLosses, Objective
@@ -128,7 +129,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = head.finish(head.project(hidden[nodes]))
             of_logits = logits.softmax(0).mul_(-grad[nodes])  # d log pi_t / dz = onehot_t - pi
             of_logits.scatter_add_(0, tokens[nodes].unsqueeze(0), grad[nodes].unsqueeze(0).to(of_logits.dtype))
-            gradient[nodes] = (head.transposed @ head.unfinish(of_logits, logits).to(hidden.dtype)).T
+            gradient[nodes] = product(head.transposed, head.unfinish(of_logits, logits).to(hidden.dtype)).T
         return gradient, None, None
 
 

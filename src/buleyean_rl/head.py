@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from buleyean_rl import kernels
+from buleyean_rl.arithmetic import is_slow, product
 
 # Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
 TILE = 64
@@ -44,7 +45,7 @@ class OutputHead:
     def transposed(self) -> Tensor:
         """W^T. Shape: (width, vocabulary). Copied in bf16 on a CPU, where W itself makes slower products."""
         in_bf16_on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
-        return self.weight.T.contiguous() if in_bf16_on_cpu else self.weight.T
+        return self.weight.T.contiguous() if in_bf16_on_cpu and not is_slow(self.weight) else self.weight.T
 
     @cached_property
     def rows_sum(self) -> Tensor:
@@ -53,7 +54,7 @@ class OutputHead:
 
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
-        raw = torch.mm(self.weight, hidden.T.contiguous(), out=out)
+        raw = product(self.weight, hidden.T.contiguous(), out)
         return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
 
     def finish(self, raw: Tensor) -> Tensor:

@@ -4,6 +4,8 @@
     SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
+And the linear layers that have no adapter, in bf16 on a CPU on which torch is slow in it.
+
 In bf16 and fp32 on a CPU, where the sweeps are what is left of the time, in C. Elsewhere in few operations of torch's:
 a GPU waits for their launch.
 """
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl import kernels
-from buleyean_rl.lora import side_by_side
+from buleyean_rl.arithmetic import is_slow
+from buleyean_rl.lora import AdaptedLinear, frozen_linear, side_by_side
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
 
@@ -39,6 +42,8 @@ def fuse_layers(model: nn.Module) -> None:
             _try(module, _mlp_forward(module))
         elif ROTATION in _names(inspect.unwrap(type(module).forward)):
             _try_rotation(module)
+        elif type(module) is nn.Linear and is_slow(module.weight):
+            _try(module, _linear_forward(module))
 
 
 def _norm_forward(norm: Any) -> Callable[[Tensor], Tensor]:
@@ -100,11 +105,23 @@ def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+def _linear_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    own = linear.forward
+
+    def forward(x: Tensor) -> Tensor:
+        weight = linear.weight
+        if not (is_slow(weight) and kernels.multiplies(weight, weight.T)):
+            return own(x)
+        return frozen_linear(x, AdaptedLinear(weight, linear.bias, None, (), kernels.linear_of(weight)))
+
+    return forward
+
+
 def _try(module: Any, forward: Callable[[Tensor], Tensor]) -> None:
     """Give a module another forward pass if it computes the same as its own."""
     linear = getattr(module, "gate_proj", None)
-    width = len(module.weight) if linear is None else linear.weight.shape[1]
     like = module.weight if linear is None else linear.weight
+    width = like.shape[-1]
     x = torch.linspace(-3, 3, 2 * width, dtype=like.dtype, device=like.device).view(1, 2, width)
     with torch.no_grad():
         expected, got = module(x).float(), forward(x).float()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.engines import EndpointEngine, Engine, LlamaCppEngine, TransformersEngine
 from buleyean_rl.errors import UsageError
 from buleyean_rl.layers import fuse_layers
 from buleyean_rl.models import (
     default_device,
-    default_dtype,
     fingerprint,
     is_run,
     load_base,

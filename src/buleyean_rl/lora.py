@@ -22,6 +22,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from buleyean_rl import kernels
+from buleyean_rl.arithmetic import is_slow
 from buleyean_rl.gradients import Gradients
 
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as transformers names them
@@ -123,7 +124,7 @@ class LinearGroup:
         """The layers' outputs side by side. Shape: (..., inputs) to (..., sum of outputs)."""
         linear = self.as_it_is(x)
         if linear.adapter is None and torch.is_grad_enabled():
-            return nn.functional.linear(x, linear.weight, linear.bias)
+            return frozen_linear(x, linear)
         if linear.adapter is None:
             return linear(x.reshape(-1, x.shape[-1]))[0].view(*x.shape[:-1], -1)
         return _LoraLinear.apply(x, linear, *linear.parameters)
@@ -340,7 +341,7 @@ class AdaptedLinear(NamedTuple):
 
     def of_pass(self, tokens: int, p: float) -> AdaptedLinear:
         """The same for so many tokens, with dropout of its own."""
-        tiled = self.tiled if tokens >= kernels.STEP else None
+        tiled = self.tiled if tokens >= kernels.least_rows(self.weight) else None
         if not p:
             return self if tiled is self.tiled else self._replace(tiled=tiled)
         seed = int(torch.randint(2**32, ()))
@@ -425,6 +426,27 @@ def _copy_adapters(found: Sequence[AdaptedLinear]) -> None:
     for linear in found:
         if linear.adapter is not None and linear.tiled is None:
             linear.adapter.copy(linear.parameters)
+
+
+def frozen_linear(x: Tensor, linear: AdaptedLinear) -> Tensor:
+    """A linear layer without adapters, with a gradient in its input alone. Shape: (..., inputs) to (..., outputs)."""
+    if linear.tiled is None or not is_slow(x):
+        return nn.functional.linear(x, linear.weight, linear.bias)
+    y: Tensor = _FrozenLinear.apply(x, linear)
+    return y
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: AdaptedLinear) -> Tensor:
+        ctx.linear = linear
+        return linear(x.reshape(-1, x.shape[-1]).contiguous())[0].view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        across = ctx.linear.weight.T.contiguous()
+        grad_x, _ = kernels.adapted(grad_y.reshape(-1, grad_y.shape[-1]).contiguous(), kernels.linear_of(across))
+        return grad_x.view(*grad_y.shape[:-1], -1), None
 
 
 class _LoraLinear(torch.autograd.Function):

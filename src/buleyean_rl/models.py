@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import tempfile
 import warnings
@@ -28,8 +27,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 
-from buleyean_rl import pre_tokenizers
+from buleyean_rl import kernels, pre_tokenizers
 from buleyean_rl.allocator import return_free_memory
+from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.cache import cache_folder
 from buleyean_rl.cards import ALIASES
 from buleyean_rl.decoder import fuse_decoder
@@ -108,20 +108,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the device computes in it, fp32 elsewhere."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if _cpu_computes_in_bf16() else torch.float32
-
-
-def _cpu_computes_in_bf16() -> bool:
-    """Whether it has instructions for it: with AVX-512 alone oneDNN takes bf16 too, and is slower than in fp32."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """Load a causal language model, in evaluation mode.
 
@@ -138,6 +124,42 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
     with _loading(source):
         location = _converted(source) if source.gguf else source.location
         return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True).eval()
+
+
+def load_to_train(name: str, device: torch.device) -> Any:
+    """`load_base` in the type that training is quickest in, on a device.
+
+    Args:
+        name: see `resolve`.
+        device: where it goes.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    dtype = default_dtype(device)
+    if dtype == torch.float32 and device.type == "cpu" and kernels.multiplies(torch.empty(0, 0, dtype=torch.bfloat16)):
+        dtype = torch.bfloat16 if _fits_kernels(load_config(name)) else dtype
+    return load_base(name, dtype).to(device)
+
+
+@torch.no_grad()
+def _fits_kernels(config: Any) -> bool:
+    """Whether `kernels` compute all that takes long of a model: in bf16, on a CPU on which torch is slow in it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    by_index = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    others = {weight for weight in model.parameters() if weight.dim() > 1} - by_index - {each.weight for each in linear}
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    asks = ("final_logit_softcapping", "attn_logit_softcapping", "sliding_window")
+    return (
+        not others
+        and not any(getattr(config, name, None) for name in asks)
+        and model.get_output_embeddings().bias is None
+        and not any(size % kernels.STEP for size in (head_width, *(n for each in linear for n in each.weight.shape)))
+    )
 
 
 def load_tokenizer(name: str) -> Any:

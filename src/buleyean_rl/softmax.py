@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from buleyean_rl import kernels
+from buleyean_rl.arithmetic import product
 from buleyean_rl.complement import Counts
 from buleyean_rl.head import OutputHead, dense_gradient, largest_logit, nodes_of_tile, vocabulary_sums
 
@@ -152,7 +153,7 @@ class OfLogits:
         of_nodes = (x.to(dtype) for x in (lse, base_lse, of_pi, of_base))
         dense_gradient(head, model, self._reference, *of_nodes)
         model[self._rejected] = head.unfinish(on_rejected, self._logits).to(model.dtype)
-        return (head.transposed @ model).T
+        return product(head.transposed, model).T
 
 
 class InTiles:

@@ -35,9 +35,8 @@ from buleyean_rl.losses import Objective
 from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import (
     attach_lora,
-    default_dtype,
     fingerprint,
-    load_base,
+    load_to_train,
     load_tokenizer,
     output_head,
     resolve,
@@ -52,6 +51,7 @@ from buleyean_rl.trainer import (
     BuleyeanTrainer,
     discard_checkpoints,
     last_checkpoint,
+    row_tokens,
 )
 
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
@@ -220,7 +220,7 @@ def _boundaries(
 
 def _load(model_name: str, device: torch.device, console: Console) -> Any:
     with console.status(f"loading {model_name}"):
-        return load_base(model_name, default_dtype(device)).to(device)
+        return load_to_train(model_name, device)
 
 
 def _adapted(base: Any, config: BuleyeanConfig, name: str) -> Any:
@@ -397,7 +397,7 @@ def _references(
     if kept is None:
         return None
     made_from = [
-        *(*decisive, sha256, config.loss.of_answers, config.row_limit),
+        *(*decisive, sha256, config.loss.of_answers, config.row_tokens or row_tokens(model)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         kept.with_rest,
     ]

@@ -34,7 +34,7 @@ from buleyean_rl.gradients import Gradients
 from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import groups_of, held
 from buleyean_rl.losses import NodeLosses, Objective, ObjectiveName, listwise_loss
-from buleyean_rl.models import backbone, base_alone, default_dtype, evaluating, output_head, plain_model
+from buleyean_rl.models import backbone, base_alone, evaluating, output_head, plain_model
 from buleyean_rl.reference import Known, ReferenceCache
 from buleyean_rl.softmax import rest_of
 
@@ -132,11 +132,6 @@ class BuleyeanConfig(TrainingArguments):
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
 
-    @property
-    def row_limit(self) -> int:
-        """Tokens of a row of training: as asked for, or what suits the device."""
-        return self.row_tokens or row_tokens(self.device)
-
 
 class BuleyeanTrainer(Trainer):
     """Trains an adapter on void boundaries.
@@ -162,7 +157,7 @@ class BuleyeanTrainer(Trainer):
         references: ReferenceCache | None = None,
     ) -> None:
         self._peft_model, self._tokenizer = model, tokenizer
-        self.layout = choose_layout(model)
+        self.layout, self.row_limit = choose_layout(model), args.row_tokens or row_tokens(model)
         super().__init__(
             model,
             args,
@@ -185,7 +180,7 @@ class BuleyeanTrainer(Trainer):
 
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
-        rows = fill_rows(numbered, lambda item: item[1].size, self.args.row_limit)
+        rows = fill_rows(numbered, lambda item: item[1].size, self.row_limit)
         return {
             "batches": [
                 replace(
@@ -296,10 +291,11 @@ class BuleyeanTrainer(Trainer):
             self._tokenizer.save_pretrained(folder)
 
 
-def row_tokens(device: torch.device) -> int:
-    """Tokens a row may have on a device: half as many where a model is in fp32, more on a GPU."""
-    in_bf16 = ROW_TOKENS * (GPU_FACTOR if device.type == "cuda" else 1)
-    return in_bf16 * torch.bfloat16.itemsize // default_dtype(device).itemsize
+def row_tokens(model: Any) -> int:
+    """Tokens a row of a model may have: half as many where it is in fp32, more on a GPU."""
+    plain = plain_model(model)
+    in_bf16 = ROW_TOKENS * (GPU_FACTOR if plain.device.type == "cuda" else 1)
+    return int(in_bf16 * torch.bfloat16.itemsize // plain.dtype.itemsize)
 
 
 def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:

@@ -81,7 +81,7 @@ class HeldOut:
 
 def _batches(model: Any, boundaries: Sequence[Boundary], objective: Objective) -> list[Batch]:
     layout, device = choose_layout(model), plain_model(model).device
-    rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(device))
+    rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(model))
     return [make_batch(layout, row, objective).to(device) for row in rows]
 
 

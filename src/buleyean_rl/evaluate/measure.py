@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.engines import Answer, Engine, Sampling
 from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
 from buleyean_rl.evaluate.loops import distinct, is_looping, overlap, prefix_match
@@ -20,7 +21,6 @@ from buleyean_rl.layers import fuse_layers
 from buleyean_rl.loading import is_endpoint, open_engine
 from buleyean_rl.models import (
     default_device,
-    default_dtype,
     is_run,
     load_base,
     load_run,

@@ -170,7 +170,7 @@ class PackedScorer:
         """Boundaries in batches, shortest first, each with the numbers of what is in it."""
         order = sorted(numbered, key=lambda i: numbered[i].size)
         device = plain_model(self.model).device
-        for row in fill_rows(order, lambda i: numbered[i].size, row_tokens(device)):
+        for row in fill_rows(order, lambda i: numbered[i].size, row_tokens(self.model)):
             yield row, make_batch(self._layout, [numbered[i] for i in row], EVERY_TOKEN).to(device)
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

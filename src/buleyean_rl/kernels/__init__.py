@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from buleyean_rl.arithmetic import is_slow
 from buleyean_rl.cache import cache_folder
 
-PASSES = ("numbers.h", "passes.h")
+HEADERS = ("numbers.h", "passes.h", "lanes.h", "tiles.h")
 SOURCES = {  # and the flags that say which type
-    torch.float32: ((*PASSES, "kernels.c"), ("-DFP32",)),
+    torch.float32: (("kernels.c",), ("-DFP32",)),
     torch.bfloat16: (
-        (*PASSES, "kernels.c", "tiles.h", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c", "layer.c"),
+        ("kernels.c", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c", "layer.c"),
         (),
     ),
 }
@@ -309,9 +310,14 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
 
 
 def multiplies(*matrices: Tensor) -> bool:
-    """Whether `adapted` can be used with these matrices, and is quick on STEP rows or more."""
+    """Whether `adapted` can be used with these matrices, and is quick on `least_rows` or more."""
     fit = all(x.dtype == torch.bfloat16 and not x.shape[-1] % STEP for x in matrices)
     return fit and available(*matrices) and _has_tiles()
+
+
+def least_rows(x: Tensor) -> int:
+    """How many rows `adapted` and `attention` are to be given, of a type, for torch not to be quicker."""
+    return 1 if is_slow(x) else STEP
 
 
 def depth_of(size: int, x: Tensor) -> int:
@@ -437,7 +443,7 @@ class Stretches(NamedTuple):
 
 def attends(like: Tensor, tokens: int, width: int) -> bool:
     """Whether `attention` can be used on heads of some width, in numbers like these, and is quick: on enough tokens."""
-    fits = like.dtype == torch.bfloat16 and width % STEP == 0 and tokens >= STEP
+    fits = like.dtype == torch.bfloat16 and width % STEP == 0 and tokens >= least_rows(like)
     return fits and available(like) and _has_tiles()
 
 
@@ -524,7 +530,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
     try:
         names, flags = SOURCES[dtype]
-        sources = [Path(__file__).with_name(name) for name in names]
+        sources = [Path(__file__).with_name(name) for name in (*HEADERS, *names)]
         library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags), sources, runtime)))
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,8 +1,8 @@
-/* Attention over a packed row and its gradient, in bf16, in tiles of a processor's matrix registers (AMX).
+/* Attention over a packed row and its gradient, in bf16, block by block.
  *
  * A stretch of the row is some queries that are the last of the keys they see. A task is a key head, a stretch and one
  * of `parts` of its queries: every `parts`th STEP of them, of all heads that share the key head. Scores of 32 queries
- * with 32 keys become weights as they come out of the registers; what the weights of a query sum to is known at the end,
+ * with 32 keys become weights as soon as they are there; what the weights of a query sum to is known at the end,
  * and kept for the gradient.
  */
 #include "passes.h"
@@ -12,42 +12,33 @@
 #define UNSEEN -1e30f
 #define MARGIN 40 /* powers of 2 by which a score may be above its query's `most` */
 
-/* c (+)= a b. a: (rows, depth), two neighbours of a row in a word; b: (depth, columns), two of a column in a word. All
- * sizes are multiples of STEP; strides are in words. */
-static void multiply(const uint32_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, int64_t rows,
-                     int64_t columns, int64_t depth, int add, float *c, int64_t c_stride) {
+/* c (+)= a b. a: (rows, depth), a left operand; b: (depth, columns), a right one, its columns next to each other. All sizes
+ * are multiples of STEP. */
+static void multiply(const operand *a, int64_t a_stride, uint32_t *b, int64_t b_stride, int64_t rows, int64_t columns,
+                     int64_t depth, int add, float *c, int64_t c_stride) {
     SETTLE;
     for (int64_t j = 0; j < columns; j += STEP)
         for (int64_t i = 0; i < rows; i += STEP) { /* these of b are in the first cache now */
+            Right right = {b + j, b_stride, SIDE, DEEP * b_stride};
             float *sums = c + i * c_stride + j;
-            if (add) load_sums(sums, c_stride);
-            else clear_sums();
-            for (int64_t k = 0; k < depth / 2; k += SIDE) {
-                LOAD(4, a + i * a_stride + k, a_stride);
-                LOAD(5, a + (i + SIDE) * a_stride + k, a_stride);
-                LOAD(6, b + k * b_stride + j, b_stride);
-                LOAD(7, b + k * b_stride + j + SIDE, b_stride);
-                DOT(0, 4, 6);
-                DOT(1, 4, 7);
-                DOT(2, 5, 6);
-                DOT(3, 5, 7);
-            }
-            store_sums(sums, c_stride);
+            Sums block = begin_sums(add ? sums : NULL, c_stride, sums, c_stride);
+            add_dots(&block, a + i * a_stride, a_stride, STEP, right, 0, depth / STEP, nothing, NULL);
+            end_sums(&block);
         }
     SETTLE;
 }
 
-/* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, two neighbours of a key in a word. */
-static void score(const uint32_t *queries, const uint32_t *keys, int64_t stride, int64_t half, float *to) {
-    multiply(queries, half, keys, stride, STEP, STEP, 2 * half, 0, to, STEP);
+/* Products of 32 queries with 32 keys, (STEP, STEP). keys: across, a right operand. */
+static void score(const operand *queries, uint32_t *keys, int64_t stride, int64_t width, float *to) {
+    multiply(queries, width, keys, stride, STEP, STEP, width, 0, to, STEP);
 }
 
-/* Some tokens of a head next to each other, zeros after them. `places` says which; without it they follow `first`. */
+/* Some tokens of a head as operands next to each other, zeros after them. `places` says which; without it they follow
+ * `first`. */
 static void gather(Heads row, int64_t head, const int64_t *places, int64_t first, int64_t count, int64_t width,
-                   int64_t filled_count, void *to) {
-    number *next = to;
+                   int64_t filled_count, operand *next) {
     for (int64_t i = 0; i < count; i++, next += width)
-        memcpy(next, row.at + head * row.head + (places ? places[i] : first + i) * row.token, width * sizeof *next);
+        operands(row.at + head * row.head + (places ? places[i] : first + i) * row.token, width, next);
     memset(next, 0, (filled_count - count) * width * sizeof *next);
 }
 
@@ -81,7 +72,7 @@ static int64_t parts_of_each(Stretches s, int64_t key_heads, int threads) {
 }
 
 /* A task's keys or values, filled up. */
-static void gather_keys(Heads row, const Task *t, int64_t width, void *to) {
+static void gather_keys(Heads row, const Task *t, int64_t width, operand *to) {
     gather(row, t->key_head, t->places, t->first, t->seen, width, t->keys, to);
 }
 
@@ -103,9 +94,9 @@ static Block block_of(const Task *t, int64_t heads_before, int64_t start) {
 }
 
 /* A block's queries, or their gradients, head after head. */
-static void gather_block(Heads row, const Block *b, int64_t width, void *to) {
+static void gather_block(Heads row, const Block *b, int64_t width, operand *to) {
     for (int64_t h = 0; h < b->heads; h++)
-        gather(row, b->head + h, NULL, b->token, b->queries, width, STEP, (number *)to + h * STEP * width);
+        gather(row, b->head + h, NULL, b->token, b->queries, width, STEP, to + h * STEP * width);
 }
 
 static void put_block(const float *sums, const Block *b, int64_t width, Heads to) {
@@ -141,7 +132,7 @@ static void hide(float *scores, int64_t seen) {
 typedef struct { float most[STEP]; Lanes totals[STEP]; } Softmax;
 
 /* Raise what is well below a query's score, and make the `done` weights before it smaller. */
-static void raise_most(Softmax *softmax, const float *scores, float scale, number *weights, int64_t stride, int64_t done) {
+static void raise_most(Softmax *softmax, const float *scores, float scale, operand *weights, int64_t stride, int64_t done) {
     for (int row = 0; row < STEP; row++, scores += STEP, weights += stride) {
         float above = 0;
         for (int j = 0; j < STEP; j++) {
@@ -152,25 +143,28 @@ static void raise_most(Softmax *softmax, const float *scores, float scale, numbe
         float factor = exp2f(-above);
         softmax->most[row] += above;
         softmax->totals[row] *= factor;
-        for (int64_t j = 0; j < done; j++) weights[j] = narrow(factor * widen(weights[j]));
+        for (int64_t j = 0; j < done; j++) weights[j] = times(factor, weights[j]);
     }
 }
 
 /* Weights of 32 queries on 32 keys from their scores, after the `done` before them. */
-static void weigh(Softmax *softmax, const float *scores, float scale, number *weights, int64_t stride, int64_t done) {
+static void weigh(Softmax *softmax, const float *scores, float scale, operand *weights, int64_t stride, int64_t done) {
     Lanes totals[STEP];
     for (int raised = 0;; raised = 1) {
         Lanes above = {0};
         for (int row = 0; row < STEP; row++) {
-            Lanes x = scale * lanes(scores + row * STEP) - softmax->most[row];
-            Lanes y = scale * lanes(scores + row * STEP + SIDE) - softmax->most[row];
-            above = larger(above, larger(x, y));
-            x = power_of_2(x), y = power_of_2(y);
-            totals[row] = softmax->totals[row] + (x + y);
-            narrow_row(x, y, weights + row * stride + done);
+            totals[row] = softmax->totals[row];
+            for (int j = 0; j < STEP; j += 2 * LANES) {
+                Lanes x = scale * lanes(scores + row * STEP + j) - softmax->most[row];
+                Lanes y = scale * lanes(scores + row * STEP + j + LANES) - softmax->most[row];
+                above = larger(above, larger(x, y));
+                x = power_of_2(x), y = power_of_2(y);
+                totals[row] += x + y;
+                operand_row(x, y, weights + row * stride + done + j);
+            }
         }
         int too_large = 0;
-        for (int j = 0; j < SIDE; j++) too_large |= above[j] > MARGIN;
+        for (int j = 0; j < LANES; j++) too_large |= above[j] > MARGIN;
         if (raised || !too_large) break;
         raise_most(softmax, scores, scale, weights, stride, done);
     }
@@ -178,25 +172,27 @@ static void weigh(Softmax *softmax, const float *scores, float scale, number *we
 }
 
 /* What 32 queries' weights on 32 keys are, and the gradient in their scores from that in their weights. lse: of the
- * queries, in powers of 2; mean: the gradients' mean by a query's weights. `grad_scores` has them in rows, and both are
- * in pairs of queries too. */
+ * queries, in powers of 2; mean: the gradients' mean by a query's weights. `grad_scores` are a left operand's, and both are a
+ * right one's too, whose depth the queries are. */
 static void weigh_backward(const float *scores, const float *gradients, float scale, const float *lse, const float *mean,
-                           number *grad_scores, uint32_t *weights_paired, uint32_t *grads_paired, int64_t stride) {
+                           operand *grad_scores, uint32_t *weights_right, uint32_t *grads_right, int64_t stride) {
+    enum { VECTORS = STEP / LANES };
     for (int row = 0; row < STEP; row += 2) {
-        Lanes weights[2][2], grads[2][2];
+        Lanes weights[VECTORS][2], grads[VECTORS][2];
         for (int odd = 0; odd < 2; odd++) {
-            for (int half = 0; half < 2; half++) {
-                int64_t at = (row + odd) * STEP + half * SIDE;
+            for (int i = 0; i < VECTORS; i++) {
+                int64_t at = (row + odd) * STEP + i * LANES;
                 Lanes weight = power_of_2(LOG2E * scale * lanes(scores + at) - lse[row + odd]);
-                weights[half][odd] = weight;
-                grads[half][odd] = scale * weight * (lanes(gradients + at) - mean[row + odd]);
+                weights[i][odd] = weight;
+                grads[i][odd] = scale * weight * (lanes(gradients + at) - mean[row + odd]);
             }
-            narrow_row(grads[0][odd], grads[1][odd], grad_scores + (row + odd) * stride);
+            for (int i = 0; i < VECTORS; i += 2)
+                operand_row(grads[i][odd], grads[i + 1][odd], grad_scores + (row + odd) * stride + i * LANES);
         }
-        for (int half = 0; half < 2; half++) {
-            int64_t to = row / 2 * stride + half * SIDE;
-            narrow_pairs(weights[half][0], weights[half][1], weights_paired + to);
-            narrow_pairs(grads[half][0], grads[half][1], grads_paired + to);
+        for (int i = 0; i < VECTORS; i++) {
+            int64_t to = row / IN_WORD * stride + i * LANES;
+            operand_rows(weights[i][0], weights[i][1], weights_right + to, stride);
+            operand_rows(grads[i][0], grads[i][1], grads_right + to, stride);
         }
     }
 }
@@ -208,17 +204,18 @@ void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, St
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
         Task t = task_of(index, parts, q.heads, k.heads, s);
-        int64_t half = width / 2, of_keys = t.apart * half, most = most_rows(&t);
-        uint32_t *next = own_memory(3 * of_keys + most * (half + width + t.apart / 2)), *plain = take(&next, of_keys);
-        uint32_t *keys = take(&next, of_keys), *values = take(&next, of_keys), *queries = take(&next, most * half);
+        int64_t words = width / IN_WORD, of_keys = t.apart * words, most = most_rows(&t);
+        uint32_t *next = own_memory(3 * of_keys + most * (words + width + t.apart / IN_WORD));
+        operand *plain = take(&next, of_keys), *queries = take(&next, most * words);
+        uint32_t *keys = take(&next, of_keys), *values = take(&next, of_keys);
         float *sums = take(&next, most * width), scores[BLOCK];
-        number *weights = take(&next, most * t.apart / 2);
+        operand *weights = take(&next, most * t.apart / IN_WORD);
         Configuration before;
         take_tiles(&before);
         gather_keys(k, &t, width, plain);
-        transpose(plain, half, t.keys, half, keys, t.apart);
+        transpose((uint32_t *)plain, words, t.keys, words, keys, t.apart);
         gather_keys(v, &t, width, plain);
-        pair_rows((number *)plain, width, t.keys / 2, width, values, width);
+        as_right(plain, width, t.keys, width, values, width);
         for (int64_t heads_before = 0; heads_before < t.heads; heads_before += SHARING)
             for (int64_t start = t.part * STEP; start < t.queries; start += parts * STEP) {
                 Block b = block_of(&t, heads_before, start);
@@ -228,18 +225,17 @@ void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, St
                 for (int64_t j = 0; j < b.columns; j += STEP)
                     for (int64_t i = 0; i < b.rows; i += STEP) {
                         Softmax *softmax = softmaxes + i / STEP;
-                        score(queries + i * half, keys + j, t.apart, half, scores);
+                        score(queries + i * width, keys + j, t.apart, width, scores);
                         if (j == 0)
                             for (int row = 0; row < STEP; row++) softmax->most[row] = in_powers * scores[row * STEP];
                         fetch(&ahead, width);
                         if (b.visible - j < STEP) hide(scores, b.visible - j);
                         weigh(softmax, scores, in_powers, weights + i * t.apart, t.apart, j);
                     }
-                multiply((uint32_t *)weights, t.apart / 2, values, width, b.rows, width, b.columns, 0, sums, width);
+                multiply(weights, t.apart, values, width, b.rows, width, b.columns, 0, sums, width);
                 for (int64_t h = 0; h < b.heads; h++)
                     for (int64_t i = 0; i < b.queries; i++) {
-                        float total = 0, *sum = sums + (h * STEP + i) * width;
-                        for (int j = 0; j < SIDE; j++) total += softmaxes[h].totals[i][j];
+                        float total = sum_of(softmaxes[h].totals[i]), *sum = sums + (h * STEP + i) * width;
                         for (int64_t j = 0; j < width; j++) sum[j] /= total;
                         lse[(b.head + h) * q.tokens + b.token + i] = LN2 * softmaxes[h].most[i] + logf(total);
                     }
@@ -249,12 +245,11 @@ void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, St
     }
 }
 
-/* c += x^T y, sums over some queries. x: (rows, width); y: (rows, columns), two queries of a column in a word; c:
- * (width, columns). */
-static void add_products(const void *x, int64_t rows, int64_t width, const uint32_t *y, int64_t columns, int64_t y_stride,
-                         uint32_t *paired, uint32_t *across, float *c) {
-    pair_across(x, width, rows / 2, width, paired, across, rows / 2);
-    multiply(across, rows / 2, y, y_stride, width, columns, rows, 1, c, y_stride);
+/* c += x^T y, sums over some queries. x: (rows, width); y: (rows, columns), a right operand; c: (width, columns). */
+static void add_products(const operand *x, int64_t rows, int64_t width, uint32_t *y, int64_t columns, int64_t y_stride,
+                         uint32_t *paired, operand *across, float *c) {
+    as_left_across(x, width, rows, width, paired, (uint32_t *)across, rows / IN_WORD);
+    multiply(across, rows, y, y_stride, width, columns, rows, 1, c, y_stride);
 }
 
 /* A task's gradients, (width, keys), to their place in (parts, key heads, places, width). */
@@ -291,25 +286,26 @@ void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, He
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
         Task t = task_of(index, parts, q.heads, k.heads, s);
-        int64_t half = width / 2, of_keys = t.apart * half, most = most_rows(&t);
-        uint32_t *memory = own_memory(8 * of_keys + most * (3 * t.apart / 2 + 3 * width));
-        uint32_t *next = memory, *plain = take(&next, of_keys), *keys = take(&next, of_keys);
-        uint32_t *values = take(&next, of_keys), *keys_paired = take(&next, of_keys);
-        uint32_t *queries = take(&next, most * half), *gradients = take(&next, most * half);
-        uint32_t *paired = take(&next, most * half), *across = take(&next, most * half);
-        uint32_t *weights_paired = take(&next, most / 2 * t.apart), *grads_paired = take(&next, most / 2 * t.apart);
-        float *sums = take(&next, most * width), *sum_k = take(&next, 2 * of_keys), *sum_v = take(&next, 2 * of_keys);
+        int64_t words = width / IN_WORD, of_keys = t.apart * words, most = most_rows(&t), of_sums = t.apart * width;
+        int64_t of_scores = most / IN_WORD * t.apart;
+        uint32_t *memory = own_memory(4 * of_keys + 2 * of_sums + 3 * of_scores + most * (4 * words + width));
+        uint32_t *next = memory;
+        operand *plain = take(&next, of_keys), *queries = take(&next, most * words), *gradients = take(&next, most * words);
+        uint32_t *keys = take(&next, of_keys), *values = take(&next, of_keys), *keys_right = take(&next, of_keys);
+        uint32_t *paired = take(&next, most * words);
+        operand *across = take(&next, most * words), *grad_scores = take(&next, of_scores);
+        uint32_t *weights_right = take(&next, of_scores), *grads_right = take(&next, of_scores);
+        float *sums = take(&next, most * width), *sum_k = take(&next, of_sums), *sum_v = take(&next, of_sums);
         float scores[BLOCK], grad_weights[BLOCK];
-        number *grad_scores = take(&next, most * t.apart / 2);
         Configuration before;
         take_tiles(&before);
         gather_keys(k, &t, width, plain);
-        transpose(plain, half, t.keys, half, keys, t.apart);
-        pair_rows((number *)plain, width, t.keys / 2, width, keys_paired, width);
+        transpose((uint32_t *)plain, words, t.keys, words, keys, t.apart);
+        as_right(plain, width, t.keys, width, keys_right, width);
         gather_keys(v, &t, width, plain);
-        transpose(plain, half, t.keys, half, values, t.apart);
-        memset(sum_k, 0, 8 * of_keys);
-        memset(sum_v, 0, 8 * of_keys);
+        transpose((uint32_t *)plain, words, t.keys, words, values, t.apart);
+        memset(sum_k, 0, sizeof *sum_k * of_sums);
+        memset(sum_v, 0, sizeof *sum_v * of_sums);
         for (int64_t heads_before = 0; heads_before < t.heads; heads_before += SHARING)
             for (int64_t start = t.part * STEP; start < t.queries; start += parts * STEP) {
                 Block b = block_of(&t, heads_before, start);
@@ -321,24 +317,23 @@ void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, He
                     for (int64_t i = 0; i < b.queries; i++) {
                         int64_t row = h * STEP + i, head = b.head + h, token = b.token + i;
                         const number *result = y.at + head * y.head + token * y.token;
-                        mean[row] = dot_rows((number *)gradients + row * width, result, width);
+                        mean[row] = dot_rows(gradients + row * width, result, width);
                         less[row] = LOG2E * lse[head * q.tokens + token];
                     }
                 for (int64_t j = 0; j < b.columns; j += STEP)
                     for (int64_t i = 0; i < b.rows; i += STEP) {
-                        int64_t to = i / 2 * t.apart + j;
-                        score(queries + i * half, keys + j, t.apart, half, scores);
-                        score(gradients + i * half, values + j, t.apart, half, grad_weights);
+                        int64_t to = i / IN_WORD * t.apart + j;
+                        score(queries + i * width, keys + j, t.apart, width, scores);
+                        score(gradients + i * width, values + j, t.apart, width, grad_weights);
                         for (int which = 0; which < 3; which++) fetch(ahead + which, width);
                         if (b.visible - j < STEP) hide(scores, b.visible - j);
                         weigh_backward(scores, grad_weights, scale, less + i, mean + i, grad_scores + i * t.apart + j,
-                                       weights_paired + to, grads_paired + to, t.apart);
+                                       weights_right + to, grads_right + to, t.apart);
                     }
-                multiply((uint32_t *)grad_scores, t.apart / 2, keys_paired, width, b.rows, width, b.columns, 0, sums,
-                         width);
+                multiply(grad_scores, t.apart, keys_right, width, b.rows, width, b.columns, 0, sums, width);
                 put_block(sums, &b, width, grad_q);
-                add_products(queries, b.rows, width, grads_paired, b.columns, t.apart, paired, across, sum_k);
-                add_products(gradients, b.rows, width, weights_paired, b.columns, t.apart, paired, across, sum_v);
+                add_products(queries, b.rows, width, grads_right, b.columns, t.apart, paired, across, sum_k);
+                add_products(gradients, b.rows, width, weights_right, b.columns, t.apart, paired, across, sum_v);
             }
         int64_t place = (t.part * k.heads + t.key_head) * s.until_key[s.count] + t.first;
         put_gradients(sum_k, &t, place, width, memory, of_parts); /* the memory's first is done with */

@@ -200,27 +200,34 @@ void swiglu(const number *gate_up, int64_t apart, int64_t rows, int64_t width, n
     }
 }
 
+/* Of a piece of a row: the gradients in gate and up, and y again, if there is to be. */
+static inline __attribute__((always_inline)) void swiglu_gradients(const number *restrict gradient,
+                                                                   const number *restrict gate, const number *restrict up,
+                                                                   int64_t size, number *restrict grad_gate,
+                                                                   number *restrict grad_up, int again, number *restrict y) {
+#pragma omp simd
+    for (int64_t j = 0; j < size; j++) {
+        float g = widen(gate[j]), d = widen(gradient[j]), s = logistic(g);
+        grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
+        grad_up[j] = narrow(d * g * s);
+        if (again) y[j] = let_through(g, s, up[j]);
+    }
+}
+
 /* The gradient in gate_up, like it, from that in y; and y again, unless it is NULL. */
 void swiglu_backward(const number *gradient, const number *gate_up, int64_t apart, int64_t rows, int64_t width,
                      number *grad_gate_up, number *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const number *restrict gate = gate_up + i * apart, *restrict up = gate + width;
-        const number *restrict grad = gradient + i * width;
-        number *restrict grad_gate = grad_gate_up + i * apart, *restrict grad_up = grad_gate + width;
-        number *restrict out = y ? y + i * width : NULL;
-        for (int64_t piece = 0; piece < width; piece += PIECE) {
-            int64_t end = piece + PIECE < width ? piece + PIECE : width;
-            fetch(gate + apart + piece, PIECE);
-            fetch(up + apart + piece, PIECE);
-            fetch(grad + width + piece, PIECE);
-#pragma omp simd
-            for (int64_t j = piece; j < end; j++) {
-                float g = widen(gate[j]), d = widen(grad[j]), s = logistic(g);
-                grad_gate[j] = narrow(d * widen(up[j]) * s * (1 + g * (1 - s)));
-                grad_up[j] = narrow(d * g * s);
-                if (out) out[j] = let_through(g, s, up[j]);
-            }
+        const number *gate = gate_up + i * apart, *up = gate + width, *grad = gradient + i * width;
+        number *grad_gate = grad_gate_up + i * apart, *grad_up = grad_gate + width, *out = y ? y + i * width : NULL;
+        for (int64_t j = 0; j < width; j += PIECE) {
+            int64_t some = j + PIECE < width ? PIECE : width - j;
+            fetch(gate + apart + j, PIECE);
+            fetch(up + apart + j, PIECE);
+            fetch(grad + width + j, PIECE);
+            if (out) swiglu_gradients(grad + j, gate + j, up + j, some, grad_gate + j, grad_up + j, 1, out + j);
+            else swiglu_gradients(grad + j, gate + j, up + j, some, grad_gate + j, grad_up + j, 0, NULL);
         }
     }
 }

@@ -1,5 +1,4 @@
-/* The output head's softmax, and the mean of W's rows by it, in one pass over the vocabulary, in bf16 and in tiles of a
- * processor's matrix registers (AMX).
+/* The output head's softmax, and the mean of W's rows by it, in one pass over the vocabulary, in bf16 and block by block.
  *
  * Of some nodes, of the logits z = W h: sum e^z, and sum e^z w over the same powers as they are rounded for the product,
  * where w is a row of W. Exponents are less a node's `most`, one of its largest logits. The gradient of any multiples of a
@@ -20,13 +19,13 @@ typedef struct { float most[NODES], totals[NODES], rounded[NODES], *sums; } Shar
 
 /* What was summed of a node, and what of this part is to be, times a factor. `powers`: (NODES, POWERS), of which there are
  * `done`. */
-static void rescale(Share *share, int64_t node, float factor, int64_t width, number *powers, int64_t done) {
+static void rescale(Share *share, int64_t node, float factor, int64_t width, operand *powers, int64_t done) {
     share->totals[node] *= factor, share->rounded[node] *= factor;
     for (int64_t j = 0; j < width; j++) share->sums[node * width + j] *= factor;
-    for (int64_t j = 0; j < done; j++) powers[node * POWERS + j] = narrow(factor * widen(powers[node * POWERS + j]));
+    for (int64_t j = 0; j < done; j++) powers[node * POWERS + j] = times(factor, powers[node * POWERS + j]);
 }
 
-/* The first `most` of 16 nodes: the largest of STEP logits. */
+/* The first `most` of a vector's nodes: the largest of STEP logits. */
 static void set_most(Share *share, const float *logits, int64_t node, float scale) {
     Lanes most = {0};
     most += UNLIKELY;
@@ -34,13 +33,12 @@ static void set_most(Share *share, const float *logits, int64_t node, float scal
     put(most, share->most + node);
 }
 
-/* The powers of STEP logits at 16 nodes, and what they add to the share, unless one is well above `most`: then that is
- * raised first. logits: (STEP, STEP); powers: (NODES, POWERS), of which there are `done`. Meanwhile numbers from `ahead` on
- * come to the second cache. */
-INLINE void take_powers(Share *share, const float *logits, int64_t node, float scale, int64_t width, number *powers,
-                        int64_t done, const number *ahead, int64_t fetched) {
+/* The powers of STEP logits at a vector's nodes, and what they add to the share, unless one is well above `most`: then that
+ * is raised first. logits: (STEP, STEP); words: (DEEP, SIDE); powers: (NODES, POWERS), of which there are `done`. Meanwhile
+ * numbers from `ahead` on come to the second cache. */
+INLINE void take_powers(Share *share, const float *logits, int64_t node, float scale, int64_t width, uint32_t *words,
+                        operand *powers, int64_t done, const number *ahead, int64_t fetched) {
     Lanes total, rounded;
-    uint32_t words[TILE];
     for (int raised = 0;; raised = 1) {
         Lanes most = lanes(share->most + node), above = {0};
         total = rounded = above;
@@ -52,34 +50,36 @@ INLINE void take_powers(Share *share, const float *logits, int64_t node, float s
                 power[odd] = power_of_2(logit);
                 total += power[odd];
             }
-            narrow_pairs(power[0], power[1], words + pair * SIDE);
-            rounded = add_pairs(rounded, words + pair * SIDE);
+            uint32_t *to = words + 2 * pair / IN_WORD * SIDE;
+            operand_rows(power[0], power[1], to, SIDE);
+            rounded = add_rows(rounded, to, SIDE);
             for (int64_t i = 0; i < fetched; i += STEP) __builtin_prefetch(ahead + i, 0, 2);
         }
         int too_large = 0;
-        for (int j = 0; j < SIDE; j++) too_large |= above[j] > MARGIN;
+        for (int j = 0; j < LANES; j++) too_large |= above[j] > MARGIN;
         if (raised || !too_large) break;
-        for (int j = 0; j < SIDE; j++) {
+        for (int j = 0; j < LANES; j++) {
             if (above[j] <= MARGIN) continue;
             float whole = floorf(above[j]); /* so that powers are not rounded anew */
             rescale(share, node + j, exp2f(-whole), width, powers, done);
             share->most[node + j] += whole;
         }
     }
-    turn(words, SIDE, (uint32_t *)(powers + node * POWERS + done), POWERS / 2);
     put(lanes(share->totals + node) + total, share->totals + node);
     put(lanes(share->rounded + node) + rounded, share->rounded + node);
 }
 
-/* Pairs of W's rows that become tiles of a right operand while there are products of the same rows, some at a step. */
-typedef struct { const number *strip; int64_t width; uint32_t *tiles; int64_t next, end, some; } Laying;
+/* Rows of W, as many as a word has numbers, that become rows of a right operand while there are products of the same rows,
+ * some at a step. */
+typedef struct { const number *strip; int64_t width; uint32_t *panel; int64_t step, next, end, some; } Laying;
 
 INLINE void lay_some(void *state) {
     Laying *l = state;
     for (int64_t i = 0; i < l->some && l->next < l->end; i++, l->next++) {
-        const number *from = l->strip + l->next % SIDE * 2 * l->width + l->next / SIDE * STEP;
-        uint32_t *to = l->tiles + l->next / SIDE * PART / STEP * 2 * TILE + l->next % SIDE * SIDE;
-        pair(from, from + l->width, to, to + TILE);
+        int64_t row = l->next % DEEP, group = l->next / DEEP;
+        Right to = in_panel(l->panel, PART / STEP, group, l->step);
+        to.at += row * SIDE;
+        lay_rows(l->strip + row * IN_WORD * l->width + group * STEP, l->width, to.at, to.at + to.half);
     }
 }
 
@@ -98,35 +98,39 @@ INLINE void fetch_sums(void *state) {
 static void sum_share(Share *share, const number *weight, int64_t first, int64_t end, int64_t width,
                       const number *hidden, int64_t start, int64_t nodes, float scale, const int64_t *tokens,
                       const int64_t *node_of, int64_t entries) {
-    int64_t words = NODES * width / 2, filled_nodes = filled(nodes, STEP);
-    int64_t fetched = width * STEP / filled_nodes, laid = (SIDE * STEP + filled_nodes - 1) / filled_nodes;
-    uint32_t *next = own_memory(4 * words + BLOCK + PART / 2 * width + POWERS / 2 * NODES + 2 * entries);
-    number *states = take(&next, words);
-    uint32_t *panel = take(&next, words), *tiles = take(&next, PART / 2 * width);
+    int64_t size = NODES * width, filled_nodes = filled(nodes, STEP);
+    int64_t fetched = width * STEP / filled_nodes, laid = (DEEP * STEP + filled_nodes - 1) / filled_nodes;
+    uint32_t *next = own_memory(size / 2 + size / IN_WORD + size + 2 * BLOCK + PART / IN_WORD * width +
+                                POWERS / IN_WORD * NODES + STEP / IN_WORD * width + 2 * entries);
+    number *states = take(&next, size / 2);
+    uint32_t *panel = take(&next, size / IN_WORD), *rows_of_w = take(&next, PART / IN_WORD * width);
     float *logits = take(&next, BLOCK);
-    number *powers = take(&next, POWERS / 2 * NODES);
-    share->sums = take(&next, 2 * words);
+    operand *powers = take(&next, POWERS / IN_WORD * NODES), *spare = take(&next, DEEP * width);
+    share->sums = take(&next, size);
     *share = (Share){.sums = share->sums};
     for (int j = 0; j < NODES; j++) share->most[j] = UNLIKELY;
-    memset(share->sums, 0, 8 * words);
-    memset(states, 0, 4 * words);
-    memcpy(states, hidden + start * width, 2 * nodes * width);
+    memset(share->sums, 0, sizeof *share->sums * size);
+    memset(states, 0, sizeof *states * size);
+    memcpy(states, hidden + start * width, sizeof *states * nodes * width);
     int64_t *of_part = take(&next, 2 * entries);
     Configuration before;
     take_tiles(&before);
-    lay_panel(states, 1, width, width, filled_nodes, panel, width / STEP);
+    lay_panel(states, 1, width, width, filled_nodes, panel, width / STEP, 0);
     for (int64_t part = first; part < end; part += PART) {
         int64_t rows = end - part < PART ? end - part : PART, here = 0;
         for (int64_t entry = 0; entry < entries; entry++)
             if (tokens[entry] >= part && tokens[entry] < part + rows) of_part[here++] = entry;
         for (int64_t done = 0; done < rows; done += STEP) {
             const number *strip = weight + (part + done) * width, *ahead = strip + STEP * width;
-            Laying laying = {strip, width, tiles + done * SIDE, 0, width / STEP * SIDE, laid};
+            int64_t stride = width;
+            const operand *left = left_of(strip, &stride, STEP, STEP, width, spare);
+            Laying laying = {strip, width, rows_of_w, done / STEP, 0, width / STEP * DEEP, laid};
             for (int64_t node = 0; node < filled_nodes; node += STEP) {
                 SETTLE;
-                clear_sums();
-                add_dots(strip, width, panel + node * width / 2, width / STEP, lay_some, &laying);
-                store_sums(logits, STEP);
+                Right right = in_panel(panel, width / STEP, node / STEP, 0);
+                Sums block = begin_sums(NULL, 0, logits, STEP);
+                add_dots(&block, left, stride, STEP, right, 1, width / STEP, lay_some, &laying);
+                end_sums(&block);
                 SETTLE;
                 for (int64_t i = 0; i < here; i++) {
                     int64_t row = tokens[of_part[i]] - part - done, column = node_of[of_part[i]] - start - node;
@@ -134,8 +138,13 @@ static void sum_share(Share *share, const number *weight, int64_t first, int64_t
                         logits[row * STEP + column] = UNLIKELY / scale;
                 }
                 for (int half = 0; half < STEP; half += SIDE, ahead += SIDE * fetched) {
-                    if (part + done == first) set_most(share, logits + half, node + half, scale);
-                    take_powers(share, logits + half, node + half, scale, width, powers, done, ahead, fetched);
+                    uint32_t words[HALF], *to = (uint32_t *)(powers + (node + half) * POWERS + done);
+                    for (int lane = half; lane < half + SIDE; lane += LANES) {
+                        if (part + done == first) set_most(share, logits + lane, node + lane, scale);
+                        take_powers(share, logits + lane, node + lane, scale, width, words + lane - half, powers, done,
+                                    ahead, lane == half ? fetched : 0);
+                    }
+                    for (int k = 0; k < DEEP; k += SIDE) turn(words + k * SIDE, SIDE, to + k, POWERS / IN_WORD);
                 }
             }
         }
@@ -144,9 +153,10 @@ static void sum_share(Share *share, const number *weight, int64_t first, int64_t
             for (int64_t j = 0; j < width; j += STEP) {
                 float *sums = share->sums + node * width + j;
                 Coming coming = {j + STEP < width ? sums + STEP : sums + STEP * width - j, width};
-                load_sums(sums, width);
-                add_dots(powers + node * POWERS, POWERS, tiles + j * PART / 2, rows / STEP, fetch_sums, &coming);
-                store_sums(sums, width);
+                Right right = in_panel(rows_of_w, PART / STEP, j / STEP, 0);
+                Sums block = begin_sums(sums, width, sums, width);
+                add_dots(&block, powers + node * POWERS, POWERS, STEP, right, 1, rows / STEP, fetch_sums, &coming);
+                end_sums(&block);
             }
         SETTLE;
     }

@@ -11,6 +11,8 @@ int has_tiles(void) {
     enum { REQUEST = 0x1023, TILE_DATA = 18 };
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
+#elif defined(__AVX2__) && defined(__FMA__)
+int has_tiles(void) { return 1; }
 #else
 int has_tiles(void) { return 0; }
 #endif

@@ -1,95 +1,48 @@
-/* Tiles of a processor's matrix registers (AMX), and how bf16 lies in memory for them.
+/* Products of blocks, and how their operands lie in memory.
  *
- * A tile is 16 rows of 16 words; a word is a float, or two numbers. A left operand's words hold neighbours of a row, a
- * right operand's neighbours of a column. Where there are no such registers plain loops stand for them, for tests.
+ * A block is 32 rows of a left operand and 32 columns of a right one. An operand is laid out in words. A left one's words
+ * are neighbours of a row, a right one's of a column: where a processor multiplies bf16 (in matrix registers, AMX, or in
+ * vectors, AVX512-BF16) two numbers; elsewhere one, as a float, and blocks are made of vectors' products.
  */
 #ifndef TILES_H
 #define TILES_H
 #define _GNU_SOURCE
-#include <string.h>
+#include "lanes.h"
 
-#include "numbers.h"
-
-#define SIDE 16 /* of a tile: 16 rows of 16 floats or of 32 bf16 */
+#define SIDE 16 /* of a tile: 16 rows of 16 words */
 #define STEP (2 * SIDE)
 #define TILE (SIDE * SIDE)
 #define BLOCK (STEP * STEP)
-#define LOG2E 1.44269504f
-#define LN2 0.693147181f
+#define INLINE static inline __attribute__((always_inline))
 
-/* A vector register's floats; they are read from any place and put there. */
-typedef float Lanes __attribute__((vector_size(4 * SIDE), aligned(4), may_alias));
-static inline Lanes lanes(const float *from) { return *(const Lanes *)from; }
-static inline void put(Lanes x, float *to) { *(Lanes *)to = x; }
+#if defined(__AMX_BF16__) || defined(__AVX512BF16__)
+#define IN_WORD 2
+#elif !defined(IN_WORD) /* tests lay words out as other processors want them */
+#define IN_WORD 1
+#endif
 
-#ifdef __AMX_BF16__
-#include <immintrin.h>
+#if IN_WORD == 2
+typedef number operand;
+#else
+typedef float operand;
+#endif
 
-/* A compiler does not know what of memory these instructions read and write. */
-#define SETTLE __asm__ volatile("" ::: "memory")
+#define DEEP (STEP / IN_WORD) /* words of a column, 32 deep */
+#define HALF (DEEP * SIDE)    /* of 16 columns */
 
-typedef struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } Configuration;
-
-static inline void take_tiles(Configuration *before) { /* another library's may be in use */
-    Configuration mine = {.palette = 1};
-    for (int tile = 0; tile < 8; tile++) mine.width[tile] = 4 * SIDE, mine.rows[tile] = SIDE;
-    SETTLE;
-    _tile_storeconfig(before);
-    _tile_loadconfig(&mine);
-    SETTLE;
-}
-
-static inline void leave_tiles(const Configuration *before) {
-    if (before->palette) _tile_loadconfig(before);
-    else _tile_release();
-}
-
-#define CLEAR(tile) _tile_zero(tile)
-#define LOAD(tile, from, stride) _tile_loadd(tile, from, 4 * (stride))
-#define STREAM(tile, from, stride) _tile_stream_loadd(tile, from, 4 * (stride)) /* does not drive others from the cache */
-#define STORE(tile, to, stride) _tile_stored(tile, to, 4 * (stride))
-#define DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
-
-static inline Lanes larger(Lanes x, Lanes y) { return _mm512_max_ps(x, y); }
-static inline Lanes nearest(Lanes x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline Lanes times_power_of_2(Lanes x, Lanes power) { return _mm512_scalef_ps(x, power); }
-
-/* Two vectors as one row of numbers. */
-static inline void narrow_row(Lanes left, Lanes right, number *to) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(right, left));
-}
-
-/* Two vectors as words, one number of either in each. */
-static inline void narrow_pairs(Lanes even, Lanes odd, uint32_t *to) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
-}
-
-/* Numbers added to sums, both of a word to one. */
-static inline Lanes add_pairs(Lanes sums, const uint32_t *words) {
-    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(words), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
-}
-
-/* The product of two rows of numbers, a multiple of STEP. */
-static inline float dot_rows(const number *x, const number *y, int64_t size) {
-    __m512 sums = _mm512_setzero_ps();
-    for (int64_t j = 0; j < size; j += STEP)
-        sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x + j), (__m512bh)_mm512_loadu_si512(y + j));
-    return _mm512_reduce_add_ps(sums);
-}
-
-/* STEP words of two rows of numbers, in two parts. */
-static inline void pair(const number *even, const number *odd, uint32_t *left, uint32_t *right) {
-    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
-    __m512i low = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(even));
-    __m512i high = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(odd));
-    _mm512_storeu_si512(left, _mm512_unpacklo_epi16(low, high));
-    _mm512_storeu_si512(right, _mm512_unpackhi_epi16(low, high));
-}
+/* Operands of the first numbers, and some floats as such; and a float. */
+#if IN_WORD == 2
+static inline void operands(const number *x, int64_t size, operand *to) { memcpy(to, x, sizeof *to * size); }
+static inline void operand_row(Lanes left, Lanes right, operand *to) { narrow_row(left, right, to); }
+static inline operand times(float factor, operand x) { return narrow(factor * widen(x)); }
+#else
+static inline void operands(const number *x, int64_t size, operand *to) { widen_many(x, size, to); }
+static inline void operand_row(Lanes left, Lanes right, operand *to) { put(left, to), put(right, to + LANES); }
+static inline operand times(float factor, operand x) { return factor * x; }
+#endif
 
 /* y = x^T, a tile. */
+#if defined(__AVX512F__)
 static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
     __m512i a[SIDE], b[SIDE];
     for (int i = 0; i < SIDE; i++) a[i] = _mm512_loadu_si512(x + i * x_stride);
@@ -112,105 +65,271 @@ static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_
         _mm512_storeu_si512(y + (i + 8) * y_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
     }
 }
-
-#else
-typedef int Configuration;
-
-static _Thread_local uint32_t registers[8][SIDE][SIDE];
-
-static inline void take_tiles(Configuration *before) { *before = 0; }
-static inline void leave_tiles(const Configuration *before) { (void)before; }
-
-static inline void load(int tile, const void *from, int64_t stride) {
-    for (int i = 0; i < SIDE; i++) memcpy(registers[tile][i], (const uint32_t *)from + i * stride, 4 * SIDE);
-}
-
-static inline void store(int tile, void *to, int64_t stride) {
-    for (int i = 0; i < SIDE; i++) memcpy((uint32_t *)to + i * stride, registers[tile][i], 4 * SIDE);
-}
-
-static inline void dot(int sum, int a, int b) {
-    for (int i = 0; i < SIDE; i++)
-        for (int k = 0; k < SIDE; k++)
-            for (int j = 0; j < SIDE; j++) {
-                uint32_t x = registers[a][i][k], y = registers[b][k][j];
-                float value;
-                memcpy(&value, &registers[sum][i][j], 4);
-                value += widen((number)x) * widen((number)y) + widen((number)(x >> 16)) * widen((number)(y >> 16));
-                memcpy(&registers[sum][i][j], &value, 4);
-            }
-}
-
-#define SETTLE
-#define CLEAR(tile) memset(registers[tile], 0, sizeof registers[tile])
-#define LOAD(tile, from, stride) load(tile, from, stride)
-#define STREAM LOAD
-#define STORE(tile, to, stride) store(tile, to, stride)
-#define DOT(sum, a, b) dot(sum, a, b)
-
-static inline Lanes larger(Lanes x, Lanes y) {
-    for (int i = 0; i < SIDE; i++) x[i] = x[i] > y[i] ? x[i] : y[i];
-    return x;
-}
-
-static inline Lanes nearest(Lanes x) {
-    for (int i = 0; i < SIDE; i++) x[i] = rintf(x[i]);
-    return x;
-}
-
-static inline Lanes times_power_of_2(Lanes x, Lanes power) {
-    for (int i = 0; i < SIDE; i++) x[i] = power[i] < -200 ? 0 : ldexpf(x[i], (int)power[i]);
-    return x;
-}
-
-static inline void narrow_row(Lanes left, Lanes right, number *to) {
-    for (int i = 0; i < SIDE; i++) to[i] = narrow(left[i]), to[SIDE + i] = narrow(right[i]);
-}
-
-static inline void narrow_pairs(Lanes even, Lanes odd, uint32_t *to) {
-    for (int i = 0; i < SIDE; i++) to[i] = narrow(even[i]) | (uint32_t)narrow(odd[i]) << 16;
-}
-
-static inline Lanes add_pairs(Lanes sums, const uint32_t *words) {
-    for (int i = 0; i < SIDE; i++) sums[i] += widen((number)words[i]) + widen((number)(words[i] >> 16));
-    return sums;
-}
-
-static inline float dot_rows(const number *x, const number *y, int64_t size) {
-    float sum = 0;
-    for (int64_t j = 0; j < size; j++) sum += widen(x[j]) * widen(y[j]);
-    return sum;
-}
-
-static inline void pair(const number *even, const number *odd, uint32_t *left, uint32_t *right) {
-    for (int i = 0; i < SIDE; i++) {
-        left[i] = even[i] | (uint32_t)odd[i] << 16;
-        right[i] = even[SIDE + i] | (uint32_t)odd[SIDE + i] << 16;
+#elif defined(__AVX2__)
+static inline void turn_quarter(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps((const float *)x + i * x_stride);
+    for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps((float *)y + i * y_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps((float *)y + (i + 4) * y_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
     }
 }
 
+static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
+    for (int i = 0; i < SIDE; i += 8)
+        for (int j = 0; j < SIDE; j += 8) turn_quarter(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
+}
+#else
 static inline void turn(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
     for (int i = 0; i < SIDE; i++)
         for (int j = 0; j < SIDE; j++) y[i * y_stride + j] = x[j * x_stride + i];
 }
 #endif
 
-/* 2^x, within 2e-7 of it; 0 where x is far below. */
-static inline Lanes power_of_2(Lanes x) {
-    Lanes n = nearest(x), r = x - n;
-    Lanes p = 1.3264659e-3f * r + 9.6715659e-3f; /* the five terms of `exponential`, of r ln 2 */
-    p = p * r + 5.5507343e-2f;
-    p = p * r + 2.4022241e-1f;
-    p = p * r + 6.9314698e-1f;
-    return times_power_of_2(p * r + 1, n);
+/* Of a right operand: `lay_rows`, as many rows as a word has numbers of, 32 columns of numbers in two halves;
+ * `operand_rows`, two rows of a vector's columns, of floats; `add_rows`, what those are added to sums. `stride` is that of
+ * numbers, or of words. */
+#if defined(__AVX512BF16__)
+static inline void lay_rows(const number *x, int64_t stride, uint32_t *left, uint32_t *right) {
+    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
+    __m512i low = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x));
+    __m512i high = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x + stride));
+    _mm512_storeu_si512(left, _mm512_unpacklo_epi16(low, high));
+    _mm512_storeu_si512(right, _mm512_unpackhi_epi16(low, high));
 }
 
-/* A multiple of STEP floats as numbers. */
-static inline void narrow_many(const float *x, int64_t size, number *to) {
-    for (int64_t i = 0; i < size; i += STEP) narrow_row(lanes(x + i), lanes(x + i + SIDE), to + i);
+static inline void operand_rows(Lanes even, Lanes odd, uint32_t *to, int64_t stride) {
+    (void)stride;
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
 }
 
-int has_tiles(void); /* whether the system lets this process use them */
+static inline Lanes add_rows(Lanes sums, const uint32_t *words, int64_t stride) {
+    (void)stride;
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(words), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
+}
+#elif IN_WORD == 2
+static inline void lay_rows(const number *x, int64_t stride, uint32_t *left, uint32_t *right) {
+    for (int i = 0; i < SIDE; i++) {
+        left[i] = x[i] | (uint32_t)x[stride + i] << 16;
+        right[i] = x[SIDE + i] | (uint32_t)x[stride + SIDE + i] << 16;
+    }
+}
+
+static inline void operand_rows(Lanes even, Lanes odd, uint32_t *to, int64_t stride) {
+    (void)stride;
+    for (int i = 0; i < LANES; i++) to[i] = narrow(even[i]) | (uint32_t)narrow(odd[i]) << 16;
+}
+
+static inline Lanes add_rows(Lanes sums, const uint32_t *words, int64_t stride) {
+    (void)stride;
+    for (int i = 0; i < LANES; i++) sums[i] += widen((number)words[i]) + widen((number)(words[i] >> 16));
+    return sums;
+}
+#else
+static inline void lay_rows(const number *x, int64_t stride, uint32_t *left, uint32_t *right) {
+    (void)stride;
+    widen_many(x, SIDE, (float *)left);
+    widen_many(x + SIDE, SIDE, (float *)right);
+}
+
+static inline void operand_rows(Lanes even, Lanes odd, uint32_t *to, int64_t stride) {
+    put(even, (float *)to);
+    put(odd, (float *)to + stride);
+}
+
+static inline Lanes add_rows(Lanes sums, const uint32_t *words, int64_t stride) {
+    return sums + (lanes((const float *)words) + lanes((const float *)words + stride));
+}
+#endif
+
+/* The product of a row of operands and one of numbers, a multiple of STEP. */
+static inline float dot_rows(const operand *x, const number *y, int64_t size) {
+    Lanes sums = {0};
+#if defined(__AVX512BF16__)
+    for (int64_t j = 0; j < size; j += STEP)
+        sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x + j), (__m512bh)_mm512_loadu_si512(y + j));
+#elif IN_WORD == 2
+    for (int64_t j = 0; j < size; j += LANES) sums += wide(x + j) * wide(y + j);
+#else
+    for (int64_t j = 0; j < size; j += LANES) sums += lanes(x + j) * wide(y + j);
+#endif
+    return sum_of(sums);
+}
+
+/* 32 columns of a right operand from some of its depth on: words, those of the next row, the other 16 columns and the next 32
+ * of the depth so far away. */
+typedef struct { uint32_t *at; int64_t row, half, step; } Right;
+
+/* What of a right operand is laid out: `group` says which 32 columns, `step` from where on. It is `steps` deep. */
+static inline Right in_panel(uint32_t *panel, int64_t steps, int64_t group, int64_t step) {
+#ifdef __AMX_BF16__
+    return (Right){panel + 2 * HALF * (group * steps + step), SIDE, HALF, 2 * HALF};
+#else
+    return (Right){panel + HALF * (2 * group * steps + step), SIDE, HALF * steps, HALF};
+#endif
+}
+
+INLINE void nothing(void *unused) { (void)unused; }
+
+/* A block's sums: `begin_sums` with what lies at some place, or zeros if that is NULL, `add_dots` once or more, `end_sums`:
+ * then they are at another place, which may be the same. */
+typedef struct { const float *from; float *to; int64_t from_stride, to_stride; } Sums;
+
+/* Added are products of 32 rows of a left operand, of which the first `rows` matter, with 32 columns of a right one. `once`:
+ * whether the latter is not to drive others from the cache. At every step of the depth the core does something beside, of
+ * which it has the time of some hundred instructions. */
+#ifdef __AMX_BF16__
+/* A compiler does not know what of memory these instructions read and write. */
+#define SETTLE __asm__ volatile("" ::: "memory")
+
+typedef struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } Configuration;
+
+static inline void take_tiles(Configuration *before) { /* another library's may be in use */
+    Configuration mine = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) mine.width[tile] = 4 * SIDE, mine.rows[tile] = SIDE;
+    SETTLE;
+    _tile_storeconfig(before);
+    _tile_loadconfig(&mine);
+    SETTLE;
+}
+
+static inline void leave_tiles(const Configuration *before) {
+    if (before->palette) _tile_loadconfig(before);
+    else _tile_release();
+}
+
+INLINE Sums begin_sums(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    if (from) {
+        _tile_loadd(0, from, 4 * from_stride);
+        _tile_loadd(1, from + SIDE, 4 * from_stride);
+        _tile_loadd(2, from + SIDE * from_stride, 4 * from_stride);
+        _tile_loadd(3, from + SIDE * from_stride + SIDE, 4 * from_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    return (Sums){NULL, to, 0, to_stride};
+}
+
+INLINE void end_sums(const Sums *sums) {
+    _tile_stored(0, sums->to, 4 * sums->to_stride);
+    _tile_stored(1, sums->to + SIDE, 4 * sums->to_stride);
+    _tile_stored(2, sums->to + SIDE * sums->to_stride, 4 * sums->to_stride);
+    _tile_stored(3, sums->to + SIDE * sums->to_stride + SIDE, 4 * sums->to_stride);
+}
+
+INLINE void add_dots(Sums *sums, const operand *a, int64_t stride, int rows, Right b, int once, int64_t steps,
+                     void (*meanwhile)(void *), void *state) {
+    (void)sums, (void)rows;
+    for (int64_t step = 0; step < steps; step++, a += STEP, b.at += b.step) {
+        if (once) _tile_stream_loadd(6, b.at, 4 * b.row);
+        else _tile_loadd(6, b.at, 4 * b.row);
+        _tile_loadd(4, a, 2 * stride);
+        if (once) _tile_stream_loadd(7, b.at + b.half, 4 * b.row);
+        else _tile_loadd(7, b.at + b.half, 4 * b.row);
+        _tile_loadd(5, a + SIDE * stride, 2 * stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        meanwhile(state);
+    }
+}
+#else
+#define SETTLE
+
+typedef struct { char none; } Configuration;
+
+static inline void take_tiles(Configuration *before) { (void)before; }
+static inline void leave_tiles(const Configuration *before) { (void)before; }
+
+INLINE Sums begin_sums(const float *from, int64_t from_stride, float *to, int64_t to_stride) {
+    return (Sums){from, to, from_stride, to_stride};
+}
+
+INLINE void end_sums(const Sums *sums) { (void)sums; }
+
+/* A word's product with a vector of words, added. */
+static inline Lanes add_dot(Lanes sums, const operand *a, const uint32_t *b) {
+#if defined(__AVX512BF16__)
+    int32_t word;
+    memcpy(&word, a, 4);
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(word), (__m512bh)_mm512_loadu_si512(b));
+#elif IN_WORD == 2
+    for (int i = 0; i < LANES; i++) sums[i] += widen(a[0]) * widen((number)b[i]) + widen(a[1]) * widen((number)(b[i] >> 16));
+    return sums;
+#else
+    return sums + *a * lanes((const float *)b);
+#endif
+}
+
+/* `rows` of a block, and two vectors' columns, `far` apart in the sums and `apart` in the right operand. */
+INLINE void add_row_dots(int rows, Sums sums, int64_t far, const operand *a, int64_t stride, const uint32_t *b, int64_t row,
+                         int64_t apart, int64_t depth) {
+    Lanes left[8], right[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        const float *from = sums.from + i * sums.from_stride;
+        left[i] = right[i] = (Lanes){0};
+        if (sums.from) left[i] = lanes(from), right[i] = lanes(from + far);
+    }
+    for (int64_t k = 0; k < depth; k++, a += IN_WORD, b += row)
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            left[i] = add_dot(left[i], a + i * stride, b);
+            right[i] = add_dot(right[i], a + i * stride, b + apart);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        float *to = sums.to + i * sums.to_stride;
+        put(left[i], to), put(right[i], to + far);
+    }
+}
+
+/* The first of the rows that are left, which are taken in even parts: the sums of so many fit in registers. */
+static int rows_at_once(int left) {
+    int most = LANES == SIDE ? 8 : 6, parts = (left + most - 1) / most;
+    return (left + parts - 1) / parts;
+}
+
+static __attribute__((noinline)) void add_block(Sums sums, const operand *a, int64_t stride, int rows, Right b, int64_t depth) {
+    int64_t far = LANES == SIDE ? SIDE : LANES, apart = LANES == SIDE ? b.half : LANES;
+    for (int half = 0; half < 2; half += 2 * LANES / SIDE)
+        for (int row = 0, some; row < rows; row += some) {
+            const operand *from = a + row * stride;
+            const uint32_t *words = b.at + half * b.half;
+            Sums of_rows = sums;
+            if (sums.from) of_rows.from += row * sums.from_stride + half * SIDE;
+            of_rows.to += row * sums.to_stride + half * SIDE;
+#define CASE(n) case n: add_row_dots(n, of_rows, far, from, stride, words, b.row, apart, depth); break;
+            switch (some = rows_at_once(rows - row)) {
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+            }
+#undef CASE
+        }
+}
+
+INLINE void add_dots(Sums *sums, const operand *a, int64_t stride, int rows, Right b, int once, int64_t steps,
+                     void (*meanwhile)(void *), void *state) {
+    (void)once;
+    add_block(*sums, a, stride, rows, b, steps * DEEP);
+    *sums = begin_sums(sums->to, sums->to_stride, sums->to, sums->to_stride);
+    for (int64_t step = 0; step < steps; step++) meanwhile(state);
+}
+#endif
+
+int has_tiles(void); /* whether this process can use what this was compiled for, and it is quick */
 
 /* A thread's own memory for some words, kept from call to call: new pages would take longer than a task. */
 uint32_t *own_memory(int64_t words);
@@ -231,79 +350,82 @@ static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, 
         for (int64_t j = 0; j < columns; j += SIDE) turn(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
 }
 
-/* Two rows of numbers in each row of words. x: (2 * pairs, columns), a multiple of STEP */
-static inline void pair_rows(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *y,
-                             int64_t y_stride) {
-    for (int64_t i = 0; i < pairs; i++, x += 2 * x_stride, y += y_stride)
-        for (int64_t j = 0; j < columns; j += STEP) pair(x + j, x + x_stride + j, y + j, y + j + SIDE);
+/* Up to `most` rows of numbers: as they lie, or fewer of them with zeros after them, in `spare`. */
+static inline const number *strip_of(const number *x, int64_t *stride, int64_t rows, int64_t most, int64_t width,
+                                     number *spare) {
+    if (rows >= most) return x;
+    for (int64_t i = 0; i < most; i++)
+        if (i < rows) memcpy(spare + i * width, x + i * *stride, sizeof *x * width);
+        else memset(spare + i * width, 0, sizeof *x * width);
+    *stride = width;
+    return spare;
 }
 
-/* The same across: two neighbours of a column in a word, a left operand. y: (columns, pairs); paired: (pairs, columns) */
-static inline void pair_across(const number *x, int64_t x_stride, int64_t pairs, int64_t columns, uint32_t *paired,
-                               uint32_t *y, int64_t y_stride) {
-    pair_rows(x, x_stride, pairs, columns, paired, columns);
-    transpose(paired, columns, pairs, columns, y, y_stride);
+/* Up to `most` rows as a left operand in the same way, in words of one number always in `spare`, (most, depth). */
+static inline const operand *left_of(const number *x, int64_t *stride, int64_t rows, int64_t most, int64_t depth,
+                                     operand *spare) {
+#if IN_WORD == 2
+    return strip_of(x, stride, rows, most, depth, spare);
+#else
+    for (int64_t i = 0; i < most; i++)
+        if (i < rows) widen_many(x + i * *stride, depth, spare + i * depth);
+        else memset(spare + i * depth, 0, sizeof *spare * depth);
+    *stride = depth;
+    return spare;
+#endif
 }
 
-static inline void clear_sums(void) {
-    CLEAR(0);
-    CLEAR(1);
-    CLEAR(2);
-    CLEAR(3);
+/* A right operand, whose 16 columns at a time are next to each other. x: (rows, columns), multiples of STEP. */
+static inline void as_right(const operand *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y,
+                            int64_t y_stride) {
+#if IN_WORD == 2
+    for (int64_t i = 0; i < rows; i += 2, x += 2 * x_stride, y += y_stride)
+        for (int64_t j = 0; j < columns; j += STEP) lay_rows(x + j, x_stride, y + j, y + j + SIDE);
+#else
+    for (int64_t i = 0; i < rows; i++) memcpy(y + i * y_stride, x + i * x_stride, 4 * columns);
+#endif
 }
 
-static inline void load_sums(const float *from, int64_t stride) {
-    LOAD(0, from, stride);
-    LOAD(1, from + SIDE, stride);
-    LOAD(2, from + SIDE * stride, stride);
-    LOAD(3, from + SIDE * stride + SIDE, stride);
+/* A left operand, x^T. x: (rows, columns), multiples of STEP; paired: (rows, columns), of operands. */
+static inline void as_left_across(const operand *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *paired,
+                                  uint32_t *y, int64_t y_stride) {
+#if IN_WORD == 2
+    as_right(x, x_stride, rows, columns, paired, columns);
+    transpose(paired, columns, rows / 2, columns, y, y_stride);
+#else
+    (void)paired;
+    transpose((const uint32_t *)x, x_stride, rows, columns, y, y_stride);
+#endif
 }
 
-static inline void store_sums(float *to, int64_t stride) {
-    STORE(0, to, stride);
-    STORE(1, to + SIDE, stride);
-    STORE(2, to + SIDE * stride, stride);
-    STORE(3, to + SIDE * stride + SIDE, stride);
+/* 16 columns of a right operand, 32 deep, from numbers of a column next to each other. */
+static inline void lay_across(const number *b, int64_t column, uint32_t *to) {
+#if IN_WORD == 2
+    turn((const uint32_t *)b, column / 2, to, SIDE);
+#else
+    float wide[SIDE * STEP];
+    for (int j = 0; j < SIDE; j++) widen_many(b + j * column, STEP, wide + j * STEP);
+    for (int k = 0; k < STEP; k += SIDE) turn((uint32_t *)wide + k, STEP, to + k * SIDE, SIDE);
+#endif
 }
 
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE void nothing(void *unused) { (void)unused; }
-
-/* Products of 32 rows of `a` with 32 columns of a panel, added to the sums. At every step the core does something beside
- * its matrix registers: `meanwhile`, of which it has the time of some hundred instructions. */
-INLINE void add_dots(const number *a, int64_t stride, const uint32_t *b, int64_t steps, void (*meanwhile)(void *),
-                     void *state) {
-    for (int64_t step = 0; step < steps; step++, a += STEP, b += 2 * TILE) {
-        STREAM(6, b, SIDE);
-        LOAD(4, a, stride / 2);
-        STREAM(7, b + TILE, SIDE);
-        LOAD(5, a + SIDE * stride, stride / 2);
-        DOT(0, 4, 6);
-        DOT(1, 4, 7);
-        DOT(2, 5, 6);
-        DOT(3, 5, 7);
-        meanwhile(state);
-    }
-}
-
-/* Two tiles of a right operand. b: (STEP, STEP), with the strides of both; one of them is 1. */
-static inline void lay_tiles(const number *b, int64_t b_row, int64_t b_column, uint32_t *to) {
+/* 32 columns of a right operand, 32 deep. b: with the strides of both; one of them is 1. */
+static inline void lay_block(const number *b, int64_t b_row, int64_t b_column, uint32_t *to, int64_t half) {
     if (b_column == 1)
-        for (int64_t i = 0; i < SIDE; i++, b += 2 * b_row, to += SIDE) pair(b, b + b_row, to, to + TILE);
+        for (int i = 0; i < DEEP; i++, b += IN_WORD * b_row, to += SIDE) lay_rows(b, b_row, to, to + half);
     else
-        for (int side = 0; side < 2; side++, b += SIDE * b_column, to += TILE)
-            turn((const uint32_t *)b, b_column / 2, to, SIDE);
+        for (int side = 0; side < 2; side++, b += SIDE * b_column, to += half) lay_across(b, b_column, to);
 }
 
-/* Some of a right operand as tiles, the depth first, `steps` of it from one 32 columns to the next. */
+/* Some of a right operand in a panel, from one of its `steps` on. */
 static inline void lay_panel(const number *b, int64_t b_row, int64_t b_column, int64_t depth, int64_t columns,
-                             uint32_t *to, int64_t steps) {
+                             uint32_t *panel, int64_t steps, int64_t step) {
     int64_t inner = b_column == 1 ? columns : depth, outer = depth + columns - inner; /* read as they lie */
     for (int64_t x = 0; x < outer; x += STEP)
         for (int64_t z = 0; z < inner; z += STEP) {
             int64_t k = b_column == 1 ? x : z, j = b_column == 1 ? z : x;
-            lay_tiles(b + k * b_row + j * b_column, b_row, b_column, to + 2 * TILE * (j / STEP * steps + k / STEP));
+            Right to = in_panel(panel, steps, j / STEP, step + k / STEP);
+            lay_block(b + k * b_row + j * b_column, b_row, b_column, to.at, to.half);
         }
 }
 #endif
