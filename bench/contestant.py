@@ -7,9 +7,10 @@
 reference kept from the first time, and its `ratio` is the second epoch's time over the first's; `long_rows` is
 `complement` with the whole of a step in one row.
 
-Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout), precision (bf16, or fp32 on
-a CPU without bf16 arithmetic) and micro-batch (4), no checkpointing; rejected-only contestants do not see the chosen
-answers. The first step warms up and is not counted.
+Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout) and micro-batch (4), no
+checkpointing; rejected-only contestants do not see the chosen answers. Everybody's weights are in bf16; but on a CPU
+without bf16 arithmetic torch takes a hundred times as long over products in it, and the peers compute in fp32 there.
+The first step warms up and is not counted.
 """
 
 from __future__ import annotations

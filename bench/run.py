@@ -35,11 +35,11 @@ from buleyean_rl.fused import fused_loss
 from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_tokenizer, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_to_train, load_tokenizer, output_head
 from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import add_references, batch_losses, choose_layout, fill_rows, row_tokens
-from contestant import BATCH, MAX_LENGTH, PRECISION
+from contestant import BATCH, CPU, MAX_LENGTH, PRECISION
 
 HERE = Path(__file__).parent
 PEERS = ("trl_kto", "plain", "trl_sft", "trl_dpo")
@@ -145,11 +145,11 @@ def importing(rows: int = 1_000_000) -> dict[str, float]:
     return result
 
 
-def loss_cost() -> dict[str, float]:
-    """The complement loss on 2048 positions: its time over its three bare products, and its extra memory."""
+def loss_cost(dtype: torch.dtype) -> dict[str, float]:
+    """The complement loss on 2048 positions: its time over its three bare products in torch, and its extra memory."""
     torch.manual_seed(0)
-    weight = torch.randn(VOCABULARY, WIDTH, dtype=PRECISION) / WIDTH**0.5
-    hidden = torch.randn(POSITIONS, WIDTH, dtype=PRECISION)
+    weight = (torch.randn(VOCABULARY, WIDTH) / WIDTH**0.5).to(dtype)
+    hidden = torch.randn(POSITIONS, WIDTH).to(dtype)
     reference = hidden + torch.randn_like(hidden) / 8
     node = torch.arange(POSITIONS)
     token = torch.randint(0, VOCABULARY, (POSITIONS,))
@@ -180,20 +180,20 @@ def loss_cost() -> dict[str, float]:
     stop.set()
     watcher.join()
     logits = torch.empty(POSITIONS, VOCABULARY, dtype=PRECISION)
+    x, x_ref, w = (tensor.detach().to(PRECISION) for tensor in (hidden, reference, weight))
 
     @torch.no_grad()
     def products() -> None:
-        torch.mm(hidden, weight.T, out=logits)
-        torch.mm(reference, weight.T, out=logits)
-        torch.mm(logits, weight)
+        torch.mm(x, w.T, out=logits)
+        torch.mm(x_ref, w.T, out=logits)
+        torch.mm(logits, w)
 
     return {"loss_over_matmul": ratio(loss, products), "loss_extra_bytes": max(most - before, 0)}
 
 
-def trie_ratio() -> float:
+def trie_ratio(model: Any) -> float:
     """A 256-token prompt with four 128-token answers as one trie, over four sequences, each in a trainer's rows."""
     torch.manual_seed(0)
-    model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.0, None))
     layout, head = choose_layout(model), output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
@@ -224,6 +224,7 @@ def main() -> None:
         runs = contest(path, arguments.rounds, arguments.steps)
         full = [run("full", path, 2) for _ in range(arguments.rounds)]
         epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
+    model = attach_lora(load_to_train(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     medians = {name: statistics.median(run["records_per_s"] for run in done) for name, done in runs.items()}
     ours = zip(runs["complement"], runs["trl_kto"], strict=True)
     result: dict[str, Any] = {f"{name}_records_per_s": value for name, value in medians.items()}
@@ -232,12 +233,13 @@ def main() -> None:
         "peak_flops": statistics.median(run["peak_flops"] for run in runs["complement"]),
         "peak_share": statistics.median(run["flops_per_s"] / run["peak_flops"] for run in runs["complement"]),
         "peak_rss_bytes": max(run["peak_rss_bytes"] for run in full),
-        **loss_cost(),
-        "trie_ratio": trie_ratio(),
+        **loss_cost(model.dtype),
+        "trie_ratio": trie_ratio(model),
         "cache_ratio": statistics.median(run["ratio"] for run in epochs),
         **imported,
         "runs": runs | {"full": full, "epochs": epochs},
-        "precision": str(PRECISION).removeprefix("torch."),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "precision_of_peers": str(PRECISION).removeprefix("torch."),
         "versions": library_versions(),
         "command": " ".join(["python bench/run.py", *(Path(argument).name for argument in sys.argv[1:])]),
     }
@@ -254,7 +256,8 @@ def table(result: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> st
         rows.append(f"| {name} | {median:.2f} | {speeds[0]:.2f} - {speeds[-1]:.2f} | {memory:.1f} GB |")
     figures = [name for name, value in result.items() if isinstance(value, float | int) and name not in runs]
     rows += ["", "| figure | |", "|---|---|", *(f"| {name} | {result[name]:.4g} |" for name in figures)]
-    return "\n".join([f"`{result['command']}`, in {result['precision']}", "", *rows, ""])
+    said = f"`{result['command']}`, in {result['precision']}, peers in {result['precision_of_peers']}"
+    return "\n".join([said, "", *rows, ""])
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_to_train, output_head
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer, batch_losses, choose_layout
-from contestant import PRECISION
+from contestant import CPU
 
 STEPS, EVERY = 2000, 100
 LENGTHS = (128, 256, 512, 1024, 2048)
@@ -50,7 +50,7 @@ class Memory(TrainerCallback):
 
 def memory_over_steps() -> list[int]:
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_key_value_heads=1, **shape)).to(PRECISION)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=2048, num_key_value_heads=1, **shape)).to(torch.bfloat16)
     records = [random_record(16 + seed % 97, 2048, seed) for seed in range(500)]
     memory = Memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def memory_over_steps() -> list[int]:
 
 
 def seconds_per_token() -> dict[int, float]:
-    model = attach_lora(load_base(BUNDLED, PRECISION), lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_to_train(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
     layout, head = choose_layout(model), output_head(model)
     batches = {length: layout([random_record(length, 40_000, length)]) for length in LENGTHS}
     times: dict[int, list[float]] = {length: [] for length in LENGTHS}
