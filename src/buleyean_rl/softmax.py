@@ -3,7 +3,7 @@
     states --W--> logits --> sums over the vocabulary --caller--> factors --> W^T (of_pi pi - of_base base)
 
 `OfLogits` has a tile's logits in memory, made by torch, for every head and device; their gradient takes their place.
-`InTiles` has only what is summed over them, in a CPU's matrix registers: there a fourth product, of the reference's
+`InTiles` has only what is summed over them, by a CPU's kernels: there a fourth product, of the reference's
 softmax with W too, is cheaper than to keep logits and read W once more. What it makes of the reference does not change.
 """
 

@@ -2,9 +2,10 @@
 
     *.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
 
-The element-wise passes of `kernels.c` are for bf16 and fp32; products, the loss and attention are for bf16 where a
-processor has matrix registers (AMX). Where there is no compiler `available()` is False, and the callers do the same
-work in torch, in more sweeps. On CUDA the passes of the loss are in `triton.py`.
+The element-wise passes of `kernels.c` are for bf16 and fp32; products, the loss and attention are for bf16. They go
+block by block, in a processor's matrix registers (AMX) or in its vectors (`tiles.h`). Where there is no compiler
+`available()` is False, and the callers do the same work in torch, in more sweeps. On CUDA the passes of the loss are in
+`triton.py`.
 """
 
 from __future__ import annotations

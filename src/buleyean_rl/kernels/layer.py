@@ -1,4 +1,4 @@
-"""Decoder layers of Llama's form in one call, in bf16 where a processor has matrix registers. See `layer.c`."""
+"""Decoder layers of Llama's form in one call, in bf16. See `layer.c`."""
 
 from __future__ import annotations
 

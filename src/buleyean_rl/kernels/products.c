@@ -13,9 +13,11 @@
 #define SUMS (5 << 15)   /* words of sums that fit there beside it, where they wait for the next part */
 #define ENOUGH 192       /* rows that are worth laying out a right operand for */
 #if defined(__AMX_BF16__) || LANES == SIDE
-#define ROWS STEP /* of a left operand that are taken at a time */
+#define ROWS STEP /* of a left operand that are taken at a time, and what threads have a multiple of */
+#define EVEN STEP
 #else
 #define ROWS 48 /* a multiple of the 6 whose sums fit in registers */
+#define EVEN 6
 #endif
 #define OF_ROWS (ROWS * STEP) /* their sums, with 32 columns */
 #define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
@@ -50,10 +52,10 @@ INLINE void put_and_fetch(void *state) {
     f->ahead += STEP;
 }
 
-/* In how many even parts of whole STEPs to take a size, none larger than `most`; how large they are. */
-static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t *part) {
+/* In how many even parts of whole units to take a size, none larger than `most`; how large they are. */
+static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t unit, int64_t *part) {
     int64_t parts = filled((size + most - 1) / most, multiple);
-    *part = filled((size + parts - 1) / parts, STEP);
+    *part = filled((size + parts - 1) / parts, unit);
     return (size + *part - 1) / *part;
 }
 
@@ -63,12 +65,12 @@ static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t *p
 void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
              int64_t apart, int64_t rows, int64_t columns, int threads) {
     int64_t laid, deep, wide, tall;
-    int64_t slices = parts_of(depth, PANEL_DEPTH, 1, &laid), steps = (laid + inner) / STEP;
-    int64_t pieces = parts_of(laid, DEPTH, 1, &deep);
+    int64_t slices = parts_of(depth, PANEL_DEPTH, 1, STEP, &laid), steps = (laid + inner) / STEP;
+    int64_t pieces = parts_of(laid, DEPTH, 1, STEP, &deep);
     int64_t owners = rows / ENOUGH < 1 ? 1 : rows / ENOUGH < threads ? rows / ENOUGH : threads;
     int64_t fitting = PANEL / STEP / (steps * DEEP) * STEP, sharing = (threads + owners - 1) / owners;
-    int64_t panels = parts_of(columns, fitting < STEP ? STEP : fitting, sharing, &wide);
-    int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, owners, &tall);
+    int64_t panels = parts_of(columns, fitting < STEP ? STEP : fitting, sharing, STEP, &wide);
+    int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, owners, EVEN, &tall);
     int64_t waits = slices > 1 ? filled(tall, ROWS) : pieces > 1 ? ROWS : 0; /* rows whose sums do */
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < panels * parts; task++) {
@@ -126,7 +128,7 @@ void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inne
  * multiples of STEP. */
 void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t rows, int64_t width,
                   int64_t columns, float *c, int threads) {
-    int64_t wide, panels = parts_of(columns, columns, threads, &wide);
+    int64_t wide, panels = parts_of(columns, columns, threads, STEP, &wide);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t panel = 0; panel < panels; panel++) {
         int64_t first = panel * wide, end = columns - first < wide ? columns - first : wide;

@@ -284,6 +284,7 @@ INLINE void add_row_dots(int rows, Sums sums, int64_t far, const operand *a, int
         left[i] = right[i] = (Lanes){0};
         if (sums.from) left[i] = lanes(from), right[i] = lanes(from + far);
     }
+#pragma GCC unroll 4
     for (int64_t k = 0; k < depth; k++, a += IN_WORD, b += row)
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
