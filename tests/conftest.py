@@ -53,7 +53,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if feature is not None and feature not in processor_features():
         pytest.skip(f"a processor without {feature}")
     monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, *flags))
-    monkeypatch.setattr(kernels, "_has_tiles", lambda: True)
+    monkeypatch.setattr(kernels, "_tiles", lambda: 2)
     kernels._library.cache_clear()
     yield
     kernels._library.cache_clear()

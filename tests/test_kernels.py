@@ -290,6 +290,19 @@ def test_row_products(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(got.double(), a.double().T @ b.double(), rtol=1e-5, atol=1e-5 * rows**0.5)
 
 
+@needs_c
+@pytest.mark.parametrize(
+    ("tiles", "has_bf16", "expected"), [(2, True, True), (1, True, False), (1, False, True), (0, False, False)]
+)
+def test_a_loss_without_logits_is_for_where_its_products_are_cheaper_than_torchs(
+    tiles: int, has_bf16: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_tiles", lambda: tiles)
+    monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: has_bf16)
+    assert kernels.has_head_sums(torch.empty(64, 32, dtype=torch.bfloat16)) == expected
+    assert not kernels.has_head_sums(torch.empty(33, 32, dtype=torch.bfloat16))
+
+
 @pytest.mark.usefixtures("tiles")
 def test_products_in_tiles_are_of_bf16_and_whole_tiles() -> None:
     assert kernels.multiplies(operand(40, 64), operand(64, 32))

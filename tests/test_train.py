@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_at_once(
         raise PermissionError(13, "Permission denied", "run")
 
     monkeypatch.setattr(os, "replace", denied)
-    monkeypatch.setattr(training, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_to_train", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(PermissionError):
         start(base, rejections, tmp_path / "run")
 
@@ -498,7 +498,7 @@ def test_as_much_is_kept_of_the_reference_as_there_is_room_for(
     monkeypatch.setattr(training, "REFERENCES_BYTES", room)
     monkeypatch.setattr(training, "output_head", lambda _: None)
     monkeypatch.setattr(training, "kept_of_node", lambda *_: KeptOfNode(4, torch.float32, True))
-    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2})
+    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "row_tokens": 64})
     references = training._references([], "", config, None, Records())  # type: ignore[arg-type]
     assert (references is None) == (not kept)
     assert {path.name for path in tmp_path.rglob("reference/*/*")} == kept

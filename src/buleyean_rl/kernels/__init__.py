@@ -392,8 +392,11 @@ def adapted_backward(
 
 
 def has_head_sums(weight: Tensor) -> bool:
-    """Whether `head_sums` can be used with an output head, and is quick. Shape: (vocabulary, width)."""
-    return not weight.shape[0] % STEP and multiplies(weight)
+    """Whether `head_sums` can be used with an output head, and is quick. Shape: (vocabulary, width).
+
+    It takes a product more than logits do, which has to be cheaper than torch's.
+    """
+    return not weight.shape[0] % STEP and multiplies(weight) and (is_slow(weight) or _has_matrix_registers())
 
 
 def head_sums(
@@ -495,10 +498,18 @@ def _filled(size: int) -> int:
     return math.ceil(size / STEP) * STEP
 
 
-@lru_cache
 def _has_tiles() -> bool:
+    return _tiles() > 0
+
+
+def _has_matrix_registers() -> bool:
+    return _tiles() > 1
+
+
+@lru_cache
+def _tiles() -> int:
     library = _library(torch.bfloat16)
-    return library is not None and bool(library.has_tiles())
+    return 0 if library is None else int(library.has_tiles())
 
 
 def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:

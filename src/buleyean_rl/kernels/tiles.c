@@ -9,7 +9,7 @@
 
 int has_tiles(void) {
     enum { REQUEST = 0x1023, TILE_DATA = 18 };
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0 ? 2 : 0;
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 int has_tiles(void) { return 1; }

@@ -11,7 +11,6 @@
 
 #define SIDE 16 /* of a tile: 16 rows of 16 words */
 #define STEP (2 * SIDE)
-#define TILE (SIDE * SIDE)
 #define BLOCK (STEP * STEP)
 #define INLINE static inline __attribute__((always_inline))
 
@@ -30,7 +29,7 @@ typedef float operand;
 #define DEEP (STEP / IN_WORD) /* words of a column, 32 deep */
 #define HALF (DEEP * SIDE)    /* of 16 columns */
 
-/* Operands of the first numbers, and some floats as such; and a float. */
+/* Numbers as operands, two vectors of floats as a row of them, and one times a factor. */
 #if IN_WORD == 2
 static inline void operands(const number *x, int64_t size, operand *to) { memcpy(to, x, sizeof *to * size); }
 static inline void operand_row(Lanes left, Lanes right, operand *to) { narrow_row(left, right, to); }
@@ -180,7 +179,7 @@ static inline Right in_panel(uint32_t *panel, int64_t steps, int64_t group, int6
 
 INLINE void nothing(void *unused) { (void)unused; }
 
-/* A block's sums: `begin_sums` with what lies at some place, or zeros if that is NULL, `add_dots` once or more, `end_sums`:
+/* Sums of a block: `begin_sums` with what lies at some place, or zeros if that is NULL, `add_dots` once or more, `end_sums`:
  * then they are at another place, which may be the same. */
 typedef struct { const float *from; float *to; int64_t from_stride, to_stride; } Sums;
 
@@ -304,6 +303,7 @@ static int rows_at_once(int left) {
     return (left + parts - 1) / parts;
 }
 
+/* Apart: inlined into a large function, compilers keep its sums in memory. */
 static __attribute__((noinline)) void add_block(Sums sums, const operand *a, int64_t stride, int rows, Right b, int64_t depth) {
     int64_t far = LANES == SIDE ? SIDE : LANES, apart = LANES == SIDE ? b.half : LANES;
     for (int half = 0; half < 2; half += 2 * LANES / SIDE)
@@ -324,13 +324,15 @@ static __attribute__((noinline)) void add_block(Sums sums, const operand *a, int
 INLINE void add_dots(Sums *sums, const operand *a, int64_t stride, int rows, Right b, int once, int64_t steps,
                      void (*meanwhile)(void *), void *state) {
     (void)once;
+    if (!steps) return;
     add_block(*sums, a, stride, rows, b, steps * DEEP);
     *sums = begin_sums(sums->to, sums->to_stride, sums->to, sums->to_stride);
     for (int64_t step = 0; step < steps; step++) meanwhile(state);
 }
 #endif
 
-int has_tiles(void); /* whether this process can use what this was compiled for, and it is quick */
+/* Whether this process multiplies blocks quickly: 1 in vectors, 2 in matrix registers. */
+int has_tiles(void);
 
 /* A thread's own memory for some words, kept from call to call: new pages would take longer than a task. */
 uint32_t *own_memory(int64_t words);
