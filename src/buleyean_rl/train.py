@@ -51,7 +51,7 @@ from buleyean_rl.trainer import (
     BuleyeanTrainer,
     discard_checkpoints,
     last_checkpoint,
-    row_tokens,
+    row_limit,
 )
 
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
@@ -397,7 +397,7 @@ def _references(
     if kept is None:
         return None
     made_from = [
-        *(*decisive, sha256, config.loss.of_answers, config.row_tokens or row_tokens(model)),
+        *(*decisive, sha256, config.loss.of_answers, row_limit(config, model)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         kept.with_rest,
     ]

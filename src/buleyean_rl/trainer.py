@@ -157,7 +157,7 @@ class BuleyeanTrainer(Trainer):
         references: ReferenceCache | None = None,
     ) -> None:
         self._peft_model, self._tokenizer = model, tokenizer
-        self.layout, self.row_limit = choose_layout(model), args.row_tokens or row_tokens(model)
+        self.layout, self.row_limit = choose_layout(model), row_limit(args, model)
         super().__init__(
             model,
             args,
@@ -289,6 +289,11 @@ class BuleyeanTrainer(Trainer):
         self._peft_model.save_pretrained(folder, save_embedding_layers=False)
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
+
+
+def row_limit(config: BuleyeanConfig, model: Any) -> int:
+    """Tokens of a row of training: as asked for, or what suits the model."""
+    return config.row_tokens or row_tokens(model)
 
 
 def row_tokens(model: Any) -> int:

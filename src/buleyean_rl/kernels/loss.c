@@ -100,8 +100,8 @@ static void sum_share(Share *share, const number *weight, int64_t first, int64_t
                       const int64_t *node_of, int64_t entries) {
     int64_t size = NODES * width, filled_nodes = filled(nodes, STEP);
     int64_t fetched = width * STEP / filled_nodes, laid = (DEEP * STEP + filled_nodes - 1) / filled_nodes;
-    uint32_t *next = own_memory(size / 2 + size / IN_WORD + size + 2 * BLOCK + PART / IN_WORD * width +
-                                POWERS / IN_WORD * NODES + STEP / IN_WORD * width + 2 * entries);
+    uint32_t *next = own_memory(size / 2 + size / IN_WORD + size + BLOCK + PART / IN_WORD * width +
+                                POWERS / IN_WORD * NODES + DEEP * width + 2 * entries);
     number *states = take(&next, size / 2);
     uint32_t *panel = take(&next, size / IN_WORD), *rows_of_w = take(&next, PART / IN_WORD * width);
     float *logits = take(&next, BLOCK);
