@@ -24,7 +24,7 @@ from buleyean_rl import attention, decoder, kernels, layers, lora, softmax
 from buleyean_rl import head as passes
 from buleyean_rl.batches import Batch, pack, pad_paths
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_to_train, output_head, plain_model
+from buleyean_rl.models import BUNDLED, attach_lora, load_to_compute, output_head, plain_model
 from buleyean_rl.trainer import add_references, batch_losses, choose_layout
 from contestant import CPU, our_boundaries
 from run import bundled_pairs, read_pairs
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     records = our_boundaries((read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[:8])
-    model = attach_lora(load_to_train(BUNDLED, CPU), lora.lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_to_compute(BUNDLED, CPU), lora.lora_config(16, 32, 0.05, None))
     choose_layout(model)
     head = output_head(model)
     rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]

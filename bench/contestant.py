@@ -33,7 +33,7 @@ from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.boundary import Boundary, build_boundaries
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_to_train, load_tokenizer, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_to_compute, load_tokenizer, output_head
 from buleyean_rl.records import make_record
 from buleyean_rl.reference import ReferenceCache, kept_of_node
 from buleyean_rl.report import peak_rss_bytes
@@ -64,7 +64,7 @@ def ours(
     objective: str, boundaries: Sequence[Boundary], folder: str, **settings: Any
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step, and its arithmetic."""
-    model = attach_lora(load_to_train(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
     references = None

@@ -35,7 +35,7 @@ from buleyean_rl.fused import fused_loss
 from buleyean_rl.head import OutputHead
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_to_train, load_tokenizer, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_to_compute, load_tokenizer, output_head
 from buleyean_rl.records import make_record
 from buleyean_rl.report import library_versions
 from buleyean_rl.trainer import add_references, batch_losses, choose_layout, fill_rows, row_tokens
@@ -224,7 +224,7 @@ def main() -> None:
         runs = contest(path, arguments.rounds, arguments.steps)
         full = [run("full", path, 2) for _ in range(arguments.rounds)]
         epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
-    model = attach_lora(load_to_train(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     medians = {name: statistics.median(run["records_per_s"] for run in done) for name, done in runs.items()}
     ours = zip(runs["complement"], runs["trl_kto"], strict=True)
     result: dict[str, Any] = {f"{name}_records_per_s": value for name, value in medians.items()}

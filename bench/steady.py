@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from buleyean_rl.boundary import Boundary, merge_responses
 from buleyean_rl.lora import lora_config
 from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_to_train, output_head
+from buleyean_rl.models import BUNDLED, attach_lora, load_to_compute, output_head
 from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer, batch_losses, choose_layout
 from contestant import CPU
 
@@ -61,7 +61,7 @@ def memory_over_steps() -> list[int]:
 
 
 def seconds_per_token() -> dict[int, float]:
-    model = attach_lora(load_to_train(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
     layout, head = choose_layout(model), output_head(model)
     batches = {length: layout([random_record(length, 40_000, length)]) for length in LENGTHS}
     times: dict[int, list[float]] = {length: [] for length in LENGTHS}

@@ -52,8 +52,8 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tiny models are compared number by number."""
-    monkeypatch.setattr("buleyean_rl.evaluate.measure.default_dtype", lambda _: torch.float32)
-    monkeypatch.setattr("buleyean_rl.loading.default_dtype", lambda _: torch.float32)
+    for module in ("evaluate.measure", "models"):
+        monkeypatch.setattr(f"buleyean_rl.{module}.quickest_dtype", lambda *_: torch.float32)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "models": "allocator arithmetic cache cards decoder errors head kernels layers lora pre_tokenizers",
     "reference": "head losses softmax",
     "trainer": "allocator attention batches boundary errors fused gradients head lora losses models reference softmax",
-    "evaluate": "arithmetic batches boundary complement engines errors fused head importers layers likelihood loading "
+    "evaluate": "batches boundary complement engines errors fused head importers layers likelihood loading "
     "losses models records trainer",
     "cards": "records",
     "report": "cards errors json_file",
@@ -51,21 +51,20 @@ MAY_IMPORT = {
     "settings": "errors trainer",
     "estimate": "allocator attention boundary progress report tokenised trainer",
     "progress": "",
-    "guard": "attention batches boundary engines evaluate head likelihood models trainer",
+    "guard": "batches boundary engines evaluate head likelihood models trainer",
     "train": "boundary cache demo_data engines errors estimate evaluate guard json_file lora losses mine models "
     "progress records reference report tokenised trainer",
-    "engines": "errors",
+    "engines": "attention errors",
     "gguf_export": "models engines errors pre_tokenizers",
     "export": "cards engines gguf_export models errors",
     "chat": "engines errors",
     "hub": "cards engines errors",
     "judges": "engines errors evaluate records",
-    "loading": "arithmetic engines errors layers models",
+    "loading": "engines errors models",
     "mine": "cache engines errors evaluate judges models records",
     "void": "engines errors importers loading models records train trainer",
     "walk": "demo_data engines errors evaluate json_file judges loading mine models records settings train trainer",
-    "demo": "arithmetic demo_data engines errors evaluate export json_file layers mine models records report train "
-    "walk",
+    "demo": "demo_data engines errors evaluate export json_file mine models records report train walk",
 }
 
 

@@ -16,6 +16,7 @@ from buleyean_rl import kernels
 from marks import needs_c
 
 SHAPES = [(1, 1), (5, 3), (1000, 64), (257, 37)]
+FEW = 4  # rows, of `products.c`
 ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
 in_each_type = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 
@@ -204,7 +205,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("across", [True, False])
 @pytest.mark.parametrize("inner", [0, 32, 96])
 @pytest.mark.parametrize(
-    "shape", [(32, 32, 32), (1, 64, 96), (75, 96, 32), (130, 704, 320), (60, 1312, 64), (70, 1632, 64)], ids=str
+    "shape",
+    [
+        *[(1, 64, 96), (FEW, 1632, 320), (FEW + 1, 64, 32)],
+        *[(32, 32, 32), (75, 96, 32), (130, 704, 320), (60, 1312, 64), (70, 1632, 64)],
+    ],
+    ids=str,
 )
 def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
     rows, depth, columns = shape
@@ -216,8 +222,9 @@ def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
         expected += c.double() @ d.double()
     got = product(a, b, *more)
     torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4 * depth**0.5)
-    some = product(a[rows // 2 :], b, *(x[rows // 2 :] if x is more[0] else x for x in more))
-    assert some.equal(got[rows // 2 :])  # a row does not notice the others
+    first = rows // 2 if rows > 2 * FEW or rows <= FEW else 0
+    some = product(a[first:], b, *(x[first:] if x is more[0] else x for x in more))
+    assert some.equal(got[first:])  # a row does not notice the others, unless they are few
     assert product(a, b, *more, spare=5).equal(got)
     added = 8 * operand(rows, columns)
     got = product(a, b, *more, added=added)

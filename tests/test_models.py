@@ -25,7 +25,7 @@ from buleyean_rl.models import (
     fingerprint,
     is_run,
     load_base,
-    load_to_train,
+    load_to_compute,
     load_tokenizer,
     merge_run,
     output_head,
@@ -327,7 +327,7 @@ def test_a_models_own_dropout_is_off_in_training(kind: str) -> None:
     ],
 )
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_without_bf16_a_cpu_trains_in_it_what_the_kernels_compute_whole(
+def test_without_bf16_a_cpu_computes_in_it_what_the_kernels_compute_whole(
     kind: str, settings: dict[str, Any], dtype: torch.dtype, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 416}
@@ -337,5 +337,8 @@ def test_without_bf16_a_cpu_trains_in_it_what_the_kernels_compute_whole(
     monkeypatch.setattr("buleyean_rl.models.kernels.multiplies", lambda *_: True)
     monkeypatch.setattr("buleyean_rl.models.load_config", lambda _: config)
     monkeypatch.setattr("buleyean_rl.models.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1))
-    load_to_train("some", torch.device("cpu"))
+    fused: list[torch.nn.Module] = []
+    monkeypatch.setattr("buleyean_rl.models.fuse_layers", fused.append)
+    model = load_to_compute("some", torch.device("cpu"))
     assert loaded == [torch.bfloat16 if has_bf16 else dtype]
+    assert fused == [model]  # else torch would multiply in bf16

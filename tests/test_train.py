@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_at_once(
         raise PermissionError(13, "Permission denied", "run")
 
     monkeypatch.setattr(os, "replace", denied)
-    monkeypatch.setattr(training, "load_to_train", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_to_compute", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(PermissionError):
         start(base, rejections, tmp_path / "run")
 

@@ -119,6 +119,24 @@ def packed_attention(
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
 
 
+@contextmanager
+def attending(config: Any, name: str) -> Iterator[None]:
+    """Within, the attention of a model of this configuration is another, one that transformers knows by name."""
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
+def attending_padded(config: Any) -> Iterator[None]:
+    """Within, a model takes rows that are padded, by `padded_attention` if its own is not one that goes another way."""
+    own = config._attn_implementation
+    with attending(config, PADDED if own in ("sdpa", PACKED) else own):
+        yield
+
+
 def padded_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:

@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from buleyean_rl import kernels
-from buleyean_rl.attention import PACKED, Row, packed_attention, row_in_use
+from buleyean_rl.attention import PACKED, Row, attending, packed_attention, row_in_use
 from buleyean_rl.kernels.layer import Kept, Layer, Layers
 from buleyean_rl.layers import epsilon_of, rms_norm, rms_norm_again, rotate, swiglu, swiglu_backward
 from buleyean_rl.lora import AdaptedLinear, LinearGroup, LoraLinear
@@ -98,7 +98,7 @@ def _try_whole(backbone: Any, layers: Sequence[DecoderLayer]) -> None:
     try:
         whole = Decoder(backbone, layers)
         ids = torch.arange(PROBE, device=whole.embedding.weight.device).unsqueeze(0) % whole.embedding.num_embeddings
-        with _attending(backbone.config, PACKED):
+        with attending(backbone.config, PACKED):
             expected, got = (each(input_ids=ids, position_ids=2 * ids, use_cache=False)[0] for each in (own, forward))
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return  # of another form
@@ -124,18 +124,8 @@ def _asked(attention: Any) -> Iterator[dict[str, Any]]:
         return packed_attention(*args, **settings)
 
     AttentionInterface.register(LISTENER, listen)
-    with _attending(attention.config, LISTENER):
+    with attending(attention.config, LISTENER):
         yield asked
-
-
-@contextmanager
-def _attending(config: Any, name: str) -> Iterator[None]:
-    """Within, a model's attention is another."""
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 class DecoderLayer:

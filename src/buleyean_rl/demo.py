@@ -22,20 +22,18 @@ from rich.progress import Progress
 from rich.table import Table
 
 from buleyean_rl import demo_data
-from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.engines import DEFAULT, Engine, TransformersEngine, neutral_nll, open_gguf
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluate import is_looping, loop_rate
 from buleyean_rl.export import export
 from buleyean_rl.json_file import write_json
-from buleyean_rl.layers import fuse_layers
 from buleyean_rl.mine import cached_answers, reject_loops
 from buleyean_rl.models import (
     BUNDLED,
     bundled_gguf,
     default_device,
     fingerprint,
-    load_base,
+    load_to_compute,
     load_tokenizer,
 )
 from buleyean_rl.records import write_records
@@ -151,10 +149,7 @@ def _measure(path: Path, engine: str, held_out: Sequence[str], console: Console,
 
 def _mining_engine(path: Path) -> Engine:
     """The same model in transformers: many answers at once take a third of the time there."""
-    device = default_device()
-    model = load_base(str(path), default_dtype(device)).to(device)
-    fuse_layers(model)
-    return TransformersEngine(model, load_tokenizer(str(path)), batch=64)
+    return TransformersEngine(load_to_compute(str(path), default_device()), load_tokenizer(str(path)), batch=64)
 
 
 def _shown(before: Measured, after: Measured) -> list[str]:

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from buleyean_rl.attention import PADDED
 from buleyean_rl.batches import Batch, forward_hidden
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.engines import Sampling, TransformersEngine
@@ -200,12 +199,5 @@ class Guard(TrainerCallback):
         return 0 if sound is None else int(sound["step"])
 
     def _answers(self) -> list[str]:
-        """Greedy answers; their rows are padded, which the packed attention does not do."""
-        plain = plain_model(self._model)
-        own = plain.config._attn_implementation
-        plain.set_attn_implementation(PADDED)
-        try:
-            conversations = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
-            return self._engine.complete_many(conversations, Sampling(max_tokens=ANSWER_TOKENS))
-        finally:
-            plain.set_attn_implementation(own)
+        conversations = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
+        return self._engine.complete_many(conversations, Sampling(max_tokens=ANSWER_TOKENS))

@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.engines import EndpointEngine, Engine, LlamaCppEngine, TransformersEngine
 from buleyean_rl.errors import UsageError
-from buleyean_rl.layers import fuse_layers
 from buleyean_rl.models import (
     default_device,
     fingerprint,
     is_run,
-    load_base,
+    load_to_compute,
     load_tokenizer,
-    merge_run,
     resolve,
     run_base,
+    run_tokenizer,
 )
 
 KINDS = ("auto", "transformers", "llama.cpp")
@@ -50,16 +48,8 @@ def open_engine(name: str, kind: str = "auto") -> Engine:
         if path is None:
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=PARALLEL)
-    device = default_device()
-    dtype = default_dtype(device)
-    if is_run(name):
-        model, tokenizer = merge_run(Path(name))
-        model.to(dtype)
-    else:
-        model, tokenizer = load_base(name, dtype), load_tokenizer(name)
-    model.to(device)
-    fuse_layers(model)
-    return TransformersEngine(model, tokenizer, batch=BATCH)
+    tokenizer = run_tokenizer(Path(name)) if is_run(name) else load_tokenizer(name)
+    return TransformersEngine(load_to_compute(name, default_device()), tokenizer, batch=BATCH)
 
 
 def is_endpoint(name: str) -> bool:

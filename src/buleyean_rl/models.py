@@ -126,12 +126,31 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
         return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True).eval()
 
 
-def load_to_train(name: str, device: torch.device) -> Any:
-    """`load_base` in the type that training is quickest in, on a device.
+def load_to_compute(name: str, device: torch.device) -> Any:
+    """A model on a device, in the type that it is quickest in there, its layers fused.
+
+    Args:
+        name: see `resolve`; or a run folder, whose adapter is merged in.
+        device: where it goes.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    if is_run(name):
+        model = _of_run(Path(name)).merge_and_unload().eval().to(quickest_dtype(run_base(Path(name)), device))
+    else:
+        model = load_base(name, quickest_dtype(name, device))
+    model.to(device)
+    fuse_layers(model)
+    return model
+
+
+def quickest_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type that a model is quickest in on a device: on a CPU bf16 too where `kernels` compute all that takes long.
 
     Args:
         name: see `resolve`.
-        device: where it goes.
+        device: it is to be on.
 
     Raises:
         ModelError: it cannot be found or loaded.
@@ -139,7 +158,7 @@ def load_to_train(name: str, device: torch.device) -> Any:
     dtype = default_dtype(device)
     if dtype == torch.float32 and device.type == "cpu" and kernels.multiplies(torch.empty(0, 0, dtype=torch.bfloat16)):
         dtype = torch.bfloat16 if _fits_kernels(load_config(name)) else dtype
-    return load_base(name, dtype).to(device)
+    return dtype
 
 
 @torch.no_grad()
@@ -462,11 +481,15 @@ def load_run(run: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     Raises:
         ModelError: it is not a run folder, or its base model cannot be loaded.
     """
+    return _of_run(run, dtype), run_tokenizer(run)
+
+
+def _of_run(run: Path, dtype: torch.dtype = torch.float32) -> Any:
     from peft import PeftModel
 
     base = load_base(run_base(run), dtype)
     with _loading(Source(str(run), str(run))), _quiet_peft():
-        return PeftModel.from_pretrained(base, str(run)).eval(), run_tokenizer(run)
+        return PeftModel.from_pretrained(base, str(run)).eval()
 
 
 def run_tokenizer(run: Path) -> Any:

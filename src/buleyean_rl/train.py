@@ -36,7 +36,7 @@ from buleyean_rl.mine import add_own_samples
 from buleyean_rl.models import (
     attach_lora,
     fingerprint,
-    load_to_train,
+    load_to_compute,
     load_tokenizer,
     output_head,
     resolve,
@@ -220,7 +220,7 @@ def _boundaries(
 
 def _load(model_name: str, device: torch.device, console: Console) -> Any:
     with console.status(f"loading {model_name}"):
-        return load_to_train(model_name, device)
+        return load_to_compute(model_name, device)
 
 
 def _adapted(base: Any, config: BuleyeanConfig, name: str) -> Any:

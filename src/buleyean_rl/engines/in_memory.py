@@ -54,9 +54,7 @@ class TransformersEngine(Completing):
         generator = torch.Generator().manual_seed(sampling.seed)
         fresh = ids
         while len(answer) < sampling.max_tokens:
-            with torch.inference_mode():
-                tokens = torch.tensor([fresh], device=self.model.device)
-                output = self.model(input_ids=tokens, cache=cache, use_cache=True, logits_to_keep=1)
+            output = self._output(fresh, cache=cache, use_cache=True, logits_to_keep=1)
             cache = output.cache
             token = _draw(output.logits[0, -1].float().cpu(), sampling, generator)
             if token in self._ends:
@@ -98,12 +96,8 @@ class TransformersEngine(Completing):
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens, in fp32 from the model's logits."""
-        import torch
-
-        with torch.inference_mode():
-            tokens = torch.tensor([list(ids)], device=self.model.device)
-            logits = self.model(input_ids=tokens, logits_to_keep=1).logits[0, -1]
-            top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
+        logits = self._output(ids, logits_to_keep=1).logits[0, -1]
+        top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
         return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
     def logprobs(
@@ -117,16 +111,24 @@ class TransformersEngine(Completing):
 
         scores = []
         for ids, start in zip(sequences, starts or [1] * len(sequences), strict=True):
-            with torch.inference_mode():
-                tokens = torch.tensor([list(ids)], device=self.model.device)
-                logps = self.model(input_ids=tokens).logits[0, start - 1 : -1].float().log_softmax(-1)
-                scores.append(logps.gather(-1, tokens[0, start:, None])[:, 0].tolist())
+            logps = self._output(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
+            tokens = torch.tensor(ids[start:], dtype=torch.long, device=logps.device)
+            scores.append(logps.gather(-1, tokens[:, None])[:, 0].tolist())
             if on_done is not None:
                 on_done(len(scores))
         return scores
 
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
+
+    def _output(self, ids: Sequence[int], **settings: Any) -> Any:
+        """What the model gives for one sequence."""
+        import torch
+
+        from buleyean_rl.attention import attending_padded
+
+        with torch.inference_mode(), attending_padded(self.model.config):
+            return self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), **settings)
 
     def _batches(self, lengths: Sequence[int], room: int) -> Iterator[list[int]]:
         """Places of prompts of similar length, so many that a batch stays small enough for memory."""
@@ -144,11 +146,17 @@ class TransformersEngine(Completing):
         """Answers to prompts padded on the left to one length."""
         import torch
 
+        from buleyean_rl.attention import attending_padded
+
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._ends)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        with torch.inference_mode(), _rows_together(self.model.get_output_embeddings()):
+        with (
+            torch.inference_mode(),
+            attending_padded(self.model.config),
+            _rows_together(self.model.get_output_embeddings()),
+        ):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,

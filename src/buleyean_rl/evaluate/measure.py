@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from buleyean_rl.arithmetic import default_dtype
 from buleyean_rl.engines import Answer, Engine, Sampling
 from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
 from buleyean_rl.evaluate.loops import distinct, is_looping, overlap, prefix_match
@@ -26,6 +25,7 @@ from buleyean_rl.models import (
     load_run,
     load_tokenizer,
     plain_model,
+    quickest_dtype,
     run_base,
 )
 from buleyean_rl.records import Prompt, as_messages, parse_text, read_rows, reject_row
@@ -186,9 +186,10 @@ def _scorer(name: str, settings: Settings, notes: list[str]) -> Iterator[Scorer]
         is_file = not is_run(name) and Path(name).suffix == ".gguf"
         try:
             if is_run(name):
-                model, tokenizer = load_run(Path(name), default_dtype(device))
+                dtype = quickest_dtype(run_base(Path(name)), device)
+                model, tokenizer = load_run(Path(name), dtype)
             else:
-                model, tokenizer = load_base(name, default_dtype(device)), load_tokenizer(name)
+                model, tokenizer = load_base(name, quickest_dtype(name, device)), load_tokenizer(name)
         except ModelError:
             if not is_file or settings.engine == "transformers":
                 raise

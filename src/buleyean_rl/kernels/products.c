@@ -11,7 +11,8 @@
 #define PANEL (1 << 18)  /* words of a right operand's part that fit in the second or third, and its depth */
 #define PANEL_DEPTH 1536
 #define SUMS (5 << 15)   /* words of sums that fit there beside it, where they wait for the next part */
-#define ENOUGH 192       /* rows that are worth laying out a right operand for */
+#define ENOUGH 192       /* rows that are worth laying out a right operand for, for each thread */
+#define FEW 4            /* rows that are not worth laying one out for */
 #if defined(__AMX_BF16__) || LANES == SIDE
 #define ROWS STEP /* of a left operand that are taken at a time, and what threads have a multiple of */
 #define EVEN STEP
@@ -59,11 +60,39 @@ static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t un
     return (size + *part - 1) / *part;
 }
 
+/* A matrix's rows as operands, one after the other. */
+static const operand *rows_of(Matrix a, int64_t rows, int64_t depth, uint32_t **memory) {
+    operand *to = take(memory, rows * depth / IN_WORD);
+    for (int64_t i = 0; i < rows; i++) operands(a.at + i * a.row, depth, to + i * depth);
+    return to;
+}
+
+/* `product` of few rows, where columns of b and d are read as they lie: their elements are next to each other. */
+static void product_of_few(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added,
+                           number *y, int64_t apart, int64_t rows, int64_t columns, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        uint32_t *next = own_memory((rows * (depth + inner)) / IN_WORD + 2 * SIDE);
+        const operand *of_a = rows_of(a, rows, depth, &next), *of_c = rows_of(c, rows, inner, &next);
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < columns; j++)
+            for (int64_t i = 0; i < rows; i++) {
+                float sum = dot_rows(of_a + i * depth, b.at + j * b.column, depth);
+                if (inner) sum += dot_rows(of_c + i * inner, d.at + j * d.column, inner);
+                y[i * apart + j] = narrow(sum + (added ? widen(added[i * apart + j]) : 0));
+            }
+    }
+}
+
 /* y = a b + c d + added. a: (rows, depth) and c: (rows, inner), a row's elements next to each other; b: (depth, columns) and d:
  * (inner, columns), either side's. Without c and d `inner` is 0; the rows of y and of `added`, which may be NULL, are
  * `apart`. All but `rows` are multiples of STEP. */
 void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
              int64_t apart, int64_t rows, int64_t columns, int threads) {
+    if (rows <= FEW && b.row == 1 && (!inner || d.row == 1)) {
+        product_of_few(a, b, depth, c, d, inner, added, y, apart, rows, columns, threads);
+        return;
+    }
     int64_t laid, deep, wide, tall;
     int64_t slices = parts_of(depth, PANEL_DEPTH, 1, STEP, &laid), steps = (laid + inner) / STEP;
     int64_t pieces = parts_of(laid, DEPTH, 1, STEP, &deep);
