@@ -52,7 +52,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     feature, flags = BLOCKS[request.param]
     if feature is not None and feature not in processor_features():
         pytest.skip(f"a processor without {feature}")
-    monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, *flags))
+    monkeypatch.setattr(kernels.build, "FLAGS", (*kernels.build.FLAGS, *flags))
     monkeypatch.setattr(kernels, "_tiles", lambda: 2)
     kernels._library.cache_clear()
     yield

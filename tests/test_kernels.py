@@ -368,7 +368,7 @@ def test_without_a_compiler_there_are_no_kernels(
 def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs: list[tuple[str, ...]] = []
-    monkeypatch.setattr(kernels, "_run", lambda *command: runs.append(command) or _run(*command))
+    monkeypatch.setattr(kernels.build, "_run", lambda *command: runs.append(command) or _run(*command))
     kernels._library.cache_clear()
     try:
         assert kernels._library(torch.float32) is not None

@@ -54,7 +54,11 @@ class OutputHead:
 
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
-        raw = product(self.weight, hidden.T.contiguous(), out)
+        if out is None and is_slow(self.weight) and kernels.multiplies(self.weight):
+            filled = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % kernels.STEP)).contiguous()
+            raw = kernels.adapted(self.weight, kernels.linear_of(filled))[0][:, : len(hidden)].contiguous()
+        else:
+            raw = product(self.weight, hidden.T.contiguous(), out)
         return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
 
     def finish(self, raw: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What torch does in too many sweeps, in C for a CPU, built with the machine's own compiler on first use.
+"""What torch does in too many sweeps, in C for a CPU.
 
-    *.c --compiler, once--> a library a type, in the user's cache --ctypes--> functions of tensors
+    *.c --`build`, once--> a library a type --ctypes--> functions of tensors
 
 The element-wise passes of `kernels.c` are for bf16 and fp32; products, the loss and attention are for bf16. They go
 block by block, in a processor's matrix registers (AMX) or in its vectors (`tiles.h`). Where there is no compiler
@@ -11,18 +11,11 @@ block by block, in a processor's matrix registers (AMX) or in its vectors (`tile
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -30,28 +23,9 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.arithmetic import is_slow
-from buleyean_rl.cache import cache_folder
+from buleyean_rl.kernels import build
 
-HEADERS = ("numbers.h", "passes.h", "lanes.h", "tiles.h")
-SOURCES = {  # and the flags that say which type
-    torch.float32: (("kernels.c",), ("-DFP32",)),
-    torch.bfloat16: (
-        ("kernels.c", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c", "layer.c"),
-        (),
-    ),
-}
-X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
 STEP = 32  # what the sizes of matrices in tiles are multiples of
-FLAGS = (
-    "-std=c11",
-    "-O3",
-    "-march=native",
-    *X86,
-    "-ffast-math",
-    "-fno-strict-aliasing",
-    "-fopenmp",
-    "-fPIC",
-)
 SIGNATURES = {
     "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
     "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
@@ -163,12 +137,12 @@ def available(*tensors: Tensor) -> bool:
     """Whether the functions of this module can be used, on these tensors."""
     dtype = tensors[0].dtype
     alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
-    return alike and dtype in SOURCES and _library(dtype) is not None
+    return alike and dtype in build.SOURCES and _library(dtype) is not None
 
 
 def loss_passes(tile: Tensor) -> ModuleType | None:
     """The module whose `column_most`, `softmax_sums` and `softmax_gradient` take a tile of logits; None for torch."""
-    if tile.is_cuda and tile.dtype in (*SOURCES, torch.float16):
+    if tile.is_cuda and tile.dtype in (*build.SOURCES, torch.float16):
         return _triton()
     return sys.modules[__name__] if available(tile) else None
 
@@ -535,48 +509,11 @@ def _triton() -> ModuleType | None:
 
 @lru_cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The library of `kernels.c` for tensors of a type, or None where it cannot be built."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    runtime = _openmp_of_torch()
-    if compiler is None or runtime is None:
-        return None
-    try:
-        names, flags = SOURCES[dtype]
-        sources = [Path(__file__).with_name(name) for name in (*HEADERS, *names)]
-        library = ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags), sources, runtime)))
-    except (OSError, subprocess.SubprocessError):
+    """The functions for tensors of a type, or None where they cannot be built."""
+    library = build.library(dtype)
+    if library is None:
         return None
     for name, arguments in (SIGNATURES | (OF_BF16 if dtype == torch.bfloat16 else {})).items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int if name == "has_tiles" else None
     return library
-
-
-def _openmp_of_torch() -> Path | None:
-    """The OpenMP library inside torch's wheel: the threads of a second one would fight torch's for the cores."""
-    package = Path(torch.__file__).parent
-    found = [*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")]
-    return found[0] if found else None
-
-
-def _built(compiler: str, flags: tuple[str, ...], sources: list[Path], runtime: Path) -> Path:
-    """The compiled library, from the cache if this source was compiled for this kind of processor before."""
-    target = _run(compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull)  # names every instruction set
-    source = b"".join(path.read_bytes() for path in sources)
-    key = hashlib.sha256(source + target + f"{compiler} {flags} {runtime}".encode()).hexdigest()[:16]
-    library = cache_folder() / "kernels" / f"{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            units, linked = [path for path in sources if path.suffix == ".c"], Path(folder, "kernels.so")
-            compiled = [str(Path(folder, path.stem).with_suffix(".o")) for path in units]
-            for path, to in zip(units, compiled, strict=True):
-                _run(compiler, *flags, "-c", str(path), "-o", to)
-            # apart, as linking with -ffast-math would flush denormal numbers in the whole process
-            _run(compiler, "-shared", *compiled, str(runtime), "-lm", "-o", str(linked))
-            linked.replace(library)
-    return library
-
-
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
