@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from buleyean_rl.attention import PACKED, PADDED
 from buleyean_rl.engines import (
     ENGINES,
     Engine,
@@ -158,25 +157,6 @@ def test_the_output_head_is_given_rows_without_gaps() -> None:
     assert all(together)
     hook.remove()
     assert not model.lm_head._forward_pre_hooks
-
-
-@pytest.mark.parametrize(("own", "within"), [("sdpa", PADDED), (PACKED, PADDED), ("eager", "eager")])
-def test_rows_attend_padded_and_the_model_as_before_after(own: str, within: str) -> None:
-    """A model that trains in packed rows answers too; where torch is slow in bf16 `PADDED` goes by fp32."""
-    tokenizer = tiny_tokenizer()
-    model = tiny_llama(tokenizer)
-    engine = TransformersEngine(model, tokenizer)
-    ids = engine.prompt_ids(ASK)
-    expected = engine.complete_many([ASK], Sampling(max_tokens=2)), engine.top_logprobs(ids, 3)
-    model.config._attn_implementation = own
-    asked: set[str] = set()
-    hook = model.model.register_forward_hook(lambda *_: asked.add(model.config._attn_implementation))
-    assert engine.complete_many([ASK], Sampling(max_tokens=2)) == expected[0]
-    assert engine.top_logprobs(ids, 3) == pytest.approx(expected[1], abs=1e-5)
-    list(engine.generate(ASK, Sampling(max_tokens=9)))
-    hook.remove()
-    assert asked == {within}
-    assert model.config._attn_implementation == own
 
 
 def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from buleyean_rl import kernels
+from buleyean_rl.attention import PADDED
 from buleyean_rl.layers import fuse_layers
 from marks import needs_c
 from tiny import tiny_llama, tiny_model, tiny_qwen2, tiny_tokenizer
@@ -132,3 +133,27 @@ def test_a_linear_layer_is_left_alone_where_torch_is_quick(monkeypatch: pytest.M
     layer = nn.Linear(64, 96).bfloat16()
     fuse_layers(layer)
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize(
+    ("own", "dtype", "has_bf16", "then"),
+    [
+        ("sdpa", torch.bfloat16, False, PADDED),
+        ("sdpa", torch.bfloat16, True, "sdpa"),
+        ("sdpa", torch.float32, False, "sdpa"),
+        ("eager", torch.bfloat16, False, "eager"),  # a model that asks for what torch's function does not do
+    ],
+)
+def test_attention_goes_by_fp32_where_torch_is_slow(
+    own: str, dtype: torch.dtype, has_bf16: bool, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: has_bf16)
+    model = tiny_llama(tiny_tokenizer()).to(dtype)
+    model.config._attn_implementation = own
+    ids = torch.arange(4, 24).view(2, -1)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    exact = copy.deepcopy(model).double()(ids, attention_mask=mask).logits[:, -1]
+    fuse_layers(model)
+    assert model.config._attn_implementation == then
+    assert (model(ids, attention_mask=mask).logits[:, -1] - exact).norm() <= 0.02 * exact.norm()

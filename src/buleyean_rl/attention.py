@@ -129,14 +129,6 @@ def attending(config: Any, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-@contextmanager
-def attending_padded(config: Any) -> Iterator[None]:
-    """Within, a model takes rows that are padded, by `padded_attention` if its own is not one that goes another way."""
-    own = config._attn_implementation
-    with attending(config, PADDED if own in ("sdpa", PACKED) else own):
-        yield
-
-
 def padded_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:

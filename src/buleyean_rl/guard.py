@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from buleyean_rl.attention import PADDED, attending
 from buleyean_rl.batches import Batch, forward_hidden
 from buleyean_rl.boundary import Boundary
 from buleyean_rl.engines import Sampling, TransformersEngine
@@ -199,5 +200,7 @@ class Guard(TrainerCallback):
         return 0 if sound is None else int(sound["step"])
 
     def _answers(self) -> list[str]:
+        """Greedy answers; their rows are padded, which the packed attention does not do."""
         conversations = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
-        return self._engine.complete_many(conversations, Sampling(max_tokens=ANSWER_TOKENS))
+        with attending(plain_model(self._model).config, PADDED):
+            return self._engine.complete_many(conversations, Sampling(max_tokens=ANSWER_TOKENS))

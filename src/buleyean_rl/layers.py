@@ -4,7 +4,7 @@
     SwiGLU      y = silu(gate) * up         keeps gate and up, side by side as one product makes them
     rotation    y = x cos + (-x2, x1) sin   keeps cos and sin; of queries and keys, by their positions
 
-And the linear layers that have no adapter, in bf16 on a CPU on which torch is slow in it.
+And the linear layers that have no adapter, and attention, in bf16 on a CPU on which torch is slow in it.
 
 In bf16 and fp32 on a CPU, where the sweeps are what is left of the time, in C. Elsewhere in few operations of torch's:
 a GPU waits for their launch.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from buleyean_rl import kernels
 from buleyean_rl.arithmetic import is_slow
+from buleyean_rl.attention import PADDED
 from buleyean_rl.lora import AdaptedLinear, frozen_linear, side_by_side
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
@@ -33,6 +34,9 @@ def fuse_layers(model: nn.Module) -> None:
     Args:
         model: changed in place; its weights, its names and what it saves stay as they are.
     """
+    config = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) == "sdpa" and is_slow(next(model.parameters())):
+        config._attn_implementation = PADDED
     for module in model.modules():
         if "forward" in vars(module):
             continue  # done before

@@ -125,9 +125,7 @@ class TransformersEngine(Completing):
         """What the model gives for one sequence."""
         import torch
 
-        from buleyean_rl.attention import attending_padded
-
-        with torch.inference_mode(), attending_padded(self.model.config):
+        with torch.inference_mode():
             return self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), **settings)
 
     def _batches(self, lengths: Sequence[int], room: int) -> Iterator[list[int]]:
@@ -146,17 +144,11 @@ class TransformersEngine(Completing):
         """Answers to prompts padded on the left to one length."""
         import torch
 
-        from buleyean_rl.attention import attending_padded
-
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._ends)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        with (
-            torch.inference_mode(),
-            attending_padded(self.model.config),
-            _rows_together(self.model.get_output_embeddings()),
-        ):
+        with torch.inference_mode(), _rows_together(self.model.get_output_embeddings()):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
