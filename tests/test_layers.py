@@ -149,11 +149,11 @@ def test_attention_goes_by_fp32_where_torch_is_slow(
 ) -> None:
     monkeypatch.setattr("buleyean_rl.arithmetic._cpu_has_bf16", lambda: has_bf16)
     model = tiny_llama(tiny_tokenizer()).to(dtype)
-    model.config._attn_implementation = own
     ids = torch.arange(4, 24).view(2, -1)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
     exact = copy.deepcopy(model).double()(ids, attention_mask=mask).logits[:, -1]
+    model.config._attn_implementation = own
     fuse_layers(model)
     assert model.config._attn_implementation == then
     assert (model(ids, attention_mask=mask).logits[:, -1] - exact).norm() <= 0.02 * exact.norm()

@@ -34,7 +34,7 @@ def fuse_layers(model: nn.Module) -> None:
     Args:
         model: changed in place; its weights, its names and what it saves stay as they are.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) == "sdpa" and is_slow(next(model.parameters())):
         config._attn_implementation = PADDED
     for module in model.modules():
