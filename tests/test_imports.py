@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "mine": "cache engines errors evaluate judges models records",
     "void": "engines errors importers loading models records train trainer",
     "walk": "demo_data engines errors evaluate json_file judges loading mine models records settings train trainer",
-    "demo": "demo_data engines errors evaluate export json_file mine models records report train walk",
+    "demo": "demo_data engines errors evaluate export json_file loading mine models records report train walk",
 }
 
 

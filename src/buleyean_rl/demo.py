@@ -22,19 +22,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from buleyean_rl import demo_data
-from buleyean_rl.engines import DEFAULT, Engine, TransformersEngine, neutral_nll, open_gguf
+from buleyean_rl.engines import DEFAULT, Engine, neutral_nll, open_gguf
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluate import is_looping, loop_rate
 from buleyean_rl.export import export
 from buleyean_rl.json_file import write_json
+from buleyean_rl.loading import open_engine
 from buleyean_rl.mine import cached_answers, reject_loops
 from buleyean_rl.models import (
     BUNDLED,
     bundled_gguf,
-    default_device,
     fingerprint,
-    load_to_compute,
-    load_tokenizer,
 )
 from buleyean_rl.records import write_records
 from buleyean_rl.report import RunReport
@@ -105,7 +103,8 @@ def run_demo(
 
     console.print(f"letting {BUNDLED} answer {len(prompts)} prompts")
     name = f"transformers {fingerprint(str(base))}"
-    answers = _answers(lambda: _mining_engine(base), name, prompts, console, "the base model answers")
+    # not in llama.cpp: many answers at once take a third of the time in transformers
+    answers = _answers(lambda: open_engine(str(base), "transformers"), name, prompts, console, "the base model answers")
     records = reject_loops(prompts, answers)
     console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,11 +144,6 @@ def _measure(path: Path, engine: str, held_out: Sequence[str], console: Console,
     with console.status(what), closing(running()) as opened:
         nats, tokens = neutral_nll(opened, demo_data.neutral_texts())
     return Measured(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
-
-
-def _mining_engine(path: Path) -> Engine:
-    """The same model in transformers: many answers at once take a third of the time there."""
-    return TransformersEngine(load_to_compute(str(path), default_device()), load_tokenizer(str(path)), batch=64)
 
 
 def _shown(before: Measured, after: Measured) -> list[str]:

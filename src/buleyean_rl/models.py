@@ -136,10 +136,8 @@ def load_to_compute(name: str, device: torch.device) -> Any:
     Raises:
         ModelError: it cannot be found or loaded.
     """
-    if is_run(name):
-        model = _of_run(Path(name)).merge_and_unload().eval().to(quickest_dtype(run_base(Path(name)), device))
-    else:
-        model = load_base(name, quickest_dtype(name, device))
+    dtype = quickest_dtype(name, device)
+    model = _of_run(Path(name)).merge_and_unload().eval().to(dtype) if is_run(name) else load_base(name, dtype)
     model.to(device)
     fuse_layers(model)
     return model
@@ -149,7 +147,7 @@ def quickest_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type that a model is quickest in on a device: on a CPU bf16 too where `kernels` compute all that takes long.
 
     Args:
-        name: see `resolve`.
+        name: see `resolve`; or a run folder.
         device: it is to be on.
 
     Raises:
@@ -157,7 +155,8 @@ def quickest_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     dtype = default_dtype(device)
     if dtype == torch.float32 and device.type == "cpu" and kernels.multiplies(torch.empty(0, 0, dtype=torch.bfloat16)):
-        dtype = torch.bfloat16 if _fits_kernels(load_config(name)) else dtype
+        config = load_config(run_base(Path(name)) if is_run(name) else name)
+        dtype = torch.bfloat16 if _fits_kernels(config) else dtype
     return dtype
 
 

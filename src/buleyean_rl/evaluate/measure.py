@@ -185,11 +185,11 @@ def _scorer(name: str, settings: Settings, notes: list[str]) -> Iterator[Scorer]
     if settings.engine != "llama.cpp" and not is_endpoint(name):
         is_file = not is_run(name) and Path(name).suffix == ".gguf"
         try:
+            dtype = quickest_dtype(name, device)
             if is_run(name):
-                dtype = quickest_dtype(run_base(Path(name)), device)
                 model, tokenizer = load_run(Path(name), dtype)
             else:
-                model, tokenizer = load_base(name, quickest_dtype(name, device)), load_tokenizer(name)
+                model, tokenizer = load_base(name, dtype), load_tokenizer(name)
         except ModelError:
             if not is_file or settings.engine == "transformers":
                 raise
