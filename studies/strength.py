@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from buleyean_rl.lora import strengthen
+from buleyean_rl.models.lora import strengthen
 from harness import Method, keep
 from own_loops import LIMIT, SMALL, Task, parser, prepare, table
 

@@ -12,9 +12,9 @@ import torch
 import ablations
 import harness
 from ablations import Ablation, Parts, ablated_loss, after_others, beginning, each, first_words, in_rounds, whole
-from buleyean_rl.complement import Counts
-from buleyean_rl.losses import Objective, complement_loss, published_loss
-from buleyean_rl.records import make_record
+from buleyean_rl.data.records import make_record
+from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.losses import Objective, complement_loss, published_loss
 from test_studies import tiny_study  # noqa: F401 - a fixture
 
 COUNTS = Counts(torch.tensor([0, 0, 2]), torch.tensor([1, 4, 3]), torch.tensor([1.0, 2.0, 2.0]), torch.full((3,), 2.0))

@@ -17,11 +17,11 @@ import own_loops
 import strength
 import ultrafeedback
 import walks
-from buleyean_rl.boundary import build_boundary, merge_responses
-from buleyean_rl.evaluate.statistics import Figure
-from buleyean_rl.importers.preferences import Preference
-from buleyean_rl.records import RejectionRecord, make_record, read_records
-from buleyean_rl.walk import Round
+from buleyean_rl.data.importers.preferences import Preference
+from buleyean_rl.data.records import RejectionRecord, make_record, read_records
+from buleyean_rl.data.trie import build_boundary, merge_responses
+from buleyean_rl.evaluation.statistics import Figure
+from buleyean_rl.mining.walk_report import Round
 from harness import Method
 from tiny import tiny_llama, tiny_tokenizer
 
