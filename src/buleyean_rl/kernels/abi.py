@@ -106,9 +106,8 @@ OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
 
 def available(*tensors: Tensor) -> bool:
     """Whether the functions of this module can be used, on these tensors."""
-    dtype = tensors[0].dtype
-    alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
-    return alike and dtype in build.SOURCES and _library(dtype) is not None
+    fit = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors)
+    return fit and _library() is not None
 
 
 def _has_tiles() -> bool:
@@ -121,28 +120,29 @@ def _has_matrix_registers() -> bool:
 
 @lru_cache
 def _tiles() -> int:
-    library = _library(torch.bfloat16)
+    library = _library()
     return 0 if library is None else int(library.has_tiles())
 
 
 def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
-    """A function of the library for tensors like `x`, its first argument."""
+    """A function of the library."""
     _call_in(x.dtype, name, x, *others)
 
 
 def _call_in(dtype: torch.dtype, name: str, *arguments: Any) -> None:
-    library = _library(dtype)
+    library = _library()
+    assert dtype == torch.bfloat16
     assert library is not None
     getattr(library, name)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
 
 
 @lru_cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions for tensors of a type, or None where they cannot be built."""
-    library = build.library(dtype)
+def _library() -> ctypes.CDLL | None:
+    """The functions, or None where they cannot be built."""
+    library = build.library()
     if library is None:
         return None
-    for name, arguments in (SIGNATURES | (OF_BF16 if dtype == torch.bfloat16 else {})).items():
+    for name, arguments in (SIGNATURES | OF_BF16).items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int if name == "has_tiles" else None
     return library

@@ -1,4 +1,4 @@
-"""The C sources here as libraries, built with the machine's own compiler on first use, kept in the user's cache."""
+"""The C sources here as a library, built with the machine's own compiler on first use, kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ from buleyean_rl.system.cache import cache_folder
 
 FOLDER = Path(__file__).parent / "c"
 HEADERS = ("bf16.h", "kernels.h", "simd.h", "tile.h")
-SOURCES = {  # and the flags that say which type
-    torch.float32: (("elementwise.c",), ("-DFP32",)),
-    torch.bfloat16: (
-        ("elementwise.c", "tile.c", "gemm.c", "lora_linear.c", "head_softmax.c", "attention.c", "decoder_layer.c"),
-        (),
-    ),
-}
+SOURCES = ("elementwise.c", "tile.c", "gemm.c", "lora_linear.c", "head_softmax.c", "attention.c", "decoder_layer.c")
 X86 = ("-mprefer-vector-width=512",) if platform.machine().lower() in ("x86_64", "amd64") else ()  # compilers take 256
 FLAGS = (
     "-std=c11",
@@ -53,7 +47,7 @@ class KernelStatus:
 
 def status() -> KernelStatus:
     """Whether the kernels compute here; they are built if they were not."""
-    if library(torch.bfloat16) is None:
+    if library() is None:
         return KernelStatus(None, "no C compiler: install gcc or clang")
     if torch.cpu._is_amx_tile_supported():
         return KernelStatus("AMX", None)
@@ -62,16 +56,15 @@ def status() -> KernelStatus:
     return KernelStatus("AVX2", None)
 
 
-def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The one for tensors of a type, one of `SOURCES`; None without a compiler, or without torch's own OpenMP."""
+def library() -> ctypes.CDLL | None:
+    """The kernels, for tensors in bf16; None without a compiler, or without torch's own OpenMP."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     runtime = _openmp_of_torch()
     if compiler is None or runtime is None:
         return None
-    names, flags = SOURCES[dtype]
-    sources = [FOLDER / name for name in (*HEADERS, *names)]
+    sources = [FOLDER / name for name in (*HEADERS, *SOURCES)]
     try:
-        return ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags), sources, runtime)))
+        return ctypes.CDLL(str(_built(compiler, FLAGS, sources, runtime)))
     except (OSError, subprocess.SubprocessError):
         return None
 

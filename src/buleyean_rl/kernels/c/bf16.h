@@ -1,15 +1,10 @@
-/* What all kernels compute with: bf16 or with -DFP32 fp32 in memory, fp32 inside. */
+/* What all kernels compute with: bf16 in memory, fp32 inside. */
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
 #include <math.h>
 #include <stdint.h>
 
-#ifdef FP32
-typedef float number;
-static inline float widen(number x) { return x; }
-static inline number narrow(float x) { return x; }
-#else
 typedef uint16_t number;
 
 static inline float widen(number x) {
@@ -21,7 +16,6 @@ static inline number narrow(float x) { /* to the nearest, ties to even */
     union { float value; uint32_t bits; } u = {x};
     return (number)((u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16);
 }
-#endif
 
 static inline float exponential(float x) { /* within 2e-7 of exp(x), for x up to 88 */
     x = x < -87.0f ? -87.0f : x;

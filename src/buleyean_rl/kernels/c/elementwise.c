@@ -1,4 +1,4 @@
-/* Element-wise passes over tensors of one type, bf16 or with -DFP32 fp32, each in one sweep, in fp32 inside.
+/* Element-wise passes over tensors in bf16, each in one sweep, in fp32 inside.
  *
  * Plain loops that a C compiler turns into the vector instructions of the machine it runs on; `__init__.py`
  * builds them on first use. Work is split among threads by rows, always the same way, so that results are
