@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import byref, c_float, c_int64, c_void_p
+from ctypes import byref, c_void_p
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import CuSeqlensStruct, Linear, _call_in
+from buleyean_rl.kernels.abi import DecoderLayer, Linear, PackedSequence, SavedActivations, call
 from buleyean_rl.kernels.attention import CuSeqlens
 
-LINEARS = ("qkv", "output", "gate_up", "down")
 SPARE = 32  # numbers after a row of some: rows some power of two apart drive each other from a cache
 
 
@@ -41,28 +40,6 @@ class Kept(NamedTuple):
     lows: tuple[Any, ...]
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, Linear) for name in LINEARS),
-        ("norms", c_void_p * 2),
-        ("epsilons", c_float * 2),
-        ("scale", c_float),
-        *((name, c_int64) for name in ("heads", "key_heads", "head_width")),
-    )
-
-
-class _Row(ctypes.Structure):
-    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("tokens", c_int64), ("stretches", CuSeqlensStruct))
-
-
-class _Kept(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "projected", "attended", "middle", "gate_up")),
-        ("lows", c_void_p * len(LINEARS)),
-        ("lse", c_void_p),
-    )
-
-
 class Layer(NamedTuple):
     """The weights of a layer.
 
@@ -86,12 +63,12 @@ class Layer(NamedTuple):
         """What is alike in layers that are computed in one call."""
         return self.heads, *((linear.depth, linear.columns, linear.rank) for linear in self.linears)
 
-    def in_c(self, head_width: int) -> _Layer:
+    def in_c(self, head_width: int) -> DecoderLayer:
         """As `layer.c` takes it; this has to outlive it."""
         norms = tuple(norm.data_ptr() for norm in self.norms)
-        layer = _Layer(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
+        layer = DecoderLayer(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
         for linear in (layer.qkv, layer.gate_up):
-            linear.apart += SPARE
+            linear.y_stride += SPARE
         return layer
 
 
@@ -108,8 +85,8 @@ class Layers:
     def __init__(self, layers: Sequence[Layer], cos: Tensor, sin: Tensor, stretches: CuSeqlens) -> None:
         self._layers = layers
         self._memory = cos, sin, stretches  # which C is told the place of
-        in_c = (_Layer * len(layers))(*(layer.in_c(cos.shape[-1]) for layer in layers))
-        row = _Row(cos.data_ptr(), sin.data_ptr(), len(cos), stretches.in_c())
+        in_c = (DecoderLayer * len(layers))(*(layer.in_c(cos.shape[-1]) for layer in layers))
+        row = PackedSequence(cos.data_ptr(), sin.data_ptr(), len(cos), stretches.in_c())
         self._in_c = in_c, len(layers), byref(row)
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:
@@ -124,7 +101,7 @@ class Layers:
         rooms = [self._room(x) for _ in range(later + 1 if keep else 1)]
         each_x = [x, *islice(cycle(inputs), later)]
         kept = [room._replace(x=own) for own, room in zip(each_x, cycle(rooms), strict=False)]
-        _call_in(torch.bfloat16, "layers", *self._in_c, _in_c(kept), y, torch.get_num_threads())
+        call("decoder_layers", *self._in_c, _in_c(kept), y)
         return y, kept
 
     def backward(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool, grads: Sequence[Tensor]) -> Tensor | None:
@@ -134,8 +111,7 @@ class Layers:
         """
         grad_x = torch.empty_like(gradient)
         places = (c_void_p * len(grads))(*(grad.data_ptr() for grad in grads))
-        given = (*self._in_c, _in_c(kept), gradient, grad_x, of_x, places)
-        _call_in(torch.bfloat16, "layers_backward", *given, torch.get_num_threads())
+        call("decoder_layers_backward", *self._in_c, _in_c(kept), gradient, grad_x, of_x, places)
         return grad_x if of_x else None
 
     def _room(self, x: Tensor) -> Kept:
@@ -150,11 +126,11 @@ class Layers:
         return Kept(x, projected, attended, torch.empty_like(x), gates, lse, lows)
 
 
-def _in_c(kept: Sequence[Kept]) -> ctypes.Array[_Kept]:
-    return (_Kept * len(kept))(*map(_one_in_c, kept))
+def _in_c(kept: Sequence[Kept]) -> ctypes.Array[SavedActivations]:
+    return (SavedActivations * len(kept))(*map(_one_in_c, kept))
 
 
-def _one_in_c(kept: Kept) -> _Kept:
+def _one_in_c(kept: Kept) -> SavedActivations:
     assert kept.lse is not None
     places, lows = [x.data_ptr() for x in kept[:5]], tuple(low.data_ptr() for low in kept.lows)
-    return _Kept(*places, lows, kept.lse.data_ptr())
+    return SavedActivations(*places, lows, kept.lse.data_ptr())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from ctypes import c_void_p
+from ctypes import byref, c_void_p
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import STEP, Linear, _call, _call_in, _has_matrix_registers, _has_tiles, available
+from buleyean_rl.kernels.abi import STEP, HeadSoftmaxArgs, Linear, available, call
 from buleyean_rl.kernels.precision import bf16_is_emulated
 
 
@@ -35,8 +35,7 @@ class Adapter(NamedTuple):
 
 def multiplies(*matrices: Tensor) -> bool:
     """Whether `adapted` can be used with these matrices, and is quick on `least_rows` or more."""
-    fit = all(x.dtype == torch.bfloat16 and not x.shape[-1] % STEP for x in matrices)
-    return fit and available(*matrices) and _has_tiles()
+    return not any(x.shape[-1] % STEP for x in matrices) and available(*matrices)
 
 
 def least_rows(x: Tensor) -> int:
@@ -46,7 +45,7 @@ def least_rows(x: Tensor) -> int:
 
 def depth_of(size: int, x: Tensor) -> int:
     """What a matrix that multiplies ones like `x` is to be filled up to, with zeros."""
-    return _filled(size) if x.dtype == torch.bfloat16 and available(x) and _has_tiles() else size
+    return math.ceil(size / STEP) * STEP if available(x) else size
 
 
 def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
@@ -58,7 +57,7 @@ def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     """
     columns, depth = weight.shape
     if adapter is None:
-        return Linear(weight.data_ptr(), depth=depth, columns=columns, apart=columns)
+        return Linear(weight.data_ptr(), depth=depth, columns=columns, y_stride=columns)
     a, b, *parts = adapter
     places = (x.data_ptr() for x in (weight, a, b))
     return Linear(*places, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
@@ -72,8 +71,7 @@ def copy_adapters(linears: Sequence[tuple[Linear, Sequence[Tensor]]]) -> None:
     """
     places = [parameter.data_ptr() for _, parameters in linears for parameter in parameters]
     of_each = (ctypes.POINTER(Linear) * len(linears))(*(ctypes.pointer(linear) for linear, _ in linears))
-    given = of_each, len(linears), (c_void_p * len(places))(*places), torch.get_num_threads()
-    _call_in(torch.bfloat16, "copy_adapters", *given)
+    call("copy_adapters", of_each, len(linears), (c_void_p * len(places))(*places))
 
 
 def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -89,7 +87,7 @@ def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Ten
     """
     y = x.new_empty(len(x), linear.columns)
     low = x.new_empty(len(x), linear.rank) if linear.a else None
-    _call_in(torch.bfloat16, "adapted", linear, x, added, len(x), low, y, torch.get_num_threads())
+    call("lora_linear", byref(linear), x, added, len(x), low, y)
     return y, low
 
 
@@ -108,18 +106,13 @@ def adapted_backward(
             in the latter; in fp32, added to. Shape: (`linear.learning`,).
     """
     grad_x = torch.empty_like(x) if of_x else None
-    _call_in(
-        torch.bfloat16, "adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads()
-    )
+    call("lora_linear_backward", byref(linear), gradient, x, low, len(x), grad_x, grads)
     return grad_x
 
 
 def has_head_sums(weight: Tensor) -> bool:
-    """Whether `head_sums` can be used with an output head, and is quick. Shape: (vocabulary, width).
-
-    It takes a product more than logits do, which has to be cheaper than torch's.
-    """
-    return not weight.shape[0] % STEP and multiplies(weight) and (bf16_is_emulated(weight) or _has_matrix_registers())
+    """Whether `head_sums` can be used with an output head. Shape: (vocabulary, width)."""
+    return not weight.shape[0] % STEP and multiplies(weight)
 
 
 def head_sums(
@@ -139,11 +132,6 @@ def head_sums(
         (nodes,), (nodes,), (nodes, width).
     """
     most, total, mean = torch.empty(len(hidden)), torch.empty(len(hidden)), torch.empty(hidden.shape)
-    rejected = (tokens, nodes, len(tokens))
-    threads = torch.get_num_threads()
-    _call("head_sums", weight, *weight.shape, hidden, len(hidden), scale, *rejected, most, total, mean, threads)
+    places = (x.data_ptr() for x in (weight, hidden, tokens, nodes, most, total, mean))
+    call("head_softmax", byref(HeadSoftmaxArgs(*places, *weight.shape, len(hidden), len(tokens), scale)))
     return most, total, mean
-
-
-def _filled(size: int) -> int:
-    return math.ceil(size / STEP) * STEP

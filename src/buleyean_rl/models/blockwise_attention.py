@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from buleyean_rl.kernels import abi, elementwise
 from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.models.segments import ROUND, AttentionSegment, _gather
 
@@ -127,9 +126,6 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
     """
     scores = torch.bmm(_stacked(query), key.transpose(1, 2))
     of_queries = scores.view(*query.shape[:3], -1)
-    if abi.available(scores):
-        elementwise.causal_softmax(of_queries)
-        return scores
     queries = query.shape[1]
     of_queries[..., -queries:].masked_fill_(_future(queries), float("-inf"))
     return scores.softmax(-1)
@@ -137,9 +133,6 @@ def _weights(query: Tensor, key: Tensor) -> Tensor:
 
 def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
     """The gradient in the scores from that in the weights, which it may overwrite. Shape: both alike."""
-    if abi.available(gradient):
-        elementwise.softmax_backward(gradient, weights)
-        return gradient
     return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
