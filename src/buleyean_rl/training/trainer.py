@@ -8,7 +8,6 @@ The loss itself knows nothing of this module.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Sequence
@@ -167,14 +166,10 @@ class BuleyeanTrainer(Trainer):
         self._logged = _Totals()  # the clock starts here
         if self.args.device.type == "cpu":
             self._gradients = self._find_gradients()
-            self._peft_model.zero_grad = self._gradients.forget
-        gc.freeze()  # what there is stays: the collector would go through all of it, over and over
         try:
             with freed_memory_retained():
                 return super().train(*args, **kwargs)
         finally:
-            gc.unfreeze()
-            vars(self._peft_model).pop("zero_grad", None)
             self._gradients = None
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
