@@ -112,7 +112,7 @@ def test_any_row_of_segments_is_dense(lengths: list[int], data: st.DataObject) -
     compare(tuple(segments))
 
 
-def of_many_lengths(
+def of_manycu_seqlens(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -143,14 +143,14 @@ def of_many_lengths(
 
 @every_row
 @pytest.mark.parametrize("window", [None, 1, 5, 10_000])
-def test_all_stretches_at_once_are_dense(
+def test_allattention_segments_at_once_are_dense(
     segments: tuple[Segment, ...], window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def at_once(query: Tensor, key: Tensor, value: Tensor, _: object, scale: float) -> Tensor:
-        lengths = layouts._lengths(segments, 0, query.device)
+        lengths = layouts.cu_seqlens(segments, 0, query.device)
         return attention._attend_at_once(query, key, value, lengths, scale, window)
 
-    monkeypatch.setattr(attention, "varlen_attn", of_many_lengths)
+    monkeypatch.setattr(attention, "varlen_attn", of_manycu_seqlens)
     monkeypatch.setattr(blockwise_attention._BlockwiseBackward, "apply", at_once)
     monkeypatch.setattr(attention, "_attend", lambda *x: at_once(*x[:5]))
     compare(segments, window=window)

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from buleyean_rl.kernels import abi, elementwise
 from buleyean_rl.kernels.precision import bf16_is_emulated
-from buleyean_rl.models.segments import ROUND, AttentionSegment, _gather
+from buleyean_rl.models.segments import ROUND, AttentionSegment
 
 BLOCK = 256  # queries; measured against 64, 128 and 512
 
@@ -28,7 +28,7 @@ def _attend(
     """torch's own attention, stretch by stretch. Shapes as for `packed_attention`."""
     outputs = []
     for stretch in stretches:
-        q, k, v = query[:, :, stretch.queries], _gather(key, stretch), _gather(value, stretch)
+        q, k, v = query[:, :, stretch.queries], stretch.gather(key), stretch.gather(value)
         mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
         if bf16_is_emulated(q):
             q, k, v = (x.float() for x in (q, k, v))
@@ -85,7 +85,7 @@ def _add_gradients(
     for stretch in stretches:
         rows = stretch.queries.stop - stretch.queries.start
         filling = -rows % ROUND
-        k, v = (_filled(_gather(x, stretch), filling) for x in (key, value))
+        k, v = (_filled(stretch.gather(x), filling) for x in (key, value))
         # (key heads, queries, group, width)
         q = _filled(query[:, stretch.queries].unflatten(0, (-1, group)).transpose(1, 2), filling)
         grad_o = _filled(grad_output[stretch.queries].unflatten(1, (-1, group)).transpose(0, 1), filling)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from buleyean_rl.kernels import abi, elementwise, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.models.adapted_linear import AdaptedLinear, frozen_linear
-from buleyean_rl.models.lora import side_by_side
+from buleyean_rl.models.lora import concatenated_outputs
 from buleyean_rl.models.packed_attention import PADDED
 
 ROTATION = "apply_rotary_pos_emb"  # what transformers' attention layers call it
@@ -71,40 +71,9 @@ def epsilon_of(norm: Any) -> float:
     return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """weight * x / rms(x), outside autograd's graph.
-
-    Args:
-        x: contiguous. Shape: (..., width).
-        weight: Shape: (width,).
-        epsilon: added to the mean square.
-    """
-    if abi.available(x, weight):
-        return elementwise.rms_norm(x, weight, epsilon)
-    return nn.functional.rms_norm(x, weight.shape, weight, epsilon)
-
-
-def rms_norm_again(
-    x: Tensor, weight: Tensor, epsilon: float
-) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
-    """The same in a backward pass, and what makes the gradient in `x` from that in it, and adds something to it."""
-    if abi.available(x, weight):
-        y = elementwise.rms_norm(x, weight, epsilon)
-        return y, lambda gradient, added: elementwise.rms_norm_backward(gradient, x, weight, epsilon, added)
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        output = nn.functional.rms_norm(leaf, weight.shape, weight, epsilon)
-
-    def back(gradient: Tensor, added: Tensor | None) -> Tensor:
-        (grad,) = torch.autograd.grad(output, leaf, gradient)
-        return grad if added is None else grad.add_(added)
-
-    return output.detach(), back
-
-
 def _mlp_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        projected: Tensor = mlp.down_proj(_Swiglu.apply(side_by_side((mlp.gate_proj, mlp.up_proj), x)))
+        projected: Tensor = mlp.down_proj(_Swiglu.apply(concatenated_outputs((mlp.gate_proj, mlp.up_proj), x)))
         return projected
 
     return forward

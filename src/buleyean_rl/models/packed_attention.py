@@ -11,8 +11,6 @@ Rows that are padded, as those of answers are, attend by transformers' own funct
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -29,9 +27,9 @@ from buleyean_rl.models.blockwise_attention import _add_gradients, _attend, _Blo
 from buleyean_rl.models.segments import (
     AttentionSegment,
     Segment,
-    _lengths,
-    _stretches,
     active_segments,
+    attention_segments,
+    cu_seqlens,
     segments_in_use,
 )
 
@@ -78,23 +76,15 @@ def packed_attention(
     segments = active_segments() or (Segment(query.shape[2], ((0, before),) if before else ()),)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
-        return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
-    stretches = _stretches(segments, before)
+        return _attend_at_once(
+            query, key, value, cu_seqlens(segments, before, query.device), scale, sliding_window
+        ), None
+    stretches = attention_segments(segments, before)
     if query.device.type == "cpu" and dropout == 0 and not _windowed(stretches, sliding_window):
         if len(query) == 1 and attention.attends(query, query.shape[2], query.shape[3]):
             return _TiledAttention.apply(query, key, value, Row(segments, scale, sliding_window)), None
         return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
     return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
-
-
-@contextmanager
-def attending(config: Any, name: str) -> Iterator[None]:
-    """Within, the attention of a model of this configuration is another, one that transformers knows by name."""
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def padded_attention(
@@ -158,12 +148,14 @@ class Row(NamedTuple):
         (query, key, value), (grad_query, grad_key, grad_value) = ((x[0] for x in each) for each in (inputs, into))
         grads, before = (grad_query, grad_key, grad_value), _before(*inputs[:2])
         if lse is not None:
-            stretches = _lengths(self.segments, before, gradient.device)
+            stretches = cu_seqlens(self.segments, before, gradient.device)
             attention.attention_backward(gradient[0], query, key, value, output[0], lse, stretches, self.scale, *grads)
         elif gradient.device.type == "cpu" and not self._is_windowed(before):
             grad_key.zero_()
             grad_value.zero_()
-            _add_gradients(query, key, value, gradient[0], *grads, _stretches(self.segments, before), self.scale)
+            _add_gradients(
+                query, key, value, gradient[0], *grads, attention_segments(self.segments, before), self.scale
+            )
         else:
             leaves = [x.detach().requires_grad_() for x in inputs]
             with torch.enable_grad():
@@ -182,19 +174,14 @@ class Row(NamedTuple):
         """
         if not attention.attends(like, tokens, width) or self._is_windowed(before):
             return None
-        return _lengths(self.segments, before, like.device)
+        return cu_seqlens(self.segments, before, like.device)
 
     def _by_graph(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with segments_in_use(self.segments):
             return packed_attention(None, query, key, value, None, self.scale, sliding_window=self.sliding_window)[0]
 
     def _is_windowed(self, before: int) -> bool:
-        return _windowed(_stretches(self.segments, before), self.sliding_window)
-
-
-def row_in_use(tokens: int, scale: float, sliding_window: int | None) -> Row:
-    """How a row of so many tokens attends within `segments_in_use`; otherwise it is an ordinary causal row."""
-    return Row(active_segments() or (Segment(tokens),), scale, sliding_window)
+        return _windowed(attention_segments(self.segments, before), self.sliding_window)
 
 
 def _before(query: Tensor, key: Tensor) -> int:
@@ -204,7 +191,7 @@ def _before(query: Tensor, key: Tensor) -> int:
 
 def _windowed(stretches: list[AttentionSegment], sliding_window: int | None) -> bool:
     """Whether some token does not see all that is before it."""
-    return sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
+    return sliding_window is not None and any(stretch.seqlen_k > sliding_window for stretch in stretches)
 
 
 def _attend_at_once(
