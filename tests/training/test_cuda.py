@@ -57,7 +57,7 @@ def test_the_fused_loss_is_the_dense_one(
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
-def test_norms_and_rotations_are_the_model_s_own(make: Any) -> None:
+def test_norms_are_the_model_s_own(make: Any) -> None:
     torch.manual_seed(0)
     model = make(TOKENIZER).bfloat16().requires_grad_(False)
     x = torch.randn(2, 9, 64).bfloat16()
@@ -76,7 +76,7 @@ def test_norms_and_rotations_are_the_model_s_own(make: Any) -> None:
     model.bfloat16().cuda()
     own = outcome()
     fuse_layers(model)
-    assert {"forward"} <= vars(model.model.layers[0].self_attn).keys() & vars(model.model.norm).keys()
+    assert "forward" in vars(model.model.norm)
     for got, plain, expected in zip(outcome(), own, exact, strict=True):
         assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
 

@@ -1,6 +1,6 @@
 """The C sources here as a library, built by the machine's own compiler on first use and kept in the user's cache.
 
-    processor, compiler, flags, sources --hash--> <cache>/kernels/<hash>.so, from the second time on without a subprocess
+    processor, compiler, flags, sources --hash--> <cache>/kernels/<hash>.so, from then on without a subprocess
 
 `BULEYEAN_KERNELS=0` turns the kernels off, `CC` names the compiler, `BULEYEAN_KERNEL_FLAGS` are flags for it.
 `python -m buleyean_rl.kernels.build --check` compiles for every instruction set, warnings as errors.
@@ -61,7 +61,7 @@ class KernelStatus:
     library: Path | None = None
 
 
-class KernelsOff(Exception):  # noqa: N818 - it is no error
+class KernelsOff(Exception):
     """Why there are no kernels."""
 
 

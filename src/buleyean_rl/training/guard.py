@@ -30,7 +30,8 @@ from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.output_head import OutputHead
-from buleyean_rl.models.packed_attention import PADDED, attending
+from buleyean_rl.models.packed_attention import PADDED
+from buleyean_rl.models.private_interfaces import attending
 from buleyean_rl.models.views import adapter_disabled, backbone, eval_mode, plain_model
 from buleyean_rl.objectives.likelihood import compare_distributions
 

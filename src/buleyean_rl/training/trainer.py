@@ -8,7 +8,6 @@ The loss itself knows nothing of this module.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from buleyean_rl.batching.rows import bin_pack
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.models.gradient_buffer import GradientBuffer
-from buleyean_rl.models.lora import groups_of, held
+from buleyean_rl.models.lora import cached_weights, linear_groups
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import NodeLosses
@@ -73,7 +72,7 @@ class BuleyeanTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.head = output_head(model)
         self._references = references
-        self._groups = groups_of(model)
+        self._groups = linear_groups(model)
         self._gradients: GradientBuffer | None = None
         self._logged = _Totals()
 
@@ -103,10 +102,10 @@ class BuleyeanTrainer(Trainer):
         if not model.training:
             model.train()
         if self._gradients is not None:
-            self._gradients.place()
+            self._gradients.attach()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
-        with held(self._groups, self._gradients):
+        with cached_weights(self._groups, self._gradients):
             for batch in self.with_references(batches) if self.uses_reference else batches:
                 with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
                     of_row = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
@@ -122,10 +121,10 @@ class BuleyeanTrainer(Trainer):
         """See `Trainer._clip_grad_norm`. Where gradients are in one tensor, of that: a hundredth of a step less."""
         if self._gradients is None:
             return super()._clip_grad_norm(model)
-        norm = torch.linalg.vector_norm(self._gradients.all)
+        norm = torch.linalg.vector_norm(self._gradients.flat)
         factor = self.args.max_grad_norm / (norm + 1e-6)
         if factor < 1:
-            self._gradients.all.mul_(factor)
+            self._gradients.flat.mul_(factor)
         return norm
 
     def compute_loss(
@@ -167,14 +166,10 @@ class BuleyeanTrainer(Trainer):
         self._logged = _Totals()  # the clock starts here
         if self.args.device.type == "cpu":
             self._gradients = self._find_gradients()
-            self._peft_model.zero_grad = self._gradients.forget
-        gc.freeze()  # what there is stays: the collector would go through all of it, over and over
         try:
             with freed_memory_retained():
                 return super().train(*args, **kwargs)
         finally:
-            gc.unfreeze()
-            vars(self._peft_model).pop("zero_grad", None)
             self._gradients = None
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002

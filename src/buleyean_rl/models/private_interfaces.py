@@ -1,0 +1,53 @@
+"""What the models call of torch, transformers and PEFT by a private name, with the versions it was read in.
+
+A release that moves one of them breaks this file and no other; pyproject bounds the versions from above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def attention_implementation(config: Any) -> str | None:
+    """The name of the attention function that a model of this configuration calls. transformers 5.24."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def set_attention_implementation(config: Any, name: str) -> None:
+    """Let a model call the attention function that transformers has registered under a name. transformers 5.24.
+
+    `PreTrainedModel.set_attn_implementation`, which is public, takes a whole model, and tries to load kernels by name.
+    """
+    config._attn_implementation = name
+
+
+@contextmanager
+def attending(config: Any, name: str) -> Iterator[None]:
+    """Call another registered attention function within. transformers 5.24."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def checkpoint_layer(layer: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call a function by the way that a layer's activations are checkpointed. transformers 5.24."""
+    output: Tensor = layer._gradient_checkpointing_func(function, *inputs)
+    return output
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes what a module returns. torch 2.11 and 2.14."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def register_lora_layers(config: Any, layers: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Let PEFT put layers of ours on modules of some types: documented, and marked experimental. PEFT 0.21."""
+    config._register_custom_module(layers)
