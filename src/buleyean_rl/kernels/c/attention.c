@@ -4,27 +4,10 @@
  * head. Scores become weights as soon as they are there (online softmax); the sum of a query's weights is known at the end.
  * Parts depend on lengths alone, so that memory and results do not depend on the number of threads.
  */
-#include "gemm.h"
+#include "online_softmax.h"
 
-#define SHARED_HEADS 4    /* heads of a key head that are taken at a time */
+#define SHARED_HEADS 4 /* heads of a key head that are taken at a time */
 #define PART_QUERIES 256
-#define MASKED -1e30f
-#define MARGIN 40 /* powers of 2 by which a score may exceed its query's row_max */
-
-/* c (+)= a b. a: packed, (rows, depth); b: packed, its columns next to each other. All sizes are multiples of 32. */
-static void multiply(const Packed *a, int64_t a_stride, uint32_t *b, int64_t b_stride, int64_t rows, int64_t columns,
-                     int64_t depth, int accumulate, float *c, int64_t c_stride) {
-    AMX_FENCE;
-    for (int64_t j = 0; j < columns; j += BLOCK)
-        for (int64_t i = 0; i < rows; i += BLOCK) { /* these of b are in L1 now */
-            float *sums = c + i * c_stride + j;
-            Accumulator acc = acc_load(accumulate ? sums : NULL, c_stride, sums, c_stride);
-            microkernel(&acc, a + i * a_stride, a_stride, BLOCK, (PackedB){b + j, b_stride, TILE, BLOCK_WORDS * b_stride}, 0,
-                        depth / BLOCK, nothing, NULL);
-            acc_store(&acc);
-        }
-    AMX_FENCE;
-}
 
 /* `rows`: of the queries of all heads that are taken at a time. What is of all keys has rows `stride` apart: no power of 2,
  * which would drive lines from the cache. partial: where its gradients in keys begin, in units of a head's width. */
@@ -102,46 +85,6 @@ static void masked_scores(const Packed *queries, uint32_t *keys, int64_t stride,
         for (int64_t j = visible < 0 ? 0 : visible; j < BLOCK; j++) scores[row * BLOCK + j] = MASKED;
 }
 
-/* Of 32 queries, in powers of 2: what exponents are less, at first the first key's score; and sums by the lane. */
-typedef struct { float row_max[BLOCK]; SimdF32 sum_exp[BLOCK]; } OnlineSoftmax;
-
-/* Raises what is well below a query's score, and makes the `done` weights before it smaller. */
-static void raise_row_max(OnlineSoftmax *softmax, const float *scores, float scale, Packed *weights, int64_t stride,
-                          int64_t done) {
-    for (int row = 0; row < BLOCK; row++) {
-        float above = 0;
-        for (int j = 0; j < BLOCK; j++) above = fmaxf(above, scale * scores[row * BLOCK + j] - softmax->row_max[row]);
-        if (above <= MARGIN) continue;
-        float factor = exp2f(-above);
-        softmax->row_max[row] += above;
-        softmax->sum_exp[row] *= factor;
-        for (int64_t j = 0; j < done; j++) weights[row * stride + j] = scale_packed(factor, weights[row * stride + j]);
-    }
-}
-
-/* Weights of 32 queries on 32 keys from their scores, after the `done` before them. */
-static void softmax_weights(OnlineSoftmax *softmax, const float *scores, float scale, Packed *weights, int64_t stride,
-                            int64_t done) {
-    SimdF32 sum_exp[BLOCK];
-    for (int raised = 0;; raised = 1) {
-        SimdF32 above = {0};
-        for (int row = 0; row < BLOCK; row++) {
-            sum_exp[row] = softmax->sum_exp[row];
-            for (int j = 0; j < BLOCK; j += 2 * LANES) {
-                SimdF32 x = scale * simd_load(scores + row * BLOCK + j) - softmax->row_max[row];
-                SimdF32 y = scale * simd_load(scores + row * BLOCK + j + LANES) - softmax->row_max[row];
-                above = simd_max(x, simd_max(y, above)); /* without NaN, which is in the sums */
-                x = simd_exp2(x), y = simd_exp2(y);
-                sum_exp[row] += x + y;
-                simd_store_packed(x, y, weights + row * stride + done + j);
-            }
-        }
-        if (raised || !simd_any_above(above, MARGIN)) break;
-        raise_row_max(softmax, scores, scale, weights, stride, done);
-    }
-    memcpy(softmax->sum_exp, sum_exp, sizeof sum_exp);
-}
-
 /* Weights of 32 queries on 32 keys, and the gradient in their scores from that in their weights. lse: in powers of 2; mean:
  * of the gradients by a query's weights. grad_scores are packed as a, and both as b, whose depth the queries are. */
 static void softmax_weights_backward(const float *scores, const float *grads, float scale, const float *lse, const float *mean,
@@ -186,15 +129,15 @@ static int attention_task(const AttentionArgs *g, const Task *t) {
         for (int64_t j = 0; j < b.columns; j += BLOCK)
             for (int64_t h = 0; h < b.heads; h++) {
                 masked_scores(queries + h * BLOCK * width, keys + j, t->stride, width, b.visible - j, scores);
-                for (int row = 0; row < BLOCK && !j; row++) softmaxes[h].row_max[row] = scale * scores[row * BLOCK];
-                softmax_weights(softmaxes + h, scores, scale, weights + h * BLOCK * t->stride, t->stride, j);
+                softmax_weights(softmaxes + h, scores, scale, weights + h * BLOCK * t->stride, t->stride, j, !j, NULL, 0);
             }
         multiply(weights, t->stride, values, width, b.rows, width, b.columns, 0, sums, width);
         for (int64_t h = 0; h < b.heads; h++)
             for (int64_t i = 0; i < b.queries; i++) {
-                float sum_exp = simd_sum(softmaxes[h].sum_exp[i]), inverse = 1 / sum_exp, *sum = sums + (h * BLOCK + i) * width;
+                float inverse = 1 / simd_sum(softmaxes[h].sum_rounded[i]), *sum = sums + (h * BLOCK + i) * width;
                 for (int64_t j = 0; j < width; j++) sum[j] *= inverse;
-                g->lse[(b.head + h) * g->q.tokens + b.token + i] = LN2 * softmaxes[h].row_max[i] + logf(sum_exp);
+                g->lse[(b.head + h) * g->q.tokens + b.token + i] =
+                    LN2 * softmaxes[h].row_max[i] + logf(simd_sum(softmaxes[h].sum_exp[i]));
             }
         store_queries(sums, &b, width, g->y);
     }

@@ -35,12 +35,16 @@ typedef float Packed;
 static inline void pack(const bf16 *x, int64_t size, Packed *to) { memcpy(to, x, sizeof *to * size); }
 static inline void simd_store_packed(SimdF32 left, SimdF32 right, Packed *to) { simd_store_bf16(left, right, to); }
 static inline Packed scale_packed(float factor, Packed x) { return f32_to_bf16(factor * bf16_to_f32(x)); }
+static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { /* two vectors */
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
+}
 #else
 static inline void pack(const bf16 *x, int64_t size, Packed *to) { bf16_to_f32_many(x, size, to); }
 static inline void simd_store_packed(SimdF32 left, SimdF32 right, Packed *to) {
     simd_store(left, to), simd_store(right, to + LANES);
 }
 static inline Packed scale_packed(float factor, Packed x) { return factor * x; }
+static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { return sums + (simd_load(x) + simd_load(x + LANES)); }
 #endif
 
 /* y = x^T, 16 x 16 words. */
@@ -98,7 +102,7 @@ static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, 
 }
 
 /* pack_b_row: 32 columns of a row of words, from bf16 as it lies in VNNI rows. pack_b_f32: a vector's columns of two rows,
- * from floats. add_b: sums of those two rows. */
+ * from floats. */
 #if defined(__AVX512BF16__)
 static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
     const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
@@ -114,11 +118,6 @@ static inline void pack_b_f32(SimdF32 even, SimdF32 odd, uint32_t *to, int64_t s
                                            5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
 }
-
-static inline SimdF32 add_b(SimdF32 sums, const uint32_t *words, int64_t stride) {
-    (void)stride;
-    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(words), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
-}
 #else
 static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
     (void)x_stride;
@@ -129,10 +128,6 @@ static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, u
 static inline void pack_b_f32(SimdF32 even, SimdF32 odd, uint32_t *to, int64_t stride) {
     simd_store(even, (float *)to);
     simd_store(odd, (float *)to + stride);
-}
-
-static inline SimdF32 add_b(SimdF32 sums, const uint32_t *words, int64_t stride) {
-    return sums + (simd_load((const float *)words) + simd_load((const float *)words + stride));
 }
 #endif
 
