@@ -183,9 +183,7 @@ FALLIBLE = {  # functions that return 0, or that there was not enough memory
 }
 INFALLIBLE = {
     "rms_norm": [POINTER(RmsNormArgs), c_int],
-    "rms_norm_backward": [POINTER(RmsNormArgs), c_int],
     "swiglu": [POINTER(SwigluArgs), c_int],
-    "swiglu_backward": [POINTER(SwigluArgs), c_int],
     "rope": [POINTER(RopeArgs), c_int],
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "copy_adapters": [c_void_p, c_int64, c_void_p, c_int],

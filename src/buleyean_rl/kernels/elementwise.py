@@ -53,7 +53,7 @@ def rms_norm_backward(
     """The gradient in `x` from that in the result of `rms_norm`, with something added. Shapes as there, contiguous."""
     width, grad_x = x.shape[-1], torch.empty_like(x)
     places = address(x), address(weight), address(gradient), address(added), None, address(grad_x)
-    call("rms_norm_backward", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
+    call("rms_norm", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
     return grad_x
 
 
@@ -70,7 +70,7 @@ def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
     width, grad = gradient.shape[-1], torch.empty_like(gate_up)
     places = address(gate_up), address(gradient), None, address(grad)
-    call("swiglu_backward", byref(SwigluArgs(*places, 2 * width, gradient.numel() // width, width)))
+    call("swiglu", byref(SwigluArgs(*places, 2 * width, gradient.numel() // width, width)))
     return grad
 
 

@@ -69,18 +69,17 @@ static int backward(const DecoderLayer *l, const PackedSequence *s, const SavedA
     SavedActivations gradients = {.qkv = grad_qkv, .attended = grad_attended};
     AttentionArgs attend = attention_args(l, s, saved), grad = attention_args(l, s, &gradients);
     attend.grad_y = grad.y, attend.grad_q = grad.q, attend.grad_k = grad.k, attend.grad_v = grad.v;
-    RmsNormArgs norm1 = {.x = saved->x, .weight = l->norms[0], .grad_y = grad_normed, .added = grad_middle, .y = normed,
+    RmsNormArgs norm1 = {.x = saved->x, .weight = l->norms[0], .grad_y = grad_x ? grad_normed : NULL, .added = grad_middle, .y = normed,
                          .grad_x = grad_x, .rows = tokens, .width = width, .epsilon = l->epsilons[0]};
     RmsNormArgs norm2 = {.x = saved->middle, .weight = l->norms[1], .grad_y = grad_normed, .added = grad_y, .y = normed,
                          .grad_x = grad_middle, .rows = tokens, .width = width, .epsilon = l->epsilons[1]};
 
     int failed = lora_linear_input_gradient(&l->down, grad_y, tokens, grad_lora[3], grad_hidden, threads);
-    swiglu_backward(&(SwigluArgs){saved->gate_up, grad_hidden, hidden, grad_gate_up, l->gate_up.y_stride, tokens,
-                                  l->down.depth}, threads);
+    swiglu(&(SwigluArgs){saved->gate_up, grad_hidden, hidden, grad_gate_up, l->gate_up.y_stride, tokens, l->down.depth}, threads);
     failed = failed || lora_linear_weight_gradients(&l->down, grad_y, hidden, lora_hidden[3], grad_lora[3], tokens, grads[3],
                                                     threads) ||
              lora_linear_input_gradient(&l->gate_up, grad_gate_up, tokens, grad_lora[2], grad_normed, threads);
-    rms_norm_backward(&norm2, threads);
+    rms_norm(&norm2, threads);
     failed = failed || lora_linear_weight_gradients(&l->gate_up, grad_gate_up, normed, lora_hidden[2], grad_lora[2], tokens,
                                                     grads[2], threads) ||
              lora_linear_input_gradient(&l->output, grad_middle, tokens, grad_lora[1], grad_attended, threads) ||
@@ -89,8 +88,7 @@ static int backward(const DecoderLayer *l, const PackedSequence *s, const SavedA
              attention_backward(&attend, threads);
     rope_in_place(l, s, grad_qkv, 1, threads);
     failed = failed || lora_linear_input_gradient(&l->qkv, grad_qkv, tokens, grad_lora[0], grad_x ? grad_normed : NULL, threads);
-    if (grad_x) rms_norm_backward(&norm1, threads);
-    else rms_norm(&norm1, threads);
+    rms_norm(&norm1, threads);
     return failed || lora_linear_weight_gradients(&l->qkv, grad_qkv, normed, lora_hidden[0], grad_lora[0], tokens, grads[0],
                                                   threads);
 }

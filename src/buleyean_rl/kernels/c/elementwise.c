@@ -2,53 +2,32 @@
  * that results are the same from run to run. */
 #include "kernels.h"
 
-#define BLOCK 32  /* elements that SwiGLU works on at a time */
-#define AHEAD 2   /* rows that are prefetched: by itself a processor does not look beyond the end of a page */
-
-static inline void prefetch_row(const bf16 *row, int64_t offset, int64_t width) {
-    for (int64_t j = 0; j < width; j += 32) PREFETCH_L1(ADDRESS(row) + sizeof *row * (offset + j));
-}
-
+#define BLOCK 32 /* elements that SwiGLU works on at a time */
 static inline float inverse_rms(const bf16 *restrict x, int64_t width, float epsilon) {
     float square = 0;
     for (int64_t j = 0; j < width; j++) square += bf16_to_f32(x[j]) * bf16_to_f32(x[j]);
     return 1 / sqrtf(square / width + epsilon);
 }
 
-/* x * scale is rounded before it meets the weight, as in transformers. */
-static inline void normalize(const bf16 *restrict x, const bf16 *restrict weight, int64_t width, float scale, bf16 *restrict y) {
-    for (int64_t j = 0; j < width; j++)
-        y[j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
-}
-
+/* Its gradient, if grad_y is there. */
 void rms_norm(const RmsNormArgs *g, int threads) {
     int64_t width = g->width;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < g->rows; i++) {
-        const bf16 *x = g->x + i * width;
-        prefetch_row(x, AHEAD * width, width);
-        normalize(x, g->weight, width, inverse_rms(x, width, g->epsilon), g->y + i * width);
-    }
-}
-
-void rms_norm_backward(const RmsNormArgs *g, int threads) {
-    int64_t width = g->width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < g->rows; i++) {
-        const bf16 *restrict x = g->x + i * width, *restrict grad_y = g->grad_y + i * width, *restrict weight = g->weight;
-        const bf16 *restrict added = g->added ? g->added + i * width : NULL;
-        bf16 *restrict grad_x = g->grad_x + i * width;
-        prefetch_row(x, AHEAD * width, width);
-        prefetch_row(grad_y, AHEAD * width, width);
-        if (added) prefetch_row(added, AHEAD * width, width);
+        const bf16 *restrict x = g->x + i * width, *restrict weight = g->weight;
         float scale = inverse_rms(x, width, g->epsilon), dot = 0;
-        for (int64_t j = 0; j < width; j++) dot += bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) * bf16_to_f32(x[j]);
-        dot *= scale * scale / width;
-        for (int64_t j = 0; j < width; j++) {
-            float grad = scale * (bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) - bf16_to_f32(x[j]) * dot);
-            grad_x[j] = f32_to_bf16(grad + (added ? bf16_to_f32(added[j]) : 0));
+        if (g->grad_y) {
+            const bf16 *restrict grad_y = g->grad_y + i * width, *restrict added = g->added ? g->added + i * width : NULL;
+            bf16 *restrict grad_x = g->grad_x + i * width;
+            for (int64_t j = 0; j < width; j++) dot += bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) * bf16_to_f32(x[j]);
+            dot *= scale * scale / width;
+            for (int64_t j = 0; j < width; j++) {
+                float grad = scale * (bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) - bf16_to_f32(x[j]) * dot);
+                grad_x[j] = f32_to_bf16(grad + (added ? bf16_to_f32(added[j]) : 0));
+            }
         }
-        if (g->y) normalize(x, weight, width, scale, g->y + i * width);
+        for (int64_t j = 0; j < width && g->y; j++) /* x * scale is rounded before it meets the weight, as in transformers */
+            g->y[i * width + j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
     }
 }
 
@@ -74,49 +53,28 @@ INLINE void swiglu_block(const bf16 *gate, const bf16 *up, const bf16 *grad_y, b
     }
 }
 
-/* A row's last elements, fewer than BLOCK. */
-static void swiglu_tail(const bf16 *gate, const bf16 *up, const bf16 *grad_y, bf16 *grad_gate, bf16 *grad_up, bf16 *y,
-                        int64_t count) {
-    bf16 in[3][BLOCK] = {{0}}, out[3][BLOCK];
-    size_t bytes = sizeof(bf16) * count;
-    memcpy(in[0], gate, bytes), memcpy(in[1], up, bytes);
-    if (grad_y) memcpy(in[2], grad_y, bytes);
-    swiglu_block(in[0], in[1], grad_y ? in[2] : NULL, out[0], out[1], out[2]);
-    if (grad_y) memcpy(grad_gate, out[0], bytes), memcpy(grad_up, out[1], bytes);
-    if (y) memcpy(y, out[2], bytes);
-}
-
+/* Its gradient, if grad_y is there. */
 void swiglu(const SwigluArgs *g, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < g->rows; i++) {
-        const bf16 *gate = g->gate_up + i * g->stride, *up = gate + g->width;
-        bf16 *y = g->y + i * g->width;
-        int64_t j = 0;
-        for (; j + BLOCK <= g->width; j += BLOCK) {
-            prefetch_row(gate, g->stride + j, BLOCK);
-            prefetch_row(up, g->stride + j, BLOCK);
-            swiglu_block(gate + j, up + j, NULL, NULL, NULL, y + j);
+        int64_t width = g->width, j = 0;
+        const bf16 *gate = g->gate_up + i * g->stride, *grad_y = g->grad_y ? g->grad_y + i * width : NULL;
+        bf16 *grad_gate = g->grad_gate_up ? g->grad_gate_up + i * g->stride : NULL, *y = g->y ? g->y + i * width : NULL;
+        for (; j + BLOCK <= width; j += BLOCK) {
+            PREFETCH_L1(ADDRESS(gate + j) + sizeof *gate * g->stride);
+            PREFETCH_L1(ADDRESS(gate + width + j) + sizeof *gate * g->stride);
+            if (!grad_y) swiglu_block(gate + j, gate + width + j, NULL, NULL, NULL, y + j);
+            else if (y) swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, y + j);
+            else swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, NULL);
         }
-        if (j < g->width) swiglu_tail(gate + j, up + j, NULL, NULL, NULL, y + j, g->width - j);
-    }
-}
-
-void swiglu_backward(const SwigluArgs *g, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < g->rows; i++) {
-        const bf16 *gate = g->gate_up + i * g->stride, *up = gate + g->width, *grad_y = g->grad_y + i * g->width;
-        bf16 *grad_gate = g->grad_gate_up + i * g->stride, *grad_up = grad_gate + g->width;
-        bf16 *y = g->y ? g->y + i * g->width : NULL;
-        int64_t j = 0;
-        for (; j + BLOCK <= g->width; j += BLOCK) {
-            prefetch_row(gate, g->stride + j, BLOCK);
-            prefetch_row(up, g->stride + j, BLOCK);
-            prefetch_row(grad_y, g->width + j, BLOCK);
-            if (y) swiglu_block(gate + j, up + j, grad_y + j, grad_gate + j, grad_up + j, y + j);
-            else swiglu_block(gate + j, up + j, grad_y + j, grad_gate + j, grad_up + j, NULL);
-        }
-        if (j < g->width)
-            swiglu_tail(gate + j, up + j, grad_y + j, grad_gate + j, grad_up + j, y ? y + j : NULL, g->width - j);
+        if (j == width) continue;
+        bf16 in[3][BLOCK] = {{0}}, out[3][BLOCK]; /* a row's last elements */
+        size_t bytes = sizeof **in * (width - j);
+        memcpy(in[0], gate + j, bytes), memcpy(in[1], gate + width + j, bytes);
+        if (grad_y) memcpy(in[2], grad_y + j, bytes);
+        swiglu_block(in[0], in[1], grad_y ? in[2] : NULL, out[0], out[1], out[2]);
+        if (grad_y) memcpy(grad_gate + j, out[0], bytes), memcpy(grad_gate + width + j, out[1], bytes);
+        if (y) memcpy(y + j, out[2], bytes);
     }
 }
 
@@ -128,13 +86,10 @@ void rope(const RopeArgs *g, int threads) {
         const bf16 *restrict sin1 = g->sine + t * width + (g->backward ? half : 0); /* the transpose swaps them */
         const bf16 *restrict sin2 = g->sine + t * width + (g->backward ? 0 : half);
         float sign = g->backward ? -1.0f : 1.0f;
-        prefetch_row(cos1, AHEAD * width, width);
-        prefetch_row(g->sine + t * width, AHEAD * width, width);
         for (int64_t h = 0; h < g->x.heads; h++) {
             const bf16 *x1 = g->x.data + h * g->x.head_stride + t * g->x.token_stride, *x2 = x1 + half;
             bf16 *y1 = g->y.data + h * g->y.head_stride + t * g->y.token_stride, *y2 = y1 + half;
-            prefetch_row(x1, AHEAD * g->x.token_stride, width);
-#pragma omp simd
+    #pragma omp simd
             for (int64_t j = 0; j < half; j++) {
                 float first = bf16_to_f32(x1[j]), second = bf16_to_f32(x2[j]);
                 y1[j] = f32_to_bf16(first * bf16_to_f32(cos1[j]) - sign * second * bf16_to_f32(sin1[j]));

@@ -62,8 +62,7 @@ typedef struct {
     float scale;
 } HeadSoftmaxArgs;
 
-/* y = weight * x / rms(x), (rows, width). grad_x: of grad_y, plus `added` unless it is NULL. y may be NULL in the backward
- * pass. */
+/* y = weight * x / rms(x), (rows, width), or with grad_y its gradient, plus `added`; grad_y, added, y may be NULL. */
 typedef struct {
     const bf16 *x, *weight, *grad_y, *added;
     bf16 *y, *grad_x;
@@ -71,8 +70,8 @@ typedef struct {
     float epsilon;
 } RmsNormArgs;
 
-/* y = silu(gate) * up, (rows, width). gate_up and its gradient: (rows, 2 width), rows `stride` apart. y may be NULL in the
- * backward pass. */
+/* y = silu(gate) * up, (rows, width), or with grad_y its gradient; both may be NULL. gate_up and its gradient: (rows, 2 width),
+ * rows `stride` apart. */
 typedef struct { const bf16 *gate_up, *grad_y; bf16 *y, *grad_gate_up; int64_t stride, rows, width; } SwigluArgs;
 
 /* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient; y may be x. cosine, sine: (tokens, width). */
@@ -121,9 +120,7 @@ int lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf16
 int attention(const AttentionArgs *g, int threads);
 int attention_backward(const AttentionArgs *g, int threads);
 void rms_norm(const RmsNormArgs *g, int threads);
-void rms_norm_backward(const RmsNormArgs *g, int threads);
 void swiglu(const SwigluArgs *g, int threads);
-void swiglu_backward(const SwigluArgs *g, int threads);
 void rope(const RopeArgs *g, int threads);
 void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int accumulate, bf16 *y, int threads);
 #endif

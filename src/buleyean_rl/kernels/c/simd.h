@@ -30,76 +30,58 @@ static inline bf16 f32_to_bf16(float x) { /* to the nearest, ties to even; addin
 
 #ifdef __AVX512F__
 #define LANES 16
+#define MM(name) _mm512_##name
 #else
 #define LANES 8
+#define MM(name) _mm256_##name
 #endif
 
 typedef float SimdF32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t SimdU32 __attribute__((vector_size(4 * LANES)));
+typedef bf16 SimdBf16 __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 static inline SimdF32 simd_load(const float *from) { return *(const SimdF32 *)from; }
 static inline void simd_store(SimdF32 x, float *to) { *(SimdF32 *)to = x; }
 static inline SimdF32 simd_set(float x) { return (SimdF32){0} + x; }
-
-/* simd_max, simd_min: the second where either is NaN. simd_scale_by_power: 2^power x, for x near 1; 0 far below.
- * simd_store_bf16: two vectors as one row. */
+static inline SimdF32 simd_load_bf16(const bf16 *from) {
 #ifdef __AVX512F__
-static inline SimdF32 simd_max(SimdF32 x, SimdF32 y) { return _mm512_max_ps(x, y); }
-static inline SimdF32 simd_min(SimdF32 x, SimdF32 y) { return _mm512_min_ps(x, y); }
+    return (SimdF32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+#else
+    return (SimdF32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
+#endif
+}
+
+/* Two vectors as one row. */
+static inline void simd_store_bf16(SimdF32 left, SimdF32 right, bf16 *to) {
+#ifdef __AVX512BF16__
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+#else
+    const SimdF32 x[2] = {left, right};
+    for (int i = 0; i < 2; i++) {
+        SimdU32 bits = (SimdU32)x[i], is_nan = (SimdU32)(x[i] != x[i]), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        *(SimdBf16 *)(to + i * LANES) = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), SimdBf16);
+    }
+#endif
+}
+
+/* simd_max, simd_min: the second where either is NaN. simd_scale_by_power: 2^power x, for x near 1; 0 far below. */
+static inline SimdF32 simd_max(SimdF32 x, SimdF32 y) { return MM(max_ps)(x, y); }
+static inline SimdF32 simd_min(SimdF32 x, SimdF32 y) { return MM(min_ps)(x, y); }
+#ifdef __AVX512F__
 static inline SimdF32 simd_round(SimdF32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline SimdF32 simd_scale_by_power(SimdF32 x, SimdF32 power) { return _mm512_scalef_ps(x, power); }
-static inline float simd_sum(SimdF32 x) { return _mm512_reduce_add_ps(x); }
-
-static inline SimdF32 simd_load_bf16(const bf16 *from) {
-    return (SimdF32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
-}
 #else
-static inline SimdF32 simd_max(SimdF32 x, SimdF32 y) { return _mm256_max_ps(x, y); }
-static inline SimdF32 simd_min(SimdF32 x, SimdF32 y) { return _mm256_min_ps(x, y); }
 static inline SimdF32 simd_round(SimdF32 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-
 static inline SimdF32 simd_scale_by_power(SimdF32 x, SimdF32 power) {
     __m256i scaled = _mm256_add_epi32((__m256i)x, _mm256_slli_epi32(_mm256_cvtps_epi32(power), 23));
     return _mm256_and_ps((__m256)scaled, _mm256_cmp_ps(power, _mm256_set1_ps(-125.0f), _CMP_NLE_UQ));
 }
+#endif
 
 static inline float simd_sum(SimdF32 x) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
 }
-
-static inline SimdF32 simd_load_bf16(const bf16 *from) {
-    return (SimdF32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
-}
-#endif
-
-#if defined(__AVX512BF16__)
-static inline void simd_store_bf16(SimdF32 left, SimdF32 right, bf16 *to) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(right, left));
-}
-#elif defined(__AVX512F__)
-static inline __m256i simd_f32_to_bf16(SimdF32 x) {
-    __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
-}
-
-static inline void simd_store_bf16(SimdF32 left, SimdF32 right, bf16 *to) {
-    _mm256_storeu_si256((__m256i *)to, simd_f32_to_bf16(left));
-    _mm256_storeu_si256((__m256i *)(to + LANES), simd_f32_to_bf16(right));
-}
-#else
-static inline __m256i simd_f32_to_bf16(SimdF32 x) {
-    __m256i bits = (__m256i)x, odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
-    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), (__m256i)_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-}
-
-static inline void simd_store_bf16(SimdF32 left, SimdF32 right, bf16 *to) {
-    __m256i both = _mm256_packus_epi32(simd_f32_to_bf16(left), simd_f32_to_bf16(right)); /* by quarters */
-    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(both, 0xd8));
-}
-#endif
 
 /* 2^x within 2e-7 of it, for x up to 127; 0 where x is far below; NaN of NaN. */
 static inline SimdF32 simd_exp2(SimdF32 x) {
