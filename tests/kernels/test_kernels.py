@@ -129,11 +129,8 @@ def test_a_linear_layer_with_its_adapters_and_their_gradients(parts: list[tuple[
     each_b = [torch.randn(*sizes) for sizes in zip(outputs, ranks, strict=True)]
     a, b = torch.zeros(rank, depth, dtype=torch.bfloat16), torch.zeros(columns, rank, dtype=torch.bfloat16)
     linear = matmul.linear_of(weight, matmul.Adapter(a, b, ranks, outputs, scalings)).with_dropout(p, 7)
-    matmul.copy_adapters([(linear, [x for pair in zip(each_a, each_b, strict=True) for x in pair])])
-    assert a[: sum(ranks)].equal(torch.cat(each_a).bfloat16())
-    scaled = [s * part for s, part in zip(scalings, each_b, strict=True)]
-    assert b[:, : sum(ranks)].equal(torch.block_diag(*scaled).bfloat16())
-
+    a[: sum(ranks)] = torch.cat(each_a)
+    b[:, : sum(ranks)] = torch.block_diag(*(s * part for s, part in zip(scalings, each_b, strict=True)))
     kept = elementwise.dropout(torch.ones_like(x), p, 7).double() if p else 1.0
     exact_x, *exact = [tensor.double().requires_grad_() for tensor in (x, *each_a, *each_b)]
     lows = [(kept * exact_x) @ exact_a.T for exact_a in exact[: len(parts)]]

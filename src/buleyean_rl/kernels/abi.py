@@ -186,7 +186,6 @@ INFALLIBLE = {
     "swiglu": [POINTER(SwigluArgs), c_int],
     "rope": [POINTER(RopeArgs), c_int],
     "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
-    "copy_adapters": [c_void_p, c_int64, c_void_p, c_int],
     "limit_memory": [c_int64],
 }
 

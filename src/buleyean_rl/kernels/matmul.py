@@ -63,17 +63,6 @@ def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     return Linear(*places, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
 
 
-def copy_adapters(linears: Sequence[tuple[Linear, Sequence[Tensor]]]) -> None:
-    """Let the a's and b's of linear layers be the A's and B's that go with them, the latter scaled.
-
-    Args:
-        linears: see `linear_of`; A and B of each of its parts, in fp32 and contiguous.
-    """
-    places = [parameter.data_ptr() for _, parameters in linears for parameter in parameters]
-    of_each = (ctypes.POINTER(Linear) * len(linears))(*(ctypes.pointer(linear) for linear, _ in linears))
-    call("copy_adapters", of_each, len(linears), (c_void_p * len(places))(*places))
-
-
 def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """x weight^T + low b^T + added, where low = dropout(x) a^T, in bf16.
 

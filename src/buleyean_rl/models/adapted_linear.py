@@ -186,12 +186,8 @@ class AdaptedLinearFunction(torch.autograd.Function):
 
 def copy_adapters(linears: Sequence[AdaptedLinear]) -> None:
     """Copy A's and scaled B's to where the products read them, which is as often as they may have changed."""
-    adapted = [linear for linear in linears if linear.adapter is not None]
-    in_c = [(linear.c_linear, linear.parameters) for linear in adapted if linear.c_linear is not None]
-    if in_c:
-        matmul.copy_adapters(in_c)
-    for linear in adapted:
-        if linear.adapter is not None and linear.c_linear is None:
+    for linear in linears:
+        if linear.adapter is not None:
             linear.adapter.copy(linear.parameters)
 
 

@@ -86,27 +86,20 @@ static void masked_scores(const Packed *queries, uint32_t *keys, int64_t stride,
 }
 
 /* Weights of 32 queries on 32 keys, and the gradient in their scores from that in their weights. lse: in powers of 2; mean:
- * of the gradients by a query's weights. grad_scores are packed as a, and both as b, whose depth the queries are. */
+ * of the gradients by a query's weights. */
 static void softmax_weights_backward(const float *scores, const float *grads, float scale, const float *lse, const float *mean,
-                                     Packed *grad_scores, uint32_t *weights_b, uint32_t *grads_b, int64_t stride) {
-    enum { VECTORS = BLOCK / LANES };
-    for (int row = 0; row < BLOCK; row += 2) {
-        SimdF32 weight[VECTORS][2], grad[VECTORS][2];
-        for (int odd = 0; odd < 2; odd++) {
-            for (int i = 0; i < VECTORS; i++) {
-                int64_t at = (row + odd) * BLOCK + i * LANES;
-                weight[i][odd] = simd_exp2(LOG2E * scale * simd_load(scores + at) - lse[row + odd]);
-                grad[i][odd] = scale * weight[i][odd] * (simd_load(grads + at) - mean[row + odd]);
+                                     Packed *weights, Packed *grad_scores, int64_t stride) {
+    for (int row = 0; row < BLOCK; row++)
+        for (int j = 0; j < BLOCK; j += 2 * LANES) {
+            SimdF32 weight[2], grad[2];
+            for (int i = 0; i < 2; i++) {
+                int64_t at = row * BLOCK + j + i * LANES;
+                weight[i] = simd_exp2(LOG2E * scale * simd_load(scores + at) - lse[row]);
+                grad[i] = scale * weight[i] * (simd_load(grads + at) - mean[row]);
             }
-            for (int i = 0; i < VECTORS; i += 2)
-                simd_store_packed(grad[i][odd], grad[i + 1][odd], grad_scores + (row + odd) * stride + i * LANES);
+            simd_store_packed(weight[0], weight[1], weights + row * stride + j);
+            simd_store_packed(grad[0], grad[1], grad_scores + row * stride + j);
         }
-        for (int i = 0; i < VECTORS; i++) {
-            int64_t at = row / VNNI * stride + i * LANES;
-            pack_b_f32(weight[i][0], weight[i][1], weights_b + at, stride);
-            pack_b_f32(grad[i][0], grad[i][1], grads_b + at, stride);
-        }
-    }
 }
 
 static int attention_task(const AttentionArgs *g, const Task *t) {
@@ -156,17 +149,25 @@ int attention(const AttentionArgs *g, int threads) {
     return failed ? OUT_OF_MEMORY : OK;
 }
 
+/* c += x^T y. x: (rows, width), y: (rows, columns), c: (width, columns); y and c have rows `stride` apart. */
+static void add_transposed_product(const Packed *x, int64_t width, int64_t rows, const Packed *y, int64_t columns,
+                                   int64_t stride, uint32_t *buffer, Packed *transposed, uint32_t *packed_b, float *c) {
+    pack_a_transposed(x, width, rows, width, buffer, (uint32_t *)transposed, rows / VNNI);
+    pack_b(y, stride, rows, columns, packed_b, stride);
+    multiply(transposed, rows, packed_b, stride, width, columns, rows, 1, c, stride);
+}
+
 /* The gradients in a task's keys and values: (padded_keys, width), each. */
 static int attention_backward_task(const AttentionArgs *g, const Task *t, float *grad_k, float *grad_v) {
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK, of_keys = t->stride * width;
     float scores[BLOCK * BLOCK], grad_weights[BLOCK * BLOCK], *sums, *sum_k, *sum_v;
-    Packed *plain, *queries, *grads, *transposed, *grad_scores;
-    uint32_t *keys, *values, *keys_b, *buffer, *weights_b, *grads_b;
+    Packed *plain, *queries, *grads, *transposed, *weights, *grad_scores;
+    uint32_t *keys, *values, *keys_b, *buffer, *packed_b;
     if (!SCRATCH(BUFFER(plain, of_keys), BUFFER(keys, of_keys / VNNI), BUFFER(values, of_keys / VNNI),
                  BUFFER(keys_b, of_keys / VNNI), BUFFER(queries, t->rows * width), BUFFER(grads, t->rows * width),
                  BUFFER(buffer, t->rows * width), BUFFER(transposed, t->rows * width), BUFFER(sums, t->rows * width),
-                 BUFFER(grad_scores, t->rows * t->stride), BUFFER(weights_b, t->rows / VNNI * t->stride),
-                 BUFFER(grads_b, t->rows / VNNI * t->stride), BUFFER(sum_k, of_keys), BUFFER(sum_v, of_keys)))
+                 BUFFER(weights, t->rows * t->stride), BUFFER(grad_scores, t->rows * t->stride),
+                 BUFFER(packed_b, t->rows / VNNI * t->stride), BUFFER(sum_k, of_keys), BUFFER(sum_v, of_keys)))
         return 1;
     TileConfig before;
     amx_begin(&before);
@@ -185,23 +186,22 @@ static int attention_backward_task(const AttentionArgs *g, const Task *t, float 
             for (int64_t i = 0; i < b.queries; i++) {
                 int64_t row = h * BLOCK + i, token = b.token + i;
                 const bf16 *y = g->y.data + (b.head + h) * g->y.head_stride + token * g->y.token_stride;
-                mean[row] = dot(grads + row * width, y, width);
+                const bf16 *grad_y = g->grad_y.data + (b.head + h) * g->grad_y.head_stride + token * g->grad_y.token_stride;
+                mean[row] = dot(grad_y, y, width);
                 lse[row] = LOG2E * g->lse[(b.head + h) * g->q.tokens + token];
             }
         for (int64_t j = 0; j < b.columns; j += BLOCK)
             for (int64_t i = 0; i < b.rows; i += BLOCK) {
-                int64_t at = i / VNNI * t->stride + j;
+                int64_t at = i * t->stride + j;
                 multiply(grads + i * width, width, values + j, t->stride, BLOCK, BLOCK, width, 0, grad_weights, BLOCK);
                 masked_scores(queries + i * width, keys + j, t->stride, width, b.visible - j, scores);
-                softmax_weights_backward(scores, grad_weights, g->scale, lse + i, mean + i, grad_scores + i * t->stride + j,
-                                         weights_b + at, grads_b + at, t->stride);
+                softmax_weights_backward(scores, grad_weights, g->scale, lse + i, mean + i, weights + at, grad_scores + at,
+                                         t->stride);
             }
         multiply(grad_scores, t->stride, keys_b, width, b.rows, width, b.columns, 0, sums, width);
         store_queries(sums, &b, width, g->grad_q);
-        pack_a_transposed(queries, width, b.rows, width, buffer, (uint32_t *)transposed, b.rows / VNNI);
-        multiply(transposed, b.rows, grads_b, t->stride, width, b.columns, b.rows, 1, sum_k, t->stride);
-        pack_a_transposed(grads, width, b.rows, width, buffer, (uint32_t *)transposed, b.rows / VNNI);
-        multiply(transposed, b.rows, weights_b, t->stride, width, b.columns, b.rows, 1, sum_v, t->stride);
+        add_transposed_product(queries, width, b.rows, grad_scores, b.columns, t->stride, buffer, transposed, packed_b, sum_k);
+        add_transposed_product(grads, width, b.rows, weights, b.columns, t->stride, buffer, transposed, packed_b, sum_v);
     }
     transpose((uint32_t *)sum_k, t->stride, width, t->padded_keys, (uint32_t *)grad_k, width);
     transpose((uint32_t *)sum_v, t->stride, width, t->padded_keys, (uint32_t *)grad_v, width);

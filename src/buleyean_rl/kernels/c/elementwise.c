@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #define BLOCK 32 /* elements that SwiGLU works on at a time */
+
 static inline float inverse_rms(const bf16 *restrict x, int64_t width, float epsilon) {
     float square = 0;
     for (int64_t j = 0; j < width; j++) square += bf16_to_f32(x[j]) * bf16_to_f32(x[j]);
@@ -26,8 +27,10 @@ void rms_norm(const RmsNormArgs *g, int threads) {
                 grad_x[j] = f32_to_bf16(grad + (added ? bf16_to_f32(added[j]) : 0));
             }
         }
-        for (int64_t j = 0; j < width && g->y; j++) /* x * scale is rounded before it meets the weight, as in transformers */
-            g->y[i * width + j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
+        if (!g->y) continue;
+        bf16 *restrict y = g->y + i * width; /* x * scale is rounded before it meets the weight, as in transformers */
+        for (int64_t j = 0; j < width; j++)
+            y[j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
     }
 }
 

@@ -59,26 +59,15 @@ static int64_t split(int64_t size, int64_t largest, int64_t multiple, int64_t un
 }
 
 /* Few rows, where columns of b and b2 are read as they lie. */
-static int gemm_few_rows(const GemmArgs *g, int threads) {
-    int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
-    {
-        Packed *a, *a2;
-        failed = !SCRATCH(BUFFER(a, g->rows * g->depth), BUFFER(a2, g->rows * g->depth2));
-        for (int64_t i = 0; i < g->rows && !failed; i++) {
-            pack(g->a.data + i * g->a.row_stride, g->depth, a + i * g->depth);
-            if (g->depth2) pack(g->a2.data + i * g->a2.row_stride, g->depth2, a2 + i * g->depth2);
+static void gemm_few_rows(const GemmArgs *g, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t j = 0; j < g->columns; j++)
+        for (int64_t i = 0; i < g->rows; i++) {
+            float sum = dot(g->a.data + i * g->a.row_stride, g->b.data + j * g->b.column_stride, g->depth);
+            if (g->depth2) sum += dot(g->a2.data + i * g->a2.row_stride, g->b2.data + j * g->b2.column_stride, g->depth2);
+            if (g->added) sum += bf16_to_f32(g->added[i * g->y_stride + j]);
+            g->y[i * g->y_stride + j] = f32_to_bf16(sum);
         }
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < g->columns; j++)
-            for (int64_t i = 0; i < g->rows && !failed; i++) {
-                float sum = dot(a + i * g->depth, g->b.data + j * g->b.column_stride, g->depth);
-                if (g->depth2) sum += dot(a2 + i * g->depth2, g->b2.data + j * g->b2.column_stride, g->depth2);
-                if (g->added) sum += bf16_to_f32(g->added[i * g->y_stride + j]);
-                g->y[i * g->y_stride + j] = f32_to_bf16(sum);
-            }
-    }
-    return failed ? OUT_OF_MEMORY : OK;
 }
 
 /* Block sizes: `panels` of nc columns, `parts` of mc rows, `slices` of panel_kc of the depth, each in `pieces` of kc. */
@@ -191,10 +180,9 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
 
 int gemm(const GemmArgs *g, int threads) {
     if (!g->rows || !g->columns) return OK;
-    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1);
-    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads);
+    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1), failed = 0;
+    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads), OK;
     Plan plan = plan_of(g, threads);
-    int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
     for (int64_t task = 0; task < plan.panels * plan.parts; task++) failed |= gemm_task(g, &plan, task);
     return failed ? OUT_OF_MEMORY : OK;

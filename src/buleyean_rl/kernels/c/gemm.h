@@ -48,30 +48,6 @@ static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { return sums + 
 #endif
 
 /* y = x^T, 16 x 16 words. */
-#ifdef __AVX512F__
-static inline void transpose16(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
-    __m512i a[TILE], b[TILE];
-    for (int i = 0; i < TILE; i++) a[i] = _mm512_loadu_si512(x + i * x_stride);
-    for (int i = 0; i < TILE; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < TILE; i += 4)
-        for (int j = 0; j < 2; j++) {
-            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
-            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-        }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < TILE; j += 8) {
-            b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88);
-            b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
-        }
-    for (int i = 0; i < 8; i++) {
-        _mm512_storeu_si512(y + i * y_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(y + (i + 8) * y_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-    }
-}
-#else
 static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps((const float *)x + i * x_stride);
@@ -91,7 +67,6 @@ static inline void transpose16(const uint32_t *x, int64_t x_stride, uint32_t *y,
     for (int i = 0; i < TILE; i += 8)
         for (int j = 0; j < TILE; j += 8) transpose8(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
 }
-#endif
 
 /* y = x^T, of words. x: (rows, columns), multiples of 16. */
 static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y,
@@ -101,8 +76,7 @@ static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, 
             transpose16(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
 }
 
-/* pack_b_row: 32 columns of a row of words, from bf16 as it lies in VNNI rows. pack_b_f32: a vector's columns of two rows,
- * from floats. */
+/* 32 columns of a row of words, from bf16 as it lies in VNNI rows. */
 #if defined(__AVX512BF16__)
 static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
     const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
@@ -111,37 +85,13 @@ static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, u
     _mm512_storeu_si512(left, _mm512_unpacklo_epi16(even, odd));
     _mm512_storeu_si512(right, _mm512_unpackhi_epi16(even, odd));
 }
-
-static inline void pack_b_f32(SimdF32 even, SimdF32 odd, uint32_t *to, int64_t stride) {
-    (void)stride;
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
-}
 #else
 static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
     (void)x_stride;
     bf16_to_f32_many(x, TILE, (float *)left);
     bf16_to_f32_many(x + TILE, TILE, (float *)right);
 }
-
-static inline void pack_b_f32(SimdF32 even, SimdF32 odd, uint32_t *to, int64_t stride) {
-    simd_store(even, (float *)to);
-    simd_store(odd, (float *)to + stride);
-}
 #endif
-
-/* The product of a packed row and one of bf16, a multiple of 32. */
-static inline float dot(const Packed *x, const bf16 *y, int64_t size) {
-    SimdF32 sums = {0};
-#if VNNI == 2
-    for (int64_t j = 0; j < size; j += BLOCK)
-        sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x + j), (__m512bh)_mm512_loadu_si512(y + j));
-#else
-    for (int64_t j = 0; j < size; j += LANES) sums += simd_load(x + j) * simd_load_bf16(y + j);
-#endif
-    return simd_sum(sums);
-}
 
 /* Blocks of b one below the other: see the drawing. */
 typedef struct { uint32_t *words; int64_t row_stride, tile_stride, block_stride; } PackedB;

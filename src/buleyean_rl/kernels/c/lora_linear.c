@@ -4,24 +4,6 @@
 static Matrix row_major(const bf16 *data, int64_t columns) { return (Matrix){data, columns, 1}; }
 static Matrix transposed(const bf16 *data, int64_t columns) { return (Matrix){data, 1, columns}; }
 
-/* Each layer's a and b become the A's and B's of its parts, the latter scaled. parameters: of all parts of all layers, A,
- * (rank, depth), and B, (outputs, rank), in fp32. */
-void copy_adapters(const Linear *const *layers, int64_t count, const float *const *parameters, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < count; i++) {
-        const Linear *l = layers[i];
-        const float *const *next = parameters;
-        for (int64_t before = 0; before < i; before++) next += 2 * layers[before]->parts;
-        bf16 *restrict a = (bf16 *)l->a, *restrict b = (bf16 *)l->b;
-        for (int64_t part = 0, row = 0, rank = 0; part < l->parts; rank += l->ranks[part++], next += 2) {
-            for (int64_t j = 0; j < l->ranks[part] * l->depth; j++) a[rank * l->depth + j] = f32_to_bf16(next[0][j]);
-            for (int64_t k = 0; k < l->outputs[part]; k++, row++)
-                for (int64_t j = 0; j < l->ranks[part]; j++)
-                    b[row * l->rank + rank + j] = f32_to_bf16(l->scalings[part] * next[1][k * l->ranks[part] + j]);
-        }
-    }
-}
-
 /* x, or in `copy`, which is to be freed, what dropout leaves of it; NULL without memory. */
 static const bf16 *dropped(const Linear *l, const bf16 *x, int64_t rows, bf16 **copy, int threads) {
     *copy = NULL;

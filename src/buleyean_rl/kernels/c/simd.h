@@ -99,6 +99,12 @@ static inline int simd_any_above(SimdF32 x, float limit) {
     return any;
 }
 
+static inline float dot(const bf16 *x, const bf16 *y, int64_t size) {
+    float sum = 0;
+    for (int64_t j = 0; j < size; j++) sum += bf16_to_f32(x[j]) * bf16_to_f32(y[j]);
+    return sum;
+}
+
 /* A multiple of 32 floats to bf16, and the other way round. */
 static inline void f32_to_bf16_many(const float *x, int64_t size, bf16 *to) {
     for (int64_t i = 0; i < size; i += 2 * LANES) simd_store_bf16(simd_load(x + i), simd_load(x + i + LANES), to + i);
