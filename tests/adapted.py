@@ -40,6 +40,12 @@ def stir(model: Any) -> Any:
     return model
 
 
+def adapted(make: Callable[[], Any], dropout: float = 0.0, targets: list[str] | None = None) -> Any:
+    """A model with a fresh adapter."""
+    torch.manual_seed(0)
+    return attach_lora(make(), lora_config(4, 8, dropout, targets))
+
+
 def packed_model(
     make: Callable[[Any], Any] = wide_heads, dropout: float = 0.0, dtype: torch.dtype = torch.bfloat16
 ) -> Any:

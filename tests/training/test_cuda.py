@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_fused import OBJECTIVES, dense_loss, inputs
-from test_trainer import RECORDS, TOKENIZER, adapted, trainer
 
+from adapted import TOKENIZER, adapted
 from buleyean_rl.batching.batch import pack, pad_paths
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.batching.layout import choose_layout, probe
@@ -19,7 +18,9 @@ from buleyean_rl.models.views import backbone, plain_model
 from buleyean_rl.objectives.fused import fused_loss
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.trainer import BuleyeanTrainer
+from dense import OBJECTIVES, dense_loss, inputs
 from tiny import tiny_llama, tiny_qwen2
+from tiny_trainer import RECORDS, trainer
 
 pytestmark = pytest.mark.usefixtures("gpu")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
+from adapted import TOKENIZER, adapted, stir
 from buleyean_rl.batching.batch import Batch, pack, pad_paths
 from buleyean_rl.batching.forward import add_references, batch_losses, forward_hidden, reference_hidden
 from buleyean_rl.batching.layout import Layout, choose_layout, make_batch, probe
 from buleyean_rl.batching.rows import bin_pack
-from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.data.trie import merge_responses
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.kernels import matmul
 from buleyean_rl.models.adapt import attach_lora
@@ -33,9 +33,9 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.held_out import HeldOut
 from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
-from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2, tiny_tokenizer
+from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2
+from tiny_trainer import RECORDS, trainer
 
-TOKENIZER = tiny_tokenizer()
 GEMMA = {"head_dim": 16, "sliding_window": 4}
 
 PACKS: dict[str, Callable[[], Any]] = {
@@ -53,35 +53,6 @@ PADS: dict[str, Callable[[], Any]] = {
         "Gemma2ForCausalLM", TOKENIZER, **GEMMA, attn_logit_softcapping=1.0
     ),
 }
-RECORDS = [
-    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], 9)
-    for number in range(40, 48)
-]
-
-
-def trainer(
-    model: Any,
-    folder: Path,
-    records: list[Boundary] = RECORDS,
-    references: ReferenceCache | None = None,
-    **settings: Any,
-) -> BuleyeanTrainer:
-    defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
-    config = BuleyeanConfig(**(defaults | settings))
-    return BuleyeanTrainer(model, config, records, references=references)
-
-
-def adapted(make: Callable[[], Any], dropout: float = 0.0, targets: list[str] | None = None) -> Any:
-    torch.manual_seed(0)
-    return attach_lora(make(), lora_config(4, 8, dropout, targets))
-
-
-def stir(model: Any) -> Any:
-    """Give the adapter something to say."""
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
 
 
 # --- layouts
@@ -356,23 +327,6 @@ def test_gradients_are_clipped_as_everybody_clips_them(
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
     assert 1e-2 < min(runs[0][1]) < max(runs[0][1]) < 1e3
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-5, atol=1e-9)
-
-
-def test_freed_memory_is_kept_for_all_steps_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-
-    @contextmanager
-    def kept() -> Iterator[None]:
-        happened.append("kept")
-        yield
-        happened.append("not kept")
-
-    monkeypatch.setattr("buleyean_rl.training.trainer.freed_memory_retained", kept)
-    run = trainer(adapted(PACKS["llama"]), tmp_path, max_steps=2)
-    step = run.training_step
-    monkeypatch.setattr(run, "training_step", lambda *given: happened.append("step") or step(*given))
-    run.train()
-    assert happened == ["kept", "step", "step", "not kept"]
 
 
 def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from buleyean_rl.kernels import abi, elementwise, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated
+from buleyean_rl.models.private_interfaces import scaled_copy
 
 
 class StackedAdapter:
@@ -41,8 +42,7 @@ class StackedAdapter:
     @torch.no_grad()
     def copy(self, parameters: Sequence[Tensor]) -> None:
         """Take over these A's and B's, given pair by pair."""
-        scaled = torch._foreach_mul(list(parameters[1::2]), self.scalings)
-        torch._foreach_copy_(self._blocks, [*parameters[::2], *scaled])
+        scaled_copy(self._blocks, [*parameters[::2], *parameters[1::2]], [*[1.0] * len(self.ranks), *self.scalings])
 
     def in_c(self) -> matmul.Adapter:
         """For `kernels.matmul.linear_of`."""

@@ -5,10 +5,11 @@ A release that moves one of them breaks this file and no other; pyproject bounds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,10 +45,15 @@ def checkpoint_layer(layer: Any, function: Callable[..., Tensor], *inputs: Tenso
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches or changes what a module returns. torch 2.11 and 2.14."""
+    """Whether somebody watches or changes what a module returns. torch 2.13."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def register_lora_layers(config: Any, layers: dict[type[nn.Module], type[nn.Module]]) -> None:
     """Let PEFT put layers of ours on modules of some types: documented, and marked experimental. PEFT 0.21."""
     config._register_custom_module(layers)
+
+
+def scaled_copy(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[float]) -> None:
+    """Copy each source, times its factor, in one launch for all of them. torch 2.13, and as old as `torch.optim`."""
+    torch._foreach_copy_(list(targets), torch._foreach_mul(list(sources), list(factors)))

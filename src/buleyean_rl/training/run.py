@@ -33,7 +33,7 @@ from buleyean_rl.system.cache import memoize_to_disk
 from buleyean_rl.training.checkpoints import _open_run, discard_checkpoints
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import OWN_SAMPLES, _add_own_samples, _boundaries, split
-from buleyean_rl.training.estimate import KeepMemory, estimate
+from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.guard import SOUND, DriftCheck, Guard, Limits
 from buleyean_rl.training.held_out import HeldOut
 from buleyean_rl.training.progress import ShowProgress
@@ -222,7 +222,7 @@ def _measure_base(
 def _announce(
     trainer: BuleyeanTrainer, training: BoundaryFile, seen: Sequence[Boundary], nats: float, console: Console
 ) -> None:
-    """Say what the run will take, and hold it to that."""
+    """Say what the run will take."""
     need = estimate(trainer, training)
     console.print(str(need))
     if barely_moves_target(seen, nats, trainer.args.loss):
@@ -230,8 +230,6 @@ def _announce(
             f"[yellow]note:[/] the model would say these answers itself ({nats:.2f} nats per token), "
             "so one rejection of each asks for little: --tau 6 asks as firmly as mining does"
         )
-    if trainer.args.device.type == "cpu":
-        trainer.add_callback(KeepMemory(need.memory_bytes))
 
 
 def _say_what_ended_it(guard: Guard, console: Console) -> None:

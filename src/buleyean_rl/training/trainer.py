@@ -31,7 +31,6 @@ from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
-from buleyean_rl.system.memory import freed_memory_retained
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.reference_cache import CachedReference, ReferenceCache
 
@@ -167,8 +166,7 @@ class BuleyeanTrainer(Trainer):
         if self.args.device.type == "cpu":
             self._gradients = self._find_gradients()
         try:
-            with freed_memory_retained():
-                return super().train(*args, **kwargs)
+            return super().train(*args, **kwargs)
         finally:
             self._gradients = None
 
