@@ -1,50 +1,45 @@
 /* Attention over a packed sequence and its gradient, 32 queries by 32 keys at a time.
  *
- * A task is a key head, a segment and a part of its queries: every `parts`th block of 32, of all heads that share the key
+ * A task is a key head, a segment and a part of its queries: every PARTSth block of 32, of all heads that share the key
  * head. Scores become weights as soon as they are there (online softmax); the sum of a query's weights is known at the end.
- * Parts depend on lengths alone, so that memory and results do not depend on the number of threads.
+ * Tasks do not depend on the number of threads, nor do memory and results.
  */
 #include "online_softmax.h"
 
 #define SHARED_HEADS 4 /* heads of a key head that are taken at a time */
-#define PART_QUERIES 256
+#define PARTS 2
 
 /* `rows`: of the queries of all heads that are taken at a time. What is of all keys has rows `stride` apart: no power of 2,
  * which would drive lines from the cache. partial: where its gradients in keys begin, in units of a head's width. */
 typedef struct {
-    int64_t part, parts, key_head, heads, first_query, queries, first_key, keys, padded_keys, stride, rows, partial;
+    int64_t part, key_head, heads, first_query, queries, first_key, keys, padded_keys, stride, rows, partial;
     const int64_t *key_tokens;
 } Task;
 
-/* The tasks of all segments and how many; `partial` at the end is that of one more. NULL without memory. */
-static Task *tasks_of(const AttentionArgs *g, int64_t *count) {
+static int64_t tasks_of(const AttentionArgs *g) { return PARTS * g->k.heads * g->seqlens.segments; }
+
+static Task task_at(const AttentionArgs *g, int64_t index) {
     const CuSeqlens *s = &g->seqlens;
-    int64_t group = g->q.heads / g->k.heads, partial = 0;
-    *count = 0;
-    for (int64_t i = 0; i < s->segments; i++)
-        *count += (s->cu_seqlens_q[i + 1] - s->cu_seqlens_q[i] + PART_QUERIES - 1) / PART_QUERIES * g->k.heads;
-    Task *tasks = allocate((*count + 1) * (int64_t)sizeof *tasks), *next = tasks;
-    if (!tasks) return NULL;
-    for (int64_t i = 0; i < s->segments; i++) {
-        Task t = {.first_query = s->cu_seqlens_q[i], .queries = s->cu_seqlens_q[i + 1] - s->cu_seqlens_q[i],
-                  .first_key = s->cu_seqlens_k[i], .keys = s->cu_seqlens_k[i + 1] - s->cu_seqlens_k[i], .heads = group};
-        t.parts = (t.queries + PART_QUERIES - 1) / PART_QUERIES;
-        t.padded_keys = round_up(t.keys, BLOCK), t.stride = t.padded_keys + BLOCK;
-        t.rows = BLOCK * smaller(group, SHARED_HEADS);
-        t.key_tokens = s->key_tokens ? s->key_tokens + t.first_key : NULL;
-        for (t.part = 0; t.part < t.parts; t.part++)
-            for (t.key_head = 0; t.key_head < g->k.heads; t.key_head++, partial += t.padded_keys) t.partial = partial, *next++ = t;
-    }
-    next->partial = partial;
-    return tasks;
+    int64_t segment = index / PARTS / g->k.heads;
+    const int32_t *q = s->cu_seqlens_q + segment, *k = s->cu_seqlens_k + segment;
+    Task t = {.part = index % PARTS, .key_head = index / PARTS % g->k.heads, .heads = g->q.heads / g->k.heads,
+              .first_query = q[0], .queries = q[1] - q[0], .first_key = k[0], .keys = k[1] - k[0]};
+    t.padded_keys = round_up(t.keys, BLOCK), t.stride = t.padded_keys + BLOCK;
+    t.rows = BLOCK * smaller(t.heads, SHARED_HEADS);
+    t.partial = PARTS * g->k.heads * (k[0] + segment * BLOCK) + index % (PARTS * g->k.heads) * t.padded_keys;
+    t.key_tokens = s->key_tokens ? s->key_tokens + t.first_key : NULL;
+    return t;
 }
+
+static inline bf16 *row_at(Heads x, int64_t head, int64_t token) {
+    return x.data + head * x.head_stride + token * x.token_stride;
+}
+
+static inline int64_t key_token(const Task *t, int64_t i) { return t->key_tokens ? t->key_tokens[i] : t->first_key + i; }
 
 /* A task's keys or values, packed one after the other, zeros after them. */
 static void pack_keys(Heads x, const Task *t, int64_t width, Packed *to) {
-    for (int64_t i = 0; i < t->keys; i++) {
-        int64_t token = t->key_tokens ? t->key_tokens[i] : t->first_key + i;
-        pack(x.data + t->key_head * x.head_stride + token * x.token_stride, width, to + i * width);
-    }
+    for (int64_t i = 0; i < t->keys; i++) pack(row_at(x, t->key_head, key_token(t, i)), width, to + i * width);
     memset(to + t->keys * width, 0, (t->padded_keys - t->keys) * width * sizeof *to);
 }
 
@@ -60,27 +55,29 @@ static int next_block(const Task *t, QueryBlock *b, int64_t *head, int64_t *quer
     b->token = t->first_query + *query, b->queries = smaller(t->queries - *query, BLOCK);
     b->rows = b->heads * BLOCK, b->visible = t->keys - t->queries + *query + 1;
     b->columns = round_up(b->visible + b->queries - 1, BLOCK);
-    *query += t->parts * BLOCK;
+    *query += PARTS * BLOCK;
     return 1;
 }
 
 static void pack_queries(Heads x, const QueryBlock *b, int64_t width, Packed *to) {
     for (int64_t h = 0; h < b->heads; h++)
         for (int64_t i = 0; i < BLOCK; i++, to += width)
-            if (i < b->queries) pack(x.data + (b->head + h) * x.head_stride + (b->token + i) * x.token_stride, width, to);
+            if (i < b->queries) pack(row_at(x, b->head + h, b->token + i), width, to);
             else memset(to, 0, width * sizeof *to);
 }
 
 static void store_queries(const float *sums, const QueryBlock *b, int64_t width, Heads to) {
     for (int64_t h = 0; h < b->heads; h++)
         for (int64_t i = 0; i < b->queries; i++)
-            f32_to_bf16_many(sums + (h * BLOCK + i) * width, width,
-                             to.data + (b->head + h) * to.head_stride + (b->token + i) * to.token_stride);
+            f32_to_bf16_many(sums + (h * BLOCK + i) * width, width, row_at(to, b->head + h, b->token + i));
 }
+
+/* A matrix that `pack_b` or `transpose` made: its columns lie next to each other. */
+static inline PackedB packed(uint32_t *b, int64_t stride) { return (PackedB){b, stride, TILE, BLOCK_WORDS * stride}; }
 
 /* Scores of 32 queries with 32 keys, of which the first query sees `visible`. keys: transposed, packed as b. */
 static void masked_scores(const Packed *queries, uint32_t *keys, int64_t stride, int64_t width, int64_t visible, float *scores) {
-    multiply(queries, width, keys, stride, BLOCK, BLOCK, width, 0, scores, BLOCK);
+    multiply(queries, width, packed(keys, stride), 0, BLOCK, BLOCK, width, 0, scores, BLOCK);
     for (int64_t row = 0; row < BLOCK && visible < BLOCK; row++, visible++)
         for (int64_t j = visible < 0 ? 0 : visible; j < BLOCK; j++) scores[row * BLOCK + j] = MASKED;
 }
@@ -102,11 +99,13 @@ static void softmax_weights_backward(const float *scores, const float *grads, fl
         }
 }
 
-static int attention_task(const AttentionArgs *g, const Task *t) {
+static int attention_task(const AttentionArgs *g, Task task) {
+    const Task *t = &task;
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK;
     float scale = LOG2E * g->scale, scores[BLOCK * BLOCK], *sums;
     Packed *plain, *queries, *weights;
     uint32_t *keys, *values;
+    if (query >= t->queries) return 0;
     if (!SCRATCH(BUFFER(plain, t->stride * width), BUFFER(queries, t->rows * width), BUFFER(keys, t->stride * words),
                  BUFFER(values, t->stride * words), BUFFER(sums, t->rows * width), BUFFER(weights, t->rows * t->stride)))
         return 1;
@@ -122,15 +121,15 @@ static int attention_task(const AttentionArgs *g, const Task *t) {
         for (int64_t j = 0; j < b.columns; j += BLOCK)
             for (int64_t h = 0; h < b.heads; h++) {
                 masked_scores(queries + h * BLOCK * width, keys + j, t->stride, width, b.visible - j, scores);
-                softmax_weights(softmaxes + h, scores, scale, weights + h * BLOCK * t->stride, t->stride, j, !j, NULL, 0);
+                for (int row = 0; row < BLOCK && !j; row++) softmaxes[h].row_max[row] = scale * scores[row * BLOCK];
+                softmax_weights(softmaxes + h, scores, scale, weights + h * BLOCK * t->stride, t->stride, j, NULL, 0);
             }
-        multiply(weights, t->stride, values, width, b.rows, width, b.columns, 0, sums, width);
+        multiply(weights, t->stride, packed(values, width), BLOCK, b.rows, width, b.columns, 0, sums, width);
         for (int64_t h = 0; h < b.heads; h++)
             for (int64_t i = 0; i < b.queries; i++) {
-                float inverse = 1 / simd_sum(softmaxes[h].sum_rounded[i]), *sum = sums + (h * BLOCK + i) * width;
+                float sum_exp = simd_sum(softmaxes[h].sum_exp[i]), inverse = 1 / sum_exp, *sum = sums + (h * BLOCK + i) * width;
                 for (int64_t j = 0; j < width; j++) sum[j] *= inverse;
-                g->lse[(b.head + h) * g->q.tokens + b.token + i] =
-                    LN2 * softmaxes[h].row_max[i] + logf(simd_sum(softmaxes[h].sum_exp[i]));
+                g->lse[(b.head + h) * g->q.tokens + b.token + i] = LN2 * softmaxes[h].row_max[i] + logf(sum_exp);
             }
         store_queries(sums, &b, width, g->y);
     }
@@ -139,13 +138,9 @@ static int attention_task(const AttentionArgs *g, const Task *t) {
 }
 
 int attention(const AttentionArgs *g, int threads) {
-    int64_t count;
     int failed = 0;
-    Task *tasks = tasks_of(g, &count);
-    if (!tasks) return OUT_OF_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-    for (int64_t i = 0; i < count; i++) failed |= attention_task(g, tasks + i);
-    free(tasks);
+    for (int64_t i = 0; i < tasks_of(g); i++) failed |= attention_task(g, task_at(g, i));
     return failed ? OUT_OF_MEMORY : OK;
 }
 
@@ -154,15 +149,17 @@ static void add_transposed_product(const Packed *x, int64_t width, int64_t rows,
                                    int64_t stride, uint32_t *buffer, Packed *transposed, uint32_t *packed_b, float *c) {
     pack_a_transposed(x, width, rows, width, buffer, (uint32_t *)transposed, rows / VNNI);
     pack_b(y, stride, rows, columns, packed_b, stride);
-    multiply(transposed, rows, packed_b, stride, width, columns, rows, 1, c, stride);
+    multiply(transposed, rows, packed(packed_b, stride), BLOCK, width, columns, rows, 1, c, stride);
 }
 
 /* The gradients in a task's keys and values: (padded_keys, width), each. */
-static int attention_backward_task(const AttentionArgs *g, const Task *t, float *grad_k, float *grad_v) {
+static int attention_backward_task(const AttentionArgs *g, Task task, float *grad_k, float *grad_v) {
+    const Task *t = &task;
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK, of_keys = t->stride * width;
     float scores[BLOCK * BLOCK], grad_weights[BLOCK * BLOCK], *sums, *sum_k, *sum_v;
     Packed *plain, *queries, *grads, *transposed, *weights, *grad_scores;
     uint32_t *keys, *values, *keys_b, *buffer, *packed_b;
+    if (query >= t->queries) return 0;
     if (!SCRATCH(BUFFER(plain, of_keys), BUFFER(keys, of_keys / VNNI), BUFFER(values, of_keys / VNNI),
                  BUFFER(keys_b, of_keys / VNNI), BUFFER(queries, t->rows * width), BUFFER(grads, t->rows * width),
                  BUFFER(buffer, t->rows * width), BUFFER(transposed, t->rows * width), BUFFER(sums, t->rows * width),
@@ -185,20 +182,18 @@ static int attention_backward_task(const AttentionArgs *g, const Task *t, float 
         for (int64_t h = 0; h < b.heads; h++)
             for (int64_t i = 0; i < b.queries; i++) {
                 int64_t row = h * BLOCK + i, token = b.token + i;
-                const bf16 *y = g->y.data + (b.head + h) * g->y.head_stride + token * g->y.token_stride;
-                const bf16 *grad_y = g->grad_y.data + (b.head + h) * g->grad_y.head_stride + token * g->grad_y.token_stride;
-                mean[row] = dot(grad_y, y, width);
+                mean[row] = dot(row_at(g->grad_y, b.head + h, token), row_at(g->y, b.head + h, token), width);
                 lse[row] = LOG2E * g->lse[(b.head + h) * g->q.tokens + token];
             }
         for (int64_t j = 0; j < b.columns; j += BLOCK)
             for (int64_t i = 0; i < b.rows; i += BLOCK) {
                 int64_t at = i * t->stride + j;
-                multiply(grads + i * width, width, values + j, t->stride, BLOCK, BLOCK, width, 0, grad_weights, BLOCK);
+                multiply(grads + i * width, width, packed(values + j, t->stride), 0, BLOCK, BLOCK, width, 0, grad_weights, BLOCK);
                 masked_scores(queries + i * width, keys + j, t->stride, width, b.visible - j, scores);
                 softmax_weights_backward(scores, grad_weights, g->scale, lse + i, mean + i, weights + at, grad_scores + at,
                                          t->stride);
             }
-        multiply(grad_scores, t->stride, keys_b, width, b.rows, width, b.columns, 0, sums, width);
+        multiply(grad_scores, t->stride, packed(keys_b, width), BLOCK, b.rows, width, b.columns, 0, sums, width);
         store_queries(sums, &b, width, g->grad_q);
         add_transposed_product(queries, width, b.rows, grad_scores, b.columns, t->stride, buffer, transposed, packed_b, sum_k);
         add_transposed_product(grads, width, b.rows, weights, b.columns, t->stride, buffer, transposed, packed_b, sum_v);
@@ -209,46 +204,40 @@ static int attention_backward_task(const AttentionArgs *g, const Task *t, float 
     return 0;
 }
 
-/* The gradients in keys or values, from those of all tasks. */
-static int sum_partials(const float *partials, const Task *tasks, int64_t count, int64_t width, Heads to, int threads) {
-    int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-    for (int64_t head = 0; head < to.heads; head++) {
-        float *sums;
-        if (!SCRATCH(BUFFER(sums, to.tokens * width))) {
-            failed = 1;
-            continue;
+/* The gradients in keys or values of a key head, from those of all tasks. */
+static int sum_partials(const AttentionArgs *g, const float *partials, int64_t head, Heads to) {
+    int64_t width = g->head_width;
+    float *sums;
+    if (!SCRATCH(BUFFER(sums, to.tokens * width))) return 1;
+    memset(sums, 0, sizeof *sums * to.tokens * width);
+    for (int64_t index = 0; index < tasks_of(g); index++) {
+        Task t = task_at(g, index);
+        for (int64_t i = 0; i < t.keys && t.key_head == head && t.part * BLOCK < t.queries; i++) {
+            float *sum = sums + key_token(&t, i) * width;
+            for (int64_t j = 0; j < width; j++) sum[j] += partials[(t.partial + i) * width + j];
         }
-        memset(sums, 0, sizeof *sums * to.tokens * width);
-        for (const Task *t = tasks; t < tasks + count; t++)
-            for (int64_t i = 0; i < t->keys && t->key_head == head; i++) {
-                const float *partial = partials + (t->partial + i) * width;
-                float *sum = sums + (t->key_tokens ? t->key_tokens[i] : t->first_key + i) * width;
-                for (int64_t j = 0; j < width; j++) sum[j] += partial[j];
-            }
-        for (int64_t i = 0; i < to.tokens; i++)
-            f32_to_bf16_many(sums + i * width, width, to.data + head * to.head_stride + i * to.token_stride);
     }
-    return failed;
+    for (int64_t i = 0; i < to.tokens; i++) f32_to_bf16_many(sums + i * width, width, row_at(to, head, i));
+    return 0;
 }
 
 int attention_backward(const AttentionArgs *g, int threads) {
-    int64_t count, width = g->head_width;
+    int64_t size = task_at(g, tasks_of(g) - 1).partial + task_at(g, tasks_of(g) - 1).padded_keys;
+    float *grad_k = allocate(2 * (int64_t)sizeof *grad_k * size * g->head_width), *grad_v;
     int failed = 0;
-    Task *tasks = tasks_of(g, &count);
-    int64_t size = tasks ? tasks[count].partial * width : 0;
-    float *partials = tasks ? allocate(2 * (int64_t)sizeof *partials * size) : NULL;
-    if (partials) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-        for (int64_t i = 0; i < count; i++) {
-            float *partial = partials + tasks[i].partial * width;
-            failed |= attention_backward_task(g, tasks + i, partial, partial + size);
+    if (!grad_k) return OUT_OF_MEMORY;
+    grad_v = grad_k + size * g->head_width;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < tasks_of(g); i++) {
+            Task t = task_at(g, i);
+            failed |= attention_backward_task(g, t, grad_k + t.partial * g->head_width, grad_v + t.partial * g->head_width);
         }
-        if (!failed) failed = sum_partials(partials, tasks, count, width, g->grad_k, threads);
-        if (!failed) failed = sum_partials(partials + size, tasks, count, width, g->grad_v, threads);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < 2 * g->k.heads; i++)
+            failed |= sum_partials(g, i % 2 ? grad_v : grad_k, i / 2, i % 2 ? g->grad_v : g->grad_k);
     }
-    failed |= !partials;
-    free(partials);
-    free(tasks);
+    free(grad_k);
     return failed ? OUT_OF_MEMORY : OK;
 }

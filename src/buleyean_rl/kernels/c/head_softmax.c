@@ -6,9 +6,9 @@
  */
 #include "online_softmax.h"
 
-#define NODES 256 /* at a time */
+#define NODES 512 /* at a time */
 #define PART 384  /* rows of W at a time: packed both ways, they fit in L2 */
-#define STRIDE (PART + BLOCK) /* no power of 2, which would drive lines from the cache */
+#define STRIDE (PART + BLOCK) /* of weights: no power of 2, which would drive lines from the cache */
 
 /* What a thread summed of up to NODES nodes: also rows of W by their weights, (NODES, width). */
 typedef struct { OnlineSoftmax softmaxes[NODES / BLOCK]; float *sums; } Share;
@@ -16,12 +16,12 @@ typedef struct { OnlineSoftmax softmaxes[NODES / BLOCK]; float *sums; } Share;
 /* Rows [first, end) of W, at the nodes from `start` on, whose rejections are [rejection, rejections). */
 static int sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int64_t end, int64_t start, int64_t rejection,
                      int64_t rejections) {
-    int64_t width = g->width, nodes = smaller(g->nodes - start, NODES), *here;
-    float scores[BLOCK * BLOCK];
-    uint32_t *w_transposed, *w_b;
-    Packed *plain, *states, *weights;
-    if (!SCRATCH(BUFFER(states, NODES * width), BUFFER(plain, PART * width), BUFFER(w_transposed, width / VNNI * STRIDE),
-                 BUFFER(w_b, PART / VNNI * width), BUFFER(weights, BLOCK * STRIDE), BUFFER(here, rejections - rejection)))
+    int64_t width = g->width, nodes = smaller(g->nodes - start, NODES), prefetched = width * BLOCK / round_up(nodes, BLOCK), *here;
+    float scores[BLOCK * BLOCK], scale = LOG2E * g->scale;
+    uint32_t *keys, *values;
+    Packed *states, *weights;
+    if (!SCRATCH(BUFFER(states, NODES * width), BUFFER(keys, PART / VNNI * width), BUFFER(values, PART / VNNI * width),
+                 BUFFER(weights, BLOCK * STRIDE), BUFFER(here, rejections - rejection)))
         return 1;
     memset(share->softmaxes, 0, sizeof share->softmaxes);
     for (int row = 0; row < NODES; row++) share->softmaxes[row / BLOCK].row_max[row % BLOCK] = MASKED;
@@ -32,23 +32,30 @@ static int sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int6
     amx_begin(&before);
     for (int64_t part = first; part < end; part += PART) {
         int64_t rows = smaller(end - part, PART), count = 0;
+        uintptr_t ahead = ADDRESS(g->weight + part * width) + sizeof(bf16) * rows * width; /* the next part comes to L2 */
         for (int64_t i = rejection; i < rejections; i++)
             if (g->rejected_token[i] >= part && g->rejected_token[i] < part + rows) here[count++] = i;
-        pack(g->weight + part * width, rows * width, plain);
-        transpose((uint32_t *)plain, width / VNNI, rows, width / VNNI, w_transposed, STRIDE);
-        pack_b(plain, width, rows, width, w_b, width);
+        pack_b_panel((Matrix){g->weight + part * width, 1, width}, width, rows, keys, width / BLOCK, 0);
+        pack_b_panel((Matrix){g->weight + part * width, width, 1}, rows, width, values, PART / BLOCK, 0);
         for (int64_t node = 0; node < nodes; node += BLOCK) {
+            OnlineSoftmax *softmax = share->softmaxes + node / BLOCK;
             float *sums = share->sums + node * width;
             for (int64_t done = 0; done < rows; done += BLOCK) {
-                multiply(states + node * width, width, w_transposed + done, STRIDE, BLOCK, BLOCK, width, 0, scores, BLOCK);
+                PackedB b = panel_block(keys, width / BLOCK, done / BLOCK, 0);
+                for (int64_t row = 0; row < prefetched; row++, ahead += 64) PREFETCH_L2(ahead);
+                multiply(states + node * width, width, b, 0, BLOCK, BLOCK, width, 0, scores, BLOCK);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t row = g->rejected_node[here[i]] - start - node, j = g->rejected_token[here[i]] - part - done;
                     if (row >= 0 && row < BLOCK && j >= 0 && j < BLOCK) scores[row * BLOCK + j] = MASKED;
                 }
-                softmax_weights(share->softmaxes + node / BLOCK, scores, LOG2E * g->scale, weights, STRIDE, done,
-                                part + done == first, sums, width);
+                for (int row = 0; row < BLOCK && part + done == first; row++) {
+                    float max = block_max(scores + row * BLOCK);
+                    softmax->row_max[row] = max > MASKED / 2 ? scale * max : 0;
+                }
+                softmax_weights(softmax, scores, scale, weights, STRIDE, done, sums, width);
             }
-            multiply(weights, STRIDE, w_b, width, BLOCK, width, rows, 1, sums, width);
+            PackedB b = panel_block(values, PART / BLOCK, 0, 0);
+            multiply(weights, STRIDE, b, 2 * TILE_WORDS * PART / BLOCK, BLOCK, width, rows, 1, sums, width);
         }
     }
     amx_end(&before);
