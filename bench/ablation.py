@@ -38,7 +38,9 @@ from buleyean_rl.objectives.losses import Objective
 from contestant import CPU, our_boundaries
 from run import bundled_pairs, read_pairs
 
-IN_TORCH = dict.fromkeys(("available", "attends", "multiplies", "has_head_sums"), lambda *_: False)
+IN_TORCH = dict.fromkeys(
+    ("available", "attention_available", "gemm_available", "head_softmax_available"), lambda *_: False
+)
 
 
 def main() -> None:
@@ -109,7 +111,7 @@ def main() -> None:
     @contextmanager
     def torch_products(*more: str) -> Iterator[None]:
         groups = {layer.group for layer in model.modules() if isinstance(layer, lora.LoraLinear)}
-        with without(lora, "multiplies", *more), patch.object(lora.kernels, "depth_of", lambda size, _: size):
+        with without(lora, "gemm_available", *more), patch.object(lora.kernels, "depth_of", lambda size, _: size):
             for group in groups:
                 group._known = {}  # made anew, as narrow as it is
             yield
@@ -118,19 +120,19 @@ def main() -> None:
 
     @contextmanager
     def loss_in_torch() -> Iterator[None]:
-        with without(softmax, "has_head_sums"), patch.object(passes.kernels, "loss_passes", lambda _: None):
+        with without(softmax, "head_softmax_available"), patch.object(passes.kernels, "loss_passes", lambda _: None):
             yield
 
     padded = [pad_paths(records[i : i + 4]) for i in range(0, 8, 4)]
     everything: Callable[[], None] = lambda: step(rows)  # noqa: E731
     variants: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Callable[[], None]]] = {
         "one call, and products in matrix registers": (torch_products, everything),
-        "the loss in matrix registers": (lambda: without(softmax, "has_head_sums"), everything),
+        "the loss in matrix registers": (lambda: without(softmax, "head_softmax_available"), everything),
         "the loss in C": (loss_in_torch, everything),
         "all layers in one call, not one each": (by_layers, everything),
         "layers in one call": (in_passes, everything),
-        "one call, and attention in matrix registers": (lambda: without(attention, "attends"), everything),
-        "one call, and attention in C": (lambda: without(attention, "attends", "available"), everything),
+        "one call, and attention in matrix registers": (lambda: without(attention, "attention_available"), everything),
+        "one call, and attention in C": (lambda: without(attention, "attention_available", "available"), everything),
         "one call, and RMSNorm and SwiGLU in C": (sweeps_in_torch, everything),
         "these, and dropout in C": (lambda: torch_products("available"), everything),
         "layers as one node": (by_modules, everything),

@@ -78,7 +78,7 @@ def test_in_tiles_fused_is_dense(objective: Objective, shape: tuple[int, int, in
     output.weight[:, 0] = 1
     if reference is not None:
         reference[:, 0] += 2 * drift
-    assert matmul.has_head_sums(output.weight)
+    assert matmul.head_softmax_available(output.weight)
     results = []
     for loss, precision in ((fused_loss, torch.bfloat16), (dense_loss, torch.float64)):
         h = hidden.detach().clone().to(precision).requires_grad_()

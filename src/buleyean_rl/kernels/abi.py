@@ -12,7 +12,7 @@ from torch import Tensor
 
 from buleyean_rl.kernels import build
 
-STEP = 32  # what the sizes of matrices are multiples of
+BLOCK = 32  # what the sizes of matrices are multiples of
 PARTS = 3  # that a linear layer is of at most
 
 
@@ -61,7 +61,7 @@ class Linear(ctypes.Structure):
         return copy
 
     @property
-    def learning(self) -> int:
+    def adapter_size(self) -> int:
         """How many numbers its adapters have."""
         return sum(self.ranks[i] * (self.depth + self.outputs[i]) for i in range(self.parts))
 
@@ -128,7 +128,7 @@ class RopeArgs(ctypes.Structure):
     _fields_ = (("x", Heads), ("y", Heads), *_pointers("cosine", "sine"), *_sizes("head_width", "backward"))
 
 
-class DecoderLayer(ctypes.Structure):
+class DecoderLayerStruct(ctypes.Structure):
     """The weights of a decoder layer."""
 
     _fields_ = (
@@ -140,13 +140,13 @@ class DecoderLayer(ctypes.Structure):
     )
 
 
-class PackedSequence(ctypes.Structure):
+class PackedSequenceStruct(ctypes.Structure):
     """A packed sequence's tables of rotation, and which tokens see which."""
 
     _fields_ = (*_pointers("cosine", "sine"), *_sizes("tokens"), ("seqlens", CuSeqlensStruct))
 
 
-class SavedActivations(ctypes.Structure):
+class SavedActivationsStruct(ctypes.Structure):
     """What a decoder layer's backward pass needs of its forward pass."""
 
     _fields_ = (
@@ -169,7 +169,7 @@ STRUCTS = (  # in the order of `struct_size` in memory.c
         SwigluArgs,
         RopeArgs,
     ),
-    *(DecoderLayer, PackedSequence, SavedActivations),
+    *(DecoderLayerStruct, PackedSequenceStruct, SavedActivationsStruct),
 )
 FALLIBLE = {  # functions that return 0, or that there was not enough memory
     "gemm": [POINTER(GemmArgs), c_int],

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import STEP, AttentionArgs, CuSeqlensStruct, Heads, available, call
-from buleyean_rl.kernels.matmul import least_rows
+from buleyean_rl.kernels.abi import BLOCK, AttentionArgs, CuSeqlensStruct, Heads, available, call
+from buleyean_rl.kernels.matmul import min_rows
 
 
 class CuSeqlens(NamedTuple):
@@ -29,15 +29,15 @@ class CuSeqlens(NamedTuple):
     max_seqlen_q: int
     max_seqlen_k: int
 
-    def in_c(self) -> CuSeqlensStruct:
+    def as_struct(self) -> CuSeqlensStruct:
         """As `kernels.h` has it; this has to outlive it."""
         pointers = (None if x is None else x.data_ptr() for x in self[:3])
         return CuSeqlensStruct(*pointers, len(self.cu_seqlens_q) - 1)
 
 
-def attends(like: Tensor, tokens: int, width: int) -> bool:
+def attention_available(like: Tensor, tokens: int, width: int) -> bool:
     """Whether `attention` can be used on heads of some width, in numbers like these, and is quick: on enough tokens."""
-    return width % STEP == 0 and available(like) and tokens >= least_rows(like)
+    return width % BLOCK == 0 and available(like) and tokens >= min_rows(like)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: CuSeqlens, scale: float) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seqlens: CuSeqlens, sca
     y, lse = query.new_empty(tokens, heads, width), query.new_empty(heads, tokens, dtype=torch.float32)
     inputs = (Heads.of(x) for x in (query, key, value, y.transpose(0, 1)))
     grads = [Heads()] * 4
-    call("attention", byref(AttentionArgs(*inputs, *grads, lse.data_ptr(), width, seqlens.in_c(), scale)))
+    call("attention", byref(AttentionArgs(*inputs, *grads, lse.data_ptr(), width, seqlens.as_struct(), scale)))
     return y, lse
 
 
@@ -80,4 +80,4 @@ def attention_backward(
     """
     by_token = (y.transpose(0, 1), gradient.transpose(0, 1))
     heads = (Heads.of(x) for x in (query, key, value, *by_token, grad_query, grad_key, grad_value))
-    call("attention_backward", byref(AttentionArgs(*heads, lse.data_ptr(), key.shape[-1], seqlens.in_c(), scale)))
+    call("attention_backward", byref(AttentionArgs(*heads, lse.data_ptr(), key.shape[-1], seqlens.as_struct(), scale)))

@@ -155,8 +155,8 @@ def _built(compiler: list[str], hiding: list[str], runtime: Path) -> Path:
     programs = [Path(path) for word in compiler if (path := shutil.which(word))]
     versions = [(str(path), path.stat().st_mtime_ns) for path in programs]
     digest = hashlib.sha256(repr((_processor(), compiler, versions, flags, str(runtime), torch.__version__)).encode())
-    for path in sorted(FOLDER.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for source in sorted(FOLDER.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
     folder = cache_folder() / "kernels"
     library = folder / f"{digest.hexdigest()[:16]}.so"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

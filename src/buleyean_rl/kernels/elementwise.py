@@ -1,4 +1,4 @@
-"""Element-wise passes in one sweep: RMSNorm, SwiGLU, rotary embedding, dropout."""
+"""Element-wise passes in one sweep: RMSNorm, SwiGLU, dropout; and the loss's on CUDA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import Heads, RmsNormArgs, RopeArgs, SwigluArgs, address, call
+from buleyean_rl.kernels.abi import RmsNormArgs, SwigluArgs, address, call
 
 LOGITS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,7 +17,7 @@ LOGITS = (torch.float32, torch.bfloat16, torch.float16)
 class LossPasses(NamedTuple):
     """Passes over a tile of logits, (vocabulary, nodes), in one sweep each; see `triton.py`."""
 
-    column_most: Callable[[Tensor], Tensor]
+    row_max: Callable[[Tensor], Tensor]
     softmax_sums: Callable[..., tuple[Tensor, Tensor, Tensor]]
     softmax_gradient: Callable[..., None]
 
@@ -30,7 +30,7 @@ def loss_passes(tile: Tensor) -> LossPasses | None:
         from buleyean_rl.kernels import triton
     except ImportError:
         return None
-    return LossPasses(triton.column_most, triton.softmax_sums, triton.softmax_gradient)
+    return LossPasses(triton.row_max, triton.softmax_sums, triton.softmax_gradient)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -47,12 +47,10 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return y
 
 
-def rms_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None
-) -> Tensor:
-    """The gradient in `x` from that in the result of `rms_norm`, with something added. Shapes as there, contiguous."""
+def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The gradient in `x` from that in the result of `rms_norm`. Shapes as there, contiguous."""
     width, grad_x = x.shape[-1], torch.empty_like(x)
-    places = address(x), address(weight), address(gradient), address(added), None, address(grad_x)
+    places = address(x), address(weight), address(gradient), None, None, address(grad_x)
     call("rms_norm", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
     return grad_x
 
@@ -72,19 +70,6 @@ def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     places = address(gate_up), address(gradient), None, address(grad)
     call("swiglu", byref(SwigluArgs(*places, 2 * width, gradient.numel() // width, width)))
     return grad
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> None:
-    """Rotary embedding of one sequence: x cos + (-x2, x1) sin, where x1 and x2 are the halves of a head.
-
-    Args:
-        x: each head's elements next to each other. Shape: (heads, tokens, width).
-        cos: contiguous. Shape: (tokens, width).
-        sin: contiguous. Shape: (tokens, width).
-        y: filled with the result; it may be `x`. Shape as `x`.
-        backward: whether `x` is the gradient in the result, and `y` that in what was rotated.
-    """
-    call("rope", byref(RopeArgs(Heads.of(x), Heads.of(y), address(cos), address(sin), x.shape[-1], backward)))
 
 
 def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:

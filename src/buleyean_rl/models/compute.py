@@ -48,7 +48,11 @@ def preferred_dtype(name: str, device: torch.device) -> torch.dtype:
         ModelError: it cannot be found or loaded.
     """
     dtype = default_dtype(device)
-    if dtype == torch.float32 and device.type == "cpu" and matmul.multiplies(torch.empty(0, 0, dtype=torch.bfloat16)):
+    if (
+        dtype == torch.float32
+        and device.type == "cpu"
+        and matmul.gemm_available(torch.empty(0, 0, dtype=torch.bfloat16))
+    ):
         config = load_config(run_base(Path(name)) if is_run(name) else name)
         dtype = torch.bfloat16 if _fits_kernels(config) else dtype
     return dtype
@@ -70,5 +74,5 @@ def _fits_kernels(config: Any) -> bool:
         not others
         and not any(getattr(config, name, None) for name in asks)
         and model.get_output_embeddings().bias is None
-        and not any(size % abi.STEP for size in (head_width, *(n for each in linear for n in each.weight.shape)))
+        and not any(size % abi.BLOCK for size in (head_width, *(n for each in linear for n in each.weight.shape)))
     )
