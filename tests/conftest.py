@@ -46,8 +46,8 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def tiles() -> None:
-    """The kernels are used, as on this processor."""
+def kernels() -> None:
+    """The C kernels are used, as on this processor."""
     if build.status().problem is not None:
         pytest.skip(f"no kernels: {build.status().problem}")
 

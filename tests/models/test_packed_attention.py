@@ -165,10 +165,10 @@ def short_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_kernels, "attention_available", lambda like, *_: like.dtype == torch.bfloat16)
 
 
-in_c = pytest.mark.usefixtures("own_kernels", "short_sequences")
+in_c = pytest.mark.usefixtures("kernels", "short_sequences")
 
 
-@pytest.mark.usefixtures("tiles", "short_sequences")
+@pytest.mark.usefixtures("kernels", "short_sequences")
 def test_in_c_packed_is_dense() -> None:
     compare(LONG, dtype=torch.bfloat16, tolerance=1e-2, width=64)
 

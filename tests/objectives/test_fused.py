@@ -68,7 +68,7 @@ def test_the_kernels_for_cuda_make_the_same_loss(
     test_fused_equals_dense(objective, dtype, tolerance, (47, 31, 123), {"scale": 0.5}, monkeypatch)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("shape", [(1, 32, 64), (47, 64, 1056), (530, 32, 512)], ids=str)  # nodes, width, vocabulary
 @pytest.mark.parametrize("drift", [0.0, 3.0])  # of all the reference's logits
@@ -93,7 +93,7 @@ def test_in_tiles_fused_is_dense(objective: Objective, shape: tuple[int, int, in
     torch.testing.assert_close(got_grad.double() / scale, expected_grad / scale, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_in_tiles_a_model_like_its_reference_has_nothing_to_learn_of_it(objective: Objective) -> None:
     hidden, output, counts, reference = inputs((40, 64, 512), torch.bfloat16, objective)

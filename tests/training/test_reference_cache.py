@@ -51,7 +51,7 @@ def test_a_cache_of_nothing(tmp_path: Path) -> None:
     assert ReferenceCache(tmp_path, [1], EntryFormat(3, torch.float32, True)).read([0]) is None
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", ["complement", "ratio"])
 def test_a_loss_is_to_the_bit_what_it_is_when_its_reference_is_looked_at_before(name: str) -> None:
     torch.manual_seed(0)

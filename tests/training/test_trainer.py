@@ -129,7 +129,7 @@ def test_references_computed_together_are_those_of_each_row(
             torch.testing.assert_close(batch.reference, reference_hidden(model, row), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_in_tiles_a_fresh_adapter_is_its_reference_to_the_bit() -> None:
     base = tiny_llama(TOKENIZER, head_dim=32).to(torch.bfloat16)
     model = attach_lora(base, lora_config(4, 8, 0.0, None)).train()
@@ -368,7 +368,7 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
     assert again.equal(once)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
