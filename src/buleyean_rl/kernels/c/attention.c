@@ -1,32 +1,36 @@
 /* Attention over a packed sequence and its gradient, 32 queries by 32 keys at a time.
  *
- * A task is a key head, a segment and a part of its queries: every PARTSth block of 32, of all heads that share the key
+ * A task is a key head, a segment and a part of its queries: every `parts`th block of 32, of all heads that share the key
  * head. Scores become weights as soon as they are there (online softmax); the sum of a query's weights is known at the end.
  * Tasks do not depend on the number of threads, nor do memory and results.
  */
 #include "online_softmax.h"
 
 #define SHARED_HEADS 4 /* heads of a key head that are taken at a time */
-#define PARTS 2
+#define ENOUGH_TASKS 16 /* for threads to share: keys are packed anew for every part */
 
 /* `rows`: of the queries of all heads that are taken at a time. What is of all keys has rows `stride` apart: no power of 2,
  * which would drive lines from the cache. partial: where its gradients in keys begin, in units of a head's width. */
 typedef struct {
-    int64_t part, key_head, heads, first_query, queries, first_key, keys, padded_keys, stride, rows, partial;
+    int64_t part, parts, key_head, heads, first_query, queries, first_key, keys, padded_keys, stride, rows, partial;
     const int64_t *key_tokens;
 } Task;
 
-static int64_t tasks_of(const AttentionArgs *g) { return PARTS * g->k.heads * g->seqlens.segments; }
+static int64_t parts_of(const AttentionArgs *g) {
+    return (ENOUGH_TASKS - 1) / (g->k.heads * g->seqlens.segments) + 1;
+}
+
+static int64_t tasks_of(const AttentionArgs *g) { return parts_of(g) * g->k.heads * g->seqlens.segments; }
 
 static Task task_at(const AttentionArgs *g, int64_t index) {
     const CuSeqlens *s = &g->seqlens;
-    int64_t segment = index / PARTS / g->k.heads;
+    int64_t parts = parts_of(g), segment = index / parts / g->k.heads;
     const int32_t *q = s->cu_seqlens_q + segment, *k = s->cu_seqlens_k + segment;
-    Task t = {.part = index % PARTS, .key_head = index / PARTS % g->k.heads, .heads = g->q.heads / g->k.heads,
+    Task t = {.part = index % parts, .parts = parts, .key_head = index / parts % g->k.heads, .heads = g->q.heads / g->k.heads,
               .first_query = q[0], .queries = q[1] - q[0], .first_key = k[0], .keys = k[1] - k[0]};
     t.padded_keys = round_up(t.keys, BLOCK), t.stride = t.padded_keys + BLOCK;
     t.rows = BLOCK * smaller(t.heads, SHARED_HEADS);
-    t.partial = PARTS * g->k.heads * (k[0] + segment * BLOCK) + index % (PARTS * g->k.heads) * t.padded_keys;
+    t.partial = parts * g->k.heads * (k[0] + segment * BLOCK) + index % (parts * g->k.heads) * t.padded_keys;
     t.key_tokens = s->key_tokens ? s->key_tokens + t.first_key : NULL;
     return t;
 }
@@ -55,7 +59,7 @@ static int next_block(const Task *t, QueryBlock *b, int64_t *head, int64_t *quer
     b->token = t->first_query + *query, b->queries = smaller(t->queries - *query, BLOCK);
     b->rows = b->heads * BLOCK, b->visible = t->keys - t->queries + *query + 1;
     b->columns = round_up(b->visible + b->queries - 1, BLOCK);
-    *query += PARTS * BLOCK;
+    *query += t->parts * BLOCK;
     return 1;
 }
 

@@ -14,8 +14,7 @@
  *
  * a is read row by row: its words are neighbours of a row, as they lie in memory.
  */
-#ifndef GEMM_H
-#define GEMM_H
+#pragma once
 #include "kernels.h"
 
 #define TILE 16
@@ -258,28 +257,11 @@ INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int
 }
 #endif
 
-/* Up to `count` rows, with zeros after them, in `buffer`, (count, width), unless there are as many. */
-static inline const bf16 *pad_rows(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t width, bf16 *buffer) {
-    if (rows >= count) return x;
+/* `count` rows, packed, of which the first `rows` are there; zeros after them. */
+static inline void pack_a(const bf16 *x, int64_t stride, int64_t rows, int64_t count, int64_t depth, Packed *to) {
     for (int64_t i = 0; i < count; i++)
-        if (i < rows) memcpy(buffer + i * width, x + i * *stride, sizeof *x * width);
-        else memset(buffer + i * width, 0, sizeof *x * width);
-    *stride = width;
-    return buffer;
-}
-
-/* The same, packed: with VNNI 1 always in `buffer`. */
-static inline const Packed *pack_a(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t depth,
-                                   Packed *buffer) {
-#if VNNI == 2
-    return pad_rows(x, stride, rows, count, depth, buffer);
-#else
-    for (int64_t i = 0; i < count; i++)
-        if (i < rows) bf16_to_f32_many(x + i * *stride, depth, buffer + i * depth);
-        else memset(buffer + i * depth, 0, sizeof *buffer * depth);
-    *stride = depth;
-    return buffer;
-#endif
+        if (i < rows) pack(x + i * stride, depth, to + i * depth);
+        else memset(to + i * depth, 0, sizeof *to * depth);
 }
 
 /* A packed matrix as b, its columns next to each other. x: (rows, columns), multiples of 32. */
@@ -337,4 +319,3 @@ static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32
                          to.tile_stride);
         }
 }
-#endif

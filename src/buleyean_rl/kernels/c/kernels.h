@@ -1,7 +1,6 @@
 /* The library's interface, which `abi.py` repeats, and what its files share. Matrices are row-major in bf16 unless said
  * otherwise. What may need memory returns 0, or OUT_OF_MEMORY. */
-#ifndef KERNELS_H
-#define KERNELS_H
+#pragma once
 #include "simd.h"
 
 #include <stddef.h>
@@ -123,4 +122,3 @@ void rms_norm(const RmsNormArgs *g, int threads);
 void swiglu(const SwigluArgs *g, int threads);
 void rope(const RopeArgs *g, int threads);
 void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int accumulate, bf16 *y, int threads);
-#endif

@@ -1,6 +1,5 @@
 /* Vectors of floats, LANES at a time, and bf16: which is how everything lies in memory, while sums are floats. */
-#ifndef SIMD_H
-#define SIMD_H
+#pragma once
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <math.h>
@@ -113,4 +112,3 @@ static inline void f32_to_bf16_many(const float *x, int64_t size, bf16 *to) {
 static inline void bf16_to_f32_many(const bf16 *x, int64_t size, float *to) {
     for (int64_t i = 0; i < size; i += LANES) simd_store(simd_load_bf16(x + i), to + i);
 }
-#endif
