@@ -20,7 +20,7 @@ from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.source import fingerprint
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, goes_in_tiles
+from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, streams_logits
 from buleyean_rl.system.cache import cache_folder, evict_lru, key_of
 from buleyean_rl.system.host import library_versions
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
@@ -61,7 +61,7 @@ class EntryFormat(NamedTuple):
 def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     """What is to be kept for an objective."""
     width, dtype = head.weight.shape[1], head.weight.dtype
-    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
+    return EntryFormat(width, dtype, streams_logits(head, dtype) and not objective.of_answers)
 
 
 class ReferenceCache:
