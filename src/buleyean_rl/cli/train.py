@@ -57,7 +57,7 @@ def train(
         "guard": guard,
         "held_out": held_out,
         "lora_rank": lora_rank,
-        "strength": strength,
+        "adapter_scale": strength,
         "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}

@@ -38,9 +38,9 @@ class Answer(NamedTuple):
     """An answer, and how it came to its end.
 
     Args:
-        text: what was said.
-        tokens: how many tokens were drawn, the one that ends it not counted; None where nobody knows.
-        ended: whether it ended by itself, rather than at the most tokens.
+        text: of the answer.
+        tokens: how many tokens were drawn, the one that ends it not counted; None where the engine does not tell.
+        ended: whether it ended by itself, rather than at `Sampling.max_tokens`.
     """
 
     text: str
@@ -164,7 +164,7 @@ class GgufEngine(Engine, Protocol):
 
 
 def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
-    """How surprised a model is by plain texts: (nats in total, tokens counted).
+    """Negative log-likelihood of plain texts: (nats in total, tokens counted).
 
     The first token of a text has nothing before it and is not counted, unless the model adds a BOS.
     """
@@ -175,5 +175,4 @@ def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
 
 def stop_at(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of the stop texts begins; None if there is none."""
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found, default=None)
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)

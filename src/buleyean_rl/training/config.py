@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from buleyean_rl.batching.rows import micro_batch_tokens
+from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 
@@ -79,7 +79,7 @@ class BuleyeanConfig(TrainingArguments):
         lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
         lora_dropout: on the adapter's input.
         lora_targets: names of the adapted layers; None for every linear layer.
-        strength: what the adapter adds to the weights is multiplied by it once it is trained (ExPO, arXiv:2404.16792).
+        adapter_scale: the trained adapter is multiplied by it (ExPO, arXiv:2404.16792).
         guard: end the run before it ruins the model.
         guard_kl: how far neutral text may move, KL(pi_ref || pi) in nats per token.
     """
@@ -96,7 +96,7 @@ class BuleyeanConfig(TrainingArguments):
     lora_alpha: int = 32
     lora_dropout: float = 0.05
     lora_targets: list[str] | None = None
-    strength: float = 1.0
+    adapter_scale: float = 1.0
     guard: bool = True
     guard_kl: float = 0.5
 
@@ -126,7 +126,7 @@ class BuleyeanConfig(TrainingArguments):
             ("lora_rank", self.lora_rank, self.lora_rank >= 1),
             ("lora_alpha", self.lora_alpha, self.lora_alpha > 0),
             ("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1),
-            ("strength", self.strength, 0 < self.strength < math.inf),
+            ("adapter_scale", self.adapter_scale, 0 < self.adapter_scale < math.inf),
             ("guard_kl", self.guard_kl, self.guard_kl > 0),
             ("learning_rate", self.learning_rate, self.learning_rate > 0),
             ("num_train_epochs", self.num_train_epochs, self.num_train_epochs > 0),

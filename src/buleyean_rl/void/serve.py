@@ -18,6 +18,7 @@ from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.open import is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.models.run_folder import is_run
+from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, Voice
 from buleyean_rl.void.app import Void, make_app
 from buleyean_rl.void.store import Store
@@ -61,14 +62,14 @@ def serve(model: str, folder: Path, host: str, port: int, *, console: Console) -
     listener = _listen(host, port)
     try:
         with console.status(f"loading {model}"):
-            server = prepare(model, folder, host, listener.getsockname()[1])
+            server = prepare(model, folder, host, listener.getsockname()[1], console)
         console.print(f"The Void is at [bold]{server.url}[/] (Ctrl-C ends it; what was rejected is in {folder})")
         server.uvicorn.run(sockets=[listener])
     finally:
         listener.close()
 
 
-def prepare(model: str, folder: Path, host: str, port: int) -> Server:
+def prepare(model: str, folder: Path, host: str, port: int, console: Console | None = None) -> Server:
     """A server with its models loaded, and with the run that an earlier one left unfinished under way.
 
     Args:
@@ -76,6 +77,7 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
         folder: holds the store and the runs.
         host: the address it will listen on.
         port: the port there.
+        console: is told what the base model computes with; None for nowhere.
     """
     if is_endpoint(model) or is_run(model):
         raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
@@ -83,14 +85,15 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
     with ExitStack() as opened:
         opened.enter_context(_alone(folder))
         name = Path(model).name if Path(model).exists() else model  # a path is nobody else's business
-        base = Voice(name, open_engine(model, ENGINE))
+        source = resolve(model)
+        base = Voice(name, open_engine(source, ENGINE, console))
         store = Store(folder / "void.db")
         opened.callback(store.close)
         answering = Answering(store, base)
         opened.callback(answering.close)
 
         def swap_in(run: int, run_folder: Path) -> None:
-            voice = _trained(run, run_folder)
+            voice = _trained(run, source.with_adapter(run_folder))
             prompts = list(dict.fromkeys(row["prompt"] for row in store.rejections()["rows"]))[:SAMPLES]
             before, after = _answers(base.engine, prompts), _answers(voice.engine, prompts)
             store.add_samples(run, list(zip(prompts, before, after, strict=True)))
@@ -100,7 +103,7 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
         opened.callback(training.close)
         done = next((run for run in store.runs() if run["state"] == "done" and is_run(run["folder"])), None)
         if done is not None:
-            answering.voices["trained"] = _trained(done["id"], Path(done["folder"]))
+            answering.voices["trained"] = _trained(done["id"], source.with_adapter(Path(done["folder"])))
         training.resume()
         shut_down = opened.pop_all().close
 
@@ -124,8 +127,8 @@ def _alone(folder: Path) -> IO[bytes]:
     return lock
 
 
-def _trained(run: int, folder: Path) -> Voice:
-    return Voice(f"run {run}", open_engine(str(folder), ENGINE))
+def _trained(run: int, source: Source) -> Voice:
+    return Voice(f"run {run}", open_engine(source, ENGINE))
 
 
 def _answers(engine: Engine, prompts: list[str]) -> list[str]:
