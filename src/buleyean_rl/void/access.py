@@ -1,8 +1,7 @@
-"""Who may ask, and what a browser may do with the page: one wrapper around the whole application.
+"""Access control around the whole application: token, host, origin, content type, content policy.
 
-Other pages that are open in the same browser are the danger on a loopback address: they may send requests
-there. So the host's name must be one of ours, a request that changes something must say a content type that
-browsers do not send across origins unasked, and an origin, if one is named, must be the page's own.
+On a loopback address the danger is other pages in the same browser (CSRF, DNS rebinding): the host must be one of
+ours, a POST needs a content type that browsers do not send across origins unasked, and its origin must be the page's.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ POLICY = (
 )
 
 
-class Guard:
-    """An ASGI application around another.
+class AccessControl:
+    """ASGI middleware that refuses what may not pass.
 
     Args:
-        app: the other.
+        app: the application.
         token: must be shown to `/api`; None for none.
         hosts: names under which the page may be asked for, without ports; None for any.
         on_shutdown: called at the end.
@@ -43,7 +42,7 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
             return
         if scope["type"] != "http":
             return
@@ -69,9 +68,9 @@ class Guard:
         if self._hosts is not None and _name(host) not in self._hosts:
             return 421, "this page goes by another name"
         if scope["path"].startswith("/api/"):
-            shown = headers.get("authorization", "")
+            presented = headers.get("authorization", "")
             if self._token is not None and not hmac.compare_digest(
-                shown.encode("latin-1"), f"Bearer {self._token}".encode("latin-1")
+                presented.encode("latin-1"), f"Bearer {self._token}".encode("latin-1")
             ):
                 return 401, "show the token that the server printed"
             if scope["method"] == "POST":
@@ -82,7 +81,7 @@ class Guard:
                     return 415, "say what the body is: application/json"
         return None
 
-    async def _live(self, receive: Any, send: Any) -> None:
+    async def _lifespan(self, receive: Any, send: Any) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -94,7 +93,7 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """A host without its port."""
+    """A host name without its port."""
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0].lower()
