@@ -24,7 +24,7 @@ from buleyean_rl.batching.forward import batch_losses
 from buleyean_rl.batching.layout import choose_layout
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
@@ -67,7 +67,7 @@ def memory_over_steps() -> list[int]:
 
 
 def seconds_per_token() -> dict[int, float]:
-    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
     layout, head = choose_layout(model), output_head(model)
     batches = {length: layout([random_record(length, 40_000, length)]) for length in LENGTHS}
     times: dict[int, list[float]] = {length: [] for length in LENGTHS}

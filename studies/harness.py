@@ -40,7 +40,7 @@ from buleyean_rl.models.weights import load_base
 from buleyean_rl.objectives.losses import ObjectiveName
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.reference_cache import ReferenceCache, kept_of_node
+from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 OBJECTIVES = get_args(ObjectiveName)
@@ -169,7 +169,7 @@ def train(
             trainer_of = partial(BaselineTrainer, Baseline(method.name, method.beta))
         references = None
         if not method.rejected_alone:  # it has a state for every node
-            kept = kept_of_node(output_head(model), config.loss)
+            kept = entry_format(output_head(model), config.loss)
             kept = kept._replace(with_rest=kept.with_rest and trainer_of is None)  # which only our own loss takes
             references = ReferenceCache(Path(folder) / "reference", [boundary.nodes for boundary in boundaries], kept)
         trainer = (trainer_of or BuleyeanTrainer)(model, config, boundaries, references=references)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from buleyean_rl.models.lora import strengthen
+from buleyean_rl.models.lora import scale_adapter
 from harness import Method, keep
 from own_loops import LIMIT, SMALL, Task, parser, prepare, table
 
@@ -43,7 +43,7 @@ def run(task: Task, method: Method) -> None:
     model, log = harness.train(replace(method, precision=task.precision), task.rejected)
     now = 1.0
     for strength in STRENGTHS:
-        strengthen(model, strength / now)
+        scale_adapter(model, strength / now)
         now = strength
 
         def work(strength: float = strength) -> dict[str, Any]:

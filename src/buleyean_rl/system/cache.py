@@ -27,7 +27,7 @@ def key_of(made_from: object) -> str:
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
-def kept(kind: str, made_from: object, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def memoize_to_disk(kind: str, made_from: object, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was made from the same before; else it is made and kept.
 
     Args:
@@ -44,7 +44,7 @@ def kept(kind: str, made_from: object, make: Callable[[], dict[str, Any]]) -> di
     return made
 
 
-def make_room(folder: Path, most_bytes: int) -> None:
+def evict_lru(folder: Path, most_bytes: int) -> None:
     """Delete what was used longest ago until the rest of a cache is small enough; the newest entry stays.
 
     Args:
