@@ -412,7 +412,8 @@ def config_file(tmp_path: Path, text: str) -> Path:
 
 def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
     file = config_file(
-        tmp_path, "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n"
+        tmp_path,
+        "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n",
     )
     config = load_config(file, tmp_path / "run", {"lora_rank": 4})
     assert (config.learning_rate, config.lora_rank, config.weight_decay, config.tau) == (5e-4, 4, 1e-2, 2)
