@@ -36,10 +36,12 @@ sanitize: $(INSTALLED)  ## run the kernels' tests under ASan and UBSan, built by
 	bash .ci/sanitize $(BIN)/python
 
 .PHONY: check
-check: $(INSTALLED)  ## lint, format and type checks
+check: $(INSTALLED)  ## lint, format and type checks, and the C sources without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	XDG_CACHE_HOME=$(CURDIR)/.cache/check BULEYEAN_KERNEL_FLAGS="-Wall -Wextra -Werror" $(BIN)/python -c \
+		"import sys; from buleyean_rl.kernels.build import status; sys.exit(status().problem)"
 
 .PHONY: bench
 bench: $(INSTALLED)  ## time training beside its peers; writes this processor's rows of bench/results.csv
