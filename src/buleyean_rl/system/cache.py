@@ -45,6 +45,12 @@ def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, A
     return result
 
 
+def entry_bytes(entry: Path) -> int:
+    """Disk that a file, or a folder with all in it, takes."""
+    files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
+    return sum(path.stat().st_blocks * 512 for path in files)
+
+
 def evict_lru(folder: Path, max_bytes: int) -> None:
     """Delete the least recently used entries of a cache until it is small enough; the newest entry stays.
 
@@ -63,7 +69,6 @@ def evict_lru(folder: Path, max_bytes: int) -> None:
     total = 0
     for place, (_, entry) in enumerate(sorted(entries, reverse=True)):
         with suppress(OSError):
-            files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
-            total += sum(path.stat().st_blocks * 512 for path in files)
+            total += entry_bytes(entry)
             if total > max_bytes and place > 0:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
