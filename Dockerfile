@@ -31,7 +31,7 @@ WORKDIR /data
 ENV PYTHONUNBUFFERED=1
 
 # Compiles the kernels, and leaves in the build's log what they are for.
-RUN buleyean doctor
+RUN buleyean doctor --need bundled-model --need void
 VOLUME /home/buleyean/.cache
 
 ENTRYPOINT ["buleyean"]
