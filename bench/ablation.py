@@ -1,16 +1,15 @@
-"""What each technique gains alone: a step without it over a step with everything. Writes `bench/ablation.json`.
+"""What each technique gains alone: a step without it over a step with everything.
 
     python bench/ablation.py [--pairs PAIRS.jsonl] [--repeats 3]
 
 All in one process and in turn, so that a machine whose speed drifts does not decide; the default settings of a run
-(LoRA of rank 16 on every linear layer, dropout 0.05, the precision of this CPU), eight records.
+(LoRA of rank 16 on every linear layer, dropout 0.05, the precision of this CPU), eight records. Writes this processor's
+rows of `bench/results.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import results
 from buleyean_rl import attention, decoder, kernels, layers, lora, softmax
 from buleyean_rl import head as passes
 from buleyean_rl.batches import Batch, pack, pad_paths
@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    results.add_arguments(parser, results.processor())
     arguments = parser.parse_args()
     records = our_boundaries((read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[:8])
     model = attach_lora(load_to_compute(BUNDLED, CPU), lora.lora_config(16, 32, 0.05, None))
@@ -144,10 +145,11 @@ def main() -> None:
                 work()
             if repeat:
                 times[name].append((time.perf_counter() - started) / full)
-    result = {name: {"median": statistics.median(each), "all": sorted(each)} for name, each in times.items()}
-    Path(__file__).with_name("ablation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, ratios in result.items():
-        print(f"{name:44} {ratios['median']:.2f}  {ratios['all']}")
+    table = [results.figure(name, "times_as_long", ratios) for name, ratios in times.items()]
+    precision = str(model.dtype).removeprefix("torch.")
+    results.replace("ablation", table, arguments.processor, precision, arguments.output)
+    for name, ratios in times.items():
+        print(f"{name:44} {sorted(ratios)}")
 
 
 if __name__ == "__main__":
