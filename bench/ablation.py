@@ -94,8 +94,8 @@ def main() -> None:
     @contextmanager
     def without(module: Any, *names: str) -> Iterator[None]:
         """What a module finds in `kernels`, but for some of it."""
-        found = {**vars(kernels), **{name: IN_TORCH[name] for name in names}}
-        with patch.object(module, "kernels", SimpleNamespace(**found)):
+        namespace = {**vars(kernels), **{name: IN_TORCH[name] for name in names}}
+        with patch.object(module, "kernels", SimpleNamespace(**namespace)):
             yield
 
     @contextmanager

@@ -64,7 +64,7 @@ def replace(benchmark: str, rows: Sequence[dict[str, str]], processor: str, prec
         precision: what was computed in.
         path: of the table.
     """
-    told = {
+    origin = {
         "processor": processor,
         "benchmark": benchmark,
         "precision": precision,
@@ -74,7 +74,7 @@ def replace(benchmark: str, rows: Sequence[dict[str, str]], processor: str, prec
         "command": " ".join([f"python bench/{benchmark}.py", *(Path(argument).name for argument in sys.argv[1:])]),
     }
     others = [row for row in read(path) if (row["processor"], row["benchmark"]) != (processor, benchmark)]
-    write([*others, *(told | row for row in rows)], path)
+    write([*others, *(origin | row for row in rows)], path)
 
 
 def read(path: Path = TABLE) -> list[dict[str, str]]:
@@ -107,8 +107,10 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
         cells.setdefault((row["subject"], row["figure"]), {})[row["processor"]] = _cell(row)
     lines = [["", "", *processors], ["---"] * (2 + len(processors))]
     lines += [[*key, *(row.get(name, "") for name in processors)] for key, row in cells.items()]
-    told = dict.fromkeys(f"{row['processor']}: `{row['command']}`, {row['precision']}, {row['date']}" for row in rows)
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {line}" for line in told), ""])
+    origins = dict.fromkeys(
+        f"{row['processor']}: `{row['command']}`, {row['precision']}, {row['date']}" for row in rows
+    )
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {line}" for line in origins), ""])
 
 
 def _cell(row: dict[str, str]) -> str:

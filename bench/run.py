@@ -52,8 +52,8 @@ MEASURED = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-seconds, held = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-print(json.dumps({"import_seconds": seconds, "import_rss_bytes": held}))
+seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps({"import_seconds": seconds, "import_rss_bytes": peak}))
 """
 
 
@@ -166,13 +166,13 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
     hidden.grad = None
     return_free_memory()  # so goes back, so that taking it again is seen
     process = psutil.Process()
-    before, most = process.memory_info().rss, 0
+    before, peak = process.memory_info().rss, 0
     stop = threading.Event()
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while not stop.wait(0.001):
-            most = max(most, process.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -188,7 +188,7 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
         torch.mm(x_ref, w.T, out=logits)
         torch.mm(logits, w)
 
-    return {"loss_over_matmul": ratio(loss, products), "loss_extra_bytes": max(most - before, 0)}
+    return {"loss_over_matmul": ratio(loss, products), "loss_extra_bytes": max(peak - before, 0)}
 
 
 def trie_ratio(model: Any) -> float:
@@ -226,9 +226,9 @@ def main() -> None:
         epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
     model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     rows = []
-    for name, done in runs.items():
-        rows.append(results.figure(name, "records_per_s", column(done, "records_per_s")))
-        rows.append(results.figure(name, "peak_rss_bytes", column(done, "peak_rss_bytes"), largest=True))
+    for name, rounds in runs.items():
+        rows.append(results.figure(name, "records_per_s", column(rounds, "records_per_s")))
+        rows.append(results.figure(name, "peak_rss_bytes", column(rounds, "peak_rss_bytes"), largest=True))
     ours, kto = runs["complement"], runs["trl_kto"]
     speedups = [mine["records_per_s"] / theirs["records_per_s"] for mine, theirs in zip(ours, kto, strict=True)]
     rows += [

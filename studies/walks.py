@@ -59,8 +59,8 @@ def table(summary: Summary) -> str:
     """The rounds of the walks that are there."""
     rows = []
     for row in summary.rows.values():
-        made = [signed(row, "neutral_drift"), str(row["rejected"]), str(row["records"])] if row["round"] else [""] * 3
-        rows.append([f"{row['split']}", f"{row['round']}", f"{row['loop_rate']:.1%}", *made, f"{row['seconds']:.0f}"])
+        cells = [signed(row, "neutral_drift"), str(row["rejected"]), str(row["records"])] if row["round"] else [""] * 3
+        rows.append([f"{row['split']}", f"{row['round']}", f"{row['loop_rate']:.1%}", *cells, f"{row['seconds']:.0f}"])
     return markdown(("split", "round", "answers that loop", "drift", "newly rejected", "records", "seconds"), rows)
 
 

@@ -34,8 +34,8 @@ def test_on_a_uniform_base_the_published_contrast_makes_the_published_loss() -> 
     torch.manual_seed(0)
     logits, base = torch.randn(3, 5), torch.randn(3, 5)
     published = published_loss(logits, COUNTS, Objective("published"))
-    found = published_contrast_loss(logits, torch.zeros_like(base), COUNTS, Objective())
-    torch.testing.assert_close((found.kl, found.contrast), (published.kl, published.contrast))
+    losses = published_contrast_loss(logits, torch.zeros_like(base), COUNTS, Objective())
+    torch.testing.assert_close((losses.kl, losses.contrast), (published.kl, published.contrast))
     torch.testing.assert_close(uniform_base_loss(logits, base, COUNTS, Objective()).kl, published.kl)
 
 
@@ -43,11 +43,11 @@ def test_published_contrast_by_hand() -> None:
     """Tokens of probability 3/4 and 1/4 now, 1/2 each in the base; the first was rejected in its one round: P = 1/3."""
     counts = Counts(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([1.0]))
     model, base = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
-    found = published_contrast_loss(model, base, counts, Objective(alpha=0.5))
+    losses = published_contrast_loss(model, base, counts, Objective(alpha=0.5))
     kl = math.log(4 / 9) / 3 + 2 * math.log(8 / 3) / 3
-    assert found.contrast.item() == pytest.approx(math.log(4 / 3))
-    assert found.kl.item() == pytest.approx(kl)
-    assert found.loss.item() == pytest.approx((kl + math.log(4 / 3)) / 2)
+    assert losses.contrast.item() == pytest.approx(math.log(4 / 3))
+    assert losses.kl.item() == pytest.approx(kl)
+    assert losses.loss.item() == pytest.approx((kl + math.log(4 / 3)) / 2)
 
 
 def test_views_of_a_record() -> None:

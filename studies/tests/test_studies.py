@@ -180,8 +180,8 @@ def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(ultrafeedback, "REFERENCE", COMPLEMENT)
     monkeypatch.setattr(ultrafeedback, "METHODS", [Method(name, 1e-3, 1) for name in ("complement", "dpo", "listwise")])
     pairs, folder = str(files / "pairs.jsonl"), files / "study"
-    given = ["--train", pairs, "--test", pairs, "--other", pairs, "--neutral", str(files / "neutral.jsonl")]
-    monkeypatch.setattr(sys, "argv", ["ultrafeedback.py", *given, "-o", str(folder)])
+    options = ["--train", pairs, "--test", pairs, "--other", pairs, "--neutral", str(files / "neutral.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["ultrafeedback.py", *options, "-o", str(folder)])
     ultrafeedback.main()
     runs = Summary(folder).runs
     assert set(runs) == {f"{name}-lr0.001-seed42" for name in ("complement", "dpo", "listwise")}
@@ -207,8 +207,8 @@ def test_rejections_of_pairs(files: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_sum_favours_the_shorter_answer_and_a_mean_does_not() -> None:
     pair = Preference("?", ("a a a a", "b"), (0, 1), 1)
     own, base = {"nats": [[8.0, 3.0]], "tokens": [[4, 1]]}, {"nats": [[4.0, 1.0]]}  # 1 nat and 2 nats a token more
-    found = ultrafeedback.right_pairs([pair], own, base)
-    assert found == {"right": [0.0], "right_per_token": [1.0], "right_if_shorter": [0.0]}
+    right = ultrafeedback.right_pairs([pair], own, base)
+    assert right == {"right": [0.0], "right_per_token": [1.0], "right_if_shorter": [0.0]}
 
 
 def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,8 +221,8 @@ def test_counts_of_people(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     )
     monkeypatch.setattr(human_counts, "METHODS", methods)
     monkeypatch.setattr(human_counts, "SEEDS", (0,))
-    given = ["--records", str(files / "counted.jsonl"), "--neutral", str(files / "neutral.jsonl"), "--held-out", "3"]
-    monkeypatch.setattr(sys, "argv", ["human_counts.py", *given, "--parts", "2", "-o", str(files / "study")])
+    options = ["--records", str(files / "counted.jsonl"), "--neutral", str(files / "neutral.jsonl"), "--held-out", "3"]
+    monkeypatch.setattr(sys, "argv", ["human_counts.py", *options, "--parts", "2", "-o", str(files / "study")])
     human_counts.main()
     rows = Summary(files / "study").rows
     names = [f"{counts}-listwise-lr0.001-seed0" for counts in ("true", "shuffled", "ones")]
