@@ -18,7 +18,7 @@ test: $(INSTALLED)  ## run the tests
 .PHONY: test-llama-cpp
 test-llama-cpp: $(INSTALLED)  ## compile llama-cpp-python (minutes, once), and run the tests that need it
 	$(BIN)/python -m pip install --quiet --editable '.[llama-cpp]'
-	$(BIN)/python -m pytest tests/test_k_quants.py tests/test_engines.py tests/test_adapters.py
+	$(BIN)/python -m pytest tests/gguf/test_k_quants.py tests/inference/test_engines.py tests/gguf/test_adapters.py
 
 .PHONY: check
 check: $(INSTALLED)  ## lint, format and type checks

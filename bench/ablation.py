@@ -20,12 +20,21 @@ from typing import Any
 from unittest.mock import patch
 
 import results
-from buleyean_rl import attention, decoder, kernels, layers, lora, softmax
-from buleyean_rl import head as passes
-from buleyean_rl.batches import Batch, pack, pad_paths
-from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_to_compute, output_head, plain_model
-from buleyean_rl.trainer import add_references, batch_losses, choose_layout
+from buleyean_rl import kernels
+from buleyean_rl.batching.batch import Batch, pack, pad_paths
+from buleyean_rl.batching.forward import add_references, batch_losses
+from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.models import fused_decoder as decoder
+from buleyean_rl.models import fused_layers as layers
+from buleyean_rl.models import lora
+from buleyean_rl.models import output_head as passes
+from buleyean_rl.models import packed_attention as attention
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.views import output_head, plain_model
+from buleyean_rl.objectives import vocabulary_softmax as softmax
+from buleyean_rl.objectives.losses import Objective
 from contestant import CPU, our_boundaries
 from run import bundled_pairs, read_pairs
 

@@ -29,15 +29,20 @@ sys.modules["triton"] = None  # type: ignore[assignment] # 70 MB for the tests, 
 
 import torch
 
-from buleyean_rl.arithmetic import default_dtype
-from buleyean_rl.boundary import Boundary, build_boundaries
-from buleyean_rl.lora import lora_config
-from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_base, load_to_compute, load_tokenizer, output_head
-from buleyean_rl.records import make_record
-from buleyean_rl.reference import ReferenceCache, kept_of_node
-from buleyean_rl.report import peak_rss_bytes
-from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
+from buleyean_rl.data.records import make_record
+from buleyean_rl.data.trie import Boundary, build_boundaries
+from buleyean_rl.kernels.precision import default_dtype
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.views import output_head
+from buleyean_rl.models.weights import load_base, load_tokenizer
+from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.system.host import peak_rss_bytes
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.reference_cache import ReferenceCache, kept_of_node
+from buleyean_rl.training.trainer import BuleyeanTrainer
 from workload import ROUNDS, Stopwatch, arithmetic, dense_step, full_boundaries, shape_of
 
 MAX_LENGTH, BATCH = 512, 4

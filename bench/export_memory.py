@@ -28,7 +28,7 @@ SMALL = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_h
 EXPORT = """
 import sys, time
 from pathlib import Path
-from buleyean_rl.gguf_export import of_run, write_gguf
+from buleyean_rl.gguf import of_run, write_gguf
 run, quants, gate = sys.argv[1], sys.argv[2].split(","), sys.argv[3] == "gate"
 paths = {quant: Path(run).parent / f"{quant}.gguf" for quant in quants}
 started = time.monotonic()

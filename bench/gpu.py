@@ -23,11 +23,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import results
-from buleyean_rl.boundary import Boundary
-from buleyean_rl.lora import lora_config
-from buleyean_rl.losses import Objective
-from buleyean_rl.models import attach_lora, output_head
-from buleyean_rl.trainer import batch_losses, choose_layout
+from buleyean_rl.batching.forward import batch_losses
+from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.data.trie import Boundary
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.views import output_head
+from buleyean_rl.objectives.losses import Objective
 from workload import arithmetic, dense_step, full_boundaries, shape_of, step_of
 
 LENGTH, WARM = 512, 2

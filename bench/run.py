@@ -28,17 +28,23 @@ import torch
 
 import results
 from buleyean_rl import demo_data
-from buleyean_rl.allocator import return_free_memory
-from buleyean_rl.boundary import Boundary, build_boundaries, merge_responses
-from buleyean_rl.complement import Counts
-from buleyean_rl.environment import DEFAULTS
-from buleyean_rl.fused import fused_loss
-from buleyean_rl.head import OutputHead
-from buleyean_rl.lora import lora_config
-from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_to_compute, load_tokenizer, output_head
-from buleyean_rl.records import make_record
-from buleyean_rl.trainer import add_references, batch_losses, choose_layout, fill_rows, row_tokens
+from buleyean_rl.batching.forward import add_references, batch_losses
+from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.batching.rows import fill_rows, row_tokens
+from buleyean_rl.data.records import make_record
+from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.views import output_head
+from buleyean_rl.models.weights import load_tokenizer
+from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.fused import fused_loss
+from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.system.environment import DEFAULTS
+from buleyean_rl.system.memory import return_free_memory
 from contestant import BATCH, CPU, MAX_LENGTH, PRECISION
 
 HERE = Path(__file__).parent

@@ -18,11 +18,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import results
-from buleyean_rl.boundary import Boundary, merge_responses
-from buleyean_rl.lora import lora_config
-from buleyean_rl.losses import Objective
-from buleyean_rl.models import BUNDLED, attach_lora, load_to_compute, output_head
-from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer, batch_losses, choose_layout
+from buleyean_rl.batching.forward import batch_losses
+from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.views import output_head
+from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.trainer import BuleyeanTrainer
 from contestant import CPU
 
 STEPS, EVERY = 2000, 100

@@ -26,8 +26,8 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 from browsers import Browser, browsing  # noqa: E402
-from buleyean_rl.evaluate import repeated_spans  # noqa: E402
-from buleyean_rl.models import BUNDLED  # noqa: E402
+from buleyean_rl.evaluation.repetition import repeated_spans  # noqa: E402
+from buleyean_rl.models.source import BUNDLED  # noqa: E402
 from voids import Process, running  # noqa: E402
 
 PROMPT = "Give me two tips for sleeping better."

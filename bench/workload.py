@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import TrainerCallback
 
-from buleyean_rl.batches import pad_paths
-from buleyean_rl.boundary import Boundary, merge_responses
-from buleyean_rl.losses import Objective, complement_loss
-from buleyean_rl.models import output_head, plain_model
+from buleyean_rl.batching.batch import pad_paths
+from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.models.views import output_head, plain_model
+from buleyean_rl.objectives.losses import Objective, complement_loss
 
 ROUNDS = 10
 

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 import harness
-from buleyean_rl.batches import Batch, forward_hidden
-from buleyean_rl.complement import Counts
-from buleyean_rl.losses import NodeLosses, Objective, complement_loss, kl_to_target
-from buleyean_rl.models import backbone
-from buleyean_rl.records import RejectionRecord
-from buleyean_rl.trainer import BuleyeanTrainer
+from buleyean_rl.batching.batch import Batch
+from buleyean_rl.batching.forward import forward_hidden
+from buleyean_rl.data.records import RejectionRecord
+from buleyean_rl.models.views import backbone
+from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, kl_to_target
+from buleyean_rl.training.trainer import BuleyeanTrainer
 from harness import SETTINGS, Method
 from own_loops import Task, parser, prepare, table
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from buleyean_rl.batches import Batch, find_answers, forward_hidden
-from buleyean_rl.boundary import Boundary
-from buleyean_rl.fused import token_logprobs
-from buleyean_rl.losses import NodeLosses
-from buleyean_rl.models import backbone
-from buleyean_rl.trainer import BuleyeanTrainer, reference_hidden
+from buleyean_rl.batching.batch import Batch, find_answers
+from buleyean_rl.batching.forward import forward_hidden, reference_hidden
+from buleyean_rl.data.trie import Boundary
+from buleyean_rl.models.views import backbone
+from buleyean_rl.objectives.fused import token_logprobs
+from buleyean_rl.objectives.losses import NodeLosses
+from buleyean_rl.training.trainer import BuleyeanTrainer
 
 BASELINES = ("ascent", "unlikelihood", "npo", "kto", "dpo", "sft")
 NEEDS_CHOSEN = ("dpo", "sft")

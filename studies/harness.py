@@ -22,25 +22,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from buleyean_rl import environment  # noqa: F401 - before torch
+from buleyean_rl.system import environment  # noqa: F401 - before torch
 
 # isort: split
 import numpy as np
 import torch
 
 from baselines import BASELINES, NEEDS_BASE, Baseline, BaselineTrainer
-from buleyean_rl.boundary import Boundary
-from buleyean_rl.engines import Answer, Sampling, TransformersEngine
-from buleyean_rl.evaluate import neutral_boundary
-from buleyean_rl.evaluate.statistics import Figure
-from buleyean_rl.json_file import write_json
-from buleyean_rl.layers import fuse_layers
-from buleyean_rl.lora import lora_config
-from buleyean_rl.losses import ObjectiveName
-from buleyean_rl.models import BUNDLED, attach_lora, default_device, load_base, output_head, plain_model
-from buleyean_rl.records import as_messages
-from buleyean_rl.reference import ReferenceCache, kept_of_node
-from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
+from buleyean_rl.data.records import as_messages
+from buleyean_rl.data.trie import Boundary
+from buleyean_rl.evaluation.neutral_text import neutral_boundary
+from buleyean_rl.evaluation.statistics import Figure
+from buleyean_rl.inference.protocol import Answer, Sampling
+from buleyean_rl.inference.transformers_engine import TransformersEngine
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.compute import default_device
+from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.views import output_head, plain_model
+from buleyean_rl.models.weights import load_base
+from buleyean_rl.objectives.losses import ObjectiveName
+from buleyean_rl.system.files import write_json
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.reference_cache import ReferenceCache, kept_of_node
+from buleyean_rl.training.trainer import BuleyeanTrainer
 
 OBJECTIVES = get_args(ObjectiveName)
 HAVE_BETA = (*NEEDS_BASE, "listwise", "listwise_unlikelihood")

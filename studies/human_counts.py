@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import harness
-from buleyean_rl.boundary import Boundary
-from buleyean_rl.evaluate import mean_nll
-from buleyean_rl.evaluate.scoring import PackedScorer
-from buleyean_rl.evaluate.statistics import Figure, kendall_tau
-from buleyean_rl.importers.preferences import Preference, read_preferences
-from buleyean_rl.models import BUNDLED, load_tokenizer
+from buleyean_rl.data.importers.preferences import Preference, read_preferences
+from buleyean_rl.data.trie import Boundary
+from buleyean_rl.evaluation.neutral_text import mean_nll
+from buleyean_rl.evaluation.scoring import PackedScorer
+from buleyean_rl.evaluation.statistics import Figure, kendall_tau
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.weights import load_tokenizer
 from harness import Method, Row, Summary
 from ultrafeedback import boundaries_of, records_of
 

@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from buleyean_rl.boundary import Boundary, build_boundaries, encode_prompt, encode_response, merge_responses
-from buleyean_rl.evaluate import is_looping, mean_nll
-from buleyean_rl.mine import ROUNDS, read_prompts, reject_loops
-from buleyean_rl.models import BUNDLED, load_tokenizer
-from buleyean_rl.records import Prompt, RejectionRecord
+from buleyean_rl.data.encode import encode_prompt, encode_response
+from buleyean_rl.data.prompts import read_prompts
+from buleyean_rl.data.records import Prompt, RejectionRecord
+from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
+from buleyean_rl.evaluation.neutral_text import mean_nll
+from buleyean_rl.evaluation.repetition import is_looping
+from buleyean_rl.mining.votes import ROUNDS, reject_loops
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.weights import load_tokenizer
 from harness import Method, Row, Summary
 
 UNSEEN, NEUTRAL = 200, 64

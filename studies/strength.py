@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import harness
-from buleyean_rl.lora import strengthen
+from buleyean_rl.models.lora import strengthen
 from harness import Method, Row
 from own_loops import SMALL_BATCH, Task, parser, prepare, table
 

@@ -18,15 +18,16 @@ from typing import Any
 
 import harness
 from baselines import NEEDS_CHOSEN
-from buleyean_rl.boundary import Boundary, build_boundaries
-from buleyean_rl.engines import TransformersEngine
-from buleyean_rl.evaluate import mean_nll
-from buleyean_rl.evaluate.scoring import PackedScorer
-from buleyean_rl.evaluate.statistics import preferred
-from buleyean_rl.importers.preferences import Preference, read_preferences
-from buleyean_rl.mine import add_own_samples
-from buleyean_rl.models import BUNDLED, load_tokenizer
-from buleyean_rl.records import RejectionRecord, read_records, write_records
+from buleyean_rl.data.importers.preferences import Preference, read_preferences
+from buleyean_rl.data.records import RejectionRecord, read_records, write_records
+from buleyean_rl.data.trie import Boundary, build_boundaries
+from buleyean_rl.evaluation.neutral_text import mean_nll
+from buleyean_rl.evaluation.scoring import PackedScorer
+from buleyean_rl.evaluation.statistics import preferred
+from buleyean_rl.inference.transformers_engine import TransformersEngine
+from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.weights import load_tokenizer
+from buleyean_rl.training.own_samples import add_own_samples
 from harness import Method, Row, Summary
 
 MAX_LENGTH, NEUTRAL = 512, 64

@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from buleyean_rl import demo_data
-from buleyean_rl.judges import find_judge
-from buleyean_rl.models import BUNDLED
-from buleyean_rl.walk import Round, walk, walk_config
+from buleyean_rl.mining.judges import find_judge
+from buleyean_rl.mining.walk import walk, walk_config
+from buleyean_rl.mining.walk_report import Round
+from buleyean_rl.models.source import BUNDLED
 from harness import Summary, markdown, signed
 
 SPLITS = (0, 11, 12, 13)

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: a 
 os.environ["OMP_NUM_THREADS"] = "1"  # in models this small, threads only wait for each other
 import torch  # after that
 
-from buleyean_rl import kernels
+from buleyean_rl.kernels import abi, build
 from marks import needs_c
 
 GPU = torch.cuda.is_available()
@@ -52,11 +52,11 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     feature, flags = BLOCKS[request.param]
     if feature is not None and feature not in processor_features():
         pytest.skip(f"a processor without {feature}")
-    monkeypatch.setattr(kernels.build, "FLAGS", (*kernels.build.FLAGS, *flags))
-    monkeypatch.setattr(kernels, "_tiles", lambda: 2)
-    kernels._library.cache_clear()
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *flags))
+    monkeypatch.setattr(abi, "_tiles", lambda: 2)
+    abi._library.cache_clear()
     yield
-    kernels._library.cache_clear()
+    abi._library.cache_clear()
 
 
 def processor_features() -> set[str]:
@@ -80,8 +80,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rejections(base: Path) -> Path:
     """Ten records: the tiny model's greedy answers, always rejected, and beside each one seldom rejected."""
-    from buleyean_rl.boundary import encode_prompt
-    from buleyean_rl.records import make_record, write_records
+    from buleyean_rl.data.encode import encode_prompt
+    from buleyean_rl.data.records import make_record, write_records
     from tiny import tiny_llama, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()

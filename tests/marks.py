@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from buleyean_rl import kernels
+from buleyean_rl.kernels import abi
 
 needs_c = pytest.mark.skipif(
-    not kernels.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
+    not abi.available(torch.zeros(0, dtype=torch.bfloat16)), reason="no C compiler, or a torch without OpenMP"
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from buleyean_rl.complement import exact_target, target, weights
+from buleyean_rl.objectives.complement import exact_target, target, weights
 
 FORMAL = Path(__file__).resolve().parent.parent / "formal"
 SOURCES = sorted((FORMAL / "Buleyean").glob("*.lean"))

@@ -163,7 +163,7 @@ def tiny_run(folder: Path, base: Path, **lora: object) -> Path:
     """
     from peft import LoraConfig, get_peft_model
 
-    from buleyean_rl.models import load_base
+    from buleyean_rl.models.weights import load_base
 
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"]} | lora
     model = load_base(str(base))

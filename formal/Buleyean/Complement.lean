@@ -3,7 +3,7 @@ module
 /-!
 The complement distribution and its axioms.
 
-`target` is the function of `src/buleyean_rl/complement.py::exact_target`: over a finite list of options, with
+`target` is the function of `src/buleyean_rl/objectives/complement.py::exact_target`: over a finite list of options, with
 rejection counts `v`, rounds `T` and a base measure `μ`,
 
     w i = T - min (v i) T + 1        P i = μ i * w i / ∑ j, μ j * w j

@@ -10,30 +10,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from buleyean_rl.boundary import Boundary, build_boundary
-    from buleyean_rl.complement import Counts, exact_target, target
+    from buleyean_rl.data.records import RejectionRecord, read_records, write_records
+    from buleyean_rl.data.trie import Boundary, build_boundary
     from buleyean_rl.errors import BuleyeanError
-    from buleyean_rl.fused import fused_loss
-    from buleyean_rl.gguf_export import check_parity, export_gguf
-    from buleyean_rl.head import OutputHead
-    from buleyean_rl.losses import Objective, complement_loss, published_loss, ratio_loss
-    from buleyean_rl.models import attach_lora, load_base, load_tokenizer, merge_run
-    from buleyean_rl.records import RejectionRecord, read_records, write_records
-    from buleyean_rl.trainer import BuleyeanConfig, BuleyeanTrainer
+    from buleyean_rl.gguf import check_parity, export_gguf
+    from buleyean_rl.models.adapt import attach_lora
+    from buleyean_rl.models.output_head import OutputHead
+    from buleyean_rl.models.run_folder import merge_run
+    from buleyean_rl.models.weights import load_base, load_tokenizer
+    from buleyean_rl.objectives.complement import Counts, exact_target, target
+    from buleyean_rl.objectives.fused import fused_loss
+    from buleyean_rl.objectives.losses import Objective, complement_loss, published_loss, ratio_loss
+    from buleyean_rl.training.config import BuleyeanConfig
+    from buleyean_rl.training.run import train
+    from buleyean_rl.training.trainer import BuleyeanTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "boundary": ("Boundary", "build_boundary"),
-    "complement": ("Counts", "exact_target", "target"),
+    "data.records": (
+        "RejectionRecord",
+        "read_records",
+        "write_records",
+    ),
+    "data.trie": (
+        "Boundary",
+        "build_boundary",
+    ),
     "errors": ("BuleyeanError",),
-    "fused": ("fused_loss",),
-    "gguf_export": ("check_parity", "export_gguf"),
-    "head": ("OutputHead",),
-    "losses": ("Objective", "complement_loss", "published_loss", "ratio_loss"),
-    "models": ("attach_lora", "load_base", "load_tokenizer", "merge_run"),
-    "records": ("RejectionRecord", "read_records", "write_records"),
-    "trainer": ("BuleyeanConfig", "BuleyeanTrainer"),
+    "gguf": (
+        "check_parity",
+        "export_gguf",
+    ),
+    "models.adapt": ("attach_lora",),
+    "models.output_head": ("OutputHead",),
+    "models.run_folder": ("merge_run",),
+    "models.weights": (
+        "load_base",
+        "load_tokenizer",
+    ),
+    "objectives.complement": (
+        "Counts",
+        "exact_target",
+        "target",
+    ),
+    "objectives.fused": ("fused_loss",),
+    "objectives.losses": (
+        "Objective",
+        "complement_loss",
+        "published_loss",
+        "ratio_loss",
+    ),
+    "training.config": ("BuleyeanConfig",),
+    "training.run": ("train",),
+    "training.trainer": ("BuleyeanTrainer",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -60,6 +90,7 @@ __all__ = [
     "ratio_loss",
     "read_records",
     "target",
+    "train",
     "write_records",
 ]
 

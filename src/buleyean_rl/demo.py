@@ -22,22 +22,20 @@ from rich.progress import Progress
 from rich.table import Table
 
 from buleyean_rl import demo_data
-from buleyean_rl.engines import DEFAULT, Engine, neutral_nll, open_gguf
+from buleyean_rl.data.records import write_records
 from buleyean_rl.errors import ModelError
-from buleyean_rl.evaluate import is_looping, loop_rate
-from buleyean_rl.export import export
-from buleyean_rl.json_file import write_json
-from buleyean_rl.loading import open_engine
-from buleyean_rl.mine import cached_answers, reject_loops
-from buleyean_rl.models import (
-    BUNDLED,
-    bundled_gguf,
-    fingerprint,
-)
-from buleyean_rl.records import write_records
-from buleyean_rl.report import RunReport
-from buleyean_rl.train import train
-from buleyean_rl.walk import walk_config
+from buleyean_rl.evaluation.repetition import is_looping, loop_rate
+from buleyean_rl.gguf.export import export
+from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
+from buleyean_rl.inference.open import open_engine
+from buleyean_rl.inference.protocol import Engine, neutral_nll
+from buleyean_rl.mining.answer_cache import cached_answers
+from buleyean_rl.mining.votes import reject_loops
+from buleyean_rl.mining.walk import walk_config
+from buleyean_rl.models.source import BUNDLED, bundled_gguf, fingerprint
+from buleyean_rl.system.files import write_json
+from buleyean_rl.training.report import RunReport
+from buleyean_rl.training.run import train
 
 ANSWER_TOKENS = 128
 HELLO = "hello"

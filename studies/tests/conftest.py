@@ -17,7 +17,7 @@ import torch
 
 import harness
 import own_loops
-from buleyean_rl.records import RejectionRecord, make_record
+from buleyean_rl.data.records import RejectionRecord, make_record
 from harness import Method
 from tiny import tiny_llama, tiny_tokenizer
 

@@ -22,9 +22,9 @@ from ablations import (
     uniform_base_loss,
     whole,
 )
-from buleyean_rl.complement import Counts
-from buleyean_rl.losses import Objective, published_loss
-from buleyean_rl.records import make_record
+from buleyean_rl.data.records import make_record
+from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.losses import Objective, published_loss
 from harness import Summary
 
 COUNTS = Counts(torch.tensor([0, 0, 2]), torch.tensor([1, 4, 3]), torch.tensor([1.0, 2.0, 2.0]), torch.full((3,), 2.0))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from baselines import NEEDS_CHOSEN, Baseline, BaselineTrainer, Scores, ascent, dpo, kto, npo, sft, unlikelihood
-from buleyean_rl.boundary import Boundary, merge_responses
-from buleyean_rl.lora import lora_config
-from buleyean_rl.models import attach_lora
-from buleyean_rl.trainer import BuleyeanConfig
+from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.training.config import BuleyeanConfig
 from tiny import tiny_llama, tiny_tokenizer
 
 BASELINES = ["ascent", "unlikelihood", "npo", "kto", "dpo", "sft"]

@@ -18,10 +18,10 @@ import plots
 import strength
 import ultrafeedback
 import walks
-from buleyean_rl.boundary import build_boundary, merge_responses
-from buleyean_rl.importers.preferences import Preference
-from buleyean_rl.records import make_record, read_records
-from buleyean_rl.walk import Round
+from buleyean_rl.data.importers.preferences import Preference
+from buleyean_rl.data.records import make_record, read_records
+from buleyean_rl.data.trie import build_boundary, merge_responses
+from buleyean_rl.mining.walk_report import Round
 from harness import Method, Summary
 from tiny import tiny_llama, tiny_tokenizer
 

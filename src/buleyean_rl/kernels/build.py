@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from buleyean_rl.cache import cache_folder
+from buleyean_rl.system.cache import cache_folder
 
-HEADERS = ("numbers.h", "passes.h", "lanes.h", "tiles.h")
+FOLDER = Path(__file__).parent / "c"
+HEADERS = ("bf16.h", "kernels.h", "simd.h", "tile.h")
 SOURCES = {  # and the flags that say which type
-    torch.float32: (("kernels.c",), ("-DFP32",)),
+    torch.float32: (("elementwise.c",), ("-DFP32",)),
     torch.bfloat16: (
-        ("kernels.c", "tiles.c", "products.c", "linear.c", "loss.c", "attention.c", "layer.c"),
+        ("elementwise.c", "tile.c", "gemm.c", "lora_linear.c", "head_softmax.c", "attention.c", "decoder_layer.c"),
         (),
     ),
 }
@@ -43,7 +44,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     if compiler is None or runtime is None:
         return None
     names, flags = SOURCES[dtype]
-    sources = [Path(__file__).with_name(name) for name in (*HEADERS, *names)]
+    sources = [FOLDER / name for name in (*HEADERS, *names)]
     try:
         return ctypes.CDLL(str(_built(compiler, (*FLAGS, *flags), sources, runtime)))
     except (OSError, subprocess.SubprocessError):

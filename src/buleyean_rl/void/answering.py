@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
-from buleyean_rl.engines import Engine, Sampling
 from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.void.store import Row, Store
 
 AT_ONCE = 4  # answers; more would only make all of them slow

@@ -29,9 +29,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from buleyean_rl.data.importers import import_records
+from buleyean_rl.data.records import format_record, read_records
 from buleyean_rl.errors import BuleyeanError, RecordError
-from buleyean_rl.importers import import_records
-from buleyean_rl.records import format_record, read_records
 from buleyean_rl.void.answering import Answering
 from buleyean_rl.void.guard import Guard
 from buleyean_rl.void.store import Row, Store

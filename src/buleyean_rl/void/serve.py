@@ -14,10 +14,10 @@ from typing import IO
 import uvicorn
 from rich.console import Console
 
-from buleyean_rl.engines import Engine, Sampling
 from buleyean_rl.errors import UsageError
-from buleyean_rl.loading import is_endpoint, open_engine
-from buleyean_rl.models import is_run
+from buleyean_rl.inference.open import is_endpoint, open_engine
+from buleyean_rl.inference.protocol import Engine, Sampling
+from buleyean_rl.models.run_folder import is_run
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, Voice
 from buleyean_rl.void.app import Void, make_app
 from buleyean_rl.void.store import Store

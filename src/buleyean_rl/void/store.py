@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from buleyean_rl.data.records import RejectionRecord, Spans, accumulate_records, make_record
 from buleyean_rl.errors import UsageError
-from buleyean_rl.records import RejectionRecord, Spans, accumulate_records, make_record
 
 ROUNDS = 60  # a person's no is certain: 60 of 60
 PAGE = 50  # rejections shown at once

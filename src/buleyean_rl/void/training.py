@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.records import write_records
+from buleyean_rl.data.records import write_records
 from buleyean_rl.void.store import Store
 
 LEARNING_RATE = 5e-4
@@ -144,8 +144,8 @@ def child(settings: dict[str, Any]) -> None:
     from transformers import TrainerCallback
 
     from buleyean_rl.errors import BuleyeanError
-    from buleyean_rl.train import train
-    from buleyean_rl.trainer import BuleyeanConfig
+    from buleyean_rl.training.config import BuleyeanConfig
+    from buleyean_rl.training.run import train
 
     def tell(logs: dict[str, Any], step: int) -> None:
         if "floor" in logs:

@@ -1,0 +1,298 @@
+"""Boundaries, packed: many tries in one row, each token computed once, each record alone with itself.
+
+    boundaries --pack--> Batch --forward_hidden--> hidden states at the nodes --> the loss
+
+*Packed* is the fast layout: every prompt once, every shared prefix once, no padding. A token attends to
+its own path through the trie and to nothing else (see `attention`). *Padded* is the plain layout for
+models whose attention cannot be replaced (state-space layers, soft-capped attention): one row per
+response, transformers' own attention. Both give the same hidden states at the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from buleyean_rl.data.trie import Boundary
+from buleyean_rl.models.segments import ROUND, Segment
+from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.vocabulary_softmax import Rest
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The whole answers of a batch: which paths through the tries they are.
+
+    Args:
+        parent: the node that each token of the tries continues. Shape: (tokens,).
+        token: what each of them is. Shape: (tokens,).
+        place: the tokens of every answer, answer after answer, as places in the two above. Shape: (entries,).
+        answer: which answer each of those belongs to. Shape: (entries,).
+        rejected: whether it is one of the answer's rejected tokens. Shape: (entries,).
+        counts: how often each answer was rejected; a node is a record. Shape of its entries: (answers,).
+    """
+
+    parent: Tensor
+    token: Tensor
+    place: Tensor
+    answer: Tensor
+    rejected: Tensor
+    counts: Counts
+
+    def to(self, device: torch.device) -> Answers:
+        """The same answers on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("parent", "token", "place", "answer", "rejected")}
+        return Answers(**moved, counts=self.counts.to(device))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of `values` (tokens,) over the tokens of each answer. Shape: (answers,)."""
+        return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer, values[self.place])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Boundaries ready for a model.
+
+    Args:
+        input_ids: Shape: (rows, tokens).
+        position_ids: each token's distance from the start of its prompt. Shape: (rows, tokens).
+        nodes: where each node's last token stands in the flattened ids. Shape: (nodes,).
+        counts: rejections over the vocabulary at each node.
+        record: which record each node belongs to. Shape: (nodes,).
+        segments: the packed row's segments, or None for the padded layout.
+        attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
+        filling: how many tokens at the packed row's end are of no record.
+        numbers: of the records in the data set, where it matters which they are.
+        answers: the whole answers, for an objective of answers.
+        reference: the frozen base model's hidden states at the nodes, once they are known. Shape: (nodes, width).
+        rest: what the loss makes of those, where it was made before.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    nodes: Tensor
+    counts: Counts
+    record: Tensor
+    segments: tuple[Segment, ...] | None = None
+    attention_mask: Tensor | None = None
+    filling: int = 0
+    numbers: tuple[int, ...] = ()
+    answers: Answers | None = None
+    reference: Tensor | None = None
+    rest: Rest | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed for its records."""
+        return self.input_ids.numel() - self.filling
+
+    @property
+    def terms(self) -> int:
+        """How many losses it has: one a node, or one a record for an objective of answers."""
+        return len(self.nodes) if self.answers is None else len(self.answers.counts.rounds)
+
+    def to(self, device: torch.device, **_: Any) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            nodes=self.nodes.to(device),
+            counts=self.counts.to(device),
+            record=self.record.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            answers=None if self.answers is None else self.answers.to(device),
+            reference=None if self.reference is None else self.reference.to(device),
+        )
+
+    def without_anchors(self) -> Batch:
+        """The same batch with a loss only where something was rejected.
+
+        On a reference measure the other nodes anchor the model; on a uniform one their target would be
+        noise over the whole vocabulary.
+        """
+        keep, node = torch.unique(self.counts.node, return_inverse=True)
+        counts = replace(self.counts, node=node, rounds=self.counts.rounds[keep])
+        return replace(self, nodes=self.nodes[keep], counts=counts, record=self.record[keep])
+
+
+def pack(boundaries: Sequence[Boundary]) -> Batch:
+    """Lay boundaries end to end in one row, filled up to a multiple of `ROUND`.
+
+    Args:
+        boundaries: one per record.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    nodes: list[int] = []
+    segments: list[Segment] = []
+    for boundary in boundaries:
+        start, prompt = len(ids), len(boundary.prompt)
+        ids += boundary.prompt + boundary.tokens
+        positions += range(prompt)
+        nodes += range(start + prompt - 1, start + prompt + len(boundary.tokens))
+        for run, parent in zip(boundary.run_slices(), boundary.parents, strict=True):
+            path = boundary.path(parent)
+            depth = prompt + sum(piece.stop - piece.start for piece in path)
+            length = run.stop - run.start
+            positions += range(depth, depth + length)
+            first = start + prompt  # where the record's nodes begin in the row
+            if run.start == 0:  # the first run goes straight on from the prompt
+                segments.append(Segment(prompt + length))
+                continue
+            context = [(start, first), *((first + piece.start, first + piece.stop) for piece in path)]
+            segments.append(Segment(length, tuple(_merge_adjacent(context))))
+    filling = -len(ids) % ROUND
+    if filling:  # seen by nothing
+        segments.append(Segment(filling))
+        ids += [0] * filling
+        positions += range(filling)
+    return Batch(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        nodes=torch.tensor(nodes),
+        counts=_counts(boundaries),
+        record=_record_of_nodes(boundaries),
+        segments=tuple(segments),
+        filling=filling,
+    )
+
+
+def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
+    """Lay every path from a prompt to the end of a run in a row of its own, padded on the right.
+
+    Args:
+        boundaries: one per record.
+    """
+    rows: list[list[int]] = []
+    places: list[tuple[int, int]] = []  # of each node: row and column
+    for boundary in boundaries:
+        prompt = len(boundary.prompt)
+        for run in boundary.run_slices():
+            path = boundary.path(run.stop)
+            row = boundary.prompt + [token for piece in path for token in boundary.tokens[piece]]
+            if run.start == 0:
+                places.append((len(rows), prompt - 1))
+            new = run.stop - run.start
+            places += [(len(rows), column) for column in range(len(row) - new, len(row))]
+            rows.append(row)
+    width = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    columns = torch.arange(width).expand(len(rows), width)
+    return Batch(
+        input_ids=torch.stack([pad(torch.tensor(row), (0, width - len(row))) for row in rows]),
+        position_ids=columns.contiguous(),
+        nodes=torch.tensor([row * width + column for row, column in places]),
+        counts=_counts(boundaries),
+        record=_record_of_nodes(boundaries),
+        attention_mask=(columns < lengths.unsqueeze(1)).long(),
+    )
+
+
+def join_rows(batches: Sequence[Batch]) -> Batch:
+    """Packed batches in one row, for `forward_hidden`: its nodes are theirs, one batch's after the other's.
+
+    Args:
+        batches: in the packed layout. What is said of their records is left out.
+    """
+    starts = list(accumulate((batch.input_ids.shape[1] for batch in batches), initial=0))
+    segments = [
+        replace(segment, context=tuple((start + first, start + last) for first, last in segment.context))
+        for batch, start in zip(batches, starts, strict=False)
+        for segment in batch.segments or ()
+    ]
+    nothing = torch.empty(0)
+    return Batch(
+        input_ids=torch.cat([batch.input_ids for batch in batches], 1),
+        position_ids=torch.cat([batch.position_ids for batch in batches], 1),
+        nodes=torch.cat([batch.nodes + start for batch, start in zip(batches, starts, strict=False)]),
+        counts=Counts(nothing, nothing, nothing, nothing),
+        record=nothing,
+        segments=tuple(segments),
+    )
+
+
+def find_answers(boundaries: Sequence[Boundary]) -> Answers:
+    """The answers of some boundaries, in the order in which a batch has them.
+
+    An answer that stands in a record twice, with other spans, is one.
+
+    Args:
+        boundaries: one per record, made by `merge_responses`.
+    """
+    parent: list[int] = []
+    token: list[int] = []
+    place: list[int] = []
+    answer: list[int] = []
+    rejected: list[bool] = []
+    record: list[int] = []
+    count: list[int] = []
+    nodes = 0
+    for number, boundary in enumerate(boundaries):
+        counts: dict[int, int] = {}
+        for end, rejections in zip(boundary.ends, boundary.counts, strict=True):
+            counts[end] = counts.get(end, 0) + rejections
+        first, marked = len(token), {(node, wrong) for node, wrong, _ in boundary.rejections}
+        parents = [0] * len(boundary.tokens)
+        for end in counts:
+            for node, child in boundary.steps(end):
+                parents[child - 1] = node
+                place.append(first + child - 1)
+                answer.append(len(record))
+                rejected.append((node, boundary.tokens[child - 1]) in marked)
+            record.append(number)
+            count.append(counts[end])
+        parent += [nodes + node for node in parents]
+        token += boundary.tokens
+        nodes += boundary.nodes
+    rounds = torch.tensor([boundary.rounds for boundary in boundaries], dtype=torch.float32)
+    records = torch.tensor(record)
+    counts_of_answers = Counts(records, torch.arange(len(record)), torch.tensor(count, dtype=torch.float32), rounds)
+    return Answers(
+        torch.tensor(parent),
+        torch.tensor(token),
+        torch.tensor(place, dtype=torch.long),
+        torch.tensor(answer, dtype=torch.long),
+        torch.tensor(rejected),
+        counts_of_answers,
+    )
+
+
+def _merge_adjacent(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged = [pieces[0]]
+    for start, end in pieces[1:]:
+        if start == merged[-1][1]:
+            merged[-1] = (merged[-1][0], end)
+        elif end > start:
+            merged.append((start, end))
+    return merged
+
+
+def _counts(boundaries: Sequence[Boundary]) -> Counts:
+    node: list[int] = []
+    token: list[int] = []
+    count: list[int] = []
+    rounds: list[int] = []
+    for boundary in boundaries:
+        for local, rejected, v in boundary.rejections:
+            node.append(len(rounds) + local)
+            token.append(rejected)
+            count.append(v)
+        rounds += [boundary.rounds] * boundary.nodes
+    return Counts(
+        torch.tensor(node, dtype=torch.long),
+        torch.tensor(token, dtype=torch.long),
+        torch.tensor(count, dtype=torch.float32),
+        torch.tensor(rounds, dtype=torch.float32),
+    )
+
+
+def _record_of_nodes(boundaries: Sequence[Boundary]) -> Tensor:
+    sizes = torch.tensor([boundary.nodes for boundary in boundaries])
+    return torch.repeat_interleave(torch.arange(len(boundaries)), sizes)

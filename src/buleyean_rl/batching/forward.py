@@ -1,0 +1,108 @@
+"""Forward passes over batches: hidden states at the nodes, the frozen reference's, and the losses made of both.
+
+Batch --forward_hidden--> hidden states --losses_of_states--> NodeLosses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from buleyean_rl.batching.batch import Answers, Batch, join_rows
+from buleyean_rl.batching.rows import ROW_TOKENS, fill_rows
+from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.segments import segments_in_use
+from buleyean_rl.models.views import backbone, base_alone
+from buleyean_rl.objectives.fused import fused_loss, token_logprobs
+from buleyean_rl.objectives.losses import NodeLosses, Objective, listwise_loss
+
+
+def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
+    """The last hidden states at the batch's nodes.
+
+    Args:
+        backbone: a transformers decoder without its output head, its attention set to
+            `attention.PACKED` if the batch is packed.
+        batch: see `Batch`.
+
+    Returns:
+        Shape: (nodes, width).
+    """
+    with segments_in_use(batch.segments):
+        output = backbone(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+        )
+    return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
+
+
+REFERENCE_TOKENS = 3 * ROW_TOKENS  # without a gradient a row's memory is little
+
+
+def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
+    """The objective at each node of a batch.
+
+    Args:
+        model: a PEFT model; a plain one will do where the objective uses no reference.
+        head: its output head.
+        batch: in the layout the model was prepared for.
+        objective: which loss.
+    """
+    if objective.uses_reference:
+        (batch,) = add_references(model, [batch])
+    return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective)
+
+
+def losses_of_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
+    """The objective from the hidden states at a batch's nodes.
+
+    Args:
+        hidden: the model's. Shape: (nodes, width).
+        head: the output head.
+        batch: whose nodes they are, with the reference where the objective uses it.
+        objective: which loss.
+    """
+    reference = batch.reference
+    if batch.answers is None or reference is None:
+        return fused_loss(hidden, head, batch.counts, objective, reference, batch.rest)
+    ratios = answer_logprobs(hidden, head, batch.answers) - answer_logprobs(reference, head, batch.answers)
+    return listwise_loss(ratios, batch.answers.counts, objective)
+
+
+def answer_logprobs(hidden: Tensor, head: OutputHead, answers: Answers) -> Tensor:
+    """Log-probability of each answer.
+
+    Args:
+        hidden: at the nodes of a batch. Shape: (nodes, width).
+        head: the output head.
+        answers: of the batch.
+
+    Returns:
+        In nats, without that of ending there. Shape: (answers,).
+    """
+    return answers.sum(token_logprobs(hidden[answers.parent], head, answers.token))
+
+
+def reference_hidden(model: Any, batch: Batch) -> Tensor:
+    """The frozen base model's hidden states at a batch's nodes: the adapter off, dropout off."""
+    with base_alone(model), torch.no_grad():
+        return forward_hidden(backbone(model), batch)
+
+
+def add_references(model: Any, batches: Sequence[Batch]) -> list[Batch]:
+    """Batches with `reference_hidden`, where they are without; packed rows in longer ones, that read a weight once."""
+    completed = list(batches)
+    lacking = [i for i, batch in enumerate(batches) if batch.reference is None]
+    limit = REFERENCE_TOKENS if all(batch.segments is not None for batch in batches) else 0
+    for together in fill_rows(lacking, lambda i: batches[i].input_ids.numel(), limit):
+        row = join_rows([batches[i] for i in together]) if len(together) > 1 else batches[together[0]]
+        states = reference_hidden(model, row).split([len(batches[i].nodes) for i in together])
+        for i, own in zip(together, states, strict=True):
+            completed[i] = replace(batches[i], reference=own)
+    return completed

@@ -1,0 +1,97 @@
+"""The command: arguments in, one call, a report out.
+
+A command here reads its options, calls one function of the package and prints what comes back: for a
+person on stderr, or with `--json` one object on stdout. Everything heavy is imported inside the command
+that needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from buleyean_rl.cli.apps import chat, demo, void
+from buleyean_rl.cli.data import data_app
+from buleyean_rl.cli.evaluate import evaluate
+from buleyean_rl.cli.export import export, push
+from buleyean_rl.cli.mine import mine, walk
+from buleyean_rl.cli.train import train
+from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.system import environment  # noqa: F401 - before torch
+
+app = typer.Typer(
+    name="buleyean",
+    help="Fine-tune an open language model from rejections alone, and chat with the result.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+app.add_typer(data_app, name="data")
+for command in (demo, train, export, chat, evaluate, push, mine, walk, void):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the words after `buleyean`; None takes the process's own.
+
+    Returns:
+        The exit code: 0 done, 1 the input or the result is bad, 2 wrong usage, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words  # wherever it stands: one adds it to the end of a line
+    words = [word for word in words if word != "--debug"]
+    try:
+        return app(args=words, prog_name="buleyean", standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        sys.stdout = None  # or Python would try to flush it on its way out
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        problem = _explain(error)
+        if problem is None:
+            raise
+        print(f"error: {problem[0]}", file=sys.stderr)
+        return problem[1]
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """An error as a message and an exit code; None where it is a bug of ours, which deserves its traceback."""
+    if isinstance(error, BuleyeanError):
+        return str(error), error.exit_code
+    if isinstance(error, typer.Abort):
+        return "stopped", 130
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 1
+    # typer carries its own copy of click, whose base of wrong usage has no public name.
+    if isinstance(error, typer.BadParameter.__mro__[1]):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "buleyean"
+        problem = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        return f"{problem}. See `{command} --help`.", 2
+    return None
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from buleyean_rl import __version__
+
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())

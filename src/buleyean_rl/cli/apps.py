@@ -1,0 +1,73 @@
+"""`buleyean demo`, `buleyean chat` and `buleyean void`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from buleyean_rl.cli.options import AsJson, EngineName, print_json, stderr_console
+from buleyean_rl.errors import UsageError
+
+
+def demo(
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
+    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: two to three minutes.")] = False,
+    engine: EngineName = "xllamacpp",
+    as_json: AsJson = False,
+) -> None:
+    """Do the main job on bundled data and model: mine loops, train, export, measure, compare."""
+    from pathlib import Path
+
+    from buleyean_rl.demo import run_demo
+
+    print_json(run_demo(Path(output), quick=quick, engine=engine, console=stderr_console()), as_json)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL.GGUF", help="The model to talk to.")],
+    compare: Annotated[str | None, typer.Option(metavar="BASE.GGUF", help="Another one, side by side.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this once and leave.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest word every time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    engine: EngineName = "xllamacpp",
+) -> None:
+    """Talk to a GGUF model in llama.cpp."""
+    from rich.console import Console
+
+    from buleyean_rl.inference import chat as chatting
+    from buleyean_rl.inference.protocol import Sampling
+
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    with chatting.open_voices([model] if compare is None else [compare, model], engine=engine) as voices:
+        if prompt is None:
+            chatting.talk(voices, Console(), system=system, sampling=sampling)
+        elif compare is None:
+            chatting.ask(voices[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
+        else:
+            chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
+
+
+def void(
+    model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of rejections and runs.")] = "void",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Any but this machine's own asks visitors for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+) -> None:
+    """Open a page to talk to base and trained model, say no, and train.
+
+    The token of a public address is BULEYEAN_VOID_TOKEN, or else made up and printed.
+    """
+    from pathlib import Path
+
+    try:
+        from buleyean_rl.void.serve import serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing: pip install 'buleyean-rl[void]'") from error
+
+    serve(model, Path(output), host, port, console=stderr_console())

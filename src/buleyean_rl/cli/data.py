@@ -1,0 +1,102 @@
+"""`buleyean data import` and `buleyean data validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from buleyean_rl.cli.options import AsJson, print_report, running_count
+from buleyean_rl.errors import UsageError
+
+data_app = typer.Typer(help="Turn other people's data into rejection records, and check them.", rich_markup_mode=None)
+
+
+@data_app.callback(invoke_without_command=True)
+def _data(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@data_app.command("import")
+def data_import(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
+    format: Annotated[
+        str,
+        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
+    ] = "auto",
+    split: Annotated[str | None, typer.Option(help="The split of a Hub data set.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop once there are so many records.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="The column that is the prompt, answer, score or system; repeat it."),
+    ] = None,
+    score: Annotated[str | None, typer.Option(metavar="NAME", help="The score of a trace that counts.")] = None,
+    below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Take out e-mail addresses, phone numbers and keys.")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad rows instead of stopping.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn pairs, labels, scores, a table or an export into a records file. Chosen answers are discarded."""
+    from buleyean_rl.data.importers import Choices, import_records
+
+    for named in column or []:
+        if not all(named.partition("=")):
+            raise UsageError(f"--column {named}: give a role and a column, such as prompt=question")
+    choices = Choices({role: name for role, _, name in (named.partition("=") for named in column or [])}, score, below)
+    with running_count("rows read") as progress:
+        report = import_records(
+            source,
+            output,
+            format=format,
+            split=split,
+            limit=limit,
+            skip_bad=skip_bad,
+            choices=choices,
+            redact=redact,
+            progress=progress,
+        )
+    print_report(report.lines(), report.as_dict() if as_json else None)
+
+
+@data_app.command("validate")
+def data_validate(
+    path: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
+    model: Annotated[
+        str | None, typer.Option(help="Count its tokens too: a name, a Hub id, a folder or a GGUF.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="The most tokens of a prompt and one answer.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Say what training would use, fold, cut and drop; exit 1 if the file cannot be trained on."""
+    from buleyean_rl.data.records import validate_records
+
+    measure = _measure(model) if model is not None else None
+    with running_count("records checked") as progress:
+        report = validate_records(path, measure=measure, max_length=max_length, progress=progress)
+    print_report(report.lines(), report.as_dict() if as_json else None)
+    if not report.usable:
+        raise typer.Exit(1)
+
+
+def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
+    """What `validate_records` counts tokens with: the tokenizer as training uses it."""
+    from buleyean_rl.data.encode import encode_prompt, encode_response
+    from buleyean_rl.data.records import RejectionRecord
+    from buleyean_rl.models.weights import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+
+    def measure(record: RejectionRecord) -> tuple[int, list[list[bool]]]:
+        answers = zip(record.rejected_responses, record.rejected_spans, strict=True)
+        return len(encode_prompt(tokenizer, record.prompt)), [
+            encode_response(tokenizer, text, spans)[1] for text, spans in answers
+        ]
+
+    return measure

@@ -1,0 +1,66 @@
+"""`buleyean train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from buleyean_rl.cli.options import AsJson, print_json, stderr_console
+
+
+def train(
+    records: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
+    model: Annotated[str, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
+    config: Annotated[str | None, typer.Option(help="A YAML file of settings; options given here win.")] = None,
+    objective: Annotated[str | None, typer.Option(help="ratio (default), complement, listwise or published.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the KL (ratio 0.9, the others 0.7).")] = None,
+    tau: Annotated[float | None, typer.Option(help="Strength of the complement weights (1).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps, whatever the epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records in a step (4).")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a prompt and one answer (1024).")] = None,
+    row_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens computed at a time (1,280; in fp32 640; GPU 32,000): more is faster, fewer smaller."),
+    ] = None,
+    guard: Annotated[
+        bool | None, typer.Option("--guard/--no-guard", help="End the run before it ruins the model (on).")
+    ] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of the records to measure on (0.1).")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter (16).")] = None,
+    strength: Annotated[float | None, typer.Option(help="The trained adapter is multiplied by it (1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad records instead of stopping.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on rejections; writes an adapter, run.json, loss.png and a model card."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from buleyean_rl.training.config import load_config
+    from buleyean_rl.training.run import train as run
+
+    settings = {
+        "objective": objective,
+        "alpha": alpha,
+        "tau": tau,
+        "learning_rate": learning_rate,
+        "num_train_epochs": epochs,
+        "max_steps": max_steps,
+        "per_device_train_batch_size": batch_size,
+        "max_length": max_length,
+        "row_tokens": row_tokens,
+        "guard": guard,
+        "held_out": held_out,
+        "lora_rank": lora_rank,
+        "strength": strength,
+        "seed": seed,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    loaded = load_config(Path(config) if config else None, Path(output), given)
+    report = run(Path(records), model, loaded, resume=resume, skip_bad=skip_bad, console=stderr_console())
+    print_json(asdict(report), as_json)

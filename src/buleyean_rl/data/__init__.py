@@ -1,0 +1,9 @@
+"""Rejections and prompts on disk, and the token ids made of them.
+
+records/      the records file: read, checked, merged, written
+importers/    other people's logs --> records
+prompts       files of prompts
+encode        text --> token ids, through the chat template
+trie          a record's answers --> the prefix trie with its counts
+token_store   tokenised records, memory-mapped
+"""

@@ -1,0 +1,125 @@
+"""Take personal data out of records: e-mail addresses, phone numbers, keys and passwords.
+
+Patterns find what looks like such data, and nobody's name: a look at the result stays the user's. Each find
+becomes its kind in brackets, and spans move with the text.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from buleyean_rl.data.records import RejectionRecord, Span, Spans, make_record
+
+_KEYS = (
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    r"\b(?:sk|pk|rk)[-_](?:[A-Za-z]+[-_])*[A-Za-z0-9_-]{16,}",
+    r"\b(?:ghp|gho|ghu|ghs|ghr|hf|glpat|npm|pypi|github_pat)[-_][A-Za-z0-9_-]{16,}",
+    r"\bxox[abposr]-[A-Za-z0-9-]{10,}",
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    r"\bAIza[A-Za-z0-9_-]{30,}",
+    r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
+    r"(?<=\bBearer )[A-Za-z0-9._~+/-]{16,}=*",
+    # what stands after its name: only the value goes
+    r"(?i:\b(?:api[ _-]?key|access[ _-]?token|token|secret|passwor[dt]|passwd|pwd)\b[\"']?\s*(?:[:=]|\bis\b)\s*[\"']?)"
+    r"(?P<value>(?=\S*[\d\W_])[^\s\"',;]{6,})",
+)
+_PHONES = (
+    r"(?<![\w+])\+\d[\d ().\-/]{6,20}\d(?!\w)",
+    r"(?<![\w.+-])\(?\d{2,5}\)?(?:[ .\-/]\(?\d{2,5}\)?){2,5}(?![\w])(?!\.\d)",
+    r"(?<![\w.+-])\(\d{2,5}\) ?\d{3,5}(?:[ .\-]?\d{2,5})?(?!\w)",
+    r"(?i:\b(?:phone|tel|telephone|mobile|cell|call|text|whatsapp|fax|number)\b\D{0,15})(?P<value>\d{7,15})(?!\w)",
+)
+_PATTERNS = (
+    ("key", tuple(re.compile(pattern, re.DOTALL) for pattern in _KEYS)),
+    ("email", (re.compile(r"(?<![\w.+-])[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+"),)),
+    ("phone", tuple(re.compile(pattern) for pattern in _PHONES)),
+)
+PHONE_DIGITS = range(9, 16)  # dates and times have fewer, account numbers more
+KINDS = tuple(kind for kind, _ in _PATTERNS)
+
+
+def redact_record(record: RejectionRecord, found: Counter[str]) -> RejectionRecord:
+    """A record without the personal data that patterns find.
+
+    Args:
+        record: any.
+        found: counts each find by its kind; every message and answer is looked at.
+
+    Returns:
+        The record; the same one if nothing was found. A span over part of a find covers its replacement.
+    """
+    before = found.total()
+    if isinstance(record.prompt, str):
+        prompt: object = redact_text(record.prompt, found)[0]
+    else:
+        prompt = [{"role": role, "content": redact_text(content, found)[0]} for role, content in record.prompt]
+    answers, spans = [], []
+    for text, ranges in zip(record.rejected_responses, record.rejected_spans, strict=True):
+        redacted, moved = redact_text(text, found, ranges)
+        answers.append(redacted)
+        spans.append(moved)
+    if found.total() == before:
+        return record
+    return make_record(prompt, answers, list(record.rejection_counts), record.total_rounds, spans)
+
+
+def redact_text(text: str, found: Counter[str], spans: Spans = ()) -> tuple[str, Spans]:
+    """A text without personal data, and spans of it moved along.
+
+    Args:
+        text: any.
+        found: counts each find by its kind.
+        spans: [start, end) ranges of the text.
+    """
+    pieces, moves, position = [], [], 0
+    for start, end, kind in _finds(text):
+        found[kind] += 1
+        pieces += [text[position:start], f"[{kind}]"]
+        moves.append((start, end, len(kind) + 2))
+        position = end
+    redacted = "".join([*pieces, text[position:]])
+    return redacted, tuple(_moved(span, moves) for span in spans)
+
+
+def _moved(span: Span, moves: list[tuple[int, int, int]]) -> Span:
+    """A span after replacements (start, end, new length): an edge within one moves to that one's edge."""
+    start, end = span
+    shift_start = shift_end = 0
+    for at, to, length in moves:
+        if to <= span[0]:
+            shift_start += length - (to - at)
+        elif at < span[0]:
+            start = at
+        if to <= span[1]:
+            shift_end += length - (to - at)
+        elif at < span[1]:
+            end = at + length
+    return start + shift_start, end + shift_end
+
+
+def _finds(text: str) -> Iterator[tuple[int, int, str]]:
+    """Disjoint (start, end, kind), in order; of those that overlap the first kind's wins."""
+    taken: list[tuple[int, int, str]] = []
+    for kind, patterns in _PATTERNS:
+        for pattern in patterns:
+            for match in pattern.finditer(text):
+                start, end = match.span("value") if "value" in pattern.groupindex else match.span()
+                if kind == "phone" and not _is_phone(match.group(), start == match.start()):
+                    continue
+                if all(end <= a or b <= start for a, b, _ in taken):
+                    taken.append((start, end, kind))
+    return iter(sorted(taken))
+
+
+def _is_phone(text: str, bare: bool) -> bool:
+    """Whether digits that stand for themselves are as many as a phone number's, and no address of a machine."""
+    if not bare:
+        return True
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return sum(map(str.isdigit, text)) in PHONE_DIGITS
+    return False

@@ -1,0 +1,178 @@
+"""What training would make of a records file: how much it would use, fold, cut and drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from buleyean_rl.data.records.files import read_rows, reject_row
+from buleyean_rl.data.records.record import RejectionRecord, parse_record, rejected_answers
+from buleyean_rl.errors import RecordError
+
+# For a record: the tokens of its prompt, and for each rejected answer which of its tokens are rejected.
+Measure = Callable[[RejectionRecord], tuple[int, Sequence[Sequence[bool]]]]
+
+MAX_ERRORS_KEPT = 20
+
+
+@dataclass
+class Tokens:
+    """A records file in a model's tokens.
+
+    Args:
+        max_length: the most tokens a prompt and an answer may have together.
+        prompts: tokens of all prompts that leave room for an answer.
+        responses: tokens of all their answers, before cutting.
+        longest_prompt: tokens of the longest prompt.
+        longest_response: tokens of the longest answer.
+        truncated: answers cut to fit.
+        cut: tokens cut off them.
+        over_length: records dropped because the prompt leaves no room for an answer.
+    """
+
+    max_length: int
+    prompts: int = 0
+    responses: int = 0
+    longest_prompt: int = 0
+    longest_response: int = 0
+    truncated: int = 0
+    cut: int = 0
+    over_length: int = 0
+
+
+@dataclass
+class Validation:
+    """What `validate_records` found.
+
+    Args:
+        path: the file.
+        rows: lines that are not blank.
+        bad: lines that are no record; `errors` holds the first of them.
+        records: lines that are one.
+        rejections: the sum of their counts.
+        duplicates: answers that repeat another of their line, folded into its count.
+        repeated_prompts: records whose prompt an earlier line had.
+        empty: rejected answers that are "", which have no token to reject.
+        dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
+        tokens: the token counts, if there was a tokenizer to count with.
+        errors: the first messages, each with file and line.
+    """
+
+    path: str
+    rows: int = 0
+    bad: int = 0
+    records: int = 0
+    rejections: int = 0
+    duplicates: int = 0
+    repeated_prompts: int = 0
+    empty: int = 0
+    dropped: int = 0
+    tokens: Tokens | None = None
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Whether training can read the file: no bad line, and a record left to train on."""
+        return not self.bad and self.records > self.dropped
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {**asdict(self), "usable": self.usable}
+
+    def lines(self) -> list[str]:
+        """The report for a person, zeros left out."""
+        notes = {
+            "duplicate answers folded into counts": self.duplicates,
+            "records that repeat a prompt (`buleyean data import` folds them)": self.repeated_prompts,
+            "empty answers, with no token to reject": self.empty,
+        }
+        if self.tokens is not None:
+            notes |= {
+                "tokens of prompts": self.tokens.prompts,
+                "tokens of rejected answers": self.tokens.responses,
+                "tokens of the longest prompt": self.tokens.longest_prompt,
+                "tokens of the longest answer": self.tokens.longest_response,
+                f"prompts that leave no room within {self.tokens.max_length:,} tokens": self.tokens.over_length,
+                f"answers cut at {self.tokens.max_length:,} tokens": self.tokens.truncated,
+                "tokens cut off": self.tokens.cut,
+            }
+        notes |= {"records dropped": self.dropped, "bad lines": self.bad}
+        verdict = (
+            "usable"
+            if self.usable
+            else "not usable: " + ("mend or remove the bad lines" if self.bad else "no record is left to train on")
+        )
+        return [
+            f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
+            *(f"  {what}: {number:,}" for what, number in notes.items() if number),
+            *(f"  {error}" for error in self.errors),
+        ]
+
+
+def validate_records(
+    path: Path | str,
+    *,
+    measure: Measure | None = None,
+    max_length: int = 1024,
+    progress: Callable[[int], object] | None = None,
+) -> Validation:
+    """Read a whole records file and count what training would use, fold, cut and drop.
+
+    Args:
+        path: the file.
+        measure: a record in tokens; without it the text alone is checked.
+        max_length: with `measure`, the most tokens a prompt and an answer may have together.
+        progress: told the number of rows, every hundred.
+
+    Raises:
+        RecordError: the file is missing, empty or binary. Bad lines are counted, not raised.
+    """
+    report = Validation(str(path), tokens=Tokens(max_length) if measure else None)
+    prompts: set[int] = set()
+
+    def note(error: RecordError) -> None:
+        report.rows += 1
+        report.bad += 1
+        if len(report.errors) < MAX_ERRORS_KEPT:
+            report.errors.append(str(error))
+
+    for line, row in read_rows(path, skip_bad=note):
+        try:
+            record = parse_record(row)
+        except RecordError as error:
+            reject_row(error, path, line, note)
+            continue
+        report.rows += 1
+        report.records += 1
+        if progress is not None and report.rows % 100 == 0:
+            progress(report.rows)
+        report.rejections += sum(record.rejection_counts)
+        report.duplicates += len(rejected_answers(row)) - len(record.rejected_responses)
+        report.empty += record.rejected_responses.count("")
+        key = hash(record.prompt)  # the text itself would be the whole file in memory
+        report.repeated_prompts += key in prompts
+        prompts.add(key)
+        if measure is None or report.tokens is None:
+            report.dropped += not any(record.rejected_responses)
+        else:
+            report.dropped += not _trainable(report.tokens, *measure(record))
+    return report
+
+
+def _trainable(tokens: Tokens, prompt: int, responses: Sequence[Sequence[bool]]) -> bool:
+    """Add a record to the token counts; whether a rejected token of it is left after cutting."""
+    tokens.longest_prompt = max(tokens.longest_prompt, prompt)
+    room = tokens.max_length - prompt
+    if room < 1:
+        tokens.over_length += 1
+        return False
+    tokens.prompts += prompt
+    for response in responses:
+        length = len(response)
+        tokens.responses += length
+        tokens.longest_response = max(tokens.longest_response, length)
+        tokens.truncated += length > room
+        tokens.cut += max(0, length - room)
+    return any(any(response[:room]) for response in responses)

@@ -1,0 +1,395 @@
+"""A model's name and what is asked of it -> figures, each with the items it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from buleyean_rl.data.importers import Preference, Preferences
+from buleyean_rl.data.records import Prompt, as_messages, parse_text, read_rows, reject_row
+from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
+from buleyean_rl.evaluation.repetition import distinct, is_looping, overlap, prefix_match
+from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
+from buleyean_rl.evaluation.statistics import Figure, kendall_tau, ndcg, preferred
+from buleyean_rl.inference.open import is_endpoint, open_engine
+from buleyean_rl.inference.protocol import Answer, Engine, Sampling
+from buleyean_rl.models.compute import default_device, quickest_dtype
+from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.run_folder import is_run, load_run, run_base
+from buleyean_rl.models.views import plain_model
+from buleyean_rl.models.weights import load_base, load_tokenizer
+
+MATCHED = 0.2  # answers match in length if the shorter one lacks at most this share of the longer one's tokens
+NOTHING = (0.0, 0.0)  # an item that counts for nothing: every model has the same items, whatever it makes of them
+
+
+@dataclass(frozen=True)
+class Material:
+    """What models are measured on.
+
+    Args:
+        pairs: whose ranking is asked for.
+        records: rejected answers with counts; None takes those of the pairs.
+        texts: plain texts.
+        prompts: to be answered greedily.
+    """
+
+    pairs: Preferences | None = None
+    records: Preferences | None = None
+    texts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it is measured.
+
+    Args:
+        max_length: most tokens of a prompt and one answer, or of a text; what is longer is cut at the end.
+        max_tokens: the longest answer given.
+        engine: auto, transformers or llama.cpp.
+    """
+
+    max_length: int = 1024
+    max_tokens: int = 128
+    engine: str = "auto"
+
+
+@dataclass
+class Evaluation:
+    """One model, measured.
+
+    Args:
+        model: its name.
+        reference: the name of what pi_ref is; None for nothing.
+        figures: by name; what was not asked for, or cannot be had of this model, is not there.
+        distinct_4: different 4-grams over all 4-grams of the answers to the prompts.
+        counts: what was left out or cut on the way.
+        notes: what a reader should know of how it was measured.
+    """
+
+    model: str
+    reference: str | None = None
+    figures: dict[str, Figure] = field(default_factory=dict)
+    distinct_4: float | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    name: str,
+    material: Material,
+    settings: Settings | None = None,
+    *,
+    reference: str | None = None,
+    console: Console | None = None,
+) -> Evaluation:
+    """Measure a model.
+
+    Args:
+        name: what `train` takes, a run folder, a GGUF file, or an endpoint, which only answers prompts.
+        material: on what.
+        settings: how; the defaults if None.
+        reference: the model that stands for pi_ref; a run has its base for that.
+        console: where progress goes; None for nowhere.
+
+    Raises:
+        UsageError: a reference for a run.
+        ModelError: a model cannot be loaded.
+        EngineError: an engine cannot do what is asked.
+    """
+    settings, console = settings or Settings(), console or Console(quiet=True)
+    if reference is not None and is_run(name):
+        raise UsageError(f"{name} is a run, and measured against its own base: leave --reference out")
+    result = Evaluation(name, run_base(Path(name)) if is_run(name) else reference)
+    for read in filter(None, (material.pairs, material.records)):
+        for what, number in (("empty_answers", read.empty), ("bad_rows", read.skipped)):
+            result.counts[what] = result.counts.get(what, 0) + number
+    questions = _Questions(material)
+    if questions.all or material.texts:
+        answers, texts = _scores(name, questions.all, material.texts, settings, result.notes, console)
+        if reference is not None:
+            base_answers, base_texts = _scores(
+                reference, questions.all, material.texts, settings, result.notes, console
+            )
+            answers = [
+                [own._replace(reference_nats=base.nats) for own, base in zip(*both, strict=True)]
+                for both in zip(answers, base_answers, strict=True)
+            ]
+            texts = [
+                own._replace(reference_nats=base.nats) if own and base else own
+                for own, base in zip(texts, base_texts, strict=True)
+            ]
+        _ranking(result, questions, answers)
+        if material.texts:
+            _neutral(result, texts)
+    regenerated = [preference.prompt for preference in material.records.items] if material.records else []
+    if material.prompts or regenerated:
+        with _engine(name, settings) as engine:
+            said = _answers(engine, [*material.prompts, *regenerated], settings, console, name)
+        if material.prompts:
+            _saying(result, said[: len(material.prompts)])
+        if material.records:
+            _regeneration(result, material.records.items, said[len(material.prompts) :])
+    return result
+
+
+def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
+    """The plain texts of a file.
+
+    Args:
+        path: `.jsonl` for objects with `text` (or `content`), anything else for a text a line.
+        limit: the first so many.
+
+    Raises:
+        RecordError: it cannot be read, or holds no text.
+    """
+    found: list[str] = []
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        for line, row in read_rows(path):
+            try:
+                found.append(parse_text(row.get("text", row.get("content")), "text"))
+            except RecordError as error:
+                reject_row(error, path, line, False)
+    else:
+        try:
+            found = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
+        except OSError as error:
+            raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
+    kept = tuple(text.strip() for text in found if text.strip())
+    if not kept:
+        raise RecordError("holds no text: give one a line, or objects with `text`", path=path)
+    return kept[:limit]
+
+
+# --- models -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _scorer(name: str, settings: Settings, notes: list[str]) -> Iterator[Scorer]:
+    """What scores with a model. A GGUF file is read by transformers, a hundred times as fast, if that can be."""
+    device = default_device()
+    if settings.engine != "llama.cpp" and not is_endpoint(name):
+        is_file = not is_run(name) and Path(name).suffix == ".gguf"
+        try:
+            dtype = quickest_dtype(name, device)
+            if is_run(name):
+                model, tokenizer = load_run(Path(name), dtype)
+            else:
+                model, tokenizer = load_base(name, dtype), load_tokenizer(name)
+        except ModelError:
+            if not is_file or settings.engine == "transformers":
+                raise
+            notes.append(f"{name}: transformers cannot read it, so llama.cpp scores it, token by token")
+        else:
+            if is_file:
+                notes.append(f"{name}: its weights are scored in transformers, its answers come from llama.cpp")
+            model.to(device)
+            fuse_layers(plain_model(model))
+            yield PackedScorer(model, tokenizer, settings.max_length)
+            return
+    with _engine(name, settings) as engine:
+        notes.append(f"{name}: an engine gives no whole distributions, so there are no neutral_kl and entropy")
+        yield EngineScorer(engine, settings.max_length)
+
+
+@contextmanager
+def _engine(name: str, settings: Settings) -> Iterator[Engine]:
+    engine = open_engine(name, settings.engine)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _bar(console: Console, what: str, total: int) -> Iterator[OnDone | None]:
+    """A progress bar on a console that is seen."""
+    if console.quiet or not total:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _scores(
+    name: str,
+    questions: Sequence[Preference],
+    texts: Sequence[str],
+    settings: Settings,
+    notes: list[str],
+    console: Console,
+) -> tuple[list[list[AnswerScore]], list[TextScore | None]]:
+    """What a model makes of answers and texts; it is gone from memory afterwards."""
+    with _scorer(name, settings, notes) as scorer:
+        with _bar(console, f"{name}: scoring answers", len(questions)) as on_done:
+            answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
+        with _bar(console, f"{name}: reading plain texts", len(texts)) as on_done:
+            return answers, scorer.texts(texts, on_done)
+
+
+def _answers(
+    engine: Engine, prompts: Sequence[Prompt], settings: Settings, console: Console, name: str
+) -> list[Answer]:
+    with _bar(console, f"{name}: answering prompts", len(prompts)) as on_done:
+        sampling = Sampling(max_tokens=settings.max_tokens)
+        return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
+
+
+# --- figures ------------------------------------------------------------------------------------------
+
+
+class _Questions:
+    """The preferences to score: those whose pairs are ranked, and those whose rejected answers are read."""
+
+    def __init__(self, material: Material) -> None:
+        pairs = material.pairs.items if material.pairs else ()
+        records = material.records.items if material.records else ()
+        self.all = (*pairs, *records)
+        self.pairs = range(len(pairs)) if material.pairs else None
+        self.records = range(len(pairs), len(self.all)) if material.records else self.pairs
+
+
+def _ranking(result: Evaluation, questions: _Questions, scores: Sequence[Sequence[AnswerScore]]) -> None:
+    """The figures of scored answers."""
+    flat = [score for of_question in scores for score in of_question]
+    result.counts |= {
+        "answers_cut": sum(score.cut and score.tokens > 0 for score in flat),
+        "answers_without_room": sum(score.tokens == 0 for score in flat),
+    }
+    has_reference = any(score.reference_nats is not None for score in flat)
+    if questions.pairs is not None:
+        pairs = [
+            [(scores[k][better], scores[k][worse]) for better, worse in questions.all[k].pairs()]
+            for k in questions.pairs
+        ]
+        result.figures["accuracy"] = _accuracy(pairs, _mean)
+        if has_reference:
+            result.figures["accuracy_reference"] = _accuracy(pairs, _reference_mean)
+            result.figures["accuracy_vs_reference"] = _accuracy(pairs, _log_ratio)
+        result.figures["accuracy_length_matched"] = _accuracy(pairs, _mean, matched=True)
+    if questions.records is None:
+        return
+    asked = [(questions.all[k], scores[k]) for k in questions.records]
+    counted = [(question, own) for question, own in asked if question.rounds > 1]
+    if counted:
+        result.figures["kendall_tau"] = Figure([_item(_tau(*both)) for both in counted])
+        result.figures["ndcg"] = Figure([_item(_ndcg(*both)) for both in counted])
+    rejected = [
+        [score for score, rejections in zip(own, question.rejections, strict=True) if rejections]
+        for question, own in asked
+    ]
+    tokens = [sum(score.tokens for score in of_question) for of_question in rejected]
+    for name, part in (("rejected_nll", "nats"), ("rejected_nll_reference", "reference_nats")):
+        if part == "nats" or has_reference:
+            nats = [sum(getattr(score, part) or 0.0 for score in of_question) for of_question in rejected]
+            result.figures[name] = Figure(list(zip(nats, map(float, tokens), strict=True)))
+
+
+def _accuracy(
+    questions: Sequence[Sequence[tuple[AnswerScore, AnswerScore]]],
+    score: Callable[[AnswerScore], float],
+    *,
+    matched: bool = False,
+) -> Figure:
+    """Share of pairs in which the better answer has the higher score; an item is a prompt, whose pairs go together."""
+    items = []
+    for pairs in questions:
+        right = [
+            preferred(score(better), score(worse))
+            for better, worse in pairs
+            if better.tokens and worse.tokens and (not matched or _are_matched(better.tokens, worse.tokens))
+        ]
+        items.append((sum(right), float(len(right))))
+    return Figure(items)
+
+
+def _are_matched(one: int, other: int) -> bool:
+    return abs(one - other) <= MATCHED * max(one, other)
+
+
+def _mean(score: AnswerScore) -> float:
+    return -score.nats / score.tokens
+
+
+def _reference_mean(score: AnswerScore) -> float:
+    return -(score.reference_nats or 0.0) / score.tokens
+
+
+def _log_ratio(score: AnswerScore) -> float:
+    return (score.reference_nats or 0.0) - score.nats
+
+
+def _scored(question: Preference, scores: Sequence[AnswerScore]) -> tuple[list[float], list[int]]:
+    """The mean log-probabilities of the answers that have any, and their rejections."""
+    kept = [(_mean(score), v) for score, v in zip(scores, question.rejections, strict=True) if score.tokens]
+    return [mean for mean, _ in kept], [v for _, v in kept]
+
+
+def _tau(question: Preference, scores: Sequence[AnswerScore]) -> float | None:
+    means, rejections = _scored(question, scores)
+    return kendall_tau(means, [-v for v in rejections])
+
+
+def _ndcg(question: Preference, scores: Sequence[AnswerScore]) -> float | None:
+    means, rejections = _scored(question, scores)
+    return ndcg(means, [(question.rounds - v) / question.rounds for v in rejections])
+
+
+def _item(value: float | None) -> tuple[float, float]:
+    return NOTHING if value is None else (value, 1.0)
+
+
+def _neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None:
+    """The figures of plain texts, per token."""
+    known = [score for score in scores if score is not None]
+    if not known:
+        raise EngineError("no plain text has two tokens: give longer ones")
+    for figure, part in (
+        ("neutral_nll", "nats"),
+        ("neutral_nll_reference", "reference_nats"),
+        ("neutral_kl", "kl"),
+        ("entropy", "entropy"),
+    ):
+        if all(getattr(score, part) is not None for score in known):
+            items = [NOTHING if score is None else (getattr(score, part), score.tokens) for score in scores]
+            result.figures[figure] = Figure(items)
+    result.counts["neutral_tokens"] = sum(score.tokens for score in known)
+
+
+def _saying(result: Evaluation, answers: Sequence[Answer]) -> None:
+    """The figures of greedy answers to prompts."""
+    result.figures["loop_rate"] = Figure([(float(is_looping(answer.text)), 1.0) for answer in answers])
+    result.distinct_4 = distinct([answer.text for answer in answers])
+    if all(answer.tokens is not None for answer in answers):
+        result.figures["mean_length"] = Figure([(float(answer.tokens or 0), 1.0) for answer in answers])
+    result.figures["ended_share"] = Figure([(float(answer.ended), 1.0) for answer in answers])
+
+
+def _regeneration(result: Evaluation, records: Sequence[Preference], answers: Sequence[Answer]) -> None:
+    """How far greedy answers are what was rejected: of each record, the rejected answer that is closest."""
+    figures: dict[str, Callable[[str, str], float]] = {
+        "regeneration_prefix": prefix_match,
+        "regeneration_overlap": overlap,
+    }
+    for name, alike in figures.items():
+        items = []
+        for record, answer in zip(records, answers, strict=True):
+            rejected = [text for text, v in zip(record.answers, record.rejections, strict=True) if v]
+            items.append(_item(max((alike(answer.text, text) for text in rejected), default=None)))
+        result.figures[name] = Figure(items)

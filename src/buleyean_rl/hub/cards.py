@@ -1,0 +1,176 @@
+"""The cards of what goes to a hub: a YAML header that hubs read, and the table people read.
+
+    run.json ------------> model card of an adapter, or of the GGUF files made from it
+    records.jsonl -------> data card
+
+A header says only what is known: a base model that is a file of somebody's disk has no place in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from buleyean_rl.data.records import read_records
+from buleyean_rl.models.source import HUB_ID, base_of
+
+TAGS = ["buleyean-rl", "negative-feedback"]
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+LARGER = "n>1M"
+
+
+def run_card(run: Mapping[str, Any], *, license: str | None = None) -> str:
+    """The card of a run folder.
+
+    Args:
+        run: what its run.json holds.
+        license: an SPDX identifier; the base model's where that is known, if None.
+    """
+    name, known = base_of(str(run["model"]))
+    header = {
+        "base_model": name if HUB_ID.fullmatch(name) else None,
+        "base_model_relation": "adapter" if HUB_ID.fullmatch(name) else None,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": license or known,
+        "tags": [*TAGS, "lora"],
+    }
+    return f"""{front_matter(header)}
+# {Path(name).name}, taught by rejections
+
+Fine-tuned with `buleyean-rl` from rejected answers alone: no chosen answers, no reward model.
+
+{table(run, "PEFT adapter, safetensors; `buleyean export` makes the GGUF")}
+
+{EXPLANATION}
+
+![loss, floor and gap](loss.png)
+
+    buleyean export . -o model.gguf
+    buleyean chat model.gguf
+"""
+
+
+def gguf_card(
+    files: Sequence[tuple[str, str, int]], run: Mapping[str, Any] | None, *, name: str, license: str | None = None
+) -> str:
+    """The card of GGUF files.
+
+    Args:
+        files: name, quantisation and bytes of each.
+        run: the run.json of the run they were made from, if at hand.
+        name: of the model.
+        license: an SPDX identifier; the base model's where that is known, if None.
+    """
+    base, known = base_of(str(run["model"])) if run else ("", None)
+    header = {
+        "base_model": base if HUB_ID.fullmatch(base) else None,
+        "base_model_relation": "finetune" if HUB_ID.fullmatch(base) else None,
+        "library_name": "gguf",
+        "pipeline_tag": "text-generation",
+        "license": license or known,
+        "tags": [*TAGS, "gguf", "llama.cpp"],
+    }
+    rows = "\n".join(f"| `{file}` | {quant} | {size / 1e6:,.0f} MB |" for file, quant, size in files)
+    facts = f"\n{table(run, 'GGUF, for llama.cpp and what is built on it')}\n\n{EXPLANATION}\n" if run else ""
+    return f"""{front_matter(header)}
+# {name}
+
+Fine-tuned with `buleyean-rl` from rejected answers alone: no chosen answers, no reward model. Each file was compared
+with the model it was made from in llama.cpp before it was given its name.
+
+| file | quantisation | size |
+|---|---|---|
+{rows}
+{facts}
+    buleyean chat {files[0][0]}
+"""
+
+
+def data_card(path: Path, *, name: str, file: str, license: str | None = None) -> str:
+    """The card of a records file.
+
+    Args:
+        path: the file, which is read once.
+        name: of the data set.
+        file: its name there.
+        license: an SPDX identifier.
+
+    Raises:
+        RecordError: a record is bad.
+    """
+    records = answers = rejections = marked = chats = 0
+    for record in read_records(path):
+        records += 1
+        answers += len(record.rejected_responses)
+        rejections += sum(record.rejection_counts)
+        marked += sum(bool(spans) for spans in record.rejected_spans)
+        chats += not isinstance(record.prompt, str)
+    header = {
+        "pretty_name": name,
+        "license": license,
+        "task_categories": ["text-generation"],
+        "size_categories": [next((size for most, size in SIZES if records < most), LARGER)],
+        "tags": [*TAGS, "preference"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
+    }
+    return f"""{front_matter(header)}
+# {name}
+
+Answers people said no to, for training with `buleyean-rl`: prompts, rejected answers, how often each was rejected and
+out of how many rounds. There are no chosen answers.
+
+| | |
+|---|---|
+| Records | {records:,} |
+| Prompts that are conversations | {chats:,} |
+| Rejected answers | {answers:,} |
+| Rejections | {rejections:,} |
+| Answers with the wrong part marked | {marked:,} |
+| Format | JSON Lines: `prompt`, `rejected_responses`, `rejection_counts`, `total_rounds`, `rejected_spans` |
+"""
+
+
+def table(run: Mapping[str, Any], format: str) -> str:
+    """What a run was and how it went, as Markdown.
+
+    Args:
+        run: what its run.json holds.
+        format: of the weights the card is for.
+    """
+    config, gap = run["config"], run["optimality_gap_relative"]
+    strength = run.get("strength", 1)  # runs from before there was one do not say
+    relative = "" if gap is None else f" ({gap:.0%} of the start's)"
+    held_out = f" ({run['records_held_out']:,} held out)" if run["records_held_out"] else ""
+    measured_on = "held out" if held_out else "on what it was trained on"
+    rows = {
+        "Base model": base_of(str(run["model"]))[0],
+        "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
+        "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
+        "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"
+        + (f", strength {strength:g}" if strength != 1 else ""),
+        "Training data": f"{run['records']:,} rejection records, no chosen answers{held_out}",
+        "Format": format,
+        "Hardware": run["device"],
+        "Steps": f"{run['steps']:,} in {run['seconds']:,.0f} s",
+        "Final loss": f"{run['loss_final']:.4f} {measured_on}, {run['loss_training']:.4f} in training",
+        "Loss floor": f"{run['loss_floor']:.4f}",
+        "Optimality gap": f"{run['optimality_gap']:.4f} nats{relative}",
+        "Rejected answers": f"{run['rejected_nll_base']:.3f} -> {run['rejected_nll_final']:.3f} nats per token",
+        "Neutral text": f"{run['neutral_nll_base']:.3f} -> {run['neutral_nll_final']:.3f} nats per token",
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def front_matter(header: Mapping[str, Any]) -> str:
+    """A card's YAML header, without what is not known."""
+    known = {key: value for key, value in header.items() if value is not None}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n"
+
+
+EXPLANATION = """\
+The loss is `alpha KL(P || model) + (1 - alpha) contrast`, P the complement distribution of the rejections. Its floor is
+the least value any model could reach on this data, the optimality gap what is left above it."""

@@ -1,0 +1,249 @@
+"""A GGUF file in llama-cpp-python, the engine of the published model card; an extra, compiled on installation.
+
+Answers come from `Llama.create_completion` on the ids of the file's own chat template, which is what
+`create_chat_completion` does. It works on one conversation at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from buleyean_rl.errors import EngineError
+from buleyean_rl.inference.gguf_file import ailment, check_gguf, cores
+from buleyean_rl.inference.protocol import CONTEXT, GREEDY, Adapter, Answer, Completing, Messages, Sampling
+
+INSTALL = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
+
+
+def installed() -> bool:
+    """Whether llama-cpp-python is there."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+class LlamaCppPythonEngine(Completing):
+    """A GGUF file in `llama_cpp.Llama`, inside this process.
+
+    Args:
+        path: the GGUF file.
+        parallel: for the interface's sake; answers are computed one after the other.
+        context: the most tokens of one conversation, prompt and answer together.
+        threads: for one token; the physical cores if None.
+        exact: keep the attention cache in 32 bits, for comparing numbers.
+        adapter: a LoRA GGUF to apply.
+
+    Raises:
+        EngineError: llama-cpp-python is not installed; the file is missing, is not GGUF, is cut short, or
+            llama.cpp cannot run it.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        parallel: int = 1,
+        context: int = CONTEXT,
+        threads: int | None = None,
+        exact: bool = False,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.path, self.parallel, self.context = Path(path), parallel, context
+        if not installed():
+            raise EngineError(f"llama-cpp-python is not installed: {INSTALL}")
+        check_gguf(self.path)
+        self._settings: dict[str, Any] = {
+            "model_path": str(self.path),
+            "n_ctx": context,
+            "n_threads": threads or cores(),
+            "n_threads_batch": threads or cores(),
+            "swa_full": True,  # else a prefix that was seen before could not be used again
+            "verbose": False,
+        }
+        if exact:
+            self._settings |= {"type_k": 0, "type_v": 0}  # GGML_TYPE_F32
+        if adapter is not None:
+            check_gguf(adapter.path)
+            self._settings |= {"lora_path": str(adapter.path), "lora_scale": adapter.scale}
+        self._scorer: Any = None
+        self._scored: list[int] = []
+        self._llama: Any = self._open()
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return list(self._model().tokenize(text.encode(), add_bos=add_special, special=parse_special))
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+        """The file's chat template as llama-cpp-python renders it, with the BOS it may begin with."""
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self._model().metadata.get("tokenizer.chat_template")
+        if template is None:
+            raise EngineError(f"{self.path}: has no chat template; use an instruct model")
+        formatter = Jinja2ChatFormatter(
+            template=template,
+            eos_token=self._text(self._llama.token_eos()),
+            bos_token=self._text(self._llama.token_bos()),
+            add_generation_prompt=add_generation_prompt,
+        )
+        try:
+            return formatter(messages=[dict(m) for m in messages]).prompt
+        except ValueError as error:
+            raise EngineError(f"{self.path}: its chat template refuses these messages: {error}") from error
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """The ids `create_chat_completion` would evaluate: a BOS comes from the template or not at all."""
+        return self.tokenize(self.render(messages))
+
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+        """The answer in pieces as they come."""
+        for chunk in self._chunks(messages, sampling):
+            if piece := chunk["choices"][0]["text"]:
+                yield piece
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """The answers in order, one after the other."""
+        answers: list[Answer] = []
+        for index, messages in enumerate(conversations):
+            chunks = list(self._chunks(messages, replace(sampling, seed=sampling.seed + index)))
+            text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+            ended = chunks[-1]["choices"][0]["finish_reason"] == "stop"
+            answers.append(Answer(text, len(self.tokenize(text)) if ended else sampling.max_tokens, ended))
+            if on_done is not None:
+                on_done(len(answers))
+        return answers
+
+    def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
+        """The k likeliest next tokens, from the logits before any sampling."""
+        row = _log_softmax(self._logits(ids)[-1])
+        best = np.argsort(-row, kind="stable")[:k]
+        return {int(token): float(row[token]) for token in best}
+
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """The tokens' log-probabilities, one evaluation per sequence."""
+        scores = []
+        for ids, start in zip(sequences, starts or [1] * len(sequences), strict=True):
+            rows = _log_softmax(self._logits(ids)[start - 1 : -1])
+            scores.append([float(row[token]) for row, token in zip(rows, ids[start:], strict=True)])
+            if on_done is not None:
+                on_done(len(scores))
+        return scores
+
+    def ends_at(self, token: int) -> bool:
+        """Whether drawing `token` ends an answer."""
+        import llama_cpp
+
+        return bool(llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(self._model().model), token))
+
+    def close(self) -> None:
+        """Free the model."""
+        for llama in (self._llama, self._scorer):
+            if llama is not None:
+                llama.close()
+        self._llama = self._scorer = None
+
+    def _chunks(self, messages: Messages, sampling: Sampling) -> Iterator[dict[str, Any]]:
+        """The pieces of an answer as llama-cpp-python streams them; the last one says why it ends."""
+        ids = self.prompt_ids(messages)
+        if len(ids) >= self.context:
+            raise EngineError(
+                f"the conversation has {len(ids)} tokens and the context holds {self.context}: "
+                "start a new one, or ask for a larger context"
+            )
+        yield from self._llama.create_completion(
+            prompt=ids,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            min_p=0.0,
+            seed=sampling.seed,
+            stop=list(sampling.stop),
+            stream=True,
+        )
+
+    def _open(self, **settings: Any) -> Any:
+        """The file in llama.cpp, once more; the weights are shared by mapping them."""
+        from llama_cpp import Llama
+
+        try:
+            with _without_amx():
+                return Llama(**self._settings, **settings)
+        except (ValueError, RuntimeError):
+            raise EngineError(f"{self.path}: llama.cpp cannot load it: {ailment(self.path)}") from None
+
+    def _model(self) -> Any:
+        if self._llama is None:
+            raise EngineError(f"{self.path}: this engine is closed")
+        return self._llama
+
+    def _text(self, token: int) -> str:
+        """How the vocabulary writes a token; nothing for one there is not."""
+        import llama_cpp
+
+        if token < 0:
+            return ""
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model().model)
+        return (llama_cpp.llama_vocab_get_text(vocabulary, token) or b"").decode(errors="replace")
+
+    def _logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits after every token of a sequence. Shape: (tokens, vocabulary)."""
+        self._model()
+        if self._scorer is None:  # answers need the last token's logits only: keeping all is for this one
+            self._scorer = self._open(logits_all=True)
+        if len(ids) > self.context:
+            raise EngineError(f"{len(ids)} tokens are to be scored and the context holds {self.context}")
+        pairs = zip(self._scored, ids, strict=False)
+        known = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._scored), len(ids)))
+        self._scorer.n_tokens = min(known, len(ids) - 1)
+        try:
+            self._scorer.eval(list(ids)[self._scorer.n_tokens :])
+        except RuntimeError as error:
+            raise EngineError(f"{self.path}: llama.cpp: {error}") from error
+        self._scored = list(ids)
+        return self._scorer.scores[: len(ids)]
+
+
+@contextmanager
+def _without_amx() -> Generator[None]:
+    """Load weights as other processors do where llama.cpp was compiled for AMX.
+
+    Its AMX kernels kill the process (SIGILL, SIGSEGV) when GCC compiled them: the tile configuration is
+    optimised away, see llama.cpp's pull request 26954. `Llama` passes only some of the model's parameters on.
+    """
+    import llama_cpp.llama_cpp as library
+
+    defaults = library.llama_model_default_params
+
+    def plain() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    if b"AMX_INT8 = 1" in library.llama_print_system_info():
+        library.llama_model_default_params = plain
+    try:
+        yield
+    finally:
+        library.llama_model_default_params = defaults
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

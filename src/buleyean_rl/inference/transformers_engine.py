@@ -1,0 +1,238 @@
+"""A transformers model and tokenizer that are already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from buleyean_rl.errors import EngineError
+from buleyean_rl.inference.protocol import GREEDY, Answer, Completing, Messages, Sampling, stop_at
+
+NUCLEUS = 1024  # tokens looked at first when drawing
+BATCH_TOKENS = 1 << 15  # a batch may come to: every row has room for the longest prompt of it, and for an answer
+
+
+class TransformersEngine(Completing):
+    """A transformers model and tokenizer that are already in memory.
+
+    Args:
+        model: a causal language model, on any device.
+        tokenizer: its tokenizer, with a chat template.
+        batch: how many conversations to answer at once, at most.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
+        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+        ends = model.generation_config.eos_token_id if model.generation_config else None
+        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return self.tokenizer(
+            text, add_special_tokens=add_special, split_special_tokens=not parse_special, verbose=False
+        )["input_ids"]
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
+        """The tokenizer's chat template applied to messages."""
+        if not self.tokenizer.chat_template:
+            raise EngineError("this tokenizer has no chat template; use an instruct model")
+        return self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """The rendered template's ids: the template itself brings a BOS where the model wants one."""
+        return self.tokenize(self.render(messages))
+
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+        """The answer in pieces as they come."""
+        import torch
+
+        ids, shown, text, cache = self.prompt_ids(messages), 0, "", None
+        answer: list[int] = []
+        generator = torch.Generator().manual_seed(sampling.seed)
+        fresh = ids
+        while len(answer) < sampling.max_tokens:
+            output = self._output(fresh, cache=cache, use_cache=True, logits_to_keep=1)
+            cache = output.cache
+            token = _draw(output.logits[0, -1].float().cpu(), sampling, generator)
+            if token in self._ends:
+                break
+            answer.append(token)
+            fresh = [token]
+            text = self.tokenizer.decode(answer, skip_special_tokens=True)
+            cut = stop_at(text, sampling.stop)
+            if cut is not None:
+                text = text[:cut]
+                break
+            # The tail may turn into another character, or into a stop text, with the next token.
+            held = max((len(s) - 1 for s in sampling.stop), default=0)
+            ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - held
+            if ready > shown:
+                yield text[shown:ready]
+                shown = ready
+        if text[shown:]:
+            yield text[shown:]
+
+    def answer_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """The answers in order, in batches of similar length."""
+        answers = [Answer("", 0, False)] * len(conversations)
+        done = 0
+        prompts = [self.prompt_ids(messages) for messages in conversations]
+        for chosen in self._batches(list(map(len, prompts)), sampling.max_tokens):
+            batch = self._batch([prompts[i] for i in chosen], sampling, [sampling.seed + i for i in chosen])
+            for i, answer in zip(chosen, batch, strict=True):
+                answers[i] = answer
+            done += len(chosen)
+            if on_done is not None:
+                on_done(done)
+        return answers
+
+    def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
+        """The k likeliest next tokens, in fp32 from the model's logits."""
+        logits = self._output(ids, logits_to_keep=1).logits[0, -1]
+        top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
+        return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+    def logprobs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """The tokens' log-probabilities, one forward pass per sequence."""
+        import torch
+
+        scores = []
+        for ids, start in zip(sequences, starts or [1] * len(sequences), strict=True):
+            logps = self._output(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
+            tokens = torch.tensor(ids[start:], dtype=torch.long, device=logps.device)
+            scores.append(logps.gather(-1, tokens[:, None])[:, 0].tolist())
+            if on_done is not None:
+                on_done(len(scores))
+        return scores
+
+    def close(self) -> None:
+        """Nothing to do: the model belongs to the caller."""
+
+    def _output(self, ids: Sequence[int], **settings: Any) -> Any:
+        """What the model gives for one sequence."""
+        import torch
+
+        with torch.inference_mode():
+            return self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), **settings)
+
+    def _batches(self, lengths: Sequence[int], room: int) -> Iterator[list[int]]:
+        """Places of prompts of similar length, so many that a batch stays small enough for memory."""
+        batch: list[int] = []
+        for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+            rows = len(batch) + 1
+            if batch and (rows > self.batch or rows * (lengths[place] + room) > BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Answer]:
+        """Answers to prompts padded on the left to one length."""
+        import torch
+
+        width = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._ends)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        with torch.inference_mode(), _rows_together(self.model.get_output_embeddings()):
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                cache=self._cache(width + sampling.max_tokens),
+                disable_compile=True,
+                max_new_tokens=sampling.max_tokens,
+                logits_processor=[_Draws(sampling, seeds)] if sampling.temperature > 0 else None,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                eos_token_id=sorted(self._ends) or None,
+            )
+        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return [
+            self._answer(text, drawn, sampling) for text, drawn in zip(texts, output[:, width:].tolist(), strict=True)
+        ]
+
+    def _cache(self, tokens: int) -> Any:
+        """Room for all the keys and values at once, where the model can use it: one that grows is copied every step."""
+        from transformers import StaticCache
+
+        config = self.model.config.get_text_config(decoder=True)
+        return StaticCache(config=config, max_cache_len=tokens) if self.model._can_compile_fullgraph else None
+
+    def _answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
+        """The answer of a row of a batch: what comes after its end is padding."""
+        end = next((k for k, token in enumerate(drawn) if token in self._ends), None)
+        cut = stop_at(text, sampling.stop)
+        return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
+
+
+@contextmanager
+def _rows_together(head: Any) -> Iterator[None]:
+    """Let an output head see its input without gaps.
+
+    After a prompt transformers hands it the last state of each row, a slice of all of them, and torch would multiply
+    that with a copy of the weight for every row: 57 MB each for a model of 135M.
+    """
+    hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _Draws:
+    """A logits processor that draws each row's token from its own generator and leaves no other choice.
+
+    transformers' own sampling shares one generator among the rows, so that an answer would depend on its
+    neighbours.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
+        import torch
+
+        self.sampling = sampling
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - the signature is transformers'
+        import torch
+
+        rows = zip(scores.float().cpu(), self.generators, strict=True)
+        drawn = torch.tensor([_draw(row, self.sampling, generator) for row, generator in rows], device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+
+def _draw(logits: Any, sampling: Sampling, generator: Any) -> int:
+    """One token of a vector of logits. Shape: (vocabulary,)."""
+    import torch
+
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    if sampling.top_p >= 1:
+        weights = ((logits - logits.max()) / sampling.temperature).exp()
+        return int(torch.multinomial(weights, 1, generator=generator))
+    # The nucleus is nearly always among the likeliest few: sorting all the vocabulary would take longer than a step.
+    for k in (min(NUCLEUS, len(logits)), len(logits)):
+        likeliest, tokens = logits.topk(k)
+        probabilities = (likeliest - logits.logsumexp(-1)).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        if before[-1] + probabilities[-1] >= sampling.top_p:
+            break
+    inside = before < sampling.top_p  # the token that crosses top_p stays in
+    weights = torch.where(inside, probabilities, 0.0) ** (1.0 / sampling.temperature)
+    return int(tokens[torch.multinomial(weights, 1, generator=generator)])

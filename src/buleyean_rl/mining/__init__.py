@@ -1,0 +1,10 @@
+"""Make rejections: a model answers, judges say no, what was rejected becomes records.
+
+judges/        an answer --> a verdict
+mine           prompts --> answers --> verdicts --> records
+journal        answers and verdicts on disk as they fall
+votes          several judges' verdicts --> counts
+answer_cache   greedy answers, kept from run to run
+walk           mine, train, measure; and again with the trained model
+walk_report    a walk's table and plot
+"""

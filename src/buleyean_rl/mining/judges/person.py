@@ -1,0 +1,83 @@
+"""Somebody at the terminal: an answer, a key, the next answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from buleyean_rl.errors import UsageError
+from buleyean_rl.mining.judges.protocol import Answer, Verdict, last_message
+
+HELP = "[r]eject  [a]ccept  [p]art of it  [s]kip  [b]ack  [q]uit: what was said stays"
+
+
+class PersonJudge:
+    """One key an answer.
+
+    Args:
+        console: where answers are shown; stderr if None.
+        read_key: gives the next key; the terminal's if None.
+        read_line: gives the words that are wrong, after the key `p`.
+    """
+
+    name = "person"
+    asks_person = True
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        read_key: Callable[[], str] | None = None,
+        read_line: Callable[[str], str] | None = None,
+    ) -> None:
+        if read_key is None and not sys.stdin.isatty():
+            raise UsageError("the judge `person` needs a terminal: run it without redirecting its input")
+        self._console = console or Console(stderr=True, highlight=False)
+        self._key = read_key or typer.getchar
+        self._line = read_line or self._console.input
+
+    def judge(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Until all are judged, or somebody quits.
+
+        Raises:
+            KeyboardInterrupt: somebody quits.
+        """
+        self._console.print(HELP, style="dim", markup=False)
+        index = 0
+        while index < len(answers):
+            answer = answers[index]
+            self._console.print(Text(f"\n{index + 1}/{len(answers)}  {last_message(answer.prompt)}", style="bold"))
+            self._console.print(Panel(Text(answer.text.strip() or "(nothing)")))
+            match self._key().lower():
+                case "r" | "x" | "n":
+                    yield index, Verdict(True)
+                case "a" | "y":
+                    yield index, Verdict(False)
+                case "s":
+                    yield index, Verdict(None, (), "skipped")
+                case "p":
+                    span = self._part(answer.text)
+                    if span is None:
+                        continue
+                    yield index, Verdict(True, (span,))
+                case "b":
+                    index = max(0, index - 1)
+                    continue
+                case "q" | "\x03" | "\x04":
+                    raise KeyboardInterrupt
+                case _:
+                    self._console.print(HELP, style="dim", markup=False)
+                    continue
+            index += 1
+
+    def _part(self, text: str) -> tuple[int, int] | None:
+        words = self._line("which words are wrong? ").strip()
+        at = text.lower().find(words.lower()) if words else -1
+        if at < 0:
+            self._console.print("the answer has no such words", style="dim")
+            return None
+        return at, at + len(words)

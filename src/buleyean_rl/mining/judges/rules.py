@@ -1,0 +1,109 @@
+"""Judges that are a rule: quick, free, and the same every time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from buleyean_rl.errors import UsageError
+from buleyean_rl.evaluation.repetition import is_looping, repeated_spans
+from buleyean_rl.mining.judges.protocol import Verdict
+
+Rule = Callable[[str, str], Verdict]
+
+# How a refusal opens, in the words of the common instruct models; looked for in its first sentences only.
+REFUSAL = re.compile(
+    r"\bI(?:'m| am) (?:very |really |so )?(?:sorry|afraid)\b(?=.{0,40}\b(?:but|can(?:'t|not)|unable|not able))"
+    r"|\bI(?: simply| just)? (?:can(?:'t|not| not)|won't|will not|am (?:unable|not able) to|(?:must|have to) decline)"
+    r"(?: \w+)? (?:help|assist|answer|fulfil|fulfill|provide|comply|do that|discuss|engage|create|write|generate|to)\b"
+    r"|\bI'm (?:unable|not able) to\b"
+    r"|\bas an? (?:AI|artificial intelligence|large language model|language model)\b"
+    r"|\bI (?:do not|don't) feel comfortable\b",
+    re.IGNORECASE | re.DOTALL,
+)
+REFUSAL_OPENS = 200  # characters
+LETTERS_TO_TELL = 20  # a language from: fewer say too little
+SURE = 0.95  # that it is another language
+
+
+def loops(_prompt: str, answer: str) -> Verdict:
+    """Rejects the repeats of an answer whose 4-grams are repeats to more than 30%."""
+    return Verdict(True, tuple(repeated_spans(answer)), "repeats itself") if is_looping(answer) else Verdict(False)
+
+
+def refusal(_prompt: str, answer: str) -> Verdict:
+    """Rejects an answer that opens with a refusal."""
+    found = REFUSAL.search(answer[:REFUSAL_OPENS].replace("\u2019", "'"))
+    return Verdict(True, (), f"refuses: {found.group()!r}") if found else Verdict(False)
+
+
+def length(least: int, most: int | None) -> Rule:
+    """Rejects an answer of fewer or more words; of one that is too long, what is beyond the limit.
+
+    Args:
+        least: words.
+        most: words, or None.
+    """
+
+    def rule(_prompt: str, answer: str) -> Verdict:
+        words = list(re.finditer(r"\S+", answer))
+        if len(words) < least:
+            return Verdict(True, (), f"{len(words)} words")
+        if most is not None and len(words) > most:
+            return Verdict(True, ((words[most].start(), words[-1].end()),), f"{len(words)} words")
+        return Verdict(False)
+
+    return rule
+
+
+def pattern(expression: re.Pattern[str]) -> Rule:
+    """Rejects every match of an expression."""
+
+    def rule(_prompt: str, answer: str) -> Verdict:
+        spans = tuple(match.span() for match in expression.finditer(answer) if match.end() > match.start())
+        return Verdict(True, spans, f"matches {answer[slice(*spans[0])]!r}") if spans else Verdict(False)
+
+    return rule
+
+
+def words(listed: Iterable[str]) -> Rule:
+    """Rejects every one of some words or phrases, in any case, where it stands for itself."""
+    alternatives = "|".join(
+        r"\s+".join(map(re.escape, entry.split())) for entry in sorted(listed, key=len, reverse=True)
+    )
+    return pattern(re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE))
+
+
+def language(wanted: str) -> Rule:
+    """Rejects an answer that is surely in another language; abstains where there is too little text to tell.
+
+    Args:
+        wanted: an ISO 639-1 code, such as `en`.
+
+    Raises:
+        UsageError: no such code, or the package that tells languages apart is not installed.
+    """
+    identifier = _identifier()
+    if wanted not in identifier.labels:
+        raise UsageError(f"no language {wanted!r}: give one of {', '.join(sorted(identifier.labels))}")
+
+    def rule(_prompt: str, answer: str) -> Verdict:
+        if sum(map(str.isalpha, answer)) < LETTERS_TO_TELL:
+            return Verdict(None, (), "too short to tell its language")
+        found, probability = identifier.classify(answer)
+        if found != wanted and probability >= SURE:
+            return Verdict(True, (), f"in {found!r}")
+        return Verdict(False)
+
+    return rule
+
+
+@cache
+def _identifier() -> Any:
+    try:
+        from py3langid import langid
+    except ImportError:
+        raise UsageError("the judge `language` needs py3langid: pip install 'buleyean-rl[language]'") from None
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)

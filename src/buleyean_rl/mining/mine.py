@@ -1,0 +1,238 @@
+"""Make rejections: let a model answer, judge the answers, keep what was wrong with them.
+
+    prompts --engine--> answers --judges--> verdicts --votes--> records
+                           \\____ journal ____/
+
+The journal, beside the records, holds every answer and every verdict as they fall. Mining again with the
+same settings goes on from it, with other judges it judges the same answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, write_records
+from buleyean_rl.errors import UsageError
+from buleyean_rl.inference.protocol import Completer, Sampling
+from buleyean_rl.mining.journal import Journal, journal_path
+from buleyean_rl.mining.judges import Answer, Judge
+from buleyean_rl.mining.votes import _said, record_votes
+
+BATCH = 64  # answers asked for at once: what killing the command may lose
+
+
+@dataclass(frozen=True)
+class MineSettings:
+    """How answers are drawn.
+
+    Args:
+        samples: answers to each prompt.
+        max_tokens: of an answer.
+        temperature: 0 takes the likeliest token every time, which is one answer.
+        top_p: the nucleus to draw from.
+        seed: same seed, same answers.
+    """
+
+    samples: int = 1
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"{self.samples} samples: at least 1 is needed")
+        if self.samples > 1 and self.temperature <= 0:
+            raise UsageError(f"{self.samples} samples at temperature 0 are the same answer: raise the temperature")
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What mining found.
+
+    Args:
+        report: in numbers.
+        records: of what was rejected.
+        answers: per prompt, the distinct answers.
+    """
+
+    report: MineReport
+    records: list[RejectionRecord]
+    answers: list[list[str]]
+
+
+@dataclass(frozen=True)
+class MineReport:
+    """What mining did.
+
+    Args:
+        output: the records file.
+        prompts: how many were asked.
+        answers: distinct answers to them.
+        rejected: answers that some judge rejected.
+        records: written, one per prompt with a rejected answer.
+        verdicts: per judge, how many answers it rejected, accepted and abstained from.
+        answers_kept: answers that an earlier mining had already drawn.
+        seconds: spent now.
+    """
+
+    output: str
+    prompts: int
+    answers: int
+    rejected: int
+    records: int
+    verdicts: dict[str, dict[str, int]]
+    answers_kept: int
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        by_judge = (
+            f"  {judge}: " + ", ".join(f"{number:,} {said}" for said, number in said_of.items() if number)
+            for judge, said_of in self.verdicts.items()
+        )
+        kept = f", {self.answers_kept:,} of them kept from before" if self.answers_kept else ""
+        return [
+            f"{self.prompts:,} prompts, {self.answers:,} answers{kept}; {self.rejected:,} rejected: "
+            f"{self.records:,} records in {self.output}",
+            *by_judge,
+        ]
+
+
+def mine(
+    prompts: Sequence[Prompt],
+    engine: Callable[[], Completer],
+    identity: str,
+    judges: Sequence[Judge],
+    output: Path,
+    settings: MineSettings,
+    *,
+    console: Console | None = None,
+) -> Mined:
+    """Ask, judge and write the records of what was rejected.
+
+    Args:
+        prompts: distinct.
+        engine: makes the engine, if there is still something to ask.
+        identity: of the engine's model: the journal of another one is refused.
+        judges: at least one.
+        output: the records file; the journal stands beside it.
+        settings: how answers are drawn.
+        console: where progress goes; None for nowhere.
+
+    Returns:
+        What was found. The records file is written even if it is left without a record.
+
+    Raises:
+        UsageError: no judge, or a journal of other settings.
+        EngineError: the engine failed; what it had answered is kept.
+    """
+    console, started = console or Console(quiet=True), time.monotonic()
+    if not judges:
+        raise UsageError("no judge: name at least one")
+    names = [judge.name for judge in judges]
+    if len(set(names)) < len(names):
+        raise UsageError("the same judge is named twice: its vote would count twice")
+    with Journal(journal_path(output), _header(prompts, identity, settings)) as journal:
+        kept = sum(map(len, journal.answers.values()))
+        _answer(prompts, engine, settings, journal, console)
+        asked = [
+            (index, k, Answer(prompt, text))
+            for index, prompt in enumerate(prompts)
+            for k, text in enumerate(journal.answers[index])
+        ]
+        for judge in judges:
+            _judge(judge, asked, journal, console)
+        records = []
+        for index, prompt in enumerate(prompts):
+            answers = journal.answers[index]
+            votes = [[journal.verdicts[name, index, k] for name in names] for k in range(len(answers))]
+            if (record := record_votes(prompt, answers, votes)) is not None:
+                records.append(record)
+        write_records(output, records)
+        said = {name: Counter(_said(journal.verdicts[name, index, k]) for index, k, _ in asked) for name in names}
+        answers_of = [journal.answers[index] for index in range(len(prompts))]
+    report = MineReport(
+        output=str(output),
+        prompts=len(prompts),
+        answers=len(asked),
+        rejected=sum(len(set(record.rejected_responses)) for record in records),
+        records=len(records),
+        verdicts={name: {key: said[name][key] for key in ("rejected", "accepted", "abstained")} for name in names},
+        answers_kept=kept,
+        seconds=time.monotonic() - started,
+    )
+    return Mined(report, records, answers_of)
+
+
+def _header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    return {"model": identity, "prompts": digest, **asdict(settings)}
+
+
+def _answer(
+    prompts: Sequence[Prompt],
+    engine: Callable[[], Completer],
+    settings: MineSettings,
+    journal: Journal,
+    console: Console,
+) -> None:
+    """Draw the answers that the journal lacks, batch by batch."""
+    size = max(1, BATCH // settings.samples)
+    first = next((index for index in range(len(prompts)) if index not in journal.answers), len(prompts))
+    if first == len(prompts):
+        return
+    first -= first % size  # a batch is whole or not there: neighbours may change an answer's last digits
+    with console.status("loading the model"):
+        running = engine()
+    try:
+        with _progress(console) as progress:
+            total = len(prompts) * settings.samples
+            task = progress.add_task("answering", total=total, completed=first * settings.samples)
+            for start in range(first, len(prompts), size):
+                indices = range(start, min(start + size, len(prompts)))
+                begun = start * settings.samples
+                sampling = Sampling(
+                    max_tokens=settings.max_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    seed=settings.seed + begun,
+                )
+                texts = running.complete_many(
+                    [as_messages(prompts[index]) for index in indices for _ in range(settings.samples)],
+                    sampling,
+                    lambda done, begun=begun: progress.update(task, completed=begun + done),  # type: ignore[misc]
+                )
+                drawn = iter(text if text.strip() else "" for text in texts)
+                journal.add_answers(
+                    {index: list(dict.fromkeys(next(drawn) for _ in range(settings.samples))) for index in indices}
+                )
+    finally:
+        running.close()
+
+
+def _judge(judge: Judge, asked: Sequence[tuple[int, int, Answer]], journal: Journal, console: Console) -> None:
+    """Have the verdicts given that the journal lacks."""
+    left = [(index, k, answer) for index, k, answer in asked if (judge.name, index, k) not in journal.verdicts]
+    if not left:
+        return
+    with _progress(console, hidden=judge.asks_person) as progress:
+        task = progress.add_task(judge.name, total=len(asked), completed=len(asked) - len(left))
+        for i, verdict in judge.judge([answer for _, _, answer in left]):
+            journal.add_verdict(judge.name, *left[i][:2], verdict)
+            progress.advance(task)
+
+
+def _progress(console: Console, *, hidden: bool = False) -> Progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=console.quiet or hidden)

@@ -1,0 +1,89 @@
+"""A walk for people to read: its table and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a walk, measured on prompts that nobody trains on.
+
+    Args:
+        round: 0 is the base model.
+        loop_rate: share of greedy answers that loop.
+        rejection_rate: share of them that some judge of the walk rejects.
+        neutral_nll: nats per token of plain texts.
+        records: trained on, of this round and those before.
+        rejected: answers rejected in this round's mining, by the model of the round before.
+        seconds: spent on the round, all pieces together.
+        run: the run folder, within the walk's.
+    """
+
+    round: int
+    loop_rate: float
+    rejection_rate: float
+    neutral_nll: float
+    records: int
+    rejected: int
+    seconds: float
+    run: str | None
+
+    def drift(self, base: Round) -> float:
+        """Nats per token that the plain texts lost since the base."""
+        return self.neutral_nll - base.neutral_nll
+
+
+def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
+    """Draw the rates and the drift over the rounds, and the drift that would end the walk.
+
+    Args:
+        path: of the PNG.
+        rounds: from the base on.
+        max_drift: nats per token.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    numbers = [r.round for r in rounds]
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(numbers, [r.loop_rate for r in rounds], "o-", label="loop", color="C0")
+    if any(r.rejection_rate != r.loop_rate for r in rounds):
+        left.plot(numbers, [r.rejection_rate for r in rounds], "s--", label="rejected", color="C1")
+    left.yaxis.set_major_formatter(PercentFormatter(1.0))
+    left.set_title("answers to unseen prompts")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False)
+    right.axhline(0, color="0.3", linestyle="--")
+    right.axhline(max_drift, color="C3", linestyle=":", label="ends the walk")
+    right.plot(numbers, [r.drift(rounds[0]) for r in rounds], "o-", color="C2")
+    right.set_title("drift of neutral text, nats per token")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def _table(rounds: Sequence[Round]) -> Table:
+    table = Table(title="answers to unseen prompts, greedy")
+    for column in ("round", "loop", "rejected", "neutral nats", "drift", "newly rejected", "records", "seconds"):
+        table.add_column(column, justify="right")
+    for r in rounds:
+        table.add_row(
+            str(r.round),
+            f"{r.loop_rate:.1%}",
+            f"{r.rejection_rate:.1%}",
+            f"{r.neutral_nll:.3f}",
+            f"{r.drift(rounds[0]):+.3f}",
+            str(r.rejected),
+            str(r.records),
+            f"{r.seconds:,.0f}",
+        )
+    return table

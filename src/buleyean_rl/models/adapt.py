@@ -1,0 +1,63 @@
+"""Put a fresh LoRA adapter on a base model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from buleyean_rl.errors import ModelError
+from buleyean_rl.models.fused_decoder import fuse_decoder
+from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.lora import group_layers
+from buleyean_rl.models.views import backbone
+from buleyean_rl.system.memory import return_free_memory
+
+
+def attach_lora(model: Any, config: Any) -> Any:
+    """Put a fresh adapter on a base model. The base is frozen and changed in place.
+
+    Its own dropout is gone: the reference is without, and a loss would be of the difference.
+
+    Args:
+        model: from `load_base`.
+        config: from `lora.lora_config`.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        ModelError: the model has no such layers.
+    """
+    from peft import get_peft_model
+
+    for weight in model.parameters():
+        weight.data = weight.data.clone()  # a mapped file would stay in memory beside what is joined from it
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
+    fuse_layers(model)
+    with _quiet_peft():
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
+    group_layers(adapted)
+    fuse_decoder(backbone(adapted))
+    return_free_memory()
+    return adapted
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Keep PEFT's warnings about its own doings from the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT puts it right
+        yield

@@ -1,0 +1,83 @@
+"""A causal model's parts: decoder, output head, the base without its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from buleyean_rl.errors import ModelError
+from buleyean_rl.models.output_head import OutputHead
+
+
+def backbone(model: Any) -> nn.Module:
+    """The decoder of a causal model, PEFT or plain, without its output head."""
+    plain = plain_model(model)
+    return getattr(plain, plain.base_model_prefix)
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off within, as before afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def base_alone(model: Any) -> Iterator[None]:
+    """The frozen base model within, in evaluation: its adapter off, as before afterwards.
+
+    Not by PEFT's switch, which looks at every layer and every parameter: that takes as long as a short row.
+    """
+    modules = list(model.modules())
+    training = [vars(module) for module in modules if module.training]
+    adapted = [vars(module) for module in modules if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    for state in training:
+        state["training"] = False
+    for state in adapted:
+        state["_disable_adapters"] = True
+    try:
+        yield
+    finally:
+        for state in training:
+            state["training"] = True
+        for state in adapted:
+            state["_disable_adapters"] = False
+
+
+def output_head(model: Any) -> OutputHead:
+    """The output head of a causal model, checked against the model's own logits.
+
+    Raises:
+        ModelError: the model does something to its logits that `OutputHead` does not know.
+    """
+    plain = plain_model(model)
+    config, linear = plain.config, plain.get_output_embeddings()
+    if linear is None:
+        raise ModelError(f"{type(plain).__name__} has no output head: only causal language models train")
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    head = OutputHead(linear.weight.detach(), getattr(linear, "bias", None), scale, softcap)
+    ids = torch.arange(1, 9, device=linear.weight.device).unsqueeze(0) % linear.weight.shape[0]
+    with evaluating(model), torch.no_grad():
+        ours = head(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
+        theirs = plain(input_ids=ids, use_cache=False).logits[0].float()
+    if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():
+        raise ModelError(
+            f"{type(plain).__name__} transforms its logits in a way this package does not know, "
+            "so its loss would be wrong: use another model"
+        )
+    return head

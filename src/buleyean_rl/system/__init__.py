@@ -1,0 +1,1 @@
+"""The machine: files, caches, memory, environment. Nothing here knows of models."""

@@ -1,0 +1,182 @@
+"""The command's data part, run as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from buleyean_rl import __version__
+from buleyean_rl.cli import main
+
+PAIRS = [{"prompt": "p", "chosen": "Yes.", "rejected": "No."}, {"prompt": "q", "chosen": "Yes.", "rejected": ""}]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    path = Path("pairs.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return path
+
+
+def test_import_says_that_chosen_is_discarded(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "import", str(pairs), "-o", "r.jsonl"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "2 rows -> 2 records" in err
+    assert "chosen, accepted or never rejected answers discarded: 2" in err
+    assert len(Path("r.jsonl").read_text().splitlines()) == 2
+
+
+def test_json_is_one_object_on_stdout(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "import", str(pairs), "-o", "r.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 2
+    assert main(["data", "validate", "r.jsonl", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["records"], report["dropped"], report["usable"]) == (2, 1, True)
+
+
+@pytest.mark.usefixtures("pairs")
+def test_validate_fails_on_an_unusable_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("r.jsonl").write_text('{"prompt": "p", "rejected": ["a"]}\n{"prompt": "", "rejected": ["a"]}\n')
+    assert main(["data", "validate", "r.jsonl", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["bad"] == 1
+    assert "not usable" in err
+    assert "r.jsonl:2: the prompt is empty" in err
+
+
+@pytest.mark.usefixtures("pairs")
+def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from buleyean_rl.data.encode import encode_prompt
+    from buleyean_rl.models import weights as models
+    from tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(models, "load_tokenizer", {"tiny": tokenizer}.__getitem__)
+    rows = [
+        {"prompt": "Hi", "rejected_responses": ["What is the capital?"], "rejected_spans": [[[0, 4]]]},
+        {"prompt": "Hi " * 50, "rejected": ["No."]},
+    ]
+    Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    room = len(encode_prompt(tokenizer, "Hi")) + 2
+    words = ["data", "validate", "r.jsonl", "--model", "tiny", "--max-length", str(room), "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    length = len(tokenizer("What is the capital?", add_special_tokens=False).input_ids)
+    assert report["dropped"] == report["tokens"]["over_length"] == 1
+    assert report["tokens"]["responses"] == length
+    assert (report["tokens"]["truncated"], report["tokens"]["cut"]) == (1, length - 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["data", "import", "none.jsonl", "-o", "r"], 1, "error: none.jsonl: no such file"),
+        (["data", "import", "empty", "-o", "r"], 1, "error: empty: holds no .txt or .md file"),
+        (["data", "import", "pairs.jsonl", "-o", "."], 1, "error: .: is a folder"),
+        (["data", "import", "pairs.jsonl", "-o", "none/r"], 1, "create the folder"),
+        (["data", "import", "pairs.jsonl", "-o", "r", "--format", "kto"], 1, "pairs.jsonl:1: label is null"),
+        (["data", "import", "pairs.jsonl", "-o", "r", "--format", "zip"], 2, "error: no format 'zip'"),
+        (["data", "import", "pairs.jsonl", "-o", "r", "--limit", "0"], 2, "must be 1 or more"),
+        (["data", "import", "pairs.jsonl"], 2, "error: Missing option"),
+        (["data", "import", "pairs.jsonl", "-o", "r", "--nope"], 2, "No such option"),
+        (["data", "nope"], 2, "No such command 'nope'"),
+        (["data", "validate", "none.jsonl"], 1, "no such file"),
+    ],
+)
+def test_a_wrong_request_is_one_clear_line(
+    pairs: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, problem: str
+) -> None:
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert problem in err
+    assert len(err.splitlines()) <= 2
+    assert sorted(os.listdir()) == ["empty", pairs.name]
+
+
+@pytest.mark.usefixtures("pairs")
+def test_debug_shows_the_traceback() -> None:
+    from buleyean_rl.errors import RecordError
+
+    for words in (["--debug", "data", "validate", "none"], ["data", "validate", "none", "--debug"]):
+        with pytest.raises(RecordError):
+            main(words)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "x/y"), 1, "error: x/y: Permission denied\n"),
+    ],
+)
+@pytest.mark.usefixtures("pairs")
+def test_trouble_outside_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    from buleyean_rl.data import records
+
+    def trouble(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(records, "validate_records", trouble)
+    assert main(["data", "validate", "r.jsonl"]) == code
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from buleyean_rl.data import records
+
+    monkeypatch.setattr(records, "validate_records", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["data", "validate", "r.jsonl"])
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["data"], ["data", "--help"], ["data", "import", "--help"]])
+def test_help_is_on_stdout(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert "Usage: buleyean" in out
+    assert err == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from buleyean_rl.cli import main; main(['--help']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'rich.console')))"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.perf_counter() - start < 5, "a loose bound: the machine may be busy"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "import sys; from buleyean_rl.cli import main; sys.exit(main(['--help']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait()

@@ -1,0 +1,217 @@
+"""The whole evaluation of tiny models: against plain log-softmaxes, in both directions, of runs and GGUF files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from buleyean_rl import demo_data
+from buleyean_rl.cli import main
+from buleyean_rl.data.encode import encode_prompt, encode_response
+from buleyean_rl.data.importers import Preference, Preferences
+from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate, read_texts
+from buleyean_rl.evaluation.scoring import EngineScorer, PackedScorer
+from buleyean_rl.evaluation.show import as_json, plot
+from buleyean_rl.evaluation.statistics import Figure
+from buleyean_rl.gguf import export_gguf
+from buleyean_rl.inference.transformers_engine import TransformersEngine
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.lora import lora_config
+from tiny import SENTENCES, tiny_llama, tiny_run, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+QUESTIONS = (
+    Preference("How do you handle conflict?", ("Ignore it.", "Ignore the friend.", "Talk."), (3, 1, 0), 3),
+    Preference("Capital?", ("Paris", "Paris of France", "dog"), (0, 2, 1), 3),
+    Preference((("system", "Be kind."), ("user", "Tips?")), ("Sleep.", "Phone"), (0, 3), 3),
+)
+KEYS = (
+    "pairs accuracy accuracy_ci accuracy_vs_reference accuracy_length_matched kendall_tau ndcg rejected_nll "
+    "neutral_nll neutral_kl loop_rate distinct_4 mean_length ended_share entropy"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(TOKENIZER).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("run"), base)
+
+
+@pytest.fixture(autouse=True)
+def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tiny models are compared number by number."""
+    for module in ("evaluation.measure", "models.compute"):
+        monkeypatch.setattr(f"buleyean_rl.{module}.quickest_dtype", lambda *_: torch.float32)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def plain_nats(prompt: Any, answer: str) -> tuple[float, int]:
+    before, ids = encode_prompt(TOKENIZER, prompt), encode_response(TOKENIZER, answer)[0]
+    with torch.no_grad():
+        log_pi = tiny_llama(TOKENIZER)(torch.tensor([before + ids])).logits[0].log_softmax(-1)
+    return -sum(log_pi[len(before) + k - 1, token].item() for k, token in enumerate(ids)), len(ids)
+
+
+def test_answers_are_scored_as_one_by_one() -> None:
+    asked = [(question.prompt, question.answers) for question in QUESTIONS]
+    told: list[int] = []
+    packed = PackedScorer(tiny_llama(TOKENIZER), TOKENIZER, 256).answers(asked, told.append)
+    slow = EngineScorer(TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER), 256).answers(asked)
+    assert told[-1] == len(asked)
+    for scores, others, (prompt, answers) in zip(packed, slow, asked, strict=True):
+        for score, other, answer in zip(scores, others, answers, strict=True):
+            nats, tokens = plain_nats(prompt, answer)
+            assert (score.nats, score.tokens) == (pytest.approx(nats, rel=1e-4), tokens)
+            assert (other.nats, other.tokens) == (pytest.approx(nats, rel=1e-4), tokens)
+            assert score.reference_nats is None
+            assert not score.cut
+
+
+def test_the_base_of_a_peft_model_is_scored_if_wanted() -> None:
+    model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
+    asked = [("Tips?", ("Sleep well.",))]
+    ((both,),) = PackedScorer(model, TOKENIZER, 256).answers(asked)
+    ((alone,),) = PackedScorer(model, TOKENIZER, 256, with_reference=False).answers(asked)
+    assert both.reference_nats == pytest.approx(both.nats)  # a fresh adapter does nothing
+    assert (alone.nats, alone.reference_nats) == (pytest.approx(both.nats), None)
+
+
+def test_a_limit_cuts_and_leaves_out() -> None:
+    asked = [("Tips?", ("Sleep well and leave the phone.", "No"))]
+    room = len(encode_prompt(TOKENIZER, "Tips?"))
+    scorer = PackedScorer(tiny_llama(TOKENIZER), TOKENIZER, room + 2)
+    ((long, short),) = scorer.answers(asked)
+    assert (long.tokens, long.cut) == (2, True)
+    assert short.tokens <= 2
+    ((none, _),) = PackedScorer(tiny_llama(TOKENIZER), TOKENIZER, room).answers(asked)
+    assert (none.tokens, none.nats) == (0, 0.0)
+
+
+def test_a_run_beside_its_base(base: Path, run: Path) -> None:
+    material = Material(Preferences("candidates", QUESTIONS), texts=SENTENCES[:4])
+    trained, plain = (evaluate(str(name), material) for name in (run, base))
+    assert trained.reference == str(base)
+    # what the run calls its reference is what the base says of itself
+    for name in ("accuracy", "rejected_nll", "neutral_nll"):
+        expected = plain.figures[name].value
+        assert trained.figures[f"{name}_reference"].value == pytest.approx(expected, rel=1e-4)
+        assert f"{name}_reference" not in plain.figures
+    assert (trained.figures["neutral_kl"].value or 0.0) > 0
+    assert "neutral_kl" not in plain.figures
+    by_reference = evaluate(str(base), material, reference=str(base))
+    assert by_reference.figures["accuracy_vs_reference"].value == 0.5  # log pi/pi_ref is 0 everywhere: ties
+    with pytest.raises(UsageError, match="its own base"):
+        evaluate(str(run), material, reference=str(base))
+
+
+def test_turned_around_the_accuracies_are_mirrored(run: Path) -> None:
+    turned = tuple(
+        Preference(q.prompt, q.answers, tuple(q.rounds - v for v in q.rejections), q.rounds) for q in QUESTIONS
+    )
+    there, back = (evaluate(str(run), Material(Preferences("candidates", items))) for items in (QUESTIONS, turned))
+    for name in ("accuracy", "accuracy_vs_reference", "accuracy_length_matched"):
+        one, other = there.figures[name].value, back.figures[name].value
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one == pytest.approx(1 - other)
+    assert there.figures["kendall_tau"].value == pytest.approx(-(back.figures["kendall_tau"].value or 0.0))
+
+
+def test_a_gguf_file_and_its_model(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    export_gguf(tiny_llama(TOKENIZER), TOKENIZER, path, "f32", gate=False)
+    material = Material(Preferences("candidates", QUESTIONS), texts=SENTENCES[:2], prompts=("Tips?",))
+    settings = Settings(max_tokens=4)
+    expected = as_json([evaluate(str(base), material, settings)])
+    quick = as_json([evaluate(str(path), material, settings)])
+    slow = as_json([evaluate(str(path), material, Settings(max_tokens=4, engine="llama.cpp"))])
+    for name in ("accuracy", "kendall_tau", "ndcg", "rejected_nll", "neutral_nll", "mean_length", "ended_share"):
+        assert quick[name] == pytest.approx(expected[name], rel=2e-3), name
+        assert slow[name] == pytest.approx(expected[name], rel=2e-3), name
+    assert quick["entropy"] == pytest.approx(expected["entropy"], rel=1e-3)
+    assert slow["entropy"] is None
+    assert any("no whole distributions" in note for note in slow["notes"])
+
+
+def test_rejected_answers_said_again(base: Path) -> None:
+    said = TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER).complete_many([[{"role": "user", "content": "Tips?"}]])
+    records = Preferences("records", (Preference("Tips?", (said[0], "x"), (1, 1), 1),))
+    result = evaluate(str(base), Material(records=records), Settings(max_tokens=256))
+    assert result.figures["regeneration_prefix"].value == 1
+    assert result.figures["regeneration_overlap"].value == 1
+
+
+def test_the_command(base: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": s, "chosen": "Talk.", "rejected": "Ignore it."} for s in SENTENCES[:4]]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture, file = tmp_path / "e.png", tmp_path / "e.json"
+    words = ["evaluate", str(run), "--pairs", str(pairs), "--neutral", "bundled", "--prompts", "bundled"]
+    words += ["--limit", "3", "--max-tokens", "4", "--compare", str(base)]
+    assert main([*words, "--json", str(file), "--plot", str(picture)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "pairs ranked right" in err
+    result = json.loads(file.read_text())
+    assert set(KEYS.split()) <= result.keys()
+    assert result["pairs"] == 3
+    assert result["kendall_tau"] is None  # a pair has no counts
+    assert result["neutral_kl"] > 0
+    (other,) = result["compare"]
+    expected = result["neutral_nll"] - other["neutral_nll"]
+    assert other["differences"]["neutral_nll"]["difference"] == pytest.approx(expected)
+    low, high = other["differences"]["neutral_nll"]["interval"]
+    assert low <= expected <= high
+    assert picture.stat().st_size > 10_000
+    assert main([*words, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == result  # again, the same
+
+
+def test_asked_for_nothing_it_takes_bundled_data(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(base), "--limit", "2", "--max-tokens", "3", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pairs"] is result["accuracy"] is None
+    texts = [TOKENIZER(text).input_ids for text in demo_data.neutral_texts()[:2]]
+    assert result["counts"]["neutral_tokens"] == sum(map(len, texts)) - 2
+    assert result["mean_length"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["--json", "nowhere/e.json"], 2, "there is no folder nowhere"),
+        (["--plot", "e.txt"], 2, "end it in .png"),
+        (["--pairs", "missing.jsonl"], 1, "missing.jsonl: no such file"),
+        (["--neutral", "missing.txt"], 1, "No such file"),
+    ],
+)
+def test_bad_requests(words: list[str], code: int, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "smollm2-135m", *words]) == code
+    assert problem in capsys.readouterr().err
+
+
+def test_texts_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    (tmp_path / "a.jsonl").write_text('{"text": "one\\ntwo"}\n{"content": "three"}\n')
+    assert read_texts(tmp_path / "a.txt") == ("one", "two")
+    assert read_texts(tmp_path / "a.jsonl", 1) == ("one\ntwo",)
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": 3}\n')
+    with pytest.raises(RecordError, match=r"bad\.jsonl:2: text is the number 3"):
+        read_texts(tmp_path / "bad.jsonl")
+
+
+def test_a_plot_of_little(tmp_path: Path) -> None:
+    plot(tmp_path / "p.png", [Evaluation("m", figures={"accuracy": Figure([(1.0, 1.0)])})])
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

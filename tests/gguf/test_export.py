@@ -1,0 +1,143 @@
+"""`buleyean export` as a user runs it: names, notes, Modelfiles, adapters, and what is left when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import gguf
+from buleyean_rl.cli import main
+from buleyean_rl.gguf import k_quants
+from buleyean_rl.inference import llama_cpp_python
+from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
+from buleyean_rl.inference.protocol import Sampling
+from go_template import parse_modelfile, render_go
+from tiny import tiny_run, tiny_tokenizer
+
+ASK = [{"role": "user", "content": "Hello!"}]
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("runs") / "run", base)
+
+
+def export(run: Path, *words: object) -> int:
+    return main(["export", str(run), *map(str, words)])
+
+
+def test_one_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = ("--name", "my model", "--author", "me", "--license", "mit", "--url", "https://example.org/card")
+    assert export(run, "-o", tmp_path / "m.gguf", *about, "--json") == 0
+    out, err = capsys.readouterr()
+    (report,) = json.loads(out)["files"]
+    assert (report["path"], report["quant"]) == (str(tmp_path / "m.gguf"), "q8_0")
+    assert "checked in xllamacpp" in " ".join(err.split())
+    said = {key: field.contents() for key, field in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    expected = {
+        "name": "my model",
+        "author": "me",
+        "license": "mit",
+        "url": "https://example.org/card",
+        "base_model.0.name": "base",
+        "base_model.count": 1,
+        "type": "model",
+        "size_label": "87K",
+        "quantized_by": "buleyean-rl",
+    }
+    assert {key: said.get(f"general.{key}") for key in expected} == expected
+    assert not [value for value in said.values() if str(run.parent) in str(value)]
+
+
+@pytest.mark.skipif(not k_quants.installed(), reason=f"needs llama-cpp-python: {k_quants.INSTALL}")
+def test_two_quantisations_and_an_answer_in_both_engines(run: Path, tmp_path: Path) -> None:
+    assert export(run, "-o", tmp_path / "m.gguf", "--quant", "q4_k_m,Q8_0", "--engine", "llama-cpp-python") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m-Q4_K_M.gguf", "m-Q8_0.gguf"]
+    for path in tmp_path.iterdir():
+        likeliest = set()
+        for engine in ENGINES:
+            with closing(open_gguf(path, engine, context=128)) as opened:
+                assert "".join(opened.generate(ASK, Sampling(max_tokens=4)))
+                likeliest.add(tuple(opened.top_logprobs(opened.prompt_ids(ASK), 3)))
+        assert len(likeliest) == 1
+        assert main(["chat", str(path), "--prompt", "Hello!", "--max-tokens", "4", "--engine", "llama-cpp-python"]) == 0
+
+
+def test_a_modelfile(run: Path, tmp_path: Path) -> None:
+    assert export(run, "-o", tmp_path / "m.gguf", "--ollama", "--license", "mit") == 0
+    found = parse_modelfile((tmp_path / "Modelfile").read_text())
+    assert (found["FROM"], found["LICENSE"]) == (["./m.gguf"], ["mit"])
+    expected = tiny_tokenizer().apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    assert render_go(found["TEMPLATE"][0], ASK) == expected
+
+
+def test_an_adapter(run: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(run, "-o", tmp_path / "a.gguf", "--adapter", "--json") == 0
+    (report,) = json.loads(capsys.readouterr().out)["files"]
+    assert report["quant"] == "f16"
+    assert report["bytes"] < 50_000
+    assert export(base, "-o", tmp_path / "b.gguf", "--adapter") == 1
+    assert export(run, "-o", tmp_path / "b.gguf", "--adapter", "--ollama") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["--quant", "q3"], 1, "unknown quantisation 'q3'; there are f32"),
+        (["--quant", "q8_0,q8_0"], 2, "wants different quantisations"),
+        (["--quant", ","], 2, "wants different quantisations"),
+        (["--engine", "ollama"], 2, "unknown engine 'ollama'"),
+    ],
+)
+def test_bad_requests(
+    words: list[str], code: int, problem: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(run, "-o", tmp_path / "m.gguf", *words) == code
+    assert problem in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_engine_names_the_command(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+    assert export(run, "-o", tmp_path / "m.gguf", "--engine", "llama-cpp-python") == 1
+    assert "pip install 'buleyean-rl[llama-cpp]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_while_writing(how: signal.Signals, run: Path, tmp_path: Path) -> None:
+    """Interrupted or told to end, an export leaves nothing; killed outright, the next one sweeps up after it."""
+    code = (
+        "import signal, sys, time; from buleyean_rl.gguf import write; from buleyean_rl.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests run in the background inherit it ignored
+        "real = write.quantise\n"
+        "def slow(*a):\n    print('writing', flush=True); time.sleep(0.2); return real(*a)\n"
+        "write.quantise = slow; sys.exit(main())"
+    )
+    words = [sys.executable, "-c", code, "export", str(run), "-o", str(tmp_path / "m.gguf")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ})
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    process.send_signal(how)
+    code_of = process.wait(timeout=30)
+    process.stdout.close()
+    time.sleep(0.1)
+    if how is signal.SIGKILL:
+        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        assert export(run, "-o", tmp_path / "m.gguf") == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+    else:
+        assert code_of == 130
+        assert not list(tmp_path.iterdir())

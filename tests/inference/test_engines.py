@@ -1,0 +1,283 @@
+"""Engines: llama.cpp and transformers say the same, number by number, and fail clearly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.gguf import export_gguf
+from buleyean_rl.inference import llama_cpp_python
+from buleyean_rl.inference import transformers_engine as in_memory
+from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
+from buleyean_rl.inference.protocol import Engine, GgufEngine, Sampling, neutral_nll
+from buleyean_rl.inference.transformers_engine import TransformersEngine
+from tiny import tiny_llama, tiny_tokenizer
+
+ASK = [{"role": "user", "content": "How do you handle conflict?"}]
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Déjà vu, 漢字 🙂 and 10 tips.", "a"]
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in fp32: llama.cpp computes it as exactly as transformers does."""
+    path = tmp_path_factory.mktemp("engines") / "tiny.gguf"
+    tokenizer = tiny_tokenizer()
+    export_gguf(tiny_llama(tokenizer), tokenizer, path, "f32", gate=False)
+    return path
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every engine that runs a GGUF file, by its name."""
+    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def llama(gguf: Path, name: str) -> Iterator[GgufEngine]:
+    engine = open_gguf(gguf, name, parallel=3, context=256, threads=1, exact=True)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference() -> TransformersEngine:
+    tokenizer = tiny_tokenizer()
+    return TransformersEngine(tiny_llama(tokenizer), tokenizer, batch=2)
+
+
+def test_both_are_engines(llama: GgufEngine, reference: TransformersEngine) -> None:
+    assert isinstance(llama, Engine)
+    assert isinstance(reference, Engine)
+
+
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_same_token_ids(llama: GgufEngine, reference: TransformersEngine, parse_special: bool) -> None:
+    for text in [*TEXTS, "", "<|im_end|> x"]:
+        expected = reference.tokenize(text, parse_special=parse_special)
+        assert llama.tokenize(text, parse_special=parse_special) == expected
+    assert (len(llama.tokenize("<|im_end|>", parse_special=parse_special)) == 1) is parse_special
+
+
+def test_same_prompt(llama: GgufEngine, reference: TransformersEngine) -> None:
+    assert llama.render(ASK) == reference.render(ASK)
+    assert llama.render(ASK, add_generation_prompt=False) == reference.render(ASK, add_generation_prompt=False)
+    assert llama.prompt_ids(ASK) == reference.prompt_ids(ASK)
+
+
+def test_same_next_token_log_probabilities(llama: GgufEngine, reference: TransformersEngine) -> None:
+    ids = llama.tokenize(TEXTS[0])
+    found, expected = llama.top_logprobs(ids, 5), reference.top_logprobs(ids, 5)
+    assert list(found) == list(expected)
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-3)
+    whole = llama.top_logprobs(ids, 1000)
+    assert sum(map(math.exp, whole.values())) == pytest.approx(1, abs=1e-4)
+
+
+def test_same_log_probability_of_every_token(llama: GgufEngine, reference: TransformersEngine) -> None:
+    sequences = [llama.tokenize(text) for text in TEXTS]
+    sequences[0].append(llama.tokenize("<|im_end|>")[0])  # the end of an answer can be scored too
+    found, expected = llama.logprobs(sequences), reference.logprobs(sequences)
+    assert [len(f) for f in found] == [len(s) - 1 for s in sequences]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_neutral_nll_adds_up(llama: GgufEngine, reference: TransformersEngine) -> None:
+    nats, tokens = neutral_nll(llama, TEXTS)
+    expected_nats, expected_tokens = neutral_nll(reference, TEXTS)
+    assert tokens == expected_tokens
+    assert nats == pytest.approx(expected_nats, abs=1e-2)
+
+
+def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -> None:
+    sampling = Sampling(max_tokens=4)
+    words = (
+        "Hello!",
+        "1",
+        "fox",
+        "dog",
+        "Paris",
+        "help",
+        "mind",
+        "tips",
+        "lazy",
+        "quick",
+        "two",
+        "phone",
+        "jumps",
+        "over",
+    )
+    asked = [ASK, *([{"role": "user", "content": word}] for word in words)]
+    answers = reference.complete_many(asked, sampling)
+    # a random model says bytes that make no character; llama-cpp-python leaves those out
+    kept = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
+    assert len(kept) >= 4
+    conversations, expected = [asked[i] for i in kept], [answers[i] for i in kept]
+    counts: list[int] = []
+    assert llama.complete_many(conversations, sampling, counts.append) == expected
+    assert sorted(counts) == list(range(1, len(kept) + 1))
+    for conversation, answer in zip(conversations[:2], expected, strict=False):
+        assert "".join(llama.generate(conversation, sampling)) == answer
+        assert "".join(reference.generate(conversation, sampling)) == answer
+
+
+@pytest.fixture(params=[*ENGINES, "transformers"])
+def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEngine) -> Iterator[Engine]:
+    if request.param == "transformers":
+        yield reference
+        return
+    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    with closing(open_gguf(gguf, request.param, context=256, threads=1)) as opened:
+        yield opened
+
+
+def test_the_output_head_is_given_rows_without_gaps() -> None:
+    """After a prompt they are slices of all its states, and torch copies a bf16 weight for every one of them."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    together: list[bool] = []
+    hook = model.lm_head.register_forward_hook(lambda _, inputs, __: together.append(inputs[0].is_contiguous()))
+    TransformersEngine(model, tokenizer).complete_many([ASK, ASK[:1] * 3], Sampling(max_tokens=2))
+    assert together
+    assert all(together)
+    hook.remove()
+    assert not model.lm_head._forward_pre_hooks
+
+
+def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of a batch has room for the longest prompt: 64 of them beside one of 1,500 tokens took 7 GB."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(tokenizer)
+    engine, sampling = TransformersEngine(model, tokenizer, batch=8), Sampling(max_tokens=4)
+    asked = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
+    expected = engine.complete_many(asked, sampling)
+    longest = len(engine.prompt_ids(asked[2]))
+    monkeypatch.setattr(in_memory, "BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
+    shapes: list[tuple[int, int]] = []
+    batch_of = engine._batch
+    monkeypatch.setattr(
+        engine,
+        "_batch",
+        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or batch_of(prompts, *rest),
+    )
+    assert engine.complete_many(asked, sampling) == expected
+    assert sum(rows for rows, _ in shapes) == 5
+    assert shapes[-1] == (1, longest)
+    assert all(rows == 1 or rows * (width + 4) < longest + 4 for rows, width in shapes)
+
+
+@pytest.mark.parametrize(("top_p", "expected"), [(1.0, [0.5, 0.3, 0.2]), (0.7, [0.625, 0.375, 0.0])])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float, expected: list[float], temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, sampling = torch.tensor([0.5, 0.3, 0.2]).log() + 7, Sampling(1, temperature, top_p)
+    drawn = torch.tensor([in_memory._draw(logits, sampling, generator) for _ in range(4000)])
+    wanted = torch.tensor(expected) ** (1 / temperature)
+    assert torch.allclose(drawn.bincount(minlength=3) / 4000, wanted / wanted.sum(), atol=0.025)  # 3 standard errors
+
+
+def test_sampling_repeats_with_its_seed(engine: Engine) -> None:
+    drawn = ["".join(engine.generate(ASK, Sampling(max_tokens=16, temperature=1.0, seed=seed))) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_stop_text_ends_the_answer_and_is_left_out(engine: Engine) -> None:
+    whole = "".join(engine.generate(ASK, Sampling(max_tokens=12)))
+    stop = whole[4:7]
+    cut = "".join(engine.generate(ASK, Sampling(max_tokens=12, stop=(stop,))))
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_closing_an_answer_leaves_the_engine_usable(llama: GgufEngine) -> None:
+    answer = llama.generate(ASK, Sampling(max_tokens=200))
+    next(answer)
+    answer.close()
+    assert llama.complete_many([ASK], Sampling(max_tokens=4))[0]
+
+
+def test_ends_at(llama: GgufEngine) -> None:
+    assert llama.ends_at(llama.tokenize("<|im_end|>")[0])
+    assert not llama.ends_at(llama.tokenize("a")[0])
+
+
+def test_a_conversation_longer_than_the_context(llama: GgufEngine) -> None:
+    with pytest.raises(EngineError, match=r"has \d+ tokens and the context holds 256"):
+        list(llama.generate([{"role": "user", "content": "word " * 400}]))
+
+
+def test_an_error_in_one_of_many_is_raised(llama: GgufEngine) -> None:
+    with pytest.raises(EngineError, match="context"):
+        llama.complete_many([ASK, [{"role": "user", "content": "word " * 400}], ASK], Sampling(max_tokens=2))
+
+
+def test_nothing_of_llama_cpp_reaches_the_terminal(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = open_gguf(gguf, name, context=64, threads=1)
+    engine.complete_many([ASK], Sampling(max_tokens=2))
+    engine.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_engine_that_was_never_asked_can_be_closed(gguf: Path, name: str) -> None:
+    for _ in range(10):
+        open_gguf(gguf, name, context=64, threads=1).close()
+
+
+def test_a_closed_engine_says_so(gguf: Path, name: str) -> None:
+    engine = open_gguf(gguf, name, context=64, threads=1)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.tokenize("a")
+
+
+def test_files_that_are_no_model(tmp_path: Path, name: str) -> None:
+    text = tmp_path / "text.gguf"
+    text.write_text("not a model")
+    version = tmp_path / "version.gguf"
+    version.write_bytes(b"GGUF" + (99).to_bytes(4, "little") + b"\0" * 64)
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    for path, problem in (
+        (tmp_path / "missing.gguf", "no such file"),
+        (tmp_path, "is not a file"),
+        (text, "is not a GGUF file"),
+        (empty, "is not a GGUF file"),
+        (version, "version 99"),
+    ):
+        with pytest.raises(EngineError, match=problem):
+            open_gguf(path, name)
+
+
+@pytest.mark.parametrize("kept", [24, 200, 9000, -1000])
+def test_a_truncated_file(gguf: Path, name: str, tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]) -> None:
+    short = tmp_path / "short.gguf"
+    short.write_bytes(gguf.read_bytes()[:kept])
+    with pytest.raises(EngineError, match="cut short or damaged"):
+        open_gguf(short, name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_without_chat_template() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(EngineError, match="no chat template"):
+        TransformersEngine(tiny_llama(tokenizer), tokenizer).render(ASK)
+
+
+def test_an_unknown_engine_names_the_known(gguf: Path) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'ollama'; there are xllamacpp and llama-cpp-python"):
+        open_gguf(gguf, "ollama")
+
+
+def test_a_missing_extra_names_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+    with pytest.raises(EngineError, match=r"not installed: pip install 'buleyean-rl\[llama-cpp\]'"):
+        open_gguf(gguf, "llama-cpp-python")

@@ -1,0 +1,342 @@
+"""Answers to rejections: what loops is rejected where it repeats, and no model is asked twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buleyean_rl.cli import main
+from buleyean_rl.data.prompts import read_prompts
+from buleyean_rl.data.records import make_record, read_records
+from buleyean_rl.errors import EngineError, RecordError, UsageError
+from buleyean_rl.inference.protocol import Sampling
+from buleyean_rl.mining import mine as mining
+from buleyean_rl.mining.answer_cache import cached_answers
+from buleyean_rl.mining.journal import Journal, journal_path
+from buleyean_rl.mining.judges import Verdict, find_judge
+from buleyean_rl.mining.mine import Mined, MineSettings, mine
+from buleyean_rl.mining.votes import ROUNDS, record_votes, reject_loops
+from buleyean_rl.training.own_samples import add_own_samples
+from standin import standing_in
+
+
+class Parrot:
+    """An engine that says a prompt back in capitals, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, Sampling]] = []
+        self.closed = 0
+
+    def complete_many(
+        self, conversations: Sequence[Any], sampling: Sampling, on_done: Callable[[int], None] | None = None
+    ) -> list[str]:
+        self.asked.append((conversations, sampling))
+        if on_done is not None:
+            on_done(len(conversations))
+        return [conversation[-1]["content"].upper() for conversation in conversations]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "buleyean-rl"
+
+
+def ask(parrot: Parrot, fingerprint: str = "model", prompts: Sequence[str] = ("é", "b"), tokens: int = 8) -> list[str]:
+    return cached_answers(lambda: parrot, fingerprint, prompts, tokens)
+
+
+def test_a_model_answers_once() -> None:
+    parrot = Parrot()
+    assert ask(parrot) == ask(parrot) == ["É", "B"]
+    assert len(parrot.asked) == parrot.closed == 1
+    conversations, sampling = parrot.asked[0]
+    assert conversations == [[{"role": "user", "content": "é"}], [{"role": "user", "content": "b"}]]
+    assert (sampling.max_tokens, sampling.temperature) == (8, 0)
+
+
+@pytest.mark.parametrize(
+    "other", [{"fingerprint": "another model"}, {"prompts": ("b", "é")}, {"prompts": ("éb",)}, {"tokens": 9}]
+)
+def test_another_question_is_asked_anew(other: dict[str, Any]) -> None:
+    parrot = Parrot()
+    ask(parrot)
+    ask(parrot, **other)
+    assert len(parrot.asked) == 2
+
+
+def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> None:
+    parrot = Parrot()
+    parrot.complete_many = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    with pytest.raises(ZeroDivisionError):
+        ask(parrot)
+    assert parrot.closed == 1
+    assert not list(cache.glob("answers-*"))
+
+
+def test_progress_is_told() -> None:
+    told: list[int] = []
+    cached_answers(Parrot, "model", ["a", "b"], 8, told.append)
+    assert told == [2]
+
+
+def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
+    loop = "Sleep well! Go to bed early. Go to bed early. Go to bed early."
+    (record,) = reject_loops(["p", "q"], ["A fine answer.", loop])
+    assert (record.prompt, record.rejected_responses) == ("q", (loop,))
+    assert (record.rejection_counts, record.total_rounds) == ((ROUNDS,), ROUNDS)
+    ((span,),) = record.rejected_spans
+    assert loop[slice(*span)] == "Go to bed early. Go to bed early."
+    assert span[0] > loop.index("Go to bed early.")
+
+
+def test_prompts_and_answers_must_match() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        reject_loops(["p", "q"], ["a"])
+
+
+# --- mining -------------------------------------------------------------------------------------------
+
+PROMPTS = [f"prompt {number}" for number in range(10)]
+
+
+class Talker:
+    """An engine whose answer depends on prompt and seed; it may die after so many batches."""
+
+    def __init__(self, batches: float = math.inf) -> None:
+        self.batches, self.asked = batches, 0
+
+    def complete_many(
+        self, conversations: Sequence[Any], sampling: Sampling, on_done: Callable[[int], None] | None = None
+    ) -> list[str]:
+        if self.batches <= 0:
+            raise EngineError("gone")
+        self.batches -= 1
+        self.asked += len(conversations)
+        if on_done is not None:
+            on_done(len(conversations))
+        return [
+            f"{messages[-1]['content']} seed {sampling.seed + i if sampling.temperature else 0} of {len(conversations)}"
+            for i, messages in enumerate(conversations)
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mining, "BATCH", 4)
+
+
+def go(folder: Path, talker: Talker, *judges: str, prompts: Sequence[Any] = PROMPTS, **settings: Any) -> Mined:
+    chosen = [find_judge(judge) for judge in judges or ("regex:[02468] seed",)]
+    return mine(prompts, lambda: talker, "model", chosen, folder / "r.jsonl", MineSettings(**settings))  # type: ignore
+
+
+def test_answers_are_asked_judged_and_written(tmp_path: Path) -> None:
+    mined = go(tmp_path, Talker())
+    assert [record.prompt for record in read_records(tmp_path / "r.jsonl")] == PROMPTS[::2]
+    assert mined.records[1].rejected_responses == ("prompt 2 seed 0 of 4",)
+    assert mined.records[1].rejected_spans == (((7, 13),),)
+    assert (mined.records[1].rejection_counts, mined.records[1].total_rounds) == ((ROUNDS,), ROUNDS)
+    report = mined.report
+    assert (report.prompts, report.answers, report.rejected, report.records, report.answers_kept) == (10, 10, 5, 5, 0)
+    assert report.verdicts == {"regex:[02468] seed": {"rejected": 5, "accepted": 5, "abstained": 0}}
+    assert "5 rejected: 5 records" in report.lines()[0]
+
+
+def test_samples_have_their_own_seeds_and_the_same_seed_gives_the_same_records(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        (tmp_path / name).mkdir()
+        mined = go(tmp_path / name, Talker(), "length:9-", samples=2, temperature=1.0, seed=seed)
+        runs.append((tmp_path / name / "r.jsonl").read_bytes())
+    assert runs[0] == runs[1] != runs[2]
+    drawn = {int(text.split()[3]) for answers in mined.answers for text in answers}
+    assert drawn == set(range(8, 28))
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_a_stopped_mining_goes_on_to_the_same_bytes(tmp_path: Path, batches: int) -> None:
+    (tmp_path / "whole").mkdir()
+    go(tmp_path / "whole", Talker())
+    with pytest.raises(EngineError):
+        go(tmp_path, Talker(batches))
+    again = Talker()
+    assert go(tmp_path, again).report.answers_kept == 4 * batches
+    assert again.asked == 10 - 4 * batches
+    assert (tmp_path / "r.jsonl").read_bytes() == (tmp_path / "whole" / "r.jsonl").read_bytes()
+
+
+def test_wherever_it_was_killed_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    go(tmp_path, Talker())
+    records, journal = (tmp_path / "r.jsonl").read_bytes(), journal_path(tmp_path / "r.jsonl").read_bytes()
+    for cut in range(0, len(journal), 37):
+        journal_path(tmp_path / "r.jsonl").write_bytes(journal[:cut])
+        go(tmp_path, Talker())
+        assert (tmp_path / "r.jsonl").read_bytes() == records
+        assert journal_path(tmp_path / "r.jsonl").read_bytes().count(b"\n") >= journal.count(b"\n")
+
+
+def test_other_judges_judge_the_same_answers(tmp_path: Path) -> None:
+    go(tmp_path, Talker())
+    mined = go(tmp_path, Talker(0), "length:9-", "regex:prompt 3")
+    assert (mined.report.answers_kept, mined.report.records) == (10, 10)
+
+
+def test_votes_become_counts_of_the_rounds(tmp_path: Path) -> None:
+    mined = go(tmp_path, Talker(), "regex:prompt", "regex:pro.pt", r"regex:\d seed", prompts=PROMPTS[:1])
+    (record,) = mined.records
+    assert record.rejected_spans == (((0, 6),), ((7, 13),))
+    assert (record.rejection_counts, record.total_rounds) == ((40, 20), 60)
+
+
+def test_a_judge_that_abstains_has_no_vote() -> None:
+    record = record_votes("p", ["a", "b"], [[Verdict(True), Verdict(None)], [Verdict(False), Verdict(None)]])
+    assert record == make_record("p", ["a"], [60], 60)
+    assert record_votes("p", ["a"], [[Verdict(None)]]) is None
+
+
+def test_conversations_are_mined_too(tmp_path: Path) -> None:
+    prompt = (("system", "Be brief."), ("user", "hello"))
+    mined = go(tmp_path, Talker(), "length:9-", prompts=[prompt])
+    assert mined.records[0].prompt == prompt
+    assert mined.answers == [["hello seed 0 of 1"]]
+
+
+def test_nothing_but_space_is_an_empty_answer(tmp_path: Path) -> None:
+    talker = Talker()
+    talker.complete_many = lambda conversations, *_: [" \n"] * len(conversations)  # type: ignore[method-assign, assignment]
+    assert go(tmp_path, talker, "length:1-").records[0].rejected_responses == ("",)
+
+
+@pytest.mark.parametrize(
+    ("judges", "settings", "problem"),
+    [
+        (("loops", "loops"), {}, "named twice"),
+        ((), {"samples": 2}, "are the same answer"),
+        ((), {"samples": 0}, "at least 1"),
+    ],
+)
+def test_a_wrong_request(tmp_path: Path, judges: tuple[str, ...], settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        go(tmp_path, Talker(), *judges, **settings)
+
+
+def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
+    go(tmp_path, Talker())
+    with pytest.raises(UsageError, match="mined with another max_tokens, seed: name another output"):
+        go(tmp_path, Talker(), max_tokens=9, seed=3)
+    with (
+        Journal(tmp_path / "j.jsonl", {"model": "m"}),
+        pytest.raises(UsageError, match="is being written by another process"),
+    ):
+        Journal(tmp_path / "j.jsonl", {"model": "m"})
+
+
+def test_prompts_are_lines_or_objects(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\ufeffone\n\n two \none\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
+    rows = [
+        {"prompt": "é", "x": 1},
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_prompts(tmp_path / "p.jsonl") == ["é", (("system", "s"), ("user", "u"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("p.txt", b"\n \n", "holds no prompt"),
+        ("p.txt", b"\xff\xfe", "is not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ""}\n', "p.jsonl:2: the prompt is empty"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path: Path, name: str, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecordError, match=problem):
+        read_prompts(tmp_path / name)
+
+
+def mine_command(*words: object) -> int:
+    return main(["mine", *map(str, words)])
+
+
+def test_the_command_mines_a_model_and_an_endpoint(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("\n".join(PROMPTS))
+    common = ("p.txt", "--judge", "length:99-", "--judge", "loops", "--max-tokens", 8, "--json")
+    assert mine_command(*common, "--model", base, "-o", "a.jsonl") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["prompts"], report["records"]) == (10, 10)
+    sampled = ("--samples", 3, "--seed", 5, "--model", base)
+    for output in ("b.jsonl", "c.jsonl"):
+        assert mine_command(*common, *sampled, "-o", output) == 0
+    assert Path("b.jsonl").read_bytes() == Path("c.jsonl").read_bytes()
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["answers"] > 20
+    with standing_in() as server:
+        server.faults = [429, "half"]
+        assert mine_command(*common, "--model", server.url, "-o", "d.jsonl") == 0
+    assert "PROMPT 3" in Path("d.jsonl").read_text()
+    capsys.readouterr()
+    assert mine_command("p.txt", "--judge", "refusal", "--max-tokens", 8, "--model", base, "-o", "a.jsonl") == 1
+    assert "nothing was rejected" in capsys.readouterr().err
+    assert mine_command("p.txt", "--judge", "huh", "--model", base) == 2
+    assert "no judge 'huh'" in capsys.readouterr().err
+    assert mine_command("p.txt", "--engine", "llama.cpp", "--model", base) == 2
+    assert "buleyean export" in capsys.readouterr().err
+
+
+def test_a_killed_command_loses_at_most_its_batch(base: Path, tmp_path: Path) -> None:
+    prompts = "\n".join(f"prompt {number}" for number in range(600))
+    (tmp_path / "p.txt").write_text(prompts)
+    code = "from buleyean_rl.cli import main; main(['mine', 'p.txt', '--model', '{}', '--judge', 'length:99-'])"
+    command = [sys.executable, "-c", code.format(base)]
+    journal = tmp_path / "records.mined.jsonl"
+    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not journal.exists() or journal.read_bytes().count(b'"answers"') < 64:
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    kept = journal.read_bytes().count(b'"answers"')
+    assert 64 <= kept < 600
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{kept - kept % 64} of them kept" in done.stderr or f"{kept} of them kept" in done.stderr
+    killed = (tmp_path / "records.jsonl").read_bytes()
+    for path in (journal, tmp_path / "records.jsonl"):
+        path.unlink()
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "records.jsonl").read_bytes() == killed
+
+
+def test_own_samples_stand_beside_the_rejections_at_count_0() -> None:
+    records = [make_record("Hi", ["No."], [3], 3, [[[0, 2]]]), make_record("And?", ["AND?", "Why"], [1, 2], 4)]
+    done: list[int] = []
+    parrot = Parrot()  # says every prompt again, in capitals
+    grown = add_own_samples(records, parrot, 2, seed=5, on_done=done.append)
+    assert [record.rejected_responses for record in grown] == [("No.", "HI"), ("AND?", "Why")]  # each once
+    assert [record.rejection_counts for record in grown] == [(3, 0), (1, 2)]
+    assert [record.rejected_spans for record in grown] == [(((0, 2),), ()), ((), ())]
+    assert [record.total_rounds for record in grown] == [3, 4]
+    conversations, sampling = parrot.asked[0]
+    assert [messages[-1]["content"] for messages in conversations] == ["Hi", "Hi", "And?", "And?"]
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 5)
+    assert done == [4]

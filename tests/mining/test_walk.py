@@ -1,0 +1,177 @@
+"""Walking: rounds that build on each other, stop for a reason, and go on where they were killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buleyean_rl.cli import main
+from buleyean_rl.data.records import accumulate_records, make_record, read_records
+from buleyean_rl.mining import walk as walking
+from buleyean_rl.mining.walk import best_round, why_not_train, why_stop
+from buleyean_rl.mining.walk_report import Round, plot_walk
+from buleyean_rl.training import run as training
+
+ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None)
+
+
+def rounds(*measured: tuple[float, float, int]) -> list[Round]:
+    """Rounds of (rejection rate, nats, newly rejected)."""
+    return [
+        replace(ROUND, round=i, rejection_rate=rate, loop_rate=rate, neutral_nll=nats, rejected=rejected)
+        for i, (rate, nats, rejected) in enumerate(measured)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("measured", "reason", "best"),
+    [
+        ([(0.3, 4.0, 0)], None, 0),
+        ([(0.3, 4.0, 0), (0.1, 4.01, 9)], None, 1),
+        ([(0.3, 4.0, 0), (0.1, 3.9, 9), (0.1, 4.0, 5)], None, 2),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.1, 4.0, 9)], "it no longer helped", 2),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.2, 4.0, 5)], "more of the held-out answers are rejected than before it", 1),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.0, 4.021, 5)], "neutral text lost 0.021 nats per token, more than 0.02", 1),
+        ([(0.3, 4.0, 0), (0.0, 4.0, 9)], "none of the held-out answers is rejected any more", 1),
+    ],
+)
+def test_when_a_walk_stops_and_which_round_is_best(
+    measured: list[tuple[float, float, int]], reason: str | None, best: int
+) -> None:
+    assert why_stop(rounds(*measured), 0.02) == reason
+    assert best_round(rounds(*measured), 0.02) == best
+
+
+@pytest.mark.parametrize(
+    ("measured", "rejected", "reason"),
+    [
+        ([(0.3, 4.0, 0)], 1, None),
+        ([(0.3, 4.0, 0)], 0, "nothing was rejected any more"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 7, None),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected where the first round had 70: too few"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected where the first round had 70"),
+    ],
+)
+def test_a_round_that_is_not_worth_training(
+    measured: list[tuple[float, float, int]], rejected: int, reason: str | None
+) -> None:
+    found = why_not_train(rounds(*measured), rejected)
+    assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    plot_walk(tmp_path / "walk.png", rounds((0.3, 4.0, 0), (0.1, 4.01, 9)), 0.02)
+    assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_records_of_several_rounds_keep_their_rates() -> None:
+    first = [make_record("p", ["a", "b"], [60, 20], 60), make_record("q", ["c"], [60], 60)]
+    second = [make_record("p", ["a", "d"], [60, 30], 60, [[], [[0, 1]]])]
+    accumulated = accumulate_records([*first, *second])
+    assert accumulated == [
+        make_record("p", ["a", "b", "d"], [120, 40, 60], 120, [[], [], [[0, 1]]]),
+        make_record("q", ["c"], [60], 60),
+    ]
+
+
+@pytest.fixture
+def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a walk with the tiny model, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "NEUTRAL_TOKENS", 8)
+    Path("p.txt").write_text("\n".join(f"prompt {number}" for number in range(12)))
+    Path("h.txt").write_text("\n".join(f"prompt {number}" for number in range(8, 16)))
+    # what the tiny model babbles holds such a pair now and then, and less often once it was rejected
+    words = f"walk p.txt --held-out h.txt --model {base} -o w --judge regex:[a-m][n-z] --max-tokens 12 --max-drift 99"
+    return [*words.split(), "--epochs", "2", "--lr", "1e-3"]
+
+
+def read() -> dict[str, Any]:
+    return json.loads(Path("w/walk.json").read_text())
+
+
+def test_a_walk_goes_round_by_round(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*work, "--rounds", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    walk = read()
+    assert json.loads(out) == walk
+    assert walk["prompts"] == 8  # held-out prompts are not mined
+    base, first = walk["rounds"]
+    assert (base["round"], base["records"], base["run"]) == (0, 0, None)
+    assert first["run"] == "round-1/run"
+    assert first["records"] == len(list(read_records("w/round-1/records.jsonl"))) > 0
+    assert first["neutral_nll"] != base["neutral_nll"]
+    assert first["seconds"] > 0
+    assert {record.prompt for record in read_records("w/round-1/records.jsonl")} <= {f"prompt {i}" for i in range(8)}
+    assert Path("w/round-1/run/run.json").exists()
+    assert "drift" in err
+    assert Path("w/walk.png").stat().st_size > 1000
+
+    assert main([*work, "--rounds", "2"]) == 0  # goes on
+    longer = read()
+    assert longer["rounds"][:2] == walk["rounds"]
+    if len(longer["rounds"]) > 2:
+        kept = {(r.prompt, text) for r in read_records("w/round-1/records.jsonl") for text in r.rejected_responses}
+        now = {(r.prompt, text) for r in read_records("w/round-2/records.jsonl") for text in r.rejected_responses}
+        assert kept <= now
+
+    assert main([*work[:-1], "2e-3"]) == 2
+    assert "holds a walk with another training" in capsys.readouterr().err
+
+
+def test_nothing_to_reject_ends_the_walk(work: list[str]) -> None:
+    work[work.index("--judge") + 1] = "refusal"
+    assert main(work) == 0
+    assert len(read()["rounds"]) == 1
+    assert read()["stopped"] == "nothing was rejected any more"
+
+
+def test_a_killed_walk_goes_on_to_the_same_rounds(work: list[str]) -> None:
+    command = [sys.executable, "-c", f"from buleyean_rl.cli import main; main({[*work, '--rounds', '1']!r})"]
+    subprocess.run(command, check=True, capture_output=True)
+    whole = read()
+    Path("w").rename("whole")
+    stages = ("w/walk.json", "w/round-0/held-out.jsonl", "w/round-1/records.jsonl", "w/round-1/run/run.json")
+    for stage in stages:
+        started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not Path(stage).exists() and started.poll() is None:
+            time.sleep(0.01)
+        started.kill()
+        started.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    for name in ("round-1/records.jsonl", "round-1/run/adapter_model.safetensors"):
+        assert Path("w", name).read_bytes() == Path("whole", name).read_bytes()
+    without_seconds = [[{**r, "seconds": 0} for r in walk["rounds"]] for walk in (whole, read())]
+    assert without_seconds[0] == without_seconds[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (["--model", "http://127.0.0.1:9/v1"], "cannot be walked from"),
+        (["--model", "nonsense"], "unknown model 'nonsense'"),
+        (["--held-out", "p.txt"], "every prompt is held out"),
+        (["--held-out", "missing.txt"], "missing.txt"),
+        (["--judge", "huh"], "no judge 'huh'"),
+    ],
+)
+def test_a_wrong_request(work: list[str], change: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*work, *change]) in (1, 2)
+    assert problem in capsys.readouterr().err
+    assert not Path("w").exists()
+
+
+def test_the_bundled_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    from buleyean_rl import demo_data
+
+    asked: list[Any] = []
+    monkeypatch.setattr(walking, "walk", lambda *words, **_: asked.extend(words) or {})
+    assert main(["walk"]) == 0
+    assert (asked[0], asked[1]) == (demo_data.mine_prompts(), demo_data.held_out_prompts())

@@ -1,0 +1,406 @@
+"""`LoraLinear` beside PEFT's own layer: one value, one gradient, one file format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as PeftLinear
+from torch import Tensor, nn
+
+from buleyean_rl.models import adapted_linear, lora
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.lora import LoraLinear, lora_config
+from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
+
+# PEFT asks transformers under a name that goes away with version 6
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+TOKENIZER = tiny_tokenizer()
+IDS = torch.arange(4, 24).reshape(2, 10)
+
+
+class SeededDropout(nn.Module):
+    """Our dropout as a module, for PEFT's layers: the same seeds draw the same masks in both, one mask an input."""
+
+    last: tuple[Tensor, int] | None = None
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if SeededDropout.last is None or SeededDropout.last[0] is not x:
+            SeededDropout.last = x, int(torch.randint(2**32, ()))
+        return x * adapted_linear._dropout(torch.ones_like(x), self.p, SeededDropout.last[1])
+
+
+def pair(
+    bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32, inputs: int = 7, outputs: int = 5
+) -> tuple[LoraLinear, PeftLinear]:
+    """Our layer and PEFT's, on one base layer, with one adapter."""
+    torch.manual_seed(0)
+    base = nn.Linear(inputs, outputs, bias=bias).to(dtype).requires_grad_(False)
+    config = LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout)
+    ours, theirs = (
+        layer(base, adapter_name="default", r=3, lora_alpha=6, config=config) for layer in (LoraLinear, PeftLinear)
+    )
+    if dropout:
+        theirs.lora_dropout["default"] = SeededDropout(dropout)
+    for a, b in ((ours.lora_A, theirs.lora_A), (ours.lora_B, theirs.lora_B)):
+        weight = torch.randn(a["default"].weight.shape)  # fp32, as get_peft_model keeps it
+        for module in (a, b):
+            module["default"].weight.data = weight.clone()
+    return ours, theirs
+
+
+def outcome(layer: PeftLinear, x: Tensor) -> dict[str, Any]:
+    """What a layer answers, and every gradient, with the same dropout each time."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(1)
+    y = layer(x)
+    (y * torch.linspace(-1, 2, y.numel()).reshape(y.shape)).sum().backward()
+    return {"y": y, "x": x.grad, "A": layer.lora_A["default"].weight.grad, "B": layer.lora_B["default"].weight.grad}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(4, 7), (2, 3, 7), (1, 1, 7)])
+def test_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
+    ours, theirs = pair(bias, dropout)
+    x = torch.randn(shape)
+    torch.testing.assert_close(outcome(ours, x), outcome(theirs, x), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_drops_only_in_training() -> None:
+    ours, _ = pair(dropout=0.5)
+    x = torch.randn(4, 7)
+    expected = pair(dropout=0.0)[0](x)
+    assert not torch.allclose(ours(x), expected)
+    torch.testing.assert_close(ours.eval()(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype, p: float) -> None:
+    x = torch.ones(400, 250, dtype=dtype)
+    masks = torch.stack([adapted_linear._dropout(x, p, seed) for seed in range(8)]).float()
+    dropped = masks == 0
+    assert dropped.float().mean().item() == pytest.approx(p, abs=0.004)  # five standard deviations
+    torch.testing.assert_close(masks[~dropped], torch.full_like(masks[~dropped], 1 / (1 - p)), rtol=4e-3, atol=0)
+    both = (
+        (dropped[0] & dropped[1:]).float().mean().item()
+    )  # masks of different seeds have nothing to do with each other
+    assert both == pytest.approx(p**2, abs=0.004)
+    for dim in (1, 2):  # nor have rows, nor columns
+        neighbours = (dropped & dropped.roll(1, dim)).float().mean().item()
+        assert neighbours == pytest.approx(p**2, abs=0.004)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_is_its_seed_and_may_be_added(dtype: torch.dtype) -> None:
+    x, y = torch.randn(2, 30, 7).to(dtype)
+    dropped = adapted_linear._dropout(x, 0.3, 5)
+    assert dropped.equal(adapted_linear._dropout(x, 0.3, 5))
+    assert not dropped.equal(adapted_linear._dropout(x, 0.3, 6))
+    torch.testing.assert_close(adapted_linear._dropout(x, 0.3, 5, y.clone()), y + dropped, rtol=1e-2, atol=1e-2)
+
+
+def test_an_input_without_gradient_gets_none() -> None:
+    ours, theirs = pair()
+    x = torch.randn(4, 7)
+    for layer in (ours, theirs):
+        layer(x).sum().backward()
+    torch.testing.assert_close(ours.lora_A["default"].weight.grad, theirs.lora_A["default"].weight.grad)
+    assert x.grad is None
+
+
+def test_bf16_stays_bf16_with_adapter_gradients_in_fp32() -> None:
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(3))
+    got = outcome(pair(dtype=torch.bfloat16)[0], x.bfloat16())
+    assert {name: value.dtype for name, value in got.items()} == {
+        "y": torch.bfloat16,
+        "x": torch.bfloat16,
+        "A": torch.float32,
+        "B": torch.float32,
+    }
+    for name, exact in outcome(pair()[1], x).items():
+        torch.testing.assert_close(got[name].float(), exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("shape", [(40, 64), (2, 33, 64)])
+def test_in_tiles_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    ours, _ = pair(bias, dropout, torch.bfloat16, inputs=64, outputs=96)
+    _, theirs = pair(bias, dropout, inputs=64, outputs=96)
+    theirs.get_base_layer().load_state_dict(ours.get_base_layer().state_dict())  # rounded alike
+    got = outcome(ours, x)
+    for name, exact in outcome(theirs, x.float()).items():
+        torch.testing.assert_close(got[name].float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_inputs_and_gradients_lie_however_they_may() -> None:
+    ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
+    x = torch.randn(64, 40).bfloat16().T  # its columns next to each other
+    a, b = (ours.lora_A["default"].weight, ours.lora_B["default"].weight)
+    outcomes = []
+    for like in (x, x.contiguous()):
+        y = ours(like)
+        pulls = (torch.ones(()).bfloat16().expand_as(y), torch.ones_like(y))  # the first is one number
+        outcomes += [(y, *torch.autograd.grad(y, [a, b], pull, retain_graph=True)) for pull in pulls]
+    for other in outcomes[1:]:
+        assert all(got.equal(expected) for got, expected in zip(other, outcomes[0], strict=True))
+    torch.testing.assert_close(
+        outcomes[0][0], ours.get_base_layer()(x) + 2 * x @ (b @ a).bfloat16().T, rtol=0.05, atol=0.5
+    )
+
+
+@pytest.mark.usefixtures("tiles")
+def test_in_tiles_the_base_is_the_same_without_a_gradient() -> None:
+    ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
+    ours.enable_adapters(False)
+    x = torch.randn(2, 33, 64).bfloat16()
+    with torch.no_grad():
+        got = ours(x)
+    torch.testing.assert_close(got, ours.get_base_layer()(x), rtol=0.01, atol=0.01)
+
+
+def test_a_fresh_or_disabled_adapter_is_the_base() -> None:
+    ours, _ = pair()
+    x = torch.randn(4, 7)
+    base = ours.get_base_layer()(x)
+    assert not torch.allclose(ours(x), base)
+    ours.enable_adapters(False)
+    assert torch.equal(ours(x), base)
+    ours.enable_adapters(True)
+    ours.lora_B["default"].weight.data.zero_()  # as a fresh adapter's is
+    torch.testing.assert_close(ours(x), base)
+
+
+def test_a_merged_layer_answers_the_same() -> None:
+    ours, _ = pair()
+    x = torch.randn(4, 7)
+    before = ours(x)
+    ours.merge()
+    torch.testing.assert_close(ours(x), before, rtol=1e-5, atol=1e-5)
+    ours.unmerge()
+    torch.testing.assert_close(ours(x), before, rtol=1e-5, atol=1e-5)
+
+
+# --- in a model
+
+
+def adapted(dropout: float = 0.0, targets: list[str] | None = None) -> Any:
+    torch.manual_seed(0)
+    model = attach_lora(tiny_qwen2(TOKENIZER), lora_config(4, 8, dropout, targets))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def test_every_linear_layer_but_the_head_is_adapted() -> None:
+    model = adapted()
+    found = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_named_layers_alone_are_adapted() -> None:
+    found = {
+        name.split(".")[-1]
+        for name, module in adapted(targets=["q_proj", "v_proj"]).named_modules()
+        if isinstance(module, LoraLinear)
+    }
+    assert found == {"q_proj", "v_proj"}
+
+
+def test_a_model_learns_as_with_peft_alone() -> None:
+    """Dropout included: the same loss and the same gradients from the same seed."""
+    ours = adapted(dropout=0.3)
+    torch.manual_seed(0)
+    plain = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.3, target_modules="all-linear")
+    theirs = attach_lora(tiny_qwen2(TOKENIZER), plain)
+    theirs.load_state_dict(ours.state_dict())
+    for module in theirs.modules():
+        if isinstance(module, PeftLinear):
+            module.lora_dropout["default"] = SeededDropout(0.3)
+    assert not any(isinstance(module, LoraLinear) for module in theirs.modules())
+    results = []
+    for model in (ours, theirs):
+        model.train()
+        torch.manual_seed(2)
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_plain_peft_loads_the_adapter(tmp_path: Path) -> None:
+    model = adapted()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_qwen2(TOKENIZER), tmp_path)
+    assert not any(isinstance(module, LoraLinear) for module in loaded.modules())
+    with torch.no_grad():
+        expected = model(IDS).logits
+        torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+        merged = loaded.merge_and_unload()
+        torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(tiny_qwen2(TOKENIZER)(IDS).logits, expected)
+
+
+def test_the_disabled_adapter_of_a_model_is_the_base() -> None:
+    model, base = adapted(), tiny_qwen2(TOKENIZER)
+    fuse_layers(base)  # the same layers but for the adapter
+    with torch.no_grad(), model.disable_adapter():
+        assert torch.equal(model(IDS).logits, base(IDS).logits)
+
+
+def test_layers_with_one_input_compute_together() -> None:
+    model = adapted()
+    attention, mlp = model.base_model.model.model.layers[0].self_attn, model.base_model.model.model.layers[0].mlp
+    assert attention.q_proj.group is attention.k_proj.group is attention.v_proj.group
+    assert mlp.gate_proj.group is mlp.up_proj.group
+    assert all(layer.its_group().layers == [layer] for layer in (attention.o_proj, mlp.down_proj))
+    few = adapted(targets=["q_proj", "v_proj", "up_proj"]).base_model.model.model.layers[0]
+    assert few.self_attn.q_proj.group.layers == [few.self_attn.q_proj, few.self_attn.v_proj]
+    assert few.mlp.up_proj.its_group().layers == [few.mlp.up_proj]
+
+
+def test_a_groups_layers_answer_each_input_in_any_order() -> None:
+    attention = adapted().base_model.model.model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    first, second = torch.randn(2, 5, 64)
+    expected = {(layer, x): PeftLinear.forward(layer, x) for layer in layers for x in (first, second)}
+    order = [(0, first), (2, first), (0, second), (0, second), (1, first), (2, second), (1, second), (0, first)]
+    for place, x in order:
+        torch.testing.assert_close(layers[place](x), expected[layers[place], x], rtol=1e-4, atol=1e-5)
+
+
+def test_what_waits_in_a_group_is_not_given_out_once_the_adapter_is_off() -> None:
+    attention = adapted().base_model.model.model.layers[0].self_attn
+    x = torch.randn(5, 64)
+    attention.q_proj(x)
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        layer.enable_adapters(False)
+    torch.testing.assert_close(attention.k_proj(x), attention.k_proj.get_base_layer()(x))
+
+
+def test_a_group_follows_new_weights_and_another_precision() -> None:
+    model = adapted()
+    with torch.no_grad():
+        model(IDS)
+        for name, parameter in model.named_parameters():
+            if "k_proj" in name or "up_proj" in name:
+                parameter.data = parameter.data * 2
+        layer = model.base_model.model.model.layers[0].self_attn.k_proj
+        x = torch.randn(5, 64)
+        torch.testing.assert_close(layer(x), PeftLinear.forward(layer, x), rtol=1e-4, atol=1e-5)
+        model.double()
+        assert layer(x.double()).dtype == torch.float64
+        torch.testing.assert_close(layer(x.double()), PeftLinear.forward(layer, x.double()))
+
+
+def test_a_group_scales_each_layer_by_its_own() -> None:
+    config = lora_config(4, 8, 0.0, None)
+    config.rank_pattern, config.alpha_pattern = {"k_proj": 2}, {"v_proj": 40, "gate_proj": 3}
+    torch.manual_seed(0)
+    ours = attach_lora(tiny_qwen2(TOKENIZER), config)
+    plain = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    plain.rank_pattern, plain.alpha_pattern = config.rank_pattern, config.alpha_pattern
+    theirs = attach_lora(tiny_qwen2(TOKENIZER), plain)
+    for name, parameter in ours.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for model in (ours, theirs):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_two_adapters_fall_back_to_pefts_own_way() -> None:
+    model = get_peft_model(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None))
+    model.add_adapter("second", lora_config(2, 4, 0.0, None))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        first = model(IDS).logits
+        model.base_model.set_adapter(["default", "second"])
+        both = model(IDS).logits
+        model.merge_adapter(["default", "second"])
+        torch.testing.assert_close(model(IDS).logits, both, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first, both)
+
+
+def test_strengthened_it_adds_so_much_more() -> None:
+    layer, _ = pair()
+    x = torch.randn(4, 7)
+    with torch.no_grad():
+        base, once = layer.get_base_layer()(x), layer(x)
+        lora.strengthen(layer, 2.5)
+        torch.testing.assert_close(layer(x) - base, 2.5 * (once - base), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_that_are_held_compute_the_same_and_follow_new_weights_afterwards(dropout: float) -> None:
+    model = adapted(dropout).train()
+
+    def outputs() -> list[Tensor]:
+        torch.manual_seed(3)
+        with torch.no_grad():
+            found = [model(IDS).logits, model(IDS).logits]
+            with model.disable_adapter():
+                return [*found, model(IDS).logits]
+
+    expected = outputs()
+    assert expected[0].equal(expected[1]) == (dropout == 0)  # each pass drops other elements
+    groups = lora.groups_of(model)
+    assert len(groups) == 4 * model.config.num_hidden_layers
+    with lora.held(groups):
+        for got, alone in zip(outputs(), expected, strict=True):
+            assert got.equal(alone)
+    with pytest.raises(RuntimeError, match="ends early"), lora.held(groups):
+        raise RuntimeError("a step that ends early")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(2)
+    moved, again, base = outputs()
+    assert not moved.equal(expected[0])
+    assert not again.equal(expected[1])
+    assert base.equal(expected[2])
+
+
+@pytest.mark.parametrize("change", ["scaling", "weight", "type", "parameters"])
+@pytest.mark.usefixtures("tiles")
+def test_what_changed_since_is_looked_at_again(change: str) -> None:
+    layer, _ = pair(bias=False, dtype=torch.bfloat16, inputs=64, outputs=96)
+    base, a, b = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
+    x = torch.randn(40, 64).bfloat16()
+    with torch.no_grad():
+        before = layer(x).double()
+        if change == "scaling":
+            layer.scaling["default"] *= 3
+        elif change == "weight":
+            base.weight.data = torch.randn(96, 64).bfloat16()
+        elif change == "type":
+            layer, x = layer.double(), x.double()
+        else:
+            b.weight.normal_()
+        weight = base.weight.double() + layer.scaling["default"] * b.weight.double() @ a.weight.double()
+        got, expected = layer(x).double(), x.double() @ weight.T
+    assert (got - expected).norm() <= 0.01 * expected.norm()
+    assert change == "type" or (got - before).norm() > 0.1 * expected.norm()

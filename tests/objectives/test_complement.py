@@ -1,0 +1,286 @@
+"""The complement distribution: exact arithmetic, its axioms, and floors that no distribution can beat."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from buleyean_rl.objectives import complement
+from buleyean_rl.objectives.complement import (
+    Counts,
+    complement_floor,
+    complement_optimum,
+    exact_target,
+    published_floor,
+)
+
+Table = list[list[int]]  # v of every option at every node
+
+# --- nodes of every kind: nothing rejected, all rejected, counts beyond T, a base all but sure of itself
+
+CASES: dict[str, tuple[Table, int]] = {
+    "one rejection": ([[1, 0, 0, 0]], 1),
+    "graded": ([[3, 1, 0, 0, 0]], 4),
+    "nothing rejected": ([[0, 0, 0]], 7),
+    "everything rejected": ([[2, 1, 3]], 3),
+    "everything rejected always": ([[9, 9]], 9),
+    "beyond T": ([[12, 1, 0]], 10),
+    "several nodes": ([[1, 0, 2, 0], [0, 0, 0, 0], [2, 2, 2, 2]], 2),
+}
+every_case = pytest.mark.parametrize(("table", "rounds"), CASES.values(), ids=CASES.keys())
+strengths = pytest.mark.parametrize(("alpha", "tau"), [(0.7, 1.0), (1.0, 1.0), (0.2, 0.5), (0.7, 3.0)])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[Table, int]:
+    options = draw(st.integers(2, 6))
+    row = st.lists(st.integers(0, 9), min_size=options, max_size=options)
+    return draw(st.lists(row, min_size=1, max_size=4)), draw(st.integers(1, 8))
+
+
+def sparse(table: Table, rounds: int) -> Counts:
+    entries = [(node, i, v) for node, row in enumerate(table) for i, v in enumerate(row) if v]
+    node, option, count = torch.tensor(entries, dtype=torch.long).reshape(-1, 3).T.contiguous()
+    return Counts(node, option, count.double(), torch.full((len(table),), float(rounds), dtype=torch.double))
+
+
+def dense(table: Table, rounds: int, base: Tensor | None = None, tau: float = 1.0) -> Tensor:
+    T = torch.full((len(table),), float(rounds), dtype=torch.double)
+    return complement.target(torch.tensor(table).double(), T, base, tau)
+
+
+def random_distributions(shape: tuple[int, ...], seed: int, spread: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (spread * torch.randn(shape, generator=generator, dtype=torch.double)).softmax(-1)
+
+
+def loss(log_pi: Tensor, target: Tensor, counts: Counts, alpha: float, contrast: str) -> Tensor:
+    """The objective of every node as its definition says it, from log-probabilities."""
+    a = counts.dense(counts.rate, target.shape[-1])
+    kl = torch.xlogy(target, target) - target * log_pi
+    cost = log_pi if contrast == "published" else torch.where(a > 0, torch.log(-torch.expm1(log_pi)), 0)
+    return alpha * kl.sum(-1) - (1 - alpha) * torch.where(a > 0, a * cost, 0).sum(-1)
+
+
+def least_loss(target: Tensor, counts: Counts, alpha: float, contrast: str) -> Tensor:
+    """The floor by brute force: gradient descent on logits, all nodes at once."""
+    logits = target.clamp_min(1e-30).log().requires_grad_()
+    search = torch.optim.LBFGS(
+        [logits], max_iter=2000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def step() -> Tensor:
+        search.zero_grad()
+        total = loss(logits.log_softmax(-1), target, counts, alpha, contrast).sum()
+        total.backward()
+        return total
+
+    search.step(step)
+    return loss(logits.log_softmax(-1), target, counts, alpha, contrast).detach()
+
+
+# --- the target
+
+
+def test_target_by_hand() -> None:
+    assert exact_target([0, 1, 3], 3) == [Fraction(4, 8), Fraction(3, 8), Fraction(1, 8)]
+    assert exact_target([1, 0], 1, base=[3, 1]) == [Fraction(3, 5), Fraction(2, 5)]
+    assert exact_target([5, 0], 2) == [Fraction(1, 4), Fraction(3, 4)]  # counts stop at T
+    assert exact_target([0, 0], 9) == [Fraction(1, 2)] * 2
+
+
+def test_a_stronger_tau_is_more_rounds_to_what_was_rejected_in_all_of_them() -> None:
+    base = random_distributions((2, 5), 0)
+    once, in_sixty = torch.eye(5, dtype=torch.double)[:2], 60 * torch.eye(5, dtype=torch.double)[:2]
+    stronger = complement.target(once, torch.ones(2), base, math.log2(61))
+    torch.testing.assert_close(stronger, complement.target(in_sixty, torch.full((2,), 60.0), base))
+
+
+def test_weights_by_hand() -> None:
+    v, T = torch.tensor([0.0, 1.0, 3.0, 7.0]), torch.tensor(3.0)
+    assert complement.weights(v, T).tolist() == [4, 3, 1, 1]
+    assert complement.weights(v, T, tau=2.0).tolist() == [16, 9, 1, 1]
+
+
+@given(tables(), st.data())
+def test_target_is_the_exact_one(drawn: tuple[Table, int], data: st.DataObject) -> None:
+    table, rounds = drawn
+    sizes = data.draw(st.lists(st.integers(1, 99), min_size=len(table[0]), max_size=len(table[0])))
+    base = torch.tensor(sizes).double() / sum(sizes)
+    for got, row in zip(dense(table, rounds, base), table, strict=True):
+        expected = exact_target(row, rounds, sizes)
+        assert sum(expected) == 1
+        torch.testing.assert_close(
+            got, torch.tensor([float(p) for p in expected], dtype=torch.double), rtol=1e-12, atol=0
+        )
+
+
+@given(tables(), st.floats(0.1, 4), st.integers(0, 99))
+def test_target_holds_the_axioms(drawn: tuple[Table, int], tau: float, seed: int) -> None:
+    table, rounds = drawn
+    base = random_distributions((len(table), len(table[0])), seed)
+    P = dense(table, rounds, base, tau)
+    assert (P > 0).all()
+    torch.testing.assert_close(P.sum(-1), torch.ones(len(table)).double())
+    v, likelihood = torch.tensor(table).clamp_max(rounds), P / base
+    fewer = v.unsqueeze(-1) < v.unsqueeze(-2)
+    assert (likelihood.unsqueeze(-1) > likelihood.unsqueeze(-2))[fewer].all()
+
+
+@given(tables(), st.floats(0.1, 4), st.integers(0, 99))
+def test_sparse_target_is_the_dense_one(drawn: tuple[Table, int], tau: float, seed: int) -> None:
+    table, rounds = drawn
+    counts, base = sparse(table, rounds), random_distributions((len(table), len(table[0])), seed)
+    P = dense(table, rounds, base, tau)
+    got = complement.sparse_target(counts, base[counts.node, counts.option], base.shape[-1], tau)
+    torch.testing.assert_close(got.rejected, P[counts.node, counts.option])
+    torch.testing.assert_close(got.rest, P.masked_fill(torch.tensor(table) > 0, 0).sum(-1), rtol=1e-9, atol=1e-12)
+    assert ((got.rest == 0) == (torch.tensor(table) > 0).all(-1)).all()
+
+
+def test_a_confident_token_is_protected() -> None:
+    """The target of a token at p with ratio r is p r / (1 - p (1 - r)), up to p = 1 itself."""
+    counts = Counts(torch.arange(3), torch.zeros(3, dtype=torch.long), torch.ones(3), torch.full((3,), 3.0))
+    p = torch.tensor([0.9, 1 - 1e-6, 1.0])
+    got = complement.sparse_target(counts, p, options=5)
+    torch.testing.assert_close(got.rejected, p * 0.75 / (1 - p * 0.25))
+    assert (got.rest > 0).all()
+    assert complement_floor(counts, got, 0.7).isfinite().all()
+
+
+# --- Counts
+
+
+def test_counts_by_hand() -> None:
+    counts = sparse([[0, 2, 9], [0, 0, 0], [1, 0, 0]], 4)
+    assert counts.rate.tolist() == [0.5, 1.0, 0.25]
+    assert counts.sum_by_node(counts.count).tolist() == [11, 0, 1]
+    assert counts.dense(counts.count, 3).tolist() == [[0, 2, 9], [0, 0, 0], [1, 0, 0]]
+    last = counts.rows(slice(1, 3))
+    assert (last.node.tolist(), last.option.tolist(), last.rounds.tolist()) == ([1], [0], [4, 4])
+    assert len(counts.rows(slice(1, 2)).node) == 0
+
+
+# --- the floors
+
+
+@strengths
+@every_case
+def test_published_floor_is_the_least_loss(table: Table, rounds: int, alpha: float, tau: float) -> None:
+    counts, P = sparse(table, rounds), dense(table, rounds, tau=tau)
+    floor = published_floor(counts, P.shape[-1], alpha, tau)
+    torch.testing.assert_close(floor, least_loss(P, counts, alpha, "published"), rtol=0, atol=1e-7)
+
+
+@strengths
+@every_case
+def test_complement_floor_is_the_least_loss(table: Table, rounds: int, alpha: float, tau: float) -> None:
+    counts, base = sparse(table, rounds), random_distributions((len(table), len(table[0])), 0)
+    P = dense(table, rounds, base, tau)
+    target = complement.sparse_target(counts, base[counts.node, counts.option], P.shape[-1], tau)
+    floor = complement_floor(counts, target, alpha)
+    torch.testing.assert_close(floor, least_loss(P, counts, alpha, "complement"), rtol=0, atol=1e-7)
+
+
+@given(tables(), st.floats(0.05, 1), st.floats(0.2, 3), st.integers(0, 99), st.sampled_from([1e-3, 0.1, 3.0]))
+def test_no_distribution_is_below_its_floor(
+    drawn: tuple[Table, int], alpha: float, tau: float, seed: int, step: float
+) -> None:
+    """Random distributions, and small steps away from the optimum, where a floor too high would show."""
+    table, rounds = drawn
+    counts, shape = sparse(table, rounds), (len(table), len(table[0]))
+    noise = random_distributions((20, *shape), seed + 1).log() * step
+
+    P = dense(table, rounds, tau=tau)
+    q = alpha * P + (1 - alpha) * counts.dense(counts.rate, shape[-1])
+    floor = published_floor(counts, shape[-1], alpha, tau)
+    assert (loss((q.log() + noise).log_softmax(-1), P, counts, alpha, "published") >= floor - 1e-12).all()
+
+    base = random_distributions(shape, seed)
+    P = dense(table, rounds, base, tau)
+    target = complement.sparse_target(counts, base[counts.node, counts.option], shape[-1], tau)
+    best = optimum(P, counts, target, alpha)
+    floor = complement_floor(counts, target, alpha)
+    assert (loss((best.log() + noise).log_softmax(-1), P, counts, alpha, "complement") >= floor - 1e-12).all()
+
+
+def optimum(target: Tensor, counts: Counts, sparse: complement.SparseTarget, alpha: float) -> Tensor:
+    """`complement_optimum` as a dense distribution."""
+    rejected, lam = complement_optimum(counts, sparse, alpha)
+    others = alpha * target / lam.unsqueeze(-1)
+    return others.index_put((counts.node, counts.option), rejected)
+
+
+@given(tables(), st.floats(0.05, 1), st.floats(0.2, 3), st.integers(0, 99))
+def test_the_optimum_is_a_distribution_whose_loss_is_the_floor(
+    drawn: tuple[Table, int], alpha: float, tau: float, seed: int
+) -> None:
+    table, rounds = drawn
+    counts, base = sparse(table, rounds), random_distributions((len(table), len(table[0])), seed)
+    P = dense(table, rounds, base, tau)
+    target = complement.sparse_target(counts, base[counts.node, counts.option], P.shape[-1], tau)
+    best = optimum(P, counts, target, alpha)
+    torch.testing.assert_close(best.sum(-1), torch.ones(len(table)).double())
+    floor = complement_floor(counts, target, alpha)
+    torch.testing.assert_close(loss(best.log(), P, counts, alpha, "complement"), floor, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("sure", [1 - 1e-3, 1 - 1e-9, 1 - 1e-15])
+def test_floor_where_the_base_is_sure_of_what_is_rejected(sure: float) -> None:
+    counts = sparse([[60, 0, 0]], 60)
+    base = torch.tensor([[sure, (1 - sure) / 2, (1 - sure) / 2]], dtype=torch.double)
+    P = dense([[60, 0, 0]], 60, base)
+    target = complement.sparse_target(counts, base[counts.node, counts.option], 3)
+    floor = complement_floor(counts, target, 0.7)
+    at_optimum = loss(optimum(P, counts, target, 0.7).log(), P, counts, 0.7, "complement")
+    assert floor.isfinite().all()
+    torch.testing.assert_close(at_optimum, floor, rtol=1e-6, atol=1e-9)
+    assert (floor <= loss(base.log(), P, counts, 0.7, "complement")).all()
+
+
+def test_a_kl_alone_can_reach_zero_where_the_base_is_sure_of_what_is_rejected() -> None:
+    counts = sparse([[60, 0, 0]], 60)
+    target = complement.sparse_target(counts, torch.ones(1).double(), 3, left=torch.tensor([1e-30]).double())
+    torch.testing.assert_close(complement_floor(counts, target, 1.0), torch.zeros(1).double(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_nothing_rejected_costs_nothing(alpha: float) -> None:
+    counts, base = sparse([[0, 0, 0]], 5), random_distributions((1, 3), 0)
+    target = complement.sparse_target(counts, base[counts.node, counts.option], 3)
+    torch.testing.assert_close(complement_floor(counts, target, alpha), torch.zeros(1).double())
+    torch.testing.assert_close(published_floor(counts, 3, alpha), torch.zeros(1).double())
+
+
+@every_case
+def test_a_kl_alone_can_reach_zero(table: Table, rounds: int) -> None:
+    """alpha = 1 leaves KL(P || pi), which is 0 at pi = P."""
+    counts, base = sparse(table, rounds), random_distributions((len(table), len(table[0])), 3)
+    P = dense(table, rounds, base)
+    target = complement.sparse_target(counts, base[counts.node, counts.option], P.shape[-1])
+    zero = torch.zeros(len(table)).double()
+    torch.testing.assert_close(loss(P.log(), P, counts, 1.0, "complement"), zero)
+    torch.testing.assert_close(complement_floor(counts, target, 1.0), zero)
+    torch.testing.assert_close(optimum(P, counts, target, 1.0), P)
+    torch.testing.assert_close(published_floor(counts, P.shape[-1], 1.0), zero)
+
+
+def test_the_published_optimum_of_one_rejection() -> None:
+    """At a 49,152-token vocabulary and v = T = 1 it gives the rejected token 0.30, at a floor of 0.611 nats."""
+    vocabulary = 49_152
+    counts = Counts(*(torch.zeros(1, dtype=torch.long),) * 2, torch.ones(1).double(), torch.ones(1).double())
+    floor = published_floor(counts, vocabulary, 0.7).item()
+    assert floor == pytest.approx(0.611, abs=5e-4)
+    P_rejected = 1 / (2 * vocabulary - 1)
+    q = 0.7 * P_rejected + 0.3  # of pi*, since v sums to T
+    assert q == pytest.approx(0.30, abs=1e-4)
+    rest = 0.7 * (1 - P_rejected)
+    entropy = -P_rejected * math.log(P_rejected) - (1 - P_rejected) * math.log(2 * P_rejected)
+    cross_entropy = -q * math.log(q) - rest * math.log(rest / (vocabulary - 1))
+    assert floor == pytest.approx(cross_entropy - 0.7 * entropy, abs=1e-9)

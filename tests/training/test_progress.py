@@ -1,0 +1,54 @@
+"""What a person sees of a training run."""
+
+from __future__ import annotations
+
+import io
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from buleyean_rl.training import progress
+from buleyean_rl.training.progress import ShowProgress
+
+FIGURES = {"loss": 1.25, "kl": 0.5, "contrast": 3.0, "floor": 0.75, "gap": 0.5}
+
+
+def test_eighty_columns_show_all_of_it_and_the_speed_of_all_steps() -> None:
+    seen = io.StringIO()
+    shown = ShowProgress(Console(file=seen, width=80, force_terminal=True, color_system=None))
+    shown.on_train_begin(None, SimpleNamespace(max_steps=1125, global_step=0), None)
+    shown.on_log(None, SimpleNamespace(global_step=1), None, logs=FIGURES | {"tokens": 900, "seconds": 1.0})
+    shown.on_log(None, SimpleNamespace(global_step=2), None, logs=FIGURES | {"tokens": 100, "seconds": 9.0})
+    shown.on_log(None, SimpleNamespace(global_step=2), None, logs={"train_runtime": 10.0})  # transformers' own summary
+    shown.stop()
+    bar, line = seen.getvalue().split("training")[-1].splitlines()[:2]
+    assert "2/1125" in bar
+    assert ":" in bar.split("2/1125")[1]  # the time left
+    assert line.strip() == "loss 1.2500  KL 0.5000  contrast 3.0000  gap 0.5000  100 tokens/s"
+
+
+def test_a_quiet_console_stays_quiet() -> None:
+    seen = io.StringIO()
+    shown = ShowProgress(Console(file=seen, quiet=True))
+    shown.on_train_begin(None, SimpleNamespace(max_steps=3, global_step=0), None)
+    shown.stop()
+    assert not seen.getvalue()
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0, 45)  # seconds: a step takes as long
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    seen = io.StringIO()
+    shown = ShowProgress(Console(file=seen, width=80))
+    shown.on_train_begin(None, SimpleNamespace(max_steps=9, global_step=5), None)
+    for step in (6, 7, 8, 9):
+        shown.on_log(
+            None, SimpleNamespace(max_steps=9, global_step=step), None, logs=FIGURES | {"tokens": 9, "seconds": 1}
+        )
+    shown.stop()
+    assert seen.getvalue().splitlines() == [
+        f"step {step} of 9, about {left} left: loss 1.2500  KL 0.5000  contrast 3.0000  gap 0.5000  9 tokens/s"
+        for step, left in ((7, "2 minutes"), (9, "0 seconds"))
+    ]

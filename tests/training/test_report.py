@@ -1,0 +1,79 @@
+"""What a run leaves to read: JSON written whole or not at all, a plot, a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from buleyean_rl.system.host import peak_rss_bytes
+from buleyean_rl.training.report import _smooth, plot_losses, write_json, write_report
+from sample_report import REPORT
+
+LOG = [
+    {"step": step, "loss": 1 / step, "floor": 0.1, "gap": 1 / step - 0.1, "kl": 0.5, "contrast": 0.2}
+    for step in range(1, 8)
+] + [{"step": 7, "train_runtime": 1.0}]  # transformers' own last entry has no loss
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a PNG whose every chunk is whole."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    position, kinds, size = 8, [], (0, 0)
+    while position < len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        kind, body = data[position + 4 : position + 8], data[position + 8 : position + 8 + length]
+        (checksum,) = struct.unpack(">I", data[position + 8 + length : position + 12 + length])
+        assert checksum == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            size = struct.unpack(">II", body[:8])
+        kinds.append(kind)
+        position += 12 + length
+    assert kinds[-1] == b"IEND"
+    return size
+
+
+@pytest.mark.parametrize("log", [LOG, LOG[:1]], ids=["several steps", "one step"])
+def test_the_plot_is_a_whole_png(log: list[dict[str, float]], tmp_path: Path) -> None:
+    plot_losses(tmp_path / "loss.png", REPORT, log)
+    assert png_size((tmp_path / "loss.png").read_bytes()) == (1200, 480)
+
+
+def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            write_report(tmp_path, REPORT, LOG)
+    assert {"loss.png", "README.md"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "run.json").exists()
+    write_report(tmp_path, REPORT, LOG)
+    assert json.loads((tmp_path / "run.json").read_text()) == asdict(REPORT)
+
+
+def test_json_replaces_a_file_whole_or_leaves_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"é": 1})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+    with pytest.raises(TypeError):
+        write_json(path, {"not json": {1, 2}})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+
+
+def test_smoothing_is_a_running_mean_that_leaves_short_runs_alone() -> None:
+    assert _smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+    assert _smooth([]) == []
+    assert _smooth([0.0, 2.0] * 50)[:4] == [0.0, 1.0, 1.0, 1.0]  # a hundred values: means of two
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    resident = psutil.Process().memory_info().rss
+    assert 0.99 * resident < peak_rss_bytes() < 100 * resident  # the two counters lag each other a little

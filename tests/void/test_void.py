@@ -1,0 +1,312 @@
+"""The page's interface: what it does, whom it refuses, and what a restart leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from buleyean_rl.cli import main
+from buleyean_rl.data.records import read_records
+from buleyean_rl.void import serve as serving
+from voids import Process, events, free_port, running, until
+
+UID = "uid-0000"
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def void(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with running(base, tmp_path_factory.mktemp("void")) as process:
+        yield process
+
+
+def test_the_page_is_served_with_a_policy_that_runs_no_stray_script(void: Process) -> None:
+    page = void.client.get("/")
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert void.client.get("/app.js").headers["content-type"].startswith("text/javascript")
+    assert void.client.get("/../serve.py").status_code == 404
+
+
+def test_an_answer_streams_and_comes_again_from_the_start(void: Process) -> None:
+    void.post("questions", uid="stream-01", prompt="Give me a tip.").raise_for_status()
+    texts = []
+    for _ in range(2):
+        text = ""
+        with void.client.stream("GET", "/api/questions/stream-01/stream") as reply:
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            for event in events(reply):
+                assert event["offset"] == len(text)
+                text += event["text"]
+        assert event["done"]
+        texts.append(text)
+    assert texts[0] == texts[1] == void.get("questions/stream-01")["answers"][0]["text"] != ""
+
+
+def test_two_readers_hear_the_same(void: Process) -> None:
+    void.post("questions", uid="stream-02", prompt="Tell me more, much more.")
+    with (
+        void.client.stream("GET", "/api/questions/stream-02/stream") as one,
+        httpx2.Client(base_url=void.url, trust_env=False) as client,
+        client.stream("GET", "/api/questions/stream-02/stream") as other,
+    ):
+        assert "".join(e["text"] for e in events(one)) == "".join(e["text"] for e in events(other))
+
+
+def test_a_rejection_is_kept_once_counted_exported_and_undone(void: Process) -> None:
+    answer = void.ask("reject-01", "Say something.")["answers"][0]["text"]
+    assert void.post("rejections", uid="rejection-1", question="reject-01", slot=0).json()["id"]
+    first = void.post(
+        "rejections", uid="rejection-2", question="reject-01", slot=0, spans=[[0, 2]], reason=SCRIPT
+    ).json()
+    assert void.post("rejections", uid="rejection-2", question="reject-01", slot=0).json() == first
+    rows = [row for row in void.get("rejections")["rows"] if row["prompt"] == "Say something."]
+    assert [(row["times"], row["spans"], row["reason"]) for row in rows] == [(1, [[0, 2]], SCRIPT), (1, [], "")]
+    exported = [json.loads(line) for line in void.client.get("/api/export").text.splitlines()]
+    (record,) = [record for record in exported if record["prompt"] == "Say something."]
+    assert record["rejected_responses"] == [answer, answer]
+    assert record["rejected_spans"] == [[], [[0, 2]]]
+    void.post(f"rejections/{first['id']}/undo")
+    assert len([row for row in void.get("rejections")["rows"] if row["prompt"] == "Say something."]) == 1
+    void.post(f"rejections/{first['id']}/redo")
+    void.post(f"rejections/{first['id']}/reason", reason="plain").raise_for_status()
+    assert void.get("rejections")["rows"][0]["reason"] == "plain"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("r.jsonl", '{"prompt": "up 1", "rejected_responses": ["a", "b"], "rejection_counts": [2, 1]}\n'),
+        ("r.json", '[{"prompt": "up 2", "chosen": "x", "rejected": "b"}]'),
+        ("../../etc/r", '{"prompt": "up 3", "completion": "c", "label": false}\n'),
+    ],
+)
+def test_a_file_is_imported_once(void: Process, name: str, content: str) -> None:
+    before = void.get("state")["rejections"]
+    for _ in range(2):
+        reply = void.client.post(
+            "/api/import",
+            params={"uid": f"upload-{len(content)}", "name": name},
+            content=content,
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        assert reply.status_code == 200
+    assert void.get("state")["rejections"] == before + (2 if name == "r.jsonl" else 1)
+
+
+def upload(void: Process, content: Any, **params: str) -> httpx2.Response:
+    headers = {"Content-Type": "application/octet-stream"}
+    return void.client.post("/api/import", params={"uid": "upload-bad"} | params, content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "problem"),
+    [
+        (b'{"prompt": "p", "rejected": "a"}\n{oops\n', 400, "line 2: is not valid JSON"),
+        (b"", 400, "is empty"),
+        (b"\x00\x01\x02", 400, "binary"),
+        (b'{"x": 1}\n', 400, "no known format"),
+        (b"x" * (16 * 1024 * 1024 + 1), 413, "16,384 KB at most"),
+    ],
+)
+def test_a_bad_upload_is_refused_whole(void: Process, content: bytes, status: int, problem: str) -> None:
+    before = void.get("state")["rejections"]
+    reply = upload(void, content)
+    assert reply.status_code == status
+    assert problem in reply.json()["error"]
+    assert "/tmp" not in reply.json()["error"]
+    assert void.get("state")["rejections"] == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("questions", {"uid": UID, "prompt": " "}, 400),
+        ("questions", {"uid": UID, "prompt": "x" * 8001}, 400),
+        ("questions", {"uid": UID, "prompt": 3}, 400),
+        ("questions", {"uid": UID, "prompt": "\ud800"}, 400),
+        ("questions", {"uid": "../x", "prompt": "hi"}, 400),
+        ("rejections", {"uid": UID, "question": "nobody", "slot": 0}, 404),
+        ("rejections", {"uid": UID, "question": "checked-1", "slot": 2}, 400),
+        ("rejections", {"uid": UID, "question": "checked-1", "slot": True}, 400),
+        ("rejections", {"uid": UID, "question": "checked-1", "slot": 0, "spans": [[0, 99999]]}, 400),
+        ("rejections", {"uid": UID, "question": "checked-1", "slot": 0, "spans": "all"}, 400),
+        ("rejections/9999/undo", {}, 404),
+        ("rejections/1/eat", {}, 404),
+        ("runs", {"uid": UID, "steps": 0}, 400),
+        ("runs", {"uid": UID, "steps": 10**9}, 400),
+        ("runs/9999/stop", {}, 409),
+        ("nothing", {}, 404),
+    ],
+)
+def test_a_wrong_request_is_said_and_changes_nothing(
+    void: Process, path: str, body: dict[str, Any], status: int
+) -> None:
+    void.ask("checked-1", "hi")
+    before = void.get("state")["rejections"]
+    content = json.dumps(body).encode()
+    reply = void.client.post(f"/api/{path}", content=content, headers={"Content-Type": "application/json"})
+    assert reply.status_code == status
+    assert void.get("state")["rejections"] == before
+
+
+def test_other_pages_may_do_nothing(void: Process) -> None:
+    body = {"content": json.dumps({"uid": UID, "prompt": "hi"})}
+    kind = {"Content-Type": "application/json"}
+    assert void.client.post("/api/questions", **body, headers={"Content-Type": "text/plain"}).status_code == 415
+    assert (
+        void.client.post("/api/questions", **body, headers=kind | {"Origin": "http://evil.example"}).status_code == 403
+    )
+    assert void.client.post("/api/questions", **body, headers=kind | {"Origin": void.url}).status_code == 200
+    for name in ("evil.example", f"evil.example:{void.port}"):
+        assert void.client.get("/", headers={"Host": name}).status_code == 421
+        assert void.client.get("/api/state", headers={"Host": name}).status_code == 421
+    assert void.client.get("/", headers={"Host": f"localhost:{void.port}"}).status_code == 200
+
+
+def test_a_body_is_cut_off_where_it_grows_too_large(void: Process) -> None:
+    reply = void.client.post("/api/questions", content=b" " * 300_000, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 413
+
+
+def test_another_address_needs_a_token(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path, "--host", "0.0.0.0", BULEYEAN_VOID_TOKEN="the-token") as void:
+        assert void.client.get("/").status_code == 200  # the page itself tells nothing
+        for shown in ({}, {"Authorization": "Bearer the-tokem"}, {"Authorization": "the-token"}):
+            assert void.client.get("/api/state", headers=shown).status_code == 401
+            assert void.client.get("/api/export", headers=shown).status_code == 401
+        reply = void.client.get("/api/state", headers={"Authorization": "Bearer the-token", "Host": "my.example"})
+        assert reply.status_code == 200
+        assert "https://huggingface.co" in reply.headers["content-security-policy"]
+
+
+def test_a_blind_question_tells_nobody_until_it_is_revealed(void: Process) -> None:
+    asked = void.ask("blind-001", "Who are you?", blind=True)
+    assert not asked["revealed"]
+    assert all(set(answer) == {"slot", "text", "rejections"} for answer in asked["answers"])
+    with void.client.stream("GET", "/api/questions/blind-001/stream") as reply:
+        assert all("side" not in event and "model" not in event for event in events(reply))
+    assert void.post("questions/blind-001/reveal").json()["answers"][0]["side"] == "base"
+    assert void.get("questions/blind-001")["revealed"]
+
+
+def finished(void: Process, run: int) -> dict[str, Any]:
+    return until(lambda: (found := void.get(f"runs/{run}"))["state"] != "running" and found, 120)
+
+
+def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path) as void:
+        assert void.post("runs", uid="run-00001", steps=3).status_code == 409  # nothing is rejected yet
+        before = void.ask("train-001", "Give me a tip.")["answers"][0]["text"]
+        void.post("rejections", uid="rejection-1", question="train-001", slot=0)
+        run = void.post("runs", uid="run-00001", steps=12).json()["id"]
+        assert void.post("runs", uid="run-00001", steps=12).json()["id"] == run
+        assert void.post("runs", uid="run-00002", steps=12).status_code == 409
+        assert void.get("state")["running"]["id"] == run
+        done = finished(void, run)
+        assert (done["state"], done["records"]) == ("done", 1)
+        assert [point["step"] for point in done["points"]] == list(range(1, 13))
+        assert done["points"][-1]["loss"] < done["points"][0]["loss"]
+        assert all(abs(p["loss"] - p["floor"] - p["gap"]) < 1e-9 for p in done["points"])
+        assert "| Base model |" in done["card"]
+        (sample,) = done["samples"]
+        assert (sample["prompt"], sample["before"]) == ("Give me a tip.", before)
+        assert sample["after"] != before
+        answers = void.ask("train-002", "Give me a tip.")["answers"]
+        assert [(answer["side"], answer["text"]) for answer in answers] == [
+            ("base", before),
+            ("trained", sample["after"]),
+        ]
+        again = void.post("runs", uid="run-00003", steps=10_000).json()["id"]
+        until(lambda: void.get(f"runs/{again}")["points"], 60)
+        void.post(f"runs/{again}/stop").raise_for_status()
+        assert finished(void, again)["state"] == "stopped"
+        assert void.get("state")["running"] is None
+    with running(base, tmp_path) as void:  # the trained model is still there
+        assert void.get("state")["voices"]["trained"] == f"run {run}"
+        assert list(read_records(tmp_path / "runs" / "run-1.jsonl"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_server_that_ends_in_the_middle_of_training_goes_on(base: Path, tmp_path: Path, how: signal.Signals) -> None:
+    with running(base, tmp_path) as void:
+        void.ask("train-001", "Give me a tip.")
+        void.post("rejections", uid="rejection-1", question="train-001", slot=0)
+        run = void.post("runs", uid="run-00001", steps=60).json()["id"]
+        until(lambda: len(void.get(f"runs/{run}")["points"]) >= 15, 60)
+        child = void.process.pid
+        void.stop(how)
+    until(lambda: not children_of(child), 20)  # nobody trains on for a server that is gone
+    with closing(sqlite3.connect(tmp_path / "void.db")) as db, db:
+        db.execute("DELETE FROM points WHERE step > 2")  # as if the last words of its run had not been heard
+    with running(base, tmp_path) as void:
+        assert void.get("state")["running"]["id"] == run
+        assert void.get("state")["rejections"] == 1
+        done = finished(void, run)
+        assert (done["state"], len(void.get("runs")["runs"])) == ("done", 1)
+        assert [point["step"] for point in done["points"]] == list(range(1, 61))
+
+
+def children_of(pid: int) -> list[int]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "buleyean_rl.void.training" in line and process.ppid() in (pid, 1):
+            found.append(process.pid)
+    return found
+
+
+def test_an_answer_that_a_restart_interrupted_comes_when_it_is_heard(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path) as void:
+        void.post("questions", uid="cut-00001", prompt="A long story, please.")
+        void.stop(signal.SIGKILL)
+    with running(base, tmp_path) as void:
+        with void.client.stream("GET", "/api/questions/cut-00001/stream") as reply:
+            text = "".join(event["text"] for event in events(reply))
+        assert text == until(lambda: void.get("questions/cut-00001")["answers"][0]["text"], 10)
+
+
+def test_a_run_that_fails_says_why(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path) as void:
+        upload(void, json.dumps({"prompt": "word " * 3000, "rejected": "a"}).encode())
+        done = finished(void, void.post("runs", uid="run-00001", steps=3).json()["id"])
+        assert done["state"] == "failed"
+        assert "no prompt leaves room for a response" in done["error"]
+
+
+def test_the_port_is_taken(void: Process, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["void", "--model", str(base), "--port", str(void.port)]) == 2
+    assert "choose another --port" in capsys.readouterr().err
+
+
+def test_a_folder_is_one_servers_alone(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running(base, tmp_path):
+        assert main(["void", "--model", str(base), "-o", str(tmp_path), "--port", str(free_port())]) == 2
+    assert "is open in another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["http://127.0.0.1:9/v1", "nonsense"])
+def test_a_model_that_cannot_be_trained(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["void", "--model", model, "-o", str(tmp_path / "v"), "--port", str(free_port())]) in (1, 2)
+    assert model in capsys.readouterr().err
+
+
+def test_only_this_machines_addresses_go_without_a_token() -> None:
+    assert "0.0.0.0" not in serving.LOOPBACK
+
+
+def test_answers_go_out_at_once() -> None:
+    with serving._listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # by which asyncio knows to switch Nagle's algorithm off
