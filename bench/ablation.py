@@ -33,7 +33,7 @@ from buleyean_rl.models import (
 )
 from buleyean_rl.models import output_head as head_passes
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head, plain_model
 from buleyean_rl.objectives import vocabulary_softmax
@@ -77,12 +77,12 @@ def main() -> None:
     results.add_arguments(parser, results.processor())
     arguments = parser.parse_args()
     records = our_boundaries((read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[:8])
-    model = attach_lora(load_to_compute(BUNDLED, CPU), lora.lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_for_inference(BUNDLED, CPU), lora.lora_config(16, 32, 0.05, None))
     choose_layout(model)
     head = output_head(model)
     rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]
     known = [
-        replace(batch, rest=vocabulary_softmax.rest_of(head, reference, batch.counts))
+        replace(batch, rest=vocabulary_softmax.reference_softmax(head, reference, batch.counts))
         for batch in add_references(model, rows)
         if (reference := batch.reference) is not None
     ]

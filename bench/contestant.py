@@ -33,7 +33,7 @@ from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries
 from buleyean_rl.kernels.precision import default_dtype
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
@@ -41,7 +41,7 @@ from buleyean_rl.models.weights import load_base, load_tokenizer
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.system.host import peak_rss_bytes
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.reference_cache import ReferenceCache, kept_of_node
+from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
 from workload import ROUNDS, Stopwatch, arithmetic, dense_step, full_boundaries, shape_of
 
@@ -69,12 +69,12 @@ def ours(
     objective: str, boundaries: Sequence[Boundary], folder: str, **settings: Any
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step, and its arithmetic."""
-    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
     references = None
     if "num_train_epochs" in settings:
-        kept = kept_of_node(output_head(model), config.loss)
+        kept = entry_format(output_head(model), config.loss)
         references = ReferenceCache(Path(folder, "references"), [boundary.nodes for boundary in boundaries], kept)
     trainer = BuleyeanTrainer(model, config, boundaries, callbacks=[watch], references=references)
     collate, shape, work = trainer.data_collator, shape_of(model), []
@@ -149,7 +149,9 @@ def main() -> None:
         elif name == "full":
             seconds, work = ours("complement", full_boundaries(steps * BATCH, MAX_LENGTH), folder, max_steps=steps)
         elif name == "long_rows":
-            seconds, work = ours("complement", our_boundaries(pairs), folder, max_steps=steps, row_tokens=LONG_ROW)
+            seconds, work = ours(
+                "complement", our_boundaries(pairs), folder, max_steps=steps, micro_batch_tokens=LONG_ROW
+            )
         elif name == "epochs":
             seconds, work = ours("complement", our_boundaries(pairs), folder, num_train_epochs=2)
         else:

@@ -30,11 +30,11 @@ import results
 from buleyean_rl import demo_data
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.batching.layout import choose_layout
-from buleyean_rl.batching.rows import fill_rows, row_tokens
+from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.source import BUNDLED
@@ -207,7 +207,7 @@ def trie_ratio(model: Any) -> float:
     apart = [merge_responses(prompt, [answer], [1], 4) for answer in answers]
 
     def step(boundaries: Sequence[Boundary]) -> None:
-        rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(model))
+        rows = bin_pack(boundaries, lambda boundary: boundary.size, micro_batch_tokens(model))
         for batch in add_references(model, [layout(row) for row in rows]):
             batch_losses(model, head, batch, Objective()).loss.mean().backward()
         model.zero_grad()
@@ -230,7 +230,7 @@ def main() -> None:
         runs = contest(path, arguments.rounds, arguments.steps)
         full = [run("full", path, 2) for _ in range(arguments.rounds)]
         epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
-    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
+    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
     rows = []
     for name, rounds in runs.items():
         rows.append(results.figure(name, "records_per_s", column(rounds, "records_per_s")))

@@ -22,7 +22,7 @@ from buleyean_rl.batching.forward import batch_losses
 from buleyean_rl.batching.layout import choose_layout
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
@@ -85,7 +85,7 @@ def main() -> None:
     memory = memory_over_steps()
     steps = {f"after {EVERY} steps": memory[0], "largest": max(memory), f"after {STEPS} steps": memory[-1]}
     rows = [results.figure(when, "rss_bytes", value) for when, value in steps.items()]
-    model = attach_lora(load_to_compute(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
+    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
     for length, each in seconds_per_token(model).items():
         rows.append(results.figure(f"record of {length} tokens", "seconds_per_token", each))
     precision = str(model.dtype).removeprefix("torch.")

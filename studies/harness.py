@@ -45,7 +45,7 @@ from buleyean_rl.models.weights import load_base
 from buleyean_rl.objectives.losses import ObjectiveName
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.reference_cache import ReferenceCache, kept_of_node
+from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 OBJECTIVES = get_args(ObjectiveName)
@@ -348,9 +348,11 @@ def train(
             trainer_type = partial(BaselineTrainer, Baseline(method.name, method.beta))
         references = None
         if not method.rejected_alone:  # it has a state for every node
-            kept = kept_of_node(output_head(model), config.loss)
-            kept = kept._replace(with_rest=kept.with_rest and trainer_type is None)  # only the package's loss takes it
-            references = ReferenceCache(Path(folder) / "reference", [boundary.nodes for boundary in boundaries], kept)
+            entry = entry_format(output_head(model), config.loss)
+            entry = entry._replace(
+                with_rest=entry.with_rest and trainer_type is None
+            )  # for the package alone
+            references = ReferenceCache(Path(folder) / "reference", [boundary.nodes for boundary in boundaries], entry)
         trainer = (trainer_type or BuleyeanTrainer)(model, config, boundaries, references=references)
         if method.rejected_alone:
             layout = trainer.layout

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import harness
-from buleyean_rl.models.lora import strengthen
+from buleyean_rl.models.lora import scale_adapter
 from harness import Method, Row
 from own_loops import SMALL_BATCH, Task, parser, prepare, table
 
@@ -40,7 +40,7 @@ def run(task: Task, method: Method) -> None:
     model, columns = harness.train(replace(method, precision=task.precision), task.rejected)
     applied = 1.0
     for strength in STRENGTHS:
-        strengthen(model, strength / applied)
+        scale_adapter(model, strength / applied)
         applied = strength
 
         def work(strength: float = strength) -> Row:

@@ -16,7 +16,7 @@ OPTIONS = {
     "": "--debug --version",
     "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
-    "--max-length --row-tokens --guard --held-out --lora-rank --strength --seed --resume --skip-bad --json",
+    "--max-length --micro-batch-tokens --guard --held-out --lora-rank --strength --seed --resume --skip-bad --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
     "--max-length --engine --seed --skip-bad",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
@@ -27,6 +27,7 @@ OPTIONS = {
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
     "--seed --epochs --lr --strength --config --max-drift --json",
     "void": "--model --output -o --host --port",
+    "doctor": "--need --json",
     "data import": "SRC --output -o --format --split --limit --column --score --below --redact --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }
@@ -113,7 +114,7 @@ def test_bad_records_are_one_line_and_no_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "load_to_compute", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_for_inference", lambda *_: pytest.fail("the model was loaded"))
     Path("r.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert run("r.jsonl", "--model", base, "-o", "run") == 1
     out, err = capsys.readouterr()

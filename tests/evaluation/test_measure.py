@@ -53,7 +53,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tiny models are compared number by number."""
     for module in ("evaluation.measure", "models.compute"):
-        monkeypatch.setattr(f"buleyean_rl.{module}.quickest_dtype", lambda *_: torch.float32)
+        monkeypatch.setattr(f"buleyean_rl.{module}.preferred_dtype", lambda *_: torch.float32)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -83,7 +83,7 @@ def plain_nll(text: str) -> tuple[float, int]:
 
 @pytest.mark.parametrize("row", [1, 40, 1000])
 def test_mean_nll_of_texts_is_the_plain_one(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buleyean_rl.evaluation.neutral_text.row_tokens", lambda _: row)
+    monkeypatch.setattr("buleyean_rl.evaluation.neutral_text.micro_batch_tokens", lambda _: row)
     texts = [neutral_boundary(TOKENIZER, text, 64) for text in SENTENCES[:5]]
     nats, tokens = zip(*map(plain_nll, SENTENCES[:5]), strict=True)
     got = mean_nll(tiny_mistral(TOKENIZER), [text for text in texts if text is not None])

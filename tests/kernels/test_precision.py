@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from buleyean_rl.kernels import precision as arithmetic
-from buleyean_rl.kernels.precision import default_dtype, is_slow, product
+from buleyean_rl.kernels.precision import bf16_is_emulated, default_dtype, product
 
 CPU = torch.device("cpu")
 
@@ -41,9 +41,9 @@ def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(
     ):
         monkeypatch.setattr(module, name, lambda name=name: name in has)
     assert default_dtype(CPU) == dtype
-    assert is_slow(torch.empty(0, dtype=torch.bfloat16)) == (dtype == torch.float32)
-    assert not is_slow(torch.empty(0))
-    assert not is_slow(torch.empty(0, dtype=torch.bfloat16, device="meta"))
+    assert bf16_is_emulated(torch.empty(0, dtype=torch.bfloat16)) == (dtype == torch.float32)
+    assert not bf16_is_emulated(torch.empty(0))
+    assert not bf16_is_emulated(torch.empty(0, dtype=torch.bfloat16, device="meta"))
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])

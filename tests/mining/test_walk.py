@@ -15,7 +15,7 @@ import pytest
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import accumulate_records, make_record, read_records
 from buleyean_rl.mining import walk as walking
-from buleyean_rl.mining.walk import best_round, why_not_train, why_stop
+from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
 from buleyean_rl.mining.walk_report import Round, plot_walk
 from buleyean_rl.training import run as training
 
@@ -45,7 +45,7 @@ def rounds(*measured: tuple[float, float, int]) -> list[Round]:
 def test_when_a_walk_stops_and_which_round_is_best(
     measured: list[tuple[float, float, int]], reason: str | None, best: int
 ) -> None:
-    assert why_stop(rounds(*measured), 0.02) == reason
+    assert reason_to_stop(rounds(*measured), 0.02) == reason
     assert best_round(rounds(*measured), 0.02) == best
 
 
@@ -62,7 +62,7 @@ def test_when_a_walk_stops_and_which_round_is_best(
 def test_a_round_that_is_not_worth_training(
     measured: list[tuple[float, float, int]], rejected: int, reason: str | None
 ) -> None:
-    found = why_not_train(rounds(*measured), rejected)
+    found = reason_not_to_train(rounds(*measured), rejected)
     assert found is None if reason is None else found is not None and found.startswith(reason)
 
 

@@ -1,4 +1,4 @@
-"""Gradients in one tensor: autograd adds to them where they lie, and so do products that know where that is."""
+"""GradientBuffer in one tensor: autograd adds to them where they lie, and so do products that know where that is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from test_fused_decoder import ROW, adapted, biased, wide_heads
 from torch import Tensor, nn
 
 from buleyean_rl.batching.forward import forward_hidden
-from buleyean_rl.models.gradient_buffer import Gradients
+from buleyean_rl.models.gradient_buffer import GradientBuffer
 from buleyean_rl.models.lora import groups_of, held
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.models.views import backbone
@@ -20,7 +20,7 @@ def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
 
 def test_they_lie_in_one_tensor_and_begin_at_zero_whenever_there_are_none() -> None:
     a, b, c = parameters((2, 3), (4,), (1, 5))
-    gradients = Gradients([a, b, c], [(c, a)])
+    gradients = GradientBuffer([a, b, c], [(c, a)])
     for factor in (2.0, 3.0):
         gradients.place()
         for _ in range(2):
@@ -36,7 +36,7 @@ def test_they_lie_in_one_tensor_and_begin_at_zero_whenever_there_are_none() -> N
 def test_those_of_some_parameters_are_given_if_they_lie_in_this_order_and_all_of_these_learn() -> None:
     a, b, frozen = parameters((2,), (3,), (4,))
     frozen.requires_grad = False
-    gradients = Gradients([a, b], [(b, a), (frozen, a)])
+    gradients = GradientBuffer([a, b], [(b, a), (frozen, a)])
     gradients.place()
     found = gradients.of((b, a))
     assert found is not None
@@ -55,7 +55,7 @@ def test_products_add_what_autograd_would_have_added(make: object) -> None:
     for parameter in learning:
         parameter.register_hook(lambda gradient: None if gradient is None else by_autograd.append(gradient))
 
-    def learned(gradients: Gradients | None) -> list[Tensor]:
+    def learned(gradients: GradientBuffer | None) -> list[Tensor]:
         by_autograd.clear()
         model.zero_grad()
         torch.manual_seed(1)
@@ -68,7 +68,7 @@ def test_products_add_what_autograd_would_have_added(make: object) -> None:
 
     expected = learned(None)
     assert len(by_autograd) == 2 * len(learning)
-    gradients = Gradients(learning, [group.parameters() for group in groups])
+    gradients = GradientBuffer(learning, [group.parameters() for group in groups])
     for _ in range(2):
         got = learned(gradients)
         assert not by_autograd

@@ -351,7 +351,7 @@ def test_strengthened_it_adds_so_much_more() -> None:
     x = torch.randn(4, 7)
     with torch.no_grad():
         base, once = layer.get_base_layer()(x), layer(x)
-        lora.strengthen(layer, 2.5)
+        lora.scale_adapter(layer, 2.5)
         torch.testing.assert_close(layer(x) - base, 2.5 * (once - base), rtol=1e-5, atol=1e-5)
 
 

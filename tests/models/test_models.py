@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models import source
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
+from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.run_folder import is_run, merge_run, run_base
 from buleyean_rl.models.source import bundled_gguf, fingerprint, resolve
@@ -332,6 +332,6 @@ def test_without_bf16_a_cpu_computes_in_it_what_the_kernels_compute_whole(
     )
     fused: list[torch.nn.Module] = []
     monkeypatch.setattr("buleyean_rl.models.compute.fuse_layers", fused.append)
-    model = load_to_compute("some", torch.device("cpu"))
+    model = load_for_inference("some", torch.device("cpu"))
     assert loaded == [torch.bfloat16 if has_bf16 else dtype]
     assert fused == [model]  # else torch would multiply in bf16

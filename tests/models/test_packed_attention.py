@@ -116,10 +116,10 @@ def of_many_lengths(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    until_query: Tensor,
-    until_key: Tensor,
-    most_queries: int,
-    most_keys: int,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     *,
     scale: float,
     window_size: tuple[int, int],
@@ -129,11 +129,11 @@ def of_many_lengths(
     assert enable_gqa
     assert window_size[1] == 0
     outputs = []
-    for i in range(len(until_query) - 1):
-        of_query, of_key = (slice(*until[i : i + 2].tolist()) for until in (until_query, until_key))
+    for i in range(len(cu_seqlens_q) - 1):
+        of_query, of_key = (slice(*until[i : i + 2].tolist()) for until in (cu_seqlens_q, cu_seqlens_k))
         rows, keys = q[of_query], k[of_key]
-        assert len(rows) <= most_queries
-        assert len(keys) <= most_keys
+        assert len(rows) <= max_seqlen_q
+        assert len(keys) <= max_seqlen_k
         distance = torch.arange(len(keys) - len(rows), len(keys))[:, None] - torch.arange(len(keys))
         mask = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
         sequence = (x.transpose(0, 1).unsqueeze(0) for x in (rows, keys, v[of_key]))

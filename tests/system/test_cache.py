@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from buleyean_rl.system.cache import kept, make_room
+from buleyean_rl.system.cache import evict_lru, memoize_to_disk
 
 
 def entry(folder: Path, name: str, used: int, kilobytes: int) -> None:
@@ -25,20 +25,20 @@ def test_the_same_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         made.append(1)
         return {"nats": 0.1 + 0.2, "of": [len(made), None]}
 
-    first = kept("nats", ["model", 8, ["a prompt"]], make)
-    assert kept("nats", ["model", 8, ["a prompt"]], make) == first == {"nats": 0.1 + 0.2, "of": [1, None]}
-    assert kept("nats", ["model", 8, ["another"]], make)["of"] == [2, None]
-    assert kept("others", ["model", 8, ["a prompt"]], make)["of"] == [3, None]
+    first = memoize_to_disk("nats", ["model", 8, ["a prompt"]], make)
+    assert memoize_to_disk("nats", ["model", 8, ["a prompt"]], make) == first == {"nats": 0.1 + 0.2, "of": [1, None]}
+    assert memoize_to_disk("nats", ["model", 8, ["another"]], make)["of"] == [2, None]
+    assert memoize_to_disk("others", ["model", 8, ["a prompt"]], make)["of"] == [3, None]
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     for used, name in enumerate(("old", "older", "new")):
         entry(tmp_path, name, 3 - used if name != "new" else 9, 64)
-    make_room(tmp_path, 150 << 10)
+    evict_lru(tmp_path, 150 << 10)
     assert {path.name for path in tmp_path.iterdir()} == {"old", "new"}
-    make_room(tmp_path, 150 << 10)
+    evict_lru(tmp_path, 150 << 10)
     assert {path.name for path in tmp_path.iterdir()} == {"old", "new"}
-    make_room(tmp_path, 0)
+    evict_lru(tmp_path, 0)
     assert {path.name for path in tmp_path.iterdir()} == {"new"}
 
 
@@ -46,9 +46,9 @@ def test_files_are_entries_too(tmp_path: Path) -> None:
     for used, name in enumerate("ab"):
         (tmp_path / name).write_bytes(b"x" * 8192)
         os.utime(tmp_path / name, (used, used))
-    make_room(tmp_path, 10_000)
+    evict_lru(tmp_path, 10_000)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_there_may_be_nothing(tmp_path: Path) -> None:
-    make_room(tmp_path / "nothing", 1)
+    evict_lru(tmp_path / "nothing", 1)

@@ -12,7 +12,7 @@ import pytest
 
 PROGRAM = """
 import json, psutil
-from buleyean_rl.system.memory import free_memory_kept, return_free_memory
+from buleyean_rl.system.memory import freed_memory_retained, return_free_memory
 
 SIZE = 64 << 20
 
@@ -23,7 +23,7 @@ def held_after_use():
 
 before = psutil.Process().memory_info().rss
 held = {"by default": held_after_use()}
-with free_memory_kept():
+with freed_memory_retained():
     held["kept"] = held_after_use()
     held["kept, of the same"] = held_after_use()
     return_free_memory()

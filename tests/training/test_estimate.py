@@ -47,7 +47,7 @@ def test_time_is_that_of_a_step_of_median_length(
     config = BuleyeanConfig(
         str(tmp_path), per_device_train_batch_size=1, num_train_epochs=epochs, max_steps=max_steps, warmup_steps=0
     )
-    trainer: Any = SimpleNamespace(args=config, model=torch.nn.Linear(2, 2), row_limit=1280)
+    trainer: Any = SimpleNamespace(args=config, model=torch.nn.Linear(2, 2), micro_batch_limit=1280)
     found = estimate(trainer, training)
     assert tried == [400, 30]  # the longest says what memory it takes
     assert found.steps == steps

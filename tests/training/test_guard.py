@@ -22,29 +22,29 @@ from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.training import guard as guarding
 from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
-from buleyean_rl.training.guard import Guard, Limits, Look, why_unsound
+from buleyean_rl.training.guard import DriftCheck, Guard, Limits, violated_limit
 from buleyean_rl.training.run import train
 from tiny import SENTENCES, tiny_llama, tiny_tokenizer
 
 LIMIT = 0.024  # which the first step stays within and a later one does not
-BASE = Look(0, 0.0, 2.0, 0.25)
+BASE = DriftCheck(0, 0.0, 2.0, 0.25)
 
 
 @pytest.mark.parametrize(
     ("look", "words"),
     [
-        (Look(5, 0.1, 2.0), None),
-        (Look(5, 0.1001, 2.0), "KL 0.100"),
-        (Look(5, math.nan, 2.0), "KL nan"),
-        (Look(5, 0.05, 1.41), None),
-        (Look(5, 0.05, 1.39), "entropy of neutral text went from 2.00 to 1.39"),
-        (Look(5, 0.05, 2.61), "entropy of neutral text went from 2.00 to 2.61"),
-        (Look(5, 0.05, 2.0, 0.5), None),
-        (Look(5, 0.05, 2.0, 0.51), "51% of its answers loop, 25% of the base model's"),
+        (DriftCheck(5, 0.1, 2.0), None),
+        (DriftCheck(5, 0.1001, 2.0), "KL 0.100"),
+        (DriftCheck(5, math.nan, 2.0), "KL nan"),
+        (DriftCheck(5, 0.05, 1.41), None),
+        (DriftCheck(5, 0.05, 1.39), "entropy of neutral text went from 2.00 to 1.39"),
+        (DriftCheck(5, 0.05, 2.61), "entropy of neutral text went from 2.00 to 2.61"),
+        (DriftCheck(5, 0.05, 2.0, 0.5), None),
+        (DriftCheck(5, 0.05, 2.0, 0.51), "51% of its answers loop, 25% of the base model's"),
     ],
 )
-def test_which_limit_is_passed(look: Look, words: str | None) -> None:
-    found = why_unsound(look, BASE, Limits(kl=0.1, entropy=0.3, loops=0.25))
+def test_which_limit_is_passed(look: DriftCheck, words: str | None) -> None:
+    found = violated_limit(look, BASE, Limits(kl=0.1, entropy=0.3, loops=0.25))
     assert found is None if words is None else found is not None and words in found
 
 

@@ -11,21 +11,21 @@ from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import fused_loss
 from buleyean_rl.objectives.losses import NodeLosses, Objective
-from buleyean_rl.objectives.vocabulary_softmax import Rest, rest_of
-from buleyean_rl.training.reference_cache import KeptOfNode, Known, ReferenceCache, kept_of_node
+from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, reference_softmax
+from buleyean_rl.training.reference_cache import CachedReference, EntryFormat, ReferenceCache, entry_format
 
 
-def some(nodes: int, width: int, dtype: torch.dtype, with_rest: bool) -> Known:
-    rest = Rest(torch.randn(nodes).double() / 3, torch.randn(nodes, width))
-    return Known(torch.randn(nodes, width).to(dtype), rest if with_rest else None)
+def some(nodes: int, width: int, dtype: torch.dtype, with_rest: bool) -> CachedReference:
+    rest = ReferenceSoftmax(torch.randn(nodes).double() / 3, torch.randn(nodes, width))
+    return CachedReference(torch.randn(nodes, width).to(dtype), rest if with_rest else None)
 
 
-def of(known: Known, nodes: list[int]) -> Known:
-    rest = None if known.rest is None else Rest(*(x[nodes] for x in known.rest))
-    return Known(known.states[nodes], rest)
+def of(known: CachedReference, nodes: list[int]) -> CachedReference:
+    rest = None if known.rest is None else ReferenceSoftmax(*(x[nodes] for x in known.rest))
+    return CachedReference(known.states[nodes], rest)
 
 
-def equal(got: Known | None, expected: Known) -> bool:
+def equal(got: CachedReference | None, expected: CachedReference) -> bool:
     if got is None or not got.states.equal(expected.states) or (got.rest is None) != (expected.rest is None):
         return False
     return got.rest is None or all(a.equal(b) for a, b in zip(got.rest, expected.rest or (), strict=True))
@@ -34,7 +34,7 @@ def equal(got: Known | None, expected: Known) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_rest", [False, True])
 def test_what_was_written_is_read_again(tmp_path: Path, dtype: torch.dtype, with_rest: bool) -> None:
-    known, kept = some(7, 3, dtype, with_rest), KeptOfNode(3, dtype, with_rest)
+    known, kept = some(7, 3, dtype, with_rest), EntryFormat(3, dtype, with_rest)
     cache = ReferenceCache(tmp_path / "new", [2, 4, 1], kept)
     assert cache.read([1]) is None
     cache.write([2, 0], of(known, [0, 1, 2]))
@@ -48,7 +48,7 @@ def test_what_was_written_is_read_again(tmp_path: Path, dtype: torch.dtype, with
 
 
 def test_a_cache_of_nothing(tmp_path: Path) -> None:
-    assert ReferenceCache(tmp_path, [1], KeptOfNode(3, torch.float32, True)).read([0]) is None
+    assert ReferenceCache(tmp_path, [1], EntryFormat(3, torch.float32, True)).read([0]) is None
 
 
 @pytest.mark.usefixtures("tiles")
@@ -60,10 +60,10 @@ def test_a_loss_is_to_the_bit_what_it_is_when_its_reference_is_looked_at_before(
     hidden, reference = torch.randn(2, 530, 64).bfloat16().unbind()
     node = torch.arange(0, 530, 3)
     counts = Counts(node, 2 * node % 512, torch.full_like(node, 3).float(), torch.full((530,), 5.0))
-    assert kept_of_node(head, objective) == (64, torch.bfloat16, True)
-    assert not kept_of_node(head, Objective("listwise")).with_rest
+    assert entry_format(head, objective) == (64, torch.bfloat16, True)
+    assert not entry_format(head, Objective("listwise")).with_rest
     outcomes: list[tuple[NodeLosses, torch.Tensor | None]] = []
-    for rest in (None, rest_of(head, reference, counts)):
+    for rest in (None, reference_softmax(head, reference, counts)):
         h = hidden.clone().requires_grad_()
         losses = fused_loss(h, head, counts, objective, reference, rest)
         losses.loss.sum().backward()
@@ -81,5 +81,5 @@ def test_a_loss_is_to_the_bit_what_it_is_when_its_reference_is_looked_at_before(
 def test_where_a_loss_goes_by_logits_there_is_nothing_more_to_keep(head: OutputHead) -> None:
     nothing = torch.zeros(0, dtype=torch.long)
     counts = Counts(nothing, nothing, nothing.float(), torch.ones(2))
-    assert not kept_of_node(head, Objective()).with_rest
-    assert rest_of(head, torch.randn(2, head.weight.shape[1]).to(head.weight.dtype), counts) is None
+    assert not entry_format(head, Objective()).with_rest
+    assert reference_softmax(head, torch.randn(2, head.weight.shape[1]).to(head.weight.dtype), counts) is None

@@ -28,9 +28,9 @@ from buleyean_rl.training import dataset, reference_cache
 from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.dataset import split
-from buleyean_rl.training.reference_cache import KeptOfNode
+from buleyean_rl.training.reference_cache import EntryFormat
 from buleyean_rl.training.report import RunReport
-from buleyean_rl.training.run import asks_for_little, train
+from buleyean_rl.training.run import barely_moves_target, train
 from tiny import tiny_tokenizer
 
 SECTION_5 = {
@@ -166,13 +166,13 @@ def test_all_but_published_make_rejected_answers_unlikelier(finished: Finished) 
 
 def test_a_single_rejection_of_likely_answers_is_said_to_ask_for_little() -> None:
     once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], rounds) for rounds in (1, 60))
-    assert asks_for_little([once, once], 0.24, Objective("ratio"))
-    assert asks_for_little([once], 0.24, Objective("complement"))
-    assert not asks_for_little([once], 1.68, Objective("ratio"))
-    assert not asks_for_little([once, often], 0.24, Objective("ratio"))
-    assert not asks_for_little([once], 0.24, Objective("ratio", tau=6.0))
-    assert not asks_for_little([once], 0.24, Objective("published"))
-    assert not asks_for_little([once], 0.24, Objective("listwise"))
+    assert barely_moves_target([once, once], 0.24, Objective("ratio"))
+    assert barely_moves_target([once], 0.24, Objective("complement"))
+    assert not barely_moves_target([once], 1.68, Objective("ratio"))
+    assert not barely_moves_target([once, often], 0.24, Objective("ratio"))
+    assert not barely_moves_target([once], 0.24, Objective("ratio", tau=6.0))
+    assert not barely_moves_target([once], 0.24, Objective("published"))
+    assert not barely_moves_target([once], 0.24, Objective("listwise"))
 
 
 # --- the same bytes, whatever happens
@@ -339,7 +339,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_at_once(
         raise PermissionError(13, "Permission denied", "run")
 
     monkeypatch.setattr(os, "replace", denied)
-    monkeypatch.setattr(training, "load_to_compute", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(training, "load_for_inference", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(PermissionError):
         start(base, rejections, tmp_path / "run")
 
@@ -412,11 +412,12 @@ def config_file(tmp_path: Path, text: str) -> Path:
 
 def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
     file = config_file(
-        tmp_path, "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nrow_tokens: null\n"
+        tmp_path,
+        "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n",
     )
     config = load_config(file, tmp_path / "run", {"lora_rank": 4})
     assert (config.learning_rate, config.lora_rank, config.weight_decay, config.tau) == (5e-4, 4, 1e-2, 2)
-    assert (config.alpha, config.row_tokens) == (0.5, None)
+    assert (config.alpha, config.micro_batch_tokens) == (0.5, None)
     assert config.output_dir == str(tmp_path / "run")
     assert load_config(config_file(tmp_path, ""), tmp_path / "run", {}).lora_rank == 16
 
@@ -436,7 +437,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("lora_rank: 0", "lora_rank cannot be 0"),
         ("held_out: 1", "held_out cannot be 1"),
         ("max_length: 1", "max_length cannot be 1"),
-        ("row_tokens: 0", "row_tokens cannot be 0"),
+        ("micro_batch_tokens: 0", "micro_batch_tokens cannot be 0"),
         ("learning_rate: -1", "learning_rate cannot be -1"),
         ("strength: 0", "strength cannot be 0"),
         ("lora_dropout: 1", "lora_dropout cannot be 1"),
@@ -499,8 +500,8 @@ def test_as_much_is_kept_of_the_reference_as_there_is_room_for(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reference_cache, "REFERENCES_BYTES", room)
     monkeypatch.setattr(reference_cache, "output_head", lambda _: None)
-    monkeypatch.setattr(reference_cache, "kept_of_node", lambda *_: KeptOfNode(4, torch.float32, True))
-    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "row_tokens": 64})
+    monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
+    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
     references = reference_cache._references([], "", config, None, Records())  # type: ignore[arg-type]
     assert (references is None) == (not kept)
     assert {path.name for path in tmp_path.rglob("reference/*/*")} == kept

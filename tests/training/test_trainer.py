@@ -19,7 +19,7 @@ from transformers import Trainer
 from buleyean_rl.batching.batch import Batch, pack, pad_paths
 from buleyean_rl.batching.forward import add_references, batch_losses, forward_hidden, reference_hidden
 from buleyean_rl.batching.layout import Layout, choose_layout, make_batch, probe
-from buleyean_rl.batching.rows import fill_rows
+from buleyean_rl.batching.rows import bin_pack
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.kernels import matmul
@@ -32,7 +32,7 @@ from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.checkpoints import discard_checkpoints, last_checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.held_out import HeldOut
-from buleyean_rl.training.reference_cache import ReferenceCache, kept_of_node
+from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
 from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2, tiny_tokenizer
 
@@ -319,12 +319,12 @@ def weights(model: Any) -> torch.Tensor:
     ids=str,
 )
 def test_rows_are_few_and_then_even(sizes: list[int], limit: int, rows: list[list[int]]) -> None:
-    assert sorted(fill_rows(sizes, int, limit)) == sorted(rows)
+    assert sorted(bin_pack(sizes, int, limit)) == sorted(rows)
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 50))
 def test_rows_hold_everything_once_and_no_more_than_they_may(sizes: list[int], limit: int) -> None:
-    rows = fill_rows(list(enumerate(sizes)), lambda item: item[1], limit)
+    rows = bin_pack(list(enumerate(sizes)), lambda item: item[1], limit)
     assert sorted(item for row in rows for item in row) == list(enumerate(sizes))
     assert all(rows)
     assert all(sum(size for _, size in row) <= max([limit, *sizes]) for row in rows)
@@ -335,7 +335,7 @@ def test_how_a_step_is_cut_into_rows_does_not_matter(most: int, tmp_path: Path) 
     expected = adapted(PACKS["llama"]).double()  # Adam makes a step of the last digits of a small gradient
     trainer(expected, tmp_path / "a", max_steps=3, learning_rate=1e-3).train()
     model = adapted(PACKS["llama"]).double()
-    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3, row_tokens=most)
+    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3, micro_batch_tokens=most)
     rows = [len(batch.numbers) for batch in run.collate(list(enumerate(RECORDS[:4])))["batches"]]
     assert rows == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[most]
     run.train()
@@ -369,7 +369,7 @@ def test_freed_memory_is_kept_for_all_steps_and_no_longer(tmp_path: Path, monkey
         yield
         happened.append("not kept")
 
-    monkeypatch.setattr("buleyean_rl.training.trainer.free_memory_kept", kept)
+    monkeypatch.setattr("buleyean_rl.training.trainer.freed_memory_retained", kept)
     run = trainer(adapted(PACKS["llama"]), tmp_path, max_steps=2)
     step = run.training_step
     monkeypatch.setattr(run, "training_step", lambda *given: happened.append("step") or step(*given))
@@ -408,7 +408,7 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
     for folder in (None, tmp_path / "cache", tmp_path / "cache"):
         computed.clear()
         model = adapted(PACKS["llama"], dropout=0.2)
-        nodes, kept = [record.nodes for record in RECORDS], kept_of_node(output_head(model), Objective())
+        nodes, kept = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
         references = ReferenceCache(folder, nodes, kept) if folder else None
         run = trainer(model, tmp_path / "run", num_train_epochs=3, learning_rate=1e-3, references=references)
         run.train()
@@ -438,7 +438,7 @@ def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_refer
         torch.manual_seed(0)
         base = tiny_llama(TOKENIZER, head_dim=32, vocab_size=416).bfloat16()
         model = attach_lora(base, lora_config(4, 8, 0.0, None))
-        nodes, kept = [record.nodes for record in RECORDS], kept_of_node(output_head(model), Objective())
+        nodes, kept = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
         assert kept.with_rest
         references = ReferenceCache(tmp_path / str(with_rest), nodes, kept._replace(with_rest=with_rest))
         trainer(model, tmp_path / "run", num_train_epochs=2, learning_rate=1e-3, references=references).train()

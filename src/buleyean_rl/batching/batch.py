@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.segments import ROUND, Segment
 from buleyean_rl.objectives.complement import Counts
-from buleyean_rl.objectives.vocabulary_softmax import Rest
+from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Batch:
     numbers: tuple[int, ...] = ()
     answers: Answers | None = None
     reference: Tensor | None = None
-    rest: Rest | None = None
+    rest: ReferenceSoftmax | None = None
 
     @property
     def tokens(self) -> int:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.batching.batch import Answers, Batch, join_rows
-from buleyean_rl.batching.rows import ROW_TOKENS, fill_rows
+from buleyean_rl.batching.rows import MICRO_BATCH_TOKENS, bin_pack
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.segments import segments_in_use
-from buleyean_rl.models.views import backbone, base_alone
+from buleyean_rl.models.views import adapter_disabled, backbone
 from buleyean_rl.objectives.fused import fused_loss, token_logprobs
 from buleyean_rl.objectives.losses import NodeLosses, Objective, listwise_loss
 
@@ -42,7 +42,7 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
     return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
 
 
-REFERENCE_TOKENS = 3 * ROW_TOKENS  # without a gradient a row's memory is little
+REFERENCE_TOKENS = 3 * MICRO_BATCH_TOKENS  # without a gradient a row's memory is little
 
 
 def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
@@ -91,7 +91,7 @@ def answer_logprobs(hidden: Tensor, head: OutputHead, answers: Answers) -> Tenso
 
 def reference_hidden(model: Any, batch: Batch) -> Tensor:
     """The frozen base model's hidden states at a batch's nodes: the adapter off, dropout off."""
-    with base_alone(model), torch.no_grad():
+    with adapter_disabled(model), torch.no_grad():
         return forward_hidden(backbone(model), batch)
 
 
@@ -100,7 +100,7 @@ def add_references(model: Any, batches: Sequence[Batch]) -> list[Batch]:
     completed = list(batches)
     lacking = [i for i, batch in enumerate(batches) if batch.reference is None]
     limit = REFERENCE_TOKENS if all(batch.segments is not None for batch in batches) else 0
-    for together in fill_rows(lacking, lambda i: batches[i].input_ids.numel(), limit):
+    for together in bin_pack(lacking, lambda i: batches[i].input_ids.numel(), limit):
         row = join_rows([batches[i] for i in together]) if len(together) > 1 else batches[together[0]]
         states = reference_hidden(model, row).split([len(batches[i].nodes) for i in together])
         for i, own in zip(together, states, strict=True):

@@ -12,7 +12,7 @@ from buleyean_rl.batching.batch import Batch, find_answers, pack, pad_paths
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.packed_attention import PACKED
-from buleyean_rl.models.views import backbone, evaluating, plain_model
+from buleyean_rl.models.views import backbone, eval_mode, plain_model
 from buleyean_rl.objectives.losses import Objective
 
 PROBE_RUNS = [7, 6, 6, 7]  # nodes of `probe`
@@ -50,7 +50,7 @@ def choose_layout(model: Any) -> Layout:
     own_attention = plain.config._attn_implementation
     records = probe(plain.get_input_embeddings().num_embeddings)
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             padded = forward_hidden(backbone(model), pad_paths(records).to(plain.device)).float()
             plain.set_attn_implementation(PACKED)
             packed = forward_hidden(backbone(model), pack(records).to(plain.device)).float()

@@ -13,19 +13,19 @@ from buleyean_rl.models.views import plain_model
 # Tokens a forward pass takes at a time, unless one record has more. The loss of a step is a sum over its records, so
 # it does not matter to the result; memory grows with it, and below some 500 the matrix products slow down. In bf16
 # a row holds two records of 512, and a short one.
-ROW_TOKENS = 1280
+MICRO_BATCH_TOKENS = 1280
 GPU_FACTOR = 25
 T = TypeVar("T")
 
 
-def row_tokens(model: Any) -> int:
+def micro_batch_tokens(model: Any) -> int:
     """Tokens a row of a model may have: half as many where it is in fp32, more on a GPU."""
     plain = plain_model(model)
-    in_bf16 = ROW_TOKENS * (GPU_FACTOR if plain.device.type == "cuda" else 1)
+    in_bf16 = MICRO_BATCH_TOKENS * (GPU_FACTOR if plain.device.type == "cuda" else 1)
     return int(in_bf16 * torch.bfloat16.itemsize // plain.dtype.itemsize)
 
 
-def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
+def bin_pack(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
     """Items in few rows, each short enough for memory, and no longer than it has to be.
 
     How many rows it takes is found with the longest items first, each where it leaves the least room. If each can be
@@ -34,7 +34,7 @@ def fill_rows(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[
     Args:
         items: what is to be laid out.
         size: how many tokens an item has; one with more than a row has a row to itself.
-        limit: tokens of a row, see `row_tokens`.
+        limit: tokens of a row, see `micro_batch_tokens`.
     """
     rows: list[list[T]] = []
     rooms: list[int] = []

@@ -22,7 +22,7 @@ def train(
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps, whatever the epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Records in a step (4).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a prompt and one answer (1024).")] = None,
-    row_tokens: Annotated[
+    micro_batch_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens computed at a time (1,280; in fp32 640; GPU 32,000): more is faster, fewer smaller."),
     ] = None,
@@ -53,7 +53,7 @@ def train(
         "max_steps": max_steps,
         "per_device_train_batch_size": batch_size,
         "max_length": max_length,
-        "row_tokens": row_tokens,
+        "micro_batch_tokens": micro_batch_tokens,
         "guard": guard,
         "held_out": held_out,
         "lora_rank": lora_rank,

@@ -18,7 +18,7 @@ from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, Pa
 from buleyean_rl.evaluation.statistics import Figure, kendall_tau, ndcg, preferred
 from buleyean_rl.inference.open import is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Answer, Engine, Sampling
-from buleyean_rl.models.compute import default_device, quickest_dtype
+from buleyean_rl.models.compute import default_device, preferred_dtype
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.run_folder import is_run, load_run, run_base
 from buleyean_rl.models.views import plain_model
@@ -179,7 +179,7 @@ def _scorer(name: str, settings: Settings, notes: list[str]) -> Iterator[Scorer]
     if settings.engine != "llama.cpp" and not is_endpoint(name):
         is_file = not is_run(name) and Path(name).suffix == ".gguf"
         try:
-            dtype = quickest_dtype(name, device)
+            dtype = preferred_dtype(name, device)
             if is_run(name):
                 model, tokenizer = load_run(Path(name), dtype)
             else:

@@ -11,10 +11,10 @@ from torch import Tensor
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.batching.layout import choose_layout, make_batch
-from buleyean_rl.batching.rows import fill_rows, row_tokens
+from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.output_head import OutputHead
-from buleyean_rl.models.views import backbone, evaluating, output_head, plain_model
+from buleyean_rl.models.views import backbone, eval_mode, output_head, plain_model
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import token_logprobs
 from buleyean_rl.objectives.losses import Objective
@@ -54,12 +54,12 @@ def mean_nll(model: Any, boundaries: Sequence[Boundary]) -> float:
 
 def _batches(model: Any, boundaries: Sequence[Boundary], objective: Objective) -> list[Batch]:
     layout, device = choose_layout(model), plain_model(model).device
-    rows = fill_rows(boundaries, lambda boundary: boundary.size, row_tokens(model))
+    rows = bin_pack(boundaries, lambda boundary: boundary.size, micro_batch_tokens(model))
     return [make_batch(layout, row, objective).to(device) for row in rows]
 
 
 def _states(model: Any, batch: Batch) -> Tensor:
-    with evaluating(model):
+    with eval_mode(model):
         return forward_hidden(backbone(model), batch)
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
 from buleyean_rl.batching.layout import choose_layout, make_batch
-from buleyean_rl.batching.rows import fill_rows, row_tokens
+from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
 from buleyean_rl.data.encode import encode_prompts, encode_responses
 from buleyean_rl.data.records import Prompt, as_messages
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.inference.protocol import Engine
-from buleyean_rl.models.views import backbone, evaluating, output_head, plain_model
+from buleyean_rl.models.views import backbone, eval_mode, output_head, plain_model
 from buleyean_rl.objectives.likelihood import compare_distributions, token_nlls
 from buleyean_rl.objectives.losses import Objective
 
@@ -173,11 +173,11 @@ class PackedScorer:
         """Boundaries in batches, shortest first, each with the numbers of what is in it."""
         order = sorted(numbered, key=lambda i: numbered[i].size)
         device = plain_model(self.model).device
-        for row in fill_rows(order, lambda i: numbered[i].size, row_tokens(self.model)):
+        for row in bin_pack(order, lambda i: numbered[i].size, micro_batch_tokens(self.model)):
             yield row, make_batch(self._layout, [numbered[i] for i in row], EVERY_TOKEN).to(device)
 
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        with evaluating(self.model), torch.no_grad():
+        with eval_mode(self.model), torch.no_grad():
             hidden = forward_hidden(backbone(self.model), batch)
         return hidden, reference_hidden(self.model, batch) if self._has_reference else None
 

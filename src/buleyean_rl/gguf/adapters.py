@@ -73,7 +73,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, config: Mapping[str, Any]) -> Adapter:
-    """Look into an adapter without reading its numbers.
+    """DriftCheck into an adapter without reading its numbers.
 
     Args:
         folder: with `adapter_model.safetensors`.

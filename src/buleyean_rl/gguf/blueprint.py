@@ -26,7 +26,7 @@ from buleyean_rl.gguf.tensors import Rows, in_gguf, in_memory, in_safetensors
 from buleyean_rl.gguf.vocabulary import vocabulary
 from buleyean_rl.models.run_folder import is_run, merge_run, run_base, run_tokenizer
 from buleyean_rl.models.source import resolve
-from buleyean_rl.models.weights import load_config, load_ends, load_tokenizer, weight_files
+from buleyean_rl.models.weights import eos_token_ids, load_config, load_tokenizer, weight_files
 from gguf import GGUFReader
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def of_base(name: str, tokenizer: Any, adapter: Adapter | None) -> Blueprint:
     architectures.architecture_of(config)
     if getattr(config, "quantization_config", None) is not None and source.gguf is None:
         raise UnsupportedArchitecture(f"cannot export {name!r}: its weights are packed; take the unpacked model")
-    ends = frozenset(load_ends(name, config))
+    ends = frozenset(eos_token_ids(name, config))
     if source.gguf_path is not None:
         return _kept(source.gguf_path, config, tokenizer, ends, adapter)
     tensors: dict[str, Rows] = {}

@@ -10,7 +10,7 @@ from buleyean_rl.inference.endpoint import EndpointEngine
 from buleyean_rl.inference.llama_server import LlamaCppEngine
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.inference.transformers_engine import TransformersEngine
-from buleyean_rl.models.compute import default_device, load_to_compute
+from buleyean_rl.models.compute import default_device, load_for_inference
 from buleyean_rl.models.run_folder import is_run, run_base, run_tokenizer
 from buleyean_rl.models.source import fingerprint, resolve
 from buleyean_rl.models.weights import load_tokenizer
@@ -46,7 +46,7 @@ def open_engine(name: str, kind: str = "auto") -> Engine:
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=PARALLEL)
     tokenizer = run_tokenizer(Path(name)) if is_run(name) else load_tokenizer(name)
-    return TransformersEngine(load_to_compute(name, default_device()), tokenizer, batch=BATCH)
+    return TransformersEngine(load_for_inference(name, default_device()), tokenizer, batch=BATCH)
 
 
 def is_endpoint(name: str) -> bool:

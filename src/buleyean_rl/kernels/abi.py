@@ -76,14 +76,16 @@ class Heads(ctypes.Structure):
         return cls(x.data_ptr(), *x.shape[:2], *x.stride()[:2])
 
 
-class _Stretches(ctypes.Structure):
+class CuSeqlensStruct(ctypes.Structure):
+    """Of `kernels.h`."""
+
     _fields_ = (
-        *((name, c_void_p) for name in ("places", "until_query", "until_key")),
-        *((name, c_int64) for name in ("count", "most_queries")),
+        *((name, c_void_p) for name in ("places", "cu_seqlens_q", "cu_seqlens_k")),
+        *((name, c_int64) for name in ("count", "max_seqlen_q")),
     )
 
 
-ATTENDING = [c_int64, _Stretches, c_float]
+ATTENDING = [c_int64, CuSeqlensStruct, c_float]
 OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
     "has_tiles": [],
     "product": [*[Matrix, Matrix, c_int64] * 2, c_void_p, c_void_p, *[c_int64] * 3, c_int],

@@ -8,31 +8,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import STEP, Heads, _call_in, _has_tiles, _Stretches, available
+from buleyean_rl.kernels.abi import STEP, CuSeqlensStruct, Heads, _call_in, _has_tiles, available
 from buleyean_rl.kernels.matmul import least_rows
 
 
-class Stretches(NamedTuple):
+class CuSeqlens(NamedTuple):
     """Which tokens of a packed row see which: the queries of a stretch are the last of the keys they see.
 
     Args:
         keys: places in the row that each stretch sees, one stretch after the other; None for the row as it is.
-        until_query: where each stretch's queries end, and 0 before, in int32. Shape: (stretches + 1,).
-        until_key: the same of `keys`.
-        most_queries: of a stretch.
-        most_keys: of a stretch.
+        cu_seqlens_q: where each stretch's queries end, and 0 before, in int32. Shape: (stretches + 1,).
+        cu_seqlens_k: the same of `keys`.
+        max_seqlen_q: of a stretch.
+        max_seqlen_k: of a stretch.
     """
 
     keys: Tensor | None
-    until_query: Tensor
-    until_key: Tensor
-    most_queries: int
-    most_keys: int
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
 
     def in_c(self) -> ctypes.Structure:
         """As `attention.c` takes it; this has to outlive it."""
         pointers = (None if x is None else x.data_ptr() for x in self[:3])
-        return _Stretches(*pointers, len(self.until_query) - 1, self.most_queries)
+        return CuSeqlensStruct(*pointers, len(self.cu_seqlens_q) - 1, self.max_seqlen_q)
 
 
 def attends(like: Tensor, tokens: int, width: int) -> bool:
@@ -41,7 +41,7 @@ def attends(like: Tensor, tokens: int, width: int) -> bool:
     return fits and available(like) and _has_tiles()
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, stretches: Stretches, scale: float) -> tuple[Tensor, Tensor]:
+def attention(query: Tensor, key: Tensor, value: Tensor, stretches: CuSeqlens, scale: float) -> tuple[Tensor, Tensor]:
     """Causal attention of a packed row, in bf16.
 
     Args:
@@ -68,7 +68,7 @@ def attention_backward(
     value: Tensor,
     y: Tensor,
     lse: Tensor,
-    stretches: Stretches,
+    stretches: CuSeqlens,
     scale: float,
     grad_query: Tensor,
     grad_key: Tensor,

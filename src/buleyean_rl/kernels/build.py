@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,6 +36,30 @@ FLAGS = (
     "-fopenmp",
     "-fPIC",
 )
+
+
+@dataclass(frozen=True)
+class KernelStatus:
+    """Whether the kernels compute here.
+
+    Args:
+        instruction_set: that they use, such as `AVX512-BF16`; None where they are off.
+        problem: why they are off and what to do about it; None where they are on.
+    """
+
+    instruction_set: str | None
+    problem: str | None
+
+
+def status() -> KernelStatus:
+    """Whether the kernels compute here; they are built if they were not."""
+    if library(torch.bfloat16) is None:
+        return KernelStatus(None, "no C compiler: install gcc or clang")
+    if torch.cpu._is_amx_tile_supported():
+        return KernelStatus("AMX", None)
+    if torch.cpu._is_avx512_bf16_supported():
+        return KernelStatus("AVX512-BF16", None)
+    return KernelStatus("AVX2", None)
 
 
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import Linear, _call_in, _Stretches
-from buleyean_rl.kernels.attention import Stretches
+from buleyean_rl.kernels.abi import CuSeqlensStruct, Linear, _call_in
+from buleyean_rl.kernels.attention import CuSeqlens
 
 LINEARS = ("qkv", "output", "gate_up", "down")
 SPARE = 32  # numbers after a row of some: rows some power of two apart drive each other from a cache
@@ -52,7 +52,7 @@ class _Layer(ctypes.Structure):
 
 
 class _Row(ctypes.Structure):
-    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("tokens", c_int64), ("stretches", _Stretches))
+    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("tokens", c_int64), ("stretches", CuSeqlensStruct))
 
 
 class _Kept(ctypes.Structure):
@@ -105,7 +105,7 @@ class Layers:
         stretches: of the row.
     """
 
-    def __init__(self, layers: Sequence[Layer], cos: Tensor, sin: Tensor, stretches: Stretches) -> None:
+    def __init__(self, layers: Sequence[Layer], cos: Tensor, sin: Tensor, stretches: CuSeqlens) -> None:
         self._layers = layers
         self._memory = cos, sin, stretches  # which C is told the place of
         in_c = (_Layer * len(layers))(*(layer.in_c(cos.shape[-1]) for layer in layers))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.kernels.abi import STEP, Linear, _call, _call_in, _has_matrix_registers, _has_tiles, available
-from buleyean_rl.kernels.precision import is_slow
+from buleyean_rl.kernels.precision import bf16_is_emulated
 
 
 class Adapter(NamedTuple):
@@ -41,7 +41,7 @@ def multiplies(*matrices: Tensor) -> bool:
 
 def least_rows(x: Tensor) -> int:
     """How many rows `adapted` and `attention` are to be given, of a type, for torch not to be quicker."""
-    return 1 if is_slow(x) else STEP
+    return 1 if bf16_is_emulated(x) else STEP
 
 
 def depth_of(size: int, x: Tensor) -> int:
@@ -119,7 +119,7 @@ def has_head_sums(weight: Tensor) -> bool:
 
     It takes a product more than logits do, which has to be cheaper than torch's.
     """
-    return not weight.shape[0] % STEP and multiplies(weight) and (is_slow(weight) or _has_matrix_registers())
+    return not weight.shape[0] % STEP and multiplies(weight) and (bf16_is_emulated(weight) or _has_matrix_registers())
 
 
 def head_sums(

@@ -22,7 +22,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
 
-def is_slow(x: Tensor) -> bool:
+def bf16_is_emulated(x: Tensor) -> bool:
     """Whether torch's products of tensors of this type, where this one is, are slower than in fp32."""
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _cpu_has_bf16()
 
@@ -35,7 +35,7 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         b: Shape: (depth, columns).
         out: filled with the result, if given, and returned. Shape: (rows, columns).
     """
-    if not is_slow(a):
+    if not bf16_is_emulated(a):
         return torch.mm(a, b, out=out)
     y, in_fp32 = a.new_empty(len(a), b.shape[1]) if out is None else out, b.float()
     for start in range(0, len(a), ROWS):

@@ -7,7 +7,7 @@ from typing import Any
 
 from buleyean_rl.data.records import as_messages
 from buleyean_rl.inference.protocol import Completer, Sampling
-from buleyean_rl.system.cache import kept
+from buleyean_rl.system.cache import memoize_to_disk
 
 
 def cached_answers(
@@ -35,4 +35,4 @@ def cached_answers(
         finally:
             running.close()
 
-    return list(kept("answers", [fingerprint, max_tokens, list(prompts)], ask)["answers"])
+    return list(memoize_to_disk("answers", [fingerprint, max_tokens, list(prompts)], ask)["answers"])

@@ -99,12 +99,12 @@ def walk(
         number = len(steps.rounds)
         console.print(f"[bold]round {number}[/]")
         rejected = steps.mine(number)
-        stop = why_not_train(steps.rounds, rejected)
+        stop = reason_not_to_train(steps.rounds, rejected)
         if stop:
             break
         records = steps.train(number)
         steps.measure(number, rejected, records)
-        stop = why_stop(steps.rounds, max_drift)
+        stop = reason_to_stop(steps.rounds, max_drift)
     steps.write(stop, best_round(steps.rounds, max_drift))
     plot_walk(folder / "walk.png", steps.rounds, max_drift)
     console.print(_table(steps.rounds))
@@ -133,7 +133,7 @@ def walk_config(file: Path | None, given: dict[str, Any]) -> Callable[[Path], Bu
     return configure
 
 
-def why_not_train(rounds: Sequence[Round], rejected: int) -> str | None:
+def reason_not_to_train(rounds: Sequence[Round], rejected: int) -> str | None:
     """Why a round that mined so few rejections is not worth training; None if it is.
 
     Args:
@@ -148,7 +148,7 @@ def why_not_train(rounds: Sequence[Round], rejected: int) -> str | None:
     return None
 
 
-def why_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
+def reason_to_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
     """Why the last of some rounds should stay the last; None to go on.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl.kernels import abi, elementwise, matmul
-from buleyean_rl.kernels.precision import is_slow
+from buleyean_rl.kernels.precision import bf16_is_emulated
 
 
 class _Adapter:
@@ -188,7 +188,7 @@ def _copy_adapters(found: Sequence[AdaptedLinear]) -> None:
 
 def frozen_linear(x: Tensor, linear: AdaptedLinear) -> Tensor:
     """A linear layer without adapters, with a gradient in its input alone. Shape: (..., inputs) to (..., outputs)."""
-    if linear.tiled is None or not is_slow(x):
+    if linear.tiled is None or not bf16_is_emulated(x):
         return nn.functional.linear(x, linear.weight, linear.bias)
     y: Tensor = _FrozenLinear.apply(x, linear)
     return y

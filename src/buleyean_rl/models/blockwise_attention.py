@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from buleyean_rl.kernels import abi, elementwise
-from buleyean_rl.kernels.precision import is_slow
-from buleyean_rl.models.segments import ROUND, _gather, _Stretch
+from buleyean_rl.kernels.precision import bf16_is_emulated
+from buleyean_rl.models.segments import ROUND, AttentionSegment, _gather
 
 BLOCK = 256  # queries; measured against 64, 128 and 512
 
@@ -20,7 +20,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    stretches: list[_Stretch],
+    stretches: list[AttentionSegment],
     scale: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -30,7 +30,7 @@ def _attend(
     for stretch in stretches:
         q, k, v = query[:, :, stretch.queries], _gather(key, stretch), _gather(value, stretch)
         mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
-        if is_slow(q):
+        if bf16_is_emulated(q):
             q, k, v = (x.float() for x in (q, k, v))
         outputs.append(
             scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=True)
@@ -47,7 +47,9 @@ class _BlockwiseBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: list[_Stretch], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, stretches: list[AttentionSegment], scale: float
+    ) -> Tensor:
         """Shapes as for `packed_attention`."""
         value = value.contiguous()  # a view would keep all that its projection made
         ctx.save_for_backward(query, key, value)
@@ -72,7 +74,7 @@ def _add_gradients(
     grad_query: Tensor,
     grad_key: Tensor,
     grad_value: Tensor,
-    stretches: list[_Stretch],
+    stretches: list[AttentionSegment],
     scale: float,
 ) -> None:
     """The gradients of one row: that in its queries written, those in its keys and values added.

@@ -20,7 +20,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_to_compute(name: str, device: torch.device) -> Any:
+def load_for_inference(name: str, device: torch.device) -> Any:
     """A model on a device, in the type that it is quickest in there, its layers fused.
 
     Args:
@@ -30,14 +30,14 @@ def load_to_compute(name: str, device: torch.device) -> Any:
     Raises:
         ModelError: it cannot be found or loaded.
     """
-    dtype = quickest_dtype(name, device)
+    dtype = preferred_dtype(name, device)
     model = _of_run(Path(name)).merge_and_unload().eval().to(dtype) if is_run(name) else load_base(name, dtype)
     model.to(device)
     fuse_layers(model)
     return model
 
 
-def quickest_dtype(name: str, device: torch.device) -> torch.dtype:
+def preferred_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type that a model is quickest in on a device: on a CPU bf16 too where `kernels` compute all that takes long.
 
     Args:

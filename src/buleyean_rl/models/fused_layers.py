@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl.kernels import abi, elementwise, matmul
-from buleyean_rl.kernels.precision import is_slow
+from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.models.adapted_linear import AdaptedLinear, frozen_linear
 from buleyean_rl.models.lora import side_by_side
 from buleyean_rl.models.packed_attention import PADDED
@@ -36,7 +36,7 @@ def fuse_layers(model: nn.Module) -> None:
         model: changed in place; its weights, its names and what it saves stay as they are.
     """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) == "sdpa" and is_slow(next(model.parameters())):
+    if getattr(config, "_attn_implementation", None) == "sdpa" and bf16_is_emulated(next(model.parameters())):
         config._attn_implementation = PADDED
     for module in model.modules():
         if "forward" in vars(module):
@@ -47,7 +47,7 @@ def fuse_layers(model: nn.Module) -> None:
             _try(module, _mlp_forward(module))
         elif ROTATION in _names(inspect.unwrap(type(module).forward)):
             _try_rotation(module)
-        elif type(module) is nn.Linear and is_slow(module.weight):
+        elif type(module) is nn.Linear and bf16_is_emulated(module.weight):
             _try(module, _linear_forward(module))
 
 
@@ -115,7 +115,7 @@ def _linear_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         weight = linear.weight
-        if not (is_slow(weight) and matmul.multiplies(weight, weight.T)):
+        if not (bf16_is_emulated(weight) and matmul.multiplies(weight, weight.T)):
             return own(x)
         return frozen_linear(x, AdaptedLinear(weight, linear.bias, None, (), matmul.linear_of(weight)))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Gradients:
+class GradientBuffer:
     """Where the gradients in parameters lie.
 
     Args:

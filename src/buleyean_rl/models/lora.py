@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from buleyean_rl.kernels import matmul
 from buleyean_rl.models.adapted_linear import AdaptedLinear, _Adapter, _copy_adapters, frozen_linear
-from buleyean_rl.models.gradient_buffer import Gradients
+from buleyean_rl.models.gradient_buffer import GradientBuffer
 
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as transformers names them
 
@@ -139,8 +139,8 @@ class LinearGroup:
             _copy_adapters([found])
         return found.of_pass(x.shape[:-1].numel(), state.dropout)
 
-    def hold(self, gradients: Gradients | None) -> list[AdaptedLinear]:
-        """Look at weights and adapters now, and not again until `release`; they may not change before.
+    def hold(self, gradients: GradientBuffer | None) -> list[AdaptedLinear]:
+        """DriftCheck at weights and adapters now, and not again until `release`; they may not change before.
 
         Args:
             gradients: to which those in the adapters are added; None for autograd to do it.
@@ -158,7 +158,7 @@ class LinearGroup:
         return list(self._held.values())
 
     def release(self) -> None:
-        """Look again from now on."""
+        """DriftCheck again from now on."""
         self._held = {}
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -208,7 +208,7 @@ class LinearGroup:
 
 
 @contextmanager
-def held(groups: Sequence[LinearGroup], gradients: Gradients | None = None) -> Iterator[None]:
+def held(groups: Sequence[LinearGroup], gradients: GradientBuffer | None = None) -> Iterator[None]:
     """Within, weights and adapters stay what they are, and are looked at once: of all groups in turn, which takes a
     third of the time that it takes between products.
 
@@ -273,7 +273,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 @torch.no_grad()
-def strengthen(model: nn.Module, factor: float) -> None:
+def scale_adapter(model: nn.Module, factor: float) -> None:
     """Multiply what an adapter adds to every weight, in place.
 
     Args:

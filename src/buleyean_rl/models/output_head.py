@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.kernels import abi, elementwise, matmul
-from buleyean_rl.kernels.precision import is_slow, product
+from buleyean_rl.kernels.precision import bf16_is_emulated, product
 
 # Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
 TILE = 64
@@ -39,13 +39,13 @@ class OutputHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of `hidden` (nodes, width), in at least fp32. Shape: (nodes, vocabulary)."""
-        return self.finish(self.project(hidden)).T
+        return self.scale_and_cap(self.project(hidden)).T
 
     @cached_property
     def transposed(self) -> Tensor:
         """W^T. Shape: (width, vocabulary). Copied in bf16 on a CPU, where W itself makes slower products."""
         in_bf16_on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
-        return self.weight.T.contiguous() if in_bf16_on_cpu and not is_slow(self.weight) else self.weight.T
+        return self.weight.T.contiguous() if in_bf16_on_cpu and not bf16_is_emulated(self.weight) else self.weight.T
 
     @cached_property
     def rows_sum(self) -> Tensor:
@@ -54,14 +54,14 @@ class OutputHead:
 
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
-        if out is None and is_slow(self.weight) and matmul.multiplies(self.weight):
+        if out is None and bf16_is_emulated(self.weight) and matmul.multiplies(self.weight):
             filled = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.STEP)).contiguous()
             raw = matmul.adapted(self.weight, matmul.linear_of(filled))[0][:, : len(hidden)].contiguous()
         else:
             raw = product(self.weight, hidden.T.contiguous(), out)
         return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
 
-    def finish(self, raw: Tensor) -> Tensor:
+    def scale_and_cap(self, raw: Tensor) -> Tensor:
         """Logits from what `project` made, in at least fp32. Shape: any."""
         logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale != 1.0:
@@ -70,7 +70,7 @@ class OutputHead:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
-    def unfinish(self, gradient: Tensor, logits: Tensor) -> Tensor:
+    def scale_and_cap_backward(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """The gradient in what `project` made, from the gradient in the logits. Shape: any."""
         if self.softcap is not None:
             gradient = gradient * (1 - (logits / self.softcap) ** 2)
@@ -90,7 +90,7 @@ def node_tiles(hidden: Tensor, size: int | None = None) -> list[slice]:
 def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
     """Of each node, from what `project` made. Shape: (vocabulary, nodes) to (nodes,)."""
     passes = elementwise.loss_passes(raw)
-    return head.finish(raw.amax(0) if passes is None else passes.column_most(raw))
+    return head.scale_and_cap(raw.amax(0) if passes is None else passes.column_most(raw))
 
 
 def vocabulary_sums(
@@ -113,8 +113,8 @@ def vocabulary_sums(
         return passes.softmax_sums(raw, raw_reference, head.scale, most, base_most)
     sums = torch.zeros(3, *most.shape, dtype=most.dtype, device=most.device)
     for chunk in _chunks(raw):
-        logits = head.finish(raw[chunk])
-        reference = None if raw_reference is None else head.finish(raw_reference[chunk])
+        logits = head.scale_and_cap(raw[chunk])
+        reference = None if raw_reference is None else head.scale_and_cap(raw_reference[chunk])
         sums[0] += (logits - most).exp_().sum(0)
         mass = torch.ones_like(logits) if reference is None else (reference - base_most).exp_()
         sums[1] += mass.sum(0)
@@ -148,10 +148,10 @@ def dense_gradient(
         passes.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
         return
     for chunk in _chunks(raw):
-        logits = head.finish(raw[chunk])
-        log_base = -base_lse if raw_reference is None else head.finish(raw_reference[chunk]) - base_lse
+        logits = head.scale_and_cap(raw[chunk])
+        log_base = -base_lse if raw_reference is None else head.scale_and_cap(raw_reference[chunk]) - base_lse
         gradient = (logits - lse).exp_().mul_(of_pi) - log_base.exp_().mul_(of_base)
-        raw[chunk] = head.unfinish(gradient, logits)
+        raw[chunk] = head.scale_and_cap_backward(gradient, logits)
 
 
 def _chunks(raw: Tensor) -> list[slice]:

@@ -24,9 +24,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from buleyean_rl.kernels import attention
-from buleyean_rl.kernels.precision import is_slow
+from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.models.blockwise_attention import _add_gradients, _attend, _BlockwiseBackward
-from buleyean_rl.models.segments import Segment, _lengths, _Stretch, _stretches, active_segments, segments_in_use
+from buleyean_rl.models.segments import (
+    AttentionSegment,
+    Segment,
+    _lengths,
+    _stretches,
+    active_segments,
+    segments_in_use,
+)
 
 PACKED = "buleyean_packed"
 PADDED = "buleyean_padded"
@@ -95,7 +102,7 @@ def padded_attention(
 ) -> tuple[Tensor, None]:
     """transformers' `sdpa`, of rows that may be padded; in fp32 where torch is slow in their type. Shapes as there."""
     dtype = query.dtype
-    if is_slow(query):
+    if bf16_is_emulated(query):
         query, key, value = query.float(), key.float(), value.float()
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
@@ -164,7 +171,7 @@ class Row(NamedTuple):
             for x, grad in zip(into, found, strict=True):
                 x.copy_(grad)
 
-    def in_tiles(self, like: Tensor, tokens: int, width: int, before: int = 0) -> attention.Stretches | None:
+    def in_tiles(self, like: Tensor, tokens: int, width: int, before: int = 0) -> attention.CuSeqlens | None:
         """What `kernels.attention` takes, where it is to compute.
 
         Args:
@@ -195,13 +202,13 @@ def _before(query: Tensor, key: Tensor) -> int:
     return key.shape[2] - query.shape[2]
 
 
-def _windowed(stretches: list[_Stretch], sliding_window: int | None) -> bool:
+def _windowed(stretches: list[AttentionSegment], sliding_window: int | None) -> bool:
     """Whether some token does not see all that is before it."""
     return sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
 
 
 def _attend_at_once(
-    query: Tensor, key: Tensor, value: Tensor, lengths: attention.Stretches, scale: float, sliding_window: int | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: attention.CuSeqlens, scale: float, sliding_window: int | None
 ) -> Tensor:
     """All stretches in one call; of each the last query sees all its keys. Shapes as for `packed_attention`."""
     q, k, v = (row[0].transpose(0, 1) for row in (query, key, value))

@@ -56,7 +56,7 @@ def segments_in_use(segments: tuple[Segment, ...] | None) -> Iterator[None]:
         _segments = before
 
 
-class _Stretch(NamedTuple):
+class AttentionSegment(NamedTuple):
     """A segment's queries, and the pieces of the row that hold the keys they see: the context, then their own."""
 
     queries: slice
@@ -64,14 +64,15 @@ class _Stretch(NamedTuple):
 
     @property
     def seen(self) -> int:
+        """How many keys its last query sees."""
         return sum(piece.stop - piece.start for piece in self.keys)
 
 
 @lru_cache(maxsize=4)  # all layers ask for the same
-def _stretches(segments: tuple[Segment, ...], before: int) -> list[_Stretch]:
+def _stretches(segments: tuple[Segment, ...], before: int) -> list[AttentionSegment]:
     starts = accumulate((segment.length for segment in segments), initial=0)
     return [
-        _Stretch(
+        AttentionSegment(
             slice(start, start + segment.length),
             [*(slice(*piece) for piece in segment.context), slice(before + start, before + start + segment.length)],
         )
@@ -79,17 +80,19 @@ def _stretches(segments: tuple[Segment, ...], before: int) -> list[_Stretch]:
     ]
 
 
-def _gather(row: Tensor, stretch: _Stretch) -> Tensor:
+def _gather(row: Tensor, stretch: AttentionSegment) -> Tensor:
     """A stretch's keys or values. Shape: (..., row, width) to (..., seen, width)."""
     pieces = [row[..., piece, :] for piece in stretch.keys]
     return torch.cat(pieces, -2) if len(pieces) > 1 else pieces[0]
 
 
 @lru_cache(maxsize=4)  # all layers ask for the same
-def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> attention.Stretches:
+def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> attention.CuSeqlens:
     stretches = _stretches(segments, before)
     places = torch.cat([torch.arange(piece.start, piece.stop) for stretch in stretches for piece in stretch.keys])
     as_it_is = places.equal(torch.arange(len(places)))
     queries, keys = [segment.length for segment in segments], [stretch.seen for stretch in stretches]
-    until_query, until_key = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys))
-    return attention.Stretches(None if as_it_is else places.to(device), until_query, until_key, max(queries), max(keys))
+    cu_seqlens_q, cu_seqlens_k = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys))
+    return attention.CuSeqlens(
+        None if as_it_is else places.to(device), cu_seqlens_q, cu_seqlens_k, max(queries), max(keys)
+    )

@@ -26,7 +26,7 @@ def plain_model(model: Any) -> Any:
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Dropout off within, as before afterwards."""
     was_training = model.training
     model.eval()
@@ -37,7 +37,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def base_alone(model: Any) -> Iterator[None]:
+def adapter_disabled(model: Any) -> Iterator[None]:
     """The frozen base model within, in evaluation: its adapter off, as before afterwards.
 
     Not by PEFT's switch, which looks at every layer and every parameter: that takes as long as a short row.
@@ -72,7 +72,7 @@ def output_head(model: Any) -> OutputHead:
     softcap = getattr(config, "final_logit_softcapping", None)
     head = OutputHead(linear.weight.detach(), getattr(linear, "bias", None), scale, softcap)
     ids = torch.arange(1, 9, device=linear.weight.device).unsqueeze(0) % linear.weight.shape[0]
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         ours = head(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
         theirs = plain(input_ids=ids, use_cache=False).logits[0].float()
     if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():

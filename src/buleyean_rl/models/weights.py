@@ -78,7 +78,7 @@ def load_config(name: str) -> Any:
         return AutoConfig.from_pretrained(_conversion(source) if source.gguf else source.location)
 
 
-def load_ends(name: str, config: Any) -> set[int]:
+def eos_token_ids(name: str, config: Any) -> set[int]:
     """The tokens at which a model's generation stops, as far as it says so.
 
     Args:

@@ -22,7 +22,7 @@ from buleyean_rl.kernels.precision import product
 from buleyean_rl.models.output_head import OutputHead, node_tiles
 from buleyean_rl.objectives.complement import Counts, complement_floor, published_floor, sparse_target
 from buleyean_rl.objectives.losses import NodeLosses, Objective
-from buleyean_rl.objectives.vocabulary_softmax import Rest, Softmax, softmax_over
+from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, Softmax, softmax_over
 
 
 def fused_loss(
@@ -31,7 +31,7 @@ def fused_loss(
     counts: Counts,
     objective: Objective,
     reference_hidden: Tensor | None = None,
-    reference_rest: Rest | None = None,
+    reference_rest: ReferenceSoftmax | None = None,
 ) -> NodeLosses:
     """The objective at every node, from hidden states.
 
@@ -43,7 +43,7 @@ def fused_loss(
         counts: rejections over the vocabulary at each node, entries sorted by node.
         objective: which loss.
         reference_hidden: the frozen base model's, where the objective uses a reference. Shape as `hidden`.
-        reference_rest: what `softmax.rest_of` said of those, if it was asked.
+        reference_rest: what `softmax.reference_softmax` said of those, if it was asked.
 
     Returns:
         Losses of shape (nodes,); only `loss` is differentiable.
@@ -61,7 +61,7 @@ class _FusedLoss(torch.autograd.Function):
         counts: Counts,
         objective: Objective,
         reference_hidden: Tensor | None,
-        reference_rest: Rest | None,
+        reference_rest: ReferenceSoftmax | None,
     ) -> tuple[Tensor, ...]:
         vocabulary = head.weight.shape[0]
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -70,7 +70,7 @@ class _FusedLoss(torch.autograd.Function):
         tiles = []
         for nodes in node_tiles(hidden, softmax.nodes):
             of_nodes = None if gradient is None else gradient[nodes]
-            rest = None if reference_rest is None else Rest(*(x[nodes] for x in reference_rest))
+            rest = None if reference_rest is None else ReferenceSoftmax(*(x[nodes] for x in reference_rest))
             of_tile = [x[nodes] for x in states], counts.rows(nodes), rest
             tiles.append(_tile(softmax, *of_tile, objective, vocabulary, of_nodes))
         kl, contrast, base, left = (torch.cat(parts) for parts in zip(*tiles, strict=True))
@@ -116,7 +116,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.head = head
         found = []
         for nodes in node_tiles(hidden):
-            logits = head.finish(head.project(hidden[nodes]))
+            logits = head.scale_and_cap(head.project(hidden[nodes]))
             found.append(logits.gather(0, tokens[nodes].unsqueeze(0))[0] - logits.logsumexp(0))
         return torch.cat(found)
 
@@ -126,10 +126,12 @@ class _TokenLogprobs(torch.autograd.Function):
         head: OutputHead = ctx.head
         gradient = torch.empty_like(hidden)
         for nodes in node_tiles(hidden):
-            logits = head.finish(head.project(hidden[nodes]))
+            logits = head.scale_and_cap(head.project(hidden[nodes]))
             of_logits = logits.softmax(0).mul_(-grad[nodes])  # d log pi_t / dz = onehot_t - pi
             of_logits.scatter_add_(0, tokens[nodes].unsqueeze(0), grad[nodes].unsqueeze(0).to(of_logits.dtype))
-            gradient[nodes] = product(head.transposed, head.unfinish(of_logits, logits).to(hidden.dtype)).T
+            gradient[nodes] = product(
+                head.transposed, head.scale_and_cap_backward(of_logits, logits).to(hidden.dtype)
+            ).T
         return gradient, None, None
 
 
@@ -144,7 +146,7 @@ def _tile(
     softmax: Softmax,
     states: list[Tensor],
     counts: Counts,
-    rest: Rest | None,
+    rest: ReferenceSoftmax | None,
     objective: Objective,
     vocabulary: int,
     gradient: Tensor | None,

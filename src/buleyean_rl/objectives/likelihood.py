@@ -98,4 +98,4 @@ def _compare(raw: Tensor, head: OutputHead, tokens: Tensor) -> tuple[Tensor, Ten
 
 def _logits_of(raw: Tensor, head: OutputHead, tokens: Tensor) -> Tensor:
     """The logit of one token per node. Shape: (nodes,)."""
-    return head.finish(raw.gather(0, tokens.unsqueeze(0)).squeeze(0))
+    return head.scale_and_cap(raw.gather(0, tokens.unsqueeze(0)).squeeze(0))

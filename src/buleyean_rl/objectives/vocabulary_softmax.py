@@ -2,8 +2,9 @@
 
     states --W--> logits --> sums over the vocabulary --caller--> factors --> W^T (of_pi pi - of_base base)
 
-`OfLogits` has a tile's logits in memory, made by torch, for every head and device; their gradient takes their place.
-`InTiles` has only what is summed over them, by a CPU's kernels: there a fourth product, of the reference's
+`MaterializedLogits` has a tile's logits in memory, made by torch, for every head and device; their gradient takes
+their place.
+`StreamingLogits` has only what is summed over them, by a CPU's kernels: there a fourth product, of the reference's
 softmax with W too, is cheaper than to keep logits and read W once more. What it makes of the reference does not change.
 """
 
@@ -45,7 +46,7 @@ class Sums(NamedTuple):
     difference: Tensor
 
 
-class Rest(NamedTuple):
+class ReferenceSoftmax(NamedTuple):
     """A softmax at some nodes, of the tokens that are not rejected there.
 
     Args:
@@ -66,10 +67,10 @@ class Softmax(Protocol):
 
     nodes: int
 
-    def sums(self, states: Sequence[Tensor], counts: Counts, rest: Rest | None) -> Sums:
+    def sums(self, states: Sequence[Tensor], counts: Counts, rest: ReferenceSoftmax | None) -> Sums:
         """Of the model's states and then the reference's, if any. Shapes: (nodes, width).
 
-        What `rest_of` said of the reference is `rest`, if it was asked.
+        What `reference_softmax` said of the reference is `rest`, if it was asked.
         """
 
     def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
@@ -97,16 +98,16 @@ def softmax_over(head: OutputHead, hidden: Tensor, models: int) -> Softmax:
         hidden: states like those that come.
         models: 2 with a reference, or 1.
     """
-    return InTiles(head) if goes_in_tiles(head, hidden.dtype) else OfLogits(head, hidden, models)
+    return StreamingLogits(head) if goes_in_tiles(head, hidden.dtype) else MaterializedLogits(head, hidden, models)
 
 
 def goes_in_tiles(head: OutputHead, dtype: torch.dtype) -> bool:
-    """Whether the softmax of a head, at states of a type, is `InTiles`."""
+    """Whether the softmax of a head, at states of a type, is `StreamingLogits`."""
     plain = head.bias is None and head.softcap is None
     return plain and dtype == head.weight.dtype and matmul.has_head_sums(head.weight)
 
 
-def rest_of(head: OutputHead, states: Tensor, counts: Counts) -> Rest | None:
+def reference_softmax(head: OutputHead, states: Tensor, counts: Counts) -> ReferenceSoftmax | None:
     """What a loss would find of a reference, if it can be known before: then it takes two of its products.
 
     Args:
@@ -117,14 +118,14 @@ def rest_of(head: OutputHead, states: Tensor, counts: Counts) -> Rest | None:
     return _rest_in_tiles(head, states, counts) if goes_in_tiles(head, states.dtype) else None
 
 
-class OfLogits:
+class MaterializedLogits:
     """Logits in one buffer, whose gradient takes their place."""
 
     def __init__(self, head: OutputHead, hidden: Tensor, models: int) -> None:
         self._head, self.nodes = head, nodes_of_tile(hidden)
         self._buffer = hidden.new_empty(len(head.weight) * models * min(self.nodes, len(hidden)))
 
-    def sums(self, states: Sequence[Tensor], counts: Counts, rest: Rest | None) -> Sums:  # noqa: ARG002 - see `rest_of`
+    def sums(self, states: Sequence[Tensor], counts: Counts, rest: ReferenceSoftmax | None) -> Sums:  # noqa: ARG002 - see `reference_softmax`
         """See `Softmax`."""
         head, nodes = self._head, len(states[0])
         both = torch.cat(list(states))  # one product is faster than two narrow ones
@@ -133,8 +134,10 @@ class OfLogits:
         most = largest_logit(head, raw)
         most, base_most = most[:nodes], torch.zeros_like(most[:nodes]) if reference is None else most[nodes:]
         node, rejected = counts.node, (counts.option, counts.node)
-        logits = head.finish(model[rejected]).double()
-        base_logits = torch.zeros_like(logits) if reference is None else head.finish(reference[rejected]).double()
+        logits = head.scale_and_cap(model[rejected]).double()
+        base_logits = (
+            torch.zeros_like(logits) if reference is None else head.scale_and_cap(reference[rejected]).double()
+        )
         apart = reference is not None and head.softcap is None
         if apart:  # the sums are of the others alone: as a difference, little would be lost in much
             model[rejected] = raw[:, nodes:][rejected] = max(UNLIKELY, torch.finfo(raw.dtype).min)
@@ -152,11 +155,11 @@ class OfLogits:
         dtype = torch.promote_types(model.dtype, torch.float32)  # that of logits
         of_nodes = (x.to(dtype) for x in (lse, base_lse, of_pi, of_base))
         dense_gradient(head, model, self._reference, *of_nodes)
-        model[self._rejected] = head.unfinish(on_rejected, self._logits).to(model.dtype)
+        model[self._rejected] = head.scale_and_cap_backward(on_rejected, self._logits).to(model.dtype)
         return product(head.transposed, model).T
 
 
-class InTiles:
+class StreamingLogits:
     """In one pass over the vocabulary, of a head without bias and softcap: sums of W's rows, and no logits."""
 
     nodes = 512  # their sums take 2.4 MB at a width of 576
@@ -164,7 +167,7 @@ class InTiles:
     def __init__(self, head: OutputHead) -> None:
         self._head = head
 
-    def sums(self, states: Sequence[Tensor], counts: Counts, rest: Rest | None) -> Sums:
+    def sums(self, states: Sequence[Tensor], counts: Counts, rest: ReferenceSoftmax | None) -> Sums:
         """See `Softmax`."""
         head, hidden, node = self._head, states[0], counts.node
         tokens = head.weight[counts.option].float()
@@ -192,14 +195,14 @@ class InTiles:
         gradient.index_add_(0, self._node, self._tokens.mul_(on_rejected.float().unsqueeze(1)))
         return gradient.mul_(self._head.scale)
 
-    def _uniform(self, tokens: Tensor, counts: Counts) -> Rest:
+    def _uniform(self, tokens: Tensor, counts: Counts) -> ReferenceSoftmax:
         """Where all logits are zero."""
         head = self._head
         others = len(head.weight) - counts.sum_by_node(torch.ones_like(counts.count)).double()
         rows = head.rows_sum.expand(len(others), -1).clone().index_add_(0, counts.node, tokens, alpha=-1)
-        return Rest(others.log(), rows / others.clamp_min(1).float().unsqueeze(1))
+        return ReferenceSoftmax(others.log(), rows / others.clamp_min(1).float().unsqueeze(1))
 
 
-def _rest_in_tiles(head: OutputHead, states: Tensor, counts: Counts) -> Rest:
+def _rest_in_tiles(head: OutputHead, states: Tensor, counts: Counts) -> ReferenceSoftmax:
     most, total, mean = matmul.head_sums(head.weight, states.contiguous(), head.scale, counts.option, counts.node)
-    return Rest(most.double() + total.double().log(), mean)
+    return ReferenceSoftmax(most.double() + total.double().log(), mean)

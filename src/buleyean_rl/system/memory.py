@@ -21,7 +21,7 @@ def return_free_memory() -> None:
 
 
 @contextmanager
-def free_memory_kept() -> Iterator[None]:
+def freed_memory_retained() -> Iterator[None]:
     """Keep what is freed for what is allocated next, until `return_free_memory`.
 
     By default a large tensor's pages go back to the system and are taken anew, zeroed, for the next one.

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from buleyean_rl.batching.rows import row_tokens
+from buleyean_rl.batching.rows import micro_batch_tokens
 from buleyean_rl.errors import UsageError
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 
@@ -73,7 +73,7 @@ class BuleyeanConfig(TrainingArguments):
         beta: how far a ranking may move the answers' likelihoods; only `listwise` has it.
         own_samples: answers of the base model's own that `listwise` puts beside the rejected ones of a prompt.
         max_length: most tokens of a prompt and one response; longer responses are cut.
-        row_tokens: how many tokens go through the model at a time, see `row_tokens`; None for what suits the device.
+        micro_batch_tokens: most tokens that go through the model at a time; None for what suits the device.
         held_out: share of the records kept from training, to measure on.
         lora_rank: rank of the adapter.
         lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
@@ -90,7 +90,7 @@ class BuleyeanConfig(TrainingArguments):
     beta: float = 0.1
     own_samples: int = 2
     max_length: int = 1024
-    row_tokens: int | None = None
+    micro_batch_tokens: int | None = None
     held_out: float = 0.1
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -116,7 +116,11 @@ class BuleyeanConfig(TrainingArguments):
     def __post_init__(self) -> None:
         for name, value, fits in (
             ("max_length", self.max_length, self.max_length >= 2),
-            ("row_tokens", self.row_tokens, self.row_tokens is None or self.row_tokens >= 1),
+            (
+                "micro_batch_tokens",
+                self.micro_batch_tokens,
+                self.micro_batch_tokens is None or self.micro_batch_tokens >= 1,
+            ),
             ("held_out", self.held_out, 0 <= self.held_out < 1),
             ("own_samples", self.own_samples, self.own_samples >= 0),
             ("lora_rank", self.lora_rank, self.lora_rank >= 1),
@@ -142,6 +146,6 @@ class BuleyeanConfig(TrainingArguments):
         self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
 
 
-def row_limit(config: BuleyeanConfig, model: Any) -> int:
+def micro_batch_limit(config: BuleyeanConfig, model: Any) -> int:
     """Tokens of a row of training: as asked for, or what suits the model."""
-    return config.row_tokens or row_tokens(model)
+    return config.micro_batch_tokens or micro_batch_tokens(model)

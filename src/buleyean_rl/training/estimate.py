@@ -45,7 +45,8 @@ class Estimate:
             "at most"
         )
         if self.free_bytes is not None:
-            line += f" [yellow](only {self.free_bytes / 1e9:.1f} GB are free: lower --row-tokens or --max-length)[/]"
+            remedy = "lower --micro-batch-tokens or --max-length"
+            line += f" [yellow](only {self.free_bytes / 1e9:.1f} GB are free: {remedy})[/]"
         return line
 
 
@@ -63,7 +64,7 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
     tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
-    alone = sizes.max() > trainer.row_limit  # a record that has a row to itself, longer than any other
+    alone = sizes.max() > trainer.micro_batch_limit  # a record that has a row to itself, longer than any other
     largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
     usual = int(np.argsort(tokens_of_batches)[len(tokens_of_batches) // 2])
     devices = [] if config.device.type == "cpu" else [config.device]

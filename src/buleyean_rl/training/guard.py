@@ -31,7 +31,7 @@ from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.packed_attention import PADDED, attending
-from buleyean_rl.models.views import backbone, base_alone, evaluating, plain_model
+from buleyean_rl.models.views import adapter_disabled, backbone, eval_mode, plain_model
 from buleyean_rl.objectives.likelihood import compare_distributions
 
 TEXTS, PROMPTS, ANSWER_TOKENS = 8, 16, 64
@@ -56,7 +56,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Look:
+class DriftCheck:
     """What a model looked like at a step.
 
     Args:
@@ -72,7 +72,7 @@ class Look:
     loop_rate: float | None = None
 
 
-def why_unsound(look: Look, base: Look, limits: Limits) -> str | None:
+def violated_limit(look: DriftCheck, base: DriftCheck, limits: Limits) -> str | None:
     """Which limit a model has passed, in words; None if none.
 
     Args:
@@ -130,8 +130,8 @@ class Guard(TrainerCallback):
         self._every_answers = math.ceil(TOKENS_BETWEEN_ANSWERS / tokens_a_step / self._every) * self._every
         self._sound = folder / SOUND
         self._reference: Tensor | None = None
-        self.base: Look | None = None
-        self.looks: list[Look] = []
+        self.base: DriftCheck | None = None
+        self.looks: list[DriftCheck] = []
         self.reason: str | None = None
         self.kept: int | None = None
 
@@ -140,31 +140,31 @@ class Guard(TrainerCallback):
         """What a look depends on beside the model and the tokens of the texts."""
         return [TEXTS, ANSWER_TOKENS, self._prompts]
 
-    def look(self, step: int, answers: bool) -> Look:
-        """Look at the model as it is."""
+    def look(self, step: int, answers: bool) -> DriftCheck:
+        """DriftCheck at the model as it is."""
         batch, entries = self._batch, self._batch.counts
         if self._reference is None:
             self._reference = reference_hidden(self._model, batch)[entries.node]
-        with evaluating(self._model), torch.no_grad():
+        with eval_mode(self._model), torch.no_grad():
             hidden = forward_hidden(backbone(self._model), batch)[entries.node]
             figures = compare_distributions(hidden, self._reference, self._head, entries.option)
             loops = loop_rate(self._answers()) if answers and self._prompts else None
         assert figures.kl is not None
-        return Look(step, figures.kl.mean().item(), figures.entropy.mean().item(), loops)
+        return DriftCheck(step, figures.kl.mean().item(), figures.entropy.mean().item(), loops)
 
     def objection(self, step: int, answers: bool = True) -> str | None:
         """Which limit the model has passed as it is, in words; None if none."""
         assert self.base is not None
         self.looks.append(self.look(step, answers))
-        return why_unsound(self.looks[-1], self.base, self._limits)
+        return violated_limit(self.looks[-1], self.base, self._limits)
 
-    def look_at_base(self) -> Look:
-        """Look at the model as if it had no adapter."""
-        with base_alone(self._model):
+    def look_at_base(self) -> DriftCheck:
+        """DriftCheck at the model as if it had no adapter."""
+        with adapter_disabled(self._model):
             return self.look(0, answers=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Look at the model if it is time to."""
+        """DriftCheck at the model if it is time to."""
         step, last = state.global_step, state.global_step >= state.max_steps
         if step % self._every and not last:
             return

@@ -20,31 +20,31 @@ from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.source import fingerprint
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.objectives.vocabulary_softmax import Rest, goes_in_tiles
-from buleyean_rl.system.cache import cache_folder, key_of, make_room
+from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, goes_in_tiles
+from buleyean_rl.system.cache import cache_folder, evict_lru, key_of
 from buleyean_rl.system.host import library_versions
-from buleyean_rl.training.config import BuleyeanConfig, row_limit
+from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 
 
-class Known(NamedTuple):
+class CachedReference(NamedTuple):
     """The base model at some nodes.
 
     Args:
         states: its last hidden states. Shape: (nodes, width).
-        rest: see `softmax.rest_of`.
+        rest: see `softmax.reference_softmax`.
     """
 
     states: Tensor
-    rest: Rest | None
+    rest: ReferenceSoftmax | None
 
 
-class KeptOfNode(NamedTuple):
+class EntryFormat(NamedTuple):
     """What is kept of a node.
 
     Args:
         width: of its hidden state.
         dtype: of that.
-        with_rest: whether there is more, see `Known`.
+        with_rest: whether there is more, see `CachedReference`.
     """
 
     width: int
@@ -58,10 +58,10 @@ class KeptOfNode(NamedTuple):
         return self.width * self.dtype.itemsize + self.with_rest * rest
 
 
-def kept_of_node(head: OutputHead, objective: Objective) -> KeptOfNode:
+def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     """What is to be kept for an objective."""
     width, dtype = head.weight.shape[1], head.weight.dtype
-    return KeptOfNode(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
+    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
 
 
 class ReferenceCache:
@@ -73,7 +73,7 @@ class ReferenceCache:
         kept: of a node.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[int], kept: KeptOfNode) -> None:
+    def __init__(self, folder: Path, nodes: Sequence[int], kept: EntryFormat) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.with_rest = kept.with_rest
         self._starts = list(accumulate(nodes, initial=0))
@@ -83,14 +83,14 @@ class ReferenceCache:
         self._files = [_mapped(folder / name, self._starts[-1], width, dtype) for name, width, dtype in columns]
         self._known = _mapped(folder / "known", len(nodes), 1, torch.bool)
 
-    def read(self, records: Sequence[int]) -> Known | None:
+    def read(self, records: Sequence[int]) -> CachedReference | None:
         """Of some records, one after the other, or None if any is not known."""
         if not all(self._known[record] for record in records):
             return None
         states, *rest = (torch.cat([file[self._rows(record)] for record in records]) for file in self._files)
-        return Known(states, Rest(rest[0].flatten(), rest[1]) if rest else None)
+        return CachedReference(states, ReferenceSoftmax(rest[0].flatten(), rest[1]) if rest else None)
 
-    def write(self, records: Sequence[int], known: Known) -> None:
+    def write(self, records: Sequence[int], known: CachedReference) -> None:
         """Keep what is known of some records, one after the other."""
         sizes = [self._starts[record + 1] - self._starts[record] for record in records]
         found = [known.states] if known.rest is None else [known.states, known.rest.lse.unsqueeze(1), known.rest.mean]
@@ -113,7 +113,7 @@ def _mapped(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 REFERENCES_BYTES = 4 << 30  # of disk, all runs together
 
 
-def _decisive(config: BuleyeanConfig, model: Any, model_name: str) -> list[Any]:
+def numerics_key(config: BuleyeanConfig, model: Any, model_name: str) -> list[Any]:
     """All that decides, to the last bit, what is computed with a base model here."""
     return [
         *(fingerprint(model_name), str(model.dtype), sorted(library_versions().items())),
@@ -122,7 +122,7 @@ def _decisive(config: BuleyeanConfig, model: Any, model_name: str) -> list[Any]:
 
 
 def _references(
-    decisive: Sequence[Any], sha256: str, config: BuleyeanConfig, model: Any, training: BoundaryFile
+    numerics: Sequence[Any], sha256: str, config: BuleyeanConfig, model: Any, training: BoundaryFile
 ) -> ReferenceCache | None:
     """What is kept of the reference, if records are met more than once and there is room: all there is, or its states.
 
@@ -132,13 +132,13 @@ def _references(
     epochs = config.max_steps / steps_an_epoch if config.max_steps > 0 else config.num_train_epochs
     if epochs <= 1 or not config.loss.uses_reference:
         return None
-    all_there_is, nodes = kept_of_node(output_head(model), config.loss), int(training.nodes.sum())
+    all_there_is, nodes = entry_format(output_head(model), config.loss), int(training.nodes.sum())
     choices = (all_there_is, all_there_is._replace(with_rest=False))
     kept = next((kept for kept in choices if nodes * kept.bytes <= REFERENCES_BYTES), None)
     if kept is None:
         return None
     made_from = [
-        *(*decisive, sha256, config.loss.of_answers, row_limit(config, model)),
+        *(*numerics, sha256, config.loss.of_answers, micro_batch_limit(config, model)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         kept.with_rest,
     ]
@@ -146,5 +146,5 @@ def _references(
     folder = references / key_of(made_from)
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
-    make_room(references, REFERENCES_BYTES - nodes * kept.bytes)
+    evict_lru(references, REFERENCES_BYTES - nodes * kept.bytes)
     return ReferenceCache(folder, training.nodes.tolist(), kept)

@@ -24,20 +24,20 @@ from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.evaluation.neutral_text import mean_nll, neutral_boundary
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_to_compute
-from buleyean_rl.models.lora import lora_config, strengthen
+from buleyean_rl.models.compute import load_for_inference
+from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.source import resolve
 from buleyean_rl.models.weights import load_tokenizer
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.system.cache import kept
+from buleyean_rl.system.cache import memoize_to_disk
 from buleyean_rl.training.checkpoints import _open_run, discard_checkpoints
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import OWN_SAMPLES, _add_own_samples, _boundaries, split
 from buleyean_rl.training.estimate import KeepMemory, estimate
-from buleyean_rl.training.guard import SOUND, Guard, Limits, Look
+from buleyean_rl.training.guard import SOUND, DriftCheck, Guard, Limits
 from buleyean_rl.training.held_out import HeldOut
 from buleyean_rl.training.progress import ShowProgress
-from buleyean_rl.training.reference_cache import _decisive, _references
+from buleyean_rl.training.reference_cache import _references, numerics_key
 from buleyean_rl.training.report import RunReport, _data_line, _report, _result_lines, write_report
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
@@ -45,7 +45,18 @@ LIKELY = 0.7  # nats: a token that the base gives a half
 MEASURED_RECORDS = 32  # enough to see a gap, few enough not to be waited for
 NEUTRAL_TOKENS = 128
 OWN_SETTINGS = (
-    *("objective", "alpha", "tau", "beta", "own_samples", "max_length", "row_tokens", "held_out", "guard", "guard_kl"),
+    *(
+        "objective",
+        "alpha",
+        "tau",
+        "beta",
+        "own_samples",
+        "max_length",
+        "micro_batch_tokens",
+        "held_out",
+        "guard",
+        "guard_kl",
+    ),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "strength"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
@@ -112,14 +123,14 @@ def train(
 
     set_seed(config.seed)
     model = _adapted(base or _load(model_name, config.device, console), config, settings["model"])
-    decisive, progress = _decisive(config, model, model_name), ShowProgress(console)
-    references = _references(decisive, sha256, config, model, training)
+    numerics, progress = numerics_key(config, model, model_name), ShowProgress(console)
+    references = _references(numerics, sha256, config, model, training)
     trainer = BuleyeanTrainer(model, config, training, tokenizer, [progress, *callbacks], references)
     looked_at = (held_out or training)[:MEASURED_RECORDS]
     measured, neutral = HeldOut(model, looked_at, config.loss), _neutral(tokenizer, config.max_length)
     guard = _guard(trainer, tokenizer, neutral, training, folder) if config.guard else None
     with console.status("measuring the base model"):
-        start = _measure_base(model, measured, neutral, guard, decisive)
+        start = _measure_base(model, measured, neutral, guard, numerics)
     _announce(trainer, training, looked_at, start["rejected_nll"], console)
 
     before = _fingerprint(model)
@@ -151,7 +162,7 @@ def train(
     return report
 
 
-def asks_for_little(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
+def barely_moves_target(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
     """Whether answers are so likely that their only rejection hardly moves the target.
 
     Args:
@@ -165,7 +176,7 @@ def asks_for_little(boundaries: Sequence[Boundary], nats: float, objective: Obje
 
 def _load(model_name: str, device: torch.device, console: Console) -> Any:
     with console.status(f"loading {model_name}"):
-        return load_to_compute(model_name, device)
+        return load_for_inference(model_name, device)
 
 
 def _adapted(base: Any, config: BuleyeanConfig, name: str) -> Any:
@@ -197,13 +208,15 @@ def _guard(
 
 
 def _measure_base(
-    model: Any, measured: HeldOut, neutral: Sequence[Boundary], guard: Guard | None, decisive: Sequence[Any]
+    model: Any, measured: HeldOut, neutral: Sequence[Boundary], guard: Guard | None, numerics: Sequence[Any]
 ) -> dict[str, float]:
     """The loss and the nats of held-out rejections and neutral texts, before training; what no record decides, once."""
-    same = [*decisive, [text.prompt + text.tokens for text in neutral]]
+    same = [*numerics, [text.prompt + text.tokens for text in neutral]]
     if guard is not None:
-        guard.base = Look(**kept("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base())))
-    return measured.measure() | kept("neutral", same, lambda: {"neutral_nll": mean_nll(model, neutral)})
+        guard.base = DriftCheck(
+            **memoize_to_disk("look", [*same, guard.looks_at], lambda: asdict(guard.look_at_base()))
+        )
+    return measured.measure() | memoize_to_disk("neutral", same, lambda: {"neutral_nll": mean_nll(model, neutral)})
 
 
 def _announce(
@@ -212,7 +225,7 @@ def _announce(
     """Say what the run will take, and hold it to that."""
     need = estimate(trainer, training)
     console.print(str(need))
-    if asks_for_little(seen, nats, trainer.args.loss):
+    if barely_moves_target(seen, nats, trainer.args.loss):
         console.print(
             f"[yellow]note:[/] the model would say these answers itself ({nats:.2f} nats per token), "
             "so one rejection of each asks for little: --tau 6 asks as firmly as mining does"
@@ -236,7 +249,7 @@ def _say_what_ended_it(guard: Guard, console: Console) -> None:
 def _strengthen(model: Any, trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
     """Make more, or less, of what was trained, unless the guard objects to what comes out; returns the strength."""
     strength: float = trainer.args.strength
-    strengthen(model, strength)
+    scale_adapter(model, strength)
     if guard is None or not (objection := guard.objection(trainer.state.global_step)):
         return strength
     guard.restore()

@@ -23,18 +23,18 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.batching.layout import choose_layout, make_batch
-from buleyean_rl.batching.rows import fill_rows
+from buleyean_rl.batching.rows import bin_pack
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
-from buleyean_rl.models.gradient_buffer import Gradients
+from buleyean_rl.models.gradient_buffer import GradientBuffer
 from buleyean_rl.models.lora import groups_of, held
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import NodeLosses
-from buleyean_rl.objectives.vocabulary_softmax import rest_of
-from buleyean_rl.system.memory import free_memory_kept
-from buleyean_rl.training.config import BuleyeanConfig, row_limit
-from buleyean_rl.training.reference_cache import Known, ReferenceCache
+from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
+from buleyean_rl.system.memory import freed_memory_retained
+from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
+from buleyean_rl.training.reference_cache import CachedReference, ReferenceCache
 
 
 class BuleyeanTrainer(Trainer):
@@ -61,7 +61,7 @@ class BuleyeanTrainer(Trainer):
         references: ReferenceCache | None = None,
     ) -> None:
         self._peft_model, self._tokenizer = model, tokenizer
-        self.layout, self.row_limit = choose_layout(model), row_limit(args, model)
+        self.layout, self.micro_batch_limit = choose_layout(model), micro_batch_limit(args, model)
         super().__init__(
             model,
             args,
@@ -74,7 +74,7 @@ class BuleyeanTrainer(Trainer):
         self.head = output_head(model)
         self._references = references
         self._groups = groups_of(model)
-        self._gradients: Gradients | None = None
+        self._gradients: GradientBuffer | None = None
         self._logged = _Totals()
 
     @property
@@ -84,7 +84,7 @@ class BuleyeanTrainer(Trainer):
 
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
-        rows = fill_rows(numbered, lambda item: item[1].size, self.row_limit)
+        rows = bin_pack(numbered, lambda item: item[1].size, self.micro_batch_limit)
         return {
             "batches": [
                 replace(
@@ -114,9 +114,9 @@ class BuleyeanTrainer(Trainer):
                     loss += of_row.detach()
         return loss
 
-    def _find_gradients(self) -> Gradients:
+    def _find_gradients(self) -> GradientBuffer:
         learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
-        return Gradients(learning, [group.parameters() for group in self._groups])
+        return GradientBuffer(learning, [group.parameters() for group in self._groups])
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """See `Trainer._clip_grad_norm`. Where gradients are in one tensor, of that: a hundredth of a step less."""
@@ -157,8 +157,8 @@ class BuleyeanTrainer(Trainer):
         completed = add_references(self._peft_model, [batch.to(self.args.device) for batch in read])
         for i, batch in enumerate(completed):
             if cache and known[i] is None and batch.reference is not None:
-                rest = rest_of(self.head, batch.reference, batch.counts) if cache.with_rest else None
-                cache.write(batch.numbers, Known(batch.reference, rest))
+                rest = reference_softmax(self.head, batch.reference, batch.counts) if cache.with_rest else None
+                cache.write(batch.numbers, CachedReference(batch.reference, rest))
                 completed[i] = replace(batch, rest=rest)
         return completed
 
@@ -170,7 +170,7 @@ class BuleyeanTrainer(Trainer):
             self._peft_model.zero_grad = self._gradients.forget
         gc.freeze()  # what there is stays: the collector would go through all of it, over and over
         try:
-            with free_memory_kept():
+            with freed_memory_retained():
                 return super().train(*args, **kwargs)
         finally:
             gc.unfreeze()

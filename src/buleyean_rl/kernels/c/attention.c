@@ -50,14 +50,14 @@ typedef struct {
     const int64_t *places;
 } Task;
 
-static Task task_of(int64_t index, int64_t parts, int64_t heads, int64_t key_heads, Stretches s) {
+static Task task_of(int64_t index, int64_t parts, int64_t heads, int64_t key_heads, CuSeqlens s) {
     int64_t stretch = index / parts / key_heads;
     Task t = {.part = index % parts, .key_head = index / parts % key_heads, .heads = heads / key_heads};
     t.head = t.key_head * t.heads;
-    t.first_query = s.until_query[stretch];
-    t.queries = s.until_query[stretch + 1] - t.first_query;
-    t.first = s.until_key[stretch];
-    t.seen = s.until_key[stretch + 1] - t.first;
+    t.first_query = s.cu_seqlens_q[stretch];
+    t.queries = s.cu_seqlens_q[stretch + 1] - t.first_query;
+    t.first = s.cu_seqlens_k[stretch];
+    t.seen = s.cu_seqlens_k[stretch + 1] - t.first;
     t.keys = filled(t.seen, STEP);
     t.apart = t.keys + STEP;
     t.places = s.places ? s.places + t.first : NULL;
@@ -65,9 +65,9 @@ static Task task_of(int64_t index, int64_t parts, int64_t heads, int64_t key_hea
 }
 
 /* Into how many tasks a stretch and key head is divided, so that there are some for every thread. */
-static int64_t parts_of_each(Stretches s, int64_t key_heads, int threads) {
+static int64_t parts_of_each(CuSeqlens s, int64_t key_heads, int threads) {
     int64_t tasks = s.count * key_heads, wanted = (2 * threads + tasks - 1) / tasks;
-    int64_t blocks = (s.most_queries + STEP - 1) / STEP;
+    int64_t blocks = (s.max_seqlen_q + STEP - 1) / STEP;
     return wanted < blocks ? wanted : blocks;
 }
 
@@ -198,7 +198,7 @@ static void weigh_backward(const float *scores, const float *gradients, float sc
 }
 
 /* What queries attend to. q, k, v: queries, keys, values; y: the result; lse: of each query's scores, (heads, tokens). */
-void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, Stretches s, float scale, int threads) {
+void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, CuSeqlens s, float scale, int threads) {
     int64_t parts = parts_of_each(s, k.heads, threads);
     float in_powers = LOG2E * scale;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
@@ -260,8 +260,8 @@ static void put_gradients(const float *sum, const Task *t, int64_t place, int64_
 
 /* The gradients in keys or values from those of what each stretch sees, of each part of its queries: (parts, key heads,
  * places, width). */
-static void sum_gradients(const float *of_parts, int64_t parts, int64_t width, Stretches s, Heads to, int threads) {
-    int64_t tokens = to.tokens, seen = s.until_key[s.count];
+static void sum_gradients(const float *of_parts, int64_t parts, int64_t width, CuSeqlens s, Heads to, int threads) {
+    int64_t tokens = to.tokens, seen = s.cu_seqlens_k[s.count];
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t head = 0; head < to.heads; head++) {
         float *sums = (float *)own_memory(tokens * width);
@@ -279,9 +279,9 @@ static void sum_gradients(const float *of_parts, int64_t parts, int64_t width, S
 }
 
 /* The gradients in queries, keys and values from `g`, that in the result `y`. */
-void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, Heads g, int64_t width, Stretches s,
+void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, Heads g, int64_t width, CuSeqlens s,
                         float scale, Heads grad_q, Heads grad_k, Heads grad_v, int threads) {
-    int64_t parts = parts_of_each(s, k.heads, threads), size = parts * k.heads * s.until_key[s.count] * width;
+    int64_t parts = parts_of_each(s, k.heads, threads), size = parts * k.heads * s.cu_seqlens_k[s.count] * width;
     float *of_parts = malloc(2 * sizeof *of_parts * size);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t index = 0; index < parts * k.heads * s.count; index++) {
@@ -335,7 +335,7 @@ void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, He
                 add_products(queries, b.rows, width, grads_right, b.columns, t.apart, paired, across, sum_k);
                 add_products(gradients, b.rows, width, weights_right, b.columns, t.apart, paired, across, sum_v);
             }
-        int64_t place = (t.part * k.heads + t.key_head) * s.until_key[s.count] + t.first;
+        int64_t place = (t.part * k.heads + t.key_head) * s.cu_seqlens_k[s.count] + t.first;
         put_gradients(sum_k, &t, place, width, memory, of_parts); /* the memory's first is done with */
         put_gradients(sum_v, &t, place, width, memory, of_parts + size);
         leave_tiles(&before);

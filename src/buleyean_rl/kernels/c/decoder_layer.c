@@ -15,7 +15,7 @@ typedef struct {
 } Layer;
 
 /* A row of tokens and what its queries see. cosine, sine: (tokens, head width) */
-typedef struct { const number *cosine, *sine; int64_t tokens; Stretches stretches; } Row;
+typedef struct { const number *cosine, *sine; int64_t tokens; CuSeqlens stretches; } Row;
 
 /* What of a layer's forward pass its backward pass needs, all of it of (tokens, some width) but `lse`, (heads, tokens): its
  * input; queries, keys and values, turned; what attention gave; the sum in the middle; gates and what they let through;

@@ -24,13 +24,13 @@ typedef struct {
 /* A tensor of heads and tokens, with the strides of both; a head's elements lie next to each other. */
 typedef struct { number *at; int64_t heads, tokens, head, token; } Heads;
 
-/* Some queries of a row that are the last of the keys they see. until_query, until_key: (count + 1,), where a stretch's
+/* Some queries of a row that are the last of the keys they see. cu_seqlens_q, cu_seqlens_k: (count + 1,), where a stretch's
  * queries begin in the row, and what it sees in `places`; without them that is the row as it is. */
 typedef struct {
     const int64_t *places;
-    const int32_t *until_query, *until_key;
-    int64_t count, most_queries;
-} Stretches;
+    const int32_t *cu_seqlens_q, *cu_seqlens_k;
+    int64_t count, max_seqlen_q;
+} CuSeqlens;
 
 /* Memory for some numbers, to be freed; it begins with a cache line, so that vectors are in one each. */
 static inline void *room(int64_t numbers) {
@@ -66,8 +66,8 @@ void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number 
 void adapter_gradients(const Linear *l, const number *grad, const number *x, const number *low, const number *grad_low,
                        int64_t rows, float *grads, int threads);
 
-void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, Stretches s, float scale, int threads);
+void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, CuSeqlens s, float scale, int threads);
 
-void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, Heads g, int64_t width, Stretches s,
+void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, Heads g, int64_t width, CuSeqlens s,
                         float scale, Heads grad_q, Heads grad_k, Heads grad_v, int threads);
 #endif
