@@ -349,9 +349,7 @@ def train(
         references = None
         if not method.rejected_alone:  # it has a state for every node
             entry = entry_format(output_head(model), config.loss)
-            entry = entry._replace(
-                with_rest=entry.with_rest and trainer_type is None
-            )  # for the package alone
+            entry = entry._replace(with_rest=entry.with_rest and trainer_type is None)  # for the package alone
             references = ReferenceCache(Path(folder) / "reference", [boundary.nodes for boundary in boundaries], entry)
         trainer = (trainer_type or BuleyeanTrainer)(model, config, boundaries, references=references)
         if method.rejected_alone:
