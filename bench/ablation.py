@@ -22,7 +22,6 @@ from unittest.mock import patch
 import results
 from buleyean_rl.batching.batch import Batch, pack, pad_paths
 from buleyean_rl.batching.forward import add_references, batch_losses
-from buleyean_rl.batching.layout import choose_layout
 from buleyean_rl.models import (
     adapted_linear,
     blockwise_attention,
@@ -34,6 +33,7 @@ from buleyean_rl.models import (
 from buleyean_rl.models import output_head as head_passes
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.compute import load_for_inference
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head, plain_model
 from buleyean_rl.objectives import vocabulary_softmax
@@ -78,11 +78,11 @@ def main() -> None:
     arguments = parser.parse_args()
     records = our_boundaries((read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs())[:8])
     model = attach_lora(load_for_inference(BUNDLED, CPU), lora.lora_config(16, 32, 0.05, None))
-    choose_layout(model)
+    probe_layout(model)
     head = output_head(model)
     rows = [pack(records[i : i + 2]) for i in range(0, 8, 2)]
     known = [
-        replace(batch, rest=vocabulary_softmax.reference_softmax(head, reference, batch.counts))
+        replace(batch, reference_softmax=vocabulary_softmax.reference_softmax(head, reference, batch.counts))
         for batch in add_references(model, rows)
         if (reference := batch.reference) is not None
     ]

@@ -24,9 +24,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import results
 from buleyean_rl.batching.forward import batch_losses
-from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import Objective
@@ -65,7 +66,7 @@ def random_model(shape: dict[str, Any]) -> LlamaForCausalLM:
 def fused_step(base: Any, objective: Objective) -> Callable[[Sequence[Boundary]], None]:
     """A training step of packed rows, our LoRA and the loss in tiles."""
     model = attach_lora(base, lora_config(16, 32, 0.0, None))
-    layout, head = choose_layout(model), output_head(model)
+    layout, head = LAYOUTS[probe_layout(model)], output_head(model)
 
     def loss(boundaries: Sequence[Boundary]) -> Tensor:
         return batch_losses(model, head, layout(boundaries).to(base.device), objective).loss.mean()

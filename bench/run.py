@@ -29,12 +29,13 @@ import torch
 import results
 from buleyean_rl import demo_data
 from buleyean_rl.batching.forward import add_references, batch_losses
-from buleyean_rl.batching.layout import choose_layout
-from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
+from buleyean_rl.batching.layout import LAYOUTS
+from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.compute import load_for_inference
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.source import BUNDLED
@@ -200,7 +201,7 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
 def trie_ratio(model: Any) -> float:
     """A 256-token prompt with four 128-token answers as one trie, over four sequences, each in a trainer's rows."""
     torch.manual_seed(0)
-    layout, head = choose_layout(model), output_head(model)
+    layout, head = LAYOUTS[probe_layout(model)], output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
     together = [merge_responses(prompt, answers, [1] * 4, 4)]

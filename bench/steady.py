@@ -19,10 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import results
 from buleyean_rl.batching.forward import batch_losses
-from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.compute import load_for_inference
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
@@ -65,7 +66,7 @@ def memory_over_steps() -> list[int]:
 
 
 def seconds_per_token(model: Any) -> dict[int, list[float]]:
-    layout, head = choose_layout(model), output_head(model)
+    layout, head = LAYOUTS[probe_layout(model)], output_head(model)
     batches = {length: layout([random_record(length, 40_000, length)]) for length in LENGTHS}
     times: dict[int, list[float]] = {length: [] for length in LENGTHS}
     for repeat in range(4):  # the first warms up

@@ -20,7 +20,6 @@ import harness
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.models.views import backbone
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, kl_to_target
 from buleyean_rl.training.trainer import BuleyeanTrainer
@@ -165,7 +164,7 @@ class AblatedTrainer(BuleyeanTrainer):
 
     def losses(self, batch: Batch) -> NodeLosses:
         """The loss at each node, dense."""
-        hidden = forward_hidden(backbone(self._peft_model), batch)
+        hidden = forward_hidden(self.language_model.backbone, batch)
         logits, base = self.head(hidden), self.head(batch.reference)
         return self.dense_loss(logits, base, batch.counts.astype(torch.float32), self.args.loss)
 

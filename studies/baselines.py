@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from buleyean_rl.batching.batch import Batch, find_answers
+from buleyean_rl.batching.batch import Batch, whole_answers
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
+from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.views import backbone
 from buleyean_rl.objectives.fused import token_logprobs
@@ -120,13 +121,13 @@ class BaselineTrainer(BuleyeanTrainer):
         inputs: dict[str, Any] = super().collate(numbered)
         boundaries = dict(numbered)
         inputs["batches"] = [
-            replace(batch, answers=find_answers([boundaries[number] for number in batch.numbers]))
+            replace(batch, answers=whole_answers([boundaries[number] for number in batch.numbers]))
             for batch in inputs["batches"]
         ]
         if self.baseline.name == "kto":
             own = [boundary for _, boundary in numbered]
             swapped = [replace(a, prompt=b.prompt) for a, b in zip(own, own[1:] + own[:1], strict=True)]
-            inputs["mismatched"] = replace(self.layout(swapped), answers=find_answers(swapped))
+            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=whole_answers(swapped))
         return inputs
 
     @property
@@ -151,7 +152,7 @@ class BaselineTrainer(BuleyeanTrainer):
     def losses(self, batch: Batch) -> NodeLosses:
         """The baseline's loss of each record; it has no parts and no floor."""
         name, beta = self.baseline.name, self.baseline.beta
-        hidden = forward_hidden(backbone(self._peft_model), batch)
+        hidden = forward_hidden(self.language_model.backbone, batch)
         base = hidden.detach() if batch.reference is None else batch.reference
         rejected = self._scores(hidden, base, batch, lambda answers: answers.rejected)
         if name in NEEDS_CHOSEN:

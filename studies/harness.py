@@ -319,6 +319,16 @@ def base(precision: str = "float32") -> Any:
     return model.to(default_device())
 
 
+def without_anchors(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """A trainer's collator whose batches have nodes only where something was rejected."""
+
+    def collate_rejected(numbered: Any) -> dict[str, Any]:
+        inputs = collate(numbered)
+        return inputs | {"batches": [batch.without_anchors() for batch in inputs["batches"]]}
+
+    return collate_rejected
+
+
 def train(
     method: Method, boundaries: Sequence[Boundary], trainer_type: Callable[..., BuleyeanTrainer] | None = None
 ) -> tuple[Any, Row]:
@@ -349,12 +359,11 @@ def train(
         references = None
         if not method.rejected_alone:  # it has a state for every node
             entry = entry_format(output_head(model), config.loss)
-            entry = entry._replace(with_rest=entry.with_rest and trainer_type is None)  # for the package alone
+            entry = entry._replace(with_softmax=entry.with_softmax and trainer_type is None)  # for the package alone
             references = ReferenceCache(Path(folder) / "reference", [boundary.nodes for boundary in boundaries], entry)
         trainer = (trainer_type or BuleyeanTrainer)(model, config, boundaries, references=references)
         if method.rejected_alone:
-            layout = trainer.layout
-            trainer.layout = lambda boundaries: layout(boundaries).without_anchors()
+            trainer.data_collator = without_anchors(trainer.data_collator)
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
     last = log[-max(1, len(log) // 10) :]

@@ -27,6 +27,7 @@ from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.evaluation.statistics import Figure, kendall_tau
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
 from harness import Method, Row, Summary
@@ -88,7 +89,9 @@ METHODS = (
 
 def rank(model: Any, tokenizer: Any, items: Sequence[Preference], max_length: int) -> list[tuple[float, float]]:
     """Kendall's tau of every record, and 1; 0 and 0 where its counts do not differ."""
-    scores = PackedScorer(model.eval(), tokenizer, max_length).answers([(item.prompt, item.answers) for item in items])
+    scores = PackedScorer(Model.from_module(model.eval(), tokenizer), max_length).answers(
+        [(item.prompt, item.answers) for item in items]
+    )
     ranked = []
     for item, own in zip(items, scores, strict=True):
         if all(score.tokens for score in own):
@@ -141,8 +144,8 @@ def main() -> None:
                     ranked = rank(model, tokenizer, test, length)
                     summary.write_cache(name, {"items": ranked})
                     with model.disable_adapter():
-                        before = mean_nll(model, neutral)
-                    drift = mean_nll(model, neutral) - before
+                        before = mean_nll(Model.from_module(model), neutral)
+                    drift = mean_nll(Model.from_module(model), neutral) - before
                     return {"counts": view.name} | columns | rank_columns(ranked) | {"neutral_drift": drift}
 
                 summary.run(name, run)

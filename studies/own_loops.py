@@ -25,6 +25,7 @@ from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.repetition import is_looping
 from buleyean_rl.mining.votes import ROUNDS, reject_loops
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
 from harness import Method, Row, Summary
@@ -134,8 +135,9 @@ class Task:
 
     def measure(self, model: Any, run: str) -> Row:
         """Loops on the unseen prompts, and nats per token of neutral and rejected text; caches the answers."""
-        nll = mean_nll(model, self.neutral)
-        row = {"neutral_nll": nll, "rejected_nll": mean_nll(model, self.rejected)}
+        scored = Model.from_module(model)
+        nll = mean_nll(scored, self.neutral)
+        row = {"neutral_nll": nll, "rejected_nll": mean_nll(scored, self.rejected)}
         if "base" in self.summary.rows:
             row["neutral_drift"] = nll - self.summary.rows["base"]["neutral_nll"]
         answers = harness.answer(model, self.tokenizer, self.unseen)

@@ -25,6 +25,7 @@ from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.evaluation.statistics import preferred
 from buleyean_rl.inference.transformers_engine import TransformersEngine
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
 from buleyean_rl.training.own_samples import add_own_samples
@@ -92,7 +93,7 @@ def with_samples(
 
 def score(model: Any, tokenizer: Any, items: Sequence[Preference]) -> dict[str, Any]:
     """Of every answer -log pi, and over how many tokens."""
-    scorer = PackedScorer(model, tokenizer, MAX_LENGTH, with_reference=False)
+    scorer = PackedScorer(Model.from_module(model, tokenizer), MAX_LENGTH, with_reference=False)
     scores = scorer.answers([(item.prompt, item.answers) for item in items])
     return {
         "nats": [[answer.nats for answer in own] for own in scores],
@@ -168,7 +169,7 @@ def main() -> None:
 
         def measure(model: Any) -> dict[str, Any]:
             scores = {name: score(model, tokenizer, pairs) for name, pairs in tests.items()}
-            return scores | {"neutral_nll": mean_nll(model, neutral)}
+            return scores | {"neutral_nll": mean_nll(Model.from_module(model), neutral)}
 
         for method in (replace(method, precision=arguments.precision) for method in METHODS):
 

@@ -10,7 +10,7 @@ import typer
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
-from buleyean_rl.training import run as training
+from buleyean_rl.training import measure
 
 OPTIONS = {
     "": "--debug --version",
@@ -53,7 +53,7 @@ def test_the_options_are_these() -> None:
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
 
 
 def run(*words: object) -> int:
@@ -68,7 +68,7 @@ def test_train_writes_a_run_and_says_so(base: Path, rejections: Path, capsys: py
     assert run(rejections, "--model", base, "-o", "run", *options.split(), "--json") == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
-    assert report == json.loads(Path("run/run.json").read_text())
+    assert {"format": 2} | report == json.loads(Path("run/run.json").read_text())
     assert (report["steps"], report["records"], report["records_held_out"]) == (2, 8, 2)
     settings = {"learning_rate": 1e-3, "lora_rank": 4, "seed": 7, "held_out": 0.2, "alpha": 0.6, "tau": 1.5}
     assert settings.items() <= report["config"].items()
@@ -114,7 +114,7 @@ def test_bad_records_are_one_line_and_no_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "load_for_inference", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("buleyean_rl.models.model.load_for_inference", lambda *_: pytest.fail("the model was loaded"))
     Path("r.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert run("r.jsonl", "--model", base, "-o", "run") == 1
     out, err = capsys.readouterr()

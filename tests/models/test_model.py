@@ -20,13 +20,20 @@ from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.run_folder import find_model, read_run, run_base
 from buleyean_rl.models.source import resolve
+from buleyean_rl.training import guard
 from tiny import tiny_llama, tiny_run, tiny_tokenizer
 
 ADAPTER = lora_config(4, 8, 0.0, None)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a GGUF file is converted to, once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[str]:
+def calls(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Counter[str]:
     """How often names are resolved, weights hashed, layouts probed and heads checked."""
     counted: Counter[str] = Counter()
 
@@ -38,7 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[str]:
 
         return counting
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     resolving = count("resolve", source.resolve)
     for name in ("models.run_folder", "models.weights", "training.run", "mining.walk"):
         monkeypatch.setattr(f"buleyean_rl.{name}.resolve", resolving)
@@ -48,18 +55,24 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[str]:
     return counted
 
 
-@pytest.fixture
-def gguf(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from buleyean_rl.gguf import export_gguf
 
-    path, tokenizer = tmp_path / "base.gguf", tiny_tokenizer()
+    path, tokenizer = tmp_path_factory.mktemp("gguf") / "base.gguf", tiny_tokenizer()
     export_gguf(tiny_llama(tokenizer), tokenizer, path, "f32", gate=False)
     return path
 
 
 def test_training_determines_everything_once(
-    calls: Counter[str], gguf: Path, rejections: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calls: Counter[str],
+    gguf: Path,
+    rejections: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(guard, "PROMPTS", 1)
     words = ["train", str(rejections), "--model", str(gguf), "-o", str(tmp_path / "run"), "--max-steps", "6"]
     assert main([*words, "--batch-size", "5", "--lr", "1e-3"]) == 0  # three epochs: with a reference cache
     assert calls == {"resolve": 1, "hash": 1, "probe": 1, "head": 1}
@@ -92,7 +105,10 @@ def test_evaluating_determines_everything_once(
     assert capsys.readouterr().err.count("compute: ") == 1
 
 
-def test_a_walk_hashes_its_base_once(calls: Counter[str], gguf: Path, tmp_path: Path) -> None:
+def test_a_walk_hashes_its_base_once(
+    calls: Counter[str], gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PROMPTS", 1)
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {number}" for number in range(4)))
     (tmp_path / "h.txt").write_text("\n".join(f"unseen {number}" for number in range(2)))
     words = ["walk", str(tmp_path / "p.txt"), "--held-out", str(tmp_path / "h.txt"), "--model", str(gguf)]

@@ -185,6 +185,7 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield cache_folder()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty_cache")
 def test_the_bundled_tokenizer_splits_digits_and_keeps_its_template() -> None:
     tokenizer = load_tokenizer("smollm2-135m")
@@ -196,6 +197,7 @@ def test_the_bundled_tokenizer_splits_digits_and_keeps_its_template() -> None:
     assert "<|im_start|>assistant" in tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_the_bundled_model_speaks_and_is_converted_once(empty_cache: Path) -> None:
     model, tokenizer = load_base("smollm2-135m", torch.bfloat16), load_tokenizer("smollm2-135m")
     assert not hasattr(model.config, "quantization_config")

@@ -420,6 +420,7 @@ def test_the_reference_is_cached_for_the_same_answers_only(
     base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listwise adds answers to the same records: after another objective it must give what it gives alone."""
+    monkeypatch.setattr("buleyean_rl.training.own_samples.OWN_TOKENS", 8)
     settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
     for cache, before in (("used", [BuleyeanConfig.objective]), ("new", [])):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
