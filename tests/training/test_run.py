@@ -68,7 +68,7 @@ class Finished:
         self.folder, self.report, self.printed = folder, report, printed
 
 
-@pytest.fixture(scope="module", params=["ratio", "complement", "published", "listwise"])
+@pytest.fixture(scope="module", params=["complement", "published", "listwise"])
 def finished(request: pytest.FixtureRequest, base: Path, rejections: Path, tmp_path_factory: Any) -> Finished:
     folder, out = tmp_path_factory.mktemp("runs") / request.param, io.StringIO()
     config = load_config(None, folder, SETTINGS | {"objective": request.param})
@@ -104,7 +104,7 @@ def test_run_json_says_everything(finished: Finished) -> None:
 
 
 def test_the_loss_is_its_parts_and_never_below_its_floor(finished: Finished) -> None:
-    log, alpha = steps(finished.folder), 0.9 if finished.report.objective == "ratio" else 0.7
+    log, alpha = steps(finished.folder), 0.9 if finished.report.objective == "complement" else 0.7
     assert finished.report.config["alpha"] == alpha
     assert [entry["step"] for entry in log] == list(range(1, 9))
     for entry in log:
@@ -166,11 +166,10 @@ def test_all_but_published_make_rejected_answers_unlikelier(finished: Finished) 
 
 def test_a_single_rejection_of_likely_answers_is_said_to_ask_for_little() -> None:
     once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], rounds) for rounds in (1, 60))
-    assert barely_moves_target([once, once], 0.24, Objective("ratio"))
-    assert barely_moves_target([once], 0.24, Objective("complement"))
-    assert not barely_moves_target([once], 1.68, Objective("ratio"))
-    assert not barely_moves_target([once, often], 0.24, Objective("ratio"))
-    assert not barely_moves_target([once], 0.24, Objective("ratio", tau=6.0))
+    assert barely_moves_target([once, once], 0.24, Objective())
+    assert not barely_moves_target([once], 1.68, Objective())
+    assert not barely_moves_target([once, often], 0.24, Objective())
+    assert not barely_moves_target([once], 0.24, Objective(tau=6.0))
     assert not barely_moves_target([once], 0.24, Objective("published"))
     assert not barely_moves_target([once], 0.24, Objective("listwise"))
 
@@ -291,7 +290,7 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
         start(base, rejections, stopped)
     with pytest.raises(UsageError, match=r"other settings: learning_rate \(0.01 then, 0.1 now\)"):
         start(base, rejections, stopped, resume=True, learning_rate=0.1)
-    with pytest.raises(UsageError, match=r"other settings: objective \(ratio then, published now\)"):
+    with pytest.raises(UsageError, match=r"other settings: objective \(complement then, published now\)"):
         start(base, rejections, stopped, resume=True, objective="published")
     others = tmp_path / "others.jsonl"
     write_records(others, [make_record("Hi", ["No"])])
@@ -445,7 +444,7 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("alpha: much", "run.yaml: alpha must be a number, not 'much'"),
         ("alpha: 2", "alpha must be above 0 and at most 1"),
         ("tau: 0", "tau must be above 0"),
-        ("objective: dpo", "unknown objective 'dpo': choose one of complement, ratio, published"),
+        ("objective: dpo", "unknown objective 'dpo': choose one of complement, listwise, published"),
         ("lr_scheduler_type: sawtooth", "run.yaml: "),
         ("- a\n- b", "run.yaml: expected `name: value` lines"),
         ("a: [", "run.yaml: cannot be read as YAML"),

@@ -274,10 +274,10 @@ def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> Non
     assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
     assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
     assert config.get_warmup_steps(1125) == 100
-    assert config.loss == Objective("ratio", 0.9, 1.0)
-    for name in ("complement", "listwise", "published"):
+    assert config.loss == Objective("complement", 0.9, 1.0)
+    for name in ("listwise", "published"):
         assert BuleyeanConfig(output_dir=str(tmp_path), objective=name).loss == Objective(name, 0.7, 1.0)  # type: ignore[arg-type]
-    assert BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5).loss == Objective("ratio", 0.5, 1.0)
+    assert BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5).loss == Objective("complement", 0.5, 1.0)
 
 
 def test_apples_gpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,10 +65,10 @@ class BuleyeanConfig(TrainingArguments):
     """Every setting of a training run: transformers' `TrainingArguments`, and these.
 
     Args:
-        objective: `ratio` or `complement` to learn from rejections, `listwise` to learn a ranking of whole answers,
-            `published` to reproduce the published loss.
+        objective: `complement` to learn from rejections, `listwise` to learn a ranking of whole answers, `published`
+            to reproduce the published loss.
         alpha: weight of the KL to the complement distribution, the contrast has the rest; None for what the
-            objective does best with: 0.9 for `ratio`, 0.7 for the others.
+            objective does best with: 0.9 for `complement`, 0.7 for the others.
         tau: strength of the complement weights; 1 is the published formula.
         beta: how far a ranking may move the answers' likelihoods; only `listwise` has it.
         own_samples: answers of the base model's own that `listwise` puts beside the rejected ones of a prompt.
@@ -84,7 +84,7 @@ class BuleyeanConfig(TrainingArguments):
         guard_kl: how far neutral text may move, KL(pi_ref || pi) in nats per token.
     """
 
-    objective: ObjectiveName = "ratio"
+    objective: ObjectiveName = "complement"
     alpha: float | None = None
     tau: float = 1.0
     beta: float = 0.1
@@ -138,9 +138,8 @@ class BuleyeanConfig(TrainingArguments):
         ):
             if not fits:
                 raise UsageError(f"{name} cannot be {value}")
-        if self.alpha is None:
-            self.alpha = 0.9 if self.objective == "ratio" else 0.7
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta)
+        self.alpha = self.loss.alpha
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss and its floor need
         super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
