@@ -178,6 +178,18 @@ def test_gradients_are_those_of_finite_differences(seed: int) -> None:
         assert torch.autograd.gradcheck(loss, logits)
 
 
+@given(st.integers(0, 999), st.floats(0.05, 1), st.floats(0.2, 3))
+def test_complement_has_no_stationary_point_but_its_target(seed: int, alpha: float, tau: float) -> None:
+    """The token furthest below its target is raised in proportion to what it lacks, as docs/theory.md proves."""
+    logits, base, rejections = random_node(seed)
+    logits.requires_grad_()
+    grad = gradient(complement_loss(logits, base, rejections, Objective(alpha=alpha, tau=tau)).loss, logits)
+    P = complement.target(rejections.dense(rejections.count, 7), rejections.rounds, base.softmax(-1), tau)
+    deficit = (P - logits.detach().softmax(-1)).amax(-1)
+    assert (deficit > 0).all()
+    assert (grad.amin(-1) <= -alpha * deficit + 1e-12).all()
+
+
 # --- listwise
 
 
