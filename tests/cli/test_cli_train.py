@@ -28,6 +28,7 @@ OPTIONS = {
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
     "--seed --epochs --lr --adapter-scale --config --max-drift --json",
     "void": "--model --output -o --host --port",
+    "doctor": "--need --json",
     "data import": "SRC --output -o --format --split --limit --column --score --below --redact --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }
