@@ -86,7 +86,7 @@ class Objective:
         return self.name != "published"
 
     @property
-    def of_answers(self) -> bool:
+    def is_listwise(self) -> bool:
         """Whether the options are whole answers, not tokens."""
         return self.name == "listwise"
 

@@ -112,7 +112,7 @@ def train(
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
     tokenizer, base = load_tokenizer(model_name), None
-    if config.loss.of_answers and config.own_samples:
+    if config.loss.is_listwise and config.own_samples:
         base = _load(model_name, config.device, console)
         records_path = _add_own_samples(records_path, folder, skip_bad, base, tokenizer, config, console)
         sha256, skip_bad = records_sha256(records_path), False
@@ -170,7 +170,7 @@ def barely_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
         nats: a token of what is rejected has under the base model.
         objective: what is trained with.
     """
-    by_token = objective.uses_reference and not objective.of_answers
+    by_token = objective.uses_reference and not objective.is_listwise
     return by_token and objective.tau <= 1 and nats < LIKELY and all(boundary.rounds == 1 for boundary in boundaries)
 
 
