@@ -14,7 +14,16 @@ import torch
 
 import gguf
 from buleyean_rl.errors import ExportError, ParityError
-from buleyean_rl.gguf import adapter_file, architectures, export_gguf, of_model, of_run, write_adapter, write_gguf
+from buleyean_rl.gguf import (
+    adapter_file,
+    architectures,
+    blueprint,
+    blueprint_from_model,
+    blueprint_from_run,
+    export_gguf,
+    write_adapter,
+    write_gguf,
+)
 from buleyean_rl.inference import llama_cpp_python
 from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
 from buleyean_rl.inference.protocol import Adapter
@@ -51,17 +60,17 @@ def any_base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("kind", [*KINDS, *WHOLE])
 def test_merging_by_tensor_is_merging_as_peft_does(kind: str, any_base: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", any_base, **(KINDS | WHOLE)[kind])
-    streamed, expected = of_run(str(run)), of_model(*run_folder.merge_run(run))
+    streamed, expected = blueprint_from_run(str(run)), blueprint_from_model(*run_folder.merge_run(run))
     assert streamed.tensors.keys() == expected.tensors.keys()
     for name, rows in expected.tensors.items():
-        torch.testing.assert_close(streamed.tensors[name].whole(), rows.whole(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(streamed.tensors[name].read_all(), rows.read_all(), rtol=1e-5, atol=1e-6)
     assert write_gguf(streamed, {"f32": tmp_path / "m.gguf"})[0].parity is not None
 
 
 def test_the_adapter_changes_what_is_exported(base: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", base)
-    merged, plain = of_run(str(run)).tensors, of_run(str(base)).tensors
-    changed = {name for name in plain if not torch.equal(merged[name].whole(), plain[name].whole())}
+    merged, plain = blueprint_from_run(str(run)).tensors, blueprint_from_run(str(base)).tensors
+    changed = {name for name in plain if not torch.equal(merged[name].read_all(), plain[name].read_all())}
     assert changed == {f"blk.{i}.{name}.weight" for i in (0, 1) for name in ("attn_q", "attn_k", "attn_v", "ffn_down")}
 
 
@@ -75,8 +84,12 @@ def test_the_adapter_file_is_the_merged_file(kind: str, engine: str, any_base: P
     report = write_adapter(run, tmp_path / "a.gguf", "f32", engine=engine)
     assert report.parity is not None
     assert report.parity.positions == 32
-    base = any_base if any_base.suffix else write_gguf(of_run(str(any_base)), {"f32": tmp_path / "b.gguf"})[0].path
-    merged = write_gguf(of_run(str(run)), {"f32": tmp_path / "m.gguf"}, gate=False)[0].path
+    base = (
+        any_base
+        if any_base.suffix
+        else write_gguf(blueprint_from_run(str(any_base)), {"f32": tmp_path / "b.gguf"})[0].path
+    )
+    merged = write_gguf(blueprint_from_run(str(run)), {"f32": tmp_path / "m.gguf"}, gate=False)[0].path
     ids = tiny_tokenizer()("The quick brown fox jumps over the lazy dog.")["input_ids"]
 
     def scores(path: Path, scale: float | None = None) -> np.ndarray:
@@ -112,7 +125,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
     names = ["qkv_proj", "gate_up_proj"] if "Phi" in kind else ["q_proj", "o_proj", "gate_proj"]
     run = tiny_run(tmp_path / "run", tmp_path / "base", target_modules=names)
     assert write_adapter(run, tmp_path / "a.gguf", "f32").parity is not None
-    assert write_gguf(of_run(str(run)), {"q8_0": tmp_path / "m.gguf"})[0].parity is not None
+    assert write_gguf(blueprint_from_run(str(run)), {"q8_0": tmp_path / "m.gguf"})[0].parity is not None
 
 
 # --- what is caught, and what is refused -------------------------------------------------------------------
@@ -120,7 +133,7 @@ def test_other_architectures(kind: str, tmp_path: Path) -> None:
 
 def test_an_unpermuted_adapter_is_caught(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run(tmp_path / "run", base)
-    monkeypatch.setattr(adapter_file, "_scaled_b", lambda _b, pair, _alpha: pair.b)
+    monkeypatch.setattr(adapter_file, "_rescale_b", lambda _b, pair, _alpha: pair.b)
     with pytest.raises(ParityError, match="log-probabilities differ"):
         write_adapter(run, tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -128,21 +141,21 @@ def test_an_unpermuted_adapter_is_caught(base: Path, tmp_path: Path, monkeypatch
 
 def test_an_adapter_on_the_wrong_tensor_is_caught(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run(tmp_path / "run", base, target_modules=["k_proj", "v_proj"])
-    right = architectures.layouts
+    right = architectures.tensor_layouts
 
-    def crossed(config: Any, parameters: list[str]) -> dict[str, architectures.Layout]:
+    def crossed(config: Any, parameters: list[str]) -> dict[str, architectures.TensorLayout]:
         found = right(config, parameters)
         k, v = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "kv")
         return found | {k: found[v], v: found[k]}
 
-    monkeypatch.setattr(architectures, "layouts", crossed)
+    monkeypatch.setattr(blueprint, "tensor_layouts", crossed)
     with pytest.raises(ParityError, match="log-probabilities differ"):
         write_adapter(run, tmp_path / "a.gguf")
 
 
 def test_an_adapter_at_another_scale_is_caught(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run(tmp_path / "run", base, use_rslora=True)
-    monkeypatch.setattr(adapter_file, "_scaled_b", lambda b, _pair, _alpha: b)  # as if it were plain LoRA
+    monkeypatch.setattr(adapter_file, "_rescale_b", lambda b, _pair, _alpha: b)  # as if it were plain LoRA
     with pytest.raises(ParityError, match="log-probabilities differ"):
         write_adapter(run, tmp_path / "a.gguf")
 
@@ -152,7 +165,7 @@ def test_a_gguf_base_with_more_than_transformers_reads(tmp_path: Path) -> None:
     model = tiny_llama(tokenizer, attention_bias=True)
     path = export_gguf(model, tokenizer, tmp_path / "base.gguf", "f32", gate=False).path
     with pytest.raises(ExportError, match=r"transformers does not read its tensor blk.0.attn_k.bias"):
-        of_run(str(path))
+        blueprint_from_run(str(path))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +199,7 @@ def test_an_adapter_of_another_model(base: Path, tmp_path: Path) -> None:
     config = json.loads((run / "adapter_config.json").read_text())
     (run / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(other)}))
     with pytest.raises(ExportError, match="base model"):
-        of_run(str(run))
+        blueprint_from_run(str(run))
     with pytest.raises(ExportError, match="base model"):
         write_adapter(run, tmp_path / "a.gguf")
 
@@ -197,9 +210,9 @@ def test_no_adapter_at_all(base: Path, tmp_path: Path) -> None:
         write_adapter(run, tmp_path / "a.gguf", "q4_k_m")
     (run / "adapter_model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ExportError, match=r"adapter_model.safetensors: cannot be read"):
-        of_run(str(run))
+        blueprint_from_run(str(run))
     shutil.copytree(run, tmp_path / "ia3")
     config = json.loads((run / "adapter_config.json").read_text())
     (tmp_path / "ia3/adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
     with pytest.raises(ExportError, match="of type 'IA3'; only LoRA"):
-        of_run(str(tmp_path / "ia3"))
+        blueprint_from_run(str(tmp_path / "ia3"))

@@ -15,7 +15,6 @@ import pytest
 
 import gguf
 from buleyean_rl.cli import main
-from buleyean_rl.gguf import k_quants
 from buleyean_rl.inference import llama_cpp_python
 from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
 from buleyean_rl.inference.protocol import Sampling
@@ -57,7 +56,7 @@ def test_one_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not [value for value in said.values() if str(run.parent) in str(value)]
 
 
-@pytest.mark.skipif(not k_quants.installed(), reason=f"needs llama-cpp-python: {k_quants.INSTALL}")
+@pytest.mark.skipif(not llama_cpp_python.installed(), reason=f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
 def test_two_quantisations_and_an_answer_in_both_engines(run: Path, tmp_path: Path) -> None:
     assert export(run, "-o", tmp_path / "m.gguf", "--quant", "q4_k_m,Q8_0", "--engine", "llama-cpp-python") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m-Q4_K_M.gguf", "m-Q8_0.gguf"]
@@ -129,13 +128,13 @@ def test_stopped_while_writing(how: signal.Signals, run: Path, tmp_path: Path) -
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ})
     assert process.stdout is not None
     assert process.stdout.readline() == b"writing\n"
-    assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     process.send_signal(how)
     code_of = process.wait(timeout=30)
     process.stdout.close()
     time.sleep(0.1)
     if how is signal.SIGKILL:
-        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
         assert export(run, "-o", tmp_path / "m.gguf") == 0
         assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     else:

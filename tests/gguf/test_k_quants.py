@@ -10,10 +10,13 @@ import pytest
 
 import gguf
 from buleyean_rl.errors import ExportError, ParityError
-from buleyean_rl.gguf import K_QUANTS, check_parity, export_gguf, k_quants, of_model, write_gguf
+from buleyean_rl.gguf import K_QUANTS, blueprint_from_model, check_parity, export_gguf, k_quants, write_gguf
+from buleyean_rl.inference import llama_cpp_python
 from tiny import tiny_llama, tiny_tokenizer
 
-needs_llama_cpp = pytest.mark.skipif(not k_quants.installed(), reason=f"needs llama-cpp-python: {k_quants.INSTALL}")
+needs_llama_cpp = pytest.mark.skipif(
+    not llama_cpp_python.installed(), reason=f"needs llama-cpp-python: {llama_cpp_python.INSTALL}"
+)
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
 
 
@@ -39,7 +42,7 @@ def test_several_quantisations_come_from_one_merge(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     read: list[tuple[int, int]] = []
     paths = {quant: tmp_path / f"{quant}.gguf" for quant in ("q4_k_m", "q8_0", "q6_k")}
-    planned = of_model(tiny_llama(tokenizer, **WIDE), tokenizer)
+    planned = blueprint_from_model(tiny_llama(tokenizer, **WIDE), tokenizer)
     reports = write_gguf(planned, paths, progress=lambda *done: read.append(done))
     assert [report.quant for report in reports] == list(paths)
     assert read == [(i, 20) for i in range(1, 21)]  # every tensor once
@@ -78,7 +81,7 @@ def test_what_llama_cpp_says_when_it_fails(tmp_path: Path) -> None:
 
 def test_an_abort_does_not_take_us_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aborts = "import os, sys; print('GGML_ASSERT(n % 256 == 0) failed', file=sys.stderr, flush=True); os.abort()"
-    monkeypatch.setattr(k_quants, "_PROGRAM", aborts)
+    monkeypatch.setattr(k_quants, "QUANTISE_PROGRAM", aborts)
     monkeypatch.setattr(k_quants, "installed", lambda: True)
     with pytest.raises(ExportError, match=r"was stopped by signal 6 while making q6_k: GGML_ASSERT\(n % 256"):
         k_quants.quantise_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "q6_k")

