@@ -61,6 +61,7 @@ def checkout(folder: Path, planted: str = "lambda name, tensor: tensor") -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_the_converters_file_is_proven_and_quantised(
     gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_converters_file_is_proven_and_quantised(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gpt2", "llama.cpp", "m-F32.gguf", "m-Q8_0.gguf"]
 
 
+@pytest.mark.slow
 def test_a_wrong_conversion_is_caught(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = "lambda name, tensor: tensor.flip(0) if name == 'blk.0.attn_output.weight' else tensor"
     monkeypatch.setenv("LLAMA_CPP_DIR", str(checkout(tmp_path / "llama.cpp", planted)))
