@@ -135,12 +135,12 @@ def test_a_run_that_stays_sound_does_not_notice_it(
 
 
 @pytest.mark.usefixtures("watchful")
-def test_a_strength_that_is_too_much_is_not_taken(base: Path, rejections: Path, tmp_path: Path) -> None:
+def test_a_scale_that_ruins_the_model_is_not_applied(base: Path, rejections: Path, tmp_path: Path) -> None:
     run(base, rejections, tmp_path / "plain", learning_rate=1e-3, guard_kl=LIMIT)
-    strong = run(base, rejections, tmp_path / "strong", learning_rate=1e-3, guard_kl=LIMIT, strength=30.0)
+    strong = run(base, rejections, tmp_path / "strong", learning_rate=1e-3, guard_kl=LIMIT, adapter_scale=30.0)
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("plain", "strong"))
     assert one == other
-    assert strong.strength == 1
+    assert strong.adapter_scale == 1
     assert strong.guard is not None
     assert [look["step"] for look in strong.guard["looks"]] == [*range(1, 9), 8]
     assert strong.guard["looks"][-1]["kl"] > LIMIT >= strong.guard["looks"][-2]["kl"]

@@ -21,7 +21,7 @@ from buleyean_rl.batching.forward import add_references, batch_losses, forward_h
 from buleyean_rl.batching.layout import Layout, choose_layout, make_batch, probe
 from buleyean_rl.batching.rows import bin_pack
 from buleyean_rl.data.trie import Boundary, merge_responses
-from buleyean_rl.errors import TrainingError, UsageError
+from buleyean_rl.errors import TrainingError
 from buleyean_rl.kernels import matmul
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.fused_decoder import _Pass
@@ -263,39 +263,6 @@ def test_only_checkpoints_are_discarded(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     discard_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-
-
-# --- settings
-
-
-def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> None:
-    config = BuleyeanConfig(output_dir=str(tmp_path))
-    assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
-    assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
-    assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
-    assert config.get_warmup_steps(1125) == 100
-    assert config.loss == Objective("ratio", 0.9, 1.0)
-    for name in ("complement", "listwise", "published"):
-        assert BuleyeanConfig(output_dir=str(tmp_path), objective=name).loss == Objective(name, 0.7, 1.0)  # type: ignore[arg-type]
-    assert BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5).loss == Objective("ratio", 0.5, 1.0)
-
-
-def test_apples_gpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("transformers.training_args.is_torch_mps_available", lambda: True)
-    assert BuleyeanConfig(output_dir=str(tmp_path)).device.type == "cpu"
-
-
-def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
-    config = BuleyeanConfig(output_dir=str(tmp_path))
-    assert not config.push_to_hub
-    assert not config.report_to or config.report_to == ["none"]
-
-
-@pytest.mark.parametrize("setting", [{"alpha": 0}, {"tau": -1}, {"objective": "kto"}, {"lora_rank": 0}])
-def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        BuleyeanConfig(output_dir=str(tmp_path), **setting)
 
 
 # --- rows and the reference's cache

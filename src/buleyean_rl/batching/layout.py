@@ -22,7 +22,7 @@ Layout = Callable[[Sequence[Boundary]], Batch]
 def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:
     """Boundaries in a layout, with the nodes that the objective has a loss at."""
     batch = layout(boundaries)
-    if objective.of_answers:
+    if objective.is_listwise:
         return replace(batch, answers=find_answers(boundaries))
     return batch if objective.uses_reference else batch.without_anchors()
 

@@ -142,7 +142,7 @@ def table(run: Mapping[str, Any], format: str) -> str:
         format: of the weights the card is for.
     """
     config, gap = run["config"], run["optimality_gap_relative"]
-    strength = run.get("strength", 1)  # runs from before there was one do not say
+    scale = run["adapter_scale"]
     relative = "" if gap is None else f" ({gap:.0%} of the start's)"
     held_out = f" ({run['records_held_out']:,} held out)" if run["records_held_out"] else ""
     measured_on = "held out" if held_out else "on what it was trained on"
@@ -151,7 +151,7 @@ def table(run: Mapping[str, Any], format: str) -> str:
         "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
         "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
         "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"
-        + (f", strength {strength:g}" if strength != 1 else ""),
+        + (f", scaled by {scale:g}" if scale != 1 else ""),
         "Training data": f"{run['records']:,} rejection records, no chosen answers{held_out}",
         "Format": format,
         "Hardware": run["device"],

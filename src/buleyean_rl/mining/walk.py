@@ -35,18 +35,9 @@ from buleyean_rl.training.run import train
 
 ENGINE = "transformers"  # a round's model is an adapter on the base, and only there runs without an export
 TRAINING = (  # settings that make another walk
-    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "strength"),
+    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "adapter_scale"),
     *("per_device_train_batch_size", "lora_rank", "seed"),
 )
-# Small batches: what a round has is few records, and steps are what it needs.
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 7e-4,
-    "num_train_epochs": 4.0,
-    "per_device_train_batch_size": 2,
-    "lora_dropout": 0.0,
-    "strength": 1.7,
-    "held_out": 0.0,
-}
 LEAST_NEW = 0.1  # of the rejections of the first round: with fewer, a model trained anew differs by chance
 
 
@@ -116,19 +107,19 @@ def walk(
     return steps.summary(stop, best)
 
 
-def walk_config(file: Path | None, given: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
-    """Settings of a walk's training: a YAML file's, or `DEFAULTS` without one, and those given on top.
+def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
+    """Settings of a walk's training: the preset `loops`, a YAML file's over it, and options over both.
 
     Args:
-        file: as for `settings.load_config`.
-        given: settings by name.
+        file: as for `config.load_config`.
+        options: settings by name.
 
     Returns:
         A run folder -> its settings.
     """
 
     def configure(folder: Path) -> BuleyeanConfig:
-        return load_config(file, folder, given if file is not None else DEFAULTS | given)
+        return load_config(file, folder, options, preset="loops")
 
     return configure
 

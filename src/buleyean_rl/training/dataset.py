@@ -58,7 +58,7 @@ def _boundaries(
             f"{config.max_length} tokens; raise --max-length",
             path=path,
         )
-    return _with_a_choice(boundaries, path) if config.loss.of_answers else boundaries
+    return _with_a_choice(boundaries, path) if config.loss.is_listwise else boundaries
 
 
 def _add_own_samples(

@@ -61,7 +61,7 @@ class EntryFormat(NamedTuple):
 def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     """What is to be kept for an objective."""
     width, dtype = head.weight.shape[1], head.weight.dtype
-    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
+    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.is_listwise)
 
 
 class ReferenceCache:
@@ -138,7 +138,7 @@ def _references(
     if kept is None:
         return None
     made_from = [
-        *(*numerics, sha256, config.loss.of_answers, micro_batch_limit(config, model)),
+        *(*numerics, sha256, config.loss.is_listwise, micro_batch_limit(config, model)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         kept.with_rest,
     ]

@@ -47,8 +47,8 @@ class RunReport:
         versions: of the libraries that matter.
         config: every setting that was ours to choose.
         guard: what the guard saw, see `guard.Guard.report`; None if there was none.
-        strength: what the adapter was multiplied by after training. The losses and the gap are from before that, the
-            nats of rejected and neutral text from after.
+        adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
+            rejected and neutral text from after.
     """
 
     model: str
@@ -77,7 +77,7 @@ class RunReport:
     versions: dict[str, str]
     config: dict[str, Any]
     guard: dict[str, Any] | None = None
-    strength: float = 1.0
+    adapter_scale: float = 1.0
 
 
 def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:

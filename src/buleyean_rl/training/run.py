@@ -57,7 +57,7 @@ OWN_SETTINGS = (
         "guard",
         "guard_kl",
     ),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "strength"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
     *("num_train_epochs", "max_steps"),
@@ -112,7 +112,7 @@ def train(
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
     tokenizer, base = load_tokenizer(model_name), None
-    if config.loss.of_answers and config.own_samples:
+    if config.loss.is_listwise and config.own_samples:
         base = _load(model_name, config.device, console)
         records_path = _add_own_samples(records_path, folder, skip_bad, base, tokenizer, config, console)
         sha256, skip_bad = records_sha256(records_path), False
@@ -143,17 +143,17 @@ def train(
     if _fingerprint(model) == before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
     with console.status("measuring the trained model"):
-        final, strength = measured.measure(), 1.0
-        if config.strength != 1 and (guard is None or not guard.reason):
-            strength = _strengthen(model, trainer, guard, console)
-        if strength != 1:
+        final, scale = measured.measure(), 1.0
+        if config.adapter_scale != 1 and (guard is None or not guard.reason):
+            scale = _scale(model, trainer, guard, console)
+        if scale != 1:
             final["rejected_nll"] = measured.measure()["rejected_nll"]
         final["neutral_nll"] = mean_nll(model, neutral)
 
     trainer.save_model(str(folder))
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     report = _report(settings, config, model, trainer, boundaries.data, len(training), len(held_out), start, final)
-    report = replace(report, guard=guard.report() if guard is not None else None, strength=strength)
+    report = replace(report, guard=guard.report() if guard is not None else None, adapter_scale=scale)
     write_report(folder, report, trainer.state.log_history)
     discard_checkpoints(folder)
     for name in ("settings.json", SOUND, OWN_SAMPLES):
@@ -170,7 +170,7 @@ def barely_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
         nats: a token of what is rejected has under the base model.
         objective: what is trained with.
     """
-    by_token = objective.uses_reference and not objective.of_answers
+    by_token = objective.uses_reference and not objective.is_listwise
     return by_token and objective.tau <= 1 and nats < LIKELY and all(boundary.rounds == 1 for boundary in boundaries)
 
 
@@ -246,14 +246,14 @@ def _say_what_ended_it(guard: Guard, console: Console) -> None:
     )
 
 
-def _strengthen(model: Any, trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
-    """Make more, or less, of what was trained, unless the guard objects to what comes out; returns the strength."""
-    strength: float = trainer.args.strength
-    scale_adapter(model, strength)
+def _scale(model: Any, trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
+    """Multiply the trained adapter, unless the guard objects to the result; returns the factor."""
+    scale: float = trainer.args.adapter_scale
+    scale_adapter(model, scale)
     if guard is None or not (objection := guard.objection(trainer.state.global_step)):
-        return strength
+        return scale
     guard.restore()
-    console.print(f"[yellow]the adapter is kept as it was trained:[/] at strength {strength:g} {objection}")
+    console.print(f"[yellow]the adapter is kept as it was trained:[/] scaled by {scale:g} {objection}")
     return 1.0
 
 
