@@ -99,9 +99,8 @@ def test_the_limit_stops_reading_and_progress_is_told(tmp_path: Path) -> None:
 # --- personal data
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_what_is_personal() -> None:
+    for text, expected in (
         ("Write to jane.doe+x@mail.example.co.uk.", "Write to [email]."),
         ("Call +49 170 1234567 or (555) 123-4567, +15551234567.", "Call [phone] or [phone], [phone]."),
         ("my phone number is 5551234567!", "my phone number is [phone]!"),
@@ -111,15 +110,15 @@ def test_the_limit_stops_reading_and_progress_is_told(tmp_path: Path) -> None:
         ("Authorization: Bearer abcdefghij0123456789", "Authorization: Bearer [key]"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----!", "[key]!"),
         ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ", "[key]"),
-        # nothing personal
-        ("On 2024-05-17 at 10:30 it was 3.14159, 1 000 000 of 192.168.100.200.", None),
-        ("1 2 3 4 5 6 7 8 9 10 11 12, chapters 12-14", None),
-        ("a@b, @handle, the token is short, my password is secret", None),
-        ("Numbers 1700000000 and 12345678901234567890", None),
-    ],
-)  # fmt: skip
-def test_what_is_personal(text: str, expected: str | None) -> None:
-    assert redact_text(text, Counter())[0] == (text if expected is None else expected)
+    ):
+        assert redact_text(text, Counter())[0] == expected
+    for text in (
+        "On 2024-05-17 at 10:30 it was 3.14159, 1 000 000 of 192.168.100.200.",
+        "1 2 3 4 5 6 7 8 9 10 11 12, chapters 12-14",
+        "a@b, @handle, the token is short, my password is secret",
+        "Numbers 1700000000 and 12345678901234567890",
+    ):
+        assert redact_text(text, Counter())[0] == text
 
 
 def test_spans_move_with_the_text() -> None:
