@@ -15,8 +15,9 @@ from buleyean_rl.training import measure
 OPTIONS = {
     "": "--debug --version",
     "demo": "--output -o --quick --engine --json",
-    "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
-    "--max-length --micro-batch-tokens --guard --held-out --lora-rank --strength --seed --resume --skip-bad --json",
+    "train": "RECORDS --model --output -o --config --preset --objective --alpha --tau --lr --epochs --max-steps "
+    "--batch-size --max-length --micro-batch-tokens --guard --held-out --lora-rank --adapter-scale --seed --resume "
+    "--skip-bad --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
     "--max-length --engine --seed --skip-bad",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
@@ -25,7 +26,7 @@ OPTIONS = {
     "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --engine "
     "--json",
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
-    "--seed --epochs --lr --strength --config --max-drift --json",
+    "--seed --epochs --lr --adapter-scale --config --max-drift --json",
     "void": "--model --output -o --host --port",
     "doctor": "--need --json",
     "data import": "SRC --output -o --format --split --limit --column --score --below --redact --skip-bad --json",

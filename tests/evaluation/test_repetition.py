@@ -15,16 +15,12 @@ from buleyean_rl.evaluation.repetition import is_looping, loop_rate, repeated_sp
     ("text", "grams", "repeats", "spans"),
     [
         ("", 0, 0, []),
-        ("one two three", 0, 0, []),
         ("a b c d", 1, 0, []),
         ("a b c d a b c d", 5, 1, ["a b c d"]),  # abcd bcda cdab dabc abcd
-        ("a b c d x a b c d", 6, 1, ["a b c d"]),
         ("a a a a a a", 3, 2, ["a a a a a"]),  # the second and third gram begin at the second a
         ("No. No. No. No.", 5, 3, ["No. No. No."]),  # a full stop is a unit too
         ("No! NO! no! nO!", 5, 3, ["NO! no! nO!"]),  # case does not count
-        ("1.1.1.1.1", 6, 4, ["1.1.1.1"]),
         ("再见再见再见", 3, 1, ["再见再见"]),  # unspaced scripts: a character is a unit
-        ("漢字 kana ok 漢字 kana ok", 5, 1, ["漢字 kana ok"]),
         ("🙂🙂🙂🙂🙂", 2, 1, ["🙂🙂🙂🙂"]),
         ("über Öl ÜBER öl über Öl", 3, 1, ["ÜBER öl über Öl"]),
     ],

@@ -22,6 +22,6 @@ def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Object
         objective: which loss.
     """
     batch = LAYOUTS[layout](boundaries)
-    if objective.of_answers:
+    if objective.is_listwise:
         return replace(batch, answers=whole_answers(boundaries))
     return batch if objective.uses_reference else batch.without_anchors()

@@ -80,7 +80,7 @@ def walk(
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
-    strength: Annotated[float | None, typer.Option(help="Each round's adapter is multiplied by it (1.7).")] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="Each round's adapter is multiplied by it (1.7).")] = None,
     config: Annotated[
         str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
     ] = None,
@@ -99,7 +99,7 @@ def walk(
     from buleyean_rl.mining.walk import walk as run
     from buleyean_rl.mining.walk import walk_config
 
-    given = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": strength}
+    given = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(
         read_prompts_or_bundled(prompts, "mine"),
         read_prompts_or_bundled(held_out, "held_out"),

@@ -27,7 +27,7 @@ from buleyean_rl.inference.open import identity, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
-from buleyean_rl.mining.walk_report import Round, _table, plot_walk
+from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.run_folder import is_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.files import write_json
@@ -39,15 +39,6 @@ TRAINING = (  # settings that make another walk
     *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "adapter_scale"),
     *("per_device_train_batch_size", "lora_rank", "seed"),
 )
-# Small batches: what a round has is few records, and steps are what it needs.
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 7e-4,
-    "num_train_epochs": 4.0,
-    "per_device_train_batch_size": 2,
-    "lora_dropout": 0.0,
-    "adapter_scale": 1.7,
-    "held_out": 0.0,
-}
 MIN_NEW_SHARE = 0.1  # of the first round's rejections: with fewer, a model trained anew differs by chance
 
 
@@ -110,7 +101,7 @@ def walk(
     best = best_round(state.rounds, max_drift)
     state.write(stop, best)
     plot_walk(folder / "walk.png", state.rounds, max_drift)
-    console.print(_table(state.rounds))
+    console.print(rounds_table(state.rounds))
     if stop:
         console.print(f"stopped after round {len(state.rounds) - 1}: {stop}")
     if best:
@@ -119,10 +110,10 @@ def walk(
 
 
 def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
-    """Settings of a walk's training: a YAML file's, or `DEFAULTS` without one, and options over them.
+    """Settings of a walk's training: the preset `loops`, a YAML file's over it, and options over both.
 
     Args:
-        file: as for `settings.load_config`.
+        file: as for `config.load_config`.
         options: settings by name.
 
     Returns:
@@ -130,7 +121,7 @@ def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], 
     """
 
     def configure(folder: Path) -> BuleyeanConfig:
-        return load_config(file, folder, options if file is not None else DEFAULTS | options)
+        return load_config(file, folder, options, preset="loops")
 
     return configure
 

@@ -86,7 +86,7 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         RecordError: the records cannot be used.
         ModelError: the model cannot be used.
     """
-    if config.loss.of_answers and config.own_samples:
+    if config.loss.is_listwise and config.own_samples:
         records = _with_own_samples(records, model, config, console)
     boundaries = _tokenise(records, model, config, console)
     training, held_out = split(len(boundaries), config.held_out, config.seed)
@@ -127,7 +127,7 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
             f"{config.max_length} tokens; raise --max-length",
             path=records.path,
         )
-    return _with_a_choice(boundaries, records.path) if config.loss.of_answers else boundaries
+    return _with_a_choice(boundaries, records.path) if config.loss.is_listwise else boundaries
 
 
 def _with_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> RecordsFile:

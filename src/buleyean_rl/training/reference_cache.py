@@ -61,7 +61,7 @@ class EntryFormat(NamedTuple):
 def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     """What is to be cached for an objective."""
     width, dtype = head.weight.shape[1], head.weight.dtype
-    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.of_answers)
+    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.is_listwise)
 
 
 class ReferenceCache:
@@ -133,7 +133,7 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
     if entry is None:
         return None
     inputs = [
-        *(*model.numerics, dataset.sha256, config.loss.of_answers, micro_batch_limit(config, model.module)),
+        *(*model.numerics, dataset.sha256, config.loss.is_listwise, micro_batch_limit(config, model.module)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         entry.with_softmax,
     ]

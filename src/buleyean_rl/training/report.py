@@ -49,8 +49,8 @@ class RunReport:
         versions: of the libraries that matter.
         config: every setting that decides the result.
         guard: what the guard checked, see `guard.Guard.report`; None if there was none.
-        adapter_scale: what the adapter was multiplied by after training. The losses and the gap are from before that,
-            the nats of rejected and neutral text from after.
+        adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
+            rejected and neutral text from after.
     """
 
     model: str

@@ -144,7 +144,7 @@ def barely_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
         nats: a token of what is rejected has under the base model.
         objective: what is trained with.
     """
-    by_token = objective.uses_reference and not objective.of_answers
+    by_token = objective.uses_reference and not objective.is_listwise
     return by_token and objective.tau <= 1 and nats < LIKELY and all(boundary.rounds == 1 for boundary in boundaries)
 
 

@@ -19,9 +19,6 @@ from typing import Any
 from buleyean_rl.data.records import write_records
 from buleyean_rl.void.store import Store
 
-LEARNING_RATE = 5e-4
-BATCH = 4
-
 
 class Training:
     """At most one run at a time.
@@ -144,7 +141,7 @@ def child(settings: dict[str, Any]) -> None:
     from transformers import TrainerCallback
 
     from buleyean_rl.errors import BuleyeanError
-    from buleyean_rl.training.config import BuleyeanConfig
+    from buleyean_rl.training.config import load_config
     from buleyean_rl.training.run import train
 
     def report(logs: dict[str, Any], step: int) -> None:
@@ -161,14 +158,7 @@ def child(settings: dict[str, Any]) -> None:
             report(kwargs["logs"], state.global_step)
 
     folder = Path(settings["folder"])
-    config = BuleyeanConfig(
-        output_dir=str(folder),
-        max_steps=settings["steps"],
-        learning_rate=LEARNING_RATE,
-        per_device_train_batch_size=BATCH,
-        lora_dropout=0.0,
-        held_out=0.0,
-    )
+    config = load_config(None, folder, {"max_steps": settings["steps"]}, preset="few")
     if (folder / "run.json").exists():  # finished, but the server was gone by then
         return
     try:
