@@ -148,7 +148,7 @@ def is_private(asked: dict[str, Any]) -> bool:
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> Path:
     folder = tiny_run(tmp_path / "run", base)
-    (folder / "run.json").write_text(json.dumps(asdict(REPORT) | {"model": str(base)}))
+    (folder / "run.json").write_text(json.dumps({"format": 2} | asdict(REPORT) | {"model": str(base)}))
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5/optimizer.pt").write_bytes(b"private")
     (folder / "notes.txt").write_text("private")
