@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from buleyean_rl.data.records import make_record, write_records
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
-from buleyean_rl.models.source import base_of
+from buleyean_rl.models.source import public_name_and_license
 from sample_report import REPORT
 
 RUN = asdict(REPORT)
@@ -54,7 +54,7 @@ def test_a_base_has_its_public_name() -> None:
         ("/home/somebody/models/mine", "mine", None),
         ("../mine/base.gguf", "base.gguf", None),
     ):
-        assert base_of(model) == (name, license)
+        assert public_name_and_license(model) == (name, license)
         card = run_card(RUN | {"model": model})
         assert "somebody" not in card
         header = ModelCard(card).data.to_dict()

@@ -119,6 +119,11 @@ def test_a_walk_hashes_its_base_once(
     assert (calls["probe"], calls["head"]) == (1, 1)
 
 
+def test_exporting_determines_everything_once(calls: Counter[str], gguf: Path, tmp_path: Path) -> None:
+    assert main(["export", str(gguf), "-o", str(tmp_path / "again.gguf"), "--quant", "f16"]) == 0
+    assert calls == {"resolve": 1, "hash": 1}
+
+
 # --- what it says
 
 

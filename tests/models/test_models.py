@@ -108,8 +108,8 @@ def test_a_hub_id_is_loaded_by_its_id_and_never_with_its_own_code(
     asked: list[dict[str, Any]] = []
 
     def from_hub(load: Any) -> Any:
-        def stand_in(pretrained_model_name_or_path: str, **options: Any) -> Any:
-            asked.append({"name": pretrained_model_name_or_path, **options})
+        def stand_in(name: str, **options: Any) -> Any:
+            asked.append({"name": name, **options})
             return load(str(folder), **options)
 
         return staticmethod(stand_in)

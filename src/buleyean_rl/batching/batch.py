@@ -149,7 +149,7 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
             context = [(start, first), *((first + piece.start, first + piece.stop) for piece in path)]
             segments.append(Segment(length, tuple(_merge_adjacent(context))))
     padding = -len(ids) % ROUND
-    if padding:  # seen by nothing
+    if padding:  # attended to by nothing
         segments.append(Segment(padding))
         ids += [0] * padding
         positions += range(padding)
@@ -158,7 +158,7 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
         position_ids=torch.tensor([positions]),
         nodes=torch.tensor(nodes),
         counts=_counts(boundaries),
-        record=_record_of_nodes(boundaries),
+        record=_node_records(boundaries),
         segments=tuple(segments),
         padding=padding,
     )
@@ -190,7 +190,7 @@ def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
         position_ids=columns.contiguous(),
         nodes=torch.tensor([row * width + column for row, column in places]),
         counts=_counts(boundaries),
-        record=_record_of_nodes(boundaries),
+        record=_node_records(boundaries),
         attention_mask=(columns < lengths.unsqueeze(1)).long(),
     )
 
@@ -293,6 +293,6 @@ def _counts(boundaries: Sequence[Boundary]) -> Counts:
     )
 
 
-def _record_of_nodes(boundaries: Sequence[Boundary]) -> Tensor:
+def _node_records(boundaries: Sequence[Boundary]) -> Tensor:
     sizes = torch.tensor([boundary.nodes for boundary in boundaries])
     return torch.repeat_interleave(torch.arange(len(boundaries)), sizes)

@@ -1,6 +1,6 @@
 """Forward passes over batches: hidden states at the nodes, the frozen reference's, and the losses made of both.
 
-Batch --forward_hidden--> hidden states --losses_of_states--> NodeLosses
+Batch --forward_hidden--> hidden states --losses_from_states--> NodeLosses
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objectiv
     """
     if objective.uses_reference:
         (batch,) = add_references(model, [batch])
-    return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective)
+    return losses_from_states(forward_hidden(backbone(model), batch), head, batch, objective)
 
 
-def losses_of_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
+def losses_from_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
     """The objective from the hidden states at a batch's nodes.
 
     Args:

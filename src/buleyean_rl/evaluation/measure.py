@@ -30,7 +30,7 @@ class Material:
     """What models are measured on.
 
     Args:
-        pairs: whose ranking is asked for.
+        pairs: to rank.
         records: rejected answers with counts; None takes those of the pairs.
         texts: plain texts.
         prompts: to be answered greedily.
@@ -47,8 +47,8 @@ class Settings:
     """How it is measured.
 
     Args:
-        max_length: most tokens of a prompt and one answer, or of a text; what is longer is cut at the end.
-        max_tokens: the longest answer given.
+        max_length: tokens of a prompt and one answer, or of a text, at most; longer ones are cut at the end.
+        max_tokens: of an answer, at most.
         engine: auto, transformers or llama.cpp.
     """
 
@@ -64,7 +64,7 @@ class Evaluation:
     Args:
         model: its name.
         reference: the name of what pi_ref is; None for nothing.
-        figures: by name; what was not asked for, or cannot be had of this model, is not there.
+        figures: by name, those that the material and the model allow.
         distinct_4: different 4-grams over all 4-grams of the answers to the prompts.
         counts: what was left out or cut on the way.
         notes: what a reader should know about how it was measured.
@@ -98,7 +98,7 @@ def evaluate(
     Raises:
         UsageError: a reference for a run.
         ModelError: a model cannot be loaded.
-        EngineError: an engine cannot do what is asked.
+        EngineError: an engine failed.
     """
     settings, console = settings or Settings(), console or Console(quiet=True)
     subject = _Subject(locate(name) if isinstance(name, str) else name, settings, console)

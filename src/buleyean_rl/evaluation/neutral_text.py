@@ -26,7 +26,7 @@ def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | N
     Args:
         tokenizer: a transformers tokenizer.
         text: any.
-        max_length: most tokens to use.
+        max_length: tokens to use, at most.
 
     Returns:
         The boundary, or None for a text of fewer than two tokens.

@@ -72,7 +72,7 @@ class Scorer(Protocol):
     """What scores answers and texts."""
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
-        """The score of every answer, in order; `on_done` is told how many questions are done."""
+        """The score of every answer, in order; `on_done` is called with how many questions are done."""
 
     def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
         """The score of every text, None for one too short to predict a token of."""
@@ -190,7 +190,7 @@ class EngineScorer:
 
     Args:
         engine: opened by the caller, and closed by it.
-        max_length: most tokens of a prompt and one answer, or of a text; no more than the engine's context.
+        max_length: tokens of a prompt and one answer, or of a text, at most; no more than the engine's context.
     """
 
     def __init__(self, engine: Engine, max_length: int) -> None:

@@ -28,7 +28,7 @@ from buleyean_rl.gguf.metadata import Field, make_field, read_fields
 from buleyean_rl.gguf.skeleton import LM_HEAD, parameter_names
 from buleyean_rl.gguf.tensors import LazyTensor, open_gguf_tensor, open_safetensors, wrap_tensor
 from buleyean_rl.gguf.vocabulary import tokenizer_metadata
-from buleyean_rl.models.run_folder import is_run, merge_run, run_base, run_tokenizer
+from buleyean_rl.models.run_folder import find_model, merge_run, run_tokenizer
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.models.weights import eos_token_ids, load_config, load_tokenizer, weight_files
 from gguf import GGUFReader
@@ -96,13 +96,13 @@ def blueprint_from_run(name: str) -> Blueprint:
         ModelError: the run or its base model cannot be read.
         ExportError: as `blueprint_from_model`.
     """
-    if not is_run(name):
-        return blueprint_from_base(resolve(name), load_tokenizer(name))
-    run = Path(name)
-    adapter = read_adapter(run)
+    source = find_model(name)
+    if source.run is None:
+        return blueprint_from_base(source, load_tokenizer(source))
+    adapter = read_adapter(source.run)
     if adapter.other_features:  # PEFT merges these, with the whole model in memory
-        return blueprint_from_model(*merge_run(run))
-    return blueprint_from_base(resolve(run_base(run)), run_tokenizer(run), adapter)
+        return blueprint_from_model(*merge_run(source))
+    return blueprint_from_base(resolve(source), run_tokenizer(source.run), adapter)
 
 
 def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | None = None) -> Blueprint:
@@ -118,15 +118,15 @@ def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | N
         ExportError: as `blueprint_from_model`.
     """
     name = source.name
-    config = load_config(name)
+    config = load_config(source)
     find_architecture(config)
     if getattr(config, "quantization_config", None) is not None and source.gguf is None:
         raise UnsupportedArchitecture(f"cannot export {name!r}: its weights are packed; take the unpacked model")
-    end_tokens = frozenset(eos_token_ids(name, config))
+    end_tokens = frozenset(eos_token_ids(source, config))
     if source.gguf_path is not None:
         return _from_gguf_base(source.gguf_path, config, tokenizer, end_tokens, adapter)
     stored: dict[str, LazyTensor] = {}
-    for path in weight_files(name):
+    for path in weight_files(source):
         stored |= open_safetensors(path)
     is_tied = bool(config.tie_word_embeddings)
     # as transformers does: only what the model has (old files hold rotary frequencies too)

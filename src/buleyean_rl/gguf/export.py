@@ -26,7 +26,7 @@ from buleyean_rl.gguf.quantise import QUANTS
 from buleyean_rl.gguf.write import ExportReport, check_request, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT
 from buleyean_rl.models.run_folder import is_run, run_base
-from buleyean_rl.models.source import HUB_ID, base_of
+from buleyean_rl.models.source import HUB_ID, public_name_and_license
 
 
 def export(
@@ -139,7 +139,7 @@ def _make_blueprint(run: str, folder: Path, engine: str) -> Iterator[Blueprint]:
 def _complete(about: About, run: str, path: Path) -> About:
     """Fill in what the run and the file's name say."""
     base = run_base(Path(run)) if is_run(run) else run
-    name, license = base_of(base)
+    name, license = public_name_and_license(base)
     is_public = HUB_ID.fullmatch(name) is not None
     defaults = {
         "name": path.stem,

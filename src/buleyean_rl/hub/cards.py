@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from buleyean_rl.data.records import read_records
-from buleyean_rl.models.source import HUB_ID, base_of
+from buleyean_rl.models.source import HUB_ID, public_name_and_license
 
 TAGS = ["buleyean-rl", "negative-feedback"]
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -29,7 +29,7 @@ def run_card(run: Mapping[str, Any], *, license: str | None = None) -> str:
         run: the contents of its run.json.
         license: an SPDX identifier; None for the base model's.
     """
-    base, base_license = base_of(str(run["model"]))
+    base, base_license = public_name_and_license(str(run["model"]))
     header = {
         **_base_fields(base, "adapter"),
         "library_name": "peft",
@@ -64,7 +64,7 @@ def gguf_card(
         name: of the model.
         license: an SPDX identifier; None for the base model's.
     """
-    base, base_license = base_of(str(run["model"])) if run else ("", None)
+    base, base_license = public_name_and_license(str(run["model"])) if run else ("", None)
     header = {
         **_base_fields(base, "finetune"),
         "library_name": "gguf",
@@ -145,7 +145,7 @@ def run_table(run: Mapping[str, Any], format: str) -> str:
     held_out = f" ({run['records_held_out']:,} held out)" if run["records_held_out"] else ""
     measured_on = "held out" if held_out else "on what it was trained on"
     rows = {
-        "Base model": base_of(str(run["model"]))[0],
+        "Base model": public_name_and_license(str(run["model"]))[0],
         "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
         "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
         "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
-from buleyean_rl.models.source import base_of
+from buleyean_rl.models.source import public_name_and_license
 
 CARD = "README.md"
 RUN_FILES = (
@@ -134,7 +134,7 @@ def _read_run_report(run: Path) -> dict[str, Any]:
 def _without_local_path(path: Path, key: str) -> bytes:
     """A JSON file whose base model has its public name, without a folder of this machine."""
     value = json.loads(path.read_text(encoding="utf-8"))
-    public = value | {key: base_of(str(value[key]))[0]}
+    public = value | {key: public_name_and_license(str(value[key]))[0]}
     return (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 

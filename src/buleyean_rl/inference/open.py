@@ -41,7 +41,7 @@ def open_engine(model: str | Source, kind: str = "auto", console: Console | None
         model: from `locate`, or a name for it.
         kind: of engine. `auto` runs GGUF files in llama.cpp and everything else in transformers, which is
             much the quicker of the two for many answers at once.
-        console: is told what a model in transformers computes with; None for nowhere.
+        console: where a model in transformers says what it computes with; None for nowhere.
 
     Raises:
         UsageError: no such kind, or it does not run such a model.

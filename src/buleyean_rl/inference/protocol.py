@@ -79,7 +79,7 @@ class Completer(Protocol):
         """
 
     def close(self) -> None:
-        """Free the model; nothing may be asked afterwards."""
+        """Free the model; the engine cannot be used afterwards."""
 
 
 @runtime_checkable
@@ -121,11 +121,11 @@ class Engine(Completer, Protocol):
         starts: Sequence[int] | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[float]]:
-        """Log-probability of the tokens given those before them.
+        """Log-probability of each token, conditional on those before it.
 
         Args:
             sequences: token ids.
-            starts: of each, the first position that is asked for, at least 1; 1 in all of them if left out.
+            starts: of each, the first position to score, at least 1; None for 1 in all.
             on_done: called with how many sequences are done, from any thread.
 
         Returns:

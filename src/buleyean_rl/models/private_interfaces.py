@@ -40,3 +40,8 @@ def adapters_disabled(model: Any) -> Iterator[None]:
     finally:
         for state in states:
             state["_disable_adapters"] = False
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Keep transformers' `TrainingArguments` from replicating a model over all GPUs. transformers 5.24."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)

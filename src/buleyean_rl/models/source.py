@@ -24,8 +24,8 @@ BUNDLED = "smollm2-135m"
 HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
 
 
-def base_of(model: str) -> tuple[str, str | None]:
-    """A base model's public name, and its licence where that is known; of a file or folder only the last part."""
+def public_name_and_license(model: str) -> tuple[str, str | None]:
+    """A base model's public name, and its licence or None; of a file or folder only the last part."""
     if model in ALIASES:
         return ALIASES[model]
     if HUB_ID.fullmatch(model) and not Path(model).exists():

@@ -37,7 +37,9 @@ def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
 
     source = resolve(name)
     with loading(source):
-        return AutoModelForCausalLM.from_pretrained(**_saved(source), dtype=dtype, use_safetensors=True).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            _location(source), **_revision(source), dtype=dtype, use_safetensors=True
+        ).eval()
 
 
 def load_tokenizer(name: str | Source) -> Any:
@@ -53,7 +55,7 @@ def load_tokenizer(name: str | Source) -> Any:
 
     source = resolve(name)
     with loading(source):
-        return AutoTokenizer.from_pretrained(**_saved(source))
+        return AutoTokenizer.from_pretrained(_location(source), **_revision(source))
 
 
 def load_config(name: str | Source) -> Any:
@@ -71,7 +73,7 @@ def load_config(name: str | Source) -> Any:
     with loading(source):
         if source.gguf and not _conversion(source).exists():
             return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf)
-        return AutoConfig.from_pretrained(**_saved(source))
+        return AutoConfig.from_pretrained(_location(source), **_revision(source))
 
 
 def eos_token_ids(name: str | Source, config: Any) -> set[int]:
@@ -87,7 +89,7 @@ def eos_token_ids(name: str | Source, config: Any) -> set[int]:
     generation = config
     if not source.gguf:
         with suppress(OSError):  # it has no generation_config.json
-            generation = GenerationConfig.from_pretrained(**_saved(source))
+            generation = GenerationConfig.from_pretrained(_location(source), **_revision(source))
     ids = generation.eos_token_id
     return set(ids if isinstance(ids, list) else [ids]) - {None}
 
@@ -117,12 +119,14 @@ def weight_files(name: str | Source) -> list[Path]:
     return paths
 
 
-def _saved(source: Source) -> dict[str, Any]:
-    """What `from_pretrained` is to read: a folder, or a commit on the Hub."""
-    if source.gguf:
-        return {"pretrained_model_name_or_path": str(_converted(source))}
-    revision = {} if source.revision is None else {"revision": source.revision}
-    return {"pretrained_model_name_or_path": source.location, **revision}
+def _location(source: Source) -> str:
+    """What `from_pretrained` reads: a folder, or a name on the Hub."""
+    return str(_converted(source)) if source.gguf else source.location
+
+
+def _revision(source: Source) -> dict[str, Any]:
+    """The commit of a name on the Hub, as an argument of `from_pretrained`."""
+    return {} if source.revision is None else {"revision": source.revision}
 
 
 def _converted(source: Source) -> Path:
@@ -149,7 +153,7 @@ def _converted(source: Source) -> Path:
 
 
 def _conversion(source: Source) -> Path:
-    """Where a GGUF file's conversion is kept, once there is one."""
+    """Where a GGUF file's conversion is, once there is one."""
     from transformers import __version__
 
     return cache_folder() / "models" / f"{source.fingerprint}-{__version__}"

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
+from buleyean_rl.models.private_interfaces import use_one_gpu
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 
 
@@ -116,7 +117,7 @@ class BuleyeanConfig(TrainingArguments):
         self.alpha = self.loss.alpha
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
-        self._n_gpu = min(self.n_gpu, 1)  # one device: replicas would bypass the adapter switch
+        use_one_gpu(self)  # replicas would bypass the adapter switch
 
 
 def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str = "log") -> BuleyeanConfig:

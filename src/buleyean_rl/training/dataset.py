@@ -48,7 +48,7 @@ class Dataset:
     Args:
         sha256: of the records file it was read from.
         training: to train on.
-        held_out: kept from training.
+        held_out: to measure on only.
         counts: records read, dropped, and responses cut.
     """
 

@@ -63,22 +63,22 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     size = config.per_device_train_batch_size
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
-    tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
+    batch_tokens = np.add.reduceat(sizes, starts, dtype=np.int64)
     alone = sizes.max() > trainer.micro_batch_limit  # a record with a micro-batch to itself, longer than any other
-    largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
-    median = int(np.argsort(tokens_of_batches)[len(tokens_of_batches) // 2])
+    largest = int((np.maximum.reduceat(sizes, starts) if alone else batch_tokens).argmax())
+    median = int(np.argsort(batch_tokens)[len(batch_tokens) // 2])
     devices = [] if config.device.type == "cpu" else [config.device]
     with torch.random.fork_rng(devices):  # the run itself must not notice
         for batch in dict.fromkeys((largest, median)):
             started = time.monotonic()
             _try_step(trainer, training.select(shuffled[batch * size : (batch + 1) * size])[:])
-            seconds_a_token = (time.monotonic() - started) / int(tokens_of_batches[batch])
+            seconds_a_token = (time.monotonic() - started) / int(batch_tokens[batch])
     adapter = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     on_gpu = config.device.type == "cuda"
     trial = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
     memory = trial + 2 * adapter  # the optimiser's state is made in the first step
-    tokens = int(tokens_of_batches.sum()) * config.num_train_epochs
-    steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
+    tokens = int(batch_tokens.sum()) * config.num_train_epochs
+    steps = -(-len(batch_tokens) // config.gradient_accumulation_steps) * config.num_train_epochs
     if config.max_steps > 0:
         tokens, steps = tokens * config.max_steps / steps, config.max_steps
     free = psutil.virtual_memory().available

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from buleyean_rl.batching.forward import add_references, losses_of_states
+from buleyean_rl.batching.forward import add_references, losses_from_states
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import hidden_states, make_micro_batches, sum_nll
 from buleyean_rl.models.model import Model
@@ -34,7 +34,7 @@ class HeldOut:
         sums, nlls, terms = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
         for batch in self._batches:
             hidden = hidden_states(self._model, batch)
-            losses = losses_of_states(hidden, self._model.head, batch, self._objective)
+            losses = losses_from_states(hidden, self._model.head, batch, self._objective)
             sums += torch.stack([part.double().sum().cpu() for part in losses])
             nlls += sum_nll(hidden, self._model.head, batch.counts)
             terms += batch.terms

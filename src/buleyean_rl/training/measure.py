@@ -36,7 +36,7 @@ class Measurement:
         self.neutral = neutral_boundaries(model.tokenizer, min(NEUTRAL_TOKENS, config.max_length))
 
     def before(self, guard: Guard | None) -> dict[str, float]:
-        """The objective, and nats of rejected and neutral text; the guard is told the base model's drift check.
+        """The objective, and nats of rejected and neutral text; sets the guard's check of the base model.
 
         What does not depend on the records is measured once for all runs.
         """

@@ -1,7 +1,7 @@
 """The frozen base model's hidden states, on disk from the first epoch to the later ones.
 
-Hidden states and not logits, 576 numbers a node instead of 49,152; and what the loss computes from them alone, where it
-can be told apart. The files are memory-mapped, so they take no more memory than the operating system has to spare, and
+Hidden states and not logits, 576 numbers a node instead of 49,152; and where the loss has a part that depends on them
+alone, that too. The files are memory-mapped, so they take no more memory than the operating system has to spare, and
 they outlive the run that wrote them.
 """
 

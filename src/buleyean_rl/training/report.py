@@ -25,7 +25,7 @@ class RunReport:
         model: name of the base model.
         objective: name of the objective.
         records: how many were trained on.
-        records_held_out: how many were kept from training.
+        records_held_out: how many were measured on only.
         records_sha256: of the records file.
         steps: optimiser steps.
         tokens: tokens computed, shared prompts counted once.

@@ -62,7 +62,7 @@ def train(
         config: the settings; `config.output_dir` is the run folder.
         resume: go on with a run that was killed.
         skip_bad: leave out malformed records instead of stopping at the first.
-        callbacks: told of every step, as by `Trainer`.
+        callbacks: as for `Trainer`.
         console: where progress goes; None for nowhere.
 
     Returns:
@@ -127,7 +127,7 @@ def prepare(model: Model, config: BuleyeanConfig, console: Console) -> None:
     Args:
         model: the base model.
         config: the settings.
-        console: is told what the model computes with.
+        console: where it says what the model computes with.
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     with console.status(f"loading {model.source.name}"):

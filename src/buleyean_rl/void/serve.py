@@ -76,7 +76,7 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
         folder: holds the store and the runs.
         host: the address it will listen on.
         port: the port there.
-        console: is told what the base model computes with; None for nowhere.
+        console: where the base model says what it computes with; None for nowhere.
     """
     if is_endpoint(model) or is_run(model):
         raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
