@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buleyean_rl.data.importers import Preference, Preferences
-from buleyean_rl.data.records import Prompt, as_messages, parse_text, read_rows, reject_row
+from buleyean_rl.data.records import Prompt, as_messages, handle_bad_row, parse_text, read_rows
 from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
 from buleyean_rl.evaluation.repetition import distinct, is_looping, overlap, prefix_match
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
@@ -155,7 +155,7 @@ def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
             try:
                 found.append(parse_text(row.get("text", row.get("content")), "text"))
             except RecordError as error:
-                reject_row(error, path, line, False)
+                handle_bad_row(error, path, line, False)
     else:
         try:
             found = path.read_text(encoding="utf-8-sig").splitlines()

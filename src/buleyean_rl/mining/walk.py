@@ -27,7 +27,7 @@ from buleyean_rl.inference.open import identity, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
-from buleyean_rl.mining.walk_report import Round, _table, plot_walk
+from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.run_folder import is_run
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig, load_config
@@ -98,7 +98,7 @@ def walk(
         stop = reason_to_stop(steps.rounds, max_drift)
     steps.write(stop, best_round(steps.rounds, max_drift))
     plot_walk(folder / "walk.png", steps.rounds, max_drift)
-    console.print(_table(steps.rounds))
+    console.print(rounds_table(steps.rounds))
     best = best_round(steps.rounds, max_drift)
     if stop:
         console.print(f"stopped after round {len(steps.rounds) - 1}: {stop}")
