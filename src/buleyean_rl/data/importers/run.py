@@ -76,8 +76,8 @@ class ImportReport:
             "rows without a rejection": self.without_rejection,
             "duplicate answers folded into counts": self.duplicates_folded,
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
-            "empty answers kept (training drops them: they have no token to reject)": self.empty,
-            "rows that reject the very text they choose, kept": self.same_as_chosen,
+            "empty answers, with no token to reject (training drops them)": self.empty,
+            "rows that reject the very text they choose": self.same_as_chosen,
             "bad rows skipped": self.skipped,
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
