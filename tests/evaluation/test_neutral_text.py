@@ -21,7 +21,7 @@ def plain_nll(text: str) -> tuple[float, int]:
     return -log_pi[0, :-1].gather(1, ids[0, 1:, None]).sum().item(), ids.shape[1] - 1
 
 
-@pytest.mark.parametrize("limit", [1, 1000])
+@pytest.mark.parametrize("limit", [1, 40, 1000])
 def test_mean_nll_of_texts_is_the_plain_one(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buleyean_rl.evaluation.neutral_text.micro_batch_tokens", lambda _: limit)
     texts = [neutral_boundary(TOKENIZER, text, 64) for text in SENTENCES[:5]]
