@@ -10,17 +10,21 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_export import needs_llama_cpp_python
 
 import gguf
 from buleyean_rl.cli import main
+from buleyean_rl.gguf import blueprint, export_gguf
+from buleyean_rl.gguf import export as exporting
 from buleyean_rl.inference import llama_cpp_python
 from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
 from buleyean_rl.inference.protocol import Sampling
+from buleyean_rl.models import run_folder, source
 from go_template import parse_modelfile, render_go
-from tiny import tiny_run, tiny_tokenizer
+from tiny import tiny_llama, tiny_run, tiny_tokenizer
 
 ASK = [{"role": "user", "content": "Hello!"}]
 
@@ -55,6 +59,26 @@ def test_one_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     }
     assert {key: said.get(f"general.{key}") for key in expected} == expected
     assert not [value for value in said.values() if str(run.parent) in str(value)]
+
+
+def test_a_gguf_base_is_resolved_and_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    base = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "base.gguf", "f32", gate=False).path
+    folder = tiny_run(tmp_path / "run", base)
+    calls: list[str] = []
+    for module, name in ((run_folder, "find_model"), (source, "_file_hash")):
+        original = getattr(module, name)
+
+        def counted(argument: object, name: str = name, original: Any = original) -> Any:
+            if not isinstance(argument, source.Source):
+                calls.append(name)
+            return original(argument)
+
+        for user in (module, exporting, blueprint):
+            if hasattr(user, name):
+                monkeypatch.setattr(user, name, counted)
+    assert export(folder, "-o", tmp_path / "m.gguf") == 0
+    assert sorted(calls) == ["_file_hash", "find_model"]
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.tensors import LazyTensor, scale
 from buleyean_rl.gguf.write import ExportReport, write_files, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT
-from buleyean_rl.models.run_folder import run_base, run_tokenizer
-from buleyean_rl.models.source import Source, resolve
+from buleyean_rl.models.run_folder import find_model, run_tokenizer
+from buleyean_rl.models.source import Source
 from gguf import GGUFType, Keys
 
 ADAPTER_QUANTS = ("f32", "f16", "bf16")
@@ -32,7 +32,7 @@ _REMEDY = "export the merged model instead (without --adapter)"
 
 
 def write_adapter(
-    run: Path,
+    run: Path | Source,
     path: Path,
     quant: str = "f16",
     *,
@@ -47,7 +47,7 @@ def write_adapter(
     and removed afterwards.
 
     Args:
-        run: a run folder.
+        run: a run folder, or its source.
         path: the file to write.
         quant: one of `ADAPTER_QUANTS`.
         gate: run the parity gate before the file gets its name.
@@ -56,19 +56,22 @@ def write_adapter(
         progress: called with tensors written and tensors in all.
 
     Raises:
-        ExportError: the adapter does what such a file cannot say, or cannot be written.
+        ExportError: there is no adapter, it does what such a file cannot say, or cannot be written.
         ParityError: base and file together do not behave like the merged model.
     """
     if quant not in ADAPTER_QUANTS:
         raise ExportError(f"an adapter file is written as {', '.join(ADAPTER_QUANTS)}, not as {quant!r}")
-    source = resolve(run_base(run))
-    base, adapter = blueprint_from_base(source, run_tokenizer(run)), read_adapter(run)
+    source = find_model(run)
+    if source.run is None or source.base is None:
+        raise ExportError(f"{source.name}: has no adapter; name a run folder")
+    base_source = source.base
+    base, adapter = blueprint_from_base(base_source, run_tokenizer(source.run)), read_adapter(source.run)
     blueprint = blueprint_from_adapter(base, adapter)
     general = (about or About()).fields(GGUFType.ADAPTER)
     blueprint = replace(blueprint, metadata=override_fields(blueprint.metadata, general))
 
     def prove(written: Path) -> ParityReport:
-        with _base_file(source, base, path.parent) as base_path:
+        with _base_file(base_source, base, path.parent) as base_path:
             return check_adapter(base, blueprint, adapter, base_path, written, engine=engine)
 
     return write_files(blueprint, {quant: path}, prove if gate else None, progress)[0]

@@ -29,7 +29,7 @@ from buleyean_rl.gguf.skeleton import LM_HEAD, parameter_names
 from buleyean_rl.gguf.tensors import LazyTensor, open_gguf_tensor, open_safetensors, wrap_tensor
 from buleyean_rl.gguf.vocabulary import tokenizer_metadata
 from buleyean_rl.models.run_folder import find_model, merge_run, run_tokenizer
-from buleyean_rl.models.source import Source, resolve
+from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import eos_token_ids, load_config, load_tokenizer, weight_files
 from gguf import GGUFReader
 
@@ -86,23 +86,23 @@ def blueprint_from_model(model: Any, tokenizer: Any) -> Blueprint:
     return _from_parameters(model.config, tokenizer, generation_ends(model), parameters, is_tied=is_tied)
 
 
-def blueprint_from_run(name: str) -> Blueprint:
+def blueprint_from_run(run: str | Path | Source) -> Blueprint:
     """The blueprint of a run folder with its adapter merged in, or of any model that trains.
 
     Args:
-        name: a run folder, or what `models.source.resolve` takes.
+        run: what `models.run_folder.find_model` takes.
 
     Raises:
         ModelError: the run or its base model cannot be read.
         ExportError: as `blueprint_from_model`.
     """
-    source = find_model(name)
-    if source.run is None:
+    source = find_model(run)
+    if source.run is None or source.base is None:
         return blueprint_from_base(source, load_tokenizer(source))
     adapter = read_adapter(source.run)
     if adapter.other_features:  # PEFT merges these, with the whole model in memory
         return blueprint_from_model(*merge_run(source))
-    return blueprint_from_base(resolve(source), run_tokenizer(source.run), adapter)
+    return blueprint_from_base(source.base, run_tokenizer(source.run), adapter)
 
 
 def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | None = None) -> Blueprint:
@@ -117,11 +117,10 @@ def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | N
         ModelError: the base model cannot be read.
         ExportError: as `blueprint_from_model`.
     """
-    name = source.name
     config = load_config(source)
     find_architecture(config)
     if getattr(config, "quantization_config", None) is not None and source.gguf is None:
-        raise UnsupportedArchitecture(f"cannot export {name!r}: its weights are packed; take the unpacked model")
+        raise UnsupportedArchitecture(f"cannot export {source.name!r}: its weights are packed; take the unpacked model")
     end_tokens = frozenset(eos_token_ids(source, config))
     if source.gguf_path is not None:
         return _from_gguf_base(source.gguf_path, config, tokenizer, end_tokens, adapter)
@@ -132,7 +131,7 @@ def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | N
     # as transformers does: only what the model has (old files hold rotary frequencies too)
     names = [parameter for parameter in parameter_names(config) if not (is_tied and parameter == LM_HEAD)]
     if missing := [parameter for parameter in names if parameter not in stored]:
-        raise ExportError(f"{name}: the model's {missing[0]} is in none of its files")
+        raise ExportError(f"{source.name}: the model's {missing[0]} is in none of its files")
     parameters = {parameter: stored[parameter] for parameter in names}
     if adapter is not None:
         parameters = adapter.merge_into(parameters)

@@ -25,7 +25,8 @@ from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_file, generatio
 from buleyean_rl.gguf.parity import CONTEXT, TOLERANCE, compare_behaviour, open_written_file
 from buleyean_rl.gguf.program import run_program
 from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
-from buleyean_rl.models.run_folder import is_run, merge_run
+from buleyean_rl.models.run_folder import merge_run
+from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_base, load_tokenizer
 
 VARIABLE = "LLAMA_CPP_DIR"
@@ -47,11 +48,11 @@ def find_converter() -> Path | None:
 
 
 @contextmanager
-def convert(name: str, script: Path, folder: Path, engine: str = DEFAULT) -> Iterator[Blueprint]:
+def convert(source: Source, script: Path, folder: Path, engine: str = DEFAULT) -> Iterator[Blueprint]:
     """The blueprint of the file that llama.cpp's converter makes, proven; the file is deleted when the block ends.
 
     Args:
-        name: a run folder, or what `models.source.resolve` takes. The model is merged in memory.
+        source: of a run or a base model. The model is merged in memory.
         script: the converter.
         folder: on a disk with room for the model twice.
         engine: what the file is proven in, one of `gguf_engines.ENGINES`.
@@ -60,15 +61,15 @@ def convert(name: str, script: Path, folder: Path, engine: str = DEFAULT) -> Ite
         ExportError: the converter failed; with the last line it printed.
         ParityError: its file does not behave like the model.
     """
-    if is_run(name):
-        model, tokenizer = merge_run(Path(name))
+    if source.run is None:
+        model, tokenizer = load_base(source), load_tokenizer(source)
     else:
-        model, tokenizer = load_base(name), load_tokenizer(name)
+        model, tokenizer = merge_run(source)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as temporary:
-        source, path = Path(temporary) / "model", Path(temporary) / "model.gguf"
+        saved, path = Path(temporary) / "model", Path(temporary) / "model.gguf"
         for part in (model, tokenizer):
-            part.save_pretrained(source)
-        run_program([sys.executable, str(script), str(source), "--outfile", str(path), "--outtype", "f32"], str(script))
+            part.save_pretrained(saved)
+        run_program([sys.executable, str(script), str(saved), "--outfile", str(path), "--outtype", "f32"], str(script))
         if not path.exists():
             raise ExportError(f"{script} failed: it wrote no file")
         blueprint = blueprint_from_file(path, model.config, tokenizer, generation_ends(model))

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from buleyean_rl.errors import ExportError, UnsupportedArchitecture, UsageError
+from buleyean_rl.errors import UnsupportedArchitecture, UsageError
 from buleyean_rl.gguf.adapter_file import write_adapter
 from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_run
 from buleyean_rl.gguf.converter import VARIABLE, convert, find_converter
@@ -25,8 +25,8 @@ from buleyean_rl.gguf.ollama import write_modelfile
 from buleyean_rl.gguf.quantise import QUANTS
 from buleyean_rl.gguf.write import ExportReport, check_request, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT
-from buleyean_rl.models.run_folder import is_run, run_base
-from buleyean_rl.models.source import HUB_ID, public_name_and_license
+from buleyean_rl.models.run_folder import find_model
+from buleyean_rl.models.source import HUB_ID, Source, public_name_and_license
 
 
 def export(
@@ -60,8 +60,9 @@ def export(
     console = console or Console(quiet=True)
     paths = output_paths(path, quants)
     check_request(paths)  # before minutes of loading
-    about = _complete(about or About(), run, path)
-    with console.status(f"reading {run}") as status, _make_blueprint(run, path.parent, engine) as blueprint:
+    source = find_model(run)
+    about = _complete(about or About(), source, path)
+    with console.status(f"reading {run}") as status, _make_blueprint(source, path.parent, engine) as blueprint:
         status.update(f"writing {path}, and checking it in llama.cpp")
         reports = write_gguf(blueprint, paths, engine=engine, about=about)
     notes = [note for report in reports for note in report.notes]
@@ -97,10 +98,10 @@ def export_adapter(
         ModelError: the base model cannot be loaded.
     """
     console = console or Console(quiet=True)
-    if not is_run(run):
-        raise ExportError(f"{run}: has no adapter; name a run folder")
+    source = find_model(run)
+    about = _complete(about or About(), source, path)
     with console.status(f"writing {path}, and checking it in llama.cpp with its base"):
-        report = write_adapter(Path(run), path, quant, engine=engine, about=_complete(about or About(), run, path))
+        report = write_adapter(source, path, quant, engine=engine, about=about)
     return _show([report], report.notes, engine, console)
 
 
@@ -119,11 +120,11 @@ def output_paths(path: Path, quants: Sequence[str]) -> dict[str, Path]:
 
 
 @contextmanager
-def _make_blueprint(run: str, folder: Path, engine: str) -> Iterator[Blueprint]:
+def _make_blueprint(source: Source, folder: Path, engine: str) -> Iterator[Blueprint]:
     """A blueprint by this package's own tables, else by the converter of the user's checkout."""
     script = find_converter()
     try:
-        blueprint = blueprint_from_run(run)
+        blueprint = blueprint_from_run(source)
     except UnsupportedArchitecture as error:
         if script is None:
             raise UnsupportedArchitecture(
@@ -132,14 +133,13 @@ def _make_blueprint(run: str, folder: Path, engine: str) -> Iterator[Blueprint]:
     else:
         yield blueprint
         return
-    with convert(run, script, folder, engine) as blueprint:
+    with convert(source, script, folder, engine) as blueprint:
         yield blueprint
 
 
-def _complete(about: About, run: str, path: Path) -> About:
-    """Fill in what the run and the file's name say."""
-    base = run_base(Path(run)) if is_run(run) else run
-    name, license = public_name_and_license(base)
+def _complete(about: About, source: Source, path: Path) -> About:
+    """Fill in what the model's source and the file's name say."""
+    name, license = public_name_and_license((source.base or source).name)
     is_public = HUB_ID.fullmatch(name) is not None
     defaults = {
         "name": path.stem,
