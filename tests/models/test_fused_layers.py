@@ -15,14 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from buleyean_rl.kernels import abi
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.packed_attention import PADDED
-from marks import needs_c
-from tiny import tiny_llama, tiny_model, tiny_qwen2, tiny_tokenizer
-
-
-@pytest.fixture(params=[pytest.param("C", marks=needs_c), "torch"], autouse=True)
-def _sweeps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(abi, "available", lambda *_: False)
+from buleyean_rl.models.private_interfaces import attention_implementation
+from tiny import tiny_llama, tiny_tokenizer
 
 
 class Mlp(nn.Module):
@@ -35,7 +29,7 @@ class Mlp(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def norm(kind: type[nn.Module]) -> Any:
+def norm(kind: type[nn.Module] = LlamaRMSNorm) -> Any:
     module = kind(24)
     nn.init.uniform_(module.weight, 0.2, 1.5)
     return module
@@ -49,8 +43,7 @@ def outcome(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return y.double(), x.grad.double()
 
 
-@pytest.mark.parametrize("make", [lambda: norm(LlamaRMSNorm), Mlp])
-def test_a_fused_layer_computes_what_its_own_code_does(make: Any) -> None:
+def compare(make: Any) -> None:
     torch.manual_seed(0)
     module = make().bfloat16().requires_grad_(False)
     x = 2 * torch.randn(2, 5, 24).bfloat16()
@@ -63,6 +56,21 @@ def test_a_fused_layer_computes_what_its_own_code_does(make: Any) -> None:
         assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
 
 
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize("make", [norm, Mlp])
+def test_a_fused_layer_computes_what_its_own_code_does(make: Any) -> None:
+    compare(make)
+
+
+def test_without_kernels_a_norm_is_torch_s_and_an_mlp_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abi, "available", lambda *_: False)
+    compare(norm)
+    mlp = Mlp().bfloat16()
+    fuse_layers(mlp)
+    assert "forward" not in vars(mlp)
+
+
+@pytest.mark.usefixtures("own_kernels")
 @pytest.mark.parametrize("make", [lambda: norm(GemmaRMSNorm), lambda: Mlp("gelu")])
 def test_a_layer_that_computes_something_else_is_left_alone(make: Any) -> None:
     module = make().bfloat16()
@@ -70,33 +78,7 @@ def test_a_layer_that_computes_something_else_is_left_alone(make: Any) -> None:
     assert "forward" not in vars(module)
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
-def test_attention_turns_queries_and_keys_as_its_own_code_does(make: Any, rows: int) -> None:
-    torch.manual_seed(0)
-    model = make(tiny_tokenizer()).bfloat16().requires_grad_(False)
-    layer = model.model.layers[0].self_attn
-    x, positions = torch.randn(rows, 9, 64).bfloat16(), torch.arange(9).expand(rows, -1)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        return layer(x, model.model.rotary_emb(x, positions), None)[0]
-
-    model.double()
-    exact = outcome(run, x.double())
-    model.bfloat16()
-    own = outcome(run, x)
-    fuse_layers(model)
-    assert "forward" in vars(layer)
-    for got, plain, expected in zip(outcome(run, x), own, exact, strict=True):
-        assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
-
-
-def test_another_rotation_is_left_alone() -> None:
-    model = tiny_model("CohereForCausalLM", tiny_tokenizer())  # neighbours turn together, not halves
-    fuse_layers(model)
-    assert not any("forward" in vars(layer.self_attn) for layer in model.model.layers)
-
-
+@pytest.mark.usefixtures("own_kernels")
 def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:
     torch.manual_seed(0)
     model = tiny_llama(tiny_tokenizer()).bfloat16()
@@ -108,9 +90,8 @@ def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:
     assert model.float()(ids).logits.isfinite().all()
 
 
-@pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(3, 64), (2, 40, 64)])
+@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.parametrize(("bias", "shape"), [(True, (3, 64)), (False, (2, 40, 64))])
 def test_a_linear_layer_is_as_near_to_the_exact_one_where_torch_is_slow(
     bias: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +134,7 @@ def test_attention_goes_by_fp32_where_torch_is_slow(
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
     exact = copy.deepcopy(model).double()(ids, attention_mask=mask).logits[:, -1]
-    model.config._attn_implementation = own
+    model.set_attn_implementation(own)
     fuse_layers(model)
-    assert model.config._attn_implementation == then
+    assert attention_implementation(model.config) == then
     assert (model(ids, attention_mask=mask).logits[:, -1] - exact).norm() <= 0.02 * exact.norm()

@@ -11,16 +11,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
-from buleyean_rl.models import adapted_linear, lora
+from adapted import TOKENIZER, stir
+from buleyean_rl.models import adapted_linear
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.fused_layers import fuse_layers
-from buleyean_rl.models.lora import LoraLinear, lora_config
-from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
+from buleyean_rl.models.lora import LoraLinear, cached_weights, linear_groups, lora_config, scale_adapter
+from tiny import tiny_llama, tiny_qwen2
 
 # PEFT asks transformers under a name that goes away with version 6
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-TOKENIZER = tiny_tokenizer()
 IDS = torch.arange(4, 24).reshape(2, 10)
 
 
@@ -69,9 +69,9 @@ def outcome(layer: PeftLinear, x: Tensor) -> dict[str, Any]:
     return {"y": y, "x": x.grad, "A": layer.lora_A["default"].weight.grad, "B": layer.lora_B["default"].weight.grad}
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("shape", [(4, 7), (2, 3, 7), (1, 1, 7)])
+@pytest.mark.parametrize(
+    ("bias", "dropout", "shape"), [(True, 0.5, (2, 3, 7)), (False, 0.0, (4, 7)), (True, 0.0, (1, 1, 7))]
+)
 def test_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
     ours, theirs = pair(bias, dropout)
     x = torch.randn(shape)
@@ -86,8 +86,7 @@ def test_dropout_drops_only_in_training() -> None:
     torch.testing.assert_close(ours.eval()(x), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("p", [0.05, 0.5])
+@pytest.mark.parametrize(("dtype", "p"), [(torch.float32, 0.5), (torch.bfloat16, 0.05)])
 def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype, p: float) -> None:
     x = torch.ones(400, 250, dtype=dtype)
     masks = torch.stack([adapted_linear._dropout(x, p, seed) for seed in range(8)]).float()
@@ -135,10 +134,8 @@ def test_bf16_stays_bf16_with_adapter_gradients_in_fp32() -> None:
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("shape", [(40, 64), (2, 33, 64)])
-def test_in_tiles_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("bias", "dropout", "shape"), [(True, 0.5, (2, 33, 64)), (False, 0.0, (40, 64))])
+def test_in_c_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16()
     ours, _ = pair(bias, dropout, torch.bfloat16, inputs=64, outputs=96)
     _, theirs = pair(bias, dropout, inputs=64, outputs=96)
@@ -148,8 +145,8 @@ def test_in_tiles_value_and_gradient_are_pefts(bias: bool, dropout: float, shape
         torch.testing.assert_close(got[name].float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
 
 
-@pytest.mark.usefixtures("tiles")
-def test_in_tiles_inputs_and_gradients_lie_however_they_may() -> None:
+@pytest.mark.usefixtures("own_kernels")
+def test_in_c_inputs_and_gradients_lie_however_they_may() -> None:
     ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
     x = torch.randn(64, 40).bfloat16().T  # its columns next to each other
     a, b = (ours.lora_A["default"].weight, ours.lora_B["default"].weight)
@@ -165,8 +162,8 @@ def test_in_tiles_inputs_and_gradients_lie_however_they_may() -> None:
     )
 
 
-@pytest.mark.usefixtures("tiles")
-def test_in_tiles_the_base_is_the_same_without_a_gradient() -> None:
+@pytest.mark.usefixtures("own_kernels")
+def test_in_c_the_base_is_the_same_without_a_gradient() -> None:
     ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
     ours.enable_adapters(False)
     x = torch.randn(2, 33, 64).bfloat16()
@@ -202,27 +199,23 @@ def test_a_merged_layer_answers_the_same() -> None:
 
 def adapted(dropout: float = 0.0, targets: list[str] | None = None) -> Any:
     torch.manual_seed(0)
-    model = attach_lora(tiny_qwen2(TOKENIZER), lora_config(4, 8, dropout, targets))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return model.eval()
+    return stir(attach_lora(tiny_qwen2(TOKENIZER), lora_config(4, 8, dropout, targets))).eval()
 
 
 def test_every_linear_layer_but_the_head_is_adapted() -> None:
     model = adapted()
-    found = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, LoraLinear)}
-    assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    names = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def test_named_layers_alone_are_adapted() -> None:
-    found = {
+    names = {
         name.split(".")[-1]
         for name, module in adapted(targets=["q_proj", "v_proj"]).named_modules()
         if isinstance(module, LoraLinear)
     }
-    assert found == {"q_proj", "v_proj"}
+    assert names == {"q_proj", "v_proj"}
 
 
 def test_a_model_learns_as_with_peft_alone() -> None:
@@ -271,10 +264,10 @@ def test_layers_with_one_input_compute_together() -> None:
     attention, mlp = model.base_model.model.model.layers[0].self_attn, model.base_model.model.model.layers[0].mlp
     assert attention.q_proj.group is attention.k_proj.group is attention.v_proj.group
     assert mlp.gate_proj.group is mlp.up_proj.group
-    assert all(layer.its_group().layers == [layer] for layer in (attention.o_proj, mlp.down_proj))
+    assert all(layer.group.layers == [layer] for layer in (attention.o_proj, mlp.down_proj))
     few = adapted(targets=["q_proj", "v_proj", "up_proj"]).base_model.model.model.layers[0]
     assert few.self_attn.q_proj.group.layers == [few.self_attn.q_proj, few.self_attn.v_proj]
-    assert few.mlp.up_proj.its_group().layers == [few.mlp.up_proj]
+    assert few.mlp.up_proj.group.layers == [few.mlp.up_proj]
 
 
 def test_a_groups_layers_answer_each_input_in_any_order() -> None:
@@ -287,7 +280,7 @@ def test_a_groups_layers_answer_each_input_in_any_order() -> None:
         torch.testing.assert_close(layers[place](x), expected[layers[place], x], rtol=1e-4, atol=1e-5)
 
 
-def test_what_waits_in_a_group_is_not_given_out_once_the_adapter_is_off() -> None:
+def test_pending_outputs_are_dropped_once_the_adapter_is_off() -> None:
     attention = adapted().base_model.model.model.layers[0].self_attn
     x = torch.randn(5, 64)
     attention.q_proj(x)
@@ -319,9 +312,7 @@ def test_a_group_scales_each_layer_by_its_own() -> None:
     plain = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
     plain.rank_pattern, plain.alpha_pattern = config.rank_pattern, config.alpha_pattern
     theirs = attach_lora(tiny_qwen2(TOKENIZER), plain)
-    for name, parameter in ours.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
+    stir(ours)
     theirs.load_state_dict(ours.state_dict())
     results = []
     for model in (ours, theirs):
@@ -334,9 +325,7 @@ def test_a_group_scales_each_layer_by_its_own() -> None:
 def test_two_adapters_fall_back_to_pefts_own_way() -> None:
     model = get_peft_model(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None))
     model.add_adapter("second", lora_config(2, 4, 0.0, None))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
+    stir(model)
     with torch.no_grad():
         first = model(IDS).logits
         model.base_model.set_adapter(["default", "second"])
@@ -346,34 +335,34 @@ def test_two_adapters_fall_back_to_pefts_own_way() -> None:
     assert not torch.allclose(first, both)
 
 
-def test_strengthened_it_adds_so_much_more() -> None:
+def test_a_scaled_adapter_adds_so_much_more() -> None:
     layer, _ = pair()
     x = torch.randn(4, 7)
     with torch.no_grad():
         base, once = layer.get_base_layer()(x), layer(x)
-        lora.scale_adapter(layer, 2.5)
+        scale_adapter(layer, 2.5)
         torch.testing.assert_close(layer(x) - base, 2.5 * (once - base), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_layers_that_are_held_compute_the_same_and_follow_new_weights_afterwards(dropout: float) -> None:
+def test_frozen_layers_compute_the_same_and_follow_new_weights_afterwards(dropout: float) -> None:
     model = adapted(dropout).train()
 
     def outputs() -> list[Tensor]:
         torch.manual_seed(3)
         with torch.no_grad():
-            found = [model(IDS).logits, model(IDS).logits]
+            twice = [model(IDS).logits, model(IDS).logits]
             with model.disable_adapter():
-                return [*found, model(IDS).logits]
+                return [*twice, model(IDS).logits]
 
     expected = outputs()
     assert expected[0].equal(expected[1]) == (dropout == 0)  # each pass drops other elements
-    groups = lora.groups_of(model)
+    groups = linear_groups(model)
     assert len(groups) == 4 * model.config.num_hidden_layers
-    with lora.held(groups):
+    with cached_weights(groups):
         for got, alone in zip(outputs(), expected, strict=True):
             assert got.equal(alone)
-    with pytest.raises(RuntimeError, match="ends early"), lora.held(groups):
+    with pytest.raises(RuntimeError, match="ends early"), cached_weights(groups):
         raise RuntimeError("a step that ends early")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -384,9 +373,9 @@ def test_layers_that_are_held_compute_the_same_and_follow_new_weights_afterwards
     assert base.equal(expected[2])
 
 
+@pytest.mark.usefixtures("own_kernels")
 @pytest.mark.parametrize("change", ["scaling", "weight", "type", "parameters"])
-@pytest.mark.usefixtures("tiles")
-def test_what_changed_since_is_looked_at_again(change: str) -> None:
+def test_what_changed_since_is_looked_up_again(change: str) -> None:
     layer, _ = pair(bias=False, dtype=torch.bfloat16, inputs=64, outputs=96)
     base, a, b = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
     x = torch.randn(40, 64).bfloat16()

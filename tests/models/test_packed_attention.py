@@ -1,4 +1,4 @@
-"""Packed attention against a dense mask over the whole row: value and gradient, blocks ragged and whole."""
+"""Packed attention against a dense mask over the whole sequence: value and gradient, by each way to compute it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from buleyean_rl.kernels import attention as attention_kernels
-from buleyean_rl.models import blockwise_attention
 from buleyean_rl.models import packed_attention as attention
-from buleyean_rl.models import segments as layouts
-from buleyean_rl.models.blockwise_attention import BLOCK
 from buleyean_rl.models.packed_attention import packed_attention, padded_attention
-from buleyean_rl.models.segments import Segment, segments_in_use
+from buleyean_rl.models.segments import Segment, cu_seqlens, segments_in_use
 
-ROWS = {
+SEQUENCES = {
     "one token": (Segment(1),),
-    "one block": (Segment(BLOCK),),
-    "a block and one": (Segment(BLOCK + 1),),
+    "one block": (Segment(256),),
     "neighbours": (Segment(3), Segment(2), Segment(5)),
     "a trie": (Segment(9), Segment(4, ((0, 6),)), Segment(2, ((0, 3), (9, 11)))),
-    "a long branch from a long stem": (Segment(2 * BLOCK + 7), Segment(BLOCK + 3, ((0, BLOCK + 5),)), Segment(70)),
+    "a long branch from a long stem": (Segment(519), Segment(259, ((0, 261),)), Segment(70)),
 }
-every_row = pytest.mark.parametrize("segments", ROWS.values(), ids=ROWS.keys())
+TRIE, LONG = SEQUENCES["a trie"], SEQUENCES["a long branch from a long stem"]
+every_sequence = pytest.mark.parametrize("segments", SEQUENCES.values(), ids=SEQUENCES.keys())
 
 
 def visible(segments: tuple[Segment, ...], window: int | None) -> Tensor:
-    """Which token of the row sees which, spelled out token by token."""
+    """Which token of the sequence sees which, spelled out token by token."""
     size = sum(segment.length for segment in segments)
     mask, start = torch.zeros(size, size, dtype=torch.bool), 0
     for segment in segments:
@@ -83,26 +80,33 @@ def compare(
         torch.testing.assert_close(ours.double() / scale, theirs / scale, rtol=tolerance, atol=tolerance)
 
 
-@every_row
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_packed_is_dense(segments: tuple[Segment, ...], dtype: torch.dtype, tolerance: float) -> None:
-    compare(segments, dtype=dtype, tolerance=tolerance)
+@every_sequence
+def test_packed_is_dense(segments: tuple[Segment, ...]) -> None:
+    compare(segments)
 
 
-@every_row
-@pytest.mark.parametrize("window", [1, 5, BLOCK, 10_000])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_packed_is_dense_in_every_precision(dtype: torch.dtype, tolerance: float) -> None:
+    compare(LONG, dtype=dtype, tolerance=tolerance)
+
+
+def test_where_torch_is_slow_in_bf16_it_goes_by_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buleyean_rl.kernels.precision._cpu_has_bf16", lambda: False)
+    compare(TRIE, dtype=torch.bfloat16, tolerance=1e-2)
+
+
+@pytest.mark.parametrize(("segments", "window"), [(TRIE, 1), (TRIE, 5), (TRIE, 10_000), (LONG, 256)])
 def test_a_window_counts_along_the_path(segments: tuple[Segment, ...], window: int) -> None:
     compare(segments, window=window)
 
 
-@pytest.mark.parametrize("heads", [2, 6])
-@pytest.mark.parametrize("scaling", [None, 1.0, 0.05])
-def test_grouped_heads_and_a_given_scale(heads: int, scaling: float | None) -> None:
-    compare(ROWS["a trie"], heads=heads, scaling=scaling)
+@pytest.mark.parametrize(("heads", "scaling"), [(2, 0.05), (6, 1.0)])
+def test_grouped_heads_and_a_given_scale(heads: int, scaling: float) -> None:
+    compare(TRIE, heads=heads, scaling=scaling)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.data())
-def test_any_row_of_segments_is_dense(lengths: list[int], data: st.DataObject) -> None:
+def test_any_segments_are_dense(lengths: list[int], data: st.DataObject) -> None:
     segments, start = [], 0
     for length in lengths:
         edges = sorted(data.draw(st.sets(st.integers(0, start), max_size=4)))
@@ -112,7 +116,7 @@ def test_any_row_of_segments_is_dense(lengths: list[int], data: st.DataObject) -
     compare(tuple(segments))
 
 
-def of_many_lengths(
+def varlen_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -130,76 +134,83 @@ def of_many_lengths(
     assert window_size[1] == 0
     outputs = []
     for i in range(len(cu_seqlens_q) - 1):
-        of_query, of_key = (slice(*until[i : i + 2].tolist()) for until in (cu_seqlens_q, cu_seqlens_k))
-        rows, keys = q[of_query], k[of_key]
-        assert len(rows) <= max_seqlen_q
-        assert len(keys) <= max_seqlen_k
-        distance = torch.arange(len(keys) - len(rows), len(keys))[:, None] - torch.arange(len(keys))
+        queries, keys = (slice(*cu[i : i + 2].tolist()) for cu in (cu_seqlens_q, cu_seqlens_k))
+        q_i, k_i, v_i = q[queries], k[keys], v[keys]
+        assert len(q_i) <= max_seqlen_q
+        assert len(k_i) <= max_seqlen_k
+        distance = torch.arange(len(k_i) - len(q_i), len(k_i))[:, None] - torch.arange(len(k_i))
         mask = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
-        sequence = (x.transpose(0, 1).unsqueeze(0) for x in (rows, keys, v[of_key]))
+        sequence = (x.transpose(0, 1).unsqueeze(0) for x in (q_i, k_i, v_i))
         outputs.append(dense(*sequence, mask, scale)[0])
     return torch.cat(outputs)
 
 
-@every_row
-@pytest.mark.parametrize("window", [None, 1, 5, 10_000])
-def test_all_stretches_at_once_are_dense(
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("segments", [TRIE, LONG], ids=["a trie", "a long one"])
+def test_all_segments_at_once_are_dense(
     segments: tuple[Segment, ...], window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at_once(query: Tensor, key: Tensor, value: Tensor, _: object, scale: float) -> Tensor:
-        lengths = layouts._lengths(segments, 0, query.device)
-        return attention._attend_at_once(query, key, value, lengths, scale, window)
+    def at_once(query: Tensor, key: Tensor, value: Tensor, _: object, scale: float, *__: object) -> Tensor:
+        seqlens = cu_seqlens(segments, 0, query.device)
+        return attention._varlen_attention(query, key, value, seqlens, scale, window)
 
-    monkeypatch.setattr(attention, "varlen_attn", of_many_lengths)
-    monkeypatch.setattr(blockwise_attention._BlockwiseBackward, "apply", at_once)
-    monkeypatch.setattr(attention, "_attend", lambda *x: at_once(*x[:5]))
+    monkeypatch.setattr(attention, "varlen_attn", varlen_attention)
+    monkeypatch.setattr(attention, "_attention_by_segment", at_once)
     compare(segments, window=window)
 
 
 @pytest.fixture
-def short_rows(tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
-    """Attention goes by tiles however short a row is."""
+def short_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel computes attention however short a sequence is."""
     monkeypatch.setattr(attention_kernels, "attends", lambda like, *_: like.dtype == torch.bfloat16)
 
 
-@pytest.mark.usefixtures("short_rows")
-@every_row
-@pytest.mark.parametrize("threads", [1, 5])
-def test_in_tiles_packed_is_dense(segments: tuple[Segment, ...], threads: int) -> None:
+in_c = pytest.mark.usefixtures("own_kernels", "short_sequences")
+
+
+@pytest.mark.usefixtures("tiles", "short_sequences")
+def test_in_c_packed_is_dense() -> None:
+    compare(LONG, dtype=torch.bfloat16, tolerance=1e-2, width=64)
+
+
+@in_c
+@every_sequence
+def test_in_c_more_threads_divide_the_queries_of_a_segment(segments: tuple[Segment, ...]) -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)  # more threads divide the queries of a stretch
+    torch.set_num_threads(5)
     try:
         compare(segments, dtype=torch.bfloat16, tolerance=1e-2, width=64)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("short_rows")
-@pytest.mark.parametrize(("scaling", "tolerance"), [(0.3, 1e-2), (3.0, 2e-2)])  # powers beyond what a float holds
-@pytest.mark.parametrize("width", [32, 96, 128])
-@pytest.mark.parametrize("heads", [2, 6, 10])
-def test_tiles_of_any_width_and_heads_in_any_groups(width: int, heads: int, scaling: float, tolerance: float) -> None:
-    compare(ROWS["a trie"], dtype=torch.bfloat16, tolerance=tolerance, width=width, heads=heads, scaling=scaling)
+@in_c
+@pytest.mark.parametrize(
+    ("width", "heads", "scaling", "tolerance"),
+    [(32, 2, 0.3, 1e-2), (96, 6, 3.0, 2e-2), (128, 10, 3.0, 2e-2)],  # 3.0: powers beyond what a float holds
+)
+def test_in_c_heads_of_any_width_in_any_groups(width: int, heads: int, scaling: float, tolerance: float) -> None:
+    compare(TRIE, dtype=torch.bfloat16, tolerance=tolerance, width=width, heads=heads, scaling=scaling)
 
 
-@pytest.mark.usefixtures("short_rows")
-def test_in_tiles_later_queries_see_the_keys_before_them() -> None:
+@in_c
+def test_in_c_later_queries_see_the_keys_before_them() -> None:
     q, k, v = torch.randn(3, 1, 2, 150, 64, dtype=torch.bfloat16).unbind()
     whole, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
     later, _ = packed_attention(torch.nn.Module(), q[:, :, -40:], k, v, attention_mask=None)
     torch.testing.assert_close(later, whole[:, -40:])
 
 
-@pytest.mark.usefixtures("short_rows")
-def test_tiles_of_tensors_however_they_lie() -> None:
+@in_c
+def test_in_c_strides_may_be_any() -> None:
     inputs = [torch.randn(1, 2, 40, 64, dtype=torch.bfloat16) for _ in range(3)]
     across = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in inputs]
     whole, other = (packed_attention(torch.nn.Module(), *x, attention_mask=None)[0] for x in (inputs, across))
     assert whole.equal(other)
 
 
-@pytest.mark.usefixtures("short_rows")
-def test_in_tiles_what_no_query_sees_has_no_part() -> None:
+@in_c
+def test_in_c_what_no_query_sees_has_no_part() -> None:
     q, k, v = torch.randn(3, 1, 2, 70, 64, dtype=torch.bfloat16).unbind()
     row, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
     k[:, :, 50:], v[:, :, 50:] = float("nan"), float("nan")
@@ -210,13 +221,13 @@ def test_in_tiles_what_no_query_sees_has_no_part() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-@every_row
-@pytest.mark.parametrize("window", [None, 5, BLOCK])
+@every_sequence
+@pytest.mark.parametrize("window", [None, 5])
 def test_packed_is_dense_on_cuda(segments: tuple[Segment, ...], window: int | None) -> None:
     compare(segments, dtype=torch.bfloat16, tolerance=2e-2, window=window, width=64, device="cuda")
 
 
-def test_without_segments_the_row_is_causal() -> None:
+def test_without_segments_the_sequence_is_causal() -> None:
     q, k, v = torch.randn(3, 1, 2, 7, 4, dtype=torch.double).unbind()
     got, _ = packed_attention(torch.nn.Module(), q, k, v, attention_mask=None)
     torch.testing.assert_close(got, dense(q, k, v, visible((Segment(7),), None), 0.5))
@@ -232,8 +243,9 @@ def test_segments_are_in_use_only_within() -> None:
     assert not torch.allclose(before, within)
 
 
-@pytest.mark.parametrize("has_bf16", [True, False])
-@pytest.mark.parametrize("mask", [None, torch.bool, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("has_bf16", "mask"), [(True, torch.bool), (False, torch.bool), (False, torch.bfloat16), (False, None)]
+)
 def test_padded_attention_is_transformers_own(
     has_bf16: bool, mask: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,14 +14,9 @@ from buleyean_rl.models import output_head
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import fused_loss, token_logprobs
-from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, published_loss
+from buleyean_rl.objectives.losses import NodeLosses, Objective
+from dense import OBJECTIVES, dense_loss, inputs
 
-OBJECTIVES = [
-    Objective("complement"),
-    Objective("published"),
-    Objective("complement", alpha=0.3, tau=0.1),
-    Objective("published", alpha=1.0, tau=0.5),
-]
 COMPLEMENT, PUBLISHED = OBJECTIVES[:2]
 PRECISIONS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # and their tolerances
 SHAPE = (3 * 47, 31, 123)  # nodes, width, vocabulary
@@ -33,40 +28,6 @@ CASES: list[tuple[Objective, torch.dtype, tuple[int, int, int], dict[str, object
     (PUBLISHED, torch.bfloat16, (1, 1, 2), CAPPED),
     (OBJECTIVES[2], torch.bfloat16, (130, 16, 257), {"bias": True}),
 ]
-
-
-def random_counts(nodes: int, vocabulary: int, entries: int, rounds: int = 10) -> Counts:
-    """Up to `entries` rejections per node, some nodes with none, counts beyond T included."""
-    rows = []
-    for node in range(nodes):
-        for token in torch.randperm(vocabulary)[: torch.randint(0, entries + 1, ()).item()].tolist():
-            rows.append((node, token, torch.randint(1, rounds + 3, ()).item()))
-    node, option, count = (
-        (torch.tensor(column) for column in zip(*rows, strict=True))
-        if rows
-        else (torch.zeros(0, dtype=torch.long),) * 3
-    )
-    return Counts(node, option, count.float(), torch.full((nodes,), float(rounds)))
-
-
-def dense_loss(
-    hidden: Tensor, head: OutputHead, counts: Counts, objective: Objective, reference: Tensor | None
-) -> NodeLosses:
-    logits = head(hidden)
-    counts = counts.astype(logits.dtype)
-    if reference is None:
-        return published_loss(logits, counts, objective)
-    return complement_loss(logits, head(reference), counts, objective)
-
-
-def inputs(
-    shape: tuple[int, int, int], dtype: torch.dtype, objective: Objective, **head: object
-) -> tuple[Tensor, OutputHead, Counts, Tensor | None]:
-    nodes, width, vocabulary = shape
-    hidden = torch.randn(nodes, width).to(dtype)
-    weight = (torch.randn(vocabulary, width) / width**0.5).to(dtype)
-    reference = (hidden + torch.randn(nodes, width) / 4).to(dtype) if objective.uses_reference else None
-    return hidden, OutputHead(weight, **head), random_counts(nodes, vocabulary, 3), reference  # type: ignore[arg-type]
 
 
 def assert_fused_is_dense(

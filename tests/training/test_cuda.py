@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_fused import OBJECTIVES, dense_loss, inputs
-from test_trainer import RECORDS, TOKENIZER, adapted, trainer
 
+from adapted import TOKENIZER, adapted
 from buleyean_rl.batching.batch import pack, pad_paths
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.models.fused_layers import fuse_layers
@@ -19,7 +18,9 @@ from buleyean_rl.models.views import backbone, plain_model
 from buleyean_rl.objectives.fused import fused_loss
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.trainer import BuleyeanTrainer
+from dense import OBJECTIVES, dense_loss, inputs
 from tiny import tiny_llama, tiny_qwen2
+from tiny_trainer import RECORDS, trainer
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -57,7 +58,7 @@ def test_the_fused_loss_is_the_dense_one(
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
-def test_norms_and_rotations_are_the_model_s_own(make: Any) -> None:
+def test_norms_are_the_model_s_own(make: Any) -> None:
     torch.manual_seed(0)
     model = make(TOKENIZER).bfloat16().requires_grad_(False)
     x = torch.randn(2, 9, 64).bfloat16()
@@ -76,7 +77,7 @@ def test_norms_and_rotations_are_the_model_s_own(make: Any) -> None:
     model.bfloat16().cuda()
     own = outcome()
     fuse_layers(model)
-    assert {"forward"} <= vars(model.model.layers[0].self_attn).keys() & vars(model.model.norm).keys()
+    assert "forward" in vars(model.model.norm)
     for got, plain, expected in zip(outcome(), own, exact, strict=True):
         assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
 

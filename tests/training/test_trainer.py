@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,22 @@ import pytest
 import torch
 from transformers import Trainer
 
+from adapted import TOKENIZER, adapted, stir
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references
-from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.data.trie import merge_responses
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.kernels import matmul
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.fused_decoder import _Pass
 from buleyean_rl.models.lora import lora_config
-from buleyean_rl.models.model import Model
-from buleyean_rl.models.views import output_head
+from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.checkpoints import discard_checkpoints, last_checkpoint
-from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.held_out import HeldOut
 from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
-from tiny import tiny_llama, tiny_model, tiny_tokenizer
-
-TOKENIZER = tiny_tokenizer()
+from tiny import tiny_llama, tiny_model
+from tiny_trainer import RECORDS, trainer
 
 KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tiny_llama(TOKENIZER),
@@ -40,35 +36,6 @@ KINDS: dict[str, Callable[[], Any]] = {
     "mamba, padded": lambda: tiny_model("MambaForCausalLM", TOKENIZER),
     "lfm2, padded": lambda: tiny_model("Lfm2ForCausalLM", TOKENIZER, layer_types=["conv", "full_attention"]),
 }
-RECORDS = [
-    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], 9)
-    for number in range(40, 48)
-]
-
-
-def trainer(
-    model: Any,
-    folder: Path,
-    records: list[Boundary] = RECORDS,
-    references: ReferenceCache | None = None,
-    **settings: Any,
-) -> BuleyeanTrainer:
-    defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
-    config = BuleyeanConfig(**(defaults | settings))
-    return BuleyeanTrainer(Model.from_module(model), config, records, references=references)
-
-
-def adapted(make: Callable[[], Any], dropout: float = 0.0, targets: list[str] | None = None) -> Any:
-    torch.manual_seed(0)
-    return attach_lora(make(), lora_config(4, 8, dropout, targets))
-
-
-def stir(model: Any) -> Any:
-    """Make the adapter do something."""
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
@@ -202,40 +169,18 @@ def test_gradients_are_clipped_as_everybody_clips_them(
     torch.testing.assert_close(runs[0][0], runs[1][0], rtol=1e-5, atol=1e-9)
 
 
-def test_freed_memory_is_retained_for_all_steps_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-
-    @contextmanager
-    def retained() -> Iterator[None]:
-        happened.append("retained")
-        yield
-        happened.append("given back")
-
-    monkeypatch.setattr("buleyean_rl.training.trainer.freed_memory_retained", retained)
-    run = trainer(adapted(KINDS["llama"]), tmp_path, max_steps=2)
-    step = run.training_step
-    monkeypatch.setattr(run, "training_step", lambda *args: happened.append("step") or step(*args))
-    run.train()
-    assert happened == ["retained", "step", "step", "given back"]
-
-
-def test_checkpointed_layers_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes, calls, compute = [], [0], _Pass.__call__
-
-    def counted(of_layer: _Pass, x: torch.Tensor, keep: bool) -> Any:
-        calls[-1] += of_layer.layer.module.self_attn.layer_idx == 0
-        return compute(of_layer, x, keep)
-
-    monkeypatch.setattr(_Pass, "__call__", counted)
+def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:
+    outcomes = []
     for checkpointing in (False, True):
-        calls.append(0)
         model = adapted(KINDS["llama"], dropout=0.2)
+        calls: list[int] = []
+        backbone(model).layers[0].input_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(0))
         settings = {"max_steps": 3, "learning_rate": 1e-3, "activation_checkpointing": checkpointing}
         trainer(model, tmp_path / str(checkpointing), **settings).train()
-        outcomes.append(weights(model))
-    _, plain, checkpointed = calls
-    assert checkpointed == plain + 3  # once more in each backward pass
-    assert outcomes[0].equal(outcomes[1])
+        outcomes.append((len(calls), weights(model)))
+    (plain_calls, plain), (checkpointed_calls, checkpointed) = outcomes
+    assert checkpointed_calls == plain_calls + 3  # once more in each backward pass
+    assert plain.equal(checkpointed)
 
 
 def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

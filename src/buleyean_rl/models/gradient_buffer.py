@@ -1,7 +1,7 @@
-"""The gradients in all that learns, in one tensor, which stays where it is from step to step.
+"""The gradients of all trainable parameters in one tensor, which stays where it is from step to step.
 
-Made anew among what a backward pass frees, they would leave memory in pieces. And products that know where a layer's
-lie add to them themselves: it takes autograd some 30 us for each parameter.
+Allocated anew within a backward pass, they would fragment memory; and kernels that know where a layer's gradients are
+accumulate them there, without autograd.
 """
 
 from __future__ import annotations
@@ -13,34 +13,29 @@ from torch import Tensor, nn
 
 
 class GradientBuffer:
-    """Where the gradients in parameters lie.
+    """Where the gradients of parameters are.
 
     Args:
-        learning: the parameters.
-        together: whose gradients lie one after the other, in this order, where all of these learn.
+        parameters: all that are trained.
+        groups: whose gradients are contiguous, in this order, where all of a group are trained.
     """
 
-    def __init__(self, learning: Sequence[nn.Parameter], together: Sequence[tuple[nn.Parameter, ...]]) -> None:
-        together = [some for some in together if all(parameter.requires_grad for parameter in some)]
-        order = list(dict.fromkeys([*(parameter for some in together for parameter in some), *learning]))
-        self.all = torch.cat([parameter.detach().flatten() for parameter in order])
-        parts = self.all.split([parameter.numel() for parameter in order])
-        self._places = [(parameter, part.view_as(parameter)) for parameter, part in zip(order, parts, strict=True)]
-        sizes = [sum(parameter.numel() for parameter in some) for some in together]
-        self._together = dict(zip(together, self.all[: sum(sizes)].split(sizes), strict=True))
+    def __init__(self, parameters: Sequence[nn.Parameter], groups: Sequence[tuple[nn.Parameter, ...]]) -> None:
+        groups = [group for group in groups if all(parameter.requires_grad for parameter in group)]
+        order = list(dict.fromkeys([*(parameter for group in groups for parameter in group), *parameters]))
+        self.flat = torch.cat([parameter.detach().flatten() for parameter in order])
+        parts = self.flat.split([parameter.numel() for parameter in order])
+        self._views = [(parameter, part.view_as(parameter)) for parameter, part in zip(order, parts, strict=True)]
+        sizes = [sum(parameter.numel() for parameter in group) for group in groups]
+        self._slices = dict(zip(groups, self.flat[: sum(sizes)].split(sizes), strict=True))
 
-    def place(self) -> None:
-        """Let the gradients be there, zeros, if there are none."""
-        if self._places[0][0].grad is None:
-            self.all.zero_()
-            for parameter, place in self._places:
-                parameter.grad = place
+    def attach(self) -> None:
+        """Make these the parameters' gradients, zeros, if they have none."""
+        if self._views[0][0].grad is None:
+            self.flat.zero_()
+            for parameter, view in self._views:
+                parameter.grad = view
 
-    def forget(self) -> None:
-        """There are none, as after `nn.Module.zero_grad`, which goes through all modules: a hundredth of a step."""
-        for parameter, _ in self._places:
-            parameter.grad = None
-
-    def of(self, together: tuple[nn.Parameter, ...]) -> Tensor | None:
-        """Those in some parameters, one after the other, if that is how they lie."""
-        return self._together.get(together)
+    def slice(self, group: tuple[nn.Parameter, ...]) -> Tensor | None:
+        """The gradients of a group, one after the other, if that is how they are."""
+        return self._slices.get(group)

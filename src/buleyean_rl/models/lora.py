@@ -1,13 +1,12 @@
-"""LoRA linear layers that compute in their base's precision, those with one input as one node of the autograd graph.
+"""LoRA linear layers that compute in their base's precision; those with one input are one node of the autograd graph.
 
     y = W x + bias + scaling B A dropout(x)
 
-Only A and B learn; they are kept in fp32 and cast to the base layer's type for the products, so a bf16
-model stays bf16 throughout. The low-rank part is added inside the matrix product, not beside it.
+Only A and B learn; they are stored in fp32 and cast to the base layer's type for the products, so a bf16 model stays
+bf16 throughout. The low-rank part is accumulated inside the matrix product, not computed beside it.
 
-Queries, keys and values are made from one input, and so are a gate and what it lets through. A `LinearGroup` makes
-them in one product: the W's stand on top of each other, the A's too, and the B's along a diagonal. Alone, products as
-narrow as an A's or a B's would take three times their share of a step.
+Queries, keys and values are made from one input, and so are gate and up. A `LinearGroup` makes them in one product: the
+W's are stacked, the A's too, and the B's are a block diagonal. Products as narrow as a single A or B are slow.
 """
 
 from __future__ import annotations
@@ -22,10 +21,17 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from buleyean_rl.kernels import matmul
-from buleyean_rl.models.adapted_linear import AdaptedLinear, _Adapter, _copy_adapters, frozen_linear
+from buleyean_rl.models.adapted_linear import (
+    AdaptedLinear,
+    AdaptedLinearFunction,
+    StackedAdapter,
+    copy_adapters,
+    frozen_linear,
+)
 from buleyean_rl.models.gradient_buffer import GradientBuffer
+from buleyean_rl.models.private_interfaces import register_lora_layers
 
-ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as transformers names them
+SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as transformers names them
 
 
 def lora_config(rank: int, alpha: int, dropout: float, target_modules: list[str] | None) -> LoraConfig:
@@ -44,11 +50,13 @@ def lora_config(rank: int, alpha: int, dropout: float, target_modules: list[str]
         lora_dropout=dropout,
         target_modules=target_modules or "all-linear",
     )
-    config._register_custom_module({nn.Linear: LoraLinear})
+    register_lora_layers(config, {nn.Linear: LoraLinear})
     return config
 
 
-class _State(NamedTuple):
+class AdapterState(NamedTuple):
+    """What a pass does with a layer's adapters."""
+
     adapters: tuple[str, ...]  # in use
     dropout: float
 
@@ -56,37 +64,37 @@ class _State(NamedTuple):
 class LoraLinear(PeftLinear):
     """PEFT's LoRA linear layer with the forward pass of this module."""
 
-    group: LinearGroup | None = None
+    _group: LinearGroup | None = None
+
+    @property
+    def group(self) -> LinearGroup:
+        """The layers that it computes with; itself alone until `group_layers`."""
+        if self._group is None:
+            self._group = LinearGroup([self])
+        return self._group
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the layer. Shape: (..., inputs) to (..., outputs)."""
-        group = self.its_group()
+        group = self.group
         if args or kwargs or group.state() is None:
             return super().forward(x, *args, **kwargs)
-        return group.output_of(self, x)
+        return group.layer_output(self, x)
 
-    def its_group(self) -> LinearGroup:
-        """The group it is in, or one of its own."""
-        if self.group is None:
-            self.group = LinearGroup([self])
-        return self.group
-
-    def state(self) -> _State | None:
-        """What this module needs to know of the layer, or None where PEFT's own code is to compute it."""
+    def state(self) -> AdapterState | None:
+        """What a pass does with its adapters, or None where PEFT's own code has to compute it."""
         if self.disable_adapters:
-            return None if self.merged else _State((), 0.0)
+            return None if self.merged else AdapterState((), 0.0)
         names = tuple(name for name in self.active_adapters if name in self.lora_A)
         if self.merged or len(names) != 1:
             return None
         dropout = self.lora_dropout[names[0]]
-        return _State(names, dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0)
+        return AdapterState(names, dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0)
 
 
 class LinearGroup:
     """LoRA layers that are given the same input, in one product.
 
-    The layers' weights become views of one tensor; what they hold and what they are called stays as it is. Dropout
-    draws one mask for all of them.
+    The layers' weights become views of one tensor; their modules and names stay. Dropout draws one mask for all.
 
     Args:
         layers: of one width of input.
@@ -95,138 +103,145 @@ class LinearGroup:
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self.layers = list(layers)
         self._outputs = [layer.get_base_layer().weight.shape[0] for layer in layers]
-        self._weight: Tensor | None = None
-        self._known: dict[tuple[str, ...], AdaptedLinear] = {}  # what was found last, by the adapters in use
-        self._waiting: dict[LoraLinear, Tensor] = {}
-        self._given: tuple[Tensor, _State | None, bool] | None = None
-        self._held: dict[tuple[str, ...], AdaptedLinear] = {}
+        self._stacked_weight: Tensor | None = None
+        self._cache: dict[tuple[str, ...], AdaptedLinear] = {}  # by the adapters in use; checked before it is used
+        self._frozen: dict[tuple[str, ...], AdaptedLinear] = {}  # the same between `freeze` and `thaw`; not checked
+        self._pending: dict[LoraLinear, Tensor] = {}  # outputs of layers that were not called yet
+        self._pending_call: tuple[Tensor, AdapterState | None, bool] | None = None
 
-    def state(self) -> _State | None:
-        """The layers', or None where they cannot be computed together just now."""
+    def state(self) -> AdapterState | None:
+        """The layers', or None where they cannot be computed together."""
         state = self.layers[0].state()
         return state if all(layer.state() == state for layer in self.layers[1:]) else None
 
-    def output_of(self, layer: LoraLinear, x: Tensor) -> Tensor:
-        """What one of the layers makes of `x`; what the others make of it waits for them to be asked."""
+    def layer_output(self, layer: LoraLinear, x: Tensor) -> Tensor:
+        """The output of one of the layers; those of the others wait until they are called with the same input."""
         if len(self.layers) == 1:
             return self(x)
-        given = (x, layer.state(), torch.is_grad_enabled())
-        known = self._given is not None and self._given[0] is x and self._given[1:] == given[1:]
-        if not known or layer not in self._waiting:
-            parts = self(x).split(self._outputs, -1)
-            self._waiting, self._given = dict(zip(self.layers, parts, strict=True)), given
-        output = self._waiting.pop(layer)
-        if not self._waiting:
-            self._given = None
+        call = (x, layer.state(), torch.is_grad_enabled())
+        pending = self._pending_call
+        if pending is None or pending[0] is not x or pending[1:] != call[1:] or layer not in self._pending:
+            outputs = self(x).split(self._outputs, -1)
+            self._pending, self._pending_call = dict(zip(self.layers, outputs, strict=True)), call
+        output = self._pending.pop(layer)
+        if not self._pending:
+            self._pending_call = None
         return output
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers' outputs side by side. Shape: (..., inputs) to (..., sum of outputs)."""
-        linear = self.as_it_is(x)
+        linear = self.adapted_linear(x.shape[:-1].numel(), x)
         if linear.adapter is None and torch.is_grad_enabled():
             return frozen_linear(x, linear)
         if linear.adapter is None:
             return linear(x.reshape(-1, x.shape[-1]))[0].view(*x.shape[:-1], -1)
-        return _LoraLinear.apply(x, linear, *linear.parameters)
+        y: Tensor = AdaptedLinearFunction.apply(x, linear, *linear.parameters)
+        return y
 
-    def as_it_is(self, x: Tensor) -> AdaptedLinear:
-        """Its weights, adapters and dropout of a pass over as many tokens as `x` has, in its type, for layers alike."""
-        state = self.layers[0].state()
-        assert state is not None
-        found = self._held.get(state.adapters)
-        if found is None or found.weight.dtype != x.dtype:
-            found = self._look(state.adapters, x, *self.base())
-            _copy_adapters([found])
-        return found.of_pass(x.shape[:-1].numel(), state.dropout)
-
-    def hold(self, gradients: GradientBuffer | None) -> list[AdaptedLinear]:
-        """DriftCheck at weights and adapters now, and not again until `release`; they may not change before.
+    def adapted_linear(self, tokens: int, x: Tensor) -> AdaptedLinear:
+        """Weights, adapters and dropout of one pass.
 
         Args:
-            gradients: to which those in the adapters are added; None for autograd to do it.
+            tokens: of the pass.
+            x: of the type that it computes in.
+        """
+        state = self.layers[0].state()
+        assert state is not None
+        linear = self._frozen.get(state.adapters)
+        if linear is None or linear.weight.dtype != x.dtype:
+            linear = self._lookup(state.adapters, x, *self.base())
+            copy_adapters([linear])
+        return linear.for_pass(tokens, state.dropout)
+
+    def freeze(self, gradients: GradientBuffer | None) -> list[AdaptedLinear]:
+        """Look weights and adapters up now, and not again until `thaw`; they may not change before.
+
+        Args:
+            gradients: where gradients are accumulated; None for autograd to do it.
 
         Returns:
-            What was found, its adapters still to be copied.
+            What the layers compute with, whose adapters are still to be copied.
         """
         state = self.state()
         if state is not None:
             weight, bias = self.base()
-            self._held = {(): self._look((), weight, weight, bias)}
-            found = self._look(state.adapters, weight, weight, bias)
-            together = None if gradients is None else gradients.of(found.parameters)
-            self._held[state.adapters] = found._replace(gradients=together)
-        return list(self._held.values())
+            self._frozen = {(): self._lookup((), weight, weight, bias)}
+            linear = self._lookup(state.adapters, weight, weight, bias)
+            accumulated = None if gradients is None else gradients.slice(linear.parameters)
+            self._frozen[state.adapters] = linear._replace(gradients=accumulated)
+        return list(self._frozen.values())
 
-    def release(self) -> None:
-        """DriftCheck again from now on."""
-        self._held = {}
+    def thaw(self) -> None:
+        """Look weights and adapters up in every pass again."""
+        self._frozen = {}
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """A and B of each layer, of the adapters in use."""
         state = self.state()
         return () if state is None else sum(self._pairs(state.adapters), ())
 
-    def _pairs(self, adapters: tuple[str, ...]) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in adapters for layer in self.layers]
-
-    def _look(self, adapters: tuple[str, ...], like: Tensor, weight: Tensor, bias: Tensor | None) -> AdaptedLinear:
-        """Its adapters, to be copied to the type of `like`, and its `base`."""
-        pairs = self._pairs(adapters)
-        scalings = [layer.scaling[name] for name in adapters for layer in self.layers]
-        known = self._known.get(adapters)
-        if known is None or not known.is_still(weight, pairs, scalings, like):
-            known = self._known[adapters] = self._made(weight, pairs, scalings, like)
-        return known if bias is None else known._replace(bias=bias)
-
-    def _made(
-        self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], like: Tensor
-    ) -> AdaptedLinear:
-        if not pairs:
-            tiled = matmul.linear_of(weight) if matmul.multiplies(weight, weight.T) else None
-            return AdaptedLinear(weight, None, None, (), tiled)
-        adapter = _Adapter([len(a) for a, _ in pairs], self._outputs, weight.shape[1], scalings, like)
-        in_fp32 = all(each.dtype == torch.float32 and each.is_contiguous() for pair in pairs for each in pair)
-        tiles = in_fp32 and matmul.multiplies(weight, weight.T, adapter.b)
-        tiled = matmul.linear_of(weight, adapter.in_tiles()) if tiles else None
-        return AdaptedLinear(weight, None, adapter, sum(pairs, ()), tiled)
-
     def base(self) -> tuple[Tensor, Tensor | None]:
-        """The weights and biases of the base layers, on top of each other."""
+        """The weights and biases of the base layers, stacked. Shapes: (outputs, inputs), (outputs,)."""
         bases = [layer.get_base_layer() for layer in self.layers]
         if len(bases) == 1:
             return bases[0].weight, bases[0].bias
-        parts = () if self._weight is None else self._weight.split(self._outputs)
+        parts = () if self._stacked_weight is None else self._stacked_weight.split(self._outputs)
         if [base.weight.data_ptr() for base in bases] != [part.data_ptr() for part in parts]:  # new, moved or cast
-            self._weight = torch.cat([base.weight.detach() for base in bases])
-            for base, part in zip(bases, self._weight.split(self._outputs), strict=True):
+            self._stacked_weight = torch.cat([base.weight.detach() for base in bases])
+            for base, part in zip(bases, self._stacked_weight.split(self._outputs), strict=True):
                 base.weight.data = part
-        assert self._weight is not None
+        assert self._stacked_weight is not None
         if all(base.bias is None for base in bases):
-            return self._weight, None
-        biases = [self._weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
-        return self._weight, torch.cat(biases)
+            return self._stacked_weight, None
+        zeros = self._stacked_weight.new_zeros
+        return self._stacked_weight, torch.cat(
+            [zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
+        )
+
+    def _pairs(self, adapters: tuple[str, ...]) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in adapters for layer in self.layers]
+
+    def _lookup(self, adapters: tuple[str, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> AdaptedLinear:
+        """What it computes with in the type of `x`; its adapters are still to be copied."""
+        pairs = self._pairs(adapters)
+        scalings = [layer.scaling[name] for name in adapters for layer in self.layers]
+        linear = self._cache.get(adapters)
+        if linear is None or not linear.matches(weight, pairs, scalings, x):
+            linear = self._cache[adapters] = self._build(weight, pairs, scalings, x)
+        return linear if bias is None else linear._replace(bias=bias)
+
+    def _build(
+        self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], x: Tensor
+    ) -> AdaptedLinear:
+        if not pairs:
+            c_linear = matmul.linear_of(weight) if matmul.multiplies(weight, weight.T) else None
+            return AdaptedLinear(weight, None, None, (), c_linear)
+        adapter = StackedAdapter([len(a) for a, _ in pairs], self._outputs, weight.shape[1], scalings, x)
+        in_fp32 = all(each.dtype == torch.float32 and each.is_contiguous() for pair in pairs for each in pair)
+        in_c = in_fp32 and matmul.multiplies(weight, weight.T, adapter.b)
+        c_linear = matmul.linear_of(weight, adapter.in_c()) if in_c else None
+        return AdaptedLinear(weight, None, adapter, sum(pairs, ()), c_linear)
 
 
 @contextmanager
-def held(groups: Sequence[LinearGroup], gradients: GradientBuffer | None = None) -> Iterator[None]:
-    """Within, weights and adapters stay what they are, and are looked at once: of all groups in turn, which takes a
-    third of the time that it takes between products.
+def cached_weights(groups: Sequence[LinearGroup], gradients: GradientBuffer | None = None) -> Iterator[None]:
+    """Look weights and adapters up once for all passes within, which may not change them.
 
     Args:
         groups: of a model.
-        gradients: to which those in its adapters are added; None for autograd to do it.
+        gradients: where the adapters' gradients are accumulated; None for autograd to do it.
     """
     try:
-        _copy_adapters([found for group in groups for found in group.hold(gradients)])
+        copy_adapters([linear for group in groups for linear in group.freeze(gradients)])
         yield
     finally:
         for group in groups:
-            group.release()
+            group.thaw()
 
 
-def groups_of(model: nn.Module) -> list[LinearGroup]:
+def linear_groups(model: nn.Module) -> list[LinearGroup]:
     """Every group of a model's LoRA layers."""
-    return list(dict.fromkeys(layer.its_group() for layer in model.modules() if isinstance(layer, LoraLinear)))
+    return list(dict.fromkeys(layer.group for layer in model.modules() if isinstance(layer, LoraLinear)))
 
 
 def group_layers(model: nn.Module) -> None:
@@ -236,40 +251,21 @@ def group_layers(model: nn.Module) -> None:
         model: a PEFT model; changed in place.
     """
     for module in model.modules():
-        for names in ONE_INPUT:
+        for names in SHARED_INPUTS:
             layers = [layer for name in names if isinstance(layer := getattr(module, name, None), LoraLinear)]
             if len(layers) > 1:
                 group = LinearGroup(layers)
                 group.base()
                 for layer in layers:
-                    layer.group = group
+                    layer._group = group
 
 
-def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The outputs of layers on one input, next to each other. Shape: (..., inputs) to (..., sum of outputs)."""
-    group = getattr(layers[0], "group", None)
+def concatenated_outputs(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The outputs of layers on one input, side by side. Shape: (..., inputs) to (..., sum of outputs)."""
+    group = layers[0].group if isinstance(layers[0], LoraLinear) else None
     if group is not None and group.layers == list(layers) and group.state() is not None:
-        joined: Tensor = group(x)
-        return joined
+        return group(x)
     return torch.cat([layer(x) for layer in layers], -1)
-
-
-class _LoraLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, linear: AdaptedLinear, *_: Tensor) -> Tensor:
-        """Shape: (..., inputs) to (..., outputs). The parameters are those of `linear`."""
-        flat = x.reshape(-1, x.shape[-1]).contiguous()
-        y, low = linear(flat)
-        ctx.save_for_backward(flat, low)
-        ctx.linear, ctx.shape = linear, x.shape
-        return y.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low = ctx.saved_tensors
-        grad_y = grad_y.reshape(-1, grad_y.shape[-1]).contiguous()
-        grad_x, of_parameters = ctx.linear.back(grad_y, flat, low, ctx.needs_input_grad[0])
-        return None if grad_x is None else grad_x.view(ctx.shape), None, *of_parameters
 
 
 @torch.no_grad()
@@ -278,7 +274,7 @@ def scale_adapter(model: nn.Module, factor: float) -> None:
 
     Args:
         model: with LoRA layers.
-        factor: 1 leaves it as it is.
+        factor: 1 changes nothing.
     """
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

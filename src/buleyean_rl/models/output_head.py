@@ -1,7 +1,7 @@
-"""The output head, and passes over the logits of so few nodes that they fit in a tile.
+"""The output head, and reductions over the logits of a tile: as many nodes as fit in a cache.
 
-A tile lies with the vocabulary first: then W is the left operand of both products with it, the one that a CPU's
-matrix kernels read as it is.
+A tile has the vocabulary as its first dimension, so W is the left operand of both products with it, the one that a
+CPU's matrix kernels read without packing it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from buleyean_rl.kernels.precision import bf16_is_emulated, product
 # Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
 TILE = 64
 GPU_FACTOR = 32
-CHUNK = 1 << 16  # logits that torch works on at a time: they stay in a CPU's cache
+CHUNK = 1 << 16  # logits that torch reduces at a time: they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class OutputHead:
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
         if out is None and bf16_is_emulated(self.weight) and matmul.multiplies(self.weight):
-            filled = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.STEP)).contiguous()
-            raw = matmul.adapted(self.weight, matmul.linear_of(filled))[0][:, : len(hidden)].contiguous()
+            padded = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.STEP)).contiguous()
+            raw = matmul.adapted(self.weight, matmul.linear_of(padded))[0][:, : len(hidden)].contiguous()
         else:
             raw = product(self.weight, hidden.T.contiguous(), out)
         return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
@@ -94,33 +94,33 @@ def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
 
 
 def vocabulary_sums(
-    head: OutputHead, raw: Tensor, raw_reference: Tensor | None, most: Tensor, base_most: Tensor
+    head: OutputHead, raw: Tensor, raw_reference: Tensor | None, row_max: Tensor, reference_row_max: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Over the vocabulary, for each node: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), exponents less the most.
+    """Over the vocabulary, for each node: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), less `row_max`.
 
     Args:
         head: the output head.
         raw: what its `project` made of the model's states. Shape: (vocabulary, nodes).
         raw_reference: the same of the reference's, with the strides of `raw`; None for logits of zero.
-        most: the `largest_logit` of `raw`. Shape: (nodes,).
-        base_most: that of `raw_reference`, or zero.
+        row_max: the `largest_logit` of `raw`. Shape: (nodes,).
+        reference_row_max: that of `raw_reference`, or zero.
 
     Returns:
         Three tensors of shape (nodes,).
     """
     passes = elementwise.loss_passes(raw)
     if head.softcap is None and passes is not None:
-        return passes.softmax_sums(raw, raw_reference, head.scale, most, base_most)
-    sums = torch.zeros(3, *most.shape, dtype=most.dtype, device=most.device)
+        return passes.softmax_sums(raw, raw_reference, head.scale, row_max, reference_row_max)
+    sums = torch.zeros(3, *row_max.shape, dtype=row_max.dtype, device=row_max.device)
     for chunk in _chunks(raw):
         logits = head.scale_and_cap(raw[chunk])
         reference = None if raw_reference is None else head.scale_and_cap(raw_reference[chunk])
-        sums[0] += (logits - most).exp_().sum(0)
-        mass = torch.ones_like(logits) if reference is None else (reference - base_most).exp_()
+        sums[0] += (logits - row_max).exp_().sum(0)
+        mass = torch.ones_like(logits) if reference is None else (reference - reference_row_max).exp_()
         sums[1] += mass.sum(0)
         sums[2] += torch.linalg.vecdot(mass, -logits if reference is None else reference - logits, dim=0)
-    total, base_total, difference = sums
-    return total, base_total, difference
+    sum_exp, reference_sum_exp, difference = sums
+    return sum_exp, reference_sum_exp, difference
 
 
 def dense_gradient(
@@ -128,29 +128,30 @@ def dense_gradient(
     raw: Tensor,
     raw_reference: Tensor | None,
     lse: Tensor,
-    base_lse: Tensor,
-    of_pi: Tensor,
-    of_base: Tensor,
+    reference_lse: Tensor,
+    pi_weight: Tensor,
+    reference_weight: Tensor,
 ) -> None:
-    """of_pi * pi - of_base * base, as a gradient in what `project` made, written over `raw`.
+    """pi_weight * pi - reference_weight * reference, as a gradient in what `project` made, written over `raw`.
 
     Args:
         head: the output head.
         raw: see `vocabulary_sums`.
         raw_reference: see `vocabulary_sums`.
         lse: log-sum-exp of the nodes. Shape: (nodes,).
-        base_lse: the same of the reference. Shape: (nodes,).
-        of_pi: Shape: (nodes,).
-        of_base: Shape: (nodes,).
+        reference_lse: the same of the reference. Shape: (nodes,).
+        pi_weight: Shape: (nodes,).
+        reference_weight: Shape: (nodes,).
     """
     passes = elementwise.loss_passes(raw)
     if head.softcap is None and passes is not None:
-        passes.softmax_gradient(raw, raw_reference, head.scale, lse, base_lse, of_pi, of_base)
+        passes.softmax_gradient(raw, raw_reference, head.scale, lse, reference_lse, pi_weight, reference_weight)
         return
     for chunk in _chunks(raw):
         logits = head.scale_and_cap(raw[chunk])
-        log_base = -base_lse if raw_reference is None else head.scale_and_cap(raw_reference[chunk]) - base_lse
-        gradient = (logits - lse).exp_().mul_(of_pi) - log_base.exp_().mul_(of_base)
+        reference = 0.0 if raw_reference is None else head.scale_and_cap(raw_reference[chunk])
+        log_reference = reference - reference_lse
+        gradient = (logits - lse).exp_().mul_(pi_weight) - log_reference.exp_().mul_(reference_weight)
         raw[chunk] = head.scale_and_cap_backward(gradient, logits)
 
 

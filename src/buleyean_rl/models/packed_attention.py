@@ -1,43 +1,43 @@
-"""Attention over a packed row: each token sees its own path, and nothing else of the row.
+"""Attention over a packed sequence: each token sees its own path, and nothing else of the sequence.
 
-    segments (which stretches see which) --segments_in_use--> packed_attention, called by every layer
+    Segments (which see which) --segments_in_use--> packed_attention, called by every layer
 
-Registered with transformers under `PACKED`. It is torch's own kernel, stretch by stretch; on a CPU the backward pass
-is ours, block by block in batched matrix products, which is what its cores are fast at. Where it can be, it is a kernel
-for stretches of many lengths: FlashAttention's on CUDA in half precision, ours on a CPU in bf16.
+Registered with transformers under `PACKED`. It is computed in one of three ways:
 
-Rows that are padded, as those of answers are, attend by transformers' own function, under `PADDED`.
+    the kernel in C                     bf16 on a CPU
+    torch's varlen_attn (Flash)         half precision on CUDA
+    torch's scaled_dot_product_attention, segment by segment, otherwise
+
+Padded batches attend by transformers' own function, under `PADDED`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from buleyean_rl.kernels import attention
 from buleyean_rl.kernels.precision import bf16_is_emulated
-from buleyean_rl.models.blockwise_attention import _add_gradients, _attend, _BlockwiseBackward
 from buleyean_rl.models.segments import (
     AttentionSegment,
     Segment,
-    _lengths,
-    _stretches,
     active_segments,
-    segments_in_use,
+    attention_segments,
+    cu_seqlens,
+    exceeds_window,
 )
 
 PACKED = "buleyean_packed"
 PADDED = "buleyean_padded"
-UNKNOWN = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 FLASH_TYPES = (torch.bfloat16, torch.float16)
 GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
@@ -51,9 +51,9 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **others: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment of a packed row, and from it to its context.
+    """Causal attention within each segment of a packed sequence, and from it to its context.
 
     Args:
         module: the attention layer, not used.
@@ -64,43 +64,35 @@ def packed_attention(
         scaling: factor on the scores.
         dropout: on the attention weights.
         sliding_window: how many tokens back a token sees, itself included; None for all.
-        others: what else the model passes; none of it may be of `UNKNOWN`.
+        kwargs: what else the model passes; none of it may be of `UNSUPPORTED`.
 
     Returns:
         Shape: (1, tokens, heads, head width), and None for the weights.
 
     Raises:
-        NotImplementedError: the model does more to its scores than this function knows.
+        NotImplementedError: the model does more to its scores than this function does.
     """
-    if any(others.get(name) is not None for name in UNKNOWN):
+    if any(kwargs.get(name) is not None for name in UNSUPPORTED):
         raise NotImplementedError("packed attention knows no soft-capping, sinks or position biases")
-    before = _before(query, key)
-    segments = active_segments() or (Segment(query.shape[2], ((0, before),) if before else ()),)
+    past = key.shape[2] - query.shape[2]
+    segments = active_segments() or (Segment(query.shape[2], ((0, past),) if past else ()),)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.is_cuda and dropout == 0 and query.dtype in FLASH_TYPES and len(query) == 1:
-        return _attend_at_once(query, key, value, _lengths(segments, before, query.device), scale, sliding_window), None
-    stretches = _stretches(segments, before)
-    if query.device.type == "cpu" and dropout == 0 and not _windowed(stretches, sliding_window):
-        if len(query) == 1 and attention.attends(query, query.shape[2], query.shape[3]):
-            return _TiledAttention.apply(query, key, value, Row(segments, scale, sliding_window)), None
-        return _BlockwiseBackward.apply(query, key, value, stretches, scale), None
-    return _attend(query, key, value, stretches, scale, dropout, sliding_window), None
-
-
-@contextmanager
-def attending(config: Any, name: str) -> Iterator[None]:
-    """Within, the attention of a model of this configuration is another, one that transformers knows by name."""
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    parts = attention_segments(segments, past)
+    if len(query) == 1 and dropout == 0:
+        if query.is_cuda and query.dtype in FLASH_TYPES:
+            seqlens = cu_seqlens(segments, past, query.device)
+            return _varlen_attention(query, key, value, seqlens, scale, sliding_window), None
+        if attention.attends(query, query.shape[2], query.shape[3]) and not exceeds_window(parts, sliding_window):
+            seqlens = cu_seqlens(segments, past, query.device)
+            output: Tensor = _PackedAttentionFunction.apply(query, key, value, seqlens, scale)
+            return output, None
+    return _attention_by_segment(query, key, value, parts, scale, dropout, sliding_window), None
 
 
 def padded_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """transformers' `sdpa`, of rows that may be padded; in fp32 where torch is slow in their type. Shapes as there."""
+    """transformers' `sdpa`, in fp32 where torch's products in bf16 are slow. Shapes as there."""
     dtype = query.dtype
     if bf16_is_emulated(query):
         query, key, value = query.float(), key.float(), value.float()
@@ -110,135 +102,75 @@ def padded_attention(
     return output.to(dtype), weights
 
 
-class Row(NamedTuple):
-    """What a packed row attends by, for a node of autograd's graph.
-
-    Args:
-        segments: of the row.
-        scale: factor on the scores.
-        sliding_window: see `packed_attention`.
-    """
-
-    segments: tuple[Segment, ...]
-    scale: float
-    sliding_window: int | None
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`packed_attention` of one row, and what `back` is to be given of it.
-
-        Args:
-            query: Shape: (1, heads, tokens, head width).
-            key: Shape: (1, key heads, tokens, head width).
-            value: Shape as `key`.
-        """
-        stretches = self.in_tiles(query, query.shape[2], query.shape[3], _before(query, key))
-        if stretches is not None:
-            y, lse = attention.attention(query[0], key[0], value[0], stretches, self.scale)
-            return y.unsqueeze(0), lse
-        with torch.no_grad():
-            return self._by_graph(query, key, value), None
-
-    def back(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        output: Tensor,
-        lse: Tensor | None,
-        into: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
-        """Fill `into` with the gradients in queries, keys and values.
-
-        Args:
-            gradient: in the output.
-            inputs: of `attend`.
-            output: of it.
-            lse: what it gave.
-            into: Shapes as those of `inputs`.
-        """
-        (query, key, value), (grad_query, grad_key, grad_value) = ((x[0] for x in each) for each in (inputs, into))
-        grads, before = (grad_query, grad_key, grad_value), _before(*inputs[:2])
-        if lse is not None:
-            stretches = _lengths(self.segments, before, gradient.device)
-            attention.attention_backward(gradient[0], query, key, value, output[0], lse, stretches, self.scale, *grads)
-        elif gradient.device.type == "cpu" and not self._is_windowed(before):
-            grad_key.zero_()
-            grad_value.zero_()
-            _add_gradients(query, key, value, gradient[0], *grads, _stretches(self.segments, before), self.scale)
-        else:
-            leaves = [x.detach().requires_grad_() for x in inputs]
-            with torch.enable_grad():
-                found = torch.autograd.grad(self._by_graph(*leaves), leaves, gradient)
-            for x, grad in zip(into, found, strict=True):
-                x.copy_(grad)
-
-    def in_tiles(self, like: Tensor, tokens: int, width: int, before: int = 0) -> attention.CuSeqlens | None:
-        """What `kernels.attention` takes, where it is to compute.
-
-        Args:
-            like: numbers of the type and on the device that compute.
-            tokens: of the row.
-            width: of a head.
-            before: keys of earlier calls, in generation.
-        """
-        if not attention.attends(like, tokens, width) or self._is_windowed(before):
-            return None
-        return _lengths(self.segments, before, like.device)
-
-    def _by_graph(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with segments_in_use(self.segments):
-            return packed_attention(None, query, key, value, None, self.scale, sliding_window=self.sliding_window)[0]
-
-    def _is_windowed(self, before: int) -> bool:
-        return _windowed(_stretches(self.segments, before), self.sliding_window)
-
-
-def row_in_use(tokens: int, scale: float, sliding_window: int | None) -> Row:
-    """How a row of so many tokens attends within `segments_in_use`; otherwise it is an ordinary causal row."""
-    return Row(active_segments() or (Segment(tokens),), scale, sliding_window)
-
-
-def _before(query: Tensor, key: Tensor) -> int:
-    """How many keys are of earlier calls, in generation."""
-    return key.shape[2] - query.shape[2]
-
-
-def _windowed(stretches: list[AttentionSegment], sliding_window: int | None) -> bool:
-    """Whether some token does not see all that is before it."""
-    return sliding_window is not None and any(stretch.seen > sliding_window for stretch in stretches)
-
-
-def _attend_at_once(
-    query: Tensor, key: Tensor, value: Tensor, lengths: attention.CuSeqlens, scale: float, sliding_window: int | None
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, seqlens: attention.CuSeqlens, scale: float, sliding_window: int | None
 ) -> Tensor:
-    """All stretches in one call; of each the last query sees all its keys. Shapes as for `packed_attention`."""
-    q, k, v = (row[0].transpose(0, 1) for row in (query, key, value))
-    if lengths.keys is not None:
-        k, v = k.index_select(0, lengths.keys), v.index_select(0, lengths.keys)
-    back = -1 if sliding_window is None else sliding_window - 1
-    output = varlen_attn(q, k, v, *lengths[1:], scale=scale, window_size=(back, 0), **GROUPED)
+    """All segments in one call of FlashAttention. Shapes as for `packed_attention`."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if seqlens.keys is not None:
+        k, v = k.index_select(0, seqlens.keys), v.index_select(0, seqlens.keys)
+    left = -1 if sliding_window is None else sliding_window - 1
+    output = varlen_attn(q, k, v, *seqlens[1:], scale=scale, window_size=(left, 0), **GROUPED)
     assert isinstance(output, Tensor)
     return output.unsqueeze(0)
 
 
-class _TiledAttention(torch.autograd.Function):
-    """All stretches of a row in one call of `kernels.attention`."""
+class _PackedAttentionFunction(torch.autograd.Function):
+    """All segments of a sequence in one call of `kernels.attention`. Shapes as for `packed_attention`."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Row) -> Tensor:
-        """Shapes as for `packed_attention`, of one row."""
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, seqlens: attention.CuSeqlens, scale: float
+    ) -> Tensor:
         query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
-        value = value.contiguous()  # a view would keep all that its projection made
-        output, lse = row.attend(query, key, value)
-        ctx.save_for_backward(query, key, value, output, lse)  # the layer that comes next keeps its input anyway
-        ctx.row = row
+        value = value.contiguous()  # a view would keep the whole projection in memory
+        output, lse = attention.attention(query[0], key[0], value[0], seqlens, scale)
+        output = output.unsqueeze(0)
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.seqlens, ctx.scale = seqlens, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse = ctx.saved_tensors
         grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        ctx.row.back(grad_output.contiguous(), (query, key, value), output, lse, grads)
-        return (*grads, None)
+        inputs = query[0], key[0], value[0], output[0], lse
+        grad_query, grad_key, grad_value = (grad[0] for grad in grads)
+        grad_output = grad_output[0].contiguous()
+        attention.attention_backward(grad_output, *inputs, ctx.seqlens, ctx.scale, grad_query, grad_key, grad_value)
+        return *grads, None, None
+
+
+def _attention_by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: list[AttentionSegment],
+    scale: float,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """torch's own attention, segment by segment. Shapes as for `packed_attention`."""
+    outputs = []
+    for segment in segments:
+        q, k, v = query[:, :, segment.queries], segment.gather(key), segment.gather(value)
+        mask = _mask(q.shape[2], k.shape[2], sliding_window, q.device)
+        if bf16_is_emulated(q):
+            q, k, v = (x.float() for x in (q, k, v))
+        outputs.append(
+            scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=True)
+        )
+    output = torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]
+    return output.to(query.dtype).transpose(1, 2).contiguous()
+
+
+def _mask(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees, the queries being the last of the keys; None for plain causal."""
+    if queries == keys and (sliding_window is None or sliding_window >= keys):
+        return None
+    distance = torch.arange(keys - queries, keys, device=device).unsqueeze(1) - torch.arange(keys, device=device)
+    visible = distance >= 0
+    return visible if sliding_window is None else visible & (distance < sliding_window)
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -7,9 +7,12 @@ private in torch is asked for in `kernels.precision`. Overridden, not called: `T
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 def attention_implementation(config: Any) -> str | None:
@@ -45,3 +48,43 @@ def adapters_disabled(model: Any) -> Iterator[None]:
 def use_one_gpu(arguments: Any) -> None:
     """Keep transformers' `TrainingArguments` from replicating a model over all GPUs. transformers 5.24."""
     arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def set_attention_implementation(config: Any, name: str) -> None:
+    """Let a model call the attention function that transformers has registered under a name. transformers 5.24.
+
+    `PreTrainedModel.set_attn_implementation`, which is public, takes a whole model, and tries to load kernels by name.
+    """
+    config._attn_implementation = name
+
+
+@contextmanager
+def attending(config: Any, name: str) -> Iterator[None]:
+    """Call another registered attention function within. transformers 5.24."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def checkpoint_layer(layer: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call a function by the way that a layer's activations are checkpointed. transformers 5.24."""
+    output: Tensor = layer._gradient_checkpointing_func(function, *inputs)
+    return output
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes what a module returns. torch 2.13."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def register_lora_layers(config: Any, layers: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Let PEFT put layers of ours on modules of some types: documented, and marked experimental. PEFT 0.21."""
+    config._register_custom_module(layers)
+
+
+def scaled_copy(targets: Sequence[Tensor], sources: Sequence[Tensor], factors: Sequence[float]) -> None:
+    """Copy each source, times its factor, in one launch for all of them. torch 2.13, and as old as `torch.optim`."""
+    torch._foreach_copy_(list(targets), torch._foreach_mul(list(sources), list(factors)))

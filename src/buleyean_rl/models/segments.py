@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,87 +12,98 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels import attention
+from buleyean_rl.kernels.attention import CuSeqlens
 
-# Lengths are filled up to a multiple of it: a CPU's matrix kernels are made anew for every length that a product has,
-# which takes as long as the product and a megabyte.
+# Sequences are padded to a multiple of it: oneDNN compiles a kernel for every length that a product has, which takes as
+# long as the product, and a megabyte.
 ROUND = 32
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a packed row that attends as one: its tokens follow each other on one path.
+    """Tokens of a packed sequence that follow each other on one path.
 
     Args:
-        length: how many tokens; segments tile the row in order.
-        context: earlier stretches of the row, [start, end), that every token of this one can see.
+        length: how many tokens; segments tile the sequence in order.
+        context: ranges [start, end) of earlier tokens that every token of this segment sees.
     """
 
     length: int
     context: tuple[tuple[int, int], ...] = ()
 
 
-_segments: tuple[Segment, ...] | None = None
+_active_segments: tuple[Segment, ...] | None = None
 
 
 def active_segments() -> tuple[Segment, ...] | None:
     """Those of `segments_in_use`; None outside it."""
-    return _segments
+    return _active_segments
 
 
 @contextmanager
 def segments_in_use(segments: tuple[Segment, ...] | None) -> Iterator[None]:
-    """Let attention within follow these segments; None for an ordinary causal row.
+    """Let attention within follow these segments; None for an ordinary causal sequence.
 
-    transformers hands an attention function only what the model's own code passes down, which differs
-    from model to model; the segments travel beside it. They are the process's, not the thread's: a GPU's
-    backward pass, which may compute a checkpointed layer again, runs in a thread of its own.
+    transformers hands an attention function only what the model's own code passes down, which differs from model to
+    model, so the segments are state of the process. Not of the thread: a GPU's backward pass, which computes a
+    checkpointed layer again, runs in a thread of its own.
     """
-    global _segments
-    before, _segments = _segments, segments
+    global _active_segments
+    before, _active_segments = _active_segments, segments
     try:
         yield
     finally:
-        _segments = before
+        _active_segments = before
 
 
 class AttentionSegment(NamedTuple):
-    """A segment's queries, and the pieces of the row that hold the keys they see: the context, then their own."""
+    """A segment's queries, and the slices of the sequence with the keys they see: the context, then their own."""
 
     queries: slice
     keys: list[slice]
 
     @property
-    def seen(self) -> int:
+    def seqlen_k(self) -> int:
         """How many keys its last query sees."""
-        return sum(piece.stop - piece.start for piece in self.keys)
+        return sum(keys.stop - keys.start for keys in self.keys)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Its keys or values. Shape: (..., tokens, width) to (..., `seqlen_k`, width)."""
+        parts = [x[..., keys, :] for keys in self.keys]
+        return torch.cat(parts, -2) if len(parts) > 1 else parts[0]
 
 
 @lru_cache(maxsize=4)  # all layers ask for the same
-def _stretches(segments: tuple[Segment, ...], before: int) -> list[AttentionSegment]:
+def attention_segments(segments: tuple[Segment, ...], past: int) -> list[AttentionSegment]:
+    """The queries and keys of segments.
+
+    Args:
+        segments: of a packed sequence.
+        past: how many keys are of earlier calls, in generation.
+    """
     starts = accumulate((segment.length for segment in segments), initial=0)
     return [
         AttentionSegment(
             slice(start, start + segment.length),
-            [*(slice(*piece) for piece in segment.context), slice(before + start, before + start + segment.length)],
+            [*(slice(*keys) for keys in segment.context), slice(past + start, past + start + segment.length)],
         )
         for segment, start in zip(segments, starts, strict=False)
     ]
 
 
-def _gather(row: Tensor, stretch: AttentionSegment) -> Tensor:
-    """A stretch's keys or values. Shape: (..., row, width) to (..., seen, width)."""
-    pieces = [row[..., piece, :] for piece in stretch.keys]
-    return torch.cat(pieces, -2) if len(pieces) > 1 else pieces[0]
-
-
 @lru_cache(maxsize=4)  # all layers ask for the same
-def _lengths(segments: tuple[Segment, ...], before: int, device: torch.device) -> attention.CuSeqlens:
-    stretches = _stretches(segments, before)
-    places = torch.cat([torch.arange(piece.start, piece.stop) for stretch in stretches for piece in stretch.keys])
-    as_it_is = places.equal(torch.arange(len(places)))
-    queries, keys = [segment.length for segment in segments], [stretch.seen for stretch in stretches]
-    cu_seqlens_q, cu_seqlens_k = (torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (queries, keys))
-    return attention.CuSeqlens(
-        None if as_it_is else places.to(device), cu_seqlens_q, cu_seqlens_k, max(queries), max(keys)
+def cu_seqlens(segments: tuple[Segment, ...], past: int, device: torch.device) -> CuSeqlens:
+    """Segments as kernels for sequences of many lengths take them; arguments as for `attention_segments`."""
+    parts = attention_segments(segments, past)
+    keys = torch.cat([torch.arange(piece.start, piece.stop) for part in parts for piece in part.keys])
+    in_order = keys.equal(torch.arange(len(keys)))
+    lengths_q, lengths_k = [segment.length for segment in segments], [part.seqlen_k for part in parts]
+    cu_seqlens_q, cu_seqlens_k = (
+        torch.tensor([0, *x]).cumsum(0).to(device, torch.int32) for x in (lengths_q, lengths_k)
     )
+    return CuSeqlens(None if in_order else keys.to(device), cu_seqlens_q, cu_seqlens_k, max(lengths_q), max(lengths_k))
+
+
+def exceeds_window(segments: Sequence[AttentionSegment], sliding_window: int | None) -> bool:
+    """Whether some token does not see everything before it."""
+    return sliding_window is not None and any(segment.seqlen_k > sliding_window for segment in segments)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from transformers import TrainerCallback
 
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.data.token_store import BoundaryFile
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.system.host import peak_rss_bytes
-from buleyean_rl.system.memory import return_free_memory
 from buleyean_rl.training.progress import in_words
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
@@ -97,19 +94,3 @@ def _try_step(trainer: BuleyeanTrainer, boundaries: list[Boundary]) -> None:
         with segments_in_use(batch.segments):
             batch_losses(module, trainer.head, batch, config.loss).loss.mean().backward()
     module.zero_grad()
-
-
-class KeepMemory(TrainerCallback):
-    """Keeps a process near its estimate: between steps of many lengths lies free memory that fits none of them.
-
-    Args:
-        memory_bytes: the estimate; a tenth above it, what is free goes back. Every step would pay for taking it again.
-    """
-
-    def __init__(self, memory_bytes: int) -> None:
-        self.limit, self.process = 1.1 * memory_bytes, psutil.Process()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Give back, if there is more than planned for."""
-        if self.process.memory_info().rss > self.limit:
-            return_free_memory()

@@ -29,7 +29,8 @@ from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
-from buleyean_rl.models.packed_attention import PADDED, attending
+from buleyean_rl.models.packed_attention import PADDED
+from buleyean_rl.models.private_interfaces import attending
 from buleyean_rl.objectives.likelihood import compare_distributions
 from buleyean_rl.system.files import atomic_write
 

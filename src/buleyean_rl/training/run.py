@@ -28,7 +28,7 @@ from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.checkpoints import discard_checkpoints, open_run, run_settings
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import OWN_SAMPLES, Dataset, RecordsFile, load_dataset
-from buleyean_rl.training.estimate import KeepMemory, estimate
+from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.guard import SOUND_ADAPTER, Guard, Limits
 from buleyean_rl.training.measure import Measurement
 from buleyean_rl.training.progress import ShowProgress
@@ -165,7 +165,7 @@ def _add_guard(trainer: BuleyeanTrainer, neutral: Sequence[Boundary], dataset: D
 
 
 def _announce(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, console: Console) -> None:
-    """Say what the run will take, and hold its memory to that."""
+    """Say what the run will take."""
     need = estimate(trainer, dataset.training)
     console.print(str(need))
     if barely_moves_target(dataset.measured, rejected_nll, trainer.args.loss):
@@ -173,8 +173,6 @@ def _announce(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, c
             f"[yellow]note:[/] the model would give these answers itself ({rejected_nll:.2f} nats per token), "
             "so one rejection of each hardly moves the target: --tau 6 moves it as far as mining does"
         )
-    if trainer.args.device.type == "cpu":
-        trainer.add_callback(KeepMemory(need.memory_bytes))
 
 
 def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgress, guard: Guard | None) -> None:

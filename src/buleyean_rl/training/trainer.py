@@ -26,12 +26,11 @@ from buleyean_rl.batching.micro_batch import bin_pack
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.models.gradient_buffer import GradientBuffer
-from buleyean_rl.models.lora import groups_of, held
+from buleyean_rl.models.lora import cached_weights, linear_groups
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
-from buleyean_rl.system.memory import freed_memory_retained
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.reference_cache import CachedReference, ReferenceCache
 
@@ -71,7 +70,7 @@ class BuleyeanTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.head = self.language_model.head
         self._references = references
-        self._groups = groups_of(module)
+        self._groups = linear_groups(module)
         self._gradients: GradientBuffer | None = None
         self._logged = _Totals()
 
@@ -108,10 +107,10 @@ class BuleyeanTrainer(Trainer):
         if not model.training:
             model.train()
         if self._gradients is not None:
-            self._gradients.place()
+            self._gradients.attach()
         loss = torch.zeros((), device=self.args.device)
         batches = inputs["batches"]
-        with held(self._groups, self._gradients):
+        with cached_weights(self._groups, self._gradients):
             for batch in self.with_references(batches) if self.uses_reference else batches:
                 with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
                     part = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
@@ -160,8 +159,7 @@ class BuleyeanTrainer(Trainer):
             trained = [parameter for parameter in self.language_model.module.parameters() if parameter.requires_grad]
             self._gradients = GradientBuffer(trained, [group.parameters() for group in self._groups])
         try:
-            with freed_memory_retained():
-                return super().train(*args, **kwargs)
+            return super().train(*args, **kwargs)
         finally:
             self._gradients = None
 
@@ -169,10 +167,10 @@ class BuleyeanTrainer(Trainer):
         """See `Trainer._clip_grad_norm`; gradients in one tensor have their norm in one pass."""
         if self._gradients is None:
             return super()._clip_grad_norm(model)
-        norm = torch.linalg.vector_norm(self._gradients.all)
+        norm = torch.linalg.vector_norm(self._gradients.flat)
         factor = self.args.max_grad_norm / (norm + 1e-6)
         if factor < 1:
-            self._gradients.all.mul_(factor)
+            self._gradients.flat.mul_(factor)
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
