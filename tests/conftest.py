@@ -34,35 +34,28 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
-WITHOUT_AMX = ("-U__AMX_BF16__",)
-BLOCKS = {  # ways to multiply blocks: what the processor has to have, and flags that choose the way
-    "own": (None, ()),
-    "bf16 vectors": ("avx512_bf16", WITHOUT_AMX),
-    "vectors of 16": ("avx512f", (*WITHOUT_AMX, "-U__AVX512BF16__")),
-    "vectors of 8": ("avx2", ("-mno-avx512f", *WITHOUT_AMX, "-U__AVX512BF16__")),
-    "pairs": (None, ("-mno-avx2", *WITHOUT_AMX, "-U__AVX512BF16__", "-DIN_WORD=2")),
-    "loops": (None, ("-mno-avx2", *WITHOUT_AMX, "-U__AVX512BF16__")),
-    "loops of 16": (None, ("-mno-avx2", *WITHOUT_AMX, "-U__AVX512BF16__", "-DLANES=16")),
-}
+@pytest.fixture(params=[pytest.param(name, marks=needs_c) for name in build.instruction_sets()])
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernels as on this processor, and as on those that have less; which instruction set."""
+    flags = build.hiding_flags(request.param, build.instruction_sets())
+    monkeypatch.setenv("BULEYEAN_KERNEL_FLAGS", " ".join([os.environ.get("BULEYEAN_KERNEL_FLAGS", ""), *flags]))
+    forget_kernels()
+    assert build.status().instruction_set == request.param
+    yield request.param
+    forget_kernels()
 
 
-@pytest.fixture(params=[pytest.param(name, marks=needs_c) for name in BLOCKS])
-def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels that go block by block are used: as on this processor, and as on others."""
-    feature, flags = BLOCKS[request.param]
-    if feature is not None and feature not in processor_features():
-        pytest.skip(f"a processor without {feature}")
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *flags))
-    monkeypatch.setattr(abi, "_tiles", lambda: 2)
-    abi._library.cache_clear()
-    yield
-    abi._library.cache_clear()
+@pytest.fixture
+def kernels() -> None:
+    """The C kernels are used, as on this processor."""
+    if build.status().problem is not None:
+        pytest.skip(f"no kernels: {build.status().problem}")
 
 
-def processor_features() -> set[str]:
-    """As Linux names them; empty elsewhere."""
-    path = Path("/proc/cpuinfo")
-    return set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
+def forget_kernels() -> None:
+    """Load them anew when they are next used."""
+    build.load.cache_clear()
+    abi.library.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def test_references_computed_together_are_those_of_each_batch(
         torch.testing.assert_close(got.reference, reference_hidden(model, batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_in_tiles_a_fresh_adapter_is_its_reference_to_the_bit() -> None:
     base = tiny_llama(TOKENIZER, head_dim=32).to(torch.bfloat16)
     model = attach_lora(base, lora_config(4, 8, 0.0, None)).train()

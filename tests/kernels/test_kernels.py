@@ -1,336 +1,180 @@
-"""The kernels against the same work in torch, those for CUDA in Triton's interpreter; and where there are none."""
+"""The C kernels against the same work in torch's fp64, for every instruction set that this processor has."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from ctypes import byref
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from buleyean_rl.kernels import abi, build, elementwise, matmul
+from buleyean_rl.kernels import abi, attention, elementwise, matmul
 from marks import needs_c
 
-SHAPES = [(1, 1), (5, 3), (1000, 64), (257, 37)]
-FEW = 4  # rows, of `products.c`
-ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-21}
-in_each_type = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+FEW_ROWS = 4  # of gemm.c
+ODD = (float("nan"), float("inf"), float("-inf"))
+in_all_instruction_sets = pytest.mark.usefixtures("instruction_set")
 
 
-@pytest.fixture(params=[pytest.param("C", marks=needs_c), "Triton"])
-def passes(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Who makes the passes of the loss; Triton's are interpreted where there is no GPU, see conftest."""
-    if request.param == "C":
-        yield elementwise
-        return
-    found = pytest.importorskip("buleyean_rl.kernels.triton")
-    with torch.device("cuda" if torch.cuda.device_count() else "cpu"):
-        yield found
-
-
-def logits(
-    rows: int, nodes: int, reference: bool, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """A whole tile, the model's columns and the reference's."""
-    torch.manual_seed(rows)
-    tile = (6 * torch.randn(rows, 2 * nodes if reference else nodes)).to(dtype)
-    return tile, tile[:, :nodes], tile[:, nodes:] if reference else None
-
-
-def product(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    c: torch.Tensor | None = None,
-    d: torch.Tensor | None = None,
-    added: torch.Tensor | None = None,
-    spare: int = 0,
-) -> torch.Tensor:
-    """a b + c d + added, in bf16; sums are in fp32.
-
-    Args:
-        a: Shape: (rows, depth).
-        b: elements next to each other in rows or columns. Shape: (depth, columns).
-        c: Shape: (rows, inner depth).
-        d: as `b`. Shape: (inner depth, columns).
-        added: contiguous. Shape: (rows, columns).
-        spare: how far a row of the result is from the end of the one before.
-
-    Returns:
-        Shape: (rows, columns).
-    """
-    a, rows, columns = a.contiguous(), len(a), b.shape[1]
-    y = torch.full((rows, columns + spare), 7, dtype=a.dtype)
-    inner: tuple[abi.Matrix | int, ...] = (abi.Matrix(), abi.Matrix(), 0)
-    if c is not None and d is not None:
-        c = c.contiguous()
-        inner = (matrix(c), matrix(d), len(d))
-    given = (matrix(a), matrix(b), len(b), *inner, added, y, y.stride(0), rows, columns)
-    abi._call_in(a.dtype, "product", *given, torch.get_num_threads())
-    assert (y[:, columns:] == 7).all()
-    return y[:, :columns]
-
-
-def matrix(x: torch.Tensor) -> abi.Matrix:
-    return abi.Matrix(x.data_ptr(), *x.stride())
-
-
-def row_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a^T b, the sum of rows' outer products, in fp32 from bf16.
-
-    Args:
-        a: Shape: (rows, width).
-        b: Shape: (rows, columns).
-
-    Returns:
-        Shape: (width, columns).
-    """
-    a, b = a.contiguous(), b.contiguous()
-    y = a.new_empty(a.shape[1], b.shape[1], dtype=torch.float32)
-    sizes = (len(a), a.shape[1], b.shape[1])
-    abi._call("row_products", a, a.stride(0), b, b.stride(0), *sizes, y, torch.get_num_threads())
-    return y
-
-
-@in_each_type
-@pytest.mark.parametrize("shape", SHAPES)
-def test_column_most(shape: tuple[int, int], dtype: torch.dtype, passes: Any) -> None:
-    tile, *_ = logits(*shape, reference=True, dtype=dtype)
-    assert passes.column_most(tile).equal(tile.float().amax(0))
-
-
-@in_each_type
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("reference", [True, False])
-@pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_softmax_sums_and_gradient(
-    shape: tuple[int, int], reference: bool, scale: float, dtype: torch.dtype, passes: Any
-) -> None:
-    _, raw, raw_reference = logits(*shape, reference=reference, dtype=dtype)
-    z = scale * raw.double()
-    z_ref = torch.zeros_like(z) if raw_reference is None else scale * raw_reference.double()
-    most, base_most = z.amax(0), z_ref.amax(0)
-    mass = (z_ref - base_most).exp()
-    expected = torch.stack([(z - most).exp().sum(0), mass.sum(0), (mass * (z_ref - z)).sum(0)])
-    got = torch.stack(passes.softmax_sums(raw, raw_reference, scale, most.float(), base_most.float()))
-    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
-
-    of_pi, of_base = torch.rand(2, shape[1])
-    lse, base_lse = z.logsumexp(0), z_ref.logsumexp(0)
-    pi, base = (z - lse).exp(), (z_ref - base_lse).exp()
-    gradient = scale * (of_pi * pi - of_base * base)
-    untouched = None if raw_reference is None else raw_reference.clone()
-    passes.softmax_gradient(raw, raw_reference, scale, lse.float(), base_lse.float(), of_pi, of_base)
-    summed = scale * (of_pi * (pi + base) + of_base * base)
-    exponents = 2**-18 * summed  # z - lse, up to 64, is rounded by as much
-    assert ((raw - gradient).abs() <= 2 * ROUNDING[dtype] * gradient.abs() + exponents).all()
-    assert raw_reference is None or raw_reference.equal(untouched)
-
-
-@in_each_type
-def test_equal_logits_cancel_exactly(dtype: torch.dtype, passes: Any) -> None:
-    raw = (6 * torch.randn(300, 8)).to(dtype).repeat(1, 2)
-    lse, of = raw[:, :8].float().logsumexp(0), torch.rand(8)
-    passes.softmax_gradient(raw[:, :8], raw[:, 8:], 1.0, lse, lse, of, of)
-    assert not raw[:, :8].any()
-
-
-@needs_c
-def test_many_small_terms_add_up() -> None:
-    torch.manual_seed(0)
-    z, none = torch.randn(300_000, 4) - 3, torch.zeros(4)  # one after the other they would be off by 6e-6
-    total, *_ = elementwise.softmax_sums(z, None, 1.0, none, none)
-    torch.testing.assert_close(total.double(), z.double().exp().sum(0), rtol=2e-6, atol=0)
-
-
-@needs_c
-@in_each_type
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (5, 5), (17, 40), (128, 200)])
-@pytest.mark.parametrize("group", [1, 3])
-def test_causal_softmax_and_its_gradient(queries: int, keys: int, group: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(queries)
-    scores = (5 * torch.randn(2, queries, group, keys)).to(dtype)
-    future = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1).unsqueeze(1)
-    exact = scores.double().masked_fill(future, float("-inf")).requires_grad_()
-    expected = exact.softmax(-1)
-    elementwise.causal_softmax(scores)
-    torch.testing.assert_close(scores.double(), expected.detach(), rtol=ROUNDING[dtype], atol=1e-7)
-    assert not scores[future.expand_as(scores)].any()
-
-    gradient = torch.randn(2, queries, group, keys).to(dtype)
-    expected.backward(gradient.double())
-    elementwise.softmax_backward(gradient, scores)
-    torch.testing.assert_close(gradient.double(), exact.grad, rtol=5 * ROUNDING[dtype], atol=5 * ROUNDING[dtype])
-
-
-@needs_c
-@in_each_type
-@pytest.mark.parametrize("heads_first", [True, False])
-@pytest.mark.parametrize("width", [2, 20, 64])
-def test_rotate_and_its_gradient(width: int, heads_first: bool, dtype: torch.dtype) -> None:
-    torch.manual_seed(width)
-    x, gradient = torch.randn(2, 3, 7, width).to(dtype)
-    cos, sin = torch.randn(2, 7, width).to(dtype)  # halves that differ, as no model's do
-    exact = x.double().requires_grad_()
-    first, second = exact.chunk(2, -1)
-    expected = exact * cos.double() + torch.cat((-second, first), -1) * sin.double()
-    expected.backward(gradient.double())
-    for source, backward, result in ((x, False, expected.detach()), (gradient, True, exact.grad)):
-        strided = source if heads_first else source.transpose(0, 1).contiguous().transpose(0, 1)
-        y = torch.empty(7, 3, width, dtype=dtype).transpose(0, 1) if heads_first else torch.empty_like(source)
-        elementwise.rotate(strided, cos, sin, y, backward)
-        torch.testing.assert_close(y.double(), result, rtol=ROUNDING[dtype], atol=1e-6)
-        elementwise.rotate(strided, cos, sin, strided, backward)  # where it lies
-        assert strided.equal(y)
-
-
-def operand(rows: int, columns: int, across: bool = False) -> torch.Tensor:
-    """A matrix in bf16, whose rows or columns have their elements next to each other."""
-    x = torch.randn(columns, rows).bfloat16().T
-    return x if across else x.contiguous()
-
-
-@pytest.fixture(params=[1, 5])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Three; elsewhere one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("tiles", "threads")
-@pytest.mark.parametrize("across", [True, False])
-@pytest.mark.parametrize("inner", [0, 32, 96])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        *[(1, 64, 96), (FEW, 1632, 320), (FEW + 1, 64, 32)],
-        *[(32, 32, 32), (75, 96, 32), (130, 704, 320), (60, 1312, 64), (70, 1632, 64)],
-    ],
-    ids=str,
-)
-def test_product(shape: tuple[int, int, int], inner: int, across: bool) -> None:
-    rows, depth, columns = shape
-    torch.manual_seed(rows)
-    a, b = operand(rows, depth), operand(depth, columns, across)
-    more = (operand(rows, inner), operand(inner, columns, not across)) if inner else ()
-    expected = a.double() @ b.double()
-    for c, d in [more] if more else []:
-        expected += c.double() @ d.double()
-    got = product(a, b, *more)
-    torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=1e-4 * depth**0.5)
-    first = rows // 2 if rows > 2 * FEW or rows <= FEW else 0
-    some = product(a[first:], b, *(x[first:] if x is more[0] else x for x in more))
-    assert some.equal(got[first:])  # a row does not notice the others, unless they are few
-    assert product(a, b, *more, spare=5).equal(got)
-    added = 8 * operand(rows, columns)
-    got = product(a, b, *more, added=added)
-    torch.testing.assert_close(got.double(), expected + added.double(), rtol=2**-8, atol=1e-4 * depth**0.5)
-
-
-@pytest.mark.usefixtures("tiles", "threads")
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("rows", [32, 75])
-@pytest.mark.parametrize("parts", [[(3, 32, 2.0)], [(4, 32, 0.5), (20, 64, 3.0), (6, 32, 1.0)]], ids=str)
-def test_a_linear_layer_with_its_adapters_and_their_gradients(
-    parts: list[tuple[int, int, float]], rows: int, p: float
-) -> None:
-    """Each part has a rank, outputs and a scaling."""
-    torch.manual_seed(rows)
-    ranks, outputs, scalings = zip(*parts, strict=True)
-    depth, columns, rank = 96, sum(outputs), 32
-    x, weight, added = operand(rows, depth), operand(columns, depth), operand(rows, columns)
-    each_a, each_b = (
-        [operand(size, depth) for size in ranks],
-        [operand(*sizes) for sizes in zip(outputs, ranks, strict=True)],
+def random(*shape: int, transposed: bool = False) -> Tensor:
+    """In bf16; a matrix may have its columns' elements next to each other."""
+    return (
+        torch.randn(*shape[:-2], shape[-1], shape[-2]).bfloat16().mT if transposed else torch.randn(*shape).bfloat16()
     )
+
+
+def matrix(x: Tensor | None) -> abi.Matrix:
+    return abi.Matrix() if x is None else abi.Matrix(x.data_ptr(), *x.stride())
+
+
+def gemm(
+    a: Tensor, b: Tensor, a2: Tensor | None = None, b2: Tensor | None = None, added: Tensor | None = None
+) -> Tensor:
+    """a b + a2 b2 + added, whose rows have something between them that stays as it is."""
+    y = torch.full((len(a), b.shape[1] + 5), 7, dtype=torch.bfloat16)
+    if added is not None:
+        added = torch.nn.functional.pad(added, (0, 5))
+    sizes = y.stride(0), len(a), b.shape[1], len(b), 0 if b2 is None else len(b2)
+    places = abi.address(added), y.data_ptr(), None
+    abi.call("gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, *sizes)))
+    assert (y[:, -5:] == 7).all()
+    return y[:, :-5]
+
+
+def gemm_of_transpose(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b, in fp32."""
+    c = torch.empty(a.shape[1], b.shape[1])
+    places, sizes = (None, None, c.data_ptr()), (b.shape[1], a.shape[1], b.shape[1], len(a), 0)
+    nothing = abi.Matrix(), abi.Matrix()
+    abi.call("gemm", byref(abi.GemmArgs(matrix(a.T), matrix(b), *nothing, *places, *sizes)))
+    return c
+
+
+@in_all_instruction_sets
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "depth2", "transposed"),
+    [
+        (1, 64, 96, 0, True),
+        (FEW_ROWS, 1632, 320, 32, True),
+        (FEW_ROWS, 64, 32, 0, False),
+        (FEW_ROWS + 1, 64, 32, 96, True),
+        (75, 96, 32, 32, False),
+        (130, 704, 320, 96, True),  # two pieces of the depth
+        (70, 1632, 64, 32, False),  # two panels of it
+        (410, 32, 64, 0, True),  # enough rows for a thread each
+    ],
+)
+def test_gemm(rows: int, depth: int, columns: int, depth2: int, transposed: bool) -> None:
+    torch.manual_seed(rows)
+    a, b, added = random(rows, depth), random(depth, columns, transposed=transposed), 8 * random(rows, columns)
+    second = (random(rows, depth2), random(depth2, columns, transposed=transposed)) if depth2 else ()
+    exact = a.double() @ b.double()
+    if second:
+        exact += second[0].double() @ second[1].double()
+    tolerance = {"rtol": 2**-8, "atol": 1e-4 * depth**0.5}
+    y = gemm(a, b, *second)
+    torch.testing.assert_close(y.double(), exact, **tolerance)
+    torch.testing.assert_close(gemm(a, b, *second, added=added).double(), exact + added.double(), **tolerance)
+    first = rows // 2 if rows > 2 * FEW_ROWS else 0
+    some = gemm(a[first:], b, *((second[0][first:], second[1]) if second else ()))
+    assert some.equal(y[first:])  # a row does not notice the others, unless they are few
+
+
+@in_all_instruction_sets
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("shape", [(1, 64, 96), (75, 96, 32), (300, 64, 704), (1600, 32, 64)], ids=str)
+def test_gemm_of_a_transpose(shape: tuple[int, int, int]) -> None:
+    rows, width, columns = shape
+    torch.manual_seed(rows)
+    a, b = random(rows, width), random(rows, columns)
+    torch.testing.assert_close(
+        gemm_of_transpose(a, b).double(), a.double().T @ b.double(), rtol=1e-5, atol=1e-5 * rows**0.5
+    )
+
+
+@in_all_instruction_sets
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("rows", [FEW_ROWS, 40])
+def test_nan_and_infinity_come_out_of_a_gemm(rows: int, odd: float) -> None:
+    a, b = random(rows, 64), random(64, 32, transposed=True)
+    a[2, 5] = odd
+    y, expected = gemm(a, b), a.float() @ b.float()
+    assert y[2].isfinite().logical_not().all()
+    assert y.isnan().equal(expected.isnan())
+    assert gemm_of_transpose(b.T.contiguous(), b.T.contiguous() * odd).isfinite().logical_not().all()
+
+
+@in_all_instruction_sets
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("parts", [[(3, 32, 2.0)], [(4, 32, 0.5), (20, 64, 3.0), (6, 32, 1.0)]], ids=str)
+def test_a_linear_layer_with_its_adapters_and_their_gradients(parts: list[tuple[int, int, float]], p: float) -> None:
+    """Each part has a rank, outputs and a scaling."""
+    torch.manual_seed(0)
+    ranks, outputs, scalings = zip(*parts, strict=True)
+    rows, depth, columns, rank = 75, 96, sum(outputs), 32
+    x, weight, added, grad_y = random(rows, depth), random(columns, depth), random(rows, columns), random(rows, columns)
+    each_a = [torch.randn(size, depth) for size in ranks]
+    each_b = [torch.randn(*sizes) for sizes in zip(outputs, ranks, strict=True)]
     a, b = torch.zeros(rank, depth, dtype=torch.bfloat16), torch.zeros(columns, rank, dtype=torch.bfloat16)
+    linear = matmul.make_linear(weight, matmul.Adapter(a, b, ranks, outputs, scalings)).with_dropout(p, 7)
     a[: sum(ranks)] = torch.cat(each_a)
     b[:, : sum(ranks)] = torch.block_diag(*(s * part for s, part in zip(scalings, each_b, strict=True)))
     kept = elementwise.dropout(torch.ones_like(x), p, 7).double() if p else 1.0
     exact_x, *exact = [tensor.double().requires_grad_() for tensor in (x, *each_a, *each_b)]
     lows = [(kept * exact_x) @ exact_a.T for exact_a in exact[: len(parts)]]
-    scaled = [s * low @ part.T for s, low, part in zip(scalings, lows, exact[len(parts) :], strict=True)]
-    y = exact_x @ weight.double().T + torch.cat(scaled, 1) + added.double()
-    gradient = operand(rows, columns)
-    y.backward(gradient.double())
-
-    linear = matmul.linear_of(weight, matmul.Adapter(a, b, ranks, outputs, scalings)).with_dropout(p, 7)
-    got, low = matmul.adapted(x, linear, added)
+    terms = [s * low @ part.T for s, low, part in zip(scalings, lows, exact[len(parts) :], strict=True)]
+    y = exact_x @ weight.double().T + torch.cat(terms, 1) + added.double()
+    y.backward(grad_y.double())
+    got, low = matmul.lora_linear(x, linear, added)
+    grads = torch.zeros(linear.adapter_size)
     assert low is not None
-    grads = torch.zeros(linear.learning)
-    grad_x = matmul.adapted_backward(gradient, x, linear, low, True, grads)
-    assert grad_x is not None
+    grad_x = matmul.lora_linear_backward(grad_y, x, linear, low, True, grads)
     sizes = [size for part in zip(each_a, each_b, strict=True) for size in (part[0].numel(), part[1].numel())]
-    assert linear.learning == sum(sizes) == len(grads)
     of_parts = grads.split(sizes)
-    found = low[:, : sum(ranks)], got, grad_x, *of_parts[::2], *of_parts[1::2]
+    results = low[:, : sum(ranks)], got, grad_x, *of_parts[::2], *of_parts[1::2]
     expected = torch.cat(lows, 1), y, *(tensor.grad for tensor in (exact_x, *exact))
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(results, expected, strict=True):
+        assert ours is not None
         assert theirs is not None
         assert (ours.double() - theirs.view_as(ours)).norm() <= 0.01 * theirs.norm()
     twice = grads.clone()
-    assert matmul.adapted_backward(gradient, x, linear, low, False, twice) is None
+    assert matmul.lora_linear_backward(grad_y, x, linear, low, False, twice) is None
     assert twice.equal(2 * grads)
 
 
-@pytest.mark.usefixtures("tiles", "threads")
-def test_a_linear_layer_without_adapters() -> None:
-    torch.manual_seed(0)
-    x, weight = operand(40, 96), operand(64, 96)
-    got, low = matmul.adapted(x, matmul.linear_of(weight))
-    assert low is None
-    assert got.equal(product(x, weight.T))
-
-
-@pytest.mark.usefixtures("tiles", "threads")
-@pytest.mark.parametrize("shape", [(32, 32, 32), (1, 64, 96), (75, 96, 32), (300, 64, 704)], ids=str)
-def test_row_products(shape: tuple[int, int, int]) -> None:
-    rows, width, columns = shape
-    torch.manual_seed(rows)
-    a, b = operand(rows, width), operand(rows, columns)
-    got = row_products(a, b)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), a.double().T @ b.double(), rtol=1e-5, atol=1e-5 * rows**0.5)
-
-
 @needs_c
-@pytest.mark.parametrize(
-    ("tiles", "has_bf16", "expected"), [(2, True, True), (1, True, False), (1, False, True), (0, False, False)]
-)
-def test_a_loss_without_logits_is_for_where_its_products_are_cheaper_than_torchs(
-    tiles: int, has_bf16: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(abi, "_tiles", lambda: tiles)
-    monkeypatch.setattr("buleyean_rl.kernels.precision._cpu_has_bf16", lambda: has_bf16)
-    assert matmul.has_head_sums(torch.empty(64, 32, dtype=torch.bfloat16)) == expected
-    assert not matmul.has_head_sums(torch.empty(33, 32, dtype=torch.bfloat16))
+def test_a_linear_layer_without_adapters() -> None:
+    x, weight = random(40, 96), random(64, 96)
+    y, low = matmul.lora_linear(x, matmul.make_linear(weight))
+    assert low is None
+    assert y.equal(gemm(x, weight.T))
 
 
-@pytest.mark.usefixtures("tiles")
-def test_products_in_tiles_are_of_bf16_and_whole_tiles() -> None:
-    assert matmul.multiplies(operand(40, 64), operand(64, 32))
-    assert not matmul.multiplies(operand(40, 60), operand(60, 32))
-    assert not matmul.multiplies(operand(40, 64), operand(64, 31))
-    assert not matmul.multiplies(operand(40, 64).float(), operand(64, 32).float())
-    assert matmul.depth_of(33, operand(1, 32)) == 64
-    assert matmul.depth_of(33, operand(1, 32).float()) == 33
-
-
-@pytest.mark.usefixtures("tiles", "threads")
+@in_all_instruction_sets
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("sizes", [(1, 32, 32), (31, 64, 1056), (300, 32, 2048)], ids=str)
 @pytest.mark.parametrize("growth", [0.0, 200.0])  # of a logit from the first token to the last
-def test_head_sums(sizes: tuple[int, int, int], growth: float) -> None:
+def test_head_softmax(sizes: tuple[int, int, int], growth: float) -> None:
     nodes, width, vocabulary = sizes
     torch.manual_seed(nodes)
-    weight, hidden = torch.randn(vocabulary, width).bfloat16(), torch.randn(nodes, width).bfloat16()
+    weight, hidden = random(vocabulary, width), random(nodes, width)
     weight[:, 0], hidden[:, 0] = torch.linspace(0, growth, vocabulary), 1
     weight[:, 1] = 7  # by the sum of the powers as they are rounded, the mean of this is exact
     tokens, places = torch.tensor([vocabulary - 1, 3, 7]), torch.tensor([0, 0, nodes - 1])
-    most, total, mean = matmul.head_sums(weight, hidden, 0.5, tokens, places)
+    most, total, mean = matmul.head_softmax(weight, hidden, 0.5, tokens, places)
     z, exact = 0.5 * (hidden.double() @ weight.double().T), weight.double()
     z[places, tokens] = -torch.inf
     assert (z.amax(1) <= most + 31).all()
@@ -341,71 +185,226 @@ def test_head_sums(sizes: tuple[int, int, int], growth: float) -> None:
     torch.testing.assert_close(mean[:, 1], torch.full((nodes,), 7.0), rtol=1e-5, atol=0)
 
 
-@needs_c
-def test_only_one_type_of_two_on_a_cpu_is_taken() -> None:
-    assert abi.available(torch.zeros(1))
-    assert not abi.available(torch.zeros(1).double())
-    assert not abi.available(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16))
-    assert not abi.available(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta"))
+@in_all_instruction_sets
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("token", [0, 700])
+def test_nan_and_infinity_come_out_of_the_heads_softmax(token: int, odd: float) -> None:
+    weight, hidden, none = random(1056, 32).abs(), random(40, 32).abs(), torch.zeros(0, dtype=torch.int64)
+    hidden[3, 5] = odd
+    *sums, mean = matmul.head_softmax(weight, hidden, 1.0, none, none)
+    sane = torch.arange(40) != 3
+    assert not (sums[0] + sums[1].log() + mean.sum(1))[3].isfinite()
+    assert all(x[sane].isfinite().all() for x in (*sums, mean))
+    weight[token, 7] = odd
+    *_, mean = matmul.head_softmax(weight, random(40, 32).abs(), 1.0, none, none)
+    assert mean[:, 7].isfinite().logical_not().all()
 
 
-@needs_c
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
-def test_without_a_compiler_there_are_no_kernels(
-    compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, seqlens: attention.CuSeqlens, scale: float) -> Tensor:
+    """In fp64, segment by segment. Shape: (tokens, heads, width)."""
+    group, parts = len(q) // len(k), []
+    keys = torch.arange(k.shape[1]) if seqlens.keys is None else seqlens.keys
+    for i in range(len(seqlens.cu_seqlens_q) - 1):
+        queries = q[:, seqlens.cu_seqlens_q[i] : seqlens.cu_seqlens_q[i + 1]]
+        seen = keys[seqlens.cu_seqlens_k[i] : seqlens.cu_seqlens_k[i + 1]]
+        k_seen, v_seen = (x[:, seen].repeat_interleave(group, 0) for x in (k, v))
+        future = torch.ones(queries.shape[1], len(seen)).triu(len(seen) - queries.shape[1] + 1).bool()
+        parts.append((scale * queries @ k_seen.mT).masked_fill(future, -torch.inf).softmax(-1) @ v_seen)
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
+def seqlens_of(queries: list[int], contexts: list[list[int]] | None = None) -> attention.CuSeqlens:
+    """Segments one after the other; which tokens each sees beside its own."""
+    starts = torch.tensor([0, *queries]).cumsum(0)
+    keys = [
+        torch.cat([torch.tensor(context, dtype=torch.int64), torch.arange(start, start + size)])
+        for context, start, size in zip(contexts or [[]] * len(queries), starts, queries, strict=False)
+    ]
+    cu_seqlens_k = torch.tensor([0, *map(len, keys)]).cumsum(0).int()
+    places = torch.cat(keys) if contexts else None
+    return attention.CuSeqlens(places, starts.int(), cu_seqlens_k, max(queries), max(map(len, keys)))
+
+
+@in_all_instruction_sets
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "width", "scale", "seqlens"),
+    [
+        (1, 1, 32, 0.3, seqlens_of([1])),
+        (9, 3, 64, 0.125, seqlens_of([33, 70])),
+        (10, 2, 32, 4.0, seqlens_of([40, 5, 31], [[], [*range(40)], [*range(17), 40, 41]])),  # scores far apart
+        (2, 1, 96, 0.1, seqlens_of([300])),  # two parts
+    ],
+)
+def test_attention_and_its_gradient(
+    heads: int, key_heads: int, width: int, scale: float, seqlens: attention.CuSeqlens
 ) -> None:
-    monkeypatch.setenv("CC", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    abi._library.cache_clear()
-    try:
-        assert not abi.available(torch.zeros(0, dtype=torch.bfloat16))
-        assert not list(tmp_path.rglob("*.so"))
-    finally:
-        abi._library.cache_clear()
+    torch.manual_seed(heads)
+    tokens = int(seqlens.cu_seqlens_q[-1])
+    inputs = [random(count, tokens, width) for count in (heads, key_heads, key_heads)]
+    grad_y = random(tokens, heads, width)
+    exact = [x.double().requires_grad_() for x in inputs]
+    expected = dense_attention(*exact, seqlens, scale)
+    expected.backward(grad_y.double())
+    y, lse = attention.attention(*inputs, seqlens, scale)
+    grads = [torch.empty(tokens, len(x), width, dtype=torch.bfloat16).transpose(0, 1) for x in inputs]
+    attention.attention_backward(grad_y, *inputs, y, lse, seqlens, scale, *grads)
+    for ours, theirs in zip((y, *grads), (expected, *(x.grad for x in exact)), strict=True):
+        assert theirs is not None
+        assert (ours.double() - theirs).norm() <= 0.02 * theirs.norm() + 1e-6
+
+
+@in_all_instruction_sets
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("token", [0, 40])
+def test_nan_and_infinity_come_out_of_attention(token: int, which: int, odd: float) -> None:
+    torch.manual_seed(0)
+    inputs, seqlens, grad_y = [random(1, 70, 32).abs() for _ in range(3)], seqlens_of([70]), random(70, 1, 32)
+    inputs[which][0, token, 3] = odd
+    y, lse = attention.attention(*inputs, seqlens, 0.1)
+    expected = dense_attention(*(x.double() for x in inputs), seqlens, 0.1)
+    lost = y.isfinite() & ~expected.isfinite()
+    assert not lost[token:].any()  # queries before it see nothing of it, but in the same block
+    grads = [torch.empty_like(x) for x in inputs]
+    attention.attention_backward(grad_y, *inputs, y, lse, seqlens, 0.1, *grads)
+    assert not all(grad.isfinite().all() for grad in grads)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> None:
+    """Rotary embedding, or its gradient, into `y`. Shapes: (heads, tokens, width), (tokens, width) twice."""
+    heads = abi.Heads.of(x), abi.Heads.of(y)
+    abi.call("rope", byref(abi.RopeArgs(*heads, abi.address(cos), abi.address(sin), x.shape[-1], backward)))
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return torch.nn.functional.silu(gate) * up
+
+
+@in_all_instruction_sets
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("width", [1, 37, 64])
+def test_rms_norm_and_swiglu_and_their_gradients(width: int) -> None:
+    torch.manual_seed(width)
+    x, weight, gate_up, grad_y = random(5, width), random(width), 20 * random(5, 2 * width), random(5, width)
+    exact_x, exact_gate_up = x.double().requires_grad_(), gate_up.double().requires_grad_()
+    normed, gated = rms_norm(exact_x, weight.double()), swiglu(exact_gate_up)
+    (normed + gated).backward(grad_y.double())
+    assert exact_x.grad is not None
+    tolerance = {"rtol": 2**-6, "atol": 2**-6}
+    torch.testing.assert_close(elementwise.rms_norm(x, weight, 1e-5).double(), normed.detach(), **tolerance)
+    torch.testing.assert_close(elementwise.swiglu(gate_up).double(), gated.detach(), **tolerance)
+    grad_x = elementwise.rms_norm_backward(grad_y, x, weight, 1e-5)
+    torch.testing.assert_close(grad_x.double(), exact_x.grad, **tolerance)
+    grad_gate_up = elementwise.swiglu_backward(grad_y, gate_up)
+    torch.testing.assert_close(grad_gate_up.double(), exact_gate_up.grad, **tolerance)
+
+
+@in_all_instruction_sets
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("place", [3, 39])  # in a vector, and in the last elements of a row
+def test_nan_and_infinity_come_out_of_element_wise_passes(place: int, odd: float) -> None:
+    torch.manual_seed(0)
+    x, ones = random(3, 40).abs(), torch.ones(40, dtype=torch.bfloat16)
+    gate_up = random(3, 80).abs()
+    x[1, place] = gate_up[1, place] = gate_up[2, 40 + place] = odd
+    grad_y, sane = torch.ones_like(x), torch.arange(3) != 1
+    for y in (elementwise.rms_norm(x, ones, 1e-5), elementwise.rms_norm_backward(grad_y, x, ones, 1e-5)):
+        assert not y[1, place].isfinite()
+        assert y[sane].isfinite().all()
+    y, grad = elementwise.swiglu(gate_up), elementwise.swiglu_backward(grad_y, gate_up)
+    finite = torch.nn.functional.silu(gate_up[:, :40].float()).mul(gate_up[:, 40:].float()).isfinite()
+    assert y.isfinite().equal(finite) or odd == -torch.inf  # -inf * 0 is NaN in torch
+    assert y[0].isfinite().all()
+    assert not (grad[1].isfinite().all() and odd != odd)
+    assert not grad[2].isfinite().all()
+    rotated = torch.empty(1, 3, 40, dtype=torch.bfloat16)
+    rope(x.unsqueeze(0), random(3, 40), random(3, 40), rotated)
+    assert not rotated[0, 1, place].isfinite()
+    assert elementwise.dropout(x, 0.0, 1)[1, place].isfinite().logical_not()
 
 
 @needs_c
-def test_the_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    runs: list[tuple[str, ...]] = []
-    monkeypatch.setattr(build, "_run", lambda *command: runs.append(command) or _run(*command))
-    abi._library.cache_clear()
+def test_every_nan_stays_one_when_it_is_rounded() -> None:
+    bits = torch.tensor([0x7FFF, 0x7F81, 0xFFFF, 0xFF81], dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.bfloat16).repeat(2, 10)
+    assert elementwise.dropout(x, 0.0, 1).isnan().all()
+    assert elementwise.swiglu(x).isnan().all()
+
+
+@in_all_instruction_sets
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("width", [2, 20, 64])
+def test_rope_and_its_gradient(width: int, heads_first: bool) -> None:
+    torch.manual_seed(width)
+    x, gradient = random(2, 3, 7, width)
+    cos, sin = random(2, 7, width)  # halves that differ, as no model's do
+    exact = x.double().requires_grad_()
+    first, second = exact.chunk(2, -1)
+    expected = exact * cos.double() + torch.cat((-second, first), -1) * sin.double()
+    expected.backward(gradient.double())
+    assert exact.grad is not None
+    for source, backward, result in ((x, False, expected.detach()), (gradient, True, exact.grad)):
+        strided = source if heads_first else source.transpose(0, 1).contiguous().transpose(0, 1)
+        y = torch.empty(7, 3, width, dtype=torch.bfloat16).transpose(0, 1) if heads_first else torch.empty_like(source)
+        rope(strided, cos, sin, y, backward)
+        torch.testing.assert_close(y.double(), result, rtol=2**-8, atol=1e-6)
+        rope(strided, cos, sin, strided, backward)  # where it lies
+        assert strided.equal(y)
+
+
+def _gemm() -> None:
+    gemm(random(40, 64), random(64, 32))
+
+
+def _lora_linear() -> None:
+    weight, a, b = random(64, 64), random(32, 64), random(64, 32)
+    linear = matmul.make_linear(weight, matmul.Adapter(a, b, [32], [64], [1.0])).with_dropout(0.5, 1)
+    matmul.lora_linear(random(40, 64), linear)
+
+
+def _attention() -> None:
+    attention.attention(*(random(1, 40, 32) for _ in range(3)), seqlens_of([40]), 0.1)
+
+
+def _attention_backward() -> None:
+    x = [random(1, 40, 32) for _ in range(7)]
+    more = random(40, 1, 32), torch.zeros(1, 40), seqlens_of([40]), 0.1
+    attention.attention_backward(random(40, 1, 32), *x[:3], *more, *x[3:6])
+
+
+def _head_softmax() -> None:
+    matmul.head_softmax(random(64, 32), random(4, 32), 1.0, *torch.zeros(2, 0, dtype=torch.int64))
+
+
+@needs_c
+@pytest.mark.parametrize("kernel", [_gemm, _lora_linear, _attention, _attention_backward, _head_softmax])
+def test_too_little_memory_is_an_error(kernel: Callable[[], Any]) -> None:
+    library = abi.library()
+    assert library is not None
+    kernel()
     try:
-        assert abi._library(torch.float32) is not None
-        built, runs[:] = len(runs), []
-        abi._library.cache_clear()
-        assert abi._library(torch.float32) is not None
-        assert (built, len(runs)) == (3, 1)  # the second time only the processor is asked for
-        assert len(list(tmp_path.rglob("*"))) == 3  # two folders, one library
+        library.limit_memory(1000)
+        with pytest.raises(MemoryError, match="micro-batch-tokens"):
+            kernel()
     finally:
-        abi._library.cache_clear()
+        library.limit_memory(2**62)
+    kernel()
 
 
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True).stdout
-
-
-COMPILES = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from buleyean_rl.kernels import triton as passes
-
-fixed = {"ROWS": passes.ROWS, "COLUMNS": passes.COLUMNS}
-whole = dict.fromkeys(("rows", "columns", "stride", "share"), "i32")
-for kernel in (passes._most, passes._sums, passes._gradient):
-    for capability in (80, 90):
-        for logits in ("*bf16", "*fp32"):
-            for reference in (True, False):
-                constants = {n: v for n, v in (fixed | {"HAS_REFERENCE": reference}).items() if n in kernel.arg_names}
-                types = whole | {"scale": "fp32"} | dict.fromkeys(("x", "z", "z_ref"), logits)
-                types |= dict.fromkeys(constants, "constexpr")
-                source = ASTSource(kernel, {name: types.get(name, "*fp32") for name in kernel.arg_names}, constants)
-                assert compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
-"""
-
-
-def test_what_is_for_cuda_compiles_for_it(tmp_path: Path) -> None:
-    """To machine code, which needs no GPU."""
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", COMPILES], env=environment, check=True)
+@needs_c
+def test_only_bf16_on_a_cpu_and_whole_blocks_are_taken() -> None:
+    bf16 = torch.zeros(32, 32, dtype=torch.bfloat16)
+    assert matmul.gemm_available(bf16)
+    assert not matmul.gemm_available(bf16, bf16[:, :31])
+    assert not abi.available(bf16.float())
+    assert not abi.available(bf16, bf16.to("meta"))
+    assert matmul.padded_depth(33, bf16) == 64
+    assert matmul.padded_depth(33, bf16.float()) == 33
+    assert matmul.head_softmax_available(bf16)
+    assert not matmul.head_softmax_available(torch.empty(33, 32, dtype=torch.bfloat16))

@@ -50,17 +50,17 @@ def compare(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (ours - best).norm() <= 1.3 * (theirs - best).norm() + 1e-3 * best.norm()
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_one_call_is_as_near_to_the_exact_one_as_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(0.4, monkeypatch)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_without_dropout_too(monkeypatch: pytest.MonkeyPatch) -> None:
     compare(0.0, monkeypatch)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_a_fresh_adapter_is_its_base_to_the_bit() -> None:
     model = attach_lora(wide_heads(TOKENIZER).bfloat16(), lora_config(4, 8, 0.0, None))
     plain_model(model).set_attn_implementation(PACKED)
@@ -71,7 +71,7 @@ def test_a_fresh_adapter_is_its_base_to_the_bit() -> None:
             assert forward_hidden(backbone(model), SEQUENCE).equal(expected)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_with_the_adapter_off_it_is_the_base() -> None:
     model, base = packed_model(), wide_heads(TOKENIZER).bfloat16()
     base.set_attn_implementation(PACKED)
@@ -80,7 +80,7 @@ def test_with_the_adapter_off_it_is_the_base() -> None:
     assert (got - expected).norm() <= 0.02 * expected.norm()
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_what_is_cheap_to_compute_again_is_not_saved() -> None:
     model = packed_model()
     config, tokens = plain_model(model).config, SEQUENCE.input_ids.numel()
@@ -98,7 +98,7 @@ def test_what_is_cheap_to_compute_again_is_not_saved() -> None:
     assert sum(saved.values()) <= config.num_hidden_layers * tokens * layer + after_layers
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_all_layers_are_one_node_and_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, apply, nodes = packed_model(), FusedLayerFunction.apply, []
     monkeypatch.setattr(FusedLayerFunction, "apply", lambda *given: (nodes.append(given[1]), apply(*given))[1])
@@ -106,7 +106,7 @@ def test_all_layers_are_one_node_and_one_call(monkeypatch: pytest.MonkeyPatch) -
     assert len(nodes) == 1
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_checkpointed_layers_are_a_call_each_and_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = packed_model(dropout=0.4)
     expected = outcome(model)
@@ -116,7 +116,7 @@ def test_checkpointed_layers_are_a_call_each_and_learn_the_same(monkeypatch: pyt
         assert got.equal(exact)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_layers_that_are_watched_are_computed_by_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = packed_model(), []
     expected = by_modules(monkeypatch, lambda: outcome(model))
@@ -127,7 +127,7 @@ def test_layers_that_are_watched_are_computed_by_their_modules(monkeypatch: pyte
     assert not seen[0][0].equal(seen[0][1])
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_a_layer_with_some_of_its_adapters_off_is_computed_by_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     model = packed_model()
     backbone(model).layers[0].mlp.down_proj.enable_adapters(False)
@@ -137,7 +137,7 @@ def test_a_layer_with_some_of_its_adapters_off_is_computed_by_its_modules(monkey
         assert got.equal(exact)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_generation_and_several_rows_are_computed_by_the_modules() -> None:
     model = packed_model().eval()
     ids = SEQUENCE.input_ids[:, :40]
@@ -152,7 +152,7 @@ def test_generation_and_several_rows_are_computed_by_the_modules() -> None:
         assert (rows - expected).norm() <= 0.03 * expected.norm()
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("window", "calls"), [(5, []), (64, [2])])  # the longest path has 26 tokens
 def test_a_window_that_hides_something_is_for_the_modules(
     window: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
@@ -161,7 +161,7 @@ def test_a_window_that_hides_something_is_for_the_modules(
     assert layers_of_calls(model, monkeypatch) == calls
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_a_decoder_that_does_more_than_its_layers_is_left_alone() -> None:
     model = wide_heads(TOKENIZER).bfloat16()
     own = model.model.forward
@@ -175,7 +175,7 @@ def test_a_decoder_that_does_more_than_its_layers_is_left_alone() -> None:
     assert backbone(attach_lora(model, lora_config(4, 8, 0.0, None))).forward is scaled
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     "make",
     [
@@ -197,7 +197,7 @@ def test_other_decoders_are_left_alone(make: Callable[[], Any]) -> None:
     assert not is_fused(model)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_layers_adapted_in_part_are_left_alone() -> None:
     model = attach_lora(wide_heads(TOKENIZER).bfloat16(), lora_config(4, 8, 0.0, ["q_proj", "v_proj"]))
     assert not is_fused(model)

@@ -56,7 +56,7 @@ def compare(make: Any) -> None:
         assert (got - expected).norm() <= 1.2 * (plain - expected).norm() + 1e-3 * expected.norm()
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", [norm, Mlp])
 def test_a_fused_layer_computes_what_its_own_code_does(make: Any) -> None:
     compare(make)
@@ -70,7 +70,7 @@ def test_without_kernels_a_norm_is_torch_s_and_an_mlp_its_own(monkeypatch: pytes
     assert "forward" not in vars(mlp)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", [lambda: norm(GemmaRMSNorm), lambda: Mlp("gelu")])
 def test_a_layer_that_computes_something_else_is_left_alone(make: Any) -> None:
     module = make().bfloat16()
@@ -78,7 +78,7 @@ def test_a_layer_that_computes_something_else_is_left_alone(make: Any) -> None:
     assert "forward" not in vars(module)
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:
     torch.manual_seed(0)
     model = tiny_llama(tiny_tokenizer()).bfloat16()
@@ -90,7 +90,7 @@ def test_a_model_keeps_its_names_and_answers_in_any_precision() -> None:
     assert model.float()(ids).logits.isfinite().all()
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("bias", "shape"), [(True, (3, 64)), (False, (2, 40, 64))])
 def test_a_linear_layer_is_as_near_to_the_exact_one_where_torch_is_slow(
     bias: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,7 @@ def test_a_group_has_its_slice_if_all_of_it_is_trained() -> None:
     assert all(gradients.slice(group) is None for group in ((a, b), (a,), (frozen, a), ()))
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", [wide_heads, biased], ids=["one call", "modules"])
 def test_kernels_add_what_autograd_would_have_added(make: Callable[[Any], Any]) -> None:
     model = packed_model(make, 0.4)

@@ -25,24 +25,34 @@ IDS = torch.arange(4, 24).reshape(2, 10)
 
 
 class SeededDropout(nn.Module):
-    """Our dropout as a module, for PEFT's layers: the same seeds draw the same masks in both, one mask an input."""
+    """Our dropout as a module, for PEFT's layers: the same seeds draw the same masks in both, one mask an input.
+
+    Args:
+        p: share that is dropped.
+        dtype: that our layer computes in, on which the masks depend.
+    """
 
     last: tuple[Tensor, int] | None = None
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, dtype: torch.dtype) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.dtype = p, dtype
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         if SeededDropout.last is None or SeededDropout.last[0] is not x:
             SeededDropout.last = x, int(torch.randint(2**32, ()))
-        return x * adapted_linear._dropout(torch.ones_like(x), self.p, SeededDropout.last[1])
+        return x * adapted_linear._dropout(torch.ones_like(x, dtype=self.dtype), self.p, SeededDropout.last[1])
 
 
 def pair(
-    bias: bool = True, dropout: float = 0.0, dtype: torch.dtype = torch.float32, inputs: int = 7, outputs: int = 5
+    bias: bool = True,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    inputs: int = 7,
+    outputs: int = 5,
+    masks: torch.dtype = torch.float32,
 ) -> tuple[LoraLinear, PeftLinear]:
     """Our layer and PEFT's, on one base layer, with one adapter."""
     torch.manual_seed(0)
@@ -52,7 +62,7 @@ def pair(
         layer(base, adapter_name="default", r=3, lora_alpha=6, config=config) for layer in (LoraLinear, PeftLinear)
     )
     if dropout:
-        theirs.lora_dropout["default"] = SeededDropout(dropout)
+        theirs.lora_dropout["default"] = SeededDropout(dropout, masks)
     for a, b in ((ours.lora_A, theirs.lora_A), (ours.lora_B, theirs.lora_B)):
         weight = torch.randn(a["default"].weight.shape)  # fp32, as get_peft_model keeps it
         for module in (a, b):
@@ -133,19 +143,19 @@ def test_bf16_stays_bf16_with_adapter_gradients_in_fp32() -> None:
         torch.testing.assert_close(got[name].float(), exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("bias", "dropout", "shape"), [(True, 0.5, (2, 33, 64)), (False, 0.0, (40, 64))])
 def test_in_c_value_and_gradient_are_pefts(bias: bool, dropout: float, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16()
     ours, _ = pair(bias, dropout, torch.bfloat16, inputs=64, outputs=96)
-    _, theirs = pair(bias, dropout, inputs=64, outputs=96)
+    _, theirs = pair(bias, dropout, inputs=64, outputs=96, masks=torch.bfloat16)
     theirs.get_base_layer().load_state_dict(ours.get_base_layer().state_dict())  # rounded alike
     got = outcome(ours, x)
     for name, exact in outcome(theirs, x.float()).items():
         torch.testing.assert_close(got[name].float(), exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_in_c_inputs_and_gradients_lie_however_they_may() -> None:
     ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
     x = torch.randn(64, 40).bfloat16().T  # its columns next to each other
@@ -162,7 +172,7 @@ def test_in_c_inputs_and_gradients_lie_however_they_may() -> None:
     )
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 def test_in_c_the_base_is_the_same_without_a_gradient() -> None:
     ours, _ = pair(dtype=torch.bfloat16, inputs=64, outputs=96)
     ours.enable_adapters(False)
@@ -227,7 +237,7 @@ def test_a_model_learns_as_with_peft_alone() -> None:
     theirs.load_state_dict(ours.state_dict())
     for module in theirs.modules():
         if isinstance(module, PeftLinear):
-            module.lora_dropout["default"] = SeededDropout(0.3)
+            module.lora_dropout["default"] = SeededDropout(0.3, torch.float32)
     assert not any(isinstance(module, LoraLinear) for module in theirs.modules())
     results = []
     for model in (ours, theirs):
@@ -373,7 +383,7 @@ def test_frozen_layers_compute_the_same_and_follow_new_weights_afterwards(dropou
     assert base.equal(expected[2])
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("change", ["scaling", "weight", "type", "parameters"])
 def test_what_changed_since_is_looked_up_again(change: str) -> None:
     layer, _ = pair(bias=False, dtype=torch.bfloat16, inputs=64, outputs=96)

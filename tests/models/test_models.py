@@ -326,7 +326,7 @@ def test_without_bf16_a_cpu_computes_in_it_what_the_kernels_compute_whole(
     config = tiny_model(kind, TOKENIZER, **sizes | settings).config
     loaded: list[torch.dtype] = []
     monkeypatch.setattr("buleyean_rl.kernels.precision._cpu_has_bf16", lambda: has_bf16)
-    monkeypatch.setattr("buleyean_rl.kernels.matmul.multiplies", lambda *_: True)
+    monkeypatch.setattr("buleyean_rl.kernels.matmul.gemm_available", lambda *_: True)
     monkeypatch.setattr("buleyean_rl.models.compute.load_config", lambda _: config)
     monkeypatch.setattr(
         "buleyean_rl.models.compute.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1)

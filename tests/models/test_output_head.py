@@ -8,7 +8,7 @@ import torch
 from buleyean_rl.models.output_head import OutputHead
 
 
-@pytest.mark.usefixtures("own_kernels")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("nodes", "with_bias", "has_bf16"), [(1, True, False), (33, False, False), (64, True, True), (1, False, True)]
 )

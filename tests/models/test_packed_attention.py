@@ -162,13 +162,13 @@ def test_all_segments_at_once_are_dense(
 @pytest.fixture
 def short_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel computes attention however short a sequence is."""
-    monkeypatch.setattr(attention_kernels, "attends", lambda like, *_: like.dtype == torch.bfloat16)
+    monkeypatch.setattr(attention_kernels, "attention_available", lambda like, *_: like.dtype == torch.bfloat16)
 
 
-in_c = pytest.mark.usefixtures("own_kernels", "short_sequences")
+in_c = pytest.mark.usefixtures("kernels", "short_sequences")
 
 
-@pytest.mark.usefixtures("tiles", "short_sequences")
+@pytest.mark.usefixtures("kernels", "short_sequences")
 def test_in_c_packed_is_dense() -> None:
     compare(LONG, dtype=torch.bfloat16, tolerance=1e-2, width=64)
 

@@ -98,7 +98,7 @@ def test_the_kernels_for_cuda_make_the_same_loss(
     assert_fused_is_dense(hidden, output, counts, objective, reference, PRECISIONS[dtype])
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("objective", "shape", "drift"),  # drift of all the reference's logits
     [(COMPLEMENT, (47, 64, 1056), 3.0), (PUBLISHED, (530, 32, 512), 0.0), (OBJECTIVES[2], (1, 32, 64), 0.0)],
@@ -109,11 +109,11 @@ def test_in_tiles_fused_is_dense(objective: Objective, shape: tuple[int, int, in
     output.weight[:, 0] = 1
     if reference is not None:
         reference[:, 0] += 2 * drift
-    assert matmul.has_head_sums(output.weight)
+    assert matmul.head_softmax_available(output.weight)
     assert_fused_is_dense(hidden, output, counts, objective, reference, 1e-4, 1e-2, dense=torch.float64)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_in_tiles_a_model_like_its_reference_has_no_gradient() -> None:
     hidden, output, counts, _ = inputs((40, 64, 512), torch.bfloat16, COMPLEMENT)
     none = Counts(*(x[:0] for x in (counts.node, counts.option, counts.count)), counts.rounds)

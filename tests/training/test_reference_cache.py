@@ -51,7 +51,7 @@ def test_a_cache_of_nothing(tmp_path: Path) -> None:
     assert ReferenceCache(tmp_path, [1], EntryFormat(3, torch.float32, True)).read([0]) is None
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_a_loss_is_to_the_bit_what_it_is_with_the_reference_s_softmax_computed_before() -> None:
     torch.manual_seed(0)
     head = OutputHead(torch.randn(512, 64).bfloat16() / 8)

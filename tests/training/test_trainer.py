@@ -208,17 +208,17 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
     assert again.equal(once)
 
 
-@pytest.mark.usefixtures("tiles")
+@pytest.mark.usefixtures("kernels")
 def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_of_the_reference_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    softmaxes, head_sums = [0], matmul.head_sums
+    softmaxes, head_sums = [0], matmul.head_softmax
 
     def counted(*given: Any) -> Any:
         softmaxes[-1] += 1
         return head_sums(*given)
 
-    monkeypatch.setattr(matmul, "head_sums", counted)
+    monkeypatch.setattr(matmul, "head_softmax", counted)
     outcomes = []
     for with_softmax in (False, True, True):
         softmaxes.append(0)

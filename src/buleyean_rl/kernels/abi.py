@@ -1,9 +1,9 @@
-"""The C library's interface: structs, signatures, and calls by name."""
+"""The C library's interface, as `kernels.h` has it: structs, signatures, and calls by name."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -12,38 +12,40 @@ from torch import Tensor
 
 from buleyean_rl.kernels import build
 
-STEP = 32  # what the sizes of matrices in tiles are multiples of
-SIGNATURES = {
-    "column_most": [c_void_p, c_int64, c_int64, c_void_p, c_int],
-    "softmax_sums": [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p, c_void_p, c_int],
-    "causal_softmax": [c_void_p, *[c_int64] * 4, c_int],
-    "softmax_backward": [c_void_p, c_void_p, c_int64, c_int64, c_int],
-    "rms_norm": [c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p, c_int],
-    "rms_norm_backward": [*[c_void_p] * 4, c_int64, c_int64, c_float, c_void_p, c_void_p, c_int],
-    "swiglu": [c_void_p, *[c_int64] * 3, c_void_p, c_int],
-    "swiglu_backward": [c_void_p, c_void_p, *[c_int64] * 3, c_void_p, c_void_p, c_int],
-    "rotate": [
-        *[c_void_p, c_int64, c_int64, c_void_p, c_void_p],
-        *[c_int64, c_int64, c_int64, c_int, c_void_p, c_int64, c_int64, c_int],
-    ],
-    "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
-    "softmax_gradient": [c_void_p, c_void_p, *[c_int64] * 3, c_float, *[c_void_p] * 4, c_int],
-}
+BLOCK = 32  # what the sizes of matrices are multiples of
 PARTS = 3  # that a linear layer is of at most
 
 
-class Matrix(ctypes.Structure):
-    """Of `passes.h`."""
+def _pointers(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, c_void_p) for name in names)
 
-    _fields_ = (("at", c_void_p), ("row", c_int64), ("column", c_int64))
+
+def _sizes(*names: str) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, c_int64) for name in names)
+
+
+class Matrix(ctypes.Structure):
+    """A matrix with the strides of its rows and columns."""
+
+    _fields_ = (*_pointers("data"), *_sizes("row_stride", "column_stride"))
+
+
+class GemmArgs(ctypes.Structure):
+    """Of `gemm`."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("a", "b", "a2", "b2")),
+        *_pointers("added", "y", "c"),
+        *_sizes("y_stride", "rows", "columns", "depth", "depth2"),
+    )
 
 
 class Linear(ctypes.Structure):
-    """Of `passes.h`."""
+    """A linear layer with its adapter, of one to three parts side by side."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("weight", "a", "b")),
-        *((name, c_int64) for name in ("depth", "columns", "apart", "rank")),
+        *_pointers("weight", "a", "b"),
+        *_sizes("depth", "columns", "y_stride", "rank"),
         ("p", c_float),
         ("seed", c_uint32),
         ("parts", c_int64),
@@ -59,90 +61,169 @@ class Linear(ctypes.Structure):
         return copy
 
     @property
-    def learning(self) -> int:
+    def adapter_size(self) -> int:
         """How many numbers its adapters have."""
         return sum(self.ranks[i] * (self.depth + self.outputs[i]) for i in range(self.parts))
 
 
 class Heads(ctypes.Structure):
-    """Of `passes.h`."""
+    """A tensor of heads, with the strides of heads and tokens."""
 
-    _fields_ = (("at", c_void_p), *((name, c_int64) for name in ("heads", "tokens", "head", "token")))
+    _fields_ = (*_pointers("data"), *_sizes("heads", "tokens", "head_stride", "token_stride"))
 
     @classmethod
     def of(cls, x: Tensor) -> Heads:
-        """A (heads, tokens, width)."""
+        """Shape: (heads, tokens, width), a head's elements next to each other."""
         assert x.stride(-1) == 1
         return cls(x.data_ptr(), *x.shape[:2], *x.stride()[:2])
 
 
 class CuSeqlensStruct(ctypes.Structure):
-    """Of `kernels.h`."""
+    """Which tokens of a packed sequence see which."""
+
+    _fields_ = (*_pointers("key_tokens", "cu_seqlens_q", "cu_seqlens_k"), *_sizes("segments"))
+
+
+class AttentionArgs(ctypes.Structure):
+    """Of `attention` and its backward pass."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("places", "cu_seqlens_q", "cu_seqlens_k")),
-        *((name, c_int64) for name in ("count", "max_seqlen_q")),
+        *((name, Heads) for name in ("q", "k", "v", "y", "grad_y", "grad_q", "grad_k", "grad_v")),
+        *_pointers("lse"),
+        *_sizes("head_width"),
+        ("seqlens", CuSeqlensStruct),
+        ("scale", c_float),
     )
 
 
-ATTENDING = [c_int64, CuSeqlensStruct, c_float]
-OF_BF16 = {  # `product` and `row_products` are called from C, and by tests
-    "has_tiles": [],
-    "product": [*[Matrix, Matrix, c_int64] * 2, c_void_p, c_void_p, *[c_int64] * 3, c_int],
-    "copy_adapters": [c_void_p, c_int64, c_void_p, c_int],
-    "adapted": [ctypes.POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
-    "adapted_backward": [ctypes.POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
-    "head_sums": [
-        *[c_void_p, c_int64, c_int64, c_void_p, c_int64, c_float],
-        *[c_void_p, c_void_p, c_int64, *[c_void_p] * 3, c_int],
-    ],
-    "row_products": [*[c_void_p, c_int64] * 2, *[c_int64] * 3, c_void_p, c_int],
-    "attention": [*[Heads] * 4, c_void_p, *ATTENDING, c_int],
-    "attention_backward": [*[Heads] * 4, c_void_p, Heads, *ATTENDING, *[Heads] * 3, c_int],
-    "layers": [c_void_p, c_int64, *[c_void_p] * 3, c_int],
-    "layers_backward": [c_void_p, c_int64, *[c_void_p] * 4, c_int, c_void_p, c_int],
+class HeadSoftmaxArgs(ctypes.Structure):
+    """Of `head_softmax`."""
+
+    _fields_ = (
+        *_pointers("weight", "hidden", "rejected_token", "rejected_node", "row_max", "sum_exp", "mean"),
+        *_sizes("vocabulary", "width", "nodes", "rejections"),
+        ("scale", c_float),
+    )
+
+
+class RmsNormArgs(ctypes.Structure):
+    """Of `rms_norm` and its backward pass."""
+
+    _fields_ = (
+        *_pointers("x", "weight", "grad_y", "added", "y", "grad_x"),
+        *_sizes("rows", "width"),
+        ("epsilon", c_float),
+    )
+
+
+class SwigluArgs(ctypes.Structure):
+    """Of `swiglu` and its backward pass."""
+
+    _fields_ = (*_pointers("gate_up", "grad_y", "y", "grad_gate_up"), *_sizes("stride", "rows", "width"))
+
+
+class RopeArgs(ctypes.Structure):
+    """Of `rope`."""
+
+    _fields_ = (("x", Heads), ("y", Heads), *_pointers("cosine", "sine"), *_sizes("head_width", "backward"))
+
+
+class DecoderLayerStruct(ctypes.Structure):
+    """The weights of a decoder layer."""
+
+    _fields_ = (
+        *((name, Linear) for name in ("qkv", "output", "gate_up", "down")),
+        ("norms", c_void_p * 2),
+        ("epsilons", c_float * 2),
+        ("scale", c_float),
+        *_sizes("heads", "key_heads", "head_width"),
+    )
+
+
+class PackedSequenceStruct(ctypes.Structure):
+    """A packed sequence's tables of rotation, and which tokens see which."""
+
+    _fields_ = (*_pointers("cosine", "sine"), *_sizes("tokens"), ("seqlens", CuSeqlensStruct))
+
+
+class SavedActivationsStruct(ctypes.Structure):
+    """What a decoder layer's backward pass needs of its forward pass."""
+
+    _fields_ = (
+        *_pointers("x", "qkv", "attended", "middle", "gate_up"),
+        ("lora_hidden", c_void_p * 4),
+        *_pointers("lse"),
+    )
+
+
+STRUCTS = (  # in the order of `struct_size` in memory.c
+    *(
+        Matrix,
+        GemmArgs,
+        Linear,
+        Heads,
+        CuSeqlensStruct,
+        AttentionArgs,
+        HeadSoftmaxArgs,
+        RmsNormArgs,
+        SwigluArgs,
+        RopeArgs,
+    ),
+    *(DecoderLayerStruct, PackedSequenceStruct, SavedActivationsStruct),
+)
+FALLIBLE = {  # functions that return 0, or that there was not enough memory
+    "gemm": [POINTER(GemmArgs), c_int],
+    "lora_linear": [POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
+    "lora_linear_backward": [POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
+    "attention": [POINTER(AttentionArgs), c_int],
+    "attention_backward": [POINTER(AttentionArgs), c_int],
+    "head_softmax": [POINTER(HeadSoftmaxArgs), c_int],
+    "decoder_layers": [c_void_p, c_int64, *[c_void_p] * 3, c_int],
+    "decoder_layers_backward": [c_void_p, c_int64, *[c_void_p] * 4, c_int, c_void_p, c_int],
+}
+INFALLIBLE = {
+    "rms_norm": [POINTER(RmsNormArgs), c_int],
+    "swiglu": [POINTER(SwigluArgs), c_int],
+    "rope": [POINTER(RopeArgs), c_int],
+    "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
+    "limit_memory": [c_int64],
 }
 
 
 def available(*tensors: Tensor) -> bool:
-    """Whether the functions of this module can be used, on these tensors."""
-    dtype = tensors[0].dtype
-    alike = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
-    return alike and dtype in build.SOURCES and _library(dtype) is not None
+    """Whether the kernels can be used on these tensors: they are for bf16 on a CPU."""
+    return all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors) and library() is not None
 
 
-def _has_tiles() -> bool:
-    return _tiles() > 0
+def call(name: str, *arguments: Any) -> None:
+    """Call a function of the library on torch's threads; tensors are handed over as pointers to their data.
 
-
-def _has_matrix_registers() -> bool:
-    return _tiles() > 1
-
-
-@lru_cache
-def _tiles() -> int:
-    library = _library(torch.bfloat16)
-    return 0 if library is None else int(library.has_tiles())
-
-
-def _call(name: str, x: Tensor, *others: Tensor | float | None) -> None:
-    """A function of the library for tensors like `x`, its first argument."""
-    _call_in(x.dtype, name, x, *others)
-
-
-def _call_in(dtype: torch.dtype, name: str, *arguments: Any) -> None:
-    library = _library(dtype)
-    assert library is not None
-    getattr(library, name)(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
+    Raises:
+        MemoryError: there is not enough.
+    """
+    loaded = library()
+    assert loaded is not None, "call `available` first"
+    converted = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+    if getattr(loaded, name)(*converted, torch.get_num_threads()):
+        raise MemoryError(f"not enough memory for the kernel {name}: train with a smaller --micro-batch-tokens")
 
 
 @lru_cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The functions for tensors of a type, or None where they cannot be built."""
-    library = build.library(dtype)
-    if library is None:
+def library() -> ctypes.CDLL | None:
+    """The functions, or None where the kernels are off; see `build.status`."""
+    loaded, _ = build.load()
+    if loaded is None:
         return None
-    for name, arguments in (SIGNATURES | (OF_BF16 if dtype == torch.bfloat16 else {})).items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, c_int if name == "has_tiles" else None
-    return library
+    for name, arguments in (FALLIBLE | INFALLIBLE).items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, c_int if name in FALLIBLE else None
+    loaded.struct_size.restype = c_int64
+    sizes = [loaded.struct_size(i) for i in range(len(STRUCTS) + 1)]
+    if sizes != [*map(ctypes.sizeof, STRUCTS), 0]:
+        raise ImportError(f"kernels.h and abi.py differ: {sizes} bytes, {[*map(ctypes.sizeof, STRUCTS)]}")
+    return loaded
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor's data begins, for a field of a struct."""
+    return None if x is None else x.data_ptr()

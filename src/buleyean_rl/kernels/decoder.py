@@ -1,74 +1,50 @@
-"""Decoder layers of Llama's form in one call, in bf16. See `layer.c`."""
+"""Decoder layers of Llama's form in one call, in bf16; see `decoder_layer.c`."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import byref, c_float, c_int64, c_void_p
+from ctypes import byref, c_void_p
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import CuSeqlensStruct, Linear, _call_in
+from buleyean_rl.kernels.abi import DecoderLayerStruct, Linear, PackedSequenceStruct, SavedActivationsStruct, call
 from buleyean_rl.kernels.attention import CuSeqlens
 
-LINEARS = ("qkv", "output", "gate_up", "down")
-SPARE = 32  # numbers after a row of some: rows some power of two apart drive each other from a cache
+PADDING = 32  # numbers after a row of qkv and gate_up: rows a power of two apart drive each other from a cache
 
 
-class Kept(NamedTuple):
+class SavedActivations(NamedTuple):
     """What a layer's backward pass needs of its forward pass.
 
     Args:
         x: its input. Shape: (tokens, width).
-        projected: queries, keys and values, turned; in one call, and something `SPARE`.
-            Shape: (tokens, width of all heads).
-        attended: what attention gave. Shape: (tokens, width of all queries' heads).
-        middle: the input and what was added to it. Shape: (tokens, width).
-        gate_up: gates and then what they let through; as much to spare. Shape: (tokens, 2 * hidden width).
-        lse: log-sum-exps of the scores, in fp32, where attention gives them. Shape: (heads, tokens).
-        lows: what the A's of the four linear layers made of their inputs. Shapes: (tokens, rank).
+        qkv: queries, keys and values, rotated, and `PADDING`. Shape: (tokens, width of all heads).
+        attended: attention's result. Shape: (tokens, width of all queries' heads).
+        middle: the residual stream between attention and MLP. Shape: (tokens, width).
+        gate_up: gates and what they let through, and `PADDING`. Shape: (tokens, 2 * hidden width).
+        lse: log-sum-exps of the scores, in fp32. Shape: (heads, tokens).
+        lora_hidden: what the A's of the four linear layers made of their inputs. Shapes: (tokens, rank).
     """
 
     x: Tensor
-    projected: Tensor
+    qkv: Tensor
     attended: Tensor
     middle: Tensor
     gate_up: Tensor
-    lse: Tensor | None
-    lows: tuple[Any, ...]
+    lse: Tensor
+    lora_hidden: tuple[Any, ...]
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, Linear) for name in LINEARS),
-        ("norms", c_void_p * 2),
-        ("epsilons", c_float * 2),
-        ("scale", c_float),
-        *((name, c_int64) for name in ("heads", "key_heads", "head_width")),
-    )
-
-
-class _Row(ctypes.Structure):
-    _fields_ = (("cosine", c_void_p), ("sine", c_void_p), ("tokens", c_int64), ("stretches", CuSeqlensStruct))
-
-
-class _Kept(ctypes.Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "projected", "attended", "middle", "gate_up")),
-        ("lows", c_void_p * len(LINEARS)),
-        ("lse", c_void_p),
-    )
-
-
-class Layer(NamedTuple):
+class DecoderLayer(NamedTuple):
     """The weights of a layer.
 
     Args:
-        linears: see `kernels.linear_of`. Queries, keys and values side by side; the output of attention; gates and
-            what they let through, side by side; the last.
+        linears: see `matmul.make_linear`. Queries, keys and values side by side; the output of attention; gate and up
+            side by side; down.
         norms: weights of the first and the second. Shapes: (width,).
         epsilons: theirs.
         heads: how many queries have, and keys.
@@ -83,78 +59,80 @@ class Layer(NamedTuple):
 
     @property
     def sizes(self) -> tuple[object, ...]:
-        """What is alike in layers that are computed in one call."""
+        """What layers in one call have in common."""
         return self.heads, *((linear.depth, linear.columns, linear.rank) for linear in self.linears)
 
-    def in_c(self, head_width: int) -> _Layer:
-        """As `layer.c` takes it; this has to outlive it."""
+    def as_struct(self, head_width: int) -> DecoderLayerStruct:
+        """As `kernels.h` has it; this has to outlive it."""
         norms = tuple(norm.data_ptr() for norm in self.norms)
-        layer = _Layer(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
+        layer = DecoderLayerStruct(*self.linears, norms, tuple(self.epsilons), self.scale, *self.heads, head_width)
         for linear in (layer.qkv, layer.gate_up):
-            linear.apart += SPARE
+            linear.y_stride += PADDING
         return layer
 
 
-class Layers:
-    """Layers one after the other, and the row that goes through them.
+class DecoderLayers:
+    """Layers one after the other, and the packed sequence that goes through them.
 
     Args:
         layers: all of the same sizes.
         cos: contiguous. Shape: (tokens, head width).
         sin: contiguous. Shape: (tokens, head width).
-        stretches: of the row.
+        seqlens: of the sequence.
     """
 
-    def __init__(self, layers: Sequence[Layer], cos: Tensor, sin: Tensor, stretches: CuSeqlens) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], cos: Tensor, sin: Tensor, seqlens: CuSeqlens) -> None:
         self._layers = layers
-        self._memory = cos, sin, stretches  # which C is told the place of
-        in_c = (_Layer * len(layers))(*(layer.in_c(cos.shape[-1]) for layer in layers))
-        row = _Row(cos.data_ptr(), sin.data_ptr(), len(cos), stretches.in_c())
-        self._in_c = in_c, len(layers), byref(row)
+        self._tensors = cos, sin, seqlens  # which C has pointers to
+        structs = (DecoderLayerStruct * len(layers))(*(layer.as_struct(cos.shape[-1]) for layer in layers))
+        sequence = PackedSequenceStruct(cos.data_ptr(), sin.data_ptr(), len(cos), seqlens.as_struct())
+        self._arguments = structs, len(layers), byref(sequence)
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, list[Kept]]:
+    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, list[SavedActivations]]:
         """The last one's result, and what `backward` needs of each, if it is to be kept.
 
         Args:
             x: contiguous. Shape: (tokens, width), as the result.
             keep: whether it is; otherwise the layers share the memory for it.
         """
-        y, later = torch.empty_like(x), len(self._layers) - 1
-        inputs = [torch.empty_like(x) for _ in range(later if keep else min(later, 2))]
-        rooms = [self._room(x) for _ in range(later + 1 if keep else 1)]
-        each_x = [x, *islice(cycle(inputs), later)]
-        kept = [room._replace(x=own) for own, room in zip(each_x, cycle(rooms), strict=False)]
-        _call_in(torch.bfloat16, "layers", *self._in_c, _in_c(kept), y, torch.get_num_threads())
-        return y, kept
+        y, after_first = torch.empty_like(x), len(self._layers) - 1
+        inputs = [x, *(torch.empty_like(x) for _ in range(after_first if keep else min(after_first, 2)))]
+        buffers = [self._allocate(x) for _ in range(after_first + 1 if keep else 1)]
+        each_input = [x, *islice(cycle(inputs[1:]), after_first)]
+        saved = [buffer._replace(x=own) for own, buffer in zip(each_input, cycle(buffers), strict=False)]
+        call("decoder_layers", *self._arguments, _as_structs(saved), y)
+        return y, saved
 
-    def backward(self, gradient: Tensor, kept: Sequence[Kept], of_x: bool, grads: Sequence[Tensor]) -> Tensor | None:
-        """The gradient in the first one's input, if it is wanted, from that in the last one's result.
+    def backward(
+        self, grad_y: Tensor, saved: Sequence[SavedActivations], needs_grad_x: bool, grads: Sequence[Tensor]
+    ) -> Tensor | None:
+        """The gradient in the first one's input, if it is needed, from that in the last one's result.
 
-        Those in the adapters of each linear layer of each layer are added to `grads`, see `kernels.adapted_backward`.
+        Those in the adapters of each linear layer of each layer are added to `grads`, see
+        `matmul.lora_linear_backward`.
         """
-        grad_x = torch.empty_like(gradient)
-        places = (c_void_p * len(grads))(*(grad.data_ptr() for grad in grads))
-        given = (*self._in_c, _in_c(kept), gradient, grad_x, of_x, places)
-        _call_in(torch.bfloat16, "layers_backward", *given, torch.get_num_threads())
-        return grad_x if of_x else None
+        grad_x = torch.empty_like(grad_y)
+        pointers = (c_void_p * len(grads))(*(grad.data_ptr() for grad in grads))
+        arguments = (*self._arguments, _as_structs(saved), grad_y, grad_x, needs_grad_x, pointers)
+        call("decoder_layers_backward", *arguments)
+        return grad_x if needs_grad_x else None
 
-    def _room(self, x: Tensor) -> Kept:
-        """Memory for what is kept of one layer."""
+    def _allocate(self, x: Tensor) -> SavedActivations:
+        """Memory for what is saved of one layer."""
         layer, tokens = self._layers[0], len(x)
         qkv, output, gate_up, _ = layer.linears
-        projected, attended, gates = (
-            x.new_empty(tokens, width) for width in (qkv.columns + SPARE, output.depth, gate_up.columns + SPARE)
-        )
+        widths = (qkv.columns + PADDING, output.depth, x.shape[1], gate_up.columns + PADDING)
+        projected, attended, middle, gates = (x.new_empty(tokens, width) for width in widths)
         lse = x.new_empty(layer.heads[0], tokens, dtype=torch.float32)
-        lows = tuple(x.new_empty(tokens, linear.rank) for linear in layer.linears)
-        return Kept(x, projected, attended, torch.empty_like(x), gates, lse, lows)
+        lora_hidden = tuple(x.new_empty(tokens, linear.rank) for linear in layer.linears)
+        return SavedActivations(x, projected, attended, middle, gates, lse, lora_hidden)
 
 
-def _in_c(kept: Sequence[Kept]) -> ctypes.Array[_Kept]:
-    return (_Kept * len(kept))(*map(_one_in_c, kept))
-
-
-def _one_in_c(kept: Kept) -> _Kept:
-    assert kept.lse is not None
-    places, lows = [x.data_ptr() for x in kept[:5]], tuple(low.data_ptr() for low in kept.lows)
-    return _Kept(*places, lows, kept.lse.data_ptr())
+def _as_structs(saved: Sequence[SavedActivations]) -> ctypes.Array[SavedActivationsStruct]:
+    structs = (
+        SavedActivationsStruct(
+            *(x.data_ptr() for x in layer[:5]), tuple(x.data_ptr() for x in layer.lora_hidden), layer.lse.data_ptr()
+        )
+        for layer in saved
+    )
+    return (SavedActivationsStruct * len(saved))(*structs)

@@ -1,93 +1,36 @@
-"""Element-wise passes in one sweep: softmax sums, RMSNorm, SwiGLU, rotary embedding, dropout."""
+"""Element-wise passes in one sweep: RMSNorm, SwiGLU, dropout; and the loss's on CUDA."""
 
 from __future__ import annotations
 
-import sys
-from functools import lru_cache
-from types import ModuleType
+from collections.abc import Callable
+from ctypes import byref
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels import build
-from buleyean_rl.kernels.abi import _call, available
+from buleyean_rl.kernels.abi import RmsNormArgs, SwigluArgs, address, call
+
+LOGITS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def loss_passes(tile: Tensor) -> ModuleType | None:
-    """The module whose `column_most`, `softmax_sums` and `softmax_gradient` take a tile of logits; None for torch."""
-    if tile.is_cuda and tile.dtype in (*build.SOURCES, torch.float16):
-        return _triton()
-    return sys.modules[__name__] if available(tile) else None
+class LossPasses(NamedTuple):
+    """Passes over a tile of logits, (vocabulary, nodes), in one sweep each; see `triton.py`."""
+
+    row_max: Callable[[Tensor], Tensor]
+    softmax_sums: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    softmax_gradient: Callable[..., None]
 
 
-def column_most(x: Tensor) -> Tensor:
-    """The largest value of each column. Shape: (rows, columns) to (columns,), in fp32."""
-    threads = torch.get_num_threads()
-    most = torch.empty(threads, x.shape[1])
-    _call("column_most", x, *x.shape, most, threads)
-    return most.amax(0)
-
-
-def softmax_sums(
-    z: Tensor, z_ref: Tensor | None, scale: float, most: Tensor, base_most: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Over the rows, for each column: sum e^z, sum e^z_ref and sum e^z_ref (z_ref - z), exponents less the most.
-
-    Args:
-        z: Shape: (vocabulary, nodes), a node's logits less `scale` in a column; columns next to each other.
-        z_ref: the reference's, with the stride of `z`, or None for zeros.
-        scale: factor on the logits.
-        most: subtracted from z before its exponential. Shape: (nodes,).
-        base_most: the same for z_ref. Shape: (nodes,).
-
-    Returns:
-        Three tensors of shape (nodes,).
-    """
-    rows, nodes = z.shape
-    threads = torch.get_num_threads()
-    sums = torch.empty(threads, 3, nodes)
-    _call("softmax_sums", z, z_ref, rows, nodes, z.stride(0), scale, most, base_most, sums, threads)
-    total, base_total, difference = sums.sum(0)
-    return total, base_total, difference
-
-
-def softmax_gradient(
-    z: Tensor, z_ref: Tensor | None, scale: float, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor
-) -> None:
-    """scale * (of_pi * softmax(z) - of_base * softmax(z_ref)), written over `z`.
-
-    Args:
-        z: see `softmax_sums`.
-        z_ref: see `softmax_sums`.
-        scale: factor on the logits.
-        lse: log-sum-exp of the columns. Shape: (nodes,).
-        base_lse: the same of the reference. Shape: (nodes,).
-        of_pi: Shape: (nodes,).
-        of_base: Shape: (nodes,).
-    """
-    rows, nodes = z.shape
-    threads = torch.get_num_threads()
-    _call("softmax_gradient", z, z_ref, rows, nodes, z.stride(0), scale, lse, base_lse, of_pi, of_base, threads)
-
-
-def causal_softmax(scores: Tensor) -> None:
-    """Attention weights, written over the scores of queries that are the last of the keys' positions.
-
-    Args:
-        scores: contiguous. Shape: (key heads, queries, heads per key head, keys).
-    """
-    _call("causal_softmax", scores, *scores.shape, torch.get_num_threads())
-
-
-def softmax_backward(gradient: Tensor, weights: Tensor) -> None:
-    """The gradient in the scores of a softmax, written over that in its weights.
-
-    Args:
-        gradient: contiguous. Shape: (..., keys).
-        weights: contiguous. Shape as `gradient`.
-    """
-    keys = gradient.shape[-1]
-    _call("softmax_backward", gradient, weights, gradient.numel() // keys, keys, torch.get_num_threads())
+def loss_passes(tile: Tensor) -> LossPasses | None:
+    """Those for a tile of logits on a GPU, where Triton came with torch; None for torch's own operations."""
+    if not tile.is_cuda or tile.dtype not in LOGITS:
+        return None
+    try:
+        from buleyean_rl.kernels import triton
+    except ImportError:
+        return None
+    return LossPasses(triton.row_max, triton.softmax_sums, triton.softmax_gradient)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -99,48 +42,34 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         epsilon: added to the mean square.
     """
     width, y = x.shape[-1], torch.empty_like(x)
-    _call("rms_norm", x, weight, x.numel() // width, width, epsilon, y, torch.get_num_threads())
+    places = address(x), address(weight), None, None, address(y), None
+    call("rms_norm", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
     return y
 
 
-def rms_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float, added: Tensor | None = None
-) -> Tensor:
-    """The gradient in `x` from that in the result of `rms_norm`, with something added. Shapes as there, contiguous."""
+def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The gradient in `x` from that in the result of `rms_norm`. Shapes as there, contiguous."""
     width, grad_x = x.shape[-1], torch.empty_like(x)
-    sizes = (x.numel() // width, width, epsilon)
-    _call("rms_norm_backward", gradient, x, weight, added, *sizes, grad_x, None, torch.get_num_threads())
+    places = address(x), address(weight), address(gradient), None, None, address(grad_x)
+    call("rms_norm", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
     return grad_x
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. Shape: (..., 2 * width), a gate and then what it lets through, contiguous; to (..., width)."""
+    """silu(gate) * up. Shape: (..., 2 * width), gate before up, contiguous; to (..., width)."""
     width = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
-    _call("swiglu", gate_up, 2 * width, y.numel() // width, width, y, torch.get_num_threads())
+    places = address(gate_up), None, address(y), None
+    call("swiglu", byref(SwigluArgs(*places, 2 * width, y.numel() // width, width)))
     return y
 
 
 def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
     width, grad = gradient.shape[-1], torch.empty_like(gate_up)
-    sizes = (2 * width, gradient.numel() // width, width)
-    _call("swiglu_backward", gradient, gate_up, *sizes, grad, None, torch.get_num_threads())
+    places = address(gate_up), address(gradient), None, address(grad)
+    call("swiglu", byref(SwigluArgs(*places, 2 * width, gradient.numel() // width, width)))
     return grad
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> None:
-    """Rotary embedding of one sequence: x cos + (-x2, x1) sin, where x1 and x2 are the halves of a head.
-
-    Args:
-        x: each head's elements next to each other. Shape: (heads, tokens, width).
-        cos: contiguous. Shape: (tokens, width).
-        sin: contiguous. Shape: (tokens, width).
-        y: filled with the result. Shape as `x`, strides as they may be; it may be `x`.
-        backward: whether `x` is the gradient in the result, and `y` that in what was rotated.
-    """
-    strides_x, strides_y = x.stride()[:2], y.stride()[:2]
-    _call("rotate", x, *strides_x, cos, sin, *x.shape, backward, y, *strides_y, torch.get_num_threads())
 
 
 def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:
@@ -153,15 +82,5 @@ def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Ten
         add_to: added to, if given, and returned. Shape as `x`.
     """
     y = torch.empty_like(x) if add_to is None else add_to
-    _call("dropout", x, x.numel(), p, seed, add_to is not None, y, torch.get_num_threads())
+    call("dropout", x, x.numel(), p, seed, add_to is not None, y)
     return y
-
-
-@lru_cache
-def _triton() -> ModuleType | None:
-    """Comes with a torch for CUDA."""
-    try:
-        from buleyean_rl.kernels import triton
-    except ImportError:
-        return None
-    return triton

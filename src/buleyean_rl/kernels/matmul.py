@@ -1,22 +1,21 @@
-"""Linear layers with LoRA adapters, and the output head's softmax, in bf16."""
+"""Linear layers with LoRA, and the output head's softmax, in bf16."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
-from ctypes import c_void_p
+from ctypes import byref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import STEP, Linear, _call, _call_in, _has_matrix_registers, _has_tiles, available
+from buleyean_rl.kernels.abi import BLOCK, HeadSoftmaxArgs, Linear, available, call
 from buleyean_rl.kernels.precision import bf16_is_emulated
 
 
 class Adapter(NamedTuple):
-    """Adapters of layers side by side: their a's on top of each other, their b's along a diagonal.
+    """LoRA adapters of layers side by side: their A's on top of each other, their B's along a diagonal.
 
     Args:
         a: contiguous. Shape: (rank, inputs).
@@ -33,24 +32,23 @@ class Adapter(NamedTuple):
     scalings: Sequence[float]
 
 
-def multiplies(*matrices: Tensor) -> bool:
-    """Whether `adapted` can be used with these matrices, and is quick on `least_rows` or more."""
-    fit = all(x.dtype == torch.bfloat16 and not x.shape[-1] % STEP for x in matrices)
-    return fit and available(*matrices) and _has_tiles()
+def gemm_available(*matrices: Tensor) -> bool:
+    """Whether `lora_linear` can be used with these matrices, and is fast on `min_rows` or more."""
+    return not any(x.shape[-1] % BLOCK for x in matrices) and available(*matrices)
 
 
-def least_rows(x: Tensor) -> int:
-    """How many rows `adapted` and `attention` are to be given, of a type, for torch not to be quicker."""
-    return 1 if bf16_is_emulated(x) else STEP
+def min_rows(x: Tensor) -> int:
+    """How many rows, of a tensor's type, it takes for `lora_linear` and `attention` to be faster than torch."""
+    return 1 if bf16_is_emulated(x) else BLOCK
 
 
-def depth_of(size: int, x: Tensor) -> int:
-    """What a matrix that multiplies ones like `x` is to be filled up to, with zeros."""
-    return _filled(size) if x.dtype == torch.bfloat16 and available(x) and _has_tiles() else size
+def padded_depth(size: int, x: Tensor) -> int:
+    """What a matrix that multiplies ones like `x` is to be padded to, with zeros."""
+    return math.ceil(size / BLOCK) * BLOCK if available(x) else size
 
 
-def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
-    """A linear layer and its adapter for `adapted`, where `multiplies` says so; they have to outlive it.
+def make_linear(weight: Tensor, adapter: Adapter | None = None) -> Linear:
+    """A linear layer and its adapter for `lora_linear`, where `gemm_available`; the tensors have to outlive it.
 
     Args:
         weight: contiguous. Shape: (outputs, inputs).
@@ -58,92 +56,71 @@ def linear_of(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     """
     columns, depth = weight.shape
     if adapter is None:
-        return Linear(weight.data_ptr(), depth=depth, columns=columns, apart=columns)
+        return Linear(weight.data_ptr(), depth=depth, columns=columns, y_stride=columns)
     a, b, *parts = adapter
-    places = (x.data_ptr() for x in (weight, a, b))
-    return Linear(*places, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
+    pointers = (x.data_ptr() for x in (weight, a, b))
+    return Linear(*pointers, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
 
 
-def copy_adapters(linears: Sequence[tuple[Linear, Sequence[Tensor]]]) -> None:
-    """Let the a's and b's of linear layers be the A's and B's that go with them, the latter scaled.
-
-    Args:
-        linears: see `linear_of`; A and B of each of its parts, in fp32 and contiguous.
-    """
-    places = [parameter.data_ptr() for _, parameters in linears for parameter in parameters]
-    of_each = (ctypes.POINTER(Linear) * len(linears))(*(ctypes.pointer(linear) for linear, _ in linears))
-    given = of_each, len(linears), (c_void_p * len(places))(*places), torch.get_num_threads()
-    _call_in(torch.bfloat16, "copy_adapters", *given)
-
-
-def adapted(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """x weight^T + low b^T + added, where low = dropout(x) a^T, in bf16.
+def lora_linear(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """x weight^T + lora_hidden b^T + added, where lora_hidden = dropout(x) a^T, in bf16.
 
     Args:
         x: contiguous. Shape: (rows, inputs).
-        linear: see `linear_of`.
+        linear: see `make_linear`.
         added: contiguous. Shape: (rows, outputs).
 
     Returns:
-        The result and, with an adapter, `low`. Shapes: (rows, outputs), (rows, rank).
+        The result and, with an adapter, lora_hidden. Shapes: (rows, outputs), (rows, rank).
     """
     y = x.new_empty(len(x), linear.columns)
-    low = x.new_empty(len(x), linear.rank) if linear.a else None
-    _call_in(torch.bfloat16, "adapted", linear, x, added, len(x), low, y, torch.get_num_threads())
-    return y, low
+    lora_hidden = x.new_empty(len(x), linear.rank) if linear.a else None
+    call("lora_linear", byref(linear), x, added, len(x), lora_hidden, y)
+    return y, lora_hidden
 
 
-def adapted_backward(
-    gradient: Tensor, x: Tensor, linear: Linear, low: Tensor, of_x: bool, grads: Tensor
+def lora_linear_backward(
+    grad_y: Tensor, x: Tensor, linear: Linear, lora_hidden: Tensor, needs_grad_x: bool, grads: Tensor
 ) -> Tensor | None:
-    """The gradient of `adapted` in `x`, if it is wanted, from that in its result; those in its adapters are added.
+    """The gradient of `lora_linear` in `x`, if it is needed, from that in its result; those in its adapters are added.
 
     Args:
-        gradient: contiguous. Shape: (rows, outputs).
+        grad_y: contiguous. Shape: (rows, outputs).
         x: contiguous. Shape: (rows, inputs).
-        linear: see `linear_of`.
-        low: what `adapted` gave. Shape: (rows, rank).
-        of_x: whether the gradient in `x` is wanted.
+        linear: see `make_linear`.
+        lora_hidden: what `lora_linear` returned. Shape: (rows, rank).
+        needs_grad_x: whether the gradient in `x` is needed.
         grads: those in each part's A, (rank, inputs), and B, (outputs, rank), one after the other, its scaling's factor
-            in the latter; in fp32, added to. Shape: (`linear.learning`,).
+            in the latter; in fp32, accumulated in place. Shape: (`linear.adapter_size`,).
     """
-    grad_x = torch.empty_like(x) if of_x else None
-    _call_in(
-        torch.bfloat16, "adapted_backward", linear, gradient, x, low, len(x), grad_x, grads, torch.get_num_threads()
-    )
+    grad_x = torch.empty_like(x) if needs_grad_x else None
+    call("lora_linear_backward", byref(linear), grad_y, x, lora_hidden, len(x), grad_x, grads)
     return grad_x
 
 
-def has_head_sums(weight: Tensor) -> bool:
-    """Whether `head_sums` can be used with an output head, and is quick. Shape: (vocabulary, width).
-
-    It takes a product more than logits do, which has to be cheaper than torch's.
-    """
-    return not weight.shape[0] % STEP and multiplies(weight) and (bf16_is_emulated(weight) or _has_matrix_registers())
+def head_softmax_available(weight: Tensor) -> bool:
+    """Whether `head_softmax` can be used with an output head. Shape: (vocabulary, width)."""
+    return not weight.shape[0] % BLOCK and gemm_available(weight)
 
 
-def head_sums(
-    weight: Tensor, hidden: Tensor, scale: float, tokens: Tensor, nodes: Tensor
+def head_softmax(
+    weight: Tensor, hidden: Tensor, scale: float, rejected_tokens: Tensor, rejected_nodes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a softmax over the vocabulary, what its normaliser and its gradient are made of, in bf16, in one pass.
+    """What the normaliser and the gradient of a softmax over the vocabulary are made of, in one pass, in bf16.
 
     Args:
         weight: W of the output head, contiguous. Shape: (vocabulary, width).
         hidden: contiguous. Shape: (nodes, width).
         scale: factor on the logits.
-        tokens: that do not count. Shape: (entries,).
-        nodes: at which they do not, sorted. Shape: (entries,).
+        rejected_tokens: left out of the softmax. Shape: (entries,).
+        rejected_nodes: at which they are, sorted. Shape: (entries,).
 
     Returns:
-        In fp32: one of each node's largest logits; sum e^z, exponents less that; the mean of W's rows by e^z. Shapes:
-        (nodes,), (nodes,), (nodes, width).
+        In fp32: row_max, one of each node's largest logits; sum_exp, sum e^(z - row_max); the mean of W's rows by e^z.
+        Shapes: (nodes,), (nodes,), (nodes, width).
     """
-    most, total, mean = torch.empty(len(hidden)), torch.empty(len(hidden)), torch.empty(hidden.shape)
-    rejected = (tokens, nodes, len(tokens))
-    threads = torch.get_num_threads()
-    _call("head_sums", weight, *weight.shape, hidden, len(hidden), scale, *rejected, most, total, mean, threads)
-    return most, total, mean
-
-
-def _filled(size: int) -> int:
-    return math.ceil(size / STEP) * STEP
+    row_max, sum_exp, mean = torch.empty(len(hidden)), torch.empty(len(hidden)), torch.empty(hidden.shape)
+    tensors = (weight, hidden, rejected_tokens, rejected_nodes, row_max, sum_exp, mean)
+    sizes = (*weight.shape, len(hidden), len(rejected_tokens))
+    call("head_softmax", byref(HeadSoftmaxArgs(*(x.data_ptr() for x in tensors), *sizes, scale)))
+    return row_max, sum_exp, mean

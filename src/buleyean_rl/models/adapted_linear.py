@@ -30,7 +30,7 @@ class StackedAdapter:
         self, ranks: Sequence[int], outputs: Sequence[int], inputs: int, scalings: Sequence[float], x: Tensor
     ) -> None:
         self.ranks, self.outputs, self.scalings = list(ranks), list(outputs), list(scalings)
-        rank = matmul.depth_of(sum(ranks), x)
+        rank = matmul.padded_depth(sum(ranks), x)
         self.a = x.new_zeros(rank, inputs)
         self.b = x.new_zeros(sum(outputs), rank)
         self._blocks = [*self._blocks_of_a(self.a), *self._blocks_of_b(self.b)]
@@ -45,7 +45,7 @@ class StackedAdapter:
         scaled_copy(self._blocks, [*parameters[::2], *parameters[1::2]], [*[1.0] * len(self.ranks), *self.scalings])
 
     def in_c(self) -> matmul.Adapter:
-        """For `kernels.matmul.linear_of`."""
+        """For `kernels.matmul.make_linear`."""
         return matmul.Adapter(self.a, self.b, self.ranks, self.outputs, self.scalings)
 
     def gradients(self, grad_a: Tensor, grad_b: Tensor) -> list[Tensor]:
@@ -99,7 +99,7 @@ class AdaptedLinear(NamedTuple):
 
     def for_pass(self, tokens: int, dropout: float) -> AdaptedLinear:
         """The same for so many tokens, with a dropout mask of its own."""
-        c_linear = self.c_linear if tokens >= matmul.least_rows(self.weight) else None
+        c_linear = self.c_linear if tokens >= matmul.min_rows(self.weight) else None
         if not dropout:
             return self if c_linear is self.c_linear else self._replace(c_linear=c_linear)
         seed = int(torch.randint(2**32, ()))
@@ -116,7 +116,7 @@ class AdaptedLinear(NamedTuple):
             Shapes: (tokens, outputs), (tokens, ranks).
         """
         if self.c_linear is not None:
-            y, lora_hidden = matmul.adapted(x, self.c_linear)
+            y, lora_hidden = matmul.lora_linear(x, self.c_linear)
             return y if self.bias is None else y.add_(self.bias), lora_hidden
         y = nn.functional.linear(x, self.weight, self.bias)
         if self.adapter is None:
@@ -138,7 +138,7 @@ class AdaptedLinear(NamedTuple):
         assert self.adapter is not None
         if self.c_linear is not None:
             grads = self.gradient_accumulator()
-            grad_x = matmul.adapted_backward(grad_y, x, self.c_linear, lora_hidden, needs_grad_x, grads)
+            grad_x = matmul.lora_linear_backward(grad_y, x, self.c_linear, lora_hidden, needs_grad_x, grads)
             return grad_x, self.parameter_gradients(grads)
         a, b = self.adapter.a, self.adapter.b
         grad_hidden, grad_x = grad_y @ b, None
@@ -153,7 +153,7 @@ class AdaptedLinear(NamedTuple):
     def gradient_accumulator(self) -> Tensor:
         """What the kernels add gradients in the parameters to, one after the other."""
         assert self.c_linear is not None
-        return torch.zeros(self.c_linear.learning) if self.gradients is None else self.gradients
+        return torch.zeros(self.c_linear.adapter_size) if self.gradients is None else self.gradients
 
     def parameter_gradients(self, accumulator: Tensor) -> list[Tensor | None]:
         """What autograd has to add to each parameter's gradient: nothing where that was accumulated in its place."""
@@ -186,12 +186,8 @@ class AdaptedLinearFunction(torch.autograd.Function):
 
 def copy_adapters(linears: Sequence[AdaptedLinear]) -> None:
     """Copy A's and scaled B's to where the products read them, which is as often as they may have changed."""
-    adapted = [linear for linear in linears if linear.adapter is not None]
-    in_c = [(linear.c_linear, linear.parameters) for linear in adapted if linear.c_linear is not None]
-    if in_c:
-        matmul.copy_adapters(in_c)
-    for linear in adapted:
-        if linear.adapter is not None and linear.c_linear is None:
+    for linear in linears:
+        if linear.adapter is not None:
             linear.adapter.copy(linear.parameters)
 
 
@@ -212,7 +208,9 @@ class _FrozenLinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         transposed = ctx.linear.weight.T.contiguous()
-        grad_x, _ = matmul.adapted(grad_y.reshape(-1, grad_y.shape[-1]).contiguous(), matmul.linear_of(transposed))
+        grad_x, _ = matmul.lora_linear(
+            grad_y.reshape(-1, grad_y.shape[-1]).contiguous(), matmul.make_linear(transposed)
+        )
         return grad_x.view(*grad_y.shape[:-1], -1), None
 
 

@@ -50,7 +50,11 @@ def preferred_dtype(name: str | Source, device: torch.device) -> torch.dtype:
         ModelError: it cannot be found or loaded.
     """
     dtype = default_dtype(device)
-    if dtype == torch.float32 and device.type == "cpu" and matmul.multiplies(torch.empty(0, 0, dtype=torch.bfloat16)):
+    if (
+        dtype == torch.float32
+        and device.type == "cpu"
+        and matmul.gemm_available(torch.empty(0, 0, dtype=torch.bfloat16))
+    ):
         dtype = torch.bfloat16 if _fits_kernels(load_config(find_model(name))) else dtype
     return dtype
 
@@ -71,5 +75,5 @@ def _fits_kernels(config: Any) -> bool:
         not matrices - embeddings - {each.weight for each in linear}
         and not any(getattr(config, name, None) for name in unsupported)
         and model.get_output_embeddings().bias is None
-        and not any(size % abi.STEP for size in (head_width, *(n for each in linear for n in each.weight.shape)))
+        and not any(size % abi.BLOCK for size in (head_width, *(n for each in linear for n in each.weight.shape)))
     )

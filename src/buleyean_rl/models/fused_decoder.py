@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from buleyean_rl.kernels import abi, attention
-from buleyean_rl.kernels.decoder import Kept, Layer, Layers
+from buleyean_rl.kernels.decoder import DecoderLayer, DecoderLayers, SavedActivations
 from buleyean_rl.models.adapted_linear import AdaptedLinear
 from buleyean_rl.models.fused_layers import epsilon_of
 from buleyean_rl.models.lora import LoraLinear
@@ -84,12 +84,12 @@ class FusedLayer:
             for linear in (self_attention.q_proj, self_attention.k_proj)
         )
 
-    def in_c(self, linears: Sequence[AdaptedLinear]) -> Layer:
+    def in_c(self, linears: Sequence[AdaptedLinear]) -> DecoderLayer:
         """The layer with its four `linears` of this pass."""
         weights = [norm.weight for norm in self.norms]
         epsilons = [epsilon_of(norm) for norm in self.norms]
         c_linears = [linear.c_linear for linear in linears if linear.c_linear is not None]
-        return Layer(c_linears, weights, epsilons, (self.heads, self.key_heads), self.scale)
+        return DecoderLayer(c_linears, weights, epsilons, (self.heads, self.key_heads), self.scale)
 
 
 def _is_adapted(layer: Any) -> bool:
@@ -172,7 +172,7 @@ class FusedDecoder:
         if (
             len(input_ids) != 1
             or attention_implementation(self.config) != PACKED
-            or not attention.attends(weight, tokens, self.layers[0].head_width)
+            or not attention.attention_available(weight, tokens, self.layers[0].head_width)
             or not abi.available(weight, *(norm.weight for layer in self.layers for norm in layer.norms))
             or exceeds_window(attention_segments(_segments(tokens), 0), getattr(self.config, "sliding_window", None))
             or any(has_forward_hooks(layer.module) for layer in self.layers)
@@ -202,7 +202,7 @@ def _segments(tokens: int) -> tuple[Segment, ...]:
     return active_segments() or (Segment(tokens),)
 
 
-def _in_c(layers: Sequence[FusedLayer], linears: Sequence[AdaptedLinear]) -> list[Layer]:
+def _in_c(layers: Sequence[FusedLayer], linears: Sequence[AdaptedLinear]) -> list[DecoderLayer]:
     return [layer.in_c(linears[4 * i : 4 * i + 4]) for i, layer in enumerate(layers)]
 
 
@@ -211,7 +211,9 @@ def _apply(
 ) -> Tensor:
     """Layers one after the other. Shapes: (1, tokens, width), (1, tokens, head width) twice; as the first."""
     segments = cu_seqlens(_segments(x.shape[1]), 0, x.device)
-    call = _LayersCall(Layers(_in_c(layers, linears), cos[0].contiguous(), sin[0].contiguous(), segments), linears)
+    call = _LayersCall(
+        DecoderLayers(_in_c(layers, linears), cos[0].contiguous(), sin[0].contiguous(), segments), linears
+    )
     if torch.is_grad_enabled() and linears[0].adapter is not None:
         y: Tensor = FusedLayerFunction.apply(x, call, *(p for linear in linears for p in linear.parameters))
         return y
@@ -219,7 +221,7 @@ def _apply(
 
 
 class _LayersCall(NamedTuple):
-    layers: Layers
+    layers: DecoderLayers
     linears: Sequence[AdaptedLinear]
 
 
@@ -230,17 +232,17 @@ class FusedLayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: _LayersCall, *_parameters: nn.Parameter) -> Tensor:
         """Shape: (1, tokens, width), to the same. The parameters are those that `call` accumulates gradients in."""
         y, saved = call.layers.forward(x[0].contiguous(), keep=True)
-        ctx.save_for_backward(*(tensor for layer in saved for tensor in (*layer[:-1], *layer.lows)))
+        ctx.save_for_backward(*(tensor for layer in saved for tensor in (*layer[:-1], *layer.lora_hidden)))
         ctx.call, ctx.layers = call, len(saved)
         return y.unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients in `x` and in the parameters."""
-        tensors, fields = ctx.saved_tensors, len(Kept._fields) - 1
+        tensors, fields = ctx.saved_tensors, len(SavedActivations._fields) - 1
         size, call = len(tensors) // ctx.layers, ctx.call
         layers = (tensors[start : start + size] for start in range(0, len(tensors), size))
-        saved = [Kept._make((*layer[:fields], tuple(layer[fields:]))) for layer in layers]
+        saved = [SavedActivations._make((*layer[:fields], tuple(layer[fields:]))) for layer in layers]
         grads = [linear.gradient_accumulator() for linear in call.linears]
         grad_x = call.layers.backward(grad_y[0].contiguous(), saved, ctx.needs_input_grad[0], grads)
         parts = zip(call.linears, grads, strict=True)

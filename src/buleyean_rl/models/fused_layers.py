@@ -94,9 +94,9 @@ def _linear_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         weight = linear.weight
-        if not (bf16_is_emulated(weight) and matmul.multiplies(weight, weight.T)):
+        if not (bf16_is_emulated(weight) and matmul.gemm_available(weight, weight.T)):
             return own_forward(x)
-        return frozen_linear(x, AdaptedLinear(weight, linear.bias, None, (), matmul.linear_of(weight)))
+        return frozen_linear(x, AdaptedLinear(weight, linear.bias, None, (), matmul.make_linear(weight)))
 
     return forward
 

@@ -214,12 +214,12 @@ class LinearGroup:
         self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], x: Tensor
     ) -> AdaptedLinear:
         if not pairs:
-            c_linear = matmul.linear_of(weight) if matmul.multiplies(weight, weight.T) else None
+            c_linear = matmul.make_linear(weight) if matmul.gemm_available(weight, weight.T) else None
             return AdaptedLinear(weight, None, None, (), c_linear)
         adapter = StackedAdapter([len(a) for a, _ in pairs], self._outputs, weight.shape[1], scalings, x)
         in_fp32 = all(each.dtype == torch.float32 and each.is_contiguous() for pair in pairs for each in pair)
-        in_c = in_fp32 and matmul.multiplies(weight, weight.T, adapter.b)
-        c_linear = matmul.linear_of(weight, adapter.in_c()) if in_c else None
+        in_c = in_fp32 and matmul.gemm_available(weight, weight.T, adapter.b)
+        c_linear = matmul.make_linear(weight, adapter.in_c()) if in_c else None
         return AdaptedLinear(weight, None, adapter, sum(pairs, ()), c_linear)
 
 

@@ -54,9 +54,9 @@ class OutputHead:
 
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
-        if out is None and bf16_is_emulated(self.weight) and matmul.multiplies(self.weight):
-            padded = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.STEP)).contiguous()
-            raw = matmul.adapted(self.weight, matmul.linear_of(padded))[0][:, : len(hidden)].contiguous()
+        if out is None and bf16_is_emulated(self.weight) and matmul.gemm_available(self.weight):
+            padded = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.BLOCK)).contiguous()
+            raw = matmul.lora_linear(self.weight, matmul.make_linear(padded))[0][:, : len(hidden)].contiguous()
         else:
             raw = product(self.weight, hidden.T.contiguous(), out)
         return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
@@ -90,7 +90,7 @@ def node_tiles(hidden: Tensor, size: int | None = None) -> list[slice]:
 def largest_logit(head: OutputHead, raw: Tensor) -> Tensor:
     """Of each node, from what `project` made. Shape: (vocabulary, nodes) to (nodes,)."""
     passes = elementwise.loss_passes(raw)
-    return head.scale_and_cap(raw.amax(0) if passes is None else passes.column_most(raw))
+    return head.scale_and_cap(raw.amax(0) if passes is None else passes.row_max(raw))
 
 
 def vocabulary_sums(

@@ -82,7 +82,9 @@ def packed_attention(
         if query.is_cuda and query.dtype in FLASH_TYPES:
             seqlens = cu_seqlens(segments, past, query.device)
             return _varlen_attention(query, key, value, seqlens, scale, sliding_window), None
-        if attention.attends(query, query.shape[2], query.shape[3]) and not exceeds_window(parts, sliding_window):
+        if attention.attention_available(query, query.shape[2], query.shape[3]) and not exceeds_window(
+            parts, sliding_window
+        ):
             seqlens = cu_seqlens(segments, past, query.device)
             output: Tensor = _PackedAttentionFunction.apply(query, key, value, seqlens, scale)
             return output, None

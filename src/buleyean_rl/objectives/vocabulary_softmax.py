@@ -104,7 +104,7 @@ def softmax_over(head: OutputHead, hidden: Tensor, models: int) -> Softmax:
 def goes_in_tiles(head: OutputHead, dtype: torch.dtype) -> bool:
     """Whether the softmax of a head, at states of a type, is `StreamingLogits`."""
     plain = head.bias is None and head.softcap is None
-    return plain and dtype == head.weight.dtype and matmul.has_head_sums(head.weight)
+    return plain and dtype == head.weight.dtype and matmul.head_softmax_available(head.weight)
 
 
 def reference_softmax(head: OutputHead, states: Tensor, counts: Counts) -> ReferenceSoftmax | None:
@@ -204,5 +204,5 @@ class StreamingLogits:
 
 
 def _rest_in_tiles(head: OutputHead, states: Tensor, counts: Counts) -> ReferenceSoftmax:
-    most, total, mean = matmul.head_sums(head.weight, states.contiguous(), head.scale, counts.option, counts.node)
+    most, total, mean = matmul.head_softmax(head.weight, states.contiguous(), head.scale, counts.option, counts.node)
     return ReferenceSoftmax(most.double() + total.double().log(), mean)

@@ -1,139 +1,118 @@
-/* Decoder layers of Llama's form and their gradients, in bf16: one call instead of one for each of their passes.
- *
- *     middle = x + output(attention(rotation(qkv(norm(x)))))
- *     y = middle + down(swiglu(gate_up(norm(middle))))
- *
- * A core that waits for an interpreter between two passes would find neither's data in its cache.
- */
+/* Decoder layers of Llama's form and their gradients in one call, instead of one for each of their passes: a core that waits
+ * for an interpreter between two passes would find neither's data in its cache. */
 #include "kernels.h"
 
-typedef struct {
-    Linear qkv, output, gate_up, down;
-    const number *norms[2];
-    float epsilons[2], scale; /* on the scores of attention */
-    int64_t heads, key_heads, head_width;
-} Layer;
-
-/* A row of tokens and what its queries see. cosine, sine: (tokens, head width) */
-typedef struct { const number *cosine, *sine; int64_t tokens; CuSeqlens stretches; } Row;
-
-/* What of a layer's forward pass its backward pass needs, all of it of (tokens, some width) but `lse`, (heads, tokens): its
- * input; queries, keys and values, turned; what attention gave; the sum in the middle; gates and what they let through;
- * what the A's of the four linear layers did; the log-sum-exps of scores. */
-typedef struct {
-    number *x, *projected, *attended, *middle, *gate_up, *lows[4];
-    float *lse;
-} Kept;
-
-/* Some of the heads of queries, keys and values, which lie next to each other. */
-static Heads heads_of(const Layer *l, number *projected, int64_t tokens, int64_t first, int64_t heads) {
-    return (Heads){projected + first * l->head_width, heads, tokens, l->head_width, l->qkv.apart};
+static Heads heads_of(const DecoderLayer *l, bf16 *qkv, int64_t tokens, int64_t first, int64_t heads) {
+    return (Heads){qkv + first * l->head_width, heads, tokens, l->head_width, l->qkv.y_stride};
 }
 
-/* Queries, keys and values, or gradients in them, and what attention makes of them. */
-typedef struct { Heads q, k, v, y; } Inputs;
-
-static Inputs inputs_of(const Layer *l, number *projected, number *attended, int64_t tokens) {
-    return (Inputs){heads_of(l, projected, tokens, 0, l->heads), heads_of(l, projected, tokens, l->heads, l->key_heads),
-                    heads_of(l, projected, tokens, l->heads + l->key_heads, l->key_heads),
-                    {attended, l->heads, tokens, l->head_width, l->output.depth}};
+static AttentionArgs attention_args(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved) {
+    int64_t tokens = s->tokens, heads = l->heads, key_heads = l->key_heads;
+    return (AttentionArgs){.q = heads_of(l, saved->qkv, tokens, 0, heads),
+                           .k = heads_of(l, saved->qkv, tokens, heads, key_heads),
+                           .v = heads_of(l, saved->qkv, tokens, heads + key_heads, key_heads),
+                           .y = {saved->attended, heads, tokens, l->head_width, l->output.depth},
+                           .lse = saved->lse, .head_width = l->head_width, .seqlens = s->seqlens, .scale = l->scale};
 }
 
-/* Turn queries and keys where they lie, or gradients in them back. */
-static void turn(const Layer *l, const Row *row, number *projected, int backward, int threads) {
-    Heads x = heads_of(l, projected, row->tokens, 0, l->heads + l->key_heads);
-    rotate(x.at, x.head, x.token, row->cosine, row->sine, x.heads, x.tokens, l->head_width, backward, x.at, x.head,
-           x.token, threads);
+/* Queries and keys where they lie, or gradients in them. */
+static void rope_in_place(const DecoderLayer *l, const PackedSequence *s, bf16 *qkv, int backward, int threads) {
+    Heads x = heads_of(l, qkv, s->tokens, 0, l->heads + l->key_heads);
+    rope(&(RopeArgs){x, x, s->cosine, s->sine, l->head_width, backward}, threads);
 }
 
-/* What a layer's passes make for each other, of (tokens, some width); all but the first two in the backward pass. */
-enum { NORMED, HIDDEN, GRAD_NORMED, GRAD_MIDDLE, GRAD_HIDDEN, GRAD_GATES, GRAD_ATTENDED, GRAD_PROJECTED, GRAD_LOWS };
-enum { FORWARD = HIDDEN + 1, BACKWARD = GRAD_LOWS + 4 };
+/* What a layer's passes make for each other, of (tokens, some width); all but the first two in the backward pass. The same
+ * buffers serve every layer: the system gives new pages in the time of a pass. */
+enum { NORMED, HIDDEN, GRAD_NORMED, GRAD_MIDDLE, GRAD_HIDDEN, GRAD_GATE_UP, GRAD_ATTENDED, GRAD_QKV, GRAD_LORA_HIDDEN };
+enum { FORWARD = HIDDEN + 1, BACKWARD = GRAD_LORA_HIDDEN + 4 };
 
-/* Rooms for it, in the same places for every layer: the system gives new pages in the time of a pass. */
-static void take_rooms(const Layer *l, int64_t tokens, int count, number **rooms) {
+static int allocate_buffers(const DecoderLayer *l, int64_t tokens, int count, bf16 **buffers) {
     const int64_t widths[] = {
         [NORMED] = l->qkv.depth, [GRAD_NORMED] = l->qkv.depth, [GRAD_MIDDLE] = l->qkv.depth,
-        [HIDDEN] = l->down.depth, [GRAD_HIDDEN] = l->down.depth, [GRAD_GATES] = l->gate_up.apart,
-        [GRAD_ATTENDED] = l->output.depth, [GRAD_PROJECTED] = l->qkv.apart,
-        [GRAD_LOWS] = l->qkv.rank, l->output.rank, l->gate_up.rank, l->down.rank,
+        [HIDDEN] = l->down.depth, [GRAD_HIDDEN] = l->down.depth, [GRAD_GATE_UP] = l->gate_up.y_stride,
+        [GRAD_ATTENDED] = l->output.depth, [GRAD_QKV] = l->qkv.y_stride,
+        [GRAD_LORA_HIDDEN] = l->qkv.rank, l->output.rank, l->gate_up.rank, l->down.rank,
     };
-    for (int i = 0; i < count; i++) rooms[i] = room(tokens * widths[i]);
+    int failed = 0;
+    for (int i = 0; i < count; i++) failed |= !(buffers[i] = allocate(tokens * widths[i] * (int64_t)sizeof(bf16)));
+    return failed;
 }
 
-static void leave_rooms(int count, number **rooms) {
-    for (int i = 0; i < count; i++) free(rooms[i]);
+static int forward(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved, bf16 *const *buffers,
+                   bf16 *y, int threads) {
+    int64_t tokens = s->tokens, width = l->qkv.depth;
+    bf16 *normed = buffers[NORMED], *hidden = buffers[HIDDEN], *const *lora_hidden = saved->lora_hidden;
+    AttentionArgs attend = attention_args(l, s, saved);
+    rms_norm(&(RmsNormArgs){.x = saved->x, .weight = l->norms[0], .y = normed, .rows = tokens, .width = width,
+                            .epsilon = l->epsilons[0]}, threads);
+    int failed = lora_linear(&l->qkv, normed, NULL, tokens, lora_hidden[0], saved->qkv, threads);
+    rope_in_place(l, s, saved->qkv, 0, threads);
+    failed = failed || attention(&attend, threads) ||
+             lora_linear(&l->output, saved->attended, saved->x, tokens, lora_hidden[1], saved->middle, threads);
+    rms_norm(&(RmsNormArgs){.x = saved->middle, .weight = l->norms[1], .y = normed, .rows = tokens, .width = width,
+                            .epsilon = l->epsilons[1]}, threads);
+    failed = failed || lora_linear(&l->gate_up, normed, NULL, tokens, lora_hidden[2], saved->gate_up, threads);
+    swiglu(&(SwigluArgs){.gate_up = saved->gate_up, .y = hidden, .stride = l->gate_up.y_stride, .rows = tokens,
+                         .width = l->down.depth}, threads);
+    return failed || lora_linear(&l->down, hidden, saved->middle, tokens, lora_hidden[3], y, threads);
 }
 
-/* y: (tokens, width). */
-static void layer(const Layer *l, const Row *row, const Kept *kept, number *const *rooms, number *y, int threads) {
-    const number *x = kept->x;
-    int64_t tokens = row->tokens, width = l->qkv.depth;
-    number *normed = rooms[NORMED], *hidden = rooms[HIDDEN];
-    rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
-    adapted(&l->qkv, normed, NULL, tokens, kept->lows[0], kept->projected, threads);
-    turn(l, row, kept->projected, 0, threads);
-    Inputs in = inputs_of(l, kept->projected, kept->attended, tokens);
-    attention(in.q, in.k, in.v, in.y, kept->lse, l->head_width, row->stretches, l->scale, threads);
-    adapted(&l->output, kept->attended, x, tokens, kept->lows[1], kept->middle, threads);
-    rms_norm(kept->middle, l->norms[1], tokens, width, l->epsilons[1], normed, threads);
-    adapted(&l->gate_up, normed, NULL, tokens, kept->lows[2], kept->gate_up, threads);
-    swiglu(kept->gate_up, l->gate_up.apart, tokens, l->down.depth, hidden, threads);
-    adapted(&l->down, hidden, kept->middle, tokens, kept->lows[3], y, threads);
+/* Linear layers' inputs are made again while gradients are taken further back. grad_y is not needed any more when grad_x,
+ * which may be NULL, is written. */
+static int backward(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved, bf16 *const *buffers,
+                    const bf16 *grad_y, bf16 *grad_x, float *const *grads, int threads) {
+    int64_t tokens = s->tokens, width = l->qkv.depth;
+    bf16 *normed = buffers[NORMED], *grad_normed = buffers[GRAD_NORMED], *grad_middle = buffers[GRAD_MIDDLE];
+    bf16 *hidden = buffers[HIDDEN], *grad_hidden = buffers[GRAD_HIDDEN], *grad_gate_up = buffers[GRAD_GATE_UP];
+    bf16 *grad_attended = buffers[GRAD_ATTENDED], *grad_qkv = buffers[GRAD_QKV];
+    bf16 *const *lora_hidden = saved->lora_hidden, *const *grad_lora = buffers + GRAD_LORA_HIDDEN;
+    SavedActivations gradients = {.qkv = grad_qkv, .attended = grad_attended};
+    AttentionArgs attend = attention_args(l, s, saved), grad = attention_args(l, s, &gradients);
+    attend.grad_y = grad.y, attend.grad_q = grad.q, attend.grad_k = grad.k, attend.grad_v = grad.v;
+    RmsNormArgs norm1 = {.x = saved->x, .weight = l->norms[0], .grad_y = grad_x ? grad_normed : NULL, .added = grad_middle, .y = normed,
+                         .grad_x = grad_x, .rows = tokens, .width = width, .epsilon = l->epsilons[0]};
+    RmsNormArgs norm2 = {.x = saved->middle, .weight = l->norms[1], .grad_y = grad_normed, .added = grad_y, .y = normed,
+                         .grad_x = grad_middle, .rows = tokens, .width = width, .epsilon = l->epsilons[1]};
+
+    int failed = lora_linear_input_gradient(&l->down, grad_y, tokens, grad_lora[3], grad_hidden, threads);
+    swiglu(&(SwigluArgs){saved->gate_up, grad_hidden, hidden, grad_gate_up, l->gate_up.y_stride, tokens, l->down.depth}, threads);
+    failed = failed || lora_linear_weight_gradients(&l->down, grad_y, hidden, lora_hidden[3], grad_lora[3], tokens, grads[3],
+                                                    threads) ||
+             lora_linear_input_gradient(&l->gate_up, grad_gate_up, tokens, grad_lora[2], grad_normed, threads);
+    rms_norm(&norm2, threads);
+    failed = failed || lora_linear_weight_gradients(&l->gate_up, grad_gate_up, normed, lora_hidden[2], grad_lora[2], tokens,
+                                                    grads[2], threads) ||
+             lora_linear_input_gradient(&l->output, grad_middle, tokens, grad_lora[1], grad_attended, threads) ||
+             lora_linear_weight_gradients(&l->output, grad_middle, saved->attended, lora_hidden[1], grad_lora[1], tokens,
+                                          grads[1], threads) ||
+             attention_backward(&attend, threads);
+    rope_in_place(l, s, grad_qkv, 1, threads);
+    failed = failed || lora_linear_input_gradient(&l->qkv, grad_qkv, tokens, grad_lora[0], grad_x ? grad_normed : NULL, threads);
+    rms_norm(&norm1, threads);
+    return failed || lora_linear_weight_gradients(&l->qkv, grad_qkv, normed, lora_hidden[0], grad_lora[0], tokens, grads[0],
+                                                  threads);
 }
 
-/* The gradients from that in y: in x, unless grad_x is NULL, and added to those in the parameters of each linear layer. The
- * input of such a layer, which its parameters' need, is made again while the gradient in it is taken further back.
- * `gradient` is not needed any more when grad_x is written. */
-static void layer_backward(const Layer *l, const Row *row, const Kept *kept, number *const *rooms, const number *gradient,
-                           number *grad_x, float *const *grads, int threads) {
-    const number *x = kept->x;
-    int64_t tokens = row->tokens, width = l->qkv.depth, hidden_width = l->down.depth;
-    const Linear *qkv = &l->qkv, *output = &l->output, *gate_up = &l->gate_up, *down = &l->down;
-    number *normed = rooms[NORMED], *grad_normed = rooms[GRAD_NORMED], *grad_middle = rooms[GRAD_MIDDLE];
-    number *hidden = rooms[HIDDEN], *grad_hidden = rooms[GRAD_HIDDEN], *grad_gates = rooms[GRAD_GATES];
-    number *grad_attended = rooms[GRAD_ATTENDED], *grad_projected = rooms[GRAD_PROJECTED];
-    number *const *grad_lows = rooms + GRAD_LOWS;
-
-    adapted_gradient(down, gradient, tokens, grad_lows[3], grad_hidden, threads);
-    swiglu_backward(grad_hidden, kept->gate_up, gate_up->apart, tokens, hidden_width, grad_gates, hidden, threads);
-    adapter_gradients(down, gradient, hidden, kept->lows[3], grad_lows[3], tokens, grads[3], threads);
-    adapted_gradient(gate_up, grad_gates, tokens, grad_lows[2], grad_normed, threads);
-    rms_norm_backward(grad_normed, kept->middle, l->norms[1], gradient, tokens, width, l->epsilons[1], grad_middle,
-                      normed, threads);
-    adapter_gradients(gate_up, grad_gates, normed, kept->lows[2], grad_lows[2], tokens, grads[2], threads);
-
-    adapted_gradient(output, grad_middle, tokens, grad_lows[1], grad_attended, threads);
-    adapter_gradients(output, grad_middle, kept->attended, kept->lows[1], grad_lows[1], tokens, grads[1], threads);
-    Inputs in = inputs_of(l, kept->projected, kept->attended, tokens);
-    Inputs grad = inputs_of(l, grad_projected, grad_attended, tokens);
-    attention_backward(in.q, in.k, in.v, in.y, kept->lse, grad.y, l->head_width, row->stretches, l->scale, grad.q,
-                       grad.k, grad.v, threads);
-    turn(l, row, grad_projected, 1, threads);
-    adapted_gradient(qkv, grad_projected, tokens, grad_lows[0], grad_x ? grad_normed : NULL, threads);
-    if (grad_x)
-        rms_norm_backward(grad_normed, x, l->norms[0], grad_middle, tokens, width, l->epsilons[0], grad_x, normed,
-                          threads);
-    else rms_norm(x, l->norms[0], tokens, width, l->epsilons[0], normed, threads);
-    adapter_gradients(qkv, grad_projected, normed, kept->lows[0], grad_lows[0], tokens, grads[0], threads);
-}
-
-/* Layers one after the other. y: (tokens, width), the last one's. They may share what they keep, but their inputs only with
+/* Layers one after the other. y: (tokens, width), the last one's. They may share what they save, but their inputs only with
  * the next but one. */
-void layers(const Layer *l, int64_t count, const Row *row, const Kept *kept, number *y, int threads) {
-    number *rooms[FORWARD];
-    take_rooms(l, row->tokens, FORWARD, rooms);
-    for (int64_t i = 0; i < count; i++) layer(l + i, row, kept + i, rooms, i + 1 < count ? kept[i + 1].x : y, threads);
-    leave_rooms(FORWARD, rooms);
+int decoder_layers(const DecoderLayer *l, int64_t count, const PackedSequence *s, const SavedActivations *saved, bf16 *y,
+                   int threads) {
+    bf16 *buffers[FORWARD];
+    int failed = allocate_buffers(l, s->tokens, FORWARD, buffers);
+    for (int64_t i = 0; i < count && !failed; i++)
+        failed = forward(l + i, s, saved + i, buffers, i + 1 < count ? saved[i + 1].x : y, threads);
+    for (int i = 0; i < FORWARD; i++) free(buffers[i]);
+    return failed ? OUT_OF_MEMORY : OK;
 }
 
 /* The gradients from that in the last one's result: in the first one's input, if it is wanted, and added to those in the
- * parameters of each linear layer of all layers. grad_x: (tokens, width), written in any case. */
-void layers_backward(const Layer *l, int64_t count, const Row *row, const Kept *kept, const number *gradient,
-                     number *grad_x, int of_x, float *const *grads, int threads) {
-    number *rooms[BACKWARD];
-    take_rooms(l, row->tokens, BACKWARD, rooms);
-    for (int64_t i = count - 1; i >= 0; i--, gradient = grad_x)
-        layer_backward(l + i, row, kept + i, rooms, gradient, i || of_x ? grad_x : NULL, grads + 4 * i, threads);
-    leave_rooms(BACKWARD, rooms);
+ * adapters of each linear layer of all layers. grad_x: (tokens, width), written in any case. */
+int decoder_layers_backward(const DecoderLayer *l, int64_t count, const PackedSequence *s, const SavedActivations *saved,
+                            const bf16 *grad_y, bf16 *grad_x, int wants_grad_x, float *const *grads, int threads) {
+    bf16 *buffers[BACKWARD];
+    int failed = allocate_buffers(l, s->tokens, BACKWARD, buffers);
+    for (int64_t i = count - 1; i >= 0 && !failed; i--, grad_y = grad_x)
+        failed = backward(l + i, s, saved + i, buffers, grad_y, i || wants_grad_x ? grad_x : NULL, grads + 4 * i, threads);
+    for (int i = 0; i < BACKWARD; i++) free(buffers[i]);
+    return failed ? OUT_OF_MEMORY : OK;
 }

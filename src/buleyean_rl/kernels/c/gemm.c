@@ -1,197 +1,189 @@
-/* Matrix products in bf16, block by block.
+/* Matrix products. The loops around the micro-kernel, by BLIS's names for the block sizes:
  *
- * A task is a panel of the result's columns and a part of its rows: each thread has rows of its own where there are
- * enough, as it has in the sweeps of `kernels.c`. The right operand's part is laid out tile by tile and stays in the core's
- * second cache, 32 rows of the left one in the first. Sums of 32 x 32 elements are rounded while the next ones are made.
+ *     tasks, shared by the threads: nc columns and mc of the rows; a thread has rows of its own where there are enough
+ *       panel_kc of the depth: pack_b_panel, which stays in L2                              +--- b: nc ---+
+ *         MR rows and kc of the depth: pack_a, which stays in L1                    panel_kc|             |
+ *           32 columns: micro-kernel over kc; sums wait for the next kc                     +-------------+
+ *             between its steps: epilogue of the block before,                a: +- kc -+   |  |32|       |
+ *             and prefetch of the rows that come next                         MR |      |   |  |MR|   y   |
  */
-#include "kernels.h"
-#include "tile.h"
+#include "gemm.h"
 
-#define DEPTH 576        /* of what is multiplied at a time: 32 rows of it fit in the first cache */
-#define PANEL (1 << 18)  /* words of a right operand's part that fit in the second or third, and its depth */
-#define PANEL_DEPTH 1536
-#define SUMS (5 << 15)   /* words of sums that fit there beside it, where they wait for the next part */
-#define ENOUGH 192       /* rows that are worth laying out a right operand for, for each thread */
-#define FEW 4            /* rows that are not worth laying one out for */
-#if defined(__AMX_BF16__) || LANES == SIDE
-#define ROWS STEP /* of a left operand that are taken at a time, and what threads have a multiple of */
-#define EVEN STEP
+#define KC 576                /* MR rows of it fit in L1 */
+#define PANEL_WORDS (1 << 18) /* of a panel of b that fit in L2 or L3 */
+#define PANEL_KC 1536
+#define SUMS_WORDS (5 << 15) /* of sums that fit beside it */
+#define THREAD_ROWS 192      /* that are worth packing b for, for each thread */
+#define FEW_ROWS 4           /* that are not worth packing b for */
+#if defined(__AMX_BF16__) || LANES == TILE
+#define MR BLOCK
+#define ROW_UNIT BLOCK /* rows of a task are a multiple of it */
 #else
-#define ROWS 48 /* a multiple of the 6 whose sums fit in registers */
-#define EVEN 6
+#define MR 48 /* a multiple of the 6 rows whose sums fit in registers */
+#define ROW_UNIT 6
 #endif
-#define OF_ROWS (ROWS * STEP) /* their sums, with 32 columns */
-#define ROWS_AT_ONCE 128 /* of two matrices whose rows' products are summed */
 
-/* Sums that become rows of a result, with what is `added` to them, if anything, and rows of a left operand that come to
- * the second cache. */
+/* Of a finished block: its sums, plus what is added, become rows of y; and rows of a that are prefetched meanwhile. */
 typedef struct {
     const float *sums;
-    const number *added;
-    number *to;
-    int64_t stride, row, rows;
-    const number *ahead;
-    int64_t apart, fetched;
-} Beside;
+    const bf16 *added;
+    bf16 *y;
+    int64_t y_stride, row, rows, prefetched_rows, a_stride;
+    uintptr_t ahead;
+} Epilogue;
 
-INLINE void put_rows(Beside *f, int some) {
-    for (; some && f->row < f->rows; some--, f->row++) {
-        const float *sums = f->sums + f->row * STEP;
-        float both[STEP];
-        if (f->added) {
-            for (int j = 0; j < STEP; j++) both[j] = sums[j] + widen(f->added[f->row * f->stride + j]);
+INLINE void store_rows(Epilogue *e, int count) {
+    for (; count && e->row < e->rows; count--, e->row++) {
+        const float *sums = e->sums + e->row * BLOCK;
+        float both[BLOCK];
+        if (e->added) {
+            for (int j = 0; j < BLOCK; j++) both[j] = sums[j] + bf16_to_f32(e->added[e->row * e->y_stride + j]);
             sums = both;
         }
-        narrow_many(sums, STEP, f->to + f->row * f->stride);
+        f32_to_bf16_many(sums, BLOCK, e->y + e->row * e->y_stride);
     }
 }
 
-INLINE void put_and_fetch(void *state) {
-    Beside *f = state;
-    put_rows(f, 2);
-    for (int64_t row = 0; row < f->fetched; row++) __builtin_prefetch(f->ahead + row * f->apart, 0, 2);
-    f->ahead += STEP;
+INLINE void store_and_prefetch(void *state) {
+    Epilogue *e = state;
+    store_rows(e, 2);
+    for (int64_t row = 0; row < e->prefetched_rows; row++) PREFETCH_L2(e->ahead + row * e->a_stride * sizeof(bf16));
+    e->ahead += BLOCK * sizeof(bf16);
 }
 
-/* In how many even parts of whole units to take a size, none larger than `most`; how large they are. */
-static int64_t parts_of(int64_t size, int64_t most, int64_t multiple, int64_t unit, int64_t *part) {
-    int64_t parts = filled((size + most - 1) / most, multiple);
-    *part = filled((size + parts - 1) / parts, unit);
+/* Into how many even parts of whole units a size goes, a multiple of `multiple`, none larger than `largest`. */
+static int64_t split(int64_t size, int64_t largest, int64_t multiple, int64_t unit, int64_t *part) {
+    int64_t parts = round_up((size + largest - 1) / largest, multiple);
+    *part = round_up((size + parts - 1) / parts, unit);
     return (size + *part - 1) / *part;
 }
 
-/* A matrix's rows as operands, one after the other. */
-static const operand *rows_of(Matrix a, int64_t rows, int64_t depth, uint32_t **memory) {
-    operand *to = take(memory, rows * depth / IN_WORD);
-    for (int64_t i = 0; i < rows; i++) operands(a.at + i * a.row, depth, to + i * depth);
-    return to;
-}
-
-/* `product` of few rows, where columns of b and d are read as they lie: their elements are next to each other. */
-static void product_of_few(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added,
-                           number *y, int64_t apart, int64_t rows, int64_t columns, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        uint32_t *next = own_memory((rows * (depth + inner)) / IN_WORD + 2 * SIDE);
-        const operand *of_a = rows_of(a, rows, depth, &next), *of_c = rows_of(c, rows, inner, &next);
-#pragma omp for schedule(static)
-        for (int64_t j = 0; j < columns; j++)
-            for (int64_t i = 0; i < rows; i++) {
-                float sum = dot_rows(of_a + i * depth, b.at + j * b.column, depth);
-                if (inner) sum += dot_rows(of_c + i * inner, d.at + j * d.column, inner);
-                y[i * apart + j] = narrow(sum + (added ? widen(added[i * apart + j]) : 0));
-            }
-    }
-}
-
-/* y = a b + c d + added. a: (rows, depth) and c: (rows, inner), a row's elements next to each other; b: (depth, columns) and d:
- * (inner, columns), either side's. Without c and d `inner` is 0; the rows of y and of `added`, which may be NULL, are
- * `apart`. All but `rows` are multiples of STEP. */
-void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
-             int64_t apart, int64_t rows, int64_t columns, int threads) {
-    if (rows <= FEW && b.row == 1 && (!inner || d.row == 1)) {
-        product_of_few(a, b, depth, c, d, inner, added, y, apart, rows, columns, threads);
-        return;
-    }
-    int64_t laid, deep, wide, tall;
-    int64_t slices = parts_of(depth, PANEL_DEPTH, 1, STEP, &laid), steps = (laid + inner) / STEP;
-    int64_t pieces = parts_of(laid, DEPTH, 1, STEP, &deep);
-    int64_t owners = rows / ENOUGH < 1 ? 1 : rows / ENOUGH < threads ? rows / ENOUGH : threads;
-    int64_t fitting = PANEL / STEP / (steps * DEEP) * STEP, sharing = (threads + owners - 1) / owners;
-    int64_t panels = parts_of(columns, fitting < STEP ? STEP : fitting, sharing, STEP, &wide);
-    int64_t parts = parts_of(rows, slices > 1 ? SUMS / wide : rows, owners, EVEN, &tall);
-    int64_t waits = slices > 1 ? filled(tall, ROWS) : pieces > 1 ? ROWS : 0; /* rows whose sums do */
+/* Few rows, where columns of b and b2 are read as they lie. */
+static void gemm_few_rows(const GemmArgs *g, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t task = 0; task < panels * parts; task++) {
-        int64_t first = task % panels * wide, width = columns - first < wide ? columns - first : wide;
-        int64_t top = task / panels * tall, height = rows - top < tall ? rows - top : tall;
-        uint32_t *next = own_memory(steps * DEEP * wide + 2 * OF_ROWS + (deep + inner) * ROWS / IN_WORD + 4 * SIDE +
-                                    waits * wide);
-        uint32_t *panel = take(&next, steps * DEEP * wide);
-        float *blocks = take(&next, 2 * OF_ROWS), *waiting = take(&next, waits * wide);
-        operand *spare = take(&next, deep * ROWS / IN_WORD), *spare_c = take(&next, inner * ROWS / IN_WORD);
-        Beside beside = {.rows = 0};
-        Configuration before;
-        take_tiles(&before);
-        for (int64_t k = 0; k < depth; k += laid) {
-            int64_t end = k + laid < depth ? k + laid : depth, here = (end - k) / STEP, turns = 0;
-            int64_t of_column = here + (end == depth ? inner / STEP : 0);
-            lay_panel(b.at + k * b.row + first * b.column, b.row, b.column, end - k, width, panel, of_column, 0);
-            if (end == depth) lay_panel(d.at + first * d.column, d.row, d.column, inner, width, panel, of_column, here);
-            SETTLE;
-            for (int64_t piece = 0; piece < (height + ROWS - 1) / ROWS * pieces; piece++) {
-                int64_t i = piece / pieces * ROWS, z = k + piece % pieces * deep, left = height - i;
-                int64_t some = (z + deep < end ? deep : end - z) / STEP, last = z + some * STEP == depth;
-                int64_t more = last ? inner / STEP : 0, stride = a.row, stride_c = c.row;
-                int height_here = left < ROWS ? left : ROWS;
-                const number *rows_here = a.at + (top + i) * a.row + z;
-                const operand *strip = left_of(rows_here, &stride, left, ROWS, some * STEP, spare);
-                const operand *strip_c = NULL;
-                if (more) strip_c = left_of(c.at + (top + i) * c.row, &stride_c, left, ROWS, inner, spare_c);
-                beside.apart = a.row, beside.fetched = left >= 2 * ROWS ? (OF_ROWS + width - 1) / width : 0;
-                for (int64_t j = 0; j < width; j += STEP) {
-                    int64_t step = (z - k) / STEP;
-                    Right right = in_panel(panel, of_column, j / STEP, step);
-                    Right right_d = in_panel(panel, of_column, j / STEP, step + some);
-                    float *sums = waiting + (slices > 1 ? i : 0) * wide + j * ROWS;
-                    Sums block = begin_sums(z ? sums : NULL, STEP, last ? blocks + (turns = OF_ROWS - turns) : sums, STEP);
-                    beside.ahead = rows_here + (ROWS + j / STEP * beside.fetched) * a.row;
-                    add_dots(&block, strip, stride, height_here, right, 1, some, put_and_fetch, &beside);
-                    add_dots(&block, strip_c, stride_c, height_here, right_d, 1, more, nothing, NULL);
-                    put_rows(&beside, ROWS);
-                    end_sums(&block);
-                    if (!last) continue;
-                    int64_t place = (top + i) * apart + first + j;
-                    beside.sums = block.to, beside.to = y + place, beside.added = added ? added + place : NULL;
-                    beside.stride = apart, beside.row = 0, beside.rows = height_here;
+    for (int64_t j = 0; j < g->columns; j++)
+        for (int64_t i = 0; i < g->rows; i++) {
+            float sum = dot(g->a.data + i * g->a.row_stride, g->b.data + j * g->b.column_stride, g->depth);
+            if (g->depth2) sum += dot(g->a2.data + i * g->a2.row_stride, g->b2.data + j * g->b2.column_stride, g->depth2);
+            if (g->added) sum += bf16_to_f32(g->added[i * g->y_stride + j]);
+            g->y[i * g->y_stride + j] = f32_to_bf16(sum);
+        }
+}
+
+/* Block sizes: `panels` of nc columns, `parts` of mc rows, `slices` of panel_kc of the depth, each in `pieces` of kc. */
+typedef struct { int64_t depth, nc, mc, panel_kc, kc, panels, parts, slices, pieces; } Plan;
+
+static Plan plan_of(const GemmArgs *g, int threads) {
+    Plan p = {.depth = round_up(g->depth, BLOCK)};
+    int64_t row_threads = g->rows < 2 * THREAD_ROWS ? 1 : smaller(g->rows / THREAD_ROWS, threads);
+    p.slices = split(p.depth, PANEL_KC, 1, BLOCK, &p.panel_kc);
+    p.pieces = split(p.panel_kc, KC, 1, BLOCK, &p.kc);
+    int64_t fitting = PANEL_WORDS / BLOCK / ((p.panel_kc + g->depth2) / VNNI) * BLOCK;
+    p.panels = split(g->columns, fitting < BLOCK ? BLOCK : fitting, (threads + row_threads - 1) / row_threads, BLOCK, &p.nc);
+    p.parts = split(g->rows, p.slices > 1 ? SUMS_WORDS / p.nc : g->rows, row_threads, ROW_UNIT, &p.mc);
+    return p;
+}
+
+/* MR rows of a, of which `rows` are there, from k on. a^T is transposed, its depth filled up with zeros. */
+static const Packed *pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, int64_t k, int64_t depth, int64_t *stride,
+                                  Packed *strip, Packed *buffer) {
+    const bf16 *a = g->a.data + row * g->a.row_stride + k * g->a.column_stride;
+    if (g->a.column_stride == 1) {
+        *stride = g->a.row_stride;
+        return pack_a(a, stride, rows, MR, depth, strip);
+    }
+    int64_t width = round_up(smaller(rows, MR), TILE);
+    for (int64_t z = 0; z < depth; z += BLOCK) {
+        int64_t from_stride = g->a.column_stride;
+        const Packed *block = pack_a(a + z * from_stride, &from_stride, g->depth - k - z, BLOCK, width, buffer);
+        pack_a_transposed(block, from_stride, BLOCK, width, (uint32_t *)(buffer + BLOCK * MR), (uint32_t *)(strip + z),
+                          depth / VNNI);
+    }
+    *stride = depth;
+    return strip;
+}
+
+/* A slice of b, whose depth is filled up with zeros. */
+static void pack_b_slice(const GemmArgs *g, int64_t k, int64_t depth, int64_t column, int64_t columns, uint32_t *panel,
+                         int64_t blocks, bf16 *buffer) {
+    Matrix b = g->b;
+    int64_t there = smaller(g->depth - k, depth) / BLOCK * BLOCK;
+    b.data += k * b.row_stride + column * b.column_stride;
+    pack_b_panel(b, there, columns, panel, blocks, 0);
+    if (there == depth) return;
+    b.data = pad_rows(b.data + there * b.row_stride, &b.row_stride, g->depth - k - there, BLOCK, columns, buffer);
+    pack_b_panel(b, BLOCK, columns, panel, blocks, there / BLOCK);
+}
+
+static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
+    int64_t column = task % p->panels * p->nc, columns = smaller(g->columns - column, p->nc), depth2 = g->depth2;
+    int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc), turn = 0;
+    int64_t waiting_rows = p->slices > 1 ? round_up(p->mc, MR) : p->pieces > 1 ? MR : 0;
+    uint32_t *panel;
+    float *blocks, *waiting;
+    Packed *strip, *strip2, *buffer_a;
+    bf16 *buffer_b;
+    if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(blocks, 2 * MR * BLOCK),
+                 BUFFER(waiting, waiting_rows * p->nc), BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR),
+                 BUFFER(buffer_a, 2 * BLOCK * MR), BUFFER(buffer_b, BLOCK * p->nc)))
+        return 1;
+    Epilogue e = {.y_stride = g->y_stride, .a_stride = g->a.row_stride};
+    TileConfig before;
+    amx_begin(&before);
+    for (int64_t k = 0; k < p->depth; k += p->panel_kc) {
+        int64_t end = smaller(k + p->panel_kc, p->depth), own = (end - k) / BLOCK;
+        int64_t panel_blocks = own + (end == p->depth ? depth2 / BLOCK : 0);
+        pack_b_slice(g, k, end - k, column, columns, panel, panel_blocks, buffer_b);
+        if (panel_blocks > own) {
+            Matrix b2 = g->b2;
+            b2.data += column * b2.column_stride;
+            pack_b_panel(b2, depth2, columns, panel, panel_blocks, own);
+        }
+        AMX_FENCE;
+        for (int64_t piece = 0; piece < (rows + MR - 1) / MR * p->pieces; piece++) {
+            int64_t i = piece / p->pieces * MR, z = k + piece % p->pieces * p->kc, left = rows - i;
+            if (z >= end) continue;
+            int64_t kc = smaller(p->kc, end - z), last = z + kc == p->depth, kc2 = last ? depth2 : 0, stride, stride2 = 0;
+            int height = (int)smaller(left, MR);
+            const Packed *a = pack_a_strip(g, top + i, left, z, kc, &stride, strip, buffer_a), *a2 = NULL;
+            if (kc2) {
+                stride2 = g->a2.row_stride;
+                a2 = pack_a(g->a2.data + (top + i) * stride2, &stride2, left, MR, kc2, strip2);
+            }
+            e.prefetched_rows = left >= 2 * MR && g->a.column_stride == 1 ? (MR * BLOCK + columns - 1) / columns : 0;
+            for (int64_t j = 0; j < columns; j += BLOCK) {
+                PackedB b = panel_block(panel, panel_blocks, j / BLOCK, (z - k) / BLOCK);
+                float *sums = waiting + (p->slices > 1 ? i : 0) * p->nc + j * MR, *c = sums;
+                int64_t place = (top + i) * g->y_stride + column + j, c_stride = BLOCK;
+                if (last && g->c) c = g->c + place, c_stride = g->y_stride;
+                else if (last) c = blocks + (turn = MR * BLOCK - turn);
+                Accumulator acc = acc_load(z ? sums : NULL, BLOCK, c, c_stride);
+                e.ahead = ADDRESS(g->a.data) + sizeof(bf16) * ((top + i + MR + j / BLOCK * e.prefetched_rows) * e.a_stride + z);
+                microkernel(&acc, a, stride, height, b, 1, kc / BLOCK, store_and_prefetch, &e);
+                if (kc2) {
+                    PackedB b2 = panel_block(panel, panel_blocks, j / BLOCK, own);
+                    microkernel(&acc, a2, stride2, height, b2, 1, kc2 / BLOCK, nothing, NULL);
                 }
+                store_rows(&e, MR);
+                acc_store(&acc);
+                if (!last || g->c) continue;
+                e.sums = c, e.y = g->y + place, e.added = g->added ? g->added + place : NULL;
+                e.row = 0, e.rows = height;
             }
         }
-        SETTLE;
-        put_rows(&beside, ROWS);
-        leave_tiles(&before);
     }
+    AMX_FENCE;
+    store_rows(&e, MR);
+    amx_end(&before);
+    return 0;
 }
 
-/* c = a^T b, sums over rows, in fp32. a: (rows, width), b: (rows, columns); c: (width, columns). All but `rows` are
- * multiples of STEP. */
-void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t rows, int64_t width,
-                  int64_t columns, float *c, int threads) {
-    int64_t wide, panels = parts_of(columns, columns, threads, STEP, &wide);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++) {
-        int64_t first = panel * wide, end = columns - first < wide ? columns - first : wide;
-        uint32_t *next = own_memory(ROWS_AT_ONCE / IN_WORD * (width + wide) + 2 * DEEP * width + width * wide +
-                                    SIDE * wide);
-        uint32_t *across = take(&next, ROWS_AT_ONCE / IN_WORD * width), *panel_b = take(&next, ROWS_AT_ONCE / IN_WORD * wide);
-        uint32_t *pairs = take(&next, DEEP * width);
-        float *sums = take(&next, width * wide);
-        operand *spare = take(&next, DEEP * width);
-        number *spare_b = take(&next, SIDE * wide);
-        Configuration before;
-        take_tiles(&before);
-        for (int64_t k = 0; k < rows; k += ROWS_AT_ONCE) {
-            int64_t steps = (rows - k < ROWS_AT_ONCE ? filled(rows - k, STEP) : ROWS_AT_ONCE) / STEP;
-            for (int64_t step = 0; step < steps; step++) {
-                int64_t row = k + step * STEP, stride = a_row, stride_b = b_row;
-                const operand *strip = left_of(a + row * a_row, &stride, rows - row, STEP, width, spare);
-                as_left_across(strip, stride, STEP, width, pairs, across + step * DEEP, ROWS_AT_ONCE / IN_WORD);
-                const number *strip_b = strip_of(b + row * b_row + first, &stride_b, rows - row, STEP, end, spare_b);
-                lay_panel(strip_b, stride_b, 1, STEP, end, panel_b, ROWS_AT_ONCE / STEP, step);
-            }
-            SETTLE;
-            for (int64_t i = 0; i < width; i += STEP)
-                for (int64_t j = 0; j < end; j += STEP) {
-                    float *here = sums + i * wide + j;
-                    Sums block = begin_sums(k ? here : NULL, wide, here, wide);
-                    const operand *strip = (operand *)across + i * ROWS_AT_ONCE;
-                    Right right = in_panel(panel_b, ROWS_AT_ONCE / STEP, j / STEP, 0);
-                    add_dots(&block, strip, ROWS_AT_ONCE, STEP, right, 1, steps, nothing, NULL);
-                    end_sums(&block);
-                }
-            SETTLE;
-        }
-        for (int64_t i = 0; i < width; i++) memcpy(c + i * columns + first, sums + i * wide, 4 * end);
-        leave_tiles(&before);
-    }
+int gemm(const GemmArgs *g, int threads) {
+    if (!g->rows || !g->columns) return OK;
+    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1), failed = 0;
+    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads), OK;
+    Plan plan = plan_of(g, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+    for (int64_t task = 0; task < plan.panels * plan.parts; task++) failed |= gemm_task(g, &plan, task);
+    return failed ? OUT_OF_MEMORY : OK;
 }

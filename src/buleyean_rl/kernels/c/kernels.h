@@ -1,73 +1,126 @@
-/* What the parts of the library use of each other. */
-#ifndef PASSES_H
-#define PASSES_H
-#include "bf16.h"
+/* The library's interface, which `abi.py` repeats, and what its files share. Matrices are row-major in bf16 unless said
+ * otherwise. What may need memory returns 0, or OUT_OF_MEMORY. */
+#ifndef KERNELS_H
+#define KERNELS_H
+#include "simd.h"
 
 #include <stddef.h>
 #include <stdlib.h>
 
-/* A matrix, with the strides of its rows and columns. */
-typedef struct { const number *at; int64_t row, column; } Matrix;
+enum { OK, OUT_OF_MEMORY };
 
-/* A linear layer with its adapter, y = x w^T + low b^T where low = dropout(x) a^T. w: (columns, depth); a: (rank, depth),
- * or NULL where there is none; b: (columns, rank); y: (rows, columns), its rows `apart`. It may be several `parts` side by
- * side, each with its rank and outputs, their a's on top of each other and their b's along a diagonal, with the scalings. */
+/* With the strides of its rows and columns. */
+typedef struct { const bf16 *data; int64_t row_stride, column_stride; } Matrix;
+
+/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. a: (rows, depth), a2: (rows, depth2); b: (depth, columns), b2:
+ * (depth2, columns), one of their strides 1; y, `added`, c: (rows, columns). depth2 may be 0, `added` NULL. Sizes are multiples
+ * of 32, but `rows` of y, and `depth` of c, where a and b are a transposed and a row-major matrix. */
 typedef struct {
-    const number *w, *a, *b;
-    int64_t depth, columns, apart, rank;
+    Matrix a, b, a2, b2;
+    const bf16 *added;
+    bf16 *y;
+    float *c;
+    int64_t y_stride, rows, columns, depth, depth2;
+} GemmArgs;
+
+/* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = dropout(x) a^T. w: (columns, depth); a: (rank,
+ * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). It may be several `parts` side by side: their A's lie on
+ * top of each other in a, their B's along a diagonal in b. */
+typedef struct {
+    const bf16 *w, *a, *b;
+    int64_t depth, columns, y_stride, rank;
     float p;
     uint32_t seed;
     int64_t parts, ranks[3], outputs[3];
     float scalings[3];
 } Linear;
 
-/* A tensor of heads and tokens, with the strides of both; a head's elements lie next to each other. */
-typedef struct { number *at; int64_t heads, tokens, head, token; } Heads;
+/* A tensor (heads, tokens, head width) with the strides of both; a head's elements lie next to each other. */
+typedef struct { bf16 *data; int64_t heads, tokens, head_stride, token_stride; } Heads;
 
-/* Some queries of a row that are the last of the keys they see. cu_seqlens_q, cu_seqlens_k: (count + 1,), where a stretch's
- * queries begin in the row, and what it sees in `places`; without them that is the row as it is. */
+/* Which tokens of a packed sequence see which: a segment's queries, [cu_seqlens_q[i], cu_seqlens_q[i + 1]), are the last of
+ * its keys, key_tokens[cu_seqlens_k[i]] and on; without key_tokens a key's place is its token. */
+typedef struct { const int64_t *key_tokens; const int32_t *cu_seqlens_q, *cu_seqlens_k; int64_t segments; } CuSeqlens;
+
+/* lse: (heads, tokens), the log-sum-exp of each query's scores. grad_*: only for the backward pass. */
 typedef struct {
-    const int64_t *places;
-    const int32_t *cu_seqlens_q, *cu_seqlens_k;
-    int64_t count, max_seqlen_q;
-} CuSeqlens;
+    Heads q, k, v, y, grad_y, grad_q, grad_k, grad_v;
+    float *lse;
+    int64_t head_width;
+    CuSeqlens seqlens;
+    float scale;
+} AttentionArgs;
 
-/* Memory for some numbers, to be freed; it begins with a cache line, so that vectors are in one each. */
-static inline void *room(int64_t numbers) {
-    int64_t lines = (numbers * (int64_t)sizeof(number) + 63) / 64;
-    return aligned_alloc(64, 64 * lines);
-}
+/* Softmaxes over all tokens but those rejected at a node: `rejected_node` is sorted. weight: (vocabulary, width), both
+ * multiples of 32; hidden: (nodes, width). row_max, one of a node's largest logits, and sum_exp: (nodes,); mean of weight's
+ * rows by the softmax: (nodes, width); in fp32. */
+typedef struct {
+    const bf16 *weight, *hidden;
+    const int64_t *rejected_token, *rejected_node;
+    float *row_max, *sum_exp, *mean;
+    int64_t vocabulary, width, nodes, rejections;
+    float scale;
+} HeadSoftmaxArgs;
 
-void rms_norm(const number *x, const number *weight, int64_t rows, int64_t width, float epsilon, number *y, int threads);
+/* y = weight * x / rms(x), (rows, width), or with grad_y its gradient, plus `added`; grad_y, added, y may be NULL. */
+typedef struct {
+    const bf16 *x, *weight, *grad_y, *added;
+    bf16 *y, *grad_x;
+    int64_t rows, width;
+    float epsilon;
+} RmsNormArgs;
 
-void rms_norm_backward(const number *gradient, const number *x, const number *weight, const number *added, int64_t rows,
-                       int64_t width, float epsilon, number *grad_x, number *y, int threads);
+/* y = silu(gate) * up, (rows, width), or with grad_y its gradient; both may be NULL. gate_up and its gradient: (rows, 2 width),
+ * rows `stride` apart. */
+typedef struct { const bf16 *gate_up, *grad_y; bf16 *y, *grad_gate_up; int64_t stride, rows, width; } SwigluArgs;
 
-void swiglu(const number *gate_up, int64_t apart, int64_t rows, int64_t width, number *y, int threads);
+/* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient; y may be x. cosine, sine: (tokens, width). */
+typedef struct { Heads x, y; const bf16 *cosine, *sine; int64_t head_width, backward; } RopeArgs;
 
-void swiglu_backward(const number *gradient, const number *gate_up, int64_t apart, int64_t rows, int64_t width,
-                     number *grad_gate_up, number *y, int threads);
+/* A layer of Llama's form: middle = x + output(attention(rope(qkv(norm(x))))), y = middle + down(swiglu(gate_up(norm(middle)))).
+ * `scale` is on the scores. */
+typedef struct {
+    Linear qkv, output, gate_up, down;
+    const bf16 *norms[2];
+    float epsilons[2], scale;
+    int64_t heads, key_heads, head_width;
+} DecoderLayer;
 
-void rotate(const number *x, int64_t x_head, int64_t x_token, const number *cosine, const number *sine, int64_t heads,
-            int64_t tokens, int64_t width, int backward, number *y, int64_t y_head, int64_t y_token, int threads);
+/* cosine, sine: (tokens, head width). */
+typedef struct { const bf16 *cosine, *sine; int64_t tokens; CuSeqlens seqlens; } PackedSequence;
 
-void dropout(const number *x, int64_t size, float p, uint32_t seed, int add, number *y, int threads);
+/* What a layer's backward pass needs of its forward pass, of (tokens, some width) but lse: its input; queries, keys and
+ * values, rotated; attention's result; the residual stream in the middle; gate and up; each linear layer's lora_hidden. */
+typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; float *lse; } SavedActivations;
 
-void product(Matrix a, Matrix b, int64_t depth, Matrix c, Matrix d, int64_t inner, const number *added, number *y,
-             int64_t apart, int64_t rows, int64_t columns, int threads);
+/* Memory. `limit_memory` is for tests: what would take more fails. NULL where there is none; it begins with a cache line. */
+void *allocate(int64_t bytes);
 
-void row_products(const number *a, int64_t a_row, const number *b, int64_t b_row, int64_t rows, int64_t width,
-                  int64_t columns, float *c, int threads);
+/* A thread's memory, kept from call to call, as new pages would take longer than a task: each buffer begins with a cache
+ * line, until the next call. Whether there is enough. */
+typedef struct { void **pointer; int64_t bytes; } Buffer;
+#define BUFFER(pointer, count) {(void **)&(pointer), (int64_t)sizeof *(pointer) * (count)}
+#define SCRATCH(...) scratch((Buffer[]){__VA_ARGS__}, sizeof((Buffer[]){__VA_ARGS__}) / sizeof(Buffer))
+int scratch(const Buffer *buffers, int count);
 
-void adapted(const Linear *l, const number *x, const number *added, int64_t rows, number *low, number *y, int threads);
+static inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number *grad_low, number *grad_x, int threads);
+/* The cache line at an address, which may lie beyond an array's end. */
+#define PREFETCH_L1(address) __builtin_prefetch((const void *)(address))
+#define PREFETCH_L2(address) __builtin_prefetch((const void *)(address), 0, 2)
+#define ADDRESS(pointer) ((uintptr_t)(pointer))
 
-void adapter_gradients(const Linear *l, const number *grad, const number *x, const number *low, const number *grad_low,
-                       int64_t rows, float *grads, int threads);
-
-void attention(Heads q, Heads k, Heads v, Heads y, float *lse, int64_t width, CuSeqlens s, float scale, int threads);
-
-void attention_backward(Heads q, Heads k, Heads v, Heads y, const float *lse, Heads g, int64_t width, CuSeqlens s,
-                        float scale, Heads grad_q, Heads grad_k, Heads grad_v, int threads);
+int gemm(const GemmArgs *g, int threads);
+int lora_linear(const Linear *l, const bf16 *x, const bf16 *added, int64_t rows, bf16 *lora_hidden, bf16 *y, int threads);
+int lora_linear_input_gradient(const Linear *l, const bf16 *grad_y, int64_t rows, bf16 *grad_lora_hidden, bf16 *grad_x,
+                               int threads);
+int lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf16 *x, const bf16 *lora_hidden,
+                                 const bf16 *grad_lora_hidden, int64_t rows, float *grads, int threads);
+int attention(const AttentionArgs *g, int threads);
+int attention_backward(const AttentionArgs *g, int threads);
+void rms_norm(const RmsNormArgs *g, int threads);
+void swiglu(const SwigluArgs *g, int threads);
+void rope(const RopeArgs *g, int threads);
+void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int accumulate, bf16 *y, int threads);
 #endif

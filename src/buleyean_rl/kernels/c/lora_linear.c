@@ -1,105 +1,94 @@
-/* A linear layer with its adapter and its gradients, in bf16: one call instead of one for each product.
- *
- * Tensors' rows lie one after the other, but for those of y and of the gradient in it.
- */
+/* A linear layer with LoRA and its gradients. Tensors are row-major, but for y's stride. */
 #include "kernels.h"
 
-#define NONE (Matrix){NULL, 0, 0}
+static Matrix row_major(const bf16 *data, int64_t columns) { return (Matrix){data, columns, 1}; }
+static Matrix transposed(const bf16 *data, int64_t columns) { return (Matrix){data, 1, columns}; }
 
-/* A matrix whose rows lie one after the other, and its transpose. */
-static Matrix of(const number *at, int64_t columns) { return (Matrix){at, columns, 1}; }
-static Matrix transpose_of(const number *at, int64_t columns) { return (Matrix){at, 1, columns}; }
-
-/* Each a and b become the A's and B's of the parts, the latter scaled. parameters: of all parts of all layers, A, (its rank,
- * depth), and B, (its outputs, its rank). */
-void copy_adapters(const Linear *const *l, int64_t count, const float *const *parameters, int threads) {
-    int64_t before[count], parts = 0;
-    for (int64_t i = 0; i < count; i++) before[i] = parts, parts += l[i]->parts;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < count; i++) {
-        number *restrict a = (number *)l[i]->a, *restrict b = (number *)l[i]->b;
-        for (int64_t part = 0; part < l[i]->parts; part++) {
-            const float *restrict of_a = parameters[2 * (before[i] + part)];
-            const float *restrict of_b = parameters[2 * (before[i] + part) + 1];
-            int64_t rank = l[i]->ranks[part], outputs = l[i]->outputs[part], apart = l[i]->rank, size = rank * l[i]->depth;
-            float scaling = l[i]->scalings[part];
-            for (int64_t j = 0; j < size; j++) a[j] = narrow(of_a[j]);
-            for (int64_t row = 0; row < outputs; row++)
-                for (int64_t j = 0; j < rank; j++) b[row * apart + j] = narrow(scaling * of_b[row * rank + j]);
-            a += size, b += outputs * apart + rank;
-        }
-    }
+/* x, or in `copy`, which is to be freed, what dropout leaves of it; NULL without memory. */
+static const bf16 *dropped(const Linear *l, const bf16 *x, int64_t rows, bf16 **copy, int threads) {
+    *copy = NULL;
+    if (!l->a || !l->p) return x;
+    *copy = allocate(rows * l->depth * (int64_t)sizeof **copy);
+    if (*copy) dropout(x, rows * l->depth, l->p, l->seed, 0, *copy, threads);
+    return *copy;
 }
 
-/* y = l(x) + added, which may be NULL. x: (rows, depth); low: (rows, rank); y, added: (rows, columns). */
-void adapted(const Linear *l, const number *x, const number *added, int64_t rows, number *low, number *y, int threads) {
-    number *dropped = l->a && l->p ? room(rows * l->depth) : NULL;
+/* y = l(x) + added. x: (rows, depth); lora_hidden: (rows, rank); y, added: (rows, columns). */
+int lora_linear(const Linear *l, const bf16 *x, const bf16 *added, int64_t rows, bf16 *lora_hidden, bf16 *y, int threads) {
     int64_t depth = l->depth, rank = l->a ? l->rank : 0;
-    if (dropped) dropout(x, rows * depth, l->p, l->seed, 0, dropped, threads);
-    if (rank)
-        product(of(dropped ? dropped : x, depth), transpose_of(l->a, depth), depth, NONE, NONE, 0, NULL, low, rank, rows,
-                rank, threads);
-    product(of(x, depth), transpose_of(l->w, depth), depth, of(low, rank), transpose_of(l->b, rank), rank, added, y,
-            l->apart, rows, l->columns, threads);
-    free(dropped);
+    bf16 *copy;
+    const bf16 *adapter_x = dropped(l, x, rows, &copy, threads);
+    int failed = !adapter_x;
+    if (rank && !failed)
+        failed = gemm(&(GemmArgs){.a = row_major(adapter_x, depth), .b = transposed(l->a, depth), .y = lora_hidden,
+                                  .y_stride = rank, .rows = rows, .columns = rank, .depth = depth}, threads);
+    free(copy);
+    return failed ? OUT_OF_MEMORY
+                  : gemm(&(GemmArgs){.a = row_major(x, depth), .b = transposed(l->w, depth), .a2 = row_major(lora_hidden, rank),
+                                     .b2 = transposed(l->b, rank), .added = added, .y = y, .y_stride = l->y_stride,
+                                     .rows = rows, .columns = l->columns, .depth = depth, .depth2 = rank}, threads);
 }
 
-/* Adds the gradients in each part's A, (its rank, depth), and B, (its outputs, its rank), one after the other, from those in
- * a and b^T. */
-static void add_gradients(const Linear *l, const float *restrict grad_a, const float *restrict grad_b, float *restrict to,
-                          int threads) {
-    int64_t columns = l->columns;
-    for (int64_t part = 0; part < l->parts; part++) {
-        int64_t rank = l->ranks[part], outputs = l->outputs[part], size = rank * l->depth;
-        float *of_b = to + size, scaling = l->scalings[part];
+/* The gradients in lora_hidden and, unless grad_x is NULL, in x. */
+int lora_linear_input_gradient(const Linear *l, const bf16 *grad_y, int64_t rows, bf16 *grad_lora_hidden, bf16 *grad_x,
+                               int threads) {
+    GemmArgs hidden = {.a = {grad_y, l->y_stride, 1}, .b = row_major(l->b, l->rank), .y = grad_lora_hidden,
+                       .y_stride = l->rank, .rows = rows, .columns = l->rank, .depth = l->columns};
+    GemmArgs adapter = {.a = row_major(grad_lora_hidden, l->rank), .b = row_major(l->a, l->depth), .y_stride = l->depth,
+                        .rows = rows, .columns = l->depth, .depth = l->rank};
+    GemmArgs base = {.a = hidden.a, .b = row_major(l->w, l->depth), .y = grad_x, .y_stride = l->depth, .rows = rows,
+                     .columns = l->depth, .depth = l->columns};
+    int failed = gemm(&hidden, threads);
+    if (!grad_x || failed) return failed;
+    if (!l->p) {
+        base.a2 = adapter.a, base.b2 = adapter.b, base.depth2 = l->rank;
+        return gemm(&base, threads);
+    }
+    adapter.y = allocate(rows * l->depth * (int64_t)sizeof *adapter.y);
+    failed = !adapter.y || gemm(&adapter, threads) || gemm(&base, threads);
+    if (!failed) dropout(adapter.y, rows * l->depth, l->p, l->seed, 1, grad_x, threads);
+    free(adapter.y);
+    return failed ? OUT_OF_MEMORY : OK;
+}
+
+/* Adds the gradients in each part's A, (rank, depth), and B, (outputs, rank), one after the other, to `grads`, in fp32. */
+int lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf16 *x, const bf16 *lora_hidden,
+                                 const bf16 *grad_lora_hidden, int64_t rows, float *grads, int threads) {
+    int64_t depth = l->depth, columns = l->columns, rank = l->rank;
+    if (!rows) return OK;
+    bf16 *copy;
+    const bf16 *adapter_x = dropped(l, x, rows, &copy, threads);
+    float *grad_a = allocate(rank * (depth + columns) * (int64_t)sizeof *grad_a), *grad_b = grad_a ? grad_a + rank * depth : NULL;
+    GemmArgs a = {.a = transposed(grad_lora_hidden, rank), .b = row_major(adapter_x, depth), .c = grad_a, .y_stride = depth,
+                  .rows = rank, .columns = depth, .depth = rows};
+    GemmArgs b = {.a = transposed(lora_hidden, rank), .b = {grad_y, l->y_stride, 1}, .c = grad_b, .y_stride = columns,
+                  .rows = rank, .columns = columns, .depth = rows};
+    int failed = !adapter_x || !grad_a || gemm(&a, threads) || gemm(&b, threads);
+    for (int64_t part = 0, first = 0, output = 0; part < l->parts && !failed; part++) {
+        int64_t size = l->ranks[part] * depth;
+        float scaling = l->scalings[part], *of_b = grads + size;
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for simd schedule(static) nowait
-            for (int64_t j = 0; j < size; j++) to[j] += grad_a[j];
+            for (int64_t j = 0; j < size; j++) grads[j] += grad_a[first * depth + j];
 #pragma omp for schedule(static)
-            for (int64_t j = 0; j < outputs; j++)
-                for (int64_t i = 0; i < rank; i++) of_b[j * rank + i] += scaling * grad_b[i * columns + j];
+            for (int64_t j = 0; j < l->outputs[part]; j++)
+                for (int64_t i = 0; i < l->ranks[part]; i++)
+                    of_b[j * l->ranks[part] + i] += scaling * grad_b[(first + i) * columns + output + j];
         }
-        to = of_b + outputs * rank, grad_a += size, grad_b += rank * columns + outputs;
+        grads = of_b + l->outputs[part] * l->ranks[part], first += l->ranks[part], output += l->outputs[part];
     }
-}
-
-/* The gradients in low and, unless grad_x is NULL, in x from `grad`, that in y. */
-void adapted_gradient(const Linear *l, const number *grad, int64_t rows, number *grad_low, number *grad_x, int threads) {
-    int64_t depth = l->depth, columns = l->columns, rank = l->rank, size = rows * depth;
-    Matrix of_y = {grad, l->apart, 1}, of_low = of(grad_low, rank), w = of(l->w, depth), a = of(l->a, depth);
-    product(of_y, of(l->b, rank), columns, NONE, NONE, 0, NULL, grad_low, rank, rows, rank, threads);
-    if (!grad_x) return;
-    if (!l->p) {
-        product(of_y, w, columns, of_low, a, rank, NULL, grad_x, depth, rows, depth, threads);
-        return;
-    }
-    number *of_dropped = room(size);
-    product(of_low, a, rank, NONE, NONE, 0, NULL, of_dropped, depth, rows, depth, threads);
-    product(of_y, w, columns, NONE, NONE, 0, NULL, grad_x, depth, rows, depth, threads);
-    dropout(of_dropped, size, l->p, l->seed, 1, grad_x, threads);
-    free(of_dropped);
-}
-
-/* Adds the gradients in the parts' A's and B's, from those in y and low. */
-void adapter_gradients(const Linear *l, const number *grad, const number *x, const number *low, const number *grad_low,
-                       int64_t rows, float *grads, int threads) {
-    int64_t depth = l->depth, columns = l->columns, rank = l->rank;
-    number *dropped = l->p ? room(rows * depth) : NULL;
-    float *grad_a = malloc(sizeof *grad_a * rank * (depth + columns)), *grad_b = grad_a + rank * depth;
-    if (dropped) dropout(x, rows * depth, l->p, l->seed, 0, dropped, threads);
-    row_products(grad_low, rank, dropped ? dropped : x, depth, rows, rank, depth, grad_a, threads);
-    row_products(low, rank, grad, l->apart, rows, rank, columns, grad_b, threads);
-    add_gradients(l, grad_a, grad_b, grads, threads);
-    free(dropped);
+    free(copy);
     free(grad_a);
+    return failed ? OUT_OF_MEMORY : OK;
 }
 
-/* Both: in x, unless grad_x is NULL, and in the parts' A's and B's, which are added. */
-void adapted_backward(const Linear *l, const number *grad, const number *x, const number *low, int64_t rows,
-                      number *grad_x, float *grads, int threads) {
-    number *grad_low = room(rows * l->rank);
-    adapted_gradient(l, grad, rows, grad_low, grad_x, threads);
-    adapter_gradients(l, grad, x, low, grad_low, rows, grads, threads);
-    free(grad_low);
+/* Both; grad_x may be NULL. */
+int lora_linear_backward(const Linear *l, const bf16 *grad_y, const bf16 *x, const bf16 *lora_hidden, int64_t rows,
+                         bf16 *grad_x, float *grads, int threads) {
+    bf16 *grad_lora_hidden = allocate(rows * l->rank * (int64_t)sizeof *grad_lora_hidden);
+    int failed = !grad_lora_hidden || lora_linear_input_gradient(l, grad_y, rows, grad_lora_hidden, grad_x, threads) ||
+                 lora_linear_weight_gradients(l, grad_y, x, lora_hidden, grad_lora_hidden, rows, grads, threads);
+    free(grad_lora_hidden);
+    return failed ? OUT_OF_MEMORY : OK;
 }

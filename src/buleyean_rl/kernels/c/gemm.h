@@ -1,0 +1,340 @@
+/* Packing, and the micro-kernel of each instruction set: AMX, AVX512-BF16, AVX512F, AVX2.
+ *
+ * The micro-kernel adds products of 32 rows of a and 32 columns of b, 32 deep at a time, to a block of 32 x 32 sums in fp32.
+ * Operands are packed in words of 32 bits. Where a processor multiplies bf16 (AMX, AVX512-BF16) a word is two neighbours of
+ * the depth (VNNI 2), elsewhere it is one of them, as a float (VNNI 1). A block of b, packed, is two tiles side by side:
+ *
+ *            columns 0..15                       columns 16..31
+ *          +-----------------------+           +-----------------------+
+ *    k 0 1 | b00b10  b01b11  ...   |           |                       |   a row: 16 words, a cache line
+ *    k 2 3 | b20b30  b21b31  ...   |           |                       |
+ *      ... |                       |           |                       |   BLOCK / VNNI rows
+ *          +-----------------------+           +-----------------------+
+ *           words, next row +row_stride         +tile_stride              next 32 of the depth: +block_stride
+ *
+ * a is read row by row: its words are neighbours of a row, as they lie in memory.
+ */
+#ifndef GEMM_H
+#define GEMM_H
+#include "kernels.h"
+
+#define TILE 16
+#define BLOCK 32
+
+#ifdef __AVX512BF16__ /* as have all processors with AMX */
+#define VNNI 2
+typedef bf16 Packed; /* an element of a packed operand */
+#else
+#define VNNI 1
+typedef float Packed;
+#endif
+#define BLOCK_WORDS (BLOCK / VNNI)       /* of a column of a block */
+#define TILE_WORDS (BLOCK_WORDS * TILE) /* of 16 columns of it */
+
+#if VNNI == 2
+static inline void pack(const bf16 *x, int64_t size, Packed *to) { memcpy(to, x, sizeof *to * size); }
+static inline void simd_store_packed(SimdF32 left, SimdF32 right, Packed *to) { simd_store_bf16(left, right, to); }
+static inline Packed scale_packed(float factor, Packed x) { return f32_to_bf16(factor * bf16_to_f32(x)); }
+static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { /* two vectors */
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
+}
+#else
+static inline void pack(const bf16 *x, int64_t size, Packed *to) { bf16_to_f32_many(x, size, to); }
+static inline void simd_store_packed(SimdF32 left, SimdF32 right, Packed *to) {
+    simd_store(left, to), simd_store(right, to + LANES);
+}
+static inline Packed scale_packed(float factor, Packed x) { return factor * x; }
+static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { return sums + (simd_load(x) + simd_load(x + LANES)); }
+#endif
+
+/* y = x^T, 16 x 16 words. */
+static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps((const float *)x + i * x_stride);
+    for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps((float *)y + i * y_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps((float *)y + (i + 4) * y_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+
+static inline void transpose16(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
+    for (int i = 0; i < TILE; i += 8)
+        for (int j = 0; j < TILE; j += 8) transpose8(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
+}
+
+/* y = x^T, of words. x: (rows, columns), multiples of 16. */
+static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y,
+                             int64_t y_stride) {
+    for (int64_t i = 0; i < rows; i += TILE)
+        for (int64_t j = 0; j < columns; j += TILE)
+            transpose16(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
+}
+
+/* 32 columns of a row of words, from bf16 as it lies in VNNI rows. */
+#if defined(__AVX512BF16__)
+static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
+    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
+    __m512i even = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x));
+    __m512i odd = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x + x_stride));
+    _mm512_storeu_si512(left, _mm512_unpacklo_epi16(even, odd));
+    _mm512_storeu_si512(right, _mm512_unpackhi_epi16(even, odd));
+}
+#else
+static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
+    (void)x_stride;
+    bf16_to_f32_many(x, TILE, (float *)left);
+    bf16_to_f32_many(x + TILE, TILE, (float *)right);
+}
+#endif
+
+/* Blocks of b one below the other: see the drawing. */
+typedef struct { uint32_t *words; int64_t row_stride, tile_stride, block_stride; } PackedB;
+
+/* Of a panel of b, `blocks` deep, one after the other with AMX, each of their halves elsewhere. */
+static inline PackedB panel_block(uint32_t *panel, int64_t blocks, int64_t column_block, int64_t block) {
+#ifdef __AMX_BF16__
+    return (PackedB){panel + 2 * TILE_WORDS * (column_block * blocks + block), TILE, TILE_WORDS, 2 * TILE_WORDS};
+#else
+    return (PackedB){panel + TILE_WORDS * (2 * column_block * blocks + block), TILE, TILE_WORDS * blocks, TILE_WORDS};
+#endif
+}
+
+/* Sums of a block: `acc_load` from where they are, or zeros if that is NULL; `microkernel`, once or more; `acc_store` has
+ * them in c, which may be the same place. */
+typedef struct { const float *from; float *c; int64_t from_stride, c_stride; } Accumulator;
+
+typedef void (*Interleaved)(void *); /* work between two steps of the depth, of some hundred instructions */
+INLINE void nothing(void *state) { (void)state; }
+
+#ifdef __AMX_BF16__
+/* A compiler does not know what of memory these instructions read and write. */
+#define AMX_FENCE __asm__ volatile("" ::: "memory")
+
+typedef struct { uint8_t palette, start, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } TileConfig;
+
+static inline void amx_begin(TileConfig *before) { /* another library's may be in use */
+    TileConfig config = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) config.row_bytes[tile] = 4 * TILE, config.rows[tile] = TILE;
+    AMX_FENCE;
+    _tile_storeconfig(before);
+    _tile_loadconfig(&config);
+    AMX_FENCE;
+}
+
+static inline void amx_end(const TileConfig *before) {
+    if (before->palette) _tile_loadconfig(before);
+    else _tile_release();
+}
+
+INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, int64_t c_stride) {
+    if (from) {
+        _tile_loadd(0, from, 4 * from_stride);
+        _tile_loadd(1, from + TILE, 4 * from_stride);
+        _tile_loadd(2, from + TILE * from_stride, 4 * from_stride);
+        _tile_loadd(3, from + TILE * from_stride + TILE, 4 * from_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    return (Accumulator){NULL, c, 0, c_stride};
+}
+
+INLINE void acc_store(const Accumulator *acc) {
+    _tile_stored(0, acc->c, 4 * acc->c_stride);
+    _tile_stored(1, acc->c + TILE, 4 * acc->c_stride);
+    _tile_stored(2, acc->c + TILE * acc->c_stride, 4 * acc->c_stride);
+    _tile_stored(3, acc->c + TILE * acc->c_stride + TILE, 4 * acc->c_stride);
+}
+
+/* `stream`: b is not to drive others from the cache. */
+INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int stream, int64_t blocks,
+                        Interleaved interleaved, void *state) {
+    (void)acc, (void)rows;
+    for (int64_t k = 0; k < blocks; k++) {
+        const Packed *a_k = a + k * BLOCK;
+        const uint32_t *b_k = b.words + k * b.block_stride;
+        if (stream) _tile_stream_loadd(6, b_k, 4 * b.row_stride);
+        else _tile_loadd(6, b_k, 4 * b.row_stride);
+        _tile_loadd(4, a_k, 2 * a_stride);
+        if (stream) _tile_stream_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
+        else _tile_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
+        _tile_loadd(5, a_k + TILE * a_stride, 2 * a_stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        interleaved(state);
+    }
+}
+#else
+#define AMX_FENCE
+
+typedef struct { char unused; } TileConfig;
+static inline void amx_begin(TileConfig *before) { (void)before; }
+static inline void amx_end(const TileConfig *before) { (void)before; }
+
+INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, int64_t c_stride) {
+    return (Accumulator){from, c, from_stride, c_stride};
+}
+
+INLINE void acc_store(const Accumulator *acc) { (void)acc; }
+
+/* A word of a times a vector of words of b, added. */
+static inline SimdF32 multiply_add(SimdF32 sums, const Packed *a, const uint32_t *b) {
+#if VNNI == 2
+    int32_t word;
+    memcpy(&word, a, 4);
+    return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(word), (__m512bh)_mm512_loadu_si512(b));
+#else
+    return sums + *a * simd_load((const float *)b);
+#endif
+}
+
+/* `rows` of a block, and two vectors' columns, which are `far` apart in c and `apart` in b. */
+INLINE void microkernel_rows(int rows, Accumulator acc, int64_t far, const Packed *a, int64_t a_stride, const uint32_t *b,
+                             int64_t row_stride, int64_t apart, int64_t words) {
+    SimdF32 left[8], right[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        left[i] = right[i] = (SimdF32){0};
+        if (!acc.from) continue;
+        left[i] = simd_load(acc.from + i * acc.from_stride);
+        right[i] = simd_load(acc.from + i * acc.from_stride + far);
+    }
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < words; k++)
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            left[i] = multiply_add(left[i], a + i * a_stride + k * VNNI, b + k * row_stride);
+            right[i] = multiply_add(right[i], a + i * a_stride + k * VNNI, b + k * row_stride + apart);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        float *c = acc.c + i * acc.c_stride;
+        simd_store(left[i], c), simd_store(right[i], c + far);
+    }
+}
+
+/* The first of the rows that are left, which are taken in even parts: the sums of so many fit in registers. */
+static inline int rows_at_once(int left) {
+    int largest = LANES == TILE ? 8 : 6, parts = (left + largest - 1) / largest;
+    return (left + parts - 1) / parts;
+}
+
+/* Apart: inlined into a large function, compilers keep its sums in memory. */
+static __attribute__((noinline, unused)) void microkernel_block(Accumulator acc, const Packed *a, int64_t a_stride, int rows,
+                                                                PackedB b, int64_t words) {
+    int64_t far = LANES == TILE ? TILE : LANES, apart = LANES == TILE ? b.tile_stride : LANES;
+    for (int half = 0; half < 2; half += 2 * LANES / TILE)
+        for (int row = 0, some; row < rows; row += some) {
+            const Packed *a_rows = a + row * a_stride;
+            const uint32_t *b_half = b.words + half * b.tile_stride;
+            Accumulator acc_rows = acc;
+            if (acc.from) acc_rows.from += row * acc.from_stride + half * TILE;
+            acc_rows.c += row * acc.c_stride + half * TILE;
+#define CASE(n) case n: microkernel_rows(n, acc_rows, far, a_rows, a_stride, b_half, b.row_stride, apart, words); break;
+            switch (some = rows_at_once(rows - row)) {
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+            }
+#undef CASE
+        }
+}
+
+INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int stream, int64_t blocks,
+                        Interleaved interleaved, void *state) {
+    (void)stream;
+    if (!blocks) return;
+    microkernel_block(*acc, a, a_stride, rows, b, blocks * BLOCK_WORDS);
+    acc->from = acc->c, acc->from_stride = acc->c_stride;
+    for (int64_t k = 0; k < blocks; k++) interleaved(state);
+}
+#endif
+
+/* Up to `count` rows, with zeros after them, in `buffer`, (count, width), unless there are as many. */
+static inline const bf16 *pad_rows(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t width, bf16 *buffer) {
+    if (rows >= count) return x;
+    for (int64_t i = 0; i < count; i++)
+        if (i < rows) memcpy(buffer + i * width, x + i * *stride, sizeof *x * width);
+        else memset(buffer + i * width, 0, sizeof *x * width);
+    *stride = width;
+    return buffer;
+}
+
+/* The same, packed: with VNNI 1 always in `buffer`. */
+static inline const Packed *pack_a(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t depth,
+                                   Packed *buffer) {
+#if VNNI == 2
+    return pad_rows(x, stride, rows, count, depth, buffer);
+#else
+    for (int64_t i = 0; i < count; i++)
+        if (i < rows) bf16_to_f32_many(x + i * *stride, depth, buffer + i * depth);
+        else memset(buffer + i * depth, 0, sizeof *buffer * depth);
+    *stride = depth;
+    return buffer;
+#endif
+}
+
+/* A packed matrix as b, its columns next to each other. x: (rows, columns), multiples of 32. */
+static inline void pack_b(const Packed *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y, int64_t y_stride) {
+    for (int64_t i = 0; i < rows / VNNI; i++)
+#if VNNI == 2
+        for (int64_t j = 0; j < columns; j += BLOCK)
+            pack_b_row(x + 2 * i * x_stride + j, x_stride, y + i * y_stride + j, y + i * y_stride + j + TILE);
+#else
+        memcpy(y + i * y_stride, x + i * x_stride, 4 * columns);
+#endif
+}
+
+/* x^T as a. x: (rows, columns), multiples of 32; buffer: as large. */
+static inline void pack_a_transposed(const Packed *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *buffer,
+                                     uint32_t *y, int64_t y_stride) {
+#if VNNI == 2
+    pack_b(x, x_stride, rows, columns, buffer, columns);
+    transpose(buffer, columns, rows / 2, columns, y, y_stride);
+#else
+    (void)buffer;
+    transpose((const uint32_t *)x, x_stride, rows, columns, y, y_stride);
+#endif
+}
+
+/* A block of b from bf16 as it lies; one of its strides is 1. */
+static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t column_stride, uint32_t *to, int64_t tile_stride) {
+    if (column_stride == 1) {
+        for (int i = 0; i < BLOCK_WORDS; i++)
+            pack_b_row(b + VNNI * i * row_stride, row_stride, to + i * TILE, to + i * TILE + tile_stride);
+        return;
+    }
+    for (int half = 0; half < 2; half++) {
+        const bf16 *columns = b + half * TILE * column_stride;
+        uint32_t *tile = to + half * tile_stride;
+#if VNNI == 2
+        transpose16((const uint32_t *)columns, column_stride / 2, tile, TILE);
+#else
+        float wide[TILE * BLOCK];
+        for (int j = 0; j < TILE; j++) bf16_to_f32_many(columns + j * column_stride, BLOCK, wide + j * BLOCK);
+        for (int k = 0; k < BLOCK; k += TILE) transpose16((uint32_t *)wide + k, BLOCK, tile + k * TILE, TILE);
+#endif
+    }
+}
+
+/* (depth, columns) of b in a panel that is `blocks` deep, from one of its blocks on; read as it lies. */
+static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32_t *panel, int64_t blocks, int64_t block) {
+    int by_row = b.column_stride == 1;
+    int64_t inner = by_row ? columns : depth, outer = by_row ? depth : columns;
+    for (int64_t x = 0; x < outer; x += BLOCK)
+        for (int64_t z = 0; z < inner; z += BLOCK) {
+            int64_t k = by_row ? x : z, j = by_row ? z : x;
+            PackedB to = panel_block(panel, blocks, j / BLOCK, block + k / BLOCK);
+            pack_b_block(b.data + k * b.row_stride + j * b.column_stride, b.row_stride, b.column_stride, to.words,
+                         to.tile_stride);
+        }
+}
+#endif
