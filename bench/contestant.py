@@ -61,8 +61,8 @@ SHARED = {
 
 def our_boundaries(pairs: list[dict[str, str]]) -> Sequence[Boundary]:
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    found = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
-    return [boundary for boundary in found if boundary]
+    boundaries = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
+    return [boundary for boundary in boundaries if boundary]
 
 
 def ours(

@@ -28,11 +28,11 @@ SMALL = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_h
 EXPORT = """
 import sys, time
 from pathlib import Path
-from buleyean_rl.gguf import of_run, write_gguf
+from buleyean_rl.gguf import blueprint_from_run, write_gguf
 run, quants, gate = sys.argv[1], sys.argv[2].split(","), sys.argv[3] == "gate"
 paths = {quant: Path(run).parent / f"{quant}.gguf" for quant in quants}
 started = time.monotonic()
-write_gguf(of_run(run), paths, gate=gate)
+write_gguf(blueprint_from_run(run), paths, gate=gate)
 # since this program began, unlike getrusage, which remembers whoever started it
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak) * 1024, time.monotonic() - started)

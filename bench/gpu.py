@@ -1,6 +1,6 @@
-"""A training step on a GPU, beside the same loss on whole logits: `bench/results-gpu.json`.
+"""A training step on a GPU, beside the same loss on whole logits; writes its rows of `bench/results.csv`.
 
-    python bench/gpu.py [--steps 8] [--output bench/results-gpu.json]
+    python bench/gpu.py [--steps 8]
 
 Models of the shapes of SmolLM2 135M and 360M with random weights, in bf16; LoRA of rank 16 on every linear layer, no
 dropout; records of 512 random tokens, half of them a prompt. `fused` is a step as this package's trainer makes it,
@@ -11,30 +11,28 @@ loop with AdamW. The two take turns, and the first two steps of each are not cou
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import results
 from buleyean_rl.batching.forward import batch_losses
-from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.system.host import library_versions
 from workload import arithmetic, dense_step, full_boundaries, shape_of, step_of
 
-HERE = Path(__file__).parent
 LENGTH, WARM = 512, 2
 BATCHES = (4, 16, 64)
 PEAK_SIZE = 8192
@@ -68,7 +66,7 @@ def random_model(shape: dict[str, Any]) -> LlamaForCausalLM:
 def fused_step(base: Any, objective: Objective) -> Callable[[Sequence[Boundary]], None]:
     """A training step of packed rows, our LoRA and the loss in tiles."""
     model = attach_lora(base, lora_config(16, 32, 0.0, None))
-    layout, head = choose_layout(model), output_head(model)
+    layout, head = LAYOUTS[probe_layout(model)], output_head(model)
 
     def loss(boundaries: Sequence[Boundary]) -> Tensor:
         return batch_losses(model, head, layout(boundaries).to(base.device), objective).loss.mean()
@@ -112,43 +110,27 @@ def measured(make: Callable[..., Any], shape: dict[str, Any], batch: int, steps:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument(
-        "--output", type=Path, default=HERE / "results-gpu.json", help="the table lies beside it, as .md"
-    )
+    results.add_arguments(parser, torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("there is no GPU here")
     (record,) = full_boundaries(1, LENGTH)
-    rows: list[dict[str, Any]] = []
+    rows, peaks = [], []
     for name, shape in SHAPES.items():
         flops = arithmetic(shape_of(attach_lora(random_model(shape), lora_config(16, 32, 0.0, None))), record)
         for batch in BATCHES:
             for run, make in (("fused", fused_step), ("dense", dense_step)):
-                peak = peak_flops()
+                peaks.append(peak_flops())
+                subject = f"{name}, {batch} records a step, {run}"
                 figures = measured(make, shape, batch, arguments.steps, flops)
-                share = {"peak_share": figures["flops_per_s"] / peak} if figures else {}
-                rows.append({"model": name, "batch": batch, "run": run, "peak_flops": peak} | figures | share)
-                print(rows[-1], file=sys.stderr, flush=True)
-    command = " ".join(["python bench/gpu.py", *(Path(argument).name for argument in sys.argv[1:])])
-    result = {
-        "device": torch.cuda.get_device_name(),
-        "command": command,
-        "versions": library_versions(),
-        "runs": rows,
-    }
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    arguments.output.with_suffix(".md").write_text(table(result), encoding="utf-8")
-
-
-def table(result: dict[str, Any]) -> str:
-    """As Markdown."""
-    lines = ["| model | records a step | | tokens/s | share of the peak | memory |", "|---|---|---|---|---|---|"]
-    for run in result["runs"]:
-        cells = ("does not fit", "", "")
-        if "peak_share" in run:
-            cells = f"{run['tokens_per_s']:,.0f}", f"{run['peak_share']:.3f}", f"{run['peak_bytes'] / 1e9:.1f} GB"
-        lines.append(f"| {run['model']} | {run['batch']} | {run['run']} | {' | '.join(cells)} |")
-    return "\n".join([f"`{result['command']}`, {result['device']}, bf16", "", *lines, ""])
+                if figures:
+                    figures["peak_share"] = figures.pop("flops_per_s") / peaks[-1]
+                    rows += [results.figure(subject, figure, value) for figure, value in figures.items()]
+                else:
+                    rows.append({"subject": subject, "figure": "does not fit"})
+                print(subject, figures, file=sys.stderr, flush=True)
+    rows.append(results.figure("machine", "peak_flops", peaks))
+    results.replace("gpu", rows, arguments.processor, "bfloat16", arguments.output)
 
 
 if __name__ == "__main__":

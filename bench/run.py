@@ -1,6 +1,6 @@
-"""Ours and its peers, alternately, on the same records: `bench/results.json` and `bench/results.md`.
+"""Ours and its peers, alternately, on the same records; writes this processor's rows of `bench/results.csv`.
 
-    python bench/run.py [--pairs PAIRS.jsonl] [--rounds 2] [--steps 5] [--output bench/results.json]
+    python bench/run.py [--pairs PAIRS.jsonl] [--rounds 2] [--steps 5]
 
 Each contestant runs in a process of its own, one after the other, and the round is repeated: medians over the rounds,
 and ratios within them, survive a machine whose speed drifts. Besides, in this process: the machine's peak, what
@@ -26,14 +26,16 @@ from typing import Any
 import psutil
 import torch
 
+import results
 from buleyean_rl import demo_data
 from buleyean_rl.batching.forward import add_references, batch_losses
-from buleyean_rl.batching.layout import choose_layout
-from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
+from buleyean_rl.batching.layout import LAYOUTS
+from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.compute import load_for_inference
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.source import BUNDLED
@@ -43,7 +45,6 @@ from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import fused_loss
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.system.environment import DEFAULTS
-from buleyean_rl.system.host import library_versions
 from buleyean_rl.system.memory import return_free_memory
 from contestant import BATCH, CPU, MAX_LENGTH, PRECISION
 
@@ -58,8 +59,8 @@ MEASURED = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-seconds, held = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-print(json.dumps({"import_seconds": seconds, "import_rss_bytes": held}))
+seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps({"import_seconds": seconds, "import_rss_bytes": peak}))
 """
 
 
@@ -103,13 +104,13 @@ def run(name: str, pairs: Path, steps: int) -> dict[str, float]:
 
 def contest(pairs: Path, rounds: int, steps: int) -> dict[str, list[dict[str, float]]]:
     """Each round runs every contestant once, and measures the machine's peak before and after ours."""
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for _ in range(rounds):
         for name in CONTESTANTS:
             before = peak_flops()
-            results[name].append(run(name, pairs, steps))
-            results[name][-1]["peak_flops"] = (before + peak_flops()) / 2
-    return results
+            runs[name].append(run(name, pairs, steps))
+            runs[name][-1]["peak_flops"] = (before + peak_flops()) / 2
+    return runs
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5, warm: bool = True) -> float:
@@ -172,13 +173,13 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
     hidden.grad = None
     return_free_memory()  # so goes back, so that taking it again is seen
     process = psutil.Process()
-    before, most = process.memory_info().rss, 0
+    before, peak = process.memory_info().rss, 0
     stop = threading.Event()
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while not stop.wait(0.001):
-            most = max(most, process.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -194,13 +195,13 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
         torch.mm(x_ref, w.T, out=logits)
         torch.mm(logits, w)
 
-    return {"loss_over_matmul": ratio(loss, products), "loss_extra_bytes": max(most - before, 0)}
+    return {"loss_over_matmul": ratio(loss, products), "loss_extra_bytes": max(peak - before, 0)}
 
 
 def trie_ratio(model: Any) -> float:
     """A 256-token prompt with four 128-token answers as one trie, over four sequences, each in a trainer's rows."""
     torch.manual_seed(0)
-    layout, head = choose_layout(model), output_head(model)
+    layout, head = LAYOUTS[probe_layout(model)], output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
     together = [merge_responses(prompt, answers, [1] * 4, 4)]
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, help="JSONL with prompt, chosen and rejected; bundled texts if absent")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=HERE / "results.json", help="the table lies beside it, as .md")
+    results.add_arguments(parser, results.processor())
     arguments = parser.parse_args()
     pairs = fitting(read_pairs(arguments.pairs) if arguments.pairs else bundled_pairs(), arguments.steps * BATCH)
     imported = importing()
@@ -231,39 +232,30 @@ def main() -> None:
         full = [run("full", path, 2) for _ in range(arguments.rounds)]
         epochs = [run("epochs", path, arguments.steps) for _ in range(arguments.rounds)]
     model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
-    medians = {name: statistics.median(run["records_per_s"] for run in done) for name, done in runs.items()}
-    ours = zip(runs["complement"], runs["trl_kto"], strict=True)
-    result: dict[str, Any] = {f"{name}_records_per_s": value for name, value in medians.items()}
-    result |= {
-        "over_trl_kto": statistics.median(mine["records_per_s"] / theirs["records_per_s"] for mine, theirs in ours),
-        "peak_flops": statistics.median(run["peak_flops"] for run in runs["complement"]),
-        "peak_share": statistics.median(run["flops_per_s"] / run["peak_flops"] for run in runs["complement"]),
-        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in full),
-        **loss_cost(model.dtype),
-        "trie_ratio": trie_ratio(model),
-        "cache_ratio": statistics.median(run["ratio"] for run in epochs),
-        **imported,
-        "runs": runs | {"full": full, "epochs": epochs},
-        "precision": str(model.dtype).removeprefix("torch."),
-        "precision_of_peers": str(PRECISION).removeprefix("torch."),
-        "versions": library_versions(),
-        "command": " ".join(["python bench/run.py", *(Path(argument).name for argument in sys.argv[1:])]),
-    }
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    arguments.output.with_suffix(".md").write_text(table(result, runs), encoding="utf-8")
+    rows = []
+    for name, rounds in runs.items():
+        rows.append(results.figure(name, "records_per_s", column(rounds, "records_per_s")))
+        rows.append(results.figure(name, "peak_rss_bytes", column(rounds, "peak_rss_bytes"), largest=True))
+    ours, kto = runs["complement"], runs["trl_kto"]
+    speedups = [mine["records_per_s"] / theirs["records_per_s"] for mine, theirs in zip(ours, kto, strict=True)]
+    rows += [
+        results.figure("complement", "over_trl_kto", speedups),
+        results.figure("complement", "peak_share", [run["flops_per_s"] / run["peak_flops"] for run in ours]),
+        results.figure("machine", "peak_flops", column(ours, "peak_flops")),
+        results.figure("records of 512 tokens", "peak_rss_bytes", column(full, "peak_rss_bytes"), largest=True),
+        results.figure("second epoch", "over_first", column(epochs, "ratio")),
+        results.figure("trie of four answers", "over_four_sequences", trie_ratio(model)),
+        *(results.figure("loss", name, value) for name, value in loss_cost(model.dtype).items()),
+        *(results.figure("a million pairs", name, value) for name, value in imported.items()),
+    ]
+    precisions = dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in (model.dtype, PRECISION))
+    results.replace("run", rows, arguments.processor, ", peers in ".join(precisions), arguments.output)
+    own = [row for row in results.read(arguments.output) if row["processor"] == arguments.processor]
+    print(results.markdown([row for row in own if row["benchmark"] == "run"]))
 
 
-def table(result: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> str:
-    rows = ["| contestant | records/s, median | least - most | peak memory |", "|---|---|---|---|"]
-    for name, done in runs.items():
-        speeds = sorted(run["records_per_s"] for run in done)
-        median = statistics.median(speeds)
-        memory = max(run["peak_rss_bytes"] for run in done) / 1e9
-        rows.append(f"| {name} | {median:.2f} | {speeds[0]:.2f} - {speeds[-1]:.2f} | {memory:.1f} GB |")
-    figures = [name for name, value in result.items() if isinstance(value, float | int) and name not in runs]
-    rows += ["", "| figure | |", "|---|---|", *(f"| {name} | {result[name]:.4g} |" for name in figures)]
-    said = f"`{result['command']}`, in {result['precision']}, peers in {result['precision_of_peers']}"
-    return "\n".join([said, "", *rows, ""])
+def column(runs: Sequence[dict[str, float]], name: str) -> list[float]:
+    return [run[name] for run in runs]
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
 """Does memory stay flat over many steps, and the time of a token over their length?
 
-    python bench/steady.py [--output bench/steady.json]
+    python bench/steady.py
 
 The steps are those of the trainer, on a random model small enough for two thousand of them; the lengths are those of
-the bundled model, one record a pass.
+the bundled model, one record a pass. Writes this processor's rows of `bench/results.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+import results
 from buleyean_rl.batching.forward import batch_losses
-from buleyean_rl.batching.layout import choose_layout
+from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.compute import load_for_inference
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
@@ -66,9 +65,8 @@ def memory_over_steps() -> list[int]:
     return memory.bytes
 
 
-def seconds_per_token() -> dict[int, float]:
-    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
-    layout, head = choose_layout(model), output_head(model)
+def seconds_per_token(model: Any) -> dict[int, list[float]]:
+    layout, head = LAYOUTS[probe_layout(model)], output_head(model)
     batches = {length: layout([random_record(length, 40_000, length)]) for length in LENGTHS}
     times: dict[int, list[float]] = {length: [] for length in LENGTHS}
     for repeat in range(4):  # the first warms up
@@ -78,16 +76,23 @@ def seconds_per_token() -> dict[int, float]:
             model.zero_grad()
             if repeat:
                 times[length].append((time.perf_counter() - started) / length)
-    return {length: statistics.median(each) for length, each in times.items()}
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("steady.json"))
-    output = parser.parse_args().output
-    result = {"rss_bytes_every_100_steps": memory_over_steps(), "seconds_per_token": seconds_per_token()}
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    results.add_arguments(parser, results.processor())
+    arguments = parser.parse_args()
+    memory = memory_over_steps()
+    steps = {f"after {EVERY} steps": memory[0], "largest": max(memory), f"after {STEPS} steps": memory[-1]}
+    rows = [results.figure(when, "rss_bytes", value) for when, value in steps.items()]
+    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.05, None))
+    for length, each in seconds_per_token(model).items():
+        rows.append(results.figure(f"record of {length} tokens", "seconds_per_token", each))
+    precision = str(model.dtype).removeprefix("torch.")
+    results.replace("steady", rows, arguments.processor, precision, arguments.output)
+    for row in rows:
+        print(row["subject"], row["figure"], row["value"])
 
 
 if __name__ == "__main__":

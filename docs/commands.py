@@ -23,6 +23,7 @@ COMMANDS = (
     "mine",
     "walk",
     "void",
+    "doctor",
 )
 
 

@@ -70,7 +70,7 @@ class Lean:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of Lean's."""
+    """One message of Lean."""
 
     severity: str
     line: int
@@ -79,10 +79,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Theorem:
-    """A theorem that a source names; `says` is its comment, empty for a lemma on the way."""
+    """A theorem that a source names; `comment` is empty for an auxiliary lemma."""
 
     name: str
-    says: str
+    comment: str
 
 
 def problems(source: str) -> list[str]:
@@ -105,11 +105,11 @@ def messages(output: str) -> Iterator[Message]:
     """Lean's messages in its `--json` output, which the WebAssembly build mixes with notes of its own."""
     for line in output.splitlines():
         if line.startswith("{") and '"severity"' in line:
-            said = json.loads(line)
-            yield Message(said["severity"], said["pos"]["line"], said["data"])
+            message = json.loads(line)
+            yield Message(message["severity"], message["pos"]["line"], message["data"])
 
 
-def find() -> Lean | None:
+def find_lean() -> Lean | None:
     """The Lean to run, or None if none is set up."""
     build = str(CACHE / "build")
     if native := shutil.which("lean"):
@@ -166,11 +166,10 @@ def elaborate(lean: Lean, name: str, source: str) -> list[Message]:
         text=True,
         encoding="utf-8",
     )
-    said = list(messages(done.stdout))
-    silent = done.returncode != 0 and not any(m.severity == "error" for m in said)
-    if silent:
+    reported = list(messages(done.stdout))
+    if done.returncode != 0 and not any(m.severity == "error" for m in reported):
         raise ProofError(f"{name}: lean ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return said
+    return reported
 
 
 def check(lean: Lean, name: str, source: str) -> list[Theorem]:
@@ -178,12 +177,12 @@ def check(lean: Lean, name: str, source: str) -> list[Theorem]:
     refuse_forbidden(name, source)
     stated = theorems(source)
     end = source.count("\n") + 1
-    roll = "".join(f"#check @Buleyean.{theorem.name}\n" for theorem in stated)
-    said = elaborate(lean, name, f"{source}\n{roll}")
-    if bad := [m for m in said if m.severity != "information" or "sorry" in m.text]:
+    checks = "".join(f"#check @Buleyean.{theorem.name}\n" for theorem in stated)
+    reported = elaborate(lean, name, f"{source}\n{checks}")
+    if bad := [m for m in reported if m.severity != "information" or "sorry" in m.text]:
         raise ProofError("\n".join(f"{name}.lean:{m.line}: {m.severity}: {m.text}" for m in bad))
-    known = {m.text.split()[0].lstrip("@") for m in said if m.line > end}
-    if missing := [t.name for t in stated if f"Buleyean.{t.name}" not in known]:
+    checked = {m.text.split()[0].lstrip("@") for m in reported if m.line > end}
+    if missing := [t.name for t in stated if f"Buleyean.{t.name}" not in checked]:
         raise ProofError(f"{name}.lean: Lean does not know {', '.join(missing)}")
     return stated
 
@@ -200,11 +199,11 @@ def evaluate(lean: Lean, cases: Sequence[Case]) -> list[tuple[list[int], list[Fr
     source = "\n".join(
         [(FORMAL / "Buleyean" / "Complement.lean").read_text(), (FORMAL / "bridge.lean").read_text(), *lines]
     )
-    said = elaborate(lean, "Bridge", source)
-    if bad := [m.text for m in said if m.severity != "information"]:
+    reported = elaborate(lean, "Bridge", source)
+    if bad := [m.text for m in reported if m.severity != "information"]:
         raise ProofError("\n".join(bad))
     results = []
-    for message in said:
+    for message in reported:
         weights, targets = message.text.strip('"').split("|")
         results.append(([int(w) for w in weights.split()], [Fraction(p) for p in targets.split()]))
     return results
@@ -219,16 +218,16 @@ def main() -> int:
             raise ProofError(f"MODULES and formal/Buleyean differ: {sorted(set(sources) ^ set(MODULES))}")
         for name, source in {**sources, "bridge": (FORMAL / "bridge.lean").read_text()}.items():
             refuse_forbidden(name, source)
-        if find() is None:
+        if find_lean() is None:
             print("Setting up Lean in .cache/lean", file=sys.stderr, flush=True)
             install()
-        lean = find()
+        lean = find_lean()
         assert lean is not None
         count = 0
         for name in MODULES:
             print(f"{name}.lean", flush=True)
             for theorem in check(lean, name, sources[name]):
-                print(f"  proved  {theorem.name:36}{theorem.says}".rstrip(), flush=True)
+                print(f"  proved  {theorem.name:36}{theorem.comment}".rstrip(), flush=True)
                 count += 1
     except ProofError as error:
         print(f"NOT PROVED: {error}", file=sys.stderr)

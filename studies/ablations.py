@@ -1,9 +1,9 @@
-"""What each part of an objective is worth: own loops, with one thing changed at a time.
+"""What each part of the objective is worth: own loops, with one thing changed at a time.
 
-    python studies/ablations.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER [--objective ratio]
+    python studies/ablations.py --prompts P.jsonl [P2.jsonl ...] --neutral N.jsonl -o FOLDER
 
-The task is that of `own_loops.py`. Beside settings that the package has, choices are changed that it leaves nobody:
-what the target is a multiple of, what the contrast is, and how far a rejection reaches.
+The task is that of `own_loops.py`. Beside settings of the package, choices are changed that it does not offer: what the
+target is a multiple of, what the contrast is, and how far a rejection reaches.
 """
 
 from __future__ import annotations
@@ -16,48 +16,72 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import harness
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.models.views import backbone
 from buleyean_rl.objectives.complement import Counts
-from buleyean_rl.objectives.losses import NodeLosses, Objective, kl_to_target
+from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, kl_to_target
 from buleyean_rl.training.trainer import BuleyeanTrainer
-from harness import Method
+from harness import SETTINGS, Method
 from own_loops import Task, parser, prepare, table
 
 RATE = 5e-4  # the demo's
 
+DenseLoss = Callable[[Tensor, Tensor, Counts, Objective], NodeLosses]
 
-class Parts(NamedTuple):
-    """What a loss is made of.
+
+def uniform_base_loss(logits: Tensor, base: Tensor, counts: Counts, objective: Objective) -> NodeLosses:
+    """`losses.complement_loss` with the target on a uniform base, as published.
 
     Args:
-        uniform: the target is on a uniform base, as published, not on the base model.
-        contrast: `unlikelihood`, the package's; `gated`, the same times 1 - pi_base: less of it where the base is sure;
-            `published`, the cross-entropy towards what was rejected; `none`.
+        logits: the model's. Shape: (nodes, vocabulary).
+        base: the base model's. Shape: (nodes, vocabulary).
+        counts: rejections at each node.
+        objective: alpha and tau.
     """
+    return complement_loss(logits, torch.zeros_like(base), counts, objective)
 
-    uniform: bool = False
-    contrast: str = "unlikelihood"
+
+def published_contrast_loss(logits: Tensor, base: Tensor, counts: Counts, objective: Objective) -> NodeLosses:
+    """`losses.complement_loss` with the published contrast, a cross-entropy towards what was rejected; no floor.
+
+    Args:
+        logits: the model's. Shape: (nodes, vocabulary).
+        base: the base model's. Shape: (nodes, vocabulary).
+        counts: rejections at each node.
+        objective: alpha and tau.
+    """
+    log_pi = logits.log_softmax(-1)
+    kl = kl_to_target(log_pi, base.detach().softmax(-1), counts, objective.tau)
+    contrast = -counts.sum_by_node(counts.rate * log_pi[counts.node, counts.option])
+    loss = objective.alpha * kl + (1 - objective.alpha) * contrast
+    return NodeLosses(loss, kl.detach(), contrast.detach(), torch.zeros_like(kl).detach())
 
 
 class Ablation(NamedTuple):
     """A run with one thing changed.
 
     Args:
-        label: what.
+        label: what, if neither alpha nor nothing.
         settings: of `BuleyeanConfig`.
-        parts: of the loss, if they are not the package's.
+        loss: another one than the package's.
         records: another view of the rejections.
         epochs: over them.
     """
 
-    label: str
+    label: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
-    parts: Parts | None = None
+    loss: DenseLoss | None = None
     records: Callable[[list[RejectionRecord]], list[RejectionRecord]] = list
     epochs: float = 2
+
+    @property
+    def method(self) -> Method:
+        """How it trains."""
+        alpha = dict(self.settings).get("alpha", SETTINGS["alpha"])
+        label = "-".join(filter(None, (f"alpha{alpha:g}", self.label)))
+        return Method("complement", RATE, self.epochs, label=label, settings=self.settings)
 
 
 def each(
@@ -76,17 +100,18 @@ def beginning(reach: int, record: RejectionRecord) -> RejectionRecord:
     """Answers end so many characters after the first place that was rejected."""
     ends = [spans[0][0] + reach for spans in record.rejected_spans]
     spans = (
-        tuple((a, min(b, end)) for a, b in of if a < end) for of, end in zip(record.rejected_spans, ends, strict=True)
+        tuple((a, min(b, end)) for a, b in rejected if a < end)
+        for rejected, end in zip(record.rejected_spans, ends, strict=True)
     )
     answers = (answer[:end] for answer, end in zip(record.rejected_responses, ends, strict=True))
     return replace(record, rejected_responses=tuple(answers), rejected_spans=tuple(spans))
 
 
 def first_words(record: RejectionRecord) -> RejectionRecord:
-    """Of each stretch that repeats only the first word is rejected: there the answer could still turn elsewhere."""
+    """Only the first word of each repeat is rejected: there the answer could still turn elsewhere."""
     spans = tuple(
-        tuple((start, start + len(answer[start:end].split()[0])) for start, end in of)
-        for answer, of in zip(record.rejected_responses, record.rejected_spans, strict=True)
+        tuple((start, start + len(answer[start:end].split()[0])) for start, end in rejected)
+        for answer, rejected in zip(record.rejected_responses, record.rejected_spans, strict=True)
     )
     return replace(record, rejected_spans=spans)
 
@@ -103,13 +128,8 @@ def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
     return replace(record, rejection_counts=counts, total_rounds=rounds)
 
 
-def at_alpha(ablation: Ablation) -> Ablation:
-    """The same with less of the contrast."""
-    label = "-".join(filter(None, ("alpha0.9", ablation.label)))
-    return ablation._replace(label=label, settings=(("alpha", 0.9), *ablation.settings))
-
-
-SHARED = [
+ABLATIONS = [
+    Ablation(),
     Ablation("whole", records=each(whole)),
     Ablation("T1", records=each(partial(in_rounds, 1))),
     Ablation("T8", records=each(partial(in_rounds, 8))),
@@ -117,87 +137,54 @@ SHARED = [
     Ablation("rank4", (("lora_rank", 4), ("lora_alpha", 8))),
     Ablation("after-others", records=after_others, epochs=1),
     Ablation("batch8", (("per_device_train_batch_size", 8),), epochs=4),
-]
-OF_COMPLEMENT = [
-    Ablation(""),
-    Ablation("gated", parts=Parts(contrast="gated")),
+    Ablation(settings=(("alpha", 1.0),)),
+    Ablation(settings=(("alpha", 0.7),)),
+    Ablation(settings=(("alpha", 0.4),)),
+    Ablation("published-contrast", loss=published_contrast_loss),
+    Ablation("uniform", loss=uniform_base_loss),
+    Ablation("tau3", (("tau", 3.0),)),
     Ablation("first-words", records=each(first_words)),
     Ablation("beginning", records=each(partial(beginning, 100))),
     Ablation("start", records=each(partial(beginning, 6)), epochs=4),
-    Ablation("alpha0.4", (("alpha", 0.4),)),
-    Ablation("no-contrast", parts=Parts(contrast="none")),
-    Ablation("uniform", parts=Parts(uniform=True)),
-    Ablation("published-contrast", parts=Parts(contrast="published")),
-    Ablation("no-contrast-tau8", (("tau", 8.0),), parts=Parts(contrast="none")),
-    Ablation("tau3", (("tau", 3.0),)),
-    *SHARED,
-    at_alpha(Ablation("")),
 ]
-OF_RATIO = [*map(at_alpha, (Ablation(""), *SHARED)), Ablation("")]
-ABLATIONS = {"complement": OF_COMPLEMENT, "ratio": OF_RATIO}
-
-
-def ablated_loss(logits: Tensor, base: Tensor, counts: Counts, objective: Objective, parts: Parts) -> NodeLosses:
-    """`losses.complement_loss` of other parts, without a floor.
-
-    Args:
-        logits: the model's. Shape: (nodes, vocabulary).
-        base: the base model's. Shape: (nodes, vocabulary).
-        counts: rejections at each node.
-        objective: alpha and tau.
-        parts: which.
-    """
-    log_pi, reference = logits.log_softmax(-1), base.detach().softmax(-1)
-    kl = kl_to_target(log_pi, None if parts.uniform else reference, counts, objective.tau)
-    at = counts.node, counts.option
-    log_not_pi = (-torch.expm1(log_pi[at])).clamp_min(torch.finfo(log_pi.dtype).eps).log()
-    against = {
-        "unlikelihood": -log_not_pi,
-        "gated": -(1 - reference[at]) * log_not_pi,
-        "published": -log_pi[at],
-        "none": torch.zeros_like(log_not_pi),
-    }[parts.contrast]
-    contrast = counts.sum_by_node(counts.rate * against)
-    loss = objective.alpha * kl + (1 - objective.alpha) * contrast
-    return NodeLosses(loss, kl.detach(), contrast.detach(), torch.zeros_like(kl).detach())
+REFERENCE = ABLATIONS[0].method.run  # what the others are compared with, prompt by prompt
 
 
 class AblatedTrainer(BuleyeanTrainer):
-    """The package's trainer with a loss of other parts.
+    """The package's trainer with another loss.
 
     Args:
-        parts: which.
-        others: as for `BuleyeanTrainer`.
+        loss: which.
+        arguments: as for `BuleyeanTrainer`.
     """
 
-    def __init__(self, parts: Parts, *others: Any, **named: Any) -> None:
-        self.parts = parts
-        super().__init__(*others, **named)
+    def __init__(self, loss: DenseLoss, *arguments: Any, **options: Any) -> None:
+        self.dense_loss = loss
+        super().__init__(*arguments, **options)
 
     def losses(self, batch: Batch) -> NodeLosses:
         """The loss at each node, dense."""
-        hidden = forward_hidden(backbone(self._peft_model), batch)
+        hidden = forward_hidden(self.language_model.backbone, batch)
         logits, base = self.head(hidden), self.head(batch.reference)
-        return ablated_loss(logits, base, batch.counts.astype(torch.float32), self.args.loss, self.parts)
+        return self.dense_loss(logits, base, batch.counts.astype(torch.float32), self.args.loss)
+
+
+def run(task: Task, ablation: Ablation) -> None:
+    """Train and measure, if it was not done before."""
+    trainer_type = partial(AblatedTrainer, ablation.loss) if ablation.loss else None
+    task.run(ablation.method, task.boundaries(ablation.records(task.records)), trainer_type=trainer_type)
 
 
 def main() -> None:
     """Run what is not done yet, and print the table."""
-    options = parser(__doc__)
-    options.add_argument("--objective", choices=ABLATIONS, default="complement", help="what is changed")
-    arguments = options.parse_args()
+    arguments = parser(__doc__).parse_args()
     if not arguments.table:
         task = prepare(arguments)
-        for ablation in ABLATIONS[arguments.objective]:
-            run(task, arguments.objective, ablation)
+        for ablation in ABLATIONS:
+            run(task, ablation)
+        for name in task.summary.runs:
+            harness.compare_loops(task.summary, name, REFERENCE)
     print(table(arguments.output))
-
-
-def run(task: Task, objective: str, ablation: Ablation) -> None:
-    """Train and measure, if it was not done before."""
-    method = Method(objective, RATE, ablation.epochs, label=ablation.label, settings=ablation.settings)
-    trainer_of = partial(AblatedTrainer, ablation.parts) if ablation.parts else None
-    task.run(method, task.boundaries(ablation.records(task.records)), trainer_of=trainer_of)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from buleyean_rl.batching.batch import Batch, find_answers
+from buleyean_rl.batching.batch import Batch, whole_answers
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
+from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.views import backbone
 from buleyean_rl.objectives.fused import token_logprobs
 from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
+BASELINES = ("ascent", "unlikelihood", "npo", "kto", "dpo", "sft")
 NEEDS_CHOSEN = ("dpo", "sft")
 NEEDS_BASE = ("npo", "kto", "dpo")
 
@@ -106,26 +108,26 @@ class BaselineTrainer(BuleyeanTrainer):
 
     Args:
         baseline: which.
-        others: as for `BuleyeanTrainer`. For `dpo` and `sft`, boundaries whose answers at count 0 are the chosen ones.
+        arguments: as for `BuleyeanTrainer`; for `dpo` and `sft`, answers at count 0 are the chosen ones.
     """
 
-    def __init__(self, baseline: Baseline, *others: Any, **named: Any) -> None:
+    def __init__(self, baseline: Baseline, *arguments: Any, **options: Any) -> None:
         self.baseline = baseline
         self._divergence: Tensor | None = None
-        super().__init__(*others, **named)
+        super().__init__(*arguments, **options)
 
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, Any]:
         """Rows with the answers in them; for `kto` also the answers under each other's prompts."""
         inputs: dict[str, Any] = super().collate(numbered)
         boundaries = dict(numbered)
         inputs["batches"] = [
-            replace(batch, answers=find_answers([boundaries[number] for number in batch.numbers]))
+            replace(batch, answers=whole_answers([boundaries[number] for number in batch.numbers]))
             for batch in inputs["batches"]
         ]
         if self.baseline.name == "kto":
             own = [boundary for _, boundary in numbered]
             swapped = [replace(a, prompt=b.prompt) for a, b in zip(own, own[1:] + own[:1], strict=True)]
-            inputs["mismatched"] = replace(self.layout(swapped), answers=find_answers(swapped))
+            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=whole_answers(swapped))
         return inputs
 
     @property
@@ -150,14 +152,14 @@ class BaselineTrainer(BuleyeanTrainer):
     def losses(self, batch: Batch) -> NodeLosses:
         """The baseline's loss of each record; it has no parts and no floor."""
         name, beta = self.baseline.name, self.baseline.beta
-        hidden = forward_hidden(backbone(self._peft_model), batch)
+        hidden = forward_hidden(self.language_model.backbone, batch)
         base = hidden.detach() if batch.reference is None else batch.reference
         rejected = self._scores(hidden, base, batch, lambda answers: answers.rejected)
         if name in NEEDS_CHOSEN:
-            of_records = batch.answers.counts  # type: ignore[union-attr]
+            counts = batch.answers.counts  # type: ignore[union-attr]
             chosen = self._scores(hidden, base, batch, lambda answers: torch.ones_like(answers.rejected))
-            liked, disliked = of_records.count == 0, of_records.count > 0
-            pairs = _some(chosen, liked), _some(rejected, disliked)
+            liked, disliked = counts.count == 0, counts.count > 0
+            pairs = _select(chosen, liked), _select(rejected, disliked)
             loss = sft(chosen)[liked] if name == "sft" else dpo(*pairs, beta)
         else:
             loss = {
@@ -168,16 +170,16 @@ class BaselineTrainer(BuleyeanTrainer):
             }[name]()
         return NodeLosses(loss, *(torch.zeros_like(loss) for _ in range(3)))
 
-    def _scores(self, hidden: Tensor, base: Tensor, batch: Batch, which: Callable[[Any], Tensor]) -> Scores:
+    def _scores(self, hidden: Tensor, base: Tensor, batch: Batch, token_mask: Callable[[Any], Tensor]) -> Scores:
         answers = batch.answers
         assert answers is not None
-        kept = which(answers)
-        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.place[kept]]
-        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.place[kept]]
-        answer, none = answers.answer[kept], policy.new_zeros(len(answers.counts.node))
-        return Scores(policy, answer, none.index_add(0, answer, policy), none.index_add(0, answer, frozen))
+        mask = token_mask(answers)
+        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.place[mask]]
+        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.place[mask]]
+        answer, zeros = answers.answer[mask], policy.new_zeros(len(answers.counts.node))
+        return Scores(policy, answer, zeros.index_add(0, answer, policy), zeros.index_add(0, answer, frozen))
 
 
-def _some(scores: Scores, which: Tensor) -> Scores:
-    """Of some answers only what is summed over them."""
+def _select(scores: Scores, which: Tensor) -> Scores:
+    """The sums of some answers; `tokens` and `answer` stay those of all."""
     return scores._replace(policy=scores.policy[which], base=scores.base[which])

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,15 +26,15 @@ from buleyean_rl.data.importers.preferences import Preference, read_preferences
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.scoring import PackedScorer
-from buleyean_rl.evaluation.statistics import Figure, Interval, kendall_tau
+from buleyean_rl.evaluation.statistics import Figure, kendall_tau
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
-from harness import Method, keep
+from harness import Method, Row, Summary
 from ultrafeedback import boundaries_of, records_of
 
 NEUTRAL = 64
 SEEDS = (0, 1, 2)
-PART, SEED = "-part", "-seed"
 
 
 def true(item: Preference, draw: random.Random) -> Preference:  # noqa: ARG001 - one signature for all
@@ -80,38 +78,46 @@ class View(NamedTuple):
     boundary: Callable[[Boundary], Boundary] = replace
 
 
-OF_ANSWERS = (View("true"), View("ones", ones), View("shuffled", shuffled))
-OF_TOKENS = (View("true"), View("merged", boundary=by_position), View("ones", ones))
+ANSWER_VIEWS = (View("true"), View("ones", ones), View("shuffled", shuffled))
+TOKEN_VIEWS = (View("true"), View("merged", boundary=by_position), View("ones", ones))
 METHODS = (
-    (Method("listwise", 1e-4, 2), OF_ANSWERS),
-    (Method("ratio", 2e-4, 2, label="alpha0.9", settings=(("alpha", 0.9),)), OF_TOKENS),
-    (Method("listwise", 1e-4, 2, label="tau3", settings=(("tau", 3.0),)), OF_ANSWERS),
-    (Method("complement", 2e-4, 2), OF_TOKENS),
+    (Method("listwise", 1e-4, 2), ANSWER_VIEWS),
+    (Method("complement", 2e-4, 2, label="alpha0.9"), TOKEN_VIEWS),
+    (Method("listwise", 1e-4, 2, label="tau3", settings=(("tau", 3.0),)), ANSWER_VIEWS),
 )
 
 
-def tau(model: Any, tokenizer: Any, items: Sequence[Preference], max_length: int) -> Figure:
-    """Kendall's tau of every record whose counts differ."""
-    scores = PackedScorer(model.eval(), tokenizer, max_length).answers([(item.prompt, item.answers) for item in items])
-    found = []
+def rank(model: Any, tokenizer: Any, items: Sequence[Preference], max_length: int) -> list[tuple[float, float]]:
+    """Kendall's tau of every record, and 1; 0 and 0 where its counts do not differ."""
+    scores = PackedScorer(Model.from_module(model.eval(), tokenizer), max_length).answers(
+        [(item.prompt, item.answers) for item in items]
+    )
+    ranked = []
     for item, own in zip(items, scores, strict=True):
         if all(score.tokens for score in own):
             ratios = [(score.reference_nats or 0.0) - score.nats for score in own]
             value = kendall_tau(ratios, [-v for v in item.rejections])
-            found.append((0.0, 0.0) if value is None else (value, 1.0))
-    return Figure(found)
+            ranked.append((0.0, 0.0) if value is None else (value, 1.0))
+    return ranked
+
+
+def rank_columns(items: Sequence[Any]) -> Row:
+    """Columns of Kendall's tau over some records."""
+    figure = Figure(items)
+    ranked = int(np.asarray(items)[:, 1].sum())
+    return {"items": len(items), "ranked": ranked, **harness.with_interval("kendall_tau", figure)}
 
 
 def main() -> None:
     """Run what is not done yet, and print the table."""
-    parser = harness.arguments_of(__doc__, "records")
+    parser = harness.study_parser(__doc__, "records")
     parser.add_argument("--held-out", type=int, default=100, help="prompts to test on")
     parser.add_argument("--parts", type=int, default=1, help="times to hold out others")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a prompt and an answer")
     arguments = parser.parse_args()
-    folder: Path = arguments.output
+    summary = Summary(arguments.output)
     if not arguments.table:
-        harness.keep_to(arguments.precision, folder)
+        summary.require_precision(arguments.precision)
         tokenizer = load_tokenizer(BUNDLED)
         items = list(read_preferences(str(arguments.records)).items)
         random.Random(0).shuffle(items)
@@ -122,64 +128,69 @@ def main() -> None:
             test, training = items[start:stop], items[:start] + items[stop:]
             seeded = replace(method, seed=seed, precision=arguments.precision)
             for view in views:
+                name = f"{view.name}-{seeded.run}" + (f"-part{part}" if part else "")
 
-                def run(method: Method = seeded, view: View = view, test: Any = test, training: Any = training) -> Any:
+                def run(
+                    name: str = name,
+                    method: Method = seeded,
+                    view: View = view,
+                    test: Any = test,
+                    training: Any = training,
+                ) -> Row:
                     draw = random.Random(method.seed)
                     records = records_of([view.counts(item, draw) for item in training], with_chosen=True)
                     boundaries = boundaries_of(records, tokenizer, 2, length)
-                    model, log = harness.train(method, [view.boundary(boundary) for boundary in boundaries])
-                    figure = tau(model, tokenizer, test, length)
+                    model, columns = harness.train(method, [view.boundary(boundary) for boundary in boundaries])
+                    ranked = rank(model, tokenizer, test, length)
+                    summary.write_cache(name, {"items": ranked})
                     with model.disable_adapter():
-                        before = mean_nll(model, neutral)
-                    return log | {
-                        "kendall_tau": figure.value,
-                        "items": figure.items.tolist(),
-                        "neutral_drift": mean_nll(model, neutral) - before,
-                    }
+                        before = mean_nll(Model.from_module(model), neutral)
+                    drift = mean_nll(Model.from_module(model), neutral) - before
+                    return {"counts": view.name} | columns | rank_columns(ranked) | {"neutral_drift": drift}
 
-                keep(folder, f"{view.name}-{seeded.run}" + (f"{PART}{part}" if part else ""), run)
-    print(table(folder))
+                summary.run(name, run)
+        pool(summary)
+    print(table(summary))
 
 
-def pooled(folder: Path) -> dict[str, dict[str, Any]]:
-    """The runs that are done, those that differ in what they held out as one; and several seeds', a prompt's mean."""
-    runs: dict[str, dict[str, Any]] = {}
-    for name, run in harness.read_runs(folder).items():
-        whole = runs.setdefault(name.partition(PART)[0], {"items": [], "drifts": []})
-        whole["items"] += run["items"]
-        whole["drifts"].append(run["neutral_drift"])
-    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name, run in runs.items():
-        alike[name.partition(SEED)[0]].append(run)
-    for name, seeds in alike.items():
-        if len(seeds) > 1 and len({len(run["items"]) for run in seeds}) == 1:
-            items = np.mean([run["items"] for run in seeds], axis=0).tolist()
-            drifts = [drift for run in seeds for drift in run["drifts"]]
-            runs[f"{name}, {len(seeds)} seeds"] = {"items": items, "drifts": drifts}
-    return runs
+def pool(summary: Summary) -> None:
+    """Write rows of parts and of seeds taken together, and what true counts have more, where the cache has the runs.
+
+    Parts have other prompts, so their records are put together. Seeds have the same, so a record counts as its mean.
+    """
+
+    def together(name: str, members: Sequence[str], join: Callable[[list[Any]], list[Any]]) -> None:
+        items = [summary.items(member) for member in members]
+        if all(items) and (join is _concatenated or len({len(each) for each in items if each}) == 1):
+            summary.write_cache(name, {"items": join(items)})
+            drift = float(np.mean([summary.rows[member]["neutral_drift"] for member in members]))
+            runs = sum(summary.rows[member].get("runs", 1) for member in members)
+            columns = {key: summary.rows[members[0]][key] for key in ("counts", "method", "precision")}
+            summary.add(name, columns | {"runs": runs} | rank_columns(join(items)) | {"neutral_drift": drift})
+
+    wholes = list(summary.runs)
+    for stem, parts in harness.alike(summary.runs, "-part[0-9]+").items():
+        together(f"{stem} ({len(parts)} parts)", parts, _concatenated)
+        wholes = [name for name in wholes if name not in parts] + [f"{stem} ({len(parts)} parts)"]
+    for stem, seeds in harness.alike(wholes, "-seed[0-9]+").items():
+        together(f"{stem} ({len(seeds)} seeds)", seeds, lambda items: np.mean(items, axis=0).tolist())
+    for name in list(summary.rows):
+        counts, _, run = name.partition("-")
+        own, best = summary.items(name), summary.items(f"true-{run}")
+        if counts != "true" and own and best and len(own) == len(best):
+            summary.add(name, harness.with_difference("true_more", Figure(best), Figure(own)))
 
 
-def table(folder: Path) -> str:
+def _concatenated(items: list[Any]) -> list[Any]:
+    return list(itertools.chain.from_iterable(items))
+
+
+def table(summary: Summary) -> str:
     """The figures of the runs that are done, as Markdown; each beside the same run on the true counts."""
     columns = "run", "Kendall's tau, held-out prompts", "true counts have more by", "neutral drift, nats/token"
-    runs, rows = pooled(folder), []
-    for name, run in runs.items():
-        counts, _, method = name.partition("-")
-        figure, best = Figure(run["items"]), Figure(runs.get(f"true-{method}", run)["items"])
-        alone = counts == "true" or len(figure.items) != len(best.items)
-        lead = "" if alone else written(best.value, figure.value, figure.difference(best))
-        rows.append(
-            (name, written(figure.value, 0.0, figure.interval()), lead, f"{statistics.fmean(run['drifts']):+.3f}")
-        )
+    names = "kendall_tau", "true_more", "neutral_drift"
+    rows = [(run, *(harness.signed(row, name) for name in names)) for run, row in sorted(summary.rows.items())]
     return harness.markdown(columns, rows)
-
-
-def written(value: float | None, less: float | None, interval: Interval | None) -> str:
-    """A difference and its interval."""
-    assert value is not None
-    assert less is not None
-    assert interval is not None
-    return f"{value - less:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
 if __name__ == "__main__":

@@ -9,47 +9,44 @@ strengthened too: what this buys must not be taken for the objective's merit.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import harness
 from buleyean_rl.models.lora import scale_adapter
-from harness import Method, keep
-from own_loops import LIMIT, SMALL, Task, parser, prepare, table
+from harness import Method, Row
+from own_loops import SMALL_BATCH, Task, parser, prepare, table
 
 STRENGTHS = (1.0, 1.25, 1.4, 1.5, 1.7)
 METHODS = [
-    Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
-    Method("complement", 7e-4, 4, label="batch2", settings=(SMALL,)),
-    Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9)), seed=43),
-    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9))),
-    Method("ratio", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL, ("alpha", 0.9)), seed=43),
-    Method("ratio", 7e-4, 4, label="batch2", settings=(SMALL,)),
-    Method("npo", 4e-5, 4, label="batch2", settings=(SMALL,)),
+    Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL_BATCH,)),
+    Method("complement", 7e-4, 4, label="batch2-alpha0.9", settings=(SMALL_BATCH,), seed=43),
+    Method("complement", 7e-4, 4, label="batch2", settings=(SMALL_BATCH, ("alpha", 0.7))),
+    Method("npo", 4e-5, 4, label="batch2", settings=(SMALL_BATCH,)),
     Method("npo", 6e-5),
-    Method("complement", 5e-4),
 ]
 
 
 def run_name(method: Method, strength: float) -> str:
-    """The name of a method's figures at a strength."""
+    """The name of a method's run at a strength."""
     return f"{method.run}-x{strength:g}"
+
+
+REFERENCE = run_name(METHODS[0], 1)  # what the others are compared with, prompt by prompt
 
 
 def run(task: Task, method: Method) -> None:
     """Train once, if any strength is missing, and measure at each."""
-    if all((task.folder / f"{run_name(method, strength)}.json").exists() for strength in STRENGTHS):
+    if all(run_name(method, strength) in task.summary.rows for strength in STRENGTHS):
         return
-    model, log = harness.train(replace(method, precision=task.precision), task.rejected)
-    now = 1.0
+    model, columns = harness.train(replace(method, precision=task.precision), task.rejected)
+    applied = 1.0
     for strength in STRENGTHS:
-        scale_adapter(model, strength / now)
-        now = strength
+        scale_adapter(model, strength / applied)
+        applied = strength
 
-        def work(strength: float = strength) -> dict[str, Any]:
-            return log | {"strength": strength} | task.measure(model, run_name(method, strength))
+        def work(strength: float = strength) -> Row:
+            return columns | {"strength": strength} | task.measure(model, run_name(method, strength))
 
-        keep(task.folder, run_name(method, strength), work)
+        task.summary.run(run_name(method, strength), work)
 
 
 def main() -> None:
@@ -59,35 +56,11 @@ def main() -> None:
         task = prepare(arguments)
         for method in METHODS:
             run(task, method)
+        for name in task.summary.runs:
+            harness.compare_loops(task.summary, name, REFERENCE)
+        for stem, seeds in harness.alike(task.summary.runs, "-seed[0-9]+").items():
+            harness.pool_loops(task.summary, f"{stem} ({len(seeds)} seeds)", seeds)
     print(table(arguments.output))
-    plot(arguments.output)
-
-
-def plot(folder: Path) -> None:
-    """Loops against drift, a line for each adapter, from strength 1 on."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    runs = harness.read_runs(folder)
-    base = runs.pop("base")
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for name, run in runs.items():
-        lines.setdefault(name.rsplit("-x", 1)[0], []).append(run)
-    for name, points in sorted(lines.items()):
-        points.sort(key=lambda run: run["strength"])
-        drifts = [run["neutral_nll"] - base["neutral_nll"] for run in points]
-        axes.plot(drifts, [run["loop_rate"] for run in points], "o-", label=name)
-        for drift, run in zip(drifts, points, strict=True):
-            place = drift, run["loop_rate"]
-            axes.annotate(f"{run['strength']:g}", place, textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.axvline(LIMIT, color="0.6", linestyle=":")
-    axes.axhline(base["loop_rate"] / 5, color="0.6", linestyle=":")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("drift of neutral text, nats per token; beside the points the strength")
-    axes.set_ylabel("share of answers that loop, unseen prompts")
-    axes.legend(frameon=False)
-    figure.savefig(folder / "strength.png")
 
 
 if __name__ == "__main__":

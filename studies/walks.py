@@ -3,8 +3,8 @@
     python studies/walks.py [--split SEED ...] [--rounds N] -o FOLDER
 
 Split 0 is the bundled one. Of any other, 128 of the prompts that are mined by default, drawn at random with that seed,
-are held out, and the rest and the bundled held-out prompts mined: no setting was ever chosen on those 128.
-Stopped, the same command goes on; `--table` only draws what there is.
+are held out, and the rest and the bundled held-out prompts mined: no setting was ever chosen on those 128. The walks
+themselves lie in the folder `cache`. Stopped, the same command goes on; `--table` only shows what there is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from buleyean_rl.mining.judges import find_judge
 from buleyean_rl.mining.walk import walk, walk_config
 from buleyean_rl.mining.walk_report import Round
 from buleyean_rl.models.source import BUNDLED
-from harness import markdown
+from harness import Summary, markdown, signed
 
 SPLITS = (0, 11, 12, 13)
 
@@ -35,14 +36,32 @@ def split(seed: int) -> tuple[list[str], list[str]]:
     return [prompt for prompt in (*mined, *unseen) if prompt not in drawn], drawn
 
 
-def table(folder: Path) -> str:
+def add_rounds(summary: Summary, seed: int, report: dict[str, Any]) -> None:
+    """Write the rounds of a walk, as its `walk.json` has them."""
+    rounds = [Round(**entry) for entry in report["rounds"]]
+    for r in rounds:
+        trained = {**report["training"], "neutral_drift": r.drift(rounds[0])} if r.round else {}
+        measured = {
+            "split": seed,
+            "round": r.round,
+            "prompts_mined": report["prompts"],
+            "prompts": report["held_out"],
+            "loop_rate": r.loop_rate,
+            "rejection_rate": r.rejection_rate,
+            "neutral_nll": r.neutral_nll,
+            "rejected": r.rejected,
+            "records": r.records,
+            "seconds": round(r.seconds, 1),
+        }
+        summary.add(f"split-{seed}-round-{r.round}", measured | trained)
+
+
+def table(summary: Summary) -> str:
     """The rounds of the walks that are there."""
     rows = []
-    for file in sorted(folder.glob("*/walk.json")):
-        rounds = [Round(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))["rounds"]]
-        for r in rounds:
-            made = [f"{r.drift(rounds[0]):+.3f}", str(r.rejected), str(r.records)] if r.round else [""] * 3
-            rows.append([file.parent.name, str(r.round), f"{r.loop_rate:.1%}", *made, f"{r.seconds:.0f}"])
+    for row in summary.rows.values():
+        cells = [signed(row, "neutral_drift"), str(row["rejected"]), str(row["records"])] if row["round"] else [""] * 3
+        rows.append([f"{row['split']}", f"{row['round']}", f"{row['loop_rate']:.1%}", *cells, f"{row['seconds']:.0f}"])
     return markdown(("split", "round", "answers that loop", "drift", "newly rejected", "records", "seconds"), rows)
 
 
@@ -54,9 +73,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
+    summary = Summary(arguments.output)
     for seed in () if arguments.table else arguments.split:
         mined, unseen = split(seed)
-        folder = arguments.output / f"split-{seed}"
+        folder = arguments.output / "cache" / f"split-{seed}"
         walk(
             mined,
             unseen,
@@ -67,7 +87,8 @@ def main() -> None:
             rounds=arguments.rounds,
             console=Console(),
         )
-    print(table(arguments.output))
+        add_rounds(summary, seed, json.loads((folder / "walk.json").read_text(encoding="utf-8")))
+    print(table(summary))
 
 
 if __name__ == "__main__":

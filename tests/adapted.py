@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from buleyean_rl.batching.batch import Batch, pack
 from buleyean_rl.batching.forward import forward_hidden
-from buleyean_rl.batching.layout import probe
+from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.packed_attention import PACKED
@@ -19,7 +19,19 @@ from buleyean_rl.models.views import backbone, plain_model
 from tiny import tiny_llama, tiny_qwen2, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-SEQUENCE = pack([*probe(len(TOKENIZER)), *probe(len(TOKENIZER) - 40)])  # a trie and what follows it, of 128 tokens
+
+
+def two_records(vocabulary: int) -> list[Boundary]:
+    """The first has three branches: two from the end of its prompt, one from within the first branch."""
+    first = vocabulary // 2
+    tokens = [(first + i) % vocabulary for i in range(38)]
+    return [
+        Boundary(tokens[:8], tokens[8:26], [0, 6, 12], [0, 0, 3], [(0, tokens[8], 1)], 1),
+        Boundary(tokens[26:32], tokens[32:], [0], [0], [(0, tokens[32], 1)], 1),
+    ]
+
+
+SEQUENCE = pack([*two_records(len(TOKENIZER)), *two_records(len(TOKENIZER) - 40)])  # 128 tokens
 
 
 def wide_heads(tokenizer: Any) -> Any:

@@ -7,15 +7,13 @@ from torch import Tensor
 
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.complement import Counts
-from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, published_loss, ratio_loss
+from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, published_loss
 
 OBJECTIVES = [
-    Objective("published"),
     Objective("complement"),
+    Objective("published"),
+    Objective("complement", alpha=0.3, tau=0.1),
     Objective("published", alpha=1.0, tau=0.5),
-    Objective("complement", alpha=0.3, tau=2.0),
-    Objective("ratio"),
-    Objective("ratio", alpha=0.3, tau=0.1),
 ]
 
 
@@ -40,8 +38,7 @@ def dense_loss(
     counts = counts.astype(logits.dtype)
     if reference is None:
         return published_loss(logits, counts, objective)
-    of_rejections = ratio_loss if objective.name == "ratio" else complement_loss
-    return of_rejections(logits, head(reference), counts, objective)
+    return complement_loss(logits, head(reference), counts, objective)
 
 
 def inputs(

@@ -25,6 +25,7 @@ REPORT = RunReport(
     seconds=1800.0,
     tokens_per_second=500.0,
     peak_rss_bytes=10**9,
+    compute="bf16, AVX2 kernels, fused decoder, packed sequences, 2 threads",
     device="cpu, 2 threads",
     parameters={"base": 134_515_008, "adapter": 4_884_480},
     data={"read": 5000, "dropped": 0, "truncated_responses": 3},

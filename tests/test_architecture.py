@@ -16,6 +16,7 @@ PACKAGE = Path(buleyean_rl.__file__).parent
 
 # A wing stands on those below it and imports no other. Files at the top of the package count as wings.
 WINGS = (
+    "__main__",
     "cli",
     "demo",
     "void",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import buleyean_rl
+
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(buleyean_rl.__file__).parent
+ARCHITECTURE = ROOT / "docs/architecture.md"
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
@@ -14,3 +19,46 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
         [sys.executable, "docs/commands.py"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert (ROOT / "docs/commands.md").read_text() == generated.stdout, "run `make docs`"
+
+
+def tree() -> dict[Path, str]:
+    """Each path in the tree of docs/architecture.md, and what its line says."""
+    block = ARCHITECTURE.read_text(encoding="utf-8").split("## The tree\n\n```text\n")[1].split("```")[0]
+    lines: dict[Path, str] = {}
+    parents: list[Path] = []
+    for line in block.splitlines():
+        name, what = line.split(maxsplit=1)
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = Path(*parents[depth - 1 : depth], name)
+        parents[depth:] = [path]
+        assert path not in lines, f"{path} has two lines"
+        lines[path] = what
+    return lines
+
+
+def test_every_file_of_the_package_has_its_line_and_every_line_its_file() -> None:
+    files = {path.relative_to(ROOT) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    files -= {path for path in files if path.name in ("__init__.py", "py.typed")}
+    files |= {path.parent for path in files} | {Path("src/buleyean_rl/__init__.py")}
+    listed = set(tree())
+    assert sorted(files - listed) == [], "files without a line in docs/architecture.md"
+    assert sorted(listed - files) == [], "lines in docs/architecture.md without a file"
+
+
+def test_every_path_that_the_architecture_names_exists() -> None:
+    text = re.sub(r"```text\n.*?```", "", ARCHITECTURE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    linked = re.findall(r"\]\(([^)#]+)", text)
+    quoted = {name for name in re.findall(r"`([\w./-]+)`", text) if "/" in name}
+    assert [name for name in linked if not (ARCHITECTURE.parent / name).exists()] == []
+    assert sorted(name for name in quoted if not any((at / name).exists() for at in (ROOT, PACKAGE))) == []
+
+
+def test_what_the_readme_links_to_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"\]\(([^)#]+)", text) if not (ROOT / name).exists()] == []
+
+
+def test_the_lock_names_versions_and_nothing_else() -> None:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line)] == []
+    assert "torch" not in {line.partition("==")[0] for line in lines}

@@ -33,9 +33,9 @@ needs_lean = pytest.mark.skipif("BULEYEAN_PROVE" not in os.environ, reason="need
 
 @pytest.fixture(scope="module")
 def lean():
-    found = prove.find()
-    assert found is not None, "make prove sets up Lean before it runs these tests"
-    return found
+    lean = prove.find_lean()
+    assert lean is not None, "make prove sets up Lean before it runs these tests"
+    return lean
 
 
 # ---- the checker
@@ -46,16 +46,19 @@ def test_the_sources_hold_no_forbidden_word(path):
     assert prove.problems(path.read_text()) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+PLANTS = [
+    "theorem planted : 1 = 2 := by sorry",
+    "theorem planted : 1 = 2 := sorryAx _",
+    "theorem planted : 1 = 2 := by admit",
+    "axiom planted : 1 = 2",
+    "theorem planted : 1 = 2 := by native_decide",
+]
+
+
 @pytest.mark.parametrize(
-    "plant",
-    [
-        "theorem planted : 1 = 2 := by sorry",
-        "theorem planted : 1 = 2 := sorryAx _",
-        "theorem planted : 1 = 2 := by admit",
-        "axiom planted : 1 = 2",
-        "theorem planted : 1 = 2 := by native_decide",
-    ],
+    ("path", "plant"),
+    [*((path, PLANTS[0]) for path in SOURCES), *((SOURCES[0], plant) for plant in PLANTS[1:])],
+    ids=lambda part: getattr(part, "stem", part),
 )
 def test_a_plant_in_any_file_is_refused_before_lean_runs(path, plant):
     source = path.read_text().replace("\nend Buleyean", f"\n{plant}\n\nend Buleyean")
@@ -94,19 +97,19 @@ def test_messages_are_told_from_the_notes_of_the_build():
 
 
 def test_every_theorem_that_the_theory_page_names_exists():
-    known = {t.name for path in SOURCES for t in prove.theorems(path.read_text())}
+    stated = {t.name for path in SOURCES for t in prove.theorems(path.read_text())}
     page = (FORMAL.parent / "docs" / "theory.md").read_text()
     last_cells = [line.split("|")[-2] for line in page.splitlines() if line.startswith("|")]
     named = {name for cell in last_cells for name in re.findall("`(.+?)`", cell)}
     assert len(named) > 30
-    assert named <= known
+    assert named <= stated
 
 
 @needs_lean
 def test_lean_itself_complains_of_a_hole_a_false_claim_and_an_unknown_name(lean):
     source = "theorem hole : 1 = 2 := by sorry\n\ntheorem wrong : 1 = 2 := rfl\n\n#check @Buleyean.missing\n"
-    said = {(m.line, m.severity) for m in prove.elaborate(lean, "Planted", source)}
-    assert {(1, "warning"), (3, "error"), (5, "error")} <= said
+    reported = {(m.line, m.severity) for m in prove.elaborate(lean, "Planted", source)}
+    assert {(1, "warning"), (3, "error"), (5, "error")} <= reported
 
 
 # ---- the bridge

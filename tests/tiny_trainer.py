@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.models.model import Model
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.reference_cache import ReferenceCache
 from buleyean_rl.training.trainer import BuleyeanTrainer
@@ -25,4 +26,4 @@ def trainer(
 ) -> BuleyeanTrainer:
     defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
     config = BuleyeanConfig(**(defaults | settings))
-    return BuleyeanTrainer(model, config, records, references=references)
+    return BuleyeanTrainer(Model.from_module(model), config, records, references=references)

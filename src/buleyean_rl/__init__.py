@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from buleyean_rl.models.weights import load_base, load_tokenizer
     from buleyean_rl.objectives.complement import Counts, exact_target, target
     from buleyean_rl.objectives.fused import fused_loss
-    from buleyean_rl.objectives.losses import Objective, complement_loss, published_loss, ratio_loss
+    from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, listwise_loss, published_loss
     from buleyean_rl.training.config import BuleyeanConfig
     from buleyean_rl.training.run import train
     from buleyean_rl.training.trainer import BuleyeanTrainer
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_EXPORTS = {
     "data.records": (
         "RejectionRecord",
         "read_records",
@@ -56,16 +56,17 @@ _HOMES = {
     ),
     "objectives.fused": ("fused_loss",),
     "objectives.losses": (
+        "NodeLosses",
         "Objective",
         "complement_loss",
+        "listwise_loss",
         "published_loss",
-        "ratio_loss",
     ),
     "training.config": ("BuleyeanConfig",),
     "training.run": ("train",),
     "training.trainer": ("BuleyeanTrainer",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "Boundary",
@@ -73,6 +74,7 @@ __all__ = [
     "BuleyeanError",
     "BuleyeanTrainer",
     "Counts",
+    "NodeLosses",
     "Objective",
     "OutputHead",
     "RejectionRecord",
@@ -83,11 +85,11 @@ __all__ = [
     "exact_target",
     "export_gguf",
     "fused_loss",
+    "listwise_loss",
     "load_base",
     "load_tokenizer",
     "merge_run",
     "published_loss",
-    "ratio_loss",
     "read_records",
     "target",
     "train",
@@ -96,9 +98,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

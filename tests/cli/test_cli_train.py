@@ -10,13 +10,14 @@ import typer
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
-from buleyean_rl.training import run as training
+from buleyean_rl.training import measure
 
 OPTIONS = {
     "": "--debug --version",
     "demo": "--output -o --quick --engine --json",
-    "train": "RECORDS --model --output -o --config --objective --alpha --tau --lr --epochs --max-steps --batch-size "
-    "--max-length --micro-batch-tokens --guard --held-out --lora-rank --strength --seed --resume --skip-bad --json",
+    "train": "RECORDS --model --output -o --config --preset --objective --alpha --tau --lr --epochs --max-steps "
+    "--batch-size --max-length --micro-batch-tokens --guard --held-out --lora-rank --adapter-scale --seed --resume "
+    "--skip-bad --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
     "--max-length --engine --seed --skip-bad",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --json",
@@ -25,8 +26,9 @@ OPTIONS = {
     "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --engine "
     "--json",
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
-    "--seed --epochs --lr --strength --config --max-drift --json",
+    "--seed --epochs --lr --adapter-scale --config --max-drift --json",
     "void": "--model --output -o --host --port",
+    "doctor": "--need --json",
     "data import": "SRC --output -o --format --split --limit --column --score --below --redact --skip-bad --json",
     "data validate": "RECORDS --model --max-length --json",
 }
@@ -52,7 +54,7 @@ def test_the_options_are_these() -> None:
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
 
 
 def run(*words: object) -> int:
@@ -67,7 +69,7 @@ def test_train_writes_a_run_and_says_so(base: Path, rejections: Path, capsys: py
     assert run(rejections, "--model", base, "-o", "run", *options.split(), "--json") == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
-    assert report == json.loads(Path("run/run.json").read_text())
+    assert {"format": 2} | report == json.loads(Path("run/run.json").read_text())
     assert (report["steps"], report["records"], report["records_held_out"]) == (2, 8, 2)
     settings = {"learning_rate": 1e-3, "lora_rank": 4, "seed": 7, "held_out": 0.2, "alpha": 0.6, "tau": 1.5}
     assert settings.items() <= report["config"].items()
@@ -113,7 +115,7 @@ def test_bad_records_are_one_line_and_no_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "load_for_inference", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("buleyean_rl.models.model.load_for_inference", lambda *_: pytest.fail("the model was loaded"))
     Path("r.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert run("r.jsonl", "--model", base, "-o", "run") == 1
     out, err = capsys.readouterr()

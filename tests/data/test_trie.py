@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ tokens = st.lists(st.integers(0, 3), max_size=6)  # few kinds of token, so that 
 flagged = tokens.flatmap(
     lambda ids: st.tuples(st.just(ids), st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
 )
-drawn = st.lists(st.tuples(flagged, st.integers(1, 9)), min_size=1, max_size=5)
+counted_responses = st.lists(st.tuples(flagged, st.integers(1, 9)), min_size=1, max_size=5)
 
 
 def record(*responses: str, counts: tuple[int, ...] = (), spans: object = (), prompt: object = "Hi") -> RejectionRecord:
@@ -55,11 +54,11 @@ def test_trie_by_hand() -> None:
     assert [prefix(got, node) for node in range(6)] == [(), (a,), (a, b), (a, b, c), (a, b, d), (e,)]
 
 
-@given(drawn)
+@given(counted_responses)
 def test_trie_is_the_separate_sequences_with_counts_merged(
-    draw: list[tuple[tuple[list[int], list[bool]], int]],
+    drawn: list[tuple[tuple[list[int], list[bool]], int]],
 ) -> None:
-    responses, counts = [response for response, _ in draw], [count for _, count in draw]
+    responses, counts = [response for response, _ in drawn], [count for _, count in drawn]
     boundary = merge_responses([7], responses, counts, 99)
 
     prefixes = {tuple(ids[:n]) for ids, _ in responses for n in range(len(ids) + 1)}
@@ -75,14 +74,9 @@ def test_trie_is_the_separate_sequences_with_counts_merged(
     assert {(paths[node], token): v for node, token, v in boundary.rejections} == expected
     assert boundary.rejections == sorted(boundary.rejections)
 
-
-@given(drawn)
-def test_runs_tile_the_tokens_and_hang_from_earlier_nodes(
-    draw: list[tuple[tuple[list[int], list[bool]], int]],
-) -> None:
-    boundary = merge_responses([7], [response for response, _ in draw], [count for _, count in draw], 99)
-    assert [i for run in boundary.run_slices() for i in range(run.start, run.stop)] == list(range(len(boundary.tokens)))
-    assert all(parent <= run.start for run, parent in zip(boundary.run_slices(), boundary.parents, strict=True))
+    runs = boundary.run_slices()  # they tile the tokens and hang from earlier nodes
+    assert [i for run in runs for i in range(run.start, run.stop)] == list(range(len(boundary.tokens)))
+    assert all(parent <= run.start for run, parent in zip(runs, boundary.parents, strict=True))
 
 
 # --- spans
@@ -93,20 +87,14 @@ def rejected_text(text: str, *spans: tuple[int, int]) -> str:
     return TOKENIZER.decode([token for token, is_rejected in zip(ids, rejected, strict=True) if is_rejected])
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
+def test_spans_are_characters_not_bytes() -> None:
+    for text, part in (
         ("🙂🙂 yes", "🙂🙂"),  # four bytes and one character each: bytes would end in the middle
-        ("no 🙂 yes", " yes"),
-        ("漢字 and 漢字", "and"),
         ("cafe\u0301 or cafe\u0301?", "?"),  # e and its accent are two characters
-        ("naïveté 7é", "7"),
         ("👩‍👧 1", "1"),
-    ],
-)
-def test_spans_are_characters_not_bytes(text: str, part: str) -> None:
-    start = text.rindex(part)
-    assert rejected_text(text, (start, start + len(part))).strip() == part.strip()
+    ):
+        start = text.rindex(part)
+        assert rejected_text(text, (start, start + len(part))).strip() == part.strip()
 
 
 def byte_ranges(text: str) -> list[tuple[int, int]]:
@@ -136,8 +124,8 @@ def test_a_token_that_straddles_an_edge_counts() -> None:
     assert rejected == [False] * (len(ids) - 1) + [True]
 
 
-@pytest.mark.parametrize("text", SENTENCES)
-def test_no_spans_reject_every_token(text: str) -> None:
+def test_no_spans_reject_every_token() -> None:
+    text = " ".join(SENTENCES)
     ids, rejected = encode_response(TOKENIZER, text)
     assert ids == TOKENIZER(text, add_special_tokens=False).input_ids
     assert rejected == [True] * len(ids)
@@ -158,9 +146,6 @@ def test_outside_its_spans_a_response_has_nodes_but_no_rejections() -> None:
 
 def test_the_chat_template_wraps_the_prompt() -> None:
     assert TOKENIZER.decode(encode_prompt(TOKENIZER, "Hi")) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_messages_become_the_conversation_they_are() -> None:
     conversation = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?"))
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in conversation)
     assert TOKENIZER.decode(encode_prompt(TOKENIZER, conversation)) == text + "<|im_start|>assistant\n"
@@ -183,15 +168,14 @@ def test_long_responses_are_cut_at_the_end_and_counted() -> None:
     assert list(longest) == TOKENIZER("Ignore it, or talk").input_ids[:3]
 
 
-@pytest.mark.parametrize("spare", [0, -1, -100])
-def test_a_prompt_that_leaves_no_room_is_dropped(spare: int) -> None:
+def test_what_has_no_rejected_token_is_dropped() -> None:
     length = len(encode_prompt(TOKENIZER, "Hi"))
-    assert build_boundary(record("No"), TOKENIZER, length + spare) is None
     assert build_boundary(record("No"), TOKENIZER, length + 1) is not None
-
-
-def test_an_empty_response_alone_is_dropped() -> None:
+    for room in (length, length - 1):
+        assert build_boundary(record("No"), TOKENIZER, room) is None
     assert build_boundary(record(""), TOKENIZER, 512) is None
+    text = "Ignore it, or talk"  # its span lies beyond the cut
+    assert build_boundary(record(text, spans=(((len(text) - 4, len(text)),),)), TOKENIZER, length + 1) is None
 
 
 def test_an_empty_response_among_others_changes_nothing() -> None:
@@ -209,12 +193,6 @@ def test_an_answer_never_rejected_has_nodes_but_no_rejections() -> None:
     assert built.counts == [2, 0]
     assert len(built.tokens) == built.ends[1] > built.ends[0]
     assert {node for node, _, _ in built.rejections} == set(range(built.ends[0]))
-
-
-def test_a_rejection_wholly_beyond_the_cut_is_dropped() -> None:
-    text = "Ignore it, or talk"
-    room = len(encode_prompt(TOKENIZER, "Hi")) + 1
-    assert build_boundary(record(text, spans=(((len(text) - 4, len(text)),),)), TOKENIZER, room) is None
 
 
 def test_the_same_text_with_other_spans_shares_its_nodes() -> None:

@@ -22,6 +22,7 @@ from buleyean_rl.gguf import export_gguf
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.model import Model
 from tiny import SENTENCES, tiny_llama, tiny_run, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -52,9 +53,13 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tiny models are compared number by number."""
-    for module in ("evaluation.measure", "models.compute"):
-        monkeypatch.setattr(f"buleyean_rl.{module}.preferred_dtype", lambda *_: torch.float32)
+    for module in ("model", "compute"):
+        monkeypatch.setattr(f"buleyean_rl.models.{module}.preferred_dtype", lambda *_: torch.float32)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def in_memory(module: Any) -> Model:
+    return Model.from_module(module, TOKENIZER)
 
 
 def plain_nats(prompt: Any, answer: str) -> tuple[float, int]:
@@ -66,10 +71,10 @@ def plain_nats(prompt: Any, answer: str) -> tuple[float, int]:
 
 def test_answers_are_scored_as_one_by_one() -> None:
     asked = [(question.prompt, question.answers) for question in QUESTIONS]
-    told: list[int] = []
-    packed = PackedScorer(tiny_llama(TOKENIZER), TOKENIZER, 256).answers(asked, told.append)
+    counts: list[int] = []
+    packed = PackedScorer(in_memory(tiny_llama(TOKENIZER)), 256).answers(asked, counts.append)
     slow = EngineScorer(TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER), 256).answers(asked)
-    assert told[-1] == len(asked)
+    assert counts[-1] == len(asked)
     for scores, others, (prompt, answers) in zip(packed, slow, asked, strict=True):
         for score, other, answer in zip(scores, others, answers, strict=True):
             nats, tokens = plain_nats(prompt, answer)
@@ -80,10 +85,10 @@ def test_answers_are_scored_as_one_by_one() -> None:
 
 
 def test_the_base_of_a_peft_model_is_scored_if_wanted() -> None:
-    model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
+    model = in_memory(attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval())
     asked = [("Tips?", ("Sleep well.",))]
-    ((both,),) = PackedScorer(model, TOKENIZER, 256).answers(asked)
-    ((alone,),) = PackedScorer(model, TOKENIZER, 256, with_reference=False).answers(asked)
+    ((both,),) = PackedScorer(model, 256).answers(asked)
+    ((alone,),) = PackedScorer(model, 256, with_reference=False).answers(asked)
     assert both.reference_nats == pytest.approx(both.nats)  # a fresh adapter does nothing
     assert (alone.nats, alone.reference_nats) == (pytest.approx(both.nats), None)
 
@@ -91,11 +96,11 @@ def test_the_base_of_a_peft_model_is_scored_if_wanted() -> None:
 def test_a_limit_cuts_and_leaves_out() -> None:
     asked = [("Tips?", ("Sleep well and leave the phone.", "No"))]
     room = len(encode_prompt(TOKENIZER, "Tips?"))
-    scorer = PackedScorer(tiny_llama(TOKENIZER), TOKENIZER, room + 2)
+    scorer = PackedScorer(in_memory(tiny_llama(TOKENIZER)), room + 2)
     ((long, short),) = scorer.answers(asked)
     assert (long.tokens, long.cut) == (2, True)
     assert short.tokens <= 2
-    ((none, _),) = PackedScorer(tiny_llama(TOKENIZER), TOKENIZER, room).answers(asked)
+    ((none, _),) = PackedScorer(in_memory(tiny_llama(TOKENIZER)), room).answers(asked)
     assert (none.tokens, none.nats) == (0, 0.0)
 
 

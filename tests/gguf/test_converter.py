@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf, torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
-from buleyean_rl.gguf.vocabulary import vocabulary
+from buleyean_rl.gguf.vocabulary import tokenizer_metadata
 
 source, _, target, _, kind = sys.argv[1:]
 assert kind == "f32"
@@ -30,7 +30,7 @@ writer.add_feed_forward_length(4 * config.n_embd)
 writer.add_block_count(config.n_layer)
 writer.add_head_count(config.n_head)
 writer.add_layer_norm_eps(config.layer_norm_epsilon)
-for key, value in vocabulary(tokenizer, config.vocab_size).items():
+for key, value in tokenizer_metadata(tokenizer, config.vocab_size).items():
     add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[type(value)]
     add(key, value)
 names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
@@ -61,6 +61,7 @@ def checkout(folder: Path, planted: str = "lambda name, tensor: tensor") -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_the_converters_file_is_proven_and_quantised(
     gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_converters_file_is_proven_and_quantised(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["gpt2", "llama.cpp", "m-F32.gguf", "m-Q8_0.gguf"]
 
 
+@pytest.mark.slow
 def test_a_wrong_conversion_is_caught(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = "lambda name, tensor: tensor.flip(0) if name == 'blk.0.attn_output.weight' else tensor"
     monkeypatch.setenv("LLAMA_CPP_DIR", str(checkout(tmp_path / "llama.cpp", planted)))

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 from buleyean_rl.data.records import make_record, write_records
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
-from buleyean_rl.models.source import base_of
+from buleyean_rl.models.source import public_name_and_license
 from sample_report import REPORT
 
 RUN = asdict(REPORT)
 
 
-def test_the_card_holds_the_cards_table() -> None:
+def test_a_run_card_has_a_header_and_the_table() -> None:
     card = run_card(RUN, license="apache-2.0")
     header = ModelCard(card).data.to_dict()
     assert header == {
@@ -48,22 +47,19 @@ def test_a_card_claims_no_held_out_records_it_does_not_have() -> None:
     assert "| Optimality gap | 0.0200 nats |" in card
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        ("smollm2-135m", ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")),
-        ("org/model", ("org/model", None)),
-        ("/home/somebody/models/mine", ("mine", None)),
-        ("../mine/base.gguf", ("base.gguf", None)),
-    ],
-)
-def test_a_base_is_named_as_others_know_it(model: str, expected: tuple[str, str | None]) -> None:
-    assert base_of(model) == expected
-    card = run_card(RUN | {"model": model})
-    assert "somebody" not in card
-    header = ModelCard(card).data.to_dict()
-    assert header.get("base_model") == (expected[0] if "/" in expected[0] else None)
-    assert header.get("license") == expected[1]
+def test_a_base_has_its_public_name() -> None:
+    for model, name, license in (
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+        ("org/model", "org/model", None),
+        ("/home/somebody/models/mine", "mine", None),
+        ("../mine/base.gguf", "base.gguf", None),
+    ):
+        assert public_name_and_license(model) == (name, license)
+        card = run_card(RUN | {"model": model})
+        assert "somebody" not in card
+        header = ModelCard(card).data.to_dict()
+        assert header.get("base_model") == (name if "/" in name else None)
+        assert header.get("license") == license
 
 
 def test_the_card_of_gguf_files() -> None:
@@ -81,7 +77,6 @@ def test_the_card_of_gguf_files() -> None:
 
 def test_the_data_card_counts(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    chat = [{"role": "user", "content": "Hi"}]
     rows = [make_record("Hi", ["No", "Go"], [3, 1], 5, [[(0, 1)], []]), make_record("Why", ["Because"], [2], 2)]
     write_records(path, rows)
     card = data_card(path, name="noes", file="records.jsonl", license="cc0-1.0")
@@ -97,4 +92,3 @@ def test_the_data_card_counts(tmp_path: Path) -> None:
         "| Answers with the wrong part marked | 1 |",
     ):
         assert row in card.splitlines()
-    assert chat

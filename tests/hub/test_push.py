@@ -21,7 +21,7 @@ from buleyean_rl.cli import main
 from buleyean_rl.data.records import make_record, write_records
 from buleyean_rl.errors import UsageError
 from buleyean_rl.gguf import export_gguf
-from buleyean_rl.hub import push as hub
+from buleyean_rl.hub.push import plan_upload
 from sample_report import REPORT
 from tiny import tiny_llama, tiny_run, tiny_tokenizer
 
@@ -148,7 +148,7 @@ def is_private(asked: dict[str, Any]) -> bool:
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> Path:
     folder = tiny_run(tmp_path / "run", base)
-    (folder / "run.json").write_text(json.dumps(asdict(REPORT) | {"model": str(base)}))
+    (folder / "run.json").write_text(json.dumps({"format": 2} | asdict(REPORT) | {"model": str(base)}))
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5/optimizer.pt").write_bytes(b"private")
     (folder / "notes.txt").write_text("private")
@@ -218,22 +218,17 @@ def test_what_the_hub_says_when_it_refuses(standin: StandIn, run: Path) -> None:
     assert "the Hub cannot be reached" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("names", "problem"),
-    [
+def test_what_cannot_be_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.gguf", "b.jsonl", "c.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    for names, problem in (
         (["a.gguf", "b.jsonl"], "not a mixture"),
         (["c.txt"], "not a mixture"),
         (["absent"], "no such file"),
         (["folder"], "no run.json"),
-    ],
-)
-def test_what_cannot_be_pushed(
-    names: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("a.gguf", "b.jsonl", "c.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match=problem):
-        hub.gather([tmp_path / name for name in names], "me/x")
-    assert main(["push", *(str(tmp_path / name) for name in names), "--to", "me/x", "--yes"]) == 2
+    ):
+        with pytest.raises(UsageError, match=problem):
+            plan_upload([tmp_path / name for name in names], "me/x")
+    assert main(["push", str(tmp_path / "absent"), "--to", "me/x", "--yes"]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -256,10 +256,10 @@ def test_files_that_are_no_model(tmp_path: Path, name: str) -> None:
             open_gguf(path, name)
 
 
-@pytest.mark.parametrize("kept", [24, 200, 9000, -1000])
-def test_a_truncated_file(gguf: Path, name: str, tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", [24, 9000])
+def test_a_truncated_file(gguf: Path, name: str, tmp_path: Path, size: int, capfd: pytest.CaptureFixture[str]) -> None:
     short = tmp_path / "short.gguf"
-    short.write_bytes(gguf.read_bytes()[:kept])
+    short.write_bytes(gguf.read_bytes()[:size])
     with pytest.raises(EngineError, match="cut short or damaged"):
         open_gguf(short, name)
     assert capfd.readouterr() == ("", "")

@@ -17,50 +17,57 @@ from rich.console import Console
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine
-from buleyean_rl.mining.judges import Answer, FunctionJudge, LlmJudge, PersonJudge, Verdict, find_judge
-from buleyean_rl.mining.judges import registry as naming
-from buleyean_rl.mining.judges.llm import read_verdict
+from buleyean_rl.mining.judges import Answer, Verdict, find_judge, registry
+from buleyean_rl.mining.judges.llm import LlmJudge, read_verdict
+from buleyean_rl.mining.judges.person import PersonJudge
+from buleyean_rl.mining.judges.protocol import FunctionJudge
 from standin import standing_in
 
 LOOP = "Sleep well! Go to bed early. Go to bed early. Go to bed early."
 
 
 def verdict(name: str, text: str, prompt: str = "p") -> Verdict:
-    ((index, found),) = find_judge(name).judge([Answer(prompt, text)])
+    ((index, outcome),) = find_judge(name).judge([Answer(prompt, text)])
     assert index == 0
-    return found
+    return outcome
 
 
 def rejected(name: str, text: str) -> list[str]:
     """The parts that are rejected, the text itself for all of it; [] if it is accepted."""
-    found = verdict(name, text)
-    return [text[start:end] for start, end in found.spans] or [text] if found.rejected else []
+    outcome = verdict(name, text)
+    return [text[start:end] for start, end in outcome.spans] or [text] if outcome.rejected else []
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "parts"),
-    [
-        ("loops", LOOP, ["Go to bed early. Go to bed early."]),
-        ("loops", "A fine answer.", []),
-        ("length:3-", "two words", ["two words"]),
-        ("length:3-", "", [""]),
-        ("length:-3", "one two three four five ", ["four five"]),
-        ("length:2-3", "one two three", []),
-        ("refusal", "I'm sorry, but I can't help with that.", ["I'm sorry, but I can't help with that."]),
-        ("refusal", "I\u2019m sorry, but I can\u2019t assist.", ["I\u2019m sorry, but I can\u2019t assist."]),
-        ("refusal", "As an AI language model, I have no body.", ["As an AI language model, I have no body."]),
-        ("refusal", "I cannot provide that.", ["I cannot provide that."]),
-        ("refusal", "I'm sorry to hear that! Here is a poem.", []),
-        ("refusal", "Sure. " + "x" * 300 + " I cannot help you.", []),
-        (r"regex:\bfoo+\b", "foo bar fooo", ["foo", "fooo"]),
-        ("regex:x*", "abc", []),
-        ("regex:a:b", "a:b", ["a:b"]),
-        ("language:en", "Bonjour, comment allez-vous aujourd'hui ? Je vais très bien, merci.", None),
-        ("language:en", "The weather is nice today, so let us go for a walk in the park.", []),
+ACCEPTED: list[str] = []
+REFUSED = "I\u2019m sorry, but I can\u2019t assist."
+RULES = {
+    "loops": [(LOOP, ["Go to bed early. Go to bed early."]), ("A fine answer.", ACCEPTED)],
+    "length:3-": [("two words", ["two words"]), ("", [""]), ("one two three", ACCEPTED)],
+    "length:-3": [("one two three four five ", ["four five"])],
+    "refusal": [
+        (REFUSED, [REFUSED]),
+        ("As an AI language model, I have no body.", ["As an AI language model, I have no body."]),
+        ("I cannot provide that.", ["I cannot provide that."]),
+        ("I'm sorry to hear that! Here is a poem.", ACCEPTED),
+        ("Sure. " + "x" * 300 + " I cannot help you.", ACCEPTED),
     ],
-)
-def test_what_a_rule_rejects(name: str, text: str, parts: list[str] | None) -> None:
-    assert rejected(name, text) == ([text] if parts is None else parts)
+    r"regex:\bfoo+\b": [("foo bar fooo", ["foo", "fooo"])],
+    "regex:x*": [("abc", ACCEPTED)],
+    "regex:a:b": [("a:b", ["a:b"])],
+    "language:en": [
+        (
+            "Ich gehe heute nicht zur Arbeit, weil ich krank bin.",
+            ["Ich gehe heute nicht zur Arbeit, weil ich krank bin."],
+        ),
+        ("The weather is nice today, so let us go for a walk in the park.", ACCEPTED),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_a_rule_rejects(name: str) -> None:
+    for text, parts in RULES[name]:
+        assert rejected(name, text) == parts
 
 
 def test_too_little_text_has_no_language() -> None:
@@ -83,26 +90,21 @@ def test_spans_lie_within_the_text(text: str) -> None:
             assert 0 <= start < end <= len(text)
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
+def test_a_function_returns_a_verdict_in_several_ways() -> None:
+    answers = [Answer((("user", "q"),), "answer")]
+    for value, expected in (
         (True, Verdict(True)),
         (False, Verdict(False)),
         (None, Verdict(None)),
         ([], Verdict(False)),
         ([(4, 6), (0, 2), [1, 3]], Verdict(True, ((0, 3), (4, 6)))),
         (Verdict(True, (), "why"), Verdict(True, (), "why")),
-    ],
-)
-def test_a_function_may_say_it_in_several_ways(said: object, expected: Verdict) -> None:
-    (found,) = FunctionJudge("mine", lambda _prompt, _answer: said).judge([Answer((("user", "q"),), "answer")])
-    assert found == (0, expected)
-
-
-@pytest.mark.parametrize("said", ["yes", 1.5, [(0, 99)], [3]])
-def test_a_function_that_says_nonsense_is_named(said: object) -> None:
-    with pytest.raises(UsageError, match="judge mine"):
-        list(FunctionJudge("mine", lambda _prompt, _answer: said).judge([Answer("q", "answer")]))
+    ):
+        (outcome,) = FunctionJudge("mine", lambda _prompt, _answer, value=value: value).judge(answers)
+        assert outcome == (0, expected)
+    for value in ("yes", 1.5, [(0, 99)], [3]):
+        with pytest.raises(UsageError, match="judge mine"):
+            list(FunctionJudge("mine", lambda _prompt, _answer, value=value: value).judge(answers))
 
 
 def test_python_functions_by_path_and_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,15 +112,14 @@ def test_python_functions_by_path_and_by_entry_point(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert verdict("python:my_judges:short", "a", "long prompt").rejected is True
-    point = EntryPoint("brevity", "my_judges:short", naming.GROUP)
-    monkeypatch.setattr(naming, "entry_points", lambda **named: EntryPoints([point]).select(**named))
+    point = EntryPoint("brevity", "my_judges:short", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda **named: EntryPoints([point]).select(**named))
     assert verdict("brevity", "long answer", "p").rejected is False
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("nonsense", "no judge 'nonsense': there are loops"),
+def test_names_of_no_judge_are_refused() -> None:
+    for name, problem in (
+        ("nonsense", "no judge 'nonsense': there are loops, length:MIN-MAX, refusal, regex:PATTERN"),
         ("loops:3", "takes nothing after its name"),
         ("length", "needs something after its name"),
         ("length:-", "give the fewest and the most words"),
@@ -131,17 +132,14 @@ def test_python_functions_by_path_and_by_entry_point(tmp_path: Path, monkeypatch
         ("python:json:decoder", "is not a function"),
         ("llm:nowhere", "is no endpoint"),
         ("person", "needs a terminal"),
-    ],
-)
-def test_names_that_mean_nothing(name: str, problem: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        find_judge(name)
-    assert problem in str(caught.value)
+    ):
+        with pytest.raises(UsageError) as caught:
+            find_judge(name)
+        assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
+def test_a_models_verdict_is_read() -> None:
+    for reply, expected in (
         ('{"verdict": "reject", "quotes": ["is  rome"], "reason": "wrong"}', Verdict(True, ((8, 15),), "wrong")),
         ('Sure!\n```json\n{"verdict": "Accept"}\n```', Verdict(False)),
         ('{"verdict": "accept", "quotes": ["is Rome"]}', Verdict(False)),
@@ -150,12 +148,9 @@ def test_names_that_mean_nothing(name: str, problem: str) -> None:
         ('{broken} {"verdict": "reject", "quotes": "Rome"}', Verdict(True, ((11, 15),))),
         ('{"verdict": "maybe"}', None),
         ("I would reject this.", None),
-        ("", None),
         ("{" * 5000, None),
-    ],
-)
-def test_a_models_verdict_is_read(reply: str, expected: Verdict | None) -> None:
-    assert read_verdict(reply, "Capital is Rome."[0:]) == expected
+    ):
+        assert read_verdict(reply, "Capital is Rome.") == expected
 
 
 def test_a_model_judges_by_the_rubric_and_is_asked_again() -> None:
@@ -190,24 +185,18 @@ def test_an_llm_judge_by_name() -> None:
 
 
 def ask_person(keys: str, lines: str = "") -> dict[int, Verdict]:
-    left, said = iter(keys), iter(lines.split("|"))
+    pressed, typed = iter(keys), iter(lines.split("|"))
     screen = Console(file=StringIO())
-    judge = PersonJudge(screen, lambda: next(left), lambda _question: next(said))
+    judge = PersonJudge(screen, lambda: next(pressed), lambda _question: next(typed))
     return dict(judge.judge([Answer("q", f"answer [bold] {number}") for number in range(3)]))
 
 
-@pytest.mark.parametrize(
-    ("keys", "lines", "expected"),
-    [
+def test_a_person_presses_one_key() -> None:
+    for keys, lines, expected in (
         ("rAs", "", {0: Verdict(True), 1: Verdict(False), 2: Verdict(None, (), "skipped")}),
         ("aab?rr", "", {0: Verdict(False), 1: Verdict(True), 2: Verdict(True)}),
         ("pppaa", "nowhere||BOLD", {0: Verdict(True, ((8, 12),)), 1: Verdict(False), 2: Verdict(False)}),
-    ],
-)
-def test_a_person_presses_one_key(keys: str, lines: str, expected: dict[int, Verdict]) -> None:
-    assert ask_person(keys, lines) == expected
-
-
-def test_a_person_quits() -> None:
+    ):
+        assert ask_person(keys, lines) == expected
     with pytest.raises(KeyboardInterrupt):
         ask_person("rq")

@@ -17,7 +17,7 @@ from buleyean_rl.data.records import accumulate_records, make_record, read_recor
 from buleyean_rl.mining import walk as walking
 from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
 from buleyean_rl.mining.walk_report import Round, plot_walk
-from buleyean_rl.training import run as training
+from buleyean_rl.training import measure
 
 ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None)
 
@@ -85,7 +85,7 @@ def test_records_of_several_rounds_keep_their_rates() -> None:
 def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of a walk with the tiny model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
     Path("p.txt").write_text("\n".join(f"prompt {number}" for number in range(12)))
     Path("h.txt").write_text("\n".join(f"prompt {number}" for number in range(8, 16)))
     # what the tiny model babbles holds such a pair now and then, and less often once it was rejected
@@ -133,6 +133,7 @@ def test_nothing_to_reject_ends_the_walk(work: list[str]) -> None:
     assert read()["stopped"] == "nothing was rejected any more"
 
 
+@pytest.mark.slow
 def test_a_killed_walk_goes_on_to_the_same_rounds(work: list[str]) -> None:
     command = [sys.executable, "-c", f"from buleyean_rl.cli import main; main({[*work, '--rounds', '1']!r})"]
     subprocess.run(command, check=True, capture_output=True)

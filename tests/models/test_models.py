@@ -20,7 +20,7 @@ from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.run_folder import is_run, merge_run, run_base
-from buleyean_rl.models.source import bundled_gguf, fingerprint, resolve
+from buleyean_rl.models.source import bundled_gguf, resolve
 from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.models.weights import cache_folder, load_base, load_tokenizer
 from tiny import tiny_llama, tiny_model, tiny_tokenizer
@@ -79,14 +79,13 @@ def test_a_fingerprint_follows_the_content(folder: Path, tmp_path: Path) -> None
     first, second = tmp_path / "a.gguf", tmp_path / "b.gguf"
     first.write_bytes(b"GGUF one")
     second.write_bytes(b"GGUF one")
-    assert fingerprint(str(first)) == fingerprint(str(second))
+    assert resolve(str(first)).fingerprint == resolve(str(second)).fingerprint
     second.write_bytes(b"GGUF two")
-    assert fingerprint(str(first)) != fingerprint(str(second))
+    assert resolve(str(first)).fingerprint != resolve(str(second)).fingerprint
     copy = shutil.copytree(folder, tmp_path / "copy")
-    before = fingerprint(str(copy))
+    before = resolve(str(copy)).fingerprint
     (copy / "config.json").write_text("{}")
-    assert fingerprint(str(copy)) != before
-    assert fingerprint("org/one") != fingerprint("org/two")
+    assert resolve(str(copy)).fingerprint != before
 
 
 # --- loading
@@ -186,6 +185,7 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield cache_folder()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty_cache")
 def test_the_bundled_tokenizer_splits_digits_and_keeps_its_template() -> None:
     tokenizer = load_tokenizer("smollm2-135m")
@@ -197,6 +197,7 @@ def test_the_bundled_tokenizer_splits_digits_and_keeps_its_template() -> None:
     assert "<|im_start|>assistant" in tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_the_bundled_model_speaks_and_is_converted_once(empty_cache: Path) -> None:
     model, tokenizer = load_base("smollm2-135m", torch.bfloat16), load_tokenizer("smollm2-135m")
     assert not hasattr(model.config, "quantization_config")
@@ -204,7 +205,7 @@ def test_the_bundled_model_speaks_and_is_converted_once(empty_cache: Path) -> No
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
-    converted = f"{fingerprint('smollm2-135m')}-{transformers.__version__}"
+    converted = f"{resolve('smollm2-135m').fingerprint}-{transformers.__version__}"
     assert [folder.name for folder in (empty_cache / "models").iterdir()] == [converted]
 
 
@@ -332,6 +333,6 @@ def test_without_bf16_a_cpu_computes_in_it_what_the_kernels_compute_whole(
     )
     fused: list[torch.nn.Module] = []
     monkeypatch.setattr("buleyean_rl.models.compute.fuse_layers", fused.append)
-    model = load_for_inference("some", torch.device("cpu"))
+    model = load_for_inference("some/model", torch.device("cpu"))
     assert loaded == [torch.bfloat16 if has_bf16 else dtype]
     assert fused == [model]  # else torch would multiply in bf16

@@ -12,7 +12,15 @@ from buleyean_rl.models import output_head
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.likelihood import TextFigures, compare_distributions, token_nlls
 
-PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+PRECISIONS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # and their tolerances
+SHAPE = (3 * 47, 31, 123)  # nodes, width, vocabulary
+CAPPED = {"scale": 0.5, "softcap": 3.0}
+CASES: list[tuple[torch.dtype, tuple[int, int, int], dict[str, object], bool]] = [
+    *((dtype, SHAPE, {}, compiled) for dtype in PRECISIONS for compiled in (True, False)),
+    *((torch.float64, shape, {}, True) for shape in [(1, 1, 2), (130, 16, 257)]),
+    *((torch.float64, SHAPE, head, True) for head in (CAPPED, {"bias": True})),
+    (torch.bfloat16, (130, 16, 257), CAPPED, True),
+]
 
 
 def plain(log_pi: torch.Tensor, log_ref: torch.Tensor, tokens: torch.Tensor) -> TextFigures:
@@ -22,13 +30,9 @@ def plain(log_pi: torch.Tensor, log_ref: torch.Tensor, tokens: torch.Tensor) -> 
     return TextFigures(nll, base, kl, entropy)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 47, 31), (130, 16, 257)])
-@pytest.mark.parametrize("head", [{}, {"scale": 0.5, "softcap": 3.0}, {"bias": True}])
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("dtype", "shape", "head", "compiled"), CASES)
 def test_the_figures_are_the_plain_ones(
     dtype: torch.dtype,
-    tolerance: float,
     shape: tuple[int, int, int],
     head: dict[str, object],
     compiled: bool,
@@ -39,7 +43,7 @@ def test_the_figures_are_the_plain_ones(
     if not compiled:
         monkeypatch.setattr(abi, "available", lambda *_: False)
     torch.manual_seed(0)
-    nodes, width, vocabulary = shape
+    tolerance, (nodes, width, vocabulary) = PRECISIONS[dtype], shape
     if "bias" in head:
         head = {"bias": torch.randn(vocabulary).to(dtype)}
     hidden = (3 * torch.randn(nodes, width)).to(dtype)

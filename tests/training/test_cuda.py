@@ -11,8 +11,8 @@ import torch
 from adapted import TOKENIZER, adapted
 from buleyean_rl.batching.batch import pack, pad_paths
 from buleyean_rl.batching.forward import forward_hidden
-from buleyean_rl.batching.layout import choose_layout, probe
 from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.views import backbone, plain_model
 from buleyean_rl.objectives.fused import fused_loss
@@ -85,13 +85,14 @@ def test_norms_are_the_model_s_own(make: Any) -> None:
 def test_a_packed_model_is_a_padded_one_in_bf16() -> None:
     model = adapted(lambda: tiny_llama(TOKENIZER).bfloat16()).cuda()
     own = plain_model(model).config._attn_implementation
-    assert choose_layout(model) is pack
-    row = pack(probe(len(TOKENIZER))).to(torch.device("cuda"))
+    assert probe_layout(model) == "packed"
+    device = torch.device("cuda")
+    row = pack(RECORDS).to(device)
     with torch.no_grad():
         packed = forward_hidden(backbone(model), row).float()
     plain_model(model).set_attn_implementation(own)
     with torch.no_grad():
-        padded = forward_hidden(backbone(model), pad_paths(probe(len(TOKENIZER))).to(torch.device("cuda"))).float()
+        padded = forward_hidden(backbone(model), pad_paths(RECORDS).to(device)).float()
     assert (packed - padded).norm() <= 0.02 * padded.norm()
 
 

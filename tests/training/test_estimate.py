@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts."""
+"""Time and memory of a run before it starts."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ def test_time_is_that_of_a_step_of_median_length(
     config = BuleyeanConfig(
         str(tmp_path), per_device_train_batch_size=1, num_train_epochs=epochs, max_steps=max_steps, warmup_steps=0
     )
-    trainer: Any = SimpleNamespace(args=config, model=torch.nn.Linear(2, 2), micro_batch_limit=1280)
-    found = estimate(trainer, training)
+    model = SimpleNamespace(module=torch.nn.Linear(2, 2))
+    trainer: Any = SimpleNamespace(args=config, language_model=model, micro_batch_limit=1280)
+    need = estimate(trainer, training)
     assert tried == [400, 30]  # the longest says what memory it takes
-    assert found.steps == steps
-    assert found.seconds == pytest.approx(4 / 30 * 500 * steps / 5)
+    assert need.steps == steps
+    assert need.seconds == pytest.approx(4 / 30 * 500 * steps / 5)
 
 
 def test_nothing_of_a_run_changes_by_it(tmp_path: Path) -> None:
@@ -60,8 +61,7 @@ def test_nothing_of_a_run_changes_by_it(tmp_path: Path) -> None:
     config = BuleyeanConfig(str(tmp_path), per_device_train_batch_size=1, activation_checkpointing=True)
     trainer = BuleyeanTrainer(model, config, training)
     before, weights = torch.get_rng_state(), [weight.clone() for weight in model.parameters()]
-    found = estimate(trainer, training)
-    assert found.seconds > 0
+    assert estimate(trainer, training).seconds > 0
     assert torch.get_rng_state().equal(before)
     assert all(now.equal(then) for now, then in zip(model.parameters(), weights, strict=True))
     assert all(weight.grad is None for weight in model.parameters())

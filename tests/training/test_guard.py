@@ -1,4 +1,4 @@
-"""The guard: what is too far, that it ends a run there with the last sound adapter, and is not noticed otherwise."""
+"""The guard: its limits, that it ends a run there with the last sound adapter, and changes nothing otherwise."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
-from buleyean_rl.batching.layout import choose_layout
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
-from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.packed_attention import PACKED
-from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.training import guard as guarding
-from buleyean_rl.training import run as training
+from buleyean_rl.training import measure
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.guard import DriftCheck, Guard, Limits, violated_limit
 from buleyean_rl.training.run import train
@@ -31,7 +30,7 @@ BASE = DriftCheck(0, 0.0, 2.0, 0.25)
 
 
 @pytest.mark.parametrize(
-    ("look", "words"),
+    ("check", "words"),
     [
         (DriftCheck(5, 0.1, 2.0), None),
         (DriftCheck(5, 0.1001, 2.0), "KL 0.100"),
@@ -43,46 +42,46 @@ BASE = DriftCheck(0, 0.0, 2.0, 0.25)
         (DriftCheck(5, 0.05, 2.0, 0.51), "51% of its answers loop, 25% of the base model's"),
     ],
 )
-def test_which_limit_is_passed(look: DriftCheck, words: str | None) -> None:
-    found = violated_limit(look, BASE, Limits(kl=0.1, entropy=0.3, loops=0.25))
-    assert found is None if words is None else found is not None and words in found
+def test_which_limit_is_violated(check: DriftCheck, words: str | None) -> None:
+    reason = violated_limit(check, BASE, Limits(kl=0.1, entropy=0.3, loops=0.25))
+    assert reason is None if words is None else reason is not None and words in reason
 
 
 def make_guard(folder: Path, **settings: Any) -> Guard:
     tokenizer = tiny_tokenizer()
-    model = attach_lora(tiny_llama(tokenizer), lora_config(4, 8, 0.0, None))
+    model = Model.from_module(tiny_llama(tokenizer), tokenizer)
+    model.attach_adapter(lora_config(4, 8, 0.0, None))
     texts = [boundary for text in SENTENCES[:4] if (boundary := neutral_boundary(tokenizer, text, 16))]
-    layout = choose_layout(model)
-    return Guard(model, tokenizer, layout, output_head(model), texts, ["Hi", "And?"], 100.0, folder, **settings)
+    return Guard(model, texts, ["Hi", "And?"], 100.0, folder, **settings)
 
 
-def test_a_look_is_the_divergence_of_the_whole_distributions(tmp_path: Path) -> None:
+def test_a_check_is_the_divergence_of_the_whole_distributions(tmp_path: Path) -> None:
     guard = make_guard(tmp_path)
     model = guard._model
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.module.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-        batch, head = guard._batch, output_head(model)
+        batch, head = guard._batch, model.head
         node = batch.counts.node
-        log_ref = head(reference_hidden(model, batch)[node]).log_softmax(-1)
-        log_pi = head(forward_hidden(backbone(model.eval()), batch)[node]).log_softmax(-1)
-    look = guard.look(3, answers=True)
-    assert look.kl == pytest.approx((log_ref.exp() * (log_ref - log_pi)).sum(-1).mean().item(), rel=1e-4)
-    assert look.entropy == pytest.approx(-(log_pi.exp() * log_pi).sum(-1).mean().item(), rel=1e-4)
-    assert look.loop_rate in (0.0, 0.5, 1.0)
-    assert guard.look(3, answers=False).loop_rate is None
-    assert model.get_base_model().config._attn_implementation == PACKED  # answering has put it back
+        log_ref = head(reference_hidden(model.module, batch)[node]).log_softmax(-1)
+        log_pi = head(forward_hidden(model.backbone.eval(), batch)[node]).log_softmax(-1)
+    check = guard.check(3, with_answers=True)
+    assert check.kl == pytest.approx((log_ref.exp() * (log_ref - log_pi)).sum(-1).mean().item(), rel=1e-4)
+    assert check.entropy == pytest.approx(-(log_pi.exp() * log_pi).sum(-1).mean().item(), rel=1e-4)
+    assert check.loop_rate in (0.0, 0.5, 1.0)
+    assert guard.check(3, with_answers=False).loop_rate is None
+    assert model.plain.config._attn_implementation == PACKED  # as before answering
 
 
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look after every step."""
+    """A check after every step."""
     monkeypatch.setattr(guarding, "TOKENS_BETWEEN", 1)
     monkeypatch.setattr(guarding, "TOKENS_BETWEEN_ANSWERS", 1)
     monkeypatch.setattr(guarding, "ANSWER_TOKENS", 8)
     monkeypatch.setattr(guarding, "PROMPTS", 2)
-    monkeypatch.setattr(training, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
 
 
 def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
@@ -91,28 +90,28 @@ def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.usefixtures("watchful")
-def test_it_ends_a_run_and_keeps_the_last_sound_adapter(base: Path, rejections: Path, tmp_path: Path) -> None:
+def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejections: Path, tmp_path: Path) -> None:
     report = run(base, rejections, tmp_path / "wild", learning_rate=1e-2, guard_kl=LIMIT)
     seen = report.guard
     assert seen is not None
-    assert "KL" in seen["stopped"]
-    assert report.steps == seen["looks"][-1]["step"] < 8
-    assert seen["kept"] == seen["looks"][-2]["step"]
-    assert seen["looks"][-1]["kl"] > LIMIT >= seen["looks"][-2]["kl"]
+    assert "KL" in seen["stop_reason"]
+    assert report.steps == seen["checks"][-1]["step"] < 8
+    assert seen["restored_step"] == seen["checks"][-2]["step"]
+    assert seen["checks"][-1]["kl"] > LIMIT >= seen["checks"][-2]["kl"]
     names = {path.name for path in (tmp_path / "wild").iterdir()}
     assert not names & {"sound.safetensors", "settings.json"}
 
-    # the kept adapter is that of a run that was told to stop there, learning-rate schedule and all
-    class Stop(training.TrainerCallback):  # type: ignore[name-defined,misc]
+    # the restored adapter is that of a run that was told to stop there, learning-rate schedule and all
+    class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            control.should_training_stop = state.global_step >= seen["kept"]
+            control.should_training_stop = state.global_step >= seen["restored_step"]
 
     settings = {"max_steps": 8, "per_device_train_batch_size": 2, "warmup_steps": 0, "save_steps": 2}
     config = load_config(None, tmp_path / "short", settings | {"learning_rate": 1e-2, "guard": False})
     train(rejections, str(base), config, callbacks=[Stop()])
-    kept, short = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("wild", "short"))
+    restored, short = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("wild", "short"))
     for name, tensor in short.items():
-        torch.testing.assert_close(kept[name], tensor, atol=0, rtol=0)
+        torch.testing.assert_close(restored[name], tensor, atol=0, rtol=0)
 
 
 @pytest.mark.usefixtures("watchful")
@@ -120,7 +119,7 @@ def test_a_run_that_stays_sound_does_not_notice_it(
     base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guarded = run(base, rejections, tmp_path / "guarded", learning_rate=1e-4, guard_kl=10.0)
-    monkeypatch.setattr(Guard, "look_at_base", None)  # what the base looks like is known by now
+    monkeypatch.setattr(Guard, "check_base", None)  # the base's check is cached by now
     again = run(base, rejections, tmp_path / "again", learning_rate=1e-4, guard_kl=10.0)
     run(base, rejections, tmp_path / "alone", learning_rate=1e-4, guard=False)
     names = ("guarded", "again", "alone")
@@ -129,27 +128,27 @@ def test_a_run_that_stays_sound_does_not_notice_it(
     assert (again.guard, again.neutral_nll_base) == (guarded.guard, guarded.neutral_nll_base)
     assert one == other
     assert guarded.guard is not None
-    assert [look["step"] for look in guarded.guard["looks"]] == list(range(1, 9))
-    assert (guarded.guard["stopped"], guarded.guard["base"]["kl"]) == (None, 0.0)
+    assert [check["step"] for check in guarded.guard["checks"]] == list(range(1, 9))
+    assert (guarded.guard["stop_reason"], guarded.guard["base"]["kl"]) == (None, 0.0)
     assert json.loads((tmp_path / "alone" / "run.json").read_text())["guard"] is None
 
 
 @pytest.mark.usefixtures("watchful")
-def test_a_strength_that_is_too_much_is_not_taken(base: Path, rejections: Path, tmp_path: Path) -> None:
+def test_a_scale_that_violates_a_limit_is_not_taken(base: Path, rejections: Path, tmp_path: Path) -> None:
     run(base, rejections, tmp_path / "plain", learning_rate=1e-3, guard_kl=LIMIT)
-    strong = run(base, rejections, tmp_path / "strong", learning_rate=1e-3, guard_kl=LIMIT, strength=30.0)
+    strong = run(base, rejections, tmp_path / "strong", learning_rate=1e-3, guard_kl=LIMIT, adapter_scale=30.0)
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("plain", "strong"))
     assert one == other
-    assert strong.strength == 1
+    assert strong.adapter_scale == 1
     assert strong.guard is not None
-    assert [look["step"] for look in strong.guard["looks"]] == [*range(1, 9), 8]
-    assert strong.guard["looks"][-1]["kl"] > LIMIT >= strong.guard["looks"][-2]["kl"]
-    assert strong.guard["stopped"] is None
+    assert [check["step"] for check in strong.guard["checks"]] == [*range(1, 9), 8]
+    assert strong.guard["checks"][-1]["kl"] > LIMIT >= strong.guard["checks"][-2]["kl"]
+    assert strong.guard["stop_reason"] is None
 
 
 @pytest.mark.usefixtures("watchful")
-def test_damage_at_the_first_look_is_an_error_that_says_what_to_do(
+def test_damage_at_the_first_check_is_an_error_that_says_what_to_do(
     base: Path, rejections: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=r"first look, step 1: .* --no-guard"):
+    with pytest.raises(TrainingError, match=r"first check, step 1: .* --no-guard"):
         run(base, rejections, tmp_path / "run", learning_rate=1.0)

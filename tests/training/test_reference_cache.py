@@ -1,4 +1,4 @@
-"""The cache of what is known of the reference: what is written is read, what is not known is computed."""
+"""The cache of the reference: what was written is read, for the loss to the bit what it would compute."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, referenc
 from buleyean_rl.training.reference_cache import CachedReference, EntryFormat, ReferenceCache, entry_format
 
 
-def some(nodes: int, width: int, dtype: torch.dtype, with_rest: bool) -> CachedReference:
-    rest = ReferenceSoftmax(torch.randn(nodes).double() / 3, torch.randn(nodes, width))
-    return CachedReference(torch.randn(nodes, width).to(dtype), rest if with_rest else None)
+def some(nodes: int, width: int, dtype: torch.dtype, with_softmax: bool) -> CachedReference:
+    softmax = ReferenceSoftmax(torch.randn(nodes).double() / 3, torch.randn(nodes, width))
+    return CachedReference(torch.randn(nodes, width).to(dtype), softmax if with_softmax else None)
 
 
-def of(known: CachedReference, nodes: list[int]) -> CachedReference:
-    rest = None if known.rest is None else ReferenceSoftmax(*(x[nodes] for x in known.rest))
-    return CachedReference(known.states[nodes], rest)
+def select(reference: CachedReference, nodes: list[int]) -> CachedReference:
+    softmax = None if reference.softmax is None else ReferenceSoftmax(*(x[nodes] for x in reference.softmax))
+    return CachedReference(reference.states[nodes], softmax)
 
 
 def equal(got: CachedReference | None, expected: CachedReference) -> bool:
-    if got is None or not got.states.equal(expected.states) or (got.rest is None) != (expected.rest is None):
+    if got is None or not got.states.equal(expected.states) or (got.softmax is None) != (expected.softmax is None):
         return False
-    return got.rest is None or all(a.equal(b) for a, b in zip(got.rest, expected.rest or (), strict=True))
+    return got.softmax is None or all(a.equal(b) for a, b in zip(got.softmax, expected.softmax or (), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("with_rest", [False, True])
-def test_what_was_written_is_read_again(tmp_path: Path, dtype: torch.dtype, with_rest: bool) -> None:
-    known, kept = some(7, 3, dtype, with_rest), EntryFormat(3, dtype, with_rest)
-    cache = ReferenceCache(tmp_path / "new", [2, 4, 1], kept)
+@pytest.mark.parametrize("with_softmax", [False, True])
+def test_what_was_written_is_read_again(tmp_path: Path, dtype: torch.dtype, with_softmax: bool) -> None:
+    written, entry = some(7, 3, dtype, with_softmax), EntryFormat(3, dtype, with_softmax)
+    cache = ReferenceCache(tmp_path / "new", [2, 4, 1], entry)
     assert cache.read([1]) is None
-    cache.write([2, 0], of(known, [0, 1, 2]))
+    cache.write([2, 0], select(written, [0, 1, 2]))
     assert cache.read([0, 1]) is None
-    assert equal(cache.read([0, 2]), of(known, [1, 2, 0]))
-    cache.write([1], of(known, [3, 4, 5, 6]))
-    for again in (cache, ReferenceCache(tmp_path / "new", [2, 4, 1], kept)):
-        assert equal(again.read([0, 1, 2]), of(known, [1, 2, 3, 4, 5, 6, 0]))
+    assert equal(cache.read([0, 2]), select(written, [1, 2, 0]))
+    cache.write([1], select(written, [3, 4, 5, 6]))
+    for again in (cache, ReferenceCache(tmp_path / "new", [2, 4, 1], entry)):
+        assert equal(again.read([0, 1, 2]), select(written, [1, 2, 3, 4, 5, 6, 0]))
     files = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
-    assert sum(files.values()) == 7 * kept.bytes + files["known"]
+    assert sum(files.values()) == 7 * entry.bytes + files["is_cached"]
 
 
 def test_a_cache_of_nothing(tmp_path: Path) -> None:
@@ -52,24 +52,23 @@ def test_a_cache_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("name", ["complement", "ratio"])
-def test_a_loss_is_to_the_bit_what_it_is_when_its_reference_is_looked_at_before(name: str) -> None:
+def test_a_loss_is_to_the_bit_what_it_is_with_the_reference_s_softmax_computed_before() -> None:
     torch.manual_seed(0)
     head = OutputHead(torch.randn(512, 64).bfloat16() / 8)
-    objective = Objective(name)  # type: ignore[arg-type]
+    objective = Objective()
     hidden, reference = torch.randn(2, 530, 64).bfloat16().unbind()
     node = torch.arange(0, 530, 3)
     counts = Counts(node, 2 * node % 512, torch.full_like(node, 3).float(), torch.full((530,), 5.0))
     assert entry_format(head, objective) == (64, torch.bfloat16, True)
-    assert not entry_format(head, Objective("listwise")).with_rest
+    assert not entry_format(head, Objective("listwise")).with_softmax
     outcomes: list[tuple[NodeLosses, torch.Tensor | None]] = []
-    for rest in (None, reference_softmax(head, reference, counts)):
+    for softmax in (None, reference_softmax(head, reference, counts)):
         h = hidden.clone().requires_grad_()
-        losses = fused_loss(h, head, counts, objective, reference, rest)
+        losses = fused_loss(h, head, counts, objective, reference, softmax)
         losses.loss.sum().backward()
         outcomes.append((losses, h.grad))
-    (plain, grad), (known, again) = outcomes
-    assert all(a.equal(b) for a, b in zip(plain, known, strict=True))
+    (plain, grad), (cached, again) = outcomes
+    assert all(a.equal(b) for a, b in zip(plain, cached, strict=True))
     assert grad is not None
     assert again is not None
     assert grad.equal(again)
@@ -78,8 +77,8 @@ def test_a_loss_is_to_the_bit_what_it_is_when_its_reference_is_looked_at_before(
 @pytest.mark.parametrize(
     "head", [OutputHead(torch.randn(31, 5)), OutputHead(torch.randn(64, 32).bfloat16(), softcap=3)]
 )
-def test_where_a_loss_goes_by_logits_there_is_nothing_more_to_keep(head: OutputHead) -> None:
-    nothing = torch.zeros(0, dtype=torch.long)
-    counts = Counts(nothing, nothing, nothing.float(), torch.ones(2))
-    assert not entry_format(head, Objective()).with_rest
+def test_where_a_loss_goes_by_logits_there_is_no_softmax_to_cache(head: OutputHead) -> None:
+    empty = torch.zeros(0, dtype=torch.long)
+    counts = Counts(empty, empty, empty.float(), torch.ones(2))
+    assert not entry_format(head, Objective()).with_softmax
     assert reference_softmax(head, torch.randn(2, head.weight.shape[1]).to(head.weight.dtype), counts) is None

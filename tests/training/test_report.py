@@ -1,9 +1,8 @@
-"""What a run leaves to read: JSON written whole or not at all, a plot, a card."""
+"""What a run leaves to read: a plot, a card, and last run.json."""
 
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from buleyean_rl.system.host import peak_rss_bytes
-from buleyean_rl.training.report import _smooth, plot_losses, write_json, write_report
+from buleyean_rl.training.report import _smooth, plot_losses, write_report
 from sample_report import REPORT
 
 LOG = [
@@ -50,22 +49,13 @@ def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr("buleyean_rl.training.report.write_json", full)
         with pytest.raises(OSError, match="No space"):
             write_report(tmp_path, REPORT, LOG)
     assert {"loss.png", "README.md"} <= {path.name for path in tmp_path.iterdir()}
     assert not (tmp_path / "run.json").exists()
     write_report(tmp_path, REPORT, LOG)
-    assert json.loads((tmp_path / "run.json").read_text()) == asdict(REPORT)
-
-
-def test_json_replaces_a_file_whole_or_leaves_it(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    write_json(path, {"é": 1})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
-    with pytest.raises(TypeError):
-        write_json(path, {"not json": {1, 2}})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2} | asdict(REPORT)
 
 
 def test_smoothing_is_a_running_mean_that_leaves_short_runs_alone() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from buleyean_rl.data.records import RejectionRecord, make_record, write_records
 from buleyean_rl.data.trie import merge_responses
-from buleyean_rl.errors import BuleyeanError, RecordError, TrainingError, UsageError
+from buleyean_rl.errors import ModelError, RecordError, TrainingError, UsageError
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.training import dataset, reference_cache
+from buleyean_rl.training import dataset, measure, reference_cache
 from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.dataset import split
@@ -45,7 +45,7 @@ SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 0.25
 
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
 
 
 def start(base: Path, records: Path, run: Path, *, resume: bool = False, **settings: Any) -> RunReport:
@@ -68,7 +68,7 @@ class Finished:
         self.folder, self.report, self.printed = folder, report, printed
 
 
-@pytest.fixture(scope="module", params=["ratio", "complement", "published", "listwise"])
+@pytest.fixture(scope="module", params=["complement", "published", "listwise"])
 def finished(request: pytest.FixtureRequest, base: Path, rejections: Path, tmp_path_factory: Any) -> Finished:
     folder, out = tmp_path_factory.mktemp("runs") / request.param, io.StringIO()
     config = load_config(None, folder, SETTINGS | {"objective": request.param})
@@ -101,10 +101,12 @@ def test_run_json_says_everything(finished: Finished) -> None:
     assert run["tokens_per_second"] == pytest.approx(run["tokens"] / run["seconds"])
     assert run["config"]["lora_rank"] == 16
     assert {"python", "torch", "transformers", "peft", "buleyean-rl"} <= set(run["versions"])
+    assert run["format"] == 2
+    assert f"compute: {run['compute']}" in finished.printed
 
 
 def test_the_loss_is_its_parts_and_never_below_its_floor(finished: Finished) -> None:
-    log, alpha = steps(finished.folder), 0.9 if finished.report.objective == "ratio" else 0.7
+    log, alpha = steps(finished.folder), 0.9 if finished.report.objective == "complement" else 0.7
     assert finished.report.config["alpha"] == alpha
     assert [entry["step"] for entry in log] == list(range(1, 9))
     for entry in log:
@@ -164,13 +166,12 @@ def test_all_but_published_make_rejected_answers_unlikelier(finished: Finished) 
     assert (change > 0) == (finished.report.objective != "published")
 
 
-def test_a_single_rejection_of_likely_answers_is_said_to_ask_for_little() -> None:
+def test_a_single_rejection_of_likely_answers_barely_moves_the_target() -> None:
     once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], rounds) for rounds in (1, 60))
-    assert barely_moves_target([once, once], 0.24, Objective("ratio"))
-    assert barely_moves_target([once], 0.24, Objective("complement"))
-    assert not barely_moves_target([once], 1.68, Objective("ratio"))
-    assert not barely_moves_target([once, often], 0.24, Objective("ratio"))
-    assert not barely_moves_target([once], 0.24, Objective("ratio", tau=6.0))
+    assert barely_moves_target([once, once], 0.24, Objective())
+    assert not barely_moves_target([once], 1.68, Objective())
+    assert not barely_moves_target([once, often], 0.24, Objective())
+    assert not barely_moves_target([once], 0.24, Objective(tau=6.0))
     assert not barely_moves_target([once], 0.24, Objective("published"))
     assert not barely_moves_target([once], 0.24, Objective("listwise"))
 
@@ -185,20 +186,20 @@ def test_one_seed_one_adapter(uninterrupted: Path, base: Path, rejections: Path,
     assert adapter(tmp_path / "other") != adapter(uninterrupted)
 
 
-def test_a_strengthened_adapter_is_the_trained_one_times_its_strength(
+def test_a_scaled_adapter_is_the_trained_one_times_its_scale(
     uninterrupted: Path, base: Path, rejections: Path, tmp_path: Path
 ) -> None:
-    report = start(base, rejections, tmp_path / "strong", strength=1.5)
+    report = start(base, rejections, tmp_path / "scaled", adapter_scale=1.5)
     plain = json.loads((uninterrupted / "run.json").read_text())
-    once, more = (load_file(run / "adapter_model.safetensors") for run in (uninterrupted, tmp_path / "strong"))
+    once, more = (load_file(run / "adapter_model.safetensors") for run in (uninterrupted, tmp_path / "scaled"))
     for name, tensor in once.items():
         torch.testing.assert_close(more[name], tensor * (1.5 if "lora_B" in name else 1), atol=0, rtol=0)
-    # the loss is what training reached; what the text lost is what the kept adapter costs
+    # the loss is what training reached; what the text lost is what the scaled adapter costs
     assert (report.loss_final, report.optimality_gap) == (plain["loss_final"], plain["optimality_gap"])
     assert report.rejected_nll_final > plain["rejected_nll_final"] > report.rejected_nll_base
     assert report.neutral_nll_final != plain["neutral_nll_final"]
-    assert (report.strength, plain["strength"]) == (1.5, 1)
-    assert "strength 1.5" in (tmp_path / "strong" / "README.md").read_text()
+    assert (report.adapter_scale, plain["adapter_scale"]) == (1.5, 1)
+    assert "scaled by 1.5" in (tmp_path / "scaled" / "README.md").read_text()
 
 
 KILLED = """
@@ -206,11 +207,12 @@ import os, signal, sys
 from pathlib import Path
 
 import torch
+from buleyean_rl.training import measure
 from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
-training.NEUTRAL_TOKENS = 8
+measure.NEUTRAL_TOKENS = 8
 records, base, run, settings, where = sys.argv[1:]
 
 def die():
@@ -234,6 +236,7 @@ training.train(Path(records), base, load_config(None, Path(run), eval(settings))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["after step 1", "after step 7", "within a checkpoint"])
 def test_killed_and_resumed_is_never_killed(
     where: str, uninterrupted: Path, base: Path, rejections: Path, tmp_path: Path
@@ -291,7 +294,7 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
         start(base, rejections, stopped)
     with pytest.raises(UsageError, match=r"other settings: learning_rate \(0.01 then, 0.1 now\)"):
         start(base, rejections, stopped, resume=True, learning_rate=0.1)
-    with pytest.raises(UsageError, match=r"other settings: objective \(ratio then, published now\)"):
+    with pytest.raises(UsageError, match=r"other settings: objective \(complement then, published now\)"):
         start(base, rejections, stopped, resume=True, objective="published")
     others = tmp_path / "others.jsonl"
     write_records(others, [make_record("Hi", ["No"])])
@@ -305,6 +308,15 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
     # transformers' own word on file systems whose times are equal depends on the machine; nothing else is warned of
     assert [warning for warning in warned if "mtime" not in warning] == []
     assert adapter(stopped) == adapter(uninterrupted)
+
+
+def test_a_run_that_an_earlier_version_began_is_not_resumed(stopped: Path, base: Path, rejections: Path) -> None:
+    file = stopped / "settings.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("format") == 2
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"settings\.json is of format 1, whose objective names mean other losses"):
+        start(base, rejections, stopped, resume=True)
 
 
 def test_a_finished_run_is_left_alone(uninterrupted: Path, base: Path, rejections: Path) -> None:
@@ -338,8 +350,8 @@ def test_a_folder_that_cannot_be_written_stops_the_run_at_once(
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", "run")
 
-    monkeypatch.setattr(os, "replace", denied)
-    monkeypatch.setattr(training, "load_for_inference", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("buleyean_rl.training.checkpoints.write_json", denied)
+    monkeypatch.setattr("buleyean_rl.models.model.load_for_inference", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(PermissionError):
         start(base, rejections, tmp_path / "run")
 
@@ -392,86 +404,23 @@ def test_bad_lines_can_be_skipped(base: Path, rejections: Path, tmp_path: Path) 
 
 
 @given(st.integers(1, 40), st.floats(0, 0.99), st.integers(0, 9))
-def test_split_keeps_every_record_once_and_one_to_train_on(count: int, share: float, seed: int) -> None:
-    kept, held_out = split(count, share, seed)
-    assert sorted([*kept, *held_out]) == list(range(count))
-    assert len(kept) >= 1
+def test_split_has_every_record_once_and_one_to_train_on(count: int, share: float, seed: int) -> None:
+    training, held_out = split(count, share, seed)
+    assert sorted([*training, *held_out]) == list(range(count))
+    assert len(training) >= 1
     assert len(held_out) == min(int(count * share), count - 1)
-    for part, again in zip((kept, held_out), split(count, share, seed), strict=True):
+    for part, again in zip((training, held_out), split(count, share, seed), strict=True):
         assert part.tolist() == again.tolist() == sorted(part)
 
 
-# --- the settings file
+# --- what is cached
 
 
-def config_file(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "run.yaml"
-    path.write_text(text)
-    return path
-
-
-def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
-    file = config_file(
-        tmp_path, "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n"
-    )
-    config = load_config(file, tmp_path / "run", {"lora_rank": 4})
-    assert (config.learning_rate, config.lora_rank, config.weight_decay, config.tau) == (5e-4, 4, 1e-2, 2)
-    assert (config.alpha, config.micro_batch_tokens) == (0.5, None)
-    assert config.output_dir == str(tmp_path / "run")
-    assert load_config(config_file(tmp_path, ""), tmp_path / "run", {}).lora_rank == 16
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("lora_rnak: 8", "run.yaml: not a setting: lora_rnak"),
-        ("output_dir: elsewhere", "run.yaml: not a setting: output_dir"),
-        ("learning_rate: fast", "run.yaml: learning_rate must be a number, not 'fast'"),
-        ("lora_rank: many", "run.yaml: lora_rank must be a number, not 'many'"),
-        ("lora_rank: 2.5", "run.yaml: lora_rank must be a whole number, not 2.5"),
-        ("lora_rank: [8]", "run.yaml: lora_rank must be a number, not [8]"),
-        ("weight_decay: some", "run.yaml: weight_decay must be a number, not 'some'"),
-        ("max_steps: true", "run.yaml: max_steps must be a number, not True"),
-        ("tau: null", "run.yaml: tau must be a number, not None"),
-        ("lora_rank: 0", "lora_rank cannot be 0"),
-        ("held_out: 1", "held_out cannot be 1"),
-        ("max_length: 1", "max_length cannot be 1"),
-        ("micro_batch_tokens: 0", "micro_batch_tokens cannot be 0"),
-        ("learning_rate: -1", "learning_rate cannot be -1"),
-        ("strength: 0", "strength cannot be 0"),
-        ("lora_dropout: 1", "lora_dropout cannot be 1"),
-        ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
-        ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
-        ("alpha: much", "run.yaml: alpha must be a number, not 'much'"),
-        ("alpha: 2", "alpha must be above 0 and at most 1"),
-        ("tau: 0", "tau must be above 0"),
-        ("objective: dpo", "unknown objective 'dpo': choose one of complement, ratio, published"),
-        ("lr_scheduler_type: sawtooth", "run.yaml: "),
-        ("- a\n- b", "run.yaml: expected `name: value` lines"),
-        ("a: [", "run.yaml: cannot be read as YAML"),
-        ("1: 2", "run.yaml: not a setting: 1"),
-    ],
-)
-def test_settings_that_cannot_be(text: str, problem: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        load_config(config_file(tmp_path, text), tmp_path / "run", {})
-    assert problem in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_settings_file_that_is_not_text(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    with pytest.raises(UsageError, match="cannot be read"):
-        load_config(path, tmp_path / "run", {})
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BuleyeanError, match="cannot be read"):
-        load_config(path, tmp_path / "run", {})
-
-
-def test_what_the_base_says_is_kept_for_the_same_answers_only(
+def test_the_reference_is_cached_for_the_same_answers_only(
     base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listwise adds answers to the same records: after another objective it must give what it gives alone."""
+    monkeypatch.setattr("buleyean_rl.training.own_samples.OWN_TOKENS", 8)
     settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
     for cache, before in (("used", ["complement"]), ("new", [])):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
@@ -491,21 +440,24 @@ class Records:
 
 
 @pytest.mark.parametrize(
-    ("room", "kept"), [(4000, {"known", "states", "lse", "mean"}), (3999, {"known", "states"}), (1599, set())], ids=str
+    ("limit", "files"),
+    [(4000, {"is_cached", "states", "lse", "mean"}), (3999, {"is_cached", "states"}), (1599, set())],
+    ids=str,
 )
-def test_as_much_is_kept_of_the_reference_as_there_is_room_for(
-    room: int, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_as_much_of_the_reference_is_cached_as_fits_on_disk(
+    limit: int, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(reference_cache, "REFERENCES_BYTES", room)
-    monkeypatch.setattr(reference_cache, "output_head", lambda _: None)
+    monkeypatch.setattr(reference_cache, "CACHE_BYTES", limit)
     monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
     config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
-    references = reference_cache._references([], "", config, None, Records())  # type: ignore[arg-type]
-    assert (references is None) == (not kept)
-    assert {path.name for path in tmp_path.rglob("reference/*/*")} == kept
+    model: Any = SimpleNamespace(head=None, module=None, numerics=[])
+    data: Any = SimpleNamespace(training=Records(), sha256="")
+    references = reference_cache.open_reference_cache(model, data, config)
+    assert (references is None) == (not files)
+    assert {path.name for path in tmp_path.rglob("reference/*/*")} == files
     config.num_train_epochs = 1
-    assert reference_cache._references([], "", config, None, Records()) is None  # type: ignore[arg-type]
+    assert reference_cache.open_reference_cache(model, data, config) is None
 
 
 def test_nothing_is_drawn_for_a_prompt_without_room(

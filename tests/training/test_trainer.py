@@ -1,82 +1,44 @@
-"""The thin trainer: which layout a model gets, the reference, a step's loss, checkpoints, settings."""
+"""The thin trainer: every kind of model learns, a step's loss, clipping, checkpoints, the reference's cache."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import Trainer
 
 from adapted import TOKENIZER, adapted, stir
-from buleyean_rl.batching.batch import Batch, pack, pad_paths
-from buleyean_rl.batching.forward import add_references, batch_losses, forward_hidden, reference_hidden
-from buleyean_rl.batching.layout import Layout, choose_layout, make_batch, probe
-from buleyean_rl.batching.rows import bin_pack
+from buleyean_rl.batching.batch import Batch
+from buleyean_rl.batching.forward import add_references
 from buleyean_rl.data.trie import merge_responses
-from buleyean_rl.errors import TrainingError, UsageError
+from buleyean_rl.errors import TrainingError
 from buleyean_rl.kernels import matmul
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
-from buleyean_rl.models.packed_attention import PACKED
-from buleyean_rl.models.views import backbone, output_head, plain_model
+from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.checkpoints import discard_checkpoints, last_checkpoint
-from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.held_out import HeldOut
 from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
-from tiny import tiny_llama, tiny_mistral, tiny_model, tiny_qwen2
+from tiny import tiny_llama, tiny_model
 from tiny_trainer import RECORDS, trainer
 
-GEMMA = {"head_dim": 16, "sliding_window": 4}
-
-PACKS: dict[str, Callable[[], Any]] = {
+KINDS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tiny_llama(TOKENIZER),
-    "qwen2": lambda: tiny_qwen2(TOKENIZER),
-    "mistral that forgets": lambda: tiny_mistral(TOKENIZER, sliding_window=4),
     "gpt2": lambda: tiny_model("GPT2LMHeadModel", TOKENIZER, n_positions=64),
-    "gemma3": lambda: tiny_model("Gemma3ForCausalLM", TOKENIZER, **GEMMA),
-}
-PADS: dict[str, Callable[[], Any]] = {
-    "mamba, which has no attention": lambda: tiny_model("MambaForCausalLM", TOKENIZER),
-    "bloom, whose attention is its own": lambda: tiny_model("BloomForCausalLM", TOKENIZER, n_head=4),
-    "lfm2, half convolutions": lambda: tiny_model("Lfm2ForCausalLM", TOKENIZER, layer_types=["conv", "full_attention"]),
-    "gemma2, whose scores are capped": lambda: tiny_model(
-        "Gemma2ForCausalLM", TOKENIZER, **GEMMA, attn_logit_softcapping=1.0
-    ),
+    "gemma3": lambda: tiny_model("Gemma3ForCausalLM", TOKENIZER, head_dim=16, sliding_window=4),
+    "mamba, padded": lambda: tiny_model("MambaForCausalLM", TOKENIZER),
+    "lfm2, padded": lambda: tiny_model("Lfm2ForCausalLM", TOKENIZER, layer_types=["conv", "full_attention"]),
 }
 
 
-# --- layouts
-
-
-@pytest.mark.parametrize("make", PACKS.values(), ids=PACKS.keys())
-def test_a_model_with_replaceable_attention_is_packed(make: Callable[[], Any]) -> None:
-    assert choose_layout(make()) is pack
-
-
-@pytest.mark.parametrize("make", PADS.values(), ids=PADS.keys())
-def test_any_other_model_is_padded_and_keeps_its_attention(make: Callable[[], Any]) -> None:
-    model = make()
-    own = model.config._attn_implementation
-    assert choose_layout(model) is pad_paths
-    assert model.config._attn_implementation == own
-
-
-def test_capped_scores_are_never_packed_without_their_cap() -> None:
-    model = tiny_model("Gemma2ForCausalLM", TOKENIZER, **GEMMA, query_pre_attn_scalar=1)
-    assert choose_layout(model) is pad_paths
-
-
-@pytest.mark.parametrize("make", [*PACKS.values(), *PADS.values()], ids=[*PACKS, *PADS])
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> None:
     """From rejections of its own likeliest tokens; measured without dropout, before and after six steps."""
     model = make()
@@ -86,76 +48,12 @@ def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> 
     targets = ["in_proj", "x_proj"] if model.config.model_type == "mamba" else None  # its kernel reads the others
     model = adapted(lambda: model, targets=targets)
     run = trainer(model, tmp_path, records, learning_rate=1e-3, max_steps=6, warmup_steps=0)
-    held_out = HeldOut(model, records, run.args.loss)
+    held_out = HeldOut(run.language_model, records, run.args.loss)
     before = held_out.measure()
     run.train()
     after = held_out.measure()
     assert after["loss"] < before["loss"]
     assert after["loss"] >= after["floor"]
-
-
-# --- the reference
-
-
-def test_the_reference_is_the_base_whatever_the_adapter_and_the_mode() -> None:
-    base, model = tiny_llama(TOKENIZER), stir(adapted(PACKS["llama"], dropout=0.5))
-    model.train()
-    batch = make_batch(choose_layout(model), RECORDS, Objective())
-    got = reference_hidden(model, batch)
-    assert not got.requires_grad
-    assert model.training
-    ids = torch.tensor([RECORDS[0].prompt])
-    with torch.no_grad():
-        expected = backbone(base)(ids, use_cache=False).last_hidden_state[0, -1]
-        torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-4)
-        model.eval()
-        assert not torch.allclose(backbone(model)(ids, use_cache=False).last_hidden_state[0, -1], expected)
-
-
-@pytest.mark.parametrize("layout", [pack, pad_paths])
-@pytest.mark.parametrize("room", [1, 100, 10_000])
-def test_references_computed_together_are_those_of_each_row(
-    layout: Layout, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = stir(adapted(PACKS["llama"]))
-    monkeypatch.setattr("buleyean_rl.batching.forward.REFERENCE_TOKENS", room)
-    plain_model(model).set_attn_implementation(PACKED if layout is pack else "sdpa")
-    rows = [layout(records) for records in (RECORDS[:3], probe(len(TOKENIZER)), RECORDS[3:5])]
-    known = replace(rows[1], reference=torch.zeros(3))
-    for row, batch in zip(rows, add_references(model, [*rows[:1], known, *rows[2:]]), strict=True):
-        if row is rows[1]:
-            assert batch is known
-        else:
-            torch.testing.assert_close(batch.reference, reference_hidden(model, row), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("kernels")
-def test_in_tiles_a_fresh_adapter_is_its_reference_to_the_bit() -> None:
-    base = tiny_llama(TOKENIZER, head_dim=32).to(torch.bfloat16)
-    model = attach_lora(base, lora_config(4, 8, 0.0, None)).train()
-    layout = choose_layout(model)
-    long = [replace(record, prompt=record.prompt * 9) for record in RECORDS]  # short rows go another way
-    rows = [layout(long[:3]), layout(long[3:])]
-    for batch in add_references(model, rows):  # in one row
-        assert batch.input_ids.numel() >= 64
-        assert forward_hidden(backbone(model), batch).equal(batch.reference)
-
-
-def test_at_the_start_the_kl_of_an_unrejected_node_is_zero() -> None:
-    model = adapted(PACKS["llama"])
-    batch = make_batch(choose_layout(model), RECORDS, Objective())
-    losses = batch_losses(model, output_head(model), batch, Objective())
-    anchors = torch.ones(len(batch.nodes), dtype=torch.bool)
-    anchors[batch.counts.node] = False
-    assert anchors.any()
-    torch.testing.assert_close(losses.loss[anchors], torch.zeros(int(anchors.sum())), rtol=0, atol=1e-5)
-    assert (losses.loss[~anchors] > 0).all()
-
-
-def test_only_the_published_objective_leaves_anchors_out() -> None:
-    assert len(make_batch(pack, RECORDS, Objective()).nodes) == sum(record.nodes for record in RECORDS)
-    published = make_batch(pack, RECORDS, Objective("published"))
-    assert len(published.nodes) == len({(r, node) for r, b in enumerate(RECORDS) for node, _, _ in b.rejections})
 
 
 # --- steps
@@ -166,7 +64,7 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
     uneven = [*RECORDS[:3], merge_responses([7], [(list(range(50, 60)), [True] * 10)], [4], 9)]
     results = []
     for size, accumulated in ((4, 1), (1, 4)):
-        model = adapted(PACKS["llama"])
+        model = adapted(KINDS["llama"])
         run = trainer(
             model,
             tmp_path,
@@ -198,7 +96,7 @@ def test_the_published_kl_falls_fivefold_in_fifty_steps(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
-    model = stir(adapted(PACKS["llama"]))
+    model = stir(adapted(KINDS["llama"]))
     next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(math.nan)
     run = trainer(model, tmp_path, max_steps=2)
     with pytest.raises(TrainingError, match="the loss is not a number: lower the learning rate"):
@@ -235,91 +133,33 @@ def test_only_checkpoints_are_discarded(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-# --- settings
-
-
-def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> None:
-    config = BuleyeanConfig(output_dir=str(tmp_path))
-    assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
-    assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
-    assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
-    assert config.get_warmup_steps(1125) == 100
-    assert config.loss == Objective("ratio", 0.9, 1.0)
-    for name in ("complement", "listwise", "published"):
-        assert BuleyeanConfig(output_dir=str(tmp_path), objective=name).loss == Objective(name, 0.7, 1.0)  # type: ignore[arg-type]
-    assert BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5).loss == Objective("ratio", 0.5, 1.0)
-
-
-def test_apples_gpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("transformers.training_args.is_torch_mps_available", lambda: True)
-    assert BuleyeanConfig(output_dir=str(tmp_path)).device.type == "cpu"
-
-
-def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
-    config = BuleyeanConfig(output_dir=str(tmp_path))
-    assert not config.push_to_hub
-    assert not config.report_to or config.report_to == ["none"]
-
-
-@pytest.mark.parametrize("setting", [{"alpha": 0}, {"tau": -1}, {"objective": "kto"}, {"lora_rank": 0}])
-def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        BuleyeanConfig(output_dir=str(tmp_path), **setting)
-
-
-# --- rows and the reference's cache
+# --- micro-batches and the reference's cache
 
 
 def weights(model: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize(
-    ("sizes", "limit", "rows"),
-    [
-        ([512] * 4, 1536, [[512, 512], [512, 512]]),  # not three and one
-        ([900, 300, 200], 1000, [[900], [300, 200]]),
-        ([60, 50, 40, 30, 20], 100, [[60, 40], [50, 30, 20]]),
-        ([150, 60, 30], 100, [[150], [60, 30]]),  # one with more than a row
-        ([6, 5, 5, 4, 4, 4, 4], 16, [[6, 5, 5], [4, 4, 4, 4]]),  # the shortest row has no room for the last
-        ([7, 6, 5, 5, 4, 4, 4, 3], 19, [[7, 4], [6, 4, 4], [5, 5, 3]]),
-        ([], 10, []),
-    ],
-    ids=str,
-)
-def test_rows_are_few_and_then_even(sizes: list[int], limit: int, rows: list[list[int]]) -> None:
-    assert sorted(bin_pack(sizes, int, limit)) == sorted(rows)
-
-
-@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 50))
-def test_rows_hold_everything_once_and_no_more_than_they_may(sizes: list[int], limit: int) -> None:
-    rows = bin_pack(list(enumerate(sizes)), lambda item: item[1], limit)
-    assert sorted(item for row in rows for item in row) == list(enumerate(sizes))
-    assert all(rows)
-    assert all(sum(size for _, size in row) <= max([limit, *sizes]) for row in rows)
-
-
-@pytest.mark.parametrize("most", [1, 20, 10_000])
-def test_how_a_step_is_cut_into_rows_does_not_matter(most: int, tmp_path: Path) -> None:
-    expected = adapted(PACKS["llama"]).double()  # Adam makes a step of the last digits of a small gradient
+@pytest.mark.parametrize("limit", [1, 20, 10_000])
+def test_how_a_step_is_cut_into_micro_batches_does_not_matter(limit: int, tmp_path: Path) -> None:
+    expected = adapted(KINDS["llama"]).double()  # Adam makes a step of the last digits of a small gradient
     trainer(expected, tmp_path / "a", max_steps=3, learning_rate=1e-3).train()
-    model = adapted(PACKS["llama"]).double()
-    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3, micro_batch_tokens=most)
-    rows = [len(batch.numbers) for batch in run.collate(list(enumerate(RECORDS[:4])))["batches"]]
-    assert rows == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[most]
+    model = adapted(KINDS["llama"]).double()
+    run = trainer(model, tmp_path / "b", max_steps=3, learning_rate=1e-3, micro_batch_tokens=limit)
+    sizes = [len(batch.numbers) for batch in run.collate(list(enumerate(RECORDS[:4])))["batches"]]
+    assert sizes == {1: [1] * 4, 20: [2, 2], 10_000: [4]}[limit]
     run.train()
     torch.testing.assert_close(weights(model), weights(expected), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("most", [1e-2, 1e3])
+@pytest.mark.parametrize("max_norm", [1e-2, 1e3])
 def test_gradients_are_clipped_as_everybody_clips_them(
-    most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    max_norm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
     for name in ("ours", "theirs"):
-        model = adapted(PACKS["llama"])
-        run = trainer(model, tmp_path / name, max_steps=2, learning_rate=1e-3, max_grad_norm=most, optim="sgd")
+        model = adapted(KINDS["llama"])
+        run = trainer(model, tmp_path / name, max_steps=2, learning_rate=1e-3, max_grad_norm=max_norm, optim="sgd")
         run.train()
         assert all(parameter.grad is None for parameter in model.parameters())
         runs.append((weights(model), [log["grad_norm"] for log in run.state.log_history if "grad_norm" in log]))
@@ -332,7 +172,7 @@ def test_gradients_are_clipped_as_everybody_clips_them(
 def test_checkpointed_layers_compute_the_same(tmp_path: Path) -> None:
     outcomes = []
     for checkpointing in (False, True):
-        model = adapted(PACKS["llama"], dropout=0.2)
+        model = adapted(KINDS["llama"], dropout=0.2)
         calls: list[int] = []
         backbone(model).layers[0].input_layernorm.register_forward_hook(lambda *_, calls=calls: calls.append(0))
         settings = {"max_steps": 3, "learning_rate": 1e-3, "activation_checkpointing": checkpointing}
@@ -354,12 +194,12 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
     outcomes = []
     for folder in (None, tmp_path / "cache", tmp_path / "cache"):
         computed.clear()
-        model = adapted(PACKS["llama"], dropout=0.2)
-        nodes, kept = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
-        references = ReferenceCache(folder, nodes, kept) if folder else None
+        model = adapted(KINDS["llama"], dropout=0.2)
+        nodes, entry = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
+        references = ReferenceCache(folder, nodes, entry) if folder else None
         run = trainer(model, tmp_path / "run", num_train_epochs=3, learning_rate=1e-3, references=references)
         run.train()
-        outcomes.append((sorted(number for row in computed for number in row), weights(model)))
+        outcomes.append((sorted(number for numbers in computed for number in numbers), weights(model)))
     (without, plain), (first, once), (second, again) = outcomes
     assert without == sorted([*range(8)] * 3)
     assert first == [*range(8)]
@@ -369,7 +209,7 @@ def test_the_reference_is_computed_in_the_first_epoch_only(tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("kernels")
-def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_reference(
+def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_of_the_reference_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     softmaxes, head_sums = [0], matmul.head_softmax
@@ -380,17 +220,17 @@ def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_is_kept_of_the_refer
 
     monkeypatch.setattr(matmul, "head_softmax", counted)
     outcomes = []
-    for with_rest in (False, True, True):
+    for with_softmax in (False, True, True):
         softmaxes.append(0)
         torch.manual_seed(0)
         base = tiny_llama(TOKENIZER, head_dim=32, vocab_size=416).bfloat16()
         model = attach_lora(base, lora_config(4, 8, 0.0, None))
-        nodes, kept = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
-        assert kept.with_rest
-        references = ReferenceCache(tmp_path / str(with_rest), nodes, kept._replace(with_rest=with_rest))
+        nodes, entry = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
+        assert entry.with_softmax
+        references = ReferenceCache(tmp_path / str(with_softmax), nodes, entry._replace(with_softmax=with_softmax))
         trainer(model, tmp_path / "run", num_train_epochs=2, learning_rate=1e-3, references=references).train()
         outcomes.append(weights(model))
-    # two steps an epoch, in each the model's and, if it is not known, the reference's
+    # two steps an epoch, in each the model's and, if it is not cached, the reference's
     assert softmaxes[1:] == [8, 6, 4]
     assert outcomes[0].equal(outcomes[1])
     assert outcomes[0].equal(outcomes[2])

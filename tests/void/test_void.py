@@ -179,6 +179,7 @@ def test_a_body_is_cut_off_where_it_grows_too_large(void: Process) -> None:
     assert reply.status_code == 413
 
 
+@pytest.mark.slow
 def test_another_address_needs_a_token(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path, "--host", "0.0.0.0", BULEYEAN_VOID_TOKEN="the-token") as void:
         assert void.client.get("/").status_code == 200  # the page itself tells nothing
@@ -204,6 +205,7 @@ def finished(void: Process, run: int) -> dict[str, Any]:
     return until(lambda: (found := void.get(f"runs/{run}"))["state"] != "running" and found, 120)
 
 
+@pytest.mark.slow
 def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path) as void:
         assert void.post("runs", uid="run-00001", steps=3).status_code == 409  # nothing is rejected yet
@@ -233,10 +235,11 @@ def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
         assert finished(void, again)["state"] == "stopped"
         assert void.get("state")["running"] is None
     with running(base, tmp_path) as void:  # the trained model is still there
-        assert void.get("state")["voices"]["trained"] == f"run {run}"
+        assert void.get("state")["models"]["trained"] == f"run {run}"
         assert list(read_records(tmp_path / "runs" / "run-1.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_server_that_ends_in_the_middle_of_training_goes_on(base: Path, tmp_path: Path, how: signal.Signals) -> None:
     with running(base, tmp_path) as void:
@@ -268,6 +271,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_an_answer_that_a_restart_interrupted_comes_when_it_is_heard(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path) as void:
         void.post("questions", uid="cut-00001", prompt="A long story, please.")
@@ -278,6 +282,7 @@ def test_an_answer_that_a_restart_interrupted_comes_when_it_is_heard(base: Path,
         assert text == until(lambda: void.get("questions/cut-00001")["answers"][0]["text"], 10)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path) as void:
         upload(void, json.dumps({"prompt": "word " * 3000, "rejected": "a"}).encode())
@@ -291,10 +296,11 @@ def test_the_port_is_taken(void: Process, base: Path, capsys: pytest.CaptureFixt
     assert "choose another --port" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_is_one_servers_alone(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running(base, tmp_path):
         assert main(["void", "--model", str(base), "-o", str(tmp_path), "--port", str(free_port())]) == 2
-    assert "is open in another process" in capsys.readouterr().err
+    assert "in use by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["http://127.0.0.1:9/v1", "nonsense"])

@@ -18,10 +18,13 @@ from selenium.webdriver.common.keys import Keys
 
 from browsers import CHROMIUM, DRIVER, Browser, browsing
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
+    ),
+]
 
 SCRIPT = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> & <b>bold</b>"
 

@@ -204,6 +204,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_a_hundred_times_while_writing_it_keeps_all_that_was_acknowledged(tmp_path: Path) -> None:
     path, acknowledged, waits = tmp_path / "void.db", set(), random.Random(1)
     for life in range(100):

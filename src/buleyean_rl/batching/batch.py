@@ -1,9 +1,9 @@
-"""Boundaries, packed: many tries in one row, each token computed once, each record alone with itself.
+"""Boundaries, packed: many tries in one sequence, each token computed once, no record seeing another.
 
     boundaries --pack--> Batch --forward_hidden--> hidden states at the nodes --> the loss
 
 *Packed* is the fast layout: every prompt once, every shared prefix once, no padding. A token attends to
-its own path through the trie and to nothing else (see `attention`). *Padded* is the plain layout for
+its own path through the trie and to nothing else (see `models.packed_attention`). *Padded* is the plain layout for
 models whose attention cannot be replaced (state-space layers, soft-capped attention): one row per
 response, transformers' own attention. Both give the same hidden states at the same nodes.
 """
@@ -65,13 +65,13 @@ class Batch:
         nodes: where each node's last token stands in the flattened ids. Shape: (nodes,).
         counts: rejections over the vocabulary at each node.
         record: which record each node belongs to. Shape: (nodes,).
-        segments: the packed row's segments, or None for the padded layout.
+        segments: the packed sequence's segments, or None for the padded layout.
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
-        filling: how many tokens at the packed row's end are of no record.
-        numbers: of the records in the data set, where it matters which they are.
+        padding: tokens at the packed sequence's end that are of no record.
+        numbers: of the records in the data set, where references are cached by them.
         answers: the whole answers, for an objective of answers.
-        reference: the frozen base model's hidden states at the nodes, once they are known. Shape: (nodes, width).
-        rest: what the loss makes of those, where it was made before.
+        reference: the frozen base model's hidden states at the nodes, once computed. Shape: (nodes, width).
+        reference_softmax: what the loss computes from those, where it was computed before.
     """
 
     input_ids: Tensor
@@ -81,16 +81,16 @@ class Batch:
     record: Tensor
     segments: tuple[Segment, ...] | None = None
     attention_mask: Tensor | None = None
-    filling: int = 0
+    padding: int = 0
     numbers: tuple[int, ...] = ()
     answers: Answers | None = None
     reference: Tensor | None = None
-    rest: ReferenceSoftmax | None = None
+    reference_softmax: ReferenceSoftmax | None = None
 
     @property
     def tokens(self) -> int:
         """How many tokens are computed for its records."""
-        return self.input_ids.numel() - self.filling
+        return self.input_ids.numel() - self.padding
 
     @property
     def terms(self) -> int:
@@ -123,7 +123,7 @@ class Batch:
 
 
 def pack(boundaries: Sequence[Boundary]) -> Batch:
-    """Lay boundaries end to end in one row, filled up to a multiple of `ROUND`.
+    """Lay boundaries end to end in one sequence, padded to a multiple of `ROUND`.
 
     Args:
         boundaries: one per record.
@@ -142,25 +142,25 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
             depth = prompt + sum(piece.stop - piece.start for piece in path)
             length = run.stop - run.start
             positions += range(depth, depth + length)
-            first = start + prompt  # where the record's nodes begin in the row
+            first = start + prompt  # where the record's nodes begin in the sequence
             if run.start == 0:  # the first run goes straight on from the prompt
                 segments.append(Segment(prompt + length))
                 continue
             context = [(start, first), *((first + piece.start, first + piece.stop) for piece in path)]
             segments.append(Segment(length, tuple(_merge_adjacent(context))))
-    filling = -len(ids) % ROUND
-    if filling:  # seen by nothing
-        segments.append(Segment(filling))
-        ids += [0] * filling
-        positions += range(filling)
+    padding = -len(ids) % ROUND
+    if padding:  # attended to by nothing
+        segments.append(Segment(padding))
+        ids += [0] * padding
+        positions += range(padding)
     return Batch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
         nodes=torch.tensor(nodes),
         counts=_counts(boundaries),
-        record=_record_of_nodes(boundaries),
+        record=_node_records(boundaries),
         segments=tuple(segments),
-        filling=filling,
+        padding=padding,
     )
 
 
@@ -190,16 +190,16 @@ def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
         position_ids=columns.contiguous(),
         nodes=torch.tensor([row * width + column for row, column in places]),
         counts=_counts(boundaries),
-        record=_record_of_nodes(boundaries),
+        record=_node_records(boundaries),
         attention_mask=(columns < lengths.unsqueeze(1)).long(),
     )
 
 
-def join_rows(batches: Sequence[Batch]) -> Batch:
-    """Packed batches in one row, for `forward_hidden`: its nodes are theirs, one batch's after the other's.
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Packed batches in one sequence, for `forward_hidden`: its nodes are theirs, one batch's after the other's.
 
     Args:
-        batches: in the packed layout. What is said of their records is left out.
+        batches: in the packed layout. Counts, records and answers are left out.
     """
     starts = list(accumulate((batch.input_ids.shape[1] for batch in batches), initial=0))
     segments = [
@@ -207,18 +207,18 @@ def join_rows(batches: Sequence[Batch]) -> Batch:
         for batch, start in zip(batches, starts, strict=False)
         for segment in batch.segments or ()
     ]
-    nothing = torch.empty(0)
+    empty = torch.empty(0)
     return Batch(
         input_ids=torch.cat([batch.input_ids for batch in batches], 1),
         position_ids=torch.cat([batch.position_ids for batch in batches], 1),
         nodes=torch.cat([batch.nodes + start for batch, start in zip(batches, starts, strict=False)]),
-        counts=Counts(nothing, nothing, nothing, nothing),
-        record=nothing,
+        counts=Counts(empty, empty, empty, empty),
+        record=empty,
         segments=tuple(segments),
     )
 
 
-def find_answers(boundaries: Sequence[Boundary]) -> Answers:
+def whole_answers(boundaries: Sequence[Boundary]) -> Answers:
     """The answers of some boundaries, in the order in which a batch has them.
 
     An answer that stands in a record twice, with other spans, is one.
@@ -253,14 +253,14 @@ def find_answers(boundaries: Sequence[Boundary]) -> Answers:
         nodes += boundary.nodes
     rounds = torch.tensor([boundary.rounds for boundary in boundaries], dtype=torch.float32)
     records = torch.tensor(record)
-    counts_of_answers = Counts(records, torch.arange(len(record)), torch.tensor(count, dtype=torch.float32), rounds)
+    answer_counts = Counts(records, torch.arange(len(record)), torch.tensor(count, dtype=torch.float32), rounds)
     return Answers(
         torch.tensor(parent),
         torch.tensor(token),
         torch.tensor(place, dtype=torch.long),
         torch.tensor(answer, dtype=torch.long),
         torch.tensor(rejected),
-        counts_of_answers,
+        answer_counts,
     )
 
 
@@ -293,6 +293,6 @@ def _counts(boundaries: Sequence[Boundary]) -> Counts:
     )
 
 
-def _record_of_nodes(boundaries: Sequence[Boundary]) -> Tensor:
+def _node_records(boundaries: Sequence[Boundary]) -> Tensor:
     sizes = torch.tensor([boundary.nodes for boundary in boundaries])
     return torch.repeat_interleave(torch.arange(len(boundaries)), sizes)

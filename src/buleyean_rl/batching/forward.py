@@ -1,6 +1,6 @@
 """Forward passes over batches: hidden states at the nodes, the frozen reference's, and the losses made of both.
 
-Batch --forward_hidden--> hidden states --losses_of_states--> NodeLosses
+Batch --forward_hidden--> hidden states --losses_from_states--> NodeLosses
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from buleyean_rl.batching.batch import Answers, Batch, join_rows
-from buleyean_rl.batching.rows import MICRO_BATCH_TOKENS, bin_pack
+from buleyean_rl.batching.batch import Answers, Batch, concatenate
+from buleyean_rl.batching.micro_batch import MICRO_BATCH_TOKENS, bin_pack
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.models.views import adapter_disabled, backbone
 from buleyean_rl.objectives.fused import fused_loss, token_logprobs
 from buleyean_rl.objectives.losses import NodeLosses, Objective, listwise_loss
+
+REFERENCE_TOKENS = 3 * MICRO_BATCH_TOKENS  # of a forward pass that keeps nothing for a backward pass
 
 
 def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
@@ -26,7 +28,7 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
 
     Args:
         backbone: a transformers decoder without its output head, its attention set to
-            `attention.PACKED` if the batch is packed.
+            `packed_attention.PACKED` if the batch is packed.
         batch: see `Batch`.
 
     Returns:
@@ -42,9 +44,6 @@ def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
     return output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)
 
 
-REFERENCE_TOKENS = 3 * MICRO_BATCH_TOKENS  # without a gradient a row's memory is little
-
-
 def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
     """The objective at each node of a batch.
 
@@ -56,10 +55,10 @@ def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objectiv
     """
     if objective.uses_reference:
         (batch,) = add_references(model, [batch])
-    return losses_of_states(forward_hidden(backbone(model), batch), head, batch, objective)
+    return losses_from_states(forward_hidden(backbone(model), batch), head, batch, objective)
 
 
-def losses_of_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
+def losses_from_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: Objective) -> NodeLosses:
     """The objective from the hidden states at a batch's nodes.
 
     Args:
@@ -70,7 +69,7 @@ def losses_of_states(hidden: Tensor, head: OutputHead, batch: Batch, objective: 
     """
     reference = batch.reference
     if batch.answers is None or reference is None:
-        return fused_loss(hidden, head, batch.counts, objective, reference, batch.rest)
+        return fused_loss(hidden, head, batch.counts, objective, reference, batch.reference_softmax)
     ratios = answer_logprobs(hidden, head, batch.answers) - answer_logprobs(reference, head, batch.answers)
     return listwise_loss(ratios, batch.answers.counts, objective)
 
@@ -96,13 +95,20 @@ def reference_hidden(model: Any, batch: Batch) -> Tensor:
 
 
 def add_references(model: Any, batches: Sequence[Batch]) -> list[Batch]:
-    """Batches with `reference_hidden`, where they are without; packed rows in longer ones, that read a weight once."""
+    """Batches with `reference_hidden`, where they are without it.
+
+    Packed ones are computed together in longer sequences, which read every weight once for all.
+
+    Args:
+        model: a PEFT model.
+        batches: on its device.
+    """
     completed = list(batches)
-    lacking = [i for i, batch in enumerate(batches) if batch.reference is None]
+    missing = [i for i, batch in enumerate(batches) if batch.reference is None]
     limit = REFERENCE_TOKENS if all(batch.segments is not None for batch in batches) else 0
-    for together in bin_pack(lacking, lambda i: batches[i].input_ids.numel(), limit):
-        row = join_rows([batches[i] for i in together]) if len(together) > 1 else batches[together[0]]
-        states = reference_hidden(model, row).split([len(batches[i].nodes) for i in together])
-        for i, own in zip(together, states, strict=True):
-            completed[i] = replace(batches[i], reference=own)
+    for together in bin_pack(missing, lambda i: batches[i].input_ids.numel(), limit):
+        joined = concatenate([batches[i] for i in together]) if len(together) > 1 else batches[together[0]]
+        states = reference_hidden(model, joined).split([len(batches[i].nodes) for i in together])
+        for i, reference in zip(together, states, strict=True):
+            completed[i] = replace(batches[i], reference=reference)
     return completed

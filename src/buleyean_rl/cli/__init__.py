@@ -13,12 +13,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.apps import chat, demo, void
-from buleyean_rl.cli.data import data_app
-from buleyean_rl.cli.evaluate import evaluate
-from buleyean_rl.cli.export import export, push
-from buleyean_rl.cli.mine import mine, walk
-from buleyean_rl.cli.train import train
+from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, train
 from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 
@@ -31,8 +26,19 @@ app = typer.Typer(
 )
 
 
-app.add_typer(data_app, name="data")
-for command in (demo, train, export, chat, evaluate, push, mine, walk, void):
+app.add_typer(data.app, name="data")
+for command in (
+    apps.demo,
+    train.train,
+    export.export,
+    apps.chat,
+    evaluate.evaluate,
+    export.push,
+    mine.mine,
+    mine.walk,
+    apps.void,
+    doctor.doctor,
+):
     app.command()(command)
 
 

@@ -10,16 +10,16 @@ import typer
 from buleyean_rl.cli.options import AsJson, print_report, running_count
 from buleyean_rl.errors import UsageError
 
-data_app = typer.Typer(help="Turn other people's data into rejection records, and check them.", rich_markup_mode=None)
+app = typer.Typer(help="Turn other people's data into rejection records, and check them.", rich_markup_mode=None)
 
 
-@data_app.callback(invoke_without_command=True)
-def _data(context: typer.Context) -> None:
+@app.callback(invoke_without_command=True)
+def _help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
-@data_app.command("import")
+@app.command("import")
 def data_import(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
@@ -65,7 +65,7 @@ def data_import(
     print_report(report.lines(), report.as_dict() if as_json else None)
 
 
-@data_app.command("validate")
+@app.command("validate")
 def data_validate(
     path: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
     model: Annotated[

@@ -63,18 +63,18 @@ def push(
     from pathlib import Path
 
     from buleyean_rl.errors import UsageError
-    from buleyean_rl.hub import push as hub
+    from buleyean_rl.hub.push import plan_upload, upload
 
-    parcel = hub.gather([Path(p) for p in paths], to, run=Path(run) if run else None, license=license)
-    for line in (f"to {parcel.kind} {to}, {'public' if public else 'private'} if it is new:", *parcel.lines()):
+    plan = plan_upload([Path(p) for p in paths], to, run=Path(run) if run else None, license=license)
+    for line in (f"to {plan.kind} {to}, {'public' if public else 'private'} if it is new:", *plan.lines()):
         print(line, file=sys.stderr)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("nobody is there to be asked: add --yes to upload")
         typer.confirm("upload?", abort=True, err=True)
-    address = hub.send(parcel, to, private=not public, message=message)
+    address = upload(plan, to, private=not public, message=message)
     print(address, file=sys.stderr)
-    print_json({"url": address, "files": list(parcel.files)}, as_json)
+    print_json({"url": address, "files": list(plan.files)}, as_json)
 
 
 @contextmanager

@@ -42,20 +42,21 @@ def mine(
     from pathlib import Path
 
     from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.open import identity, open_engine
+    from buleyean_rl.inference.open import identity, locate, open_engine
     from buleyean_rl.mining.mine import MineSettings
     from buleyean_rl.mining.mine import mine as run
 
     settings = MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed)
     questions, judges = read_prompts_or_bundled(prompts, "mine"), find_judges(judge, rubric)
+    location, console = locate(model), stderr_console()
     mined = run(
         questions,
-        lambda: open_engine(model, engine),
-        identity(model, engine),
+        lambda: open_engine(location, engine, console),
+        identity(location, engine),
         judges,
         Path(output),
         settings,
-        console=stderr_console(),
+        console=console,
     )
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.records:
@@ -79,7 +80,7 @@ def walk(
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
-    strength: Annotated[float | None, typer.Option(help="Each round's adapter is multiplied by it (1.7).")] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="Each round's adapter is multiplied by it (1.7).")] = None,
     config: Annotated[
         str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
     ] = None,
@@ -98,7 +99,7 @@ def walk(
     from buleyean_rl.mining.walk import walk as run
     from buleyean_rl.mining.walk import walk_config
 
-    given = {"learning_rate": learning_rate, "num_train_epochs": epochs, "strength": strength}
+    given = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(
         read_prompts_or_bundled(prompts, "mine"),
         read_prompts_or_bundled(held_out, "held_out"),

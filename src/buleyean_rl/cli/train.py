@@ -14,9 +14,12 @@ def train(
     model: Annotated[str, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
     config: Annotated[str | None, typer.Option(help="A YAML file of settings; options given here win.")] = None,
-    objective: Annotated[str | None, typer.Option(help="ratio (default), complement, listwise or published.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Weight of the KL (ratio 0.9, the others 0.7).")] = None,
-    tau: Annotated[float | None, typer.Option(help="Strength of the complement weights (1).")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings by purpose: log (default), loops (mined answers that loop) or few.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="complement (default), listwise or published.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the KL (complement 0.9, the others 0.7).")] = None,
+    tau: Annotated[float | None, typer.Option(help="Exponent of the complement weights (1).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps, whatever the epochs.")] = None,
@@ -31,7 +34,7 @@ def train(
     ] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the records to measure on (0.1).")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter (16).")] = None,
-    strength: Annotated[float | None, typer.Option(help="The trained adapter is multiplied by it (1).")] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="The trained adapter is multiplied by it (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad records instead of stopping.")] = False,
@@ -45,6 +48,7 @@ def train(
     from buleyean_rl.training.run import train as run
 
     settings = {
+        "preset": preset,
         "objective": objective,
         "alpha": alpha,
         "tau": tau,
@@ -57,10 +61,10 @@ def train(
         "guard": guard,
         "held_out": held_out,
         "lora_rank": lora_rank,
-        "strength": strength,
+        "adapter_scale": adapter_scale,
         "seed": seed,
     }
-    given = {name: value for name, value in settings.items() if value is not None}
-    loaded = load_config(Path(config) if config else None, Path(output), given)
+    options = {name: value for name, value in settings.items() if value is not None}
+    loaded = load_config(Path(config) if config else None, Path(output), options)
     report = run(Path(records), model, loaded, resume=resume, skip_bad=skip_bad, console=stderr_console())
     print_json(asdict(report), as_json)

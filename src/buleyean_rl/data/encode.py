@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
-from buleyean_rl.data.records import Prompt, Spans
+from buleyean_rl.data.records import Prompt, Spans, as_messages
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -24,20 +24,15 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]
     if not prompts:
         return []
     templated = tokenizer.chat_template is not None
-    texts = [_templated(tokenizer, prompt) if templated else _bare(prompt) for prompt in prompts]
+    texts = [_apply_template(tokenizer, prompt) if templated else _join_messages(prompt) for prompt in prompts]
     return list(tokenizer(texts, add_special_tokens=not templated).input_ids)
 
 
-def _templated(tokenizer: Any, prompt: Prompt) -> str:
-    messages = (("user", prompt),) if isinstance(prompt, str) else prompt
-    return tokenizer.apply_chat_template(
-        [{"role": role, "content": content} for role, content in messages],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+def _apply_template(tokenizer: Any, prompt: Prompt) -> str:
+    return tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
 
 
-def _bare(prompt: Prompt) -> str:
+def _join_messages(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(content for _, content in prompt) + "\n\n"
 
 
@@ -62,10 +57,10 @@ def encode_responses(
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=any(spans))
     offsets = encoded.offset_mapping if any(spans) else repeat(())
     return [
-        (ids, _within(places, wanted) if wanted else [True] * len(ids))
-        for ids, places, wanted in zip(encoded.input_ids, offsets, spans, strict=False)
+        (ids, _overlap(token_offsets, ranges) if ranges else [True] * len(ids))
+        for ids, token_offsets, ranges in zip(encoded.input_ids, offsets, spans, strict=False)
     ]
 
 
-def _within(places: Sequence[tuple[int, int]], spans: Spans) -> list[bool]:
-    return [any(start < span_end and end > span_start for span_start, span_end in spans) for start, end in places]
+def _overlap(offsets: Sequence[tuple[int, int]], spans: Spans) -> list[bool]:
+    return [any(start < span_end and end > span_start for span_start, span_end in spans) for start, end in offsets]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from buleyean_rl.data.records import Prompt, parse_prompt, pick, read_rows, reject_row
+from buleyean_rl.data.records import Prompt, handle_bad_row, parse_prompt, pick, read_rows, read_text
 from buleyean_rl.errors import RecordError
 
 
@@ -17,21 +17,15 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         RecordError: it cannot be read, or holds no prompt.
     """
+    prompts = []
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        found = []
         for line, row in read_rows(path):
             try:
-                found.append(parse_prompt(pick(row, "prompt", "messages")))
+                prompts.append(parse_prompt(pick(row, "prompt", "messages")))
             except RecordError as error:
-                reject_row(error, path, line, False)
+                handle_bad_row(error, path, line, skip_bad=False)
     else:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
-        found = [parse_prompt(line.strip()) for line in text.splitlines() if line.strip()]
-    if not found:
+        prompts = [parse_prompt(line.strip()) for line in read_text(path).splitlines() if line.strip()]
+    if not prompts:
         raise RecordError("holds no prompt: give one a line", path=path)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(prompts))

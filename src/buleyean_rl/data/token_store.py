@@ -1,9 +1,9 @@
 """Records as token ids on disk: tokenised once, read by number, never all in memory.
 
-    records --BATCH at a time--> boundaries --> tokens/<key>.arrow --BoundaryFile[i]--> Boundary
+    records --a batch at a time--> boundaries --> tokens/<key>.arrow --BoundaryFile[i]--> Boundary
 
-The key names everything the boundaries depend on, so the same data is not tokenised again. The file is
-mapped, not loaded: what of it is in memory is the system's page cache, which gives way to anything else.
+The key names everything the boundaries depend on, so the same data is not tokenised again. The file is memory-mapped:
+what of it is in memory is the system's page cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import inspect
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
@@ -25,14 +24,14 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from buleyean_rl.data import trie as boundary
+from buleyean_rl.data import encode, trie
 from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundaries
-from buleyean_rl.system.cache import cache_folder, key_of
+from buleyean_rl.system.cache import cache_folder, evict_lru, key_of
+from buleyean_rl.system.files import atomic_write
 
-BATCH = 256  # records: enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
-KEPT_BYTES = 4 << 30
-LEFTOVER_SECONDS = 24 * 3600  # an unfinished file as old as this is nobody's
+BATCH_RECORDS = 256  # enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
+CACHE_BYTES = 4 << 30
 
 _IDS = pa.list_(pa.int32())
 # The sizes repeat the lists' lengths, so that they can be read without touching the lists.
@@ -62,64 +61,66 @@ class BoundaryFile(Sequence[Boundary]):
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is not whole.
+        ValueError: it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        only_sizes = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SIZES))))
+        sizes_only = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SIZES))))
         with pa.OSFile(str(path)) as file:  # a mapped file would be paged in from end to end
-            reader = pa.ipc.open_file(file, options=only_sizes)
+            reader = pa.ipc.open_file(file, options=sizes_only)
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
             _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         self.data: dict[str, int] = json.loads(metadata[b"data"])
         table = pa.Table.from_batches(batches, pa.schema(_SIZES))
         self.sizes, self.nodes = (table[field.name].to_numpy() for field in _SIZES)
         self._rows = np.arange(len(table))
-        self._ends = np.cumsum([len(batch) for batch in batches])
+        self._batch_ends = np.cumsum([len(batch) for batch in batches])
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @overload
-    def __getitem__(self, place: int) -> Boundary: ...
+    def __getitem__(self, index: int) -> Boundary: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Boundary]: ...
-    def __getitem__(self, place: int | slice) -> Boundary | list[Boundary]:
-        if isinstance(place, slice):
-            return [self._read(int(row)) for row in self._rows[place]]
-        return self._read(int(self._rows[place]))
+    def __getitem__(self, index: slice) -> list[Boundary]: ...
+    def __getitem__(self, index: int | slice) -> Boundary | list[Boundary]:
+        if isinstance(index, slice):
+            return [self._read(int(row)) for row in self._rows[index]]
+        return self._read(int(self._rows[index]))
 
-    def select(self, places: np.ndarray) -> BoundaryFile:
+    def select(self, indices: np.ndarray) -> BoundaryFile:
         """Some of the boundaries, under the numbers they have in the whole file.
 
         Args:
-            places: which, in their new order. Shape: (selected,).
+            indices: which, in their new order. Shape: (selected,).
         """
         selection = copy(self)
         selection._rows, selection.sizes, selection.nodes = (
-            column[places] for column in (self._rows, self.sizes, self.nodes)
+            column[indices] for column in (self._rows, self.sizes, self.nodes)
         )
         return selection
 
     def _read(self, row: int) -> Boundary:
-        number = int(np.searchsorted(self._ends, row, side="right"))
+        number = int(np.searchsorted(self._batch_ends, row, side="right"))
         batch = self._reader.get_batch(number)
-        place = row - int(self._ends[number]) + len(batch)
+        row_in_batch = row - int(self._batch_ends[number]) + len(batch)
 
-        def ids(name: str) -> list[int]:
-            return batch.column(name)[place].values.to_numpy().tolist()
+        def integers(name: str) -> list[int]:
+            return batch.column(name)[row_in_batch].values.to_numpy().tolist()
 
         return Boundary(
-            prompt=ids("prompt"),
-            tokens=ids("tokens"),
-            runs=ids("runs"),
-            parents=ids("parents"),
-            rejections=list(zip(ids("rejected_node"), ids("rejected_token"), ids("rejected_count"), strict=True)),
-            rounds=batch.column("rounds")[place].as_py(),
-            truncated=batch.column("truncated")[place].as_py(),
-            ends=ids("ends"),
-            counts=ids("counts"),
+            prompt=integers("prompt"),
+            tokens=integers("tokens"),
+            runs=integers("runs"),
+            parents=integers("parents"),
+            rejections=list(
+                zip(integers("rejected_node"), integers("rejected_token"), integers("rejected_count"), strict=True)
+            ),
+            rounds=batch.column("rounds")[row_in_batch].as_py(),
+            truncated=batch.column("truncated")[row_in_batch].as_py(),
+            ends=integers("ends"),
+            counts=integers("counts"),
             index=row,
         )
 
@@ -132,98 +133,78 @@ def tokenise(
     *,
     progress: Callable[[int], object] | None = None,
 ) -> BoundaryFile:
-    """Turn records into boundaries in the user's cache, or find them there.
+    """The boundaries of records, from the user's cache if the same were tokenised before.
 
     Args:
         records: streamed once, or not at all if they are in the cache.
-        source: names the records: other records must have another name. A hash of their file will do.
+        source: names the records: other records must have another name, such as a hash of their file.
         tokenizer: of the base model.
-        max_length: most tokens of prompt and response.
-        progress: told the number of records read, now and then.
+        max_length: tokens of prompt and response together; what is longer is cut.
+        progress: told the number of records read, after each batch.
     """
     folder = cache_folder() / "tokens"
-    path = folder / f"{_key(source, tokenizer, max_length)}.arrow"
-    with suppress(OSError, ValueError):  # not there, or spoilt: it is made
-        os.utime(path)  # used just now
+    path = folder / f"{_store_key(source, tokenizer, max_length)}.arrow"
+    with suppress(OSError, ValueError):  # missing or damaged: it is written again
+        os.utime(path)  # for evict_lru
         return BoundaryFile(path)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        write_boundaries(unfinished, _batches(records, tokenizer, max_length), progress)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    found = BoundaryFile(path)
-    _drop_old(folder, path)
-    return found
+    write_boundaries(path, _build_batches(records, tokenizer, max_length), progress)
+    boundaries = BoundaryFile(path)
+    evict_lru(folder, CACHE_BYTES)
+    return boundaries
 
 
 def write_boundaries(
     path: Path, batches: Iterable[Sequence[Boundary | None]], progress: Callable[[int], object] | None = None
 ) -> None:
-    """Write boundaries to a file that `BoundaryFile` reads.
+    """Write boundaries to a file that `BoundaryFile` reads, whole or not at all.
 
     Args:
-        path: replaced if it exists; not whole until this returns.
+        path: replaced if it exists.
         batches: streamed; None stands for a record that was dropped.
         progress: told the number of records after each batch.
     """
     data = {"read": 0, "dropped": 0, "truncated_responses": 0}
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+    with atomic_write(path) as file, pa.ipc.new_file(file, _SCHEMA) as writer:
         for batch in batches:
-            kept = [one for one in batch if one is not None]
+            boundaries = [boundary for boundary in batch if boundary is not None]
             data["read"] += len(batch)
-            data["dropped"] += len(batch) - len(kept)
-            data["truncated_responses"] += sum(one.truncated for one in kept)
-            writer.write_batch(_columns(kept))
+            data["dropped"] += len(batch) - len(boundaries)
+            data["truncated_responses"] += sum(boundary.truncated for boundary in boundaries)
+            writer.write_batch(_to_columns(boundaries))
             if progress is not None:
                 progress(data["read"])
         # The schema stands first in the file and the counts are known last: an empty batch carries them.
-        writer.write_batch(_columns([]), custom_metadata={"data": json.dumps(data)})
+        writer.write_batch(_to_columns([]), custom_metadata={"data": json.dumps(data)})
 
 
-def _batches(
+def _build_batches(
     records: Iterable[RejectionRecord], tokenizer: Any, max_length: int
 ) -> Iterator[Sequence[Boundary | None]]:
     stream = iter(records)
-    while batch := list(islice(stream, BATCH)):
+    while batch := list(islice(stream, BATCH_RECORDS)):
         yield build_boundaries(batch, tokenizer, max_length)
 
 
-def _columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
-    rejections = [tuple(zip(*one.rejections, strict=True)) or ((), (), ()) for one in boundaries]
+def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
+    rejections = [tuple(zip(*boundary.rejections, strict=True)) or ((), (), ()) for boundary in boundaries]
     nodes, tokens, counts = zip(*rejections, strict=True) if rejections else ((), (), ())
     columns = {
-        "size": [len(one.prompt) + len(one.tokens) for one in boundaries],
+        "size": [boundary.size for boundary in boundaries],
         "rejected_node": nodes,
         "rejected_token": tokens,
         "rejected_count": counts,
     }
-    own = [field.name for field in _SCHEMA if field.name not in columns]
-    columns |= {name: [getattr(one, name) for one in boundaries] for name in own}
+    attributes = [field.name for field in _SCHEMA if field.name not in columns]
+    columns |= {name: [getattr(boundary, name) for boundary in boundaries] for name in attributes}
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
 
 
-def _key(source: str, tokenizer: Any, max_length: int) -> str:
+def _store_key(source: str, tokenizer: Any, max_length: int) -> str:
     """A hash of all that boundaries depend on: other data, another tokenizer or other code makes others."""
     with tempfile.TemporaryDirectory() as folder:  # its files are all a tokenizer is, chat template included
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        parts = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-    code = [version("buleyean-rl"), inspect.getsource(boundary), _SCHEMA.to_string()]
-    return key_of([source, max_length, parts, code])
-
-
-def _drop_old(folder: Path, in_use: Path) -> None:
-    """Delete what was used longest ago beyond `KEPT_BYTES`, and what killed runs left unfinished."""
-    kept = 0
-    by_use = sorted(((path.stat(), path) for path in folder.iterdir()), key=lambda pair: -pair[0].st_mtime_ns)
-    for status, path in by_use:
-        if path.suffix == ".tmp":
-            expendable = status.st_mtime < time.time() - LEFTOVER_SECONDS
-        else:
-            kept += status.st_size
-            expendable = kept > KEPT_BYTES and path != in_use
-        if expendable:
-            with suppress(OSError):  # another process was faster, or has it open where that forbids deleting
-                path.unlink()
+        hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
+    code = [version("buleyean-rl"), inspect.getsource(encode), inspect.getsource(trie), _SCHEMA.to_string()]
+    return key_of([source, max_length, hashes, code])

@@ -4,8 +4,8 @@
 
 A node is a point where the model chooses a next token: node 0 is the end of the prompt, node k the point
 after the k-th token of the trie. At a node, v_i counts the rejections that pass through it and go on with
-token i. Tokens outside the rejected spans add nothing to v, and neither does the end of a response: that
-an answer stopped there was never what was wrong with it.
+token i. Tokens outside the rejected spans add nothing to v, and neither does the end of a response: that an
+answer stopped there was never what was wrong with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Boundary:
         truncated: how many responses lost tokens to the length limit.
         ends: the node at which each response ends.
         counts: how often each response was rejected.
-        index: its number in the data set it was read from, if it was; no part of what it is equal to.
+        index: its number in the data set it was read from, if any; not compared.
     """
 
     prompt: list[int]
@@ -91,7 +91,7 @@ def build_boundaries(records: Sequence[RejectionRecord], tokenizer: Any, max_len
     Args:
         records: what was rejected; so few that all their token ids fit in memory.
         tokenizer: a transformers tokenizer; a fast one takes many records in several threads.
-        max_length: most tokens of prompt and response together; longer responses are cut at the end.
+        max_length: tokens of prompt and response together; longer responses are cut at the end.
 
     Returns:
         Of each record the boundary, or None where the prompt leaves no room for a response or nothing rejected
@@ -104,12 +104,14 @@ def build_boundaries(records: Sequence[RejectionRecord], tokenizer: Any, max_len
     spans = [spans for record in fitting for spans in record.rejected_spans]
     encoded = iter(encode_responses(tokenizer, texts, spans))
     return [
-        _boundary(record, prompt, list(islice(encoded, len(record.rejected_responses))), max_length) if fit else None
+        _merge_record(record, prompt, list(islice(encoded, len(record.rejected_responses))), max_length)
+        if fit
+        else None
         for record, prompt, fit in zip(records, prompts, fits, strict=True)
     ]
 
 
-def _boundary(
+def _merge_record(
     record: RejectionRecord, prompt: list[int], responses: list[tuple[list[int], list[bool]]], max_length: int
 ) -> Boundary | None:
     room = max_length - len(prompt)
@@ -133,7 +135,7 @@ def merge_responses(
         responses: token ids of each, and which of its tokens are rejected.
         counts: how often each was rejected; one that never was only adds its nodes.
         rounds: T.
-        truncated: passed through.
+        truncated: how many were cut.
     """
     children: list[dict[int, int]] = [{}]
     tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""A model's name and what is asked of it -> figures, each with the items it was made from."""
+"""A model measured on material: figures, each with the items it was computed from."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buleyean_rl.data.importers import Preference, Preferences
-from buleyean_rl.data.records import Prompt, as_messages, parse_text, read_rows, reject_row
+from buleyean_rl.data.records import Prompt, as_messages, handle_bad_row, parse_text, read_rows
 from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
 from buleyean_rl.evaluation.repetition import distinct, is_looping, overlap, prefix_match
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
 from buleyean_rl.evaluation.statistics import Figure, kendall_tau, ndcg, preferred
-from buleyean_rl.inference.open import is_endpoint, open_engine
+from buleyean_rl.inference.open import Location, is_gguf_file, locate, open_engine
 from buleyean_rl.inference.protocol import Answer, Engine, Sampling
-from buleyean_rl.models.compute import default_device, preferred_dtype
-from buleyean_rl.models.fused_layers import fuse_layers
-from buleyean_rl.models.run_folder import is_run, load_run, run_base
-from buleyean_rl.models.views import plain_model
-from buleyean_rl.models.weights import load_base, load_tokenizer
+from buleyean_rl.models.model import Model
+from buleyean_rl.models.source import Source
 
 MATCHED = 0.2  # answers match in length if the shorter one lacks at most this share of the longer one's tokens
-NOTHING = (0.0, 0.0)  # an item that counts for nothing: every model has the same items, whatever it makes of them
+WEIGHTLESS = (0.0, 0.0)  # an item that does not count: all models have the same items, whatever their answers
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Material:
     """What models are measured on.
 
     Args:
-        pairs: whose ranking is asked for.
+        pairs: to rank.
         records: rejected answers with counts; None takes those of the pairs.
         texts: plain texts.
         prompts: to be answered greedily.
@@ -50,8 +47,8 @@ class Settings:
     """How it is measured.
 
     Args:
-        max_length: most tokens of a prompt and one answer, or of a text; what is longer is cut at the end.
-        max_tokens: the longest answer given.
+        max_length: tokens of a prompt and one answer, or of a text, at most; longer ones are cut at the end.
+        max_tokens: of an answer, at most.
         engine: auto, transformers or llama.cpp.
     """
 
@@ -67,10 +64,10 @@ class Evaluation:
     Args:
         model: its name.
         reference: the name of what pi_ref is; None for nothing.
-        figures: by name; what was not asked for, or cannot be had of this model, is not there.
+        figures: by name, those that the material and the model allow.
         distinct_4: different 4-grams over all 4-grams of the answers to the prompts.
         counts: what was left out or cut on the way.
-        notes: what a reader should know of how it was measured.
+        notes: what a reader should know about how it was measured.
     """
 
     model: str
@@ -82,17 +79,17 @@ class Evaluation:
 
 
 def evaluate(
-    name: str,
+    name: str | Source,
     material: Material,
     settings: Settings | None = None,
     *,
-    reference: str | None = None,
+    reference: str | Source | None = None,
     console: Console | None = None,
 ) -> Evaluation:
     """Measure a model.
 
     Args:
-        name: what `train` takes, a run folder, a GGUF file, or an endpoint, which only answers prompts.
+        name: what `train` takes, a run folder, a GGUF file, or an endpoint, which only answers prompts; or its source.
         material: on what.
         settings: how; the defaults if None.
         reference: the model that stands for pi_ref; a run has its base for that.
@@ -101,22 +98,26 @@ def evaluate(
     Raises:
         UsageError: a reference for a run.
         ModelError: a model cannot be loaded.
-        EngineError: an engine cannot do what is asked.
+        EngineError: an engine failed.
     """
     settings, console = settings or Settings(), console or Console(quiet=True)
-    if reference is not None and is_run(name):
-        raise UsageError(f"{name} is a run, and measured against its own base: leave --reference out")
-    result = Evaluation(name, run_base(Path(name)) if is_run(name) else reference)
+    subject = _Subject(locate(name) if isinstance(name, str) else name, settings, console)
+    source = subject.location if isinstance(subject.location, Source) else None
+    base = None if source is None else source.base
+    if reference is not None and base is not None:
+        raise UsageError(f"{subject.name} is a run, and measured against its own base: leave --reference out")
+    other = None
+    if reference is not None:
+        other = _Subject(locate(reference) if isinstance(reference, str) else reference, settings, console)
+    result = Evaluation(subject.name, base.name if base else other.name if other else None)
     for read in filter(None, (material.pairs, material.records)):
         for what, number in (("empty_answers", read.empty), ("bad_rows", read.skipped)):
             result.counts[what] = result.counts.get(what, 0) + number
     questions = _Questions(material)
     if questions.all or material.texts:
-        answers, texts = _scores(name, questions.all, material.texts, settings, result.notes, console)
-        if reference is not None:
-            base_answers, base_texts = _scores(
-                reference, questions.all, material.texts, settings, result.notes, console
-            )
+        answers, texts = subject.score(questions.all, material.texts, result.notes)
+        if other is not None:
+            base_answers, base_texts = other.score(questions.all, material.texts, result.notes)
             answers = [
                 [own._replace(reference_nats=base.nats) for own, base in zip(*both, strict=True)]
                 for both in zip(answers, base_answers, strict=True)
@@ -125,17 +126,16 @@ def evaluate(
                 own._replace(reference_nats=base.nats) if own and base else own
                 for own, base in zip(texts, base_texts, strict=True)
             ]
-        _ranking(result, questions, answers)
+        _add_rankings(result, questions, answers)
         if material.texts:
-            _neutral(result, texts)
+            _add_neutral(result, texts)
     regenerated = [preference.prompt for preference in material.records.items] if material.records else []
     if material.prompts or regenerated:
-        with _engine(name, settings) as engine:
-            said = _answers(engine, [*material.prompts, *regenerated], settings, console, name)
+        replies = subject.answer([*material.prompts, *regenerated])
         if material.prompts:
-            _saying(result, said[: len(material.prompts)])
+            _add_answers(result, replies[: len(material.prompts)])
         if material.records:
-            _regeneration(result, material.records.items, said[len(material.prompts) :])
+            _add_regeneration(result, material.records.items, replies[len(material.prompts) :])
     return result
 
 
@@ -149,106 +149,103 @@ def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
     Raises:
         RecordError: it cannot be read, or holds no text.
     """
-    found: list[str] = []
+    texts: list[str] = []
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         for line, row in read_rows(path):
             try:
-                found.append(parse_text(row.get("text", row.get("content")), "text"))
+                texts.append(parse_text(row.get("text", row.get("content")), "text"))
             except RecordError as error:
-                reject_row(error, path, line, False)
+                handle_bad_row(error, path, line, False)
     else:
         try:
-            found = path.read_text(encoding="utf-8-sig").splitlines()
+            texts = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
         except OSError as error:
             raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
-    kept = tuple(text.strip() for text in found if text.strip())
-    if not kept:
+    stripped = tuple(text.strip() for text in texts if text.strip())
+    if not stripped:
         raise RecordError("holds no text: give one a line, or objects with `text`", path=path)
-    return kept[:limit]
+    return stripped[:limit]
 
 
 # --- models -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _scorer(name: str, settings: Settings, notes: list[str]) -> Iterator[Scorer]:
-    """What scores with a model. A GGUF file is read by transformers, a hundred times as fast, if that can be."""
-    device = default_device()
-    if settings.engine != "llama.cpp" and not is_endpoint(name):
-        is_file = not is_run(name) and Path(name).suffix == ".gguf"
-        try:
-            dtype = preferred_dtype(name, device)
-            if is_run(name):
-                model, tokenizer = load_run(Path(name), dtype)
+class _Subject:
+    """A model that is measured: opened to score, and to answer, and gone from memory afterwards."""
+
+    def __init__(self, location: Location, settings: Settings, console: Console) -> None:
+        self.location, self.settings, self.console = location, settings, console
+        self.name = location if isinstance(location, str) else location.name
+        self._is_described = False
+
+    def score(
+        self, questions: Sequence[Preference], texts: Sequence[str], notes: list[str]
+    ) -> tuple[list[list[AnswerScore]], list[TextScore | None]]:
+        """Log-probabilities of answers and texts; `notes` gets what a reader should know about them."""
+        with self._scorer(notes) as scorer:
+            with self._bar("scoring answers", len(questions)) as on_done:
+                answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
+            with self._bar("reading plain texts", len(texts)) as on_done:
+                return answers, scorer.texts(texts, on_done)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Greedy answers."""
+        with self._engine() as engine, self._bar("answering prompts", len(prompts)) as on_done:
+            sampling = Sampling(max_tokens=self.settings.max_tokens)
+            return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
+
+    @contextmanager
+    def _scorer(self, notes: list[str]) -> Iterator[Scorer]:
+        """A scorer. A GGUF file is read by transformers, a hundred times as fast, if that can be."""
+        if self.settings.engine != "llama.cpp" and isinstance(self.location, Source):
+            is_file = is_gguf_file(self.location)
+            model = Model(self.location, switchable=True)
+            try:
+                model.module, model.tokenizer  # noqa: B018 - loaded here, where it may fail
+            except ModelError:
+                if not is_file or self.settings.engine == "transformers":
+                    raise
+                notes.append(f"{self.name}: transformers cannot read it, so llama.cpp scores it, token by token")
             else:
-                model, tokenizer = load_base(name, dtype), load_tokenizer(name)
-        except ModelError:
-            if not is_file or settings.engine == "transformers":
-                raise
-            notes.append(f"{name}: transformers cannot read it, so llama.cpp scores it, token by token")
-        else:
-            if is_file:
-                notes.append(f"{name}: its weights are scored in transformers, its answers come from llama.cpp")
-            model.to(device)
-            fuse_layers(plain_model(model))
-            yield PackedScorer(model, tokenizer, settings.max_length)
+                if is_file:
+                    notes.append(
+                        f"{self.name}: its weights are scored in transformers, its answers come from llama.cpp"
+                    )
+                scorer = PackedScorer(model, self.settings.max_length)
+                self.console.print(model.describe())
+                self._is_described = True
+                yield scorer
+                return
+        with self._engine() as engine:
+            notes.append(f"{self.name}: an engine gives no whole distributions, so there are no neutral_kl and entropy")
+            yield EngineScorer(engine, self.settings.max_length)
+
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        engine = open_engine(self.location, self.settings.engine, None if self._is_described else self.console)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    @contextmanager
+    def _bar(self, what: str, total: int) -> Iterator[OnDone | None]:
+        """A progress bar on a console that is seen."""
+        if self.console.quiet or not total:
+            yield None
             return
-    with _engine(name, settings) as engine:
-        notes.append(f"{name}: an engine gives no whole distributions, so there are no neutral_kl and entropy")
-        yield EngineScorer(engine, settings.max_length)
-
-
-@contextmanager
-def _engine(name: str, settings: Settings) -> Iterator[Engine]:
-    engine = open_engine(name, settings.engine)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-@contextmanager
-def _bar(console: Console, what: str, total: int) -> Iterator[OnDone | None]:
-    """A progress bar on a console that is seen."""
-    if console.quiet or not total:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
-def _scores(
-    name: str,
-    questions: Sequence[Preference],
-    texts: Sequence[str],
-    settings: Settings,
-    notes: list[str],
-    console: Console,
-) -> tuple[list[list[AnswerScore]], list[TextScore | None]]:
-    """What a model makes of answers and texts; it is gone from memory afterwards."""
-    with _scorer(name, settings, notes) as scorer:
-        with _bar(console, f"{name}: scoring answers", len(questions)) as on_done:
-            answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
-        with _bar(console, f"{name}: reading plain texts", len(texts)) as on_done:
-            return answers, scorer.texts(texts, on_done)
-
-
-def _answers(
-    engine: Engine, prompts: Sequence[Prompt], settings: Settings, console: Console, name: str
-) -> list[Answer]:
-    with _bar(console, f"{name}: answering prompts", len(prompts)) as on_done:
-        sampling = Sampling(max_tokens=settings.max_tokens)
-        return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(f"{self.name}: {what}", total=total)
+            yield lambda done: progress.update(task, completed=done)
 
 
 # --- figures ------------------------------------------------------------------------------------------
@@ -265,9 +262,9 @@ class _Questions:
         self.records = range(len(pairs), len(self.all)) if material.records else self.pairs
 
 
-def _ranking(result: Evaluation, questions: _Questions, scores: Sequence[Sequence[AnswerScore]]) -> None:
+def _add_rankings(result: Evaluation, questions: _Questions, scores: Sequence[Sequence[AnswerScore]]) -> None:
     """The figures of scored answers."""
-    flat = [score for of_question in scores for score in of_question]
+    flat = [score for answers in scores for score in answers]
     result.counts |= {
         "answers_cut": sum(score.cut and score.tokens > 0 for score in flat),
         "answers_without_room": sum(score.tokens == 0 for score in flat),
@@ -285,19 +282,19 @@ def _ranking(result: Evaluation, questions: _Questions, scores: Sequence[Sequenc
         result.figures["accuracy_length_matched"] = _accuracy(pairs, _mean, matched=True)
     if questions.records is None:
         return
-    asked = [(questions.all[k], scores[k]) for k in questions.records]
-    counted = [(question, own) for question, own in asked if question.rounds > 1]
+    scored = [(questions.all[k], scores[k]) for k in questions.records]
+    counted = [(question, own) for question, own in scored if question.rounds > 1]
     if counted:
         result.figures["kendall_tau"] = Figure([_item(_tau(*both)) for both in counted])
         result.figures["ndcg"] = Figure([_item(_ndcg(*both)) for both in counted])
     rejected = [
         [score for score, rejections in zip(own, question.rejections, strict=True) if rejections]
-        for question, own in asked
+        for question, own in scored
     ]
-    tokens = [sum(score.tokens for score in of_question) for of_question in rejected]
+    tokens = [sum(score.tokens for score in answers) for answers in rejected]
     for name, part in (("rejected_nll", "nats"), ("rejected_nll_reference", "reference_nats")):
         if part == "nats" or has_reference:
-            nats = [sum(getattr(score, part) or 0.0 for score in of_question) for of_question in rejected]
+            nats = [sum(getattr(score, part) or 0.0 for score in answers) for answers in rejected]
             result.figures[name] = Figure(list(zip(nats, map(float, tokens), strict=True)))
 
 
@@ -337,8 +334,8 @@ def _log_ratio(score: AnswerScore) -> float:
 
 def _scored(question: Preference, scores: Sequence[AnswerScore]) -> tuple[list[float], list[int]]:
     """The mean log-probabilities of the answers that have any, and their rejections."""
-    kept = [(_mean(score), v) for score, v in zip(scores, question.rejections, strict=True) if score.tokens]
-    return [mean for mean, _ in kept], [v for _, v in kept]
+    pairs = [(_mean(score), v) for score, v in zip(scores, question.rejections, strict=True) if score.tokens]
+    return [mean for mean, _ in pairs], [v for _, v in pairs]
 
 
 def _tau(question: Preference, scores: Sequence[AnswerScore]) -> float | None:
@@ -352,13 +349,13 @@ def _ndcg(question: Preference, scores: Sequence[AnswerScore]) -> float | None:
 
 
 def _item(value: float | None) -> tuple[float, float]:
-    return NOTHING if value is None else (value, 1.0)
+    return WEIGHTLESS if value is None else (value, 1.0)
 
 
-def _neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None:
+def _add_neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None:
     """The figures of plain texts, per token."""
-    known = [score for score in scores if score is not None]
-    if not known:
+    complete = [score for score in scores if score is not None]
+    if not complete:
         raise EngineError("no plain text has two tokens: give longer ones")
     for figure, part in (
         ("neutral_nll", "nats"),
@@ -366,13 +363,13 @@ def _neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None:
         ("neutral_kl", "kl"),
         ("entropy", "entropy"),
     ):
-        if all(getattr(score, part) is not None for score in known):
-            items = [NOTHING if score is None else (getattr(score, part), score.tokens) for score in scores]
+        if all(getattr(score, part) is not None for score in complete):
+            items = [WEIGHTLESS if score is None else (getattr(score, part), score.tokens) for score in scores]
             result.figures[figure] = Figure(items)
-    result.counts["neutral_tokens"] = sum(score.tokens for score in known)
+    result.counts["neutral_tokens"] = sum(score.tokens for score in complete)
 
 
-def _saying(result: Evaluation, answers: Sequence[Answer]) -> None:
+def _add_answers(result: Evaluation, answers: Sequence[Answer]) -> None:
     """The figures of greedy answers to prompts."""
     result.figures["loop_rate"] = Figure([(float(is_looping(answer.text)), 1.0) for answer in answers])
     result.distinct_4 = distinct([answer.text for answer in answers])
@@ -381,7 +378,7 @@ def _saying(result: Evaluation, answers: Sequence[Answer]) -> None:
     result.figures["ended_share"] = Figure([(float(answer.ended), 1.0) for answer in answers])
 
 
-def _regeneration(result: Evaluation, records: Sequence[Preference], answers: Sequence[Answer]) -> None:
+def _add_regeneration(result: Evaluation, records: Sequence[Preference], answers: Sequence[Answer]) -> None:
     """How far greedy answers are what was rejected: of each record, the rejected answer that is closest."""
     figures: dict[str, Callable[[str, str], float]] = {
         "regeneration_prefix": prefix_match,

@@ -1,4 +1,4 @@
-"""Likelihoods of texts and rejections, and the objective over some boundaries: what training measures."""
+"""Likelihoods of plain texts and of rejections."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden
-from buleyean_rl.batching.layout import choose_layout, make_batch
-from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
+from buleyean_rl.batching.layout import make_batch
+from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
 from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
-from buleyean_rl.models.views import backbone, eval_mode, output_head, plain_model
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import token_logprobs
 from buleyean_rl.objectives.losses import Objective
@@ -26,7 +26,7 @@ def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | N
     Args:
         tokenizer: a transformers tokenizer.
         text: any.
-        max_length: most tokens to use.
+        max_length: tokens to use, at most.
 
     Returns:
         The boundary, or None for a text of fewer than two tokens.
@@ -38,32 +38,33 @@ def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | N
 
 
 @torch.no_grad()
-def mean_nll(model: Any, boundaries: Sequence[Boundary]) -> float:
-    """Mean negative log-likelihood of what was rejected, in nats per token, each weighted by its rate.
+def mean_nll(model: Model, boundaries: Sequence[Boundary]) -> float:
+    """Mean negative log-likelihood of rejected tokens, in nats per token, each weighted by its rejection rate.
 
     Args:
-        model: PEFT or plain.
+        model: with or without an adapter.
         boundaries: at least one; of plain texts, this is their nats per token.
     """
-    head, sums = output_head(model), torch.zeros(2, dtype=torch.float64)
-    for batch in _batches(model, boundaries, Objective("published")):
-        sums += _nll(_states(model, batch), head, batch.counts)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in make_micro_batches(model, boundaries, Objective("published")):
+        sums += sum_nll(hidden_states(model, batch), model.head, batch.counts)
     nats, weight = sums.tolist()
     return nats / weight
 
 
-def _batches(model: Any, boundaries: Sequence[Boundary], objective: Objective) -> list[Batch]:
-    layout, device = choose_layout(model), plain_model(model).device
-    rows = bin_pack(boundaries, lambda boundary: boundary.size, micro_batch_tokens(model))
-    return [make_batch(layout, row, objective).to(device) for row in rows]
+def make_micro_batches(model: Model, boundaries: Sequence[Boundary], objective: Objective) -> list[Batch]:
+    """Boundaries in micro-batches on the model's device, in its layout."""
+    bins = bin_pack(boundaries, lambda boundary: boundary.size, micro_batch_tokens(model.module))
+    return [make_batch(model.layout, members, objective).to(model.device) for members in bins]
 
 
-def _states(model: Any, batch: Batch) -> Tensor:
-    with eval_mode(model):
-        return forward_hidden(backbone(model), batch)
+def hidden_states(model: Model, batch: Batch) -> Tensor:
+    """The model's last hidden states at a batch's nodes, dropout off. Shape: (nodes, width)."""
+    with model.eval_mode():
+        return forward_hidden(model.backbone, batch)
 
 
-def _nll(hidden: Tensor, head: OutputHead, counts: Counts) -> Tensor:
-    """Nats of what was rejected, each times its rate, and the sum of the rates. Shape: (2,)."""
+def sum_nll(hidden: Tensor, head: OutputHead, counts: Counts) -> Tensor:
+    """Nats of the rejected tokens, each times its rate, and the sum of the rates. Shape: (2,)."""
     nlls = -token_logprobs(hidden[counts.node], head, counts.option)
     return torch.stack([(nlls * counts.rate).double().sum(), counts.rate.double().sum()]).cpu()

@@ -1,32 +1,32 @@
-"""A model -> log-probabilities of answers and of plain texts, a window of items at a time.
+"""Log-probabilities of answers and of plain texts, a window of items at a time.
 
-`PackedScorer` has the model in memory: all answers to a prompt are one trie, many tries are one row, and a run's
-base model is the same model with its adapter off, so both come from one pass over the data. `EngineScorer` asks
+`PackedScorer` has the model in memory: all answers to a prompt are one trie, many tries are one micro-batch, and a
+run's base model is the same model with its adapter off, so both come from one pass over the data. `EngineScorer` asks
 an engine for one token after the other: slow, and without distributions, but it works wherever an engine does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from buleyean_rl.batching.batch import Batch
-from buleyean_rl.batching.forward import forward_hidden, reference_hidden
-from buleyean_rl.batching.layout import choose_layout, make_batch
-from buleyean_rl.batching.rows import bin_pack, micro_batch_tokens
+from buleyean_rl.batching.forward import reference_hidden
+from buleyean_rl.batching.layout import make_batch
+from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
 from buleyean_rl.data.encode import encode_prompts, encode_responses
 from buleyean_rl.data.records import Prompt, as_messages
 from buleyean_rl.data.trie import Boundary, merge_responses
-from buleyean_rl.evaluation.neutral_text import neutral_boundary
+from buleyean_rl.evaluation.neutral_text import hidden_states, neutral_boundary
 from buleyean_rl.inference.protocol import Engine
-from buleyean_rl.models.views import backbone, eval_mode, output_head, plain_model
+from buleyean_rl.models.model import Model
 from buleyean_rl.objectives.likelihood import compare_distributions, token_nlls
 from buleyean_rl.objectives.losses import Objective
 
-WINDOW = 256  # items whose token ids are in memory; within them the rows are filled by length
+WINDOW = 256  # items whose token ids are in memory; within them micro-batches are of similar length
 EVERY_TOKEN = Objective("published")  # has a node wherever a token is to be predicted, and nowhere else
 
 
@@ -72,26 +72,24 @@ class Scorer(Protocol):
     """What scores answers and texts."""
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
-        """The score of every answer, in order; `on_done` is told how many questions are done."""
+        """The score of every answer, in order; `on_done` is called with how many questions are done."""
 
     def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
         """The score of every text, None for one too short to predict a token of."""
 
 
 class PackedScorer:
-    """A transformers model in memory; of a PEFT model the base is the reference.
+    """A model in memory; of one with an adapter the base is the reference.
 
     Args:
-        model: in evaluation mode, on any device.
-        tokenizer: its tokenizer.
-        max_length: most tokens of a prompt and one answer, or of a text.
-        with_reference: score the base of a PEFT model too.
+        model: in evaluation mode.
+        max_length: tokens of a prompt and one answer, or of a text, at most.
+        with_reference: score the base of a model with an adapter too.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_length: int, *, with_reference: bool = True) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
-        self._has_reference = with_reference and hasattr(model, "peft_config")
-        self._layout, self._head = choose_layout(model), output_head(model)
+    def __init__(self, model: Model, max_length: int, *, with_reference: bool = True) -> None:
+        self.model, self.max_length = model, max_length
+        self._has_reference, self._layout = with_reference and model.has_adapter, model.layout
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
         """See `Scorer.answers`."""
@@ -113,27 +111,29 @@ class PackedScorer:
         """See `Scorer.texts`."""
         scores: list[TextScore | None] = []
         for start in range(0, len(texts), WINDOW):
-            window = [neutral_boundary(self.tokenizer, text, self.max_length) for text in texts[start : start + WINDOW]]
+            window = [
+                neutral_boundary(self.model.tokenizer, text, self.max_length) for text in texts[start : start + WINDOW]
+            ]
             numbered = {i: boundary for i, boundary in enumerate(window) if boundary is not None}
-            found: list[TextScore | None] = [None] * len(window)
+            window_scores: list[TextScore | None] = [None] * len(window)
             done = start + len(window) - len(numbered)
-            for row, batch in self._rows(numbered):
+            for numbers, batch in self._micro_batches(numbered):
                 hidden, reference = self._states(batch)
-                figures = compare_distributions(hidden, reference, self._head, batch.counts.option)
-                sums = [None if part is None else _per_record(part, batch, len(row)) for part in figures]
-                for number, i in enumerate(row):
+                figures = compare_distributions(hidden, reference, self.model.head, batch.counts.option)
+                sums = [None if part is None else _per_record(part, batch, len(numbers)) for part in figures]
+                for number, i in enumerate(numbers):
                     nats, base, kl, entropy = (None if part is None else part[number] for part in sums)
-                    found[i] = TextScore(nats or 0.0, len(numbered[i].tokens), base, kl, entropy)
-                done += len(row)
+                    window_scores[i] = TextScore(nats or 0.0, len(numbered[i].tokens), base, kl, entropy)
+                done += len(numbers)
                 if on_done is not None:
                     on_done(done)
-            scores += found
+            scores += window_scores
         return scores
 
     def _encode(self, questions: Sequence[Question]) -> Iterator[tuple[list[int], list[list[int]]]]:
-        prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in questions])
+        prompts = encode_prompts(self.model.tokenizer, [prompt for prompt, _ in questions])
         texts = [answer for _, answers in questions for answer in answers]
-        encoded = iter(encode_responses(self.tokenizer, texts, [()] * len(texts)))
+        encoded = iter(encode_responses(self.model.tokenizer, texts, [()] * len(texts)))
         for ids, (_, answers) in zip(prompts, questions, strict=True):
             yield ids, [next(encoded)[0] for _ in answers]
 
@@ -141,45 +141,48 @@ class PackedScorer:
         """The trie of some answers, each answer's edges in it, and which were cut; None where there is no room."""
         room = self.max_length - len(prompt) if prompt else 0
         cut = [len(ids) > room for ids in answers]
-        kept = [ids[: max(room, 0)] for ids in answers]
-        if not any(kept):
+        fitting = [ids[: max(room, 0)] for ids in answers]
+        if not any(fitting):
             return None, [[] for _ in answers], cut
-        boundary = merge_responses(prompt, [(ids, [True] * len(ids)) for ids in kept], [1] * len(kept), len(kept))
-        return boundary, edges_of(boundary), cut
+        responses = [(ids, [True] * len(ids)) for ids in fitting]
+        boundary = merge_responses(prompt, responses, [1] * len(responses), len(responses))
+        return boundary, response_edges(boundary), cut
 
     def _edge_nats(
         self, tries: Sequence[Boundary | None], before: Sequence[object], on_done: OnDone | None
     ) -> list[tuple[list[float], list[float] | None]]:
         """Of each trie, -log pi of every edge, and the reference's; nothing for None."""
         numbered = {i: boundary for i, boundary in enumerate(tries) if boundary is not None}
-        found: list[tuple[list[float], list[float] | None]] = [([], [] if self._has_reference else None)] * len(tries)
+        nats: list[tuple[list[float], list[float] | None]] = [([], [] if self._has_reference else None)] * len(tries)
         done = len(before) + len(tries) - len(numbered)
-        for row, batch in self._rows(numbered):
-            where, tokens = batch.counts.node, batch.counts.option
-            sizes = [len(numbered[i].rejections) for i in row]
+        for numbers, batch in self._micro_batches(numbered):
+            nodes, tokens = batch.counts.node, batch.counts.option
+            sizes = [len(numbered[i].rejections) for i in numbers]
             own, base = (
-                None if states is None else token_nlls(states[where], self._head, tokens).double().cpu().split(sizes)
+                None
+                if states is None
+                else token_nlls(states[nodes], self.model.head, tokens).double().cpu().split(sizes)
                 for states in self._states(batch)
             )
             assert own is not None
-            for number, i in enumerate(row):
-                found[i] = own[number].tolist(), None if base is None else base[number].tolist()
-            done += len(row)
+            for number, i in enumerate(numbers):
+                nats[i] = own[number].tolist(), None if base is None else base[number].tolist()
+            done += len(numbers)
             if on_done is not None:
                 on_done(done)
-        return found
+        return nats
 
-    def _rows(self, numbered: dict[int, Boundary]) -> Iterator[tuple[list[int], Batch]]:
+    def _micro_batches(self, numbered: dict[int, Boundary]) -> Iterator[tuple[list[int], Batch]]:
         """Boundaries in batches, shortest first, each with the numbers of what is in it."""
         order = sorted(numbered, key=lambda i: numbered[i].size)
-        device = plain_model(self.model).device
-        for row in bin_pack(order, lambda i: numbered[i].size, micro_batch_tokens(self.model)):
-            yield row, make_batch(self._layout, [numbered[i] for i in row], EVERY_TOKEN).to(device)
+        for numbers in bin_pack(order, lambda i: numbered[i].size, micro_batch_tokens(self.model.module)):
+            batch = make_batch(self._layout, [numbered[i] for i in numbers], EVERY_TOKEN)
+            yield numbers, batch.to(self.model.device)
 
+    @torch.no_grad()
     def _states(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        with eval_mode(self.model), torch.no_grad():
-            hidden = forward_hidden(backbone(self.model), batch)
-        return hidden, reference_hidden(self.model, batch) if self._has_reference else None
+        hidden = hidden_states(self.model, batch)
+        return hidden, reference_hidden(self.model.module, batch) if self._has_reference else None
 
 
 class EngineScorer:
@@ -187,7 +190,7 @@ class EngineScorer:
 
     Args:
         engine: opened by the caller, and closed by it.
-        max_length: most tokens of a prompt and one answer, or of a text; no more than the engine's context.
+        max_length: tokens of a prompt and one answer, or of a text, at most; no more than the engine's context.
     """
 
     def __init__(self, engine: Engine, max_length: int) -> None:
@@ -200,12 +203,14 @@ class EngineScorer:
             before = self.engine.prompt_ids(as_messages(prompt))
             room = max(0, self.max_length - len(before))
             encoded = [self.engine.tokenize(answer) for answer in answers]
-            kept = [ids[:room] for ids in encoded]
-            asked = [k for k, ids in enumerate(kept) if ids]
-            found = dict.fromkeys(range(len(answers)), 0.0)
-            scored = self.engine.logprobs([before + kept[k] for k in asked], [len(before)] * len(asked))
-            found |= {k: -sum(values) for k, values in zip(asked, scored, strict=True)}
-            scores.append([AnswerScore(found[k], len(ids), None, len(encoded[k]) > room) for k, ids in enumerate(kept)])
+            fitting = [ids[:room] for ids in encoded]
+            scorable = [k for k, ids in enumerate(fitting) if ids]
+            logprobs = self.engine.logprobs([before + fitting[k] for k in scorable], [len(before)] * len(scorable))
+            nats = dict.fromkeys(range(len(answers)), 0.0)
+            nats |= {k: -sum(values) for k, values in zip(scorable, logprobs, strict=True)}
+            scores.append(
+                [AnswerScore(nats[k], len(ids), None, len(encoded[k]) > room) for k, ids in enumerate(fitting)]
+            )
             if on_done is not None:
                 on_done(len(scores))
         return scores
@@ -213,15 +218,15 @@ class EngineScorer:
     def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
         """See `Scorer.texts`."""
         ids = [self.engine.tokenize(text, add_special=True, parse_special=False)[: self.max_length] for text in texts]
-        asked = [i for i, sequence in enumerate(ids) if len(sequence) > 1]
+        scorable = [i for i, sequence in enumerate(ids) if len(sequence) > 1]
         scores: list[TextScore | None] = [None] * len(texts)
-        found = self.engine.logprobs([ids[i] for i in asked], on_done=on_done)
-        for i, values in zip(asked, found, strict=True):
+        logprobs = self.engine.logprobs([ids[i] for i in scorable], on_done=on_done)
+        for i, values in zip(scorable, logprobs, strict=True):
             scores[i] = TextScore(-sum(values), len(values), None, None, None)
         return scores
 
 
-def edges_of(boundary: Boundary) -> list[list[int]]:
+def response_edges(boundary: Boundary) -> list[list[int]]:
     """The edges of a trie that each of its responses goes along, as numbers of the trie's `rejections`.
 
     Args:

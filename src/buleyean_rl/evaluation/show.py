@@ -1,39 +1,58 @@
-"""Evaluations -> one JSON object, one table, one plot."""
+"""What `buleyean evaluate` shows of its measurements.
+
+evaluations of models, the first against the others --> one JSON object, one table, one plot
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from buleyean_rl.evaluation.measure import Evaluation
-from buleyean_rl.evaluation.statistics import Figure, Interval
+from buleyean_rl.evaluation.statistics import Interval
 
-# What a figure is called for a person, whether it is a share, and which way is better: +1, -1, or 0 for neither.
-LABELS: dict[str, tuple[str, bool, int]] = {
-    "accuracy": ("pairs ranked right", True, 1),
-    "accuracy_reference": ("  by the reference", True, 0),
-    "accuracy_vs_reference": ("  by log pi/pi_ref", True, 1),
-    "accuracy_length_matched": ("  of like length", True, 1),
-    "kendall_tau": ("Kendall's tau with the counts", False, 1),
-    "ndcg": ("NDCG of the counts", False, 1),
-    "rejected_nll": ("rejected answers, nats per token", False, 1),
-    "rejected_nll_reference": ("  to the reference", False, 0),
-    "regeneration_prefix": ("rejected answers begun again", True, -1),
-    "regeneration_overlap": ("4-grams from rejected answers", True, -1),
-    "neutral_nll": ("plain text, nats per token", False, -1),
-    "neutral_nll_reference": ("  to the reference", False, 0),
-    "neutral_kl": ("KL(reference || model), nats per token", False, -1),
-    "entropy": ("entropy, nats per token", False, 0),
-    "loop_rate": ("answers that loop", True, -1),
-    "distinct_4": ("different 4-grams", True, 1),
-    "mean_length": ("tokens in an answer", False, 0),
-    "ended_share": ("answers that end by themselves", True, 1),
+
+@dataclass(frozen=True)
+class Label:
+    """How a figure is shown.
+
+    Args:
+        text: what it is called.
+        is_share: it is shown in percent.
+        better: the direction of improvement: 1, -1, or 0 for neither.
+    """
+
+    text: str
+    is_share: bool
+    better: int
+
+
+LABELS = {
+    "accuracy": Label("pairs ranked right", True, 1),
+    "accuracy_reference": Label("  by the reference", True, 0),
+    "accuracy_vs_reference": Label("  by log pi/pi_ref", True, 1),
+    "accuracy_length_matched": Label("  of like length", True, 1),
+    "kendall_tau": Label("Kendall's tau with the counts", False, 1),
+    "ndcg": Label("NDCG of the counts", False, 1),
+    "rejected_nll": Label("rejected answers, nats per token", False, 1),
+    "rejected_nll_reference": Label("  to the reference", False, 0),
+    "regeneration_prefix": Label("rejected answers begun again", True, -1),
+    "regeneration_overlap": Label("4-grams from rejected answers", True, -1),
+    "neutral_nll": Label("plain text, nats per token", False, -1),
+    "neutral_nll_reference": Label("  to the reference", False, 0),
+    "neutral_kl": Label("KL(reference || model), nats per token", False, -1),
+    "entropy": Label("entropy, nats per token", False, 0),
+    "loop_rate": Label("answers that loop", True, -1),
+    "distinct_4": Label("different 4-grams", True, 1),
+    "mean_length": Label("tokens in an answer", False, 0),
+    "ended_share": Label("answers that end by themselves", True, 1),
 }
 PICTURES = (".png", ".svg", ".pdf")
-CONTRACT = (
+FIRST_KEYS = (  # of the JSON object, in this order; null without a value
     "accuracy",
     "accuracy_ci",
     "accuracy_vs_reference",
@@ -62,48 +81,46 @@ def as_json(evaluations: Sequence[Evaluation], seed: int = 0) -> dict[str, Any]:
     compare = []
     for other in others:
         differences = {
-            name: {"difference": _minus(first, other, name), "interval": _as_list(interval)}
-            for name, interval in _differences(first, other, seed).items()
+            name: {"difference": _difference(first, other, name), "interval": _as_list(interval)}
+            for name, interval in _difference_intervals(first, other, seed).items()
         }
-        compare.append(_one(other, seed) | {"differences": differences})
-    return _one(first, seed) | ({"compare": compare} if others else {})
+        compare.append(_evaluation_json(other, seed) | {"differences": differences})
+    return _evaluation_json(first, seed) | ({"compare": compare} if others else {})
 
 
-def _one(evaluation: Evaluation, seed: int) -> dict[str, Any]:
+def _evaluation_json(evaluation: Evaluation, seed: int) -> dict[str, Any]:
     figures = evaluation.figures
     values: dict[str, Any] = {name: figure.value for name, figure in figures.items()}
     intervals = {name: _as_list(figure.interval(seed)) for name, figure in figures.items()}
     values |= {"accuracy_ci": intervals.get("accuracy"), "distinct_4": evaluation.distinct_4}
-    pairs = {
-        "pairs": _count(figures.get("accuracy")),
-        "pairs_length_matched": _count(figures.get("accuracy_length_matched")),
-    }
     return {
         "model": evaluation.model,
         "reference": evaluation.reference,
-        "pairs": pairs["pairs"],
-        **{name: values.pop(name, None) for name in CONTRACT},
+        "pairs": _pairs(evaluation, "accuracy"),
+        **{name: values.pop(name, None) for name in FIRST_KEYS},
         **values,
-        "pairs_length_matched": pairs["pairs_length_matched"],
+        "pairs_length_matched": _pairs(evaluation, "accuracy_length_matched"),
         "intervals": intervals,
         "counts": evaluation.counts,
         "notes": evaluation.notes,
     }
 
 
-def _count(figure: Figure | None) -> int | None:
+def _pairs(evaluation: Evaluation, name: str) -> int | None:
+    """The number of pairs that an accuracy is over."""
+    figure = evaluation.figures.get(name)
     return None if figure is None else int(figure.items[:, 1].sum())
 
 
-def _differences(first: Evaluation, other: Evaluation, seed: int) -> dict[str, Interval | None]:
+def _difference_intervals(first: Evaluation, other: Evaluation, seed: int) -> dict[str, Interval | None]:
     """Intervals of first - other, for the figures that both have."""
     shared = [name for name in LABELS if name in first.figures and name in other.figures]
     return {name: other.figures[name].difference(first.figures[name], seed) for name in shared}
 
 
-def _minus(first: Evaluation, other: Evaluation, name: str) -> float | None:
-    one, two = first.figures[name].value, other.figures[name].value
-    return None if one is None or two is None else one - two
+def _difference(first: Evaluation, other: Evaluation, name: str) -> float | None:
+    value, subtracted = first.figures[name].value, other.figures[name].value
+    return None if value is None or subtracted is None else value - subtracted
 
 
 def _as_list(interval: Interval | None) -> list[float] | None:
@@ -111,7 +128,12 @@ def _as_list(interval: Interval | None) -> list[float] | None:
 
 
 def table(evaluations: Sequence[Evaluation], seed: int = 0) -> Table:
-    """What was measured, a figure a row, with 95% intervals; differences of the first model to each other one."""
+    """The figures with 95% intervals, one in each row, and the first model's differences to the others.
+
+    Args:
+        evaluations: at least one, over the same items.
+        seed: of the bootstrap.
+    """
     first, *others = evaluations
     shown = Table(title="measured; in brackets, where 95 of 100 repetitions fall")
     shown.add_column("", no_wrap=True)
@@ -119,25 +141,30 @@ def table(evaluations: Sequence[Evaluation], seed: int = 0) -> Table:
         shown.add_column(evaluation.model, justify="right", overflow="fold")
     for number in range(len(others)):
         shown.add_column("difference" if len(others) == 1 else f"less the {number + 2}.", justify="right")
-    differences = [_differences(first, other, seed) for other in others]
-    for name, (label, share, _) in LABELS.items():
-        cells = [_cell(evaluation, name, share, seed) for evaluation in evaluations]
+    differences = [_difference_intervals(first, other, seed) for other in others]
+    for name, label in LABELS.items():
+        cells = [_cell(evaluation, name, seed) for evaluation in evaluations]
         if not any(cells):
             continue
         for other, intervals in zip(others, differences, strict=True):
-            known = name in intervals
-            cells.append(_text(_minus(first, other, name), intervals[name], share, sign=True) if known else "")
-        shown.add_row(label, *cells)
+            has_both = name in intervals
+            cells.append(
+                _text(_difference(first, other, name), intervals[name], label.is_share, sign=True) if has_both else ""
+            )
+        shown.add_row(label.text, *cells)
     return shown
 
 
 def lines(evaluation: Evaluation) -> list[str]:
     """What a reader of the table should know: counts that are not zero, and notes."""
-    said = {"answers_cut": "answers cut at the length limit", "answers_without_room": "answers without room: left out"}
-    said |= {"empty_answers": "blank answers left out", "bad_rows": "bad rows left out"}
-    counts = [f"{label}: {evaluation.counts[name]:,}" for name, label in said.items() if evaluation.counts.get(name)]
-    pairs = _count(evaluation.figures.get("accuracy"))
-    matched = _count(evaluation.figures.get("accuracy_length_matched"))
+    labels = {
+        "answers_cut": "answers cut at the length limit",
+        "answers_without_room": "answers without room: left out",
+        "empty_answers": "blank answers left out",
+        "bad_rows": "bad rows left out",
+    }
+    counts = [f"{label}: {evaluation.counts[name]:,}" for name, label in labels.items() if evaluation.counts.get(name)]
+    pairs, matched = _pairs(evaluation, "accuracy"), _pairs(evaluation, "accuracy_length_matched")
     return [
         *([f"pairs: {pairs:,}, of like length {matched:,}"] if pairs is not None else []),
         *counts,
@@ -145,23 +172,22 @@ def lines(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _cell(evaluation: Evaluation, name: str, share: bool, seed: int) -> str:
-    if name == "distinct_4":
-        return _text(evaluation.distinct_4, None, share)
+def _cell(evaluation: Evaluation, name: str, seed: int) -> str:
     figure = evaluation.figures.get(name)
-    return "" if figure is None else _text(figure.value, figure.interval(seed), share)
+    interval = None if figure is None else figure.interval(seed)
+    return _text(_value(evaluation, name), interval, LABELS[name].is_share)
 
 
-def _text(value: float | None, interval: Interval | None, share: bool, *, sign: bool = False) -> str:
+def _text(value: float | None, interval: Interval | None, is_share: bool, *, sign: bool = False) -> str:
     if value is None:
         return ""
-    form = f"{{:{'+' if sign else ''}{'.1%' if share else '.4g' if abs(value) >= 100 else '.3f'}}}"
+    form = f"{{:{'+' if sign else ''}{'.1%' if is_share else '.4g' if abs(value) >= 100 else '.3f'}}}"
     bounds = "" if interval is None else f" [{form.format(interval.low)}, {form.format(interval.high)}]"
     return form.format(value) + bounds.replace("[", "\\[")
 
 
 def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
-    """Draw every figure with its interval, a panel a figure, a point a model.
+    """Draw the figures with their intervals: a panel for each figure, a point for each model.
 
     Args:
         path: of the picture; its suffix says of which kind.
@@ -169,37 +195,15 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
         seed: of the bootstrap.
     """
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import PercentFormatter
 
-    names = [name for name in LABELS if LABELS[name][2] and any(_value(e, name) is not None for e in evaluations)]
-    names += [name for name in ("entropy", "mean_length") if any(_value(e, name) is not None for e in evaluations)]
+    names = [name for name, label in LABELS.items() if label.better] + ["entropy", "mean_length"]
+    names = [name for name in names if any(_value(evaluation, name) is not None for evaluation in evaluations)]
     columns = min(4, max(len(names), 1))
     rows = max(1, -(-len(names) // columns))
     canvas = Canvas(figsize=(3.1 * columns, 2.5 * rows + 0.35 * len(evaluations)), dpi=120, layout="constrained")
     panels = canvas.subplots(rows, columns, squeeze=False).flatten()
     for axes, name in zip(panels, names, strict=False):
-        label, share, better = LABELS[name]
-        for place, evaluation in enumerate(evaluations):
-            value = _value(evaluation, name)
-            if value is None:
-                continue
-            figure = evaluation.figures.get(name)
-            interval = figure.interval(seed) if figure is not None else None
-            # a bootstrap interval of few items may lie beside the value
-            reach = [[max(0, value - interval.low)], [max(0, interval.high - value)]] if interval else None
-            axes.errorbar([place], [value], yerr=reach, fmt="o", capsize=4, color=f"C{place}")
-        if name.startswith("accuracy"):
-            axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
-        if name == "kendall_tau":
-            axes.axhline(0.0, color="0.5", linestyle="--", linewidth=1)
-        axes.set_title(label.strip() + {1: " \N{UPWARDS ARROW}", -1: " \N{DOWNWARDS ARROW}", 0: ""}[better], fontsize=9)
-        axes.set_xlim(-0.6, len(evaluations) - 0.4)
-        axes.set_xticks([])
-        axes.grid(axis="y", alpha=0.3)
-        if share:
-            low, high = axes.get_ylim()
-            axes.set_ylim(max(low, -0.02), min(high, 1.02))
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _draw_panel(axes, name, evaluations, seed)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     handles = [
@@ -208,6 +212,34 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
     ]
     canvas.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9)
     canvas.savefig(path)
+
+
+def _draw_panel(axes: Any, name: str, evaluations: Sequence[Evaluation], seed: int) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    label = LABELS[name]
+    for place, evaluation in enumerate(evaluations):
+        value = _value(evaluation, name)
+        if value is None:
+            continue
+        figure = evaluation.figures.get(name)
+        interval = figure.interval(seed) if figure is not None else None
+        # a bootstrap interval of few items may lie beside the value
+        error = [[max(0, value - interval.low)], [max(0, interval.high - value)]] if interval else None
+        axes.errorbar([place], [value], yerr=error, fmt="o", capsize=4, color=f"C{place}")
+    if name.startswith("accuracy"):
+        axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+    if name == "kendall_tau":
+        axes.axhline(0.0, color="0.5", linestyle="--", linewidth=1)
+    arrow = {1: " \N{UPWARDS ARROW}", -1: " \N{DOWNWARDS ARROW}", 0: ""}[label.better]
+    axes.set_title(label.text.strip() + arrow, fontsize=9)
+    axes.set_xlim(-0.6, len(evaluations) - 0.4)
+    axes.set_xticks([])
+    axes.grid(axis="y", alpha=0.3)
+    if label.is_share:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _value(evaluation: Evaluation, name: str) -> float | None:

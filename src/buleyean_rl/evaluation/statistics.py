@@ -1,8 +1,10 @@
-"""Numbers from numbers: rankings against counts, and how sure a figure is. Pure functions.
+"""Figures with their confidence intervals, and rankings against counts. Pure functions.
 
-A *figure* is a ratio of sums over items, sum(a) / sum(b): nats over tokens, pairs ranked right over pairs. What
-happens to it when other items had been drawn is found by drawing the items again (the bootstrap); two models
-are compared on the same draws.
+    items --Figure--> value, 95% interval, interval of the difference between two models
+
+A *figure* is a ratio of sums over items, sum(a) / sum(b): nats over tokens, pairs ranked right over pairs. Its interval
+is Wilson's for shares, else the percentile bootstrap's over items (Efron, 1979); two models are compared on the same
+resamples.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 Z95 = 1.959963984540054  # of the normal distribution, two-sided 95%
-ROWS_AT_ONCE = 1 << 22  # of resampled items in memory
+MAX_RESAMPLED_ITEMS = 1 << 22  # in memory at a time
 
 
 class Interval(NamedTuple):
@@ -40,18 +42,18 @@ class Figure:
     @property
     def value(self) -> float | None:
         """sum(a) / sum(b), or None over nothing."""
-        above, below = self.items.sum(0)
-        return float(above / below) if below else None
+        numerator, denominator = self.items.sum(0)
+        return float(numerator / denominator) if denominator else None
 
     def interval(self, seed: int = 0) -> Interval | None:
-        """95%: Wilson's where each item says yes or no, else the bootstrap over items; None for too few."""
-        yes, asked = self.items.T
-        if np.isin(asked, (0, 1)).all() and np.isin(yes, (0, 0.5, 1)).all():
-            return wilson(float(yes.sum()), int(asked.sum()))
-        return _percentiles(_resampled([self], seed)[0]) if len(self.items) > 1 else None
+        """The 95% interval: Wilson's where each item is a yes or a no, else the bootstrap's; None for too few."""
+        successes, trials = self.items.T
+        if np.isin(trials, (0, 1)).all() and np.isin(successes, (0, 0.5, 1)).all():
+            return wilson(float(successes.sum()), int(trials.sum()))
+        return _percentile_interval(_resample([self], seed)[0]) if len(self.items) > 1 else None
 
     def difference(self, other: Figure, seed: int = 0) -> Interval | None:
-        """The same of other - self, both over the same items, drawn together.
+        """The 95% interval of other - self, both over the same items, resampled together; None for too few.
 
         Raises:
             ValueError: they are not over the same number of items.
@@ -60,45 +62,45 @@ class Figure:
             raise ValueError(f"{len(self.items)} items cannot be paired with {len(other.items)}")
         if len(self.items) < 2:
             return None
-        own, others = _resampled([self, other], seed)
-        return _percentiles(others - own)
+        own, others = _resample([self, other], seed)
+        return _percentile_interval(others - own)
 
 
-def _resampled(figures: Sequence[Figure], seed: int) -> list[NDArray[np.float64]]:
+def _resample(figures: Sequence[Figure], seed: int) -> list[NDArray[np.float64]]:
     """The figures' values over the same resamples of their items. Shapes: (resamples,)."""
     generator = np.random.default_rng(seed)
     size = len(figures[0].items)
-    drawn: list[list[NDArray[np.float64]]] = [[] for _ in figures]
-    left = RESAMPLES
-    while left:
-        rows = min(left, max(1, ROWS_AT_ONCE // size))
-        chosen = generator.integers(size, size=(rows, size))
-        for values, figure in zip(drawn, figures, strict=True):
-            sums = figure.items[chosen].sum(1)
-            with np.errstate(invalid="ignore", divide="ignore"):  # a draw of items that all count for nothing
+    chunks: list[list[NDArray[np.float64]]] = [[] for _ in figures]
+    remaining = RESAMPLES
+    while remaining:
+        count = min(remaining, max(1, MAX_RESAMPLED_ITEMS // size))
+        indices = generator.integers(size, size=(count, size))
+        for values, figure in zip(chunks, figures, strict=True):
+            sums = figure.items[indices].sum(1)
+            with np.errstate(invalid="ignore", divide="ignore"):  # a resample may sum to 0 / 0
                 values.append(sums[:, 0] / sums[:, 1])
-        left -= rows
-    return [np.concatenate(values) for values in drawn]
+        remaining -= count
+    return [np.concatenate(values) for values in chunks]
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval | None:
+def _percentile_interval(values: NDArray[np.float64]) -> Interval | None:
     finite = values[np.isfinite(values)]
     return Interval(*map(float, np.quantile(finite, [0.025, 0.975]))) if len(finite) else None
 
 
-def wilson(right: float, total: int) -> Interval | None:
-    """Wilson's 95% interval of a share (1927); None of nothing.
+def wilson(successes: float, total: int) -> Interval | None:
+    """Wilson's 95% interval of a share (1927); None without trials.
 
     Args:
-        right: how many, halves included.
-        total: of how many.
+        successes: how many; a tie counts half.
+        total: number of trials.
     """
     if not total:
         return None
-    share, z2 = right / total, Z95**2 / total
-    middle = (share + z2 / 2) / (1 + z2)
-    reach = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
-    return Interval(max(0.0, middle - reach), min(1.0, middle + reach))
+    share, z2 = successes / total, Z95**2 / total
+    center = (share + z2 / 2) / (1 + z2)
+    margin = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total)) / (1 + z2)
+    return Interval(max(0.0, center - margin), min(1.0, center + margin))
 
 
 def preferred(better: float, worse: float) -> float:
@@ -106,21 +108,21 @@ def preferred(better: float, worse: float) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
-def kendall_tau(one: Sequence[float], other: Sequence[float]) -> float | None:
+def kendall_tau(scores: Sequence[float], truth: Sequence[float]) -> float | None:
     """Kendall's tau-b of two rankings (1945).
 
-    Pairs in the same order less pairs in opposite order, over the root of the product of the numbers of pairs
-    that each ranking decides.
+    Concordant less discordant pairs, over the root of the product of the numbers of pairs that each ranking decides.
 
     Args:
-        one: scores; 0 is the result if they are all equal.
-        other: scores of the same items; None is the result if these are all equal, for then nothing is asked.
+        scores: 0 is the result if they are all equal.
+        truth: of the same items; None is the result if these are all equal.
     """
-    signs = [(_sign(one[i] - one[j]), _sign(other[i] - other[j])) for i, j in combinations(range(len(one)), 2)]
-    ones, others = (sum(map(abs, side)) for side in zip(*signs, strict=True)) if signs else (0, 0)
-    if not others:
+    pairs = combinations(range(len(scores)), 2)
+    signs = [(_sign(scores[i] - scores[j]), _sign(truth[i] - truth[j])) for i, j in pairs]
+    scored, decided = (sum(map(abs, side)) for side in zip(*signs, strict=True)) if signs else (0, 0)
+    if not decided:
         return None
-    return sum(a * b for a, b in signs) / math.sqrt(ones * others) if ones else 0.0
+    return sum(a * b for a, b in signs) / math.sqrt(scored * decided) if scored else 0.0
 
 
 def _sign(value: float) -> int:
@@ -130,15 +132,15 @@ def _sign(value: float) -> int:
 def ndcg(scores: Sequence[float], gains: Sequence[float]) -> float | None:
     """Normalised discounted cumulative gain of the ranking by scores (Järvelin and Kekäläinen, 2002).
 
-    DCG = sum over ranks r of gain / log2(r + 1), over that of the best ranking. Items of equal score have the
-    mean of their gains, so that their order does not matter.
+    DCG = sum over ranks r of gain / log2(r + 1), over that of the best ranking. Tied items share the mean of their
+    gains.
 
     Args:
         scores: the model's, of each item.
         gains: what each item is worth, 0 or more.
 
     Returns:
-        Between 0 and 1; None where the gains are all equal, for then nothing is asked.
+        Between 0 and 1; None where the gains are all equal.
     """
     if len(set(gains)) < 2:
         return None

@@ -1,11 +1,13 @@
-"""A PEFT adapter folder as low-rank pairs that are read when they are needed.
+"""A PEFT adapter folder as lazy low-rank pairs.
 
-`read_adapter` says what an adapter does and what it does beyond low-rank updates: those `extras` decide
-whether it can be merged tensor by tensor, and whether llama.cpp can apply it.
+    adapter_config.json, adapter_model.safetensors --read_adapter--> LoraAdapter --merge_into--> a base model's tensors
+
+An adapter's `other_features` decide whether it can be merged tensor by tensor, and whether llama.cpp can apply it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,107 +17,112 @@ from typing import Any
 from safetensors import SafetensorError
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf.tensors import Rows, in_safetensors, with_lora
+from buleyean_rl.gguf.tensors import LazyTensor, add_lora, open_safetensors
 
 WEIGHTS = "adapter_model.safetensors"
-_APART = "they do not belong together"
 _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The low-rank update `scaling b a` of one weight. Shape: a (rank, in), b (out, rank)."""
+class LoraPair:
+    """The low-rank update `scaling b a` of one weight.
 
-    a: Rows
-    b: Rows
+    Args:
+        a: Shape: (rank, in).
+        b: Shape: (out, rank).
+        scaling: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    """
+
+    a: LazyTensor
+    b: LazyTensor
     scaling: float
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LoraAdapter:
     """An adapter on disk.
 
     Args:
         pairs: updates by the module they belong to, as transformers names it.
-        saved: whole tensors that replace the base model's, by name.
+        whole_tensors: that replace the base model's (`modules_to_save`), by name.
         alpha: as configured.
-        extras: what else it has, in words; empty for an adapter that is low-rank updates and whole tensors only.
+        other_features: what it does beyond low-rank updates and whole tensors, in words.
     """
 
-    pairs: Mapping[str, Pair]
-    saved: Mapping[str, Rows]
+    pairs: Mapping[str, LoraPair]
+    whole_tensors: Mapping[str, LazyTensor]
     alpha: float
-    extras: tuple[str, ...]
+    other_features: tuple[str, ...]
 
     @property
-    def changes(self) -> list[str]:
-        """The names of the tensors it changes."""
-        return [*self.saved, *(f"{module}.weight" for module in self.pairs)]
+    def changed_tensors(self) -> list[str]:
+        """The names of the base model's tensors that it changes."""
+        return [*self.whole_tensors, *(f"{module}.weight" for module in self.pairs)]
 
-    def merged(self, tensors: Mapping[str, Rows]) -> dict[str, Rows]:
-        """A base model's tensors with this adapter in them, tensor by tensor.
+    def merge_into(self, parameters: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """A base model's parameters with this adapter merged in, tensor by tensor.
 
         Raises:
             ExportError: the adapter belongs to another model.
         """
-        if unknown := sorted(set(self.changes) - set(tensors)):
-            raise ExportError(f"the adapter changes {unknown[0]}, which the base model lacks: {_APART}")
-        result = {**tensors, **self.saved}
+        if unknown := sorted(set(self.changed_tensors) - set(parameters)):
+            raise ExportError(
+                f"the adapter changes {unknown[0]}, which the base model lacks: they do not belong together"
+            )
+        merged = {**parameters, **self.whole_tensors}
         for module, pair in self.pairs.items():
             name, shape = f"{module}.weight", (pair.b.shape[0], pair.a.shape[1])
-            if tensors[name].shape != shape:
-                found = tensors[name].shape
+            if parameters[name].shape != shape:
                 raise ExportError(
-                    f"the adapter changes {name} as {shape}, and the base model has it as {found}: {_APART}"
+                    f"the adapter changes {name} as {shape}, and the base model has it as {parameters[name].shape}: "
+                    "they do not belong together"
                 )
-            result[name] = with_lora(tensors[name], pair.a, pair.b, pair.scaling)
-        return result
+            merged[name] = add_lora(parameters[name], pair.a, pair.b, pair.scaling)
+        return merged
 
 
-def read_adapter(folder: Path, config: Mapping[str, Any]) -> Adapter:
-    """DriftCheck into an adapter without reading its numbers.
+def read_adapter(folder: Path) -> LoraAdapter:
+    """Read what an adapter is, without reading its numbers.
 
     Args:
-        folder: with `adapter_model.safetensors`.
-        config: what its `adapter_config.json` says.
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
-        ExportError: the file is missing, damaged, or of another kind than LoRA.
+        ExportError: the weights are missing, damaged, or of another method than LoRA.
     """
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
         raise ExportError(f"{folder}: is an adapter of type {config.get('peft_type')!r}; only LoRA can be exported")
     try:
-        stored = in_safetensors(folder / WEIGHTS)
+        stored = open_safetensors(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    tensors = {name.removeprefix(_PREFIX): rows for name, rows in stored.items()}
-    pairs, used = {}, set()
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+    pairs, paired = {}, set()
     for name in tensors:
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
-            other = f"{module}.lora_B.weight"
-            if other not in tensors:
-                raise ExportError(f"{folder / WEIGHTS}: {name} has no {other}")
-            used |= {name, other}
+            b_name = f"{module}.lora_B.weight"
+            if b_name not in tensors:
+                raise ExportError(f"{folder / WEIGHTS}: {name} has no {b_name}")
+            paired |= {name, b_name}
             rank = tensors[name].shape[0]
-            pairs[module] = Pair(tensors[name], tensors[other], _scaling(config, module, rank))
-    rest = {name: rows for name, rows in tensors.items() if name not in used}
-    saved = {name: rows for name, rows in rest.items() if ".lora_" not in name}
-    extras = tuple(_extras(config)) or tuple(f"the tensor {name}" for name in sorted(set(rest) - set(saved)))
-    return Adapter(pairs, saved, float(config["lora_alpha"]), extras)
+            pairs[module] = LoraPair(tensors[name], tensors[b_name], _scaling(config, module, rank))
+    unpaired = {name: tensor for name, tensor in tensors.items() if name not in paired}
+    whole_tensors = {name: tensor for name, tensor in unpaired.items() if ".lora_" not in name}
+    features = _other_features(config) or [f"the tensor {name}" for name in sorted(set(unpaired) - set(whole_tensors))]
+    return LoraAdapter(pairs, whole_tensors, float(config["lora_alpha"]), tuple(features))
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What an update is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA; alpha may differ by module."""
     patterns = config.get("alpha_pattern") or {}
     key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
     alpha = float(config["lora_alpha"] if key is None else patterns[key])
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _extras(config: Mapping[str, Any]) -> list[str]:
-    """What an adapter does beyond adding low-rank updates to linear layers, in words."""
-    found = {
+def _other_features(config: Mapping[str, Any]) -> list[str]:
+    features = {
         "DoRA, which rescales every row of a weight": config.get("use_dora"),
         "trained biases": config.get("bias", "none") != "none",
         "a bias on its updates": config.get("lora_bias"),
@@ -125,14 +132,14 @@ def _extras(config: Mapping[str, Any]) -> list[str]:
         "repeated layers": config.get("layer_replication"),
         "an invocation prompt (aLoRA)": config.get("alora_invocation_tokens"),
         "quantisation-aware groups (QALoRA)": config.get("use_qalora"),
-        "blocks of its own (BD-LoRA)": config.get("use_bdlora"),
-        "a routing of its own (Arrow)": config.get("arrow_config"),
-        "a base it changed when it was made (PiSSA, OLoRA, CorDA, LoftQ)": _changed_base(config),
+        "block-diagonal updates (BD-LoRA)": config.get("use_bdlora"),
+        "routing between adapters (Arrow)": config.get("arrow_config"),
+        "a base that its initialisation changed (PiSSA, OLoRA, CorDA, LoftQ)": _changes_base(config),
     }
-    return [what for what, there in found.items() if there]
+    return [feature for feature, is_used in features.items() if is_used]
 
 
-def _changed_base(config: Mapping[str, Any]) -> bool:
-    """Whether the adapter was initialised by taking something out of the base weights."""
-    how = config.get("init_lora_weights", True)
-    return isinstance(how, str) and how.lower() not in ("gaussian", "eva", "orthogonal", "true", "false")
+def _changes_base(config: Mapping[str, Any]) -> bool:
+    """Whether the adapter's initialisation took something out of the base weights."""
+    method = config.get("init_lora_weights", True)
+    return isinstance(method, str) and method.lower() not in ("gaussian", "eva", "orthogonal", "true", "false")

@@ -1,9 +1,11 @@
-"""What llama.cpp calls things: a transformers configuration as GGUF metadata, its tensors by GGUF names.
+"""What llama.cpp calls things: a transformers configuration as GGUF metadata, parameters as GGUF tensors.
 
-One `Architecture` per model type. Adding one means adding its row to `ARCHITECTURES`, and a tiny model of it
-to the tests: the parity gate says whether the row is right. Tensor names come from the `gguf` package.
+    configuration --ARCHITECTURES--> Architecture --hyperparameters--> metadata
+                                                  --tensor_layouts---> name, row order and shift of each tensor
 
-What is refused here is what llama.cpp would compute differently without saying so.
+A new architecture is a row of `ARCHITECTURES`, and a tiny model of it in tests/gguf/test_architectures.py: the parity
+gate says whether the row is right. Tensor names come from the `gguf` package. What llama.cpp would compute
+differently without saying so is refused here.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.errors import ExportError, UnsupportedArchitecture
+from buleyean_rl.gguf.internals import rope_frequencies
 from buleyean_rl.gguf.metadata import Value
-from buleyean_rl.gguf.tensors import Rows, in_memory, reordered, shifted
+from buleyean_rl.gguf.tensors import LazyTensor, permute_rows, shift, wrap_tensor
 from gguf import MODEL_ARCH, get_tensor_name_map
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -27,32 +32,34 @@ class Architecture:
     """How a transformers model type maps to a llama.cpp architecture.
 
     Args:
-        gguf: what llama.cpp calls it, and the prefix of its metadata.
-        names: the table of its tensor names.
-        interleaved: llama.cpp rotates neighbouring elements of q and k, transformers the two halves: the
-            rows of q and k are to be permuted.
-        norm_shift: added to every norm's weight: where transformers multiplies by 1 + weight.
+        name: what llama.cpp calls it, and the prefix of its metadata.
+        tensor_names: the gguf package's table of its tensor names.
+        interleaved: llama.cpp rotates neighbouring elements of q and k, transformers the two halves: the rows of q
+            and k are permuted.
+        norm_shift: added to every norm's weight, where transformers multiplies by 1 + weight.
         activation: the one llama.cpp has for it.
-        check: says what of a configuration llama.cpp lacks, or nothing.
-        extra: metadata of this architecture alone, by key without the prefix.
+        limit_context: llama.cpp ignores its sliding window: the context length is at most one window.
+        unsupported: names a feature of a configuration that llama.cpp lacks, or returns None.
+        metadata: of this architecture alone, by key without the prefix.
     """
 
-    gguf: str
-    names: MODEL_ARCH
+    name: str
+    tensor_names: MODEL_ARCH
     interleaved: bool = False
     norm_shift: float = 0.0
     activation: str = "silu"
-    check: Callable[[Any], str | None] = lambda _: None
-    extra: Callable[[Any], dict[str, Value]] = lambda _: {}
+    limit_context: bool = False
+    unsupported: Callable[[Any], str | None] = lambda _: None
+    metadata: Callable[[Any], dict[str, Value]] = lambda _: {}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a parameter is stored: under which name, its rows in which order, shifted by how much.
+class TensorLayout:
+    """How a parameter is stored in GGUF.
 
     Args:
-        name: in GGUF.
-        heads: whose rows are interleaved; None where rows stay in place.
+        name: of the tensor.
+        heads: the number of heads whose rows are interleaved; None where rows stay in place.
         shift: added to every number.
     """
 
@@ -60,60 +67,59 @@ class Layout:
     heads: int | None = None
     shift: float = 0.0
 
-    def store(self, rows: Rows) -> Rows:
-        """The parameter as the file has it."""
+    def to_gguf(self, parameter: LazyTensor) -> LazyTensor:
+        """The parameter as the file stores it."""
         if self.heads is not None:
-            rows = reordered(rows, interleave(torch.arange(rows.shape[0]), self.heads))
-        return shifted(rows, self.shift) if self.shift else rows
+            parameter = permute_rows(parameter, interleave(torch.arange(parameter.shape[0]), self.heads))
+        return shift(parameter, self.shift) if self.shift else parameter
 
-    def load(self, rows: Rows) -> Rows:
+    def from_gguf(self, tensor: LazyTensor) -> LazyTensor:
         """The file's tensor as the parameter."""
         if self.shift:
-            rows = shifted(rows, -self.shift)
-        return rows if self.heads is None else reordered(rows, deinterleave(torch.arange(rows.shape[0]), self.heads))
+            tensor = shift(tensor, -self.shift)
+        if self.heads is None:
+            return tensor
+        return permute_rows(tensor, deinterleave(torch.arange(tensor.shape[0]), self.heads))
 
 
-def supported(config: Any) -> bool:
-    """Whether a transformers configuration is of an architecture that can be exported."""
-    return getattr(config, "model_type", None) in ARCHITECTURES
-
-
-def architecture_of(config: Any) -> Architecture:
+def find_architecture(config: Any) -> Architecture:
     """The architecture of a transformers configuration.
 
     Raises:
         UnsupportedArchitecture: it is none of the supported ones, or uses a feature llama.cpp lacks.
     """
-    kind = getattr(config, "model_type", None)
-    if kind not in ARCHITECTURES:
-        raise UnsupportedArchitecture(f"cannot export a model of type {kind!r}; supported are {SUPPORTED}")
-    arch = ARCHITECTURES[kind]
+    model_type = getattr(config, "model_type", None)
+    if model_type not in ARCHITECTURES:
+        raise UnsupportedArchitecture(f"cannot export a model of type {model_type!r}; supported are {SUPPORTED}")
+    architecture = ARCHITECTURES[model_type]
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
-    if activation != arch.activation:
+    if activation != architecture.activation:
         raise UnsupportedArchitecture(
-            f"cannot export activation {activation!r}; llama.cpp has {arch.activation!r} here"
+            f"cannot export activation {activation!r}; llama.cpp has {architecture.activation!r} here"
         )
-    if (rope := rope_parameters(config)["rope_type"]) not in ("default", "linear", "llama3", "yarn", "longrope"):
-        raise UnsupportedArchitecture(f"cannot export rope scaling {rope!r}; linear, llama3, longrope and yarn can be")
-    if (lacking := arch.check(config)) is not None:
-        raise UnsupportedArchitecture(f"cannot export a {kind} with {lacking}: llama.cpp has none for it")
-    return arch
+    if (rope_type := rope_parameters(config)["rope_type"]) not in ROPE_TYPES:
+        raise UnsupportedArchitecture(
+            f"cannot export rope scaling {rope_type!r}; linear, llama3, longrope and yarn can be"
+        )
+    if (feature := architecture.unsupported(config)) is not None:
+        raise UnsupportedArchitecture(f"cannot export a {model_type} with {feature}: llama.cpp has none for it")
+    return architecture
 
 
 def hyperparameters(config: Any) -> tuple[dict[str, Value], list[str]]:
-    """The GGUF metadata of a configuration, and remarks for the report.
+    """The GGUF metadata of a configuration, and notes for the report.
 
     Returns:
         Metadata by full key; sentences about what llama.cpp does differently.
     """
-    arch = architecture_of(config)
-    head = head_dim(config)
+    architecture = find_architecture(config)
+    width = head_dim(config)
     context, notes = config.max_position_embeddings, []
-    window = getattr(config, "sliding_window", None) if config.model_type in ("mistral", "phi3") else None
+    window = getattr(config, "sliding_window", None) if architecture.limit_context else None
     if window and window < context:
-        # llama.cpp attends to everything here; within one window that is the same.
         context = window
         notes.append(f"context length {context}, the sliding window: llama.cpp would attend to more")
+    rope = rope_parameters(config)
     values: dict[str, Value] = {
         "vocab_size": config.vocab_size,
         "context_length": context,
@@ -122,19 +128,19 @@ def hyperparameters(config: Any) -> tuple[dict[str, Value], list[str]]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": head,
-        "attention.value_length": head,
+        "attention.key_length": width,
+        "attention.value_length": width,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": int(head * (rope_parameters(config).get("partial_rotary_factor") or 1.0)),
-        "rope.freq_base": float(rope_parameters(config)["rope_theta"]),
+        "rope.dimension_count": int(width * (rope.get("partial_rotary_factor") or 1.0)),
+        "rope.freq_base": float(rope["rope_theta"]),
         **_rope_scaling(config),
-        **arch.extra(config),
+        **architecture.metadata(config),
     }
-    return {f"{arch.gguf}.{key}": value for key, value in values.items()}, notes
+    return {f"{architecture.name}.{key}": value for key, value in values.items()}, notes
 
 
-def layouts(config: Any, parameters: list[str]) -> dict[str, Layout]:
-    """Where each of a model's parameters goes.
+def tensor_layouts(config: Any, parameters: list[str]) -> dict[str, TensorLayout]:
+    """How each of a model's parameters is stored.
 
     Args:
         config: of transformers.
@@ -143,26 +149,26 @@ def layouts(config: Any, parameters: list[str]) -> dict[str, Layout]:
     Raises:
         ExportError: a tensor that GGUF has no name for.
     """
-    arch = architecture_of(config)
-    table = get_tensor_name_map(arch.names, config.num_hidden_layers)
-    found = {}
+    architecture = find_architecture(config)
+    table = get_tensor_name_map(architecture.tensor_names, config.num_hidden_layers)
+    layouts = {}
     for parameter in parameters:
         name = table.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise ExportError(f"GGUF has no name for the tensor {parameter!r} of this model")
-        shift = arch.norm_shift if parameter.endswith("norm.weight") else 0.0
-        found[parameter] = Layout(name, _rotated_heads(config, arch, parameter), shift)
-    return found
+        norm_shift = architecture.norm_shift if parameter.endswith("norm.weight") else 0.0
+        layouts[parameter] = TensorLayout(name, _interleaved_heads(config, architecture, parameter), norm_shift)
+    return layouts
 
 
-def computed(config: Any) -> dict[str, Rows]:
-    """The tensors of a file that are no parameter: what the rotation's frequencies are divided by."""
+def rope_factors(config: Any) -> dict[str, LazyTensor]:
+    """The tensors of a file that are no parameter: what llama.cpp divides the rotary frequencies by."""
     rope = rope_parameters(config)
     if rope["rope_type"] == "llama3":
-        return {"rope_freqs.weight": in_memory(_llama3_factors(config))}
+        return {"rope_freqs.weight": wrap_tensor(_llama3_factors(config))}
     if rope["rope_type"] == "longrope":
         return {
-            f"rope_factors_{length}.weight": in_memory(torch.tensor(rope[f"{length}_factor"], dtype=torch.float32))
+            f"rope_factors_{length}.weight": wrap_tensor(torch.tensor(rope[f"{length}_factor"], dtype=torch.float32))
             for length in ("long", "short")
         }
     return {}
@@ -173,15 +179,24 @@ def head_dim(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def rope_parameters(config: Any, layer: str = "full_attention") -> dict[str, Any]:
-    """The rotary embedding's settings, with `rope_type` and `rope_theta` always there.
+def rope_parameters(config: Any, layer_type: str = "full_attention") -> dict[str, Any]:
+    """The rotary embedding's settings, `rope_type` and `rope_theta` always among them.
 
     Args:
         config: of transformers.
-        layer: which kind of layer's, in models that rotate by kind.
+        layer_type: whose settings, in models with different ones by type of layer.
     """
     settings: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    return {"rope_type": "default", "rope_theta": 10000.0} | dict(settings.get(layer, settings))
+    return {"rope_type": "default", "rope_theta": 10000.0} | dict(settings.get(layer_type, settings))
+
+
+def original_context(config: Any) -> int:
+    """The context length before rope scaling."""
+    return int(
+        rope_parameters(config).get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+    )
 
 
 def interleave(tensor: Tensor, heads: int) -> Tensor:
@@ -199,9 +214,8 @@ def deinterleave(tensor: Tensor, heads: int) -> Tensor:
     return rows.transpose(1, 2).reshape(tensor.shape)
 
 
-def _rotated_heads(config: Any, arch: Architecture, parameter: str) -> int | None:
-    """How many heads to permute in a parameter; None where it stays as it is."""
-    if not arch.interleaved:
+def _interleaved_heads(config: Any, architecture: Architecture, parameter: str) -> int | None:
+    if not architecture.interleaved:
         return None
     if ".q_proj." in parameter:
         return config.num_attention_heads
@@ -209,7 +223,7 @@ def _rotated_heads(config: Any, arch: Architecture, parameter: str) -> int | Non
 
 
 def _rope_scaling(config: Any) -> dict[str, Value]:
-    """Metadata of linear, YaRN and LongRoPE scaling; the factors of Llama 3's and LongRoPE's are tensors."""
+    """Metadata of linear, YaRN and LongRoPE scaling; the factors of Llama 3 and LongRoPE are tensors."""
     rope = rope_parameters(config)
     if rope["rope_type"] == "linear":
         return {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
@@ -220,74 +234,61 @@ def _rope_scaling(config: Any) -> dict[str, Value]:
             "rope.scaling.original_context_length": original_context(config),
         }
     if rope["rope_type"] == "longrope":
-        _, attention = _rope_init("longrope")(config, torch.device("cpu"))
         return {
             "rope.scaling.original_context_length": original_context(config),
-            "rope.scaling.attn_factor": float(attention),
+            "rope.scaling.attn_factor": rope_frequencies(config, "longrope")[1],
         }
     return {}
 
 
-def original_context(config: Any) -> int:
-    """The context before its rotation was stretched."""
-    return int(
-        rope_parameters(config).get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or config.max_position_embeddings
-    )
-
-
 def _llama3_factors(config: Any) -> Tensor:
-    """What llama.cpp divides each rotation frequency by, for Llama 3's scaling. Shape: (head_dim / 2,)."""
-    scaled, _ = _rope_init("llama3")(config, torch.device("cpu"))
+    """Unscaled over scaled rotary frequencies. Shape: (head_dim / 2,)."""
+    scaled, _ = rope_frequencies(config, "llama3")
     width = head_dim(config)
-    plain = float(rope_parameters(config)["rope_theta"]) ** -(np.arange(0, width, 2) / width)
-    return torch.from_numpy(plain).float() / scaled.float()
+    unscaled = float(rope_parameters(config)["rope_theta"]) ** -(np.arange(0, width, 2) / width)
+    return torch.from_numpy(unscaled).float() / scaled.float()
 
 
-def _rope_init(kind: str) -> Any:
-    """transformers' own computation of a rotation's frequencies."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    return ROPE_INIT_FUNCTIONS[kind]
+# --- what llama.cpp lacks ----------------------------------------------------------------------------------
 
 
-def _no_window(config: Any) -> str | None:
+def _sliding_window(config: Any) -> str | None:
     return "a sliding window" if getattr(config, "use_sliding_window", False) else None
 
 
-def _no_biases(config: Any) -> str | None:
-    biased = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
-    return "biases" if biased else _no_window(config)
+def _biases_or_window(config: Any) -> str | None:
+    has_biases = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
+    return "biases" if has_biases else _sliding_window(config)
 
 
-def _smollm3(config: Any) -> str | None:
+def _smollm3_unsupported(config: Any) -> str | None:
     every_fourth = [int((layer + 1) % 4 != 0) for layer in range(config.num_hidden_layers)]
     if list(config.no_rope_layers)[: config.num_hidden_layers] != every_fourth:
         return "layers without rotation other than every fourth"
-    return _no_biases(config)
+    return _biases_or_window(config)
 
 
-def _gemma(config: Any) -> str | None:
+def _gemma_unsupported(config: Any) -> str | None:
     # llama.cpp tells the 27B models, whose scale is another, by their number of layers
-    largest = config.num_hidden_layers == (46 if config.model_type == "gemma2" else 62)
-    expected = config.hidden_size // config.num_attention_heads if largest else head_dim(config)
-    if config.query_pre_attn_scalar != expected:
-        return f"query_pre_attn_scalar {config.query_pre_attn_scalar} rather than {expected}"
+    is_27b = config.num_hidden_layers == (46 if config.model_type == "gemma2" else 62)
+    scalar = config.hidden_size // config.num_attention_heads if is_27b else head_dim(config)
+    if config.query_pre_attn_scalar != scalar:
+        return f"query_pre_attn_scalar {config.query_pre_attn_scalar} rather than {scalar}"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention in both directions"
     if config.model_type == "gemma3_text" and config.attn_logit_softcapping:
         return "capped attention"
     period = 2 if config.model_type == "gemma2" else 6
-    usual = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(len(config.layer_types))]
-    return (
-        _no_biases(config)
-        if config.layer_types == usual
-        else f"full attention other than in layer {period} of {period}"
-    )
+    for layer, layer_type in enumerate(config.layer_types, start=1):
+        if layer_type != ("sliding_attention" if layer % period else "full_attention"):
+            return f"full attention other than in layer {period} of {period}"
+    return _biases_or_window(config)
 
 
-def _gemma2_extra(config: Any) -> dict[str, Value]:
+# --- metadata of one architecture --------------------------------------------------------------------------
+
+
+def _gemma2_metadata(config: Any) -> dict[str, Value]:
     return {
         "attention.sliding_window": config.sliding_window,
         # llama.cpp caps at 50 and 30 unless told otherwise; a cap this high is none
@@ -296,7 +297,7 @@ def _gemma2_extra(config: Any) -> dict[str, Value]:
     }
 
 
-def _gemma3_extra(config: Any) -> dict[str, Value]:
+def _gemma3_metadata(config: Any) -> dict[str, Value]:
     values: dict[str, Value] = {
         "attention.sliding_window": config.sliding_window,
         "rope.freq_base_swa": float(rope_parameters(config, "sliding_attention")["rope_theta"]),
@@ -306,20 +307,29 @@ def _gemma3_extra(config: Any) -> dict[str, Value]:
     return values
 
 
-_GELU = "gelu_pytorch_tanh"
-ARCHITECTURES = {
+ARCHITECTURES = {  # by transformers' model type
     "llama": Architecture("llama", MODEL_ARCH.LLAMA, interleaved=True),
-    "mistral": Architecture("llama", MODEL_ARCH.LLAMA, interleaved=True),
-    "smollm3": Architecture("smollm3", MODEL_ARCH.SMOLLM3, interleaved=True, check=_smollm3),
-    "qwen2": Architecture("qwen2", MODEL_ARCH.QWEN2, check=_no_window),
-    "qwen3": Architecture("qwen3", MODEL_ARCH.QWEN3, check=_no_biases),
+    "mistral": Architecture("llama", MODEL_ARCH.LLAMA, interleaved=True, limit_context=True),
+    "smollm3": Architecture("smollm3", MODEL_ARCH.SMOLLM3, interleaved=True, unsupported=_smollm3_unsupported),
+    "qwen2": Architecture("qwen2", MODEL_ARCH.QWEN2, unsupported=_sliding_window),
+    "qwen3": Architecture("qwen3", MODEL_ARCH.QWEN3, unsupported=_biases_or_window),
     "gemma2": Architecture(
-        "gemma2", MODEL_ARCH.GEMMA2, norm_shift=1.0, activation=_GELU, check=_gemma, extra=_gemma2_extra
+        "gemma2",
+        MODEL_ARCH.GEMMA2,
+        norm_shift=1.0,
+        activation="gelu_pytorch_tanh",
+        unsupported=_gemma_unsupported,
+        metadata=_gemma2_metadata,
     ),
     "gemma3_text": Architecture(
-        "gemma3", MODEL_ARCH.GEMMA3, norm_shift=1.0, activation=_GELU, check=_gemma, extra=_gemma3_extra
+        "gemma3",
+        MODEL_ARCH.GEMMA3,
+        norm_shift=1.0,
+        activation="gelu_pytorch_tanh",
+        unsupported=_gemma_unsupported,
+        metadata=_gemma3_metadata,
     ),
-    "phi3": Architecture("phi3", MODEL_ARCH.PHI3),
+    "phi3": Architecture("phi3", MODEL_ARCH.PHI3, limit_context=True),
 }
 SUPPORTED = (
     "Llama (SmolLM2, Llama 2 and 3, TinyLlama), Mistral, SmolLM3, Qwen2, Qwen2.5 and Qwen3, Gemma 2 and 3, Phi-3"

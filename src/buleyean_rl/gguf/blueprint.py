@@ -1,31 +1,35 @@
 """Everything a GGUF file will hold, before a byte of it is written.
 
-    model in memory ------ of_model ---+
-    folder of safetensors --+          +--> Blueprint: metadata, tensors by GGUF name, what the gate needs
-    GGUF file --------------+ of_run --+
+    model in memory ------- blueprint_from_model --+
+    folder of safetensors --+                      +--> Blueprint: metadata, lazy tensors, what the gate compares with
+    GGUF file --------------+ blueprint_from_run --+
 
-A base model in safetensors gets its metadata from its configuration and tokenizer. A GGUF base keeps its own:
-only the tensors an adapter changes are replaced. Nothing here reads a tensor's numbers.
+A base model in safetensors gets its metadata from its configuration and tokenizer. A GGUF base keeps its own: only the
+tensors an adapter changes are replaced. Nothing here reads a tensor's numbers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buleyean_rl.errors import ExportError, UnsupportedArchitecture
-from buleyean_rl.gguf import architectures
-from buleyean_rl.gguf.adapters import Adapter, read_adapter
-from buleyean_rl.gguf.architectures import Layout
-from buleyean_rl.gguf.metadata import Field, Value, fields_of, typed
-from buleyean_rl.gguf.skeleton import HEAD, skeleton_parameters
-from buleyean_rl.gguf.tensors import Rows, in_gguf, in_memory, in_safetensors
-from buleyean_rl.gguf.vocabulary import vocabulary
-from buleyean_rl.models.run_folder import is_run, merge_run, run_base, run_tokenizer
-from buleyean_rl.models.source import resolve
+from buleyean_rl.gguf.adapters import LoraAdapter, read_adapter
+from buleyean_rl.gguf.architectures import (
+    TensorLayout,
+    find_architecture,
+    hyperparameters,
+    rope_factors,
+    tensor_layouts,
+)
+from buleyean_rl.gguf.metadata import Field, make_field, read_fields
+from buleyean_rl.gguf.skeleton import LM_HEAD, parameter_names
+from buleyean_rl.gguf.tensors import LazyTensor, open_gguf_tensor, open_safetensors, wrap_tensor
+from buleyean_rl.gguf.vocabulary import tokenizer_metadata
+from buleyean_rl.models.run_folder import find_model, merge_run, run_tokenizer
+from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import eos_token_ids, load_config, load_tokenizer, weight_files
 from gguf import GGUFReader
 
@@ -35,171 +39,123 @@ if TYPE_CHECKING:
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
-_NO_PARAMETERS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-# Of a GGUF base's metadata, what is no longer true of a file made from it.
-_NOT_KEPT = ("general.file_type", "general.quantization_version", "general.base_model.", "split.", "quantize.")
+_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# Metadata of a GGUF base that is not true of a file made from it.
+_STALE_METADATA = ("general.file_type", "general.quantization_version", "general.base_model.", "split.", "quantize.")
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A GGUF file to be.
+    """The content of a GGUF file.
 
     Args:
         config: of transformers.
         tokenizer: of transformers.
-        ends: tokens at which an answer ends.
+        end_tokens: ids at which an answer ends.
         architecture: llama.cpp's name.
         metadata: by key, in order.
         tensors: by name, in order.
-        layouts: which tensor each parameter of the transformers model is; empty where that is not known.
+        layouts: how each parameter of the transformers model is stored; empty where no row of `ARCHITECTURES` says.
         notes: what llama.cpp does differently, in sentences.
-        proof: that these tensors, unquantised, behave like the model; for one without layouts.
+        proof: that these tensors, unquantised, behave like the model; for a blueprint without layouts.
     """
 
     config: Any
     tokenizer: Any
-    ends: frozenset[int]
+    end_tokens: frozenset[int]
     architecture: str
     metadata: dict[str, Field]
-    tensors: dict[str, Rows]
-    layouts: dict[str, Layout]
+    tensors: dict[str, LazyTensor]
+    layouts: dict[str, TensorLayout]
     notes: tuple[str, ...] = ()
     proof: ParityReport | None = None
 
 
-def of_model(model: Any, tokenizer: Any) -> Blueprint:
-    """The file of a transformers model without adapters, in memory.
+def blueprint_from_model(model: Any, tokenizer: Any) -> Blueprint:
+    """The blueprint of a transformers model without adapters, in memory.
 
     Raises:
-        UnsupportedArchitecture: the model is of a kind that is not supported.
+        UnsupportedArchitecture: a model type that is not supported.
         ExportError: it has an adapter, or a tensor or tokenizer that GGUF has no place for.
     """
     if hasattr(model, "peft_config"):
         raise ExportError("the model still has an adapter beside its weights; merge the adapter first")
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = output is None or output.weight is embedding.weight
-    ends = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
-    tensors = {name: in_memory(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
-    return _rebuilt(model.config, tokenizer, as_set(ends), tensors, tied=tied)
+    is_tied = output is None or output.weight is embedding.weight
+    parameters = {name: wrap_tensor(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return _from_parameters(model.config, tokenizer, generation_ends(model), parameters, is_tied=is_tied)
 
 
-def of_run(name: str) -> Blueprint:
-    """The file of a run folder with its adapter merged in, or of any model that trains.
+def blueprint_from_run(run: str | Path | Source) -> Blueprint:
+    """The blueprint of a run folder with its adapter merged in, or of any model that trains.
 
     Args:
-        name: a run folder, or what `models.resolve` takes.
+        run: what `models.run_folder.find_model` takes.
 
     Raises:
-        ModelError: the run or its base model cannot be found.
-        ExportError: as `of_model`.
+        ModelError: the run or its base model cannot be read.
+        ExportError: as `blueprint_from_model`.
     """
-    if not is_run(name):
-        return of_base(name, load_tokenizer(name), None)
-    run = Path(name)
-    adapter = adapter_of(run)
-    if adapter.extras:  # seldom: PEFT knows how, with the whole model in memory
-        return of_model(*merge_run(run))
-    return of_base(run_base(run), run_tokenizer(run), adapter)
+    source = find_model(run)
+    if source.run is None or source.base is None:
+        return blueprint_from_base(source, load_tokenizer(source))
+    adapter = read_adapter(source.run)
+    if adapter.other_features:  # PEFT merges these, with the whole model in memory
+        return blueprint_from_model(*merge_run(source))
+    return blueprint_from_base(source.base, run_tokenizer(source.run), adapter)
 
 
-def adapter_of(run: Path) -> Adapter:
-    """The adapter of a run folder."""
-    return read_adapter(run, json.loads((run / "adapter_config.json").read_text(encoding="utf-8")))
-
-
-def of_base(name: str, tokenizer: Any, adapter: Adapter | None) -> Blueprint:
-    """The file of a base model, with an adapter merged in tensor by tensor.
+def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | None = None) -> Blueprint:
+    """The blueprint of a base model, with an adapter merged in tensor by tensor.
 
     Args:
-        name: see `models.resolve`.
+        source: where the base model is.
         tokenizer: of transformers.
-        adapter: what to merge; without extras.
+        adapter: to merge; low-rank updates and whole tensors only.
 
     Raises:
-        ModelError: the base model cannot be found.
-        ExportError: as `of_model`.
+        ModelError: the base model cannot be read.
+        ExportError: as `blueprint_from_model`.
     """
-    source = resolve(name)
-    config = load_config(name)
-    architectures.architecture_of(config)
+    config = load_config(source)
+    find_architecture(config)
     if getattr(config, "quantization_config", None) is not None and source.gguf is None:
-        raise UnsupportedArchitecture(f"cannot export {name!r}: its weights are packed; take the unpacked model")
-    ends = frozenset(eos_token_ids(name, config))
+        raise UnsupportedArchitecture(f"cannot export {source.name!r}: its weights are packed; take the unpacked model")
+    end_tokens = frozenset(eos_token_ids(source, config))
     if source.gguf_path is not None:
-        return _kept(source.gguf_path, config, tokenizer, ends, adapter)
-    tensors: dict[str, Rows] = {}
-    for path in weight_files(name):
-        tensors |= in_safetensors(path)
-    tied = bool(config.tie_word_embeddings)
-    # like transformers, take what the model has and leave what it has not (old files hold the rotation's frequencies)
-    wanted = [parameter for parameter in skeleton_parameters(config) if not (tied and parameter == HEAD)]
-    if missing := [parameter for parameter in wanted if parameter not in tensors]:
-        raise ExportError(f"{name}: the model's {missing[0]} is in none of its files")
-    tensors = {parameter: tensors[parameter] for parameter in wanted}
+        return _from_gguf_base(source.gguf_path, config, tokenizer, end_tokens, adapter)
+    stored: dict[str, LazyTensor] = {}
+    for path in weight_files(source):
+        stored |= open_safetensors(path)
+    is_tied = bool(config.tie_word_embeddings)
+    # as transformers does: only what the model has (old files hold rotary frequencies too)
+    names = [parameter for parameter in parameter_names(config) if not (is_tied and parameter == LM_HEAD)]
+    if missing := [parameter for parameter in names if parameter not in stored]:
+        raise ExportError(f"{source.name}: the model's {missing[0]} is in none of its files")
+    parameters = {parameter: stored[parameter] for parameter in names}
     if adapter is not None:
-        tensors = adapter.merged(tensors)
-    return _rebuilt(config, tokenizer, ends, tensors, tied=tied)
+        parameters = adapter.merge_into(parameters)
+    return _from_parameters(config, tokenizer, end_tokens, parameters, is_tied=is_tied)
 
 
-def _rebuilt(
-    config: Any, tokenizer: Any, ends: frozenset[int], tensors: Mapping[str, Rows], *, tied: bool
-) -> Blueprint:
-    """A file whose metadata comes from a transformers configuration and tokenizer."""
-    values, notes = architectures.hyperparameters(config)
-    # llama.cpp uses the embedding where there is no output matrix
-    parameters = {name: rows for name, rows in tensors.items() if not (tied and name == HEAD)}
-    layouts = architectures.layouts(config, list(parameters))
-    stored = {layouts[name].name: layouts[name].store(rows) for name, rows in parameters.items()}
-    stored |= architectures.computed(config)
-    arch = architectures.architecture_of(config).gguf
-    rows = stored[EMBEDDING].shape[0]
-    values |= {f"{arch}.vocab_size": rows} | vocabulary(tokenizer, rows) | _turn_end(ends, tokenizer)
-    return Blueprint(
-        config=config,
-        tokenizer=tokenizer,
-        ends=_ends(ends, tokenizer),
-        architecture=arch,
-        metadata={key: typed(value) for key, value in values.items()},
-        tensors=stored,
-        layouts=layouts,
-        notes=tuple(notes),
-    )
-
-
-def of_file(path: Path, config: Any, tokenizer: Any, ends: frozenset[int]) -> Blueprint:
-    """A GGUF file as it is, whatever its tensors mean.
+def blueprint_from_file(path: Path, config: Any, tokenizer: Any, end_tokens: frozenset[int]) -> Blueprint:
+    """The blueprint of a GGUF file as it is, without layouts.
 
     Args:
         path: the file.
-        config: of the transformers model it is of.
+        config: of the transformers model.
         tokenizer: of transformers.
-        ends: tokens at which generation stops.
+        end_tokens: at which generation stops.
     """
     reader = GGUFReader(path)
-    metadata = {key: field for key, field in fields_of(reader).items() if not key.startswith(_NOT_KEPT)}
+    metadata = {key: field for key, field in read_fields(reader).items() if not key.startswith(_STALE_METADATA)}
     architecture = metadata.pop("general.architecture").value
-    tensors = {tensor.name: in_gguf(tensor) for tensor in reader.tensors}
-    return Blueprint(config, tokenizer, _ends(ends, tokenizer), architecture, metadata, tensors, layouts={})
+    tensors = {tensor.name: open_gguf_tensor(tensor) for tensor in reader.tensors}
+    ends = _with_eos(end_tokens, tokenizer)
+    return Blueprint(config, tokenizer, ends, architecture, metadata, tensors, layouts={})
 
 
-def _kept(path: Path, config: Any, tokenizer: Any, ends: frozenset[int], adapter: Adapter | None) -> Blueprint:
-    """A GGUF file as it is, but for the tensors that an adapter changes."""
-    whole = of_file(path, config, tokenizer, ends)
-    tensors = dict(whole.tensors)
-    parameters = [name for name in skeleton_parameters(config) if OUTPUT in tensors or name != HEAD]
-    layouts = architectures.layouts(config, parameters)
-    known = {layout.name for layout in layouts.values()}
-    if missing := sorted(known - set(tensors)):
-        raise ExportError(f"{path}: has no tensor {missing[0]}")
-    if strange := sorted(set(tensors) - known - set(_NO_PARAMETERS)):
-        raise ExportError(f"{path}: transformers does not read its tensor {strange[0]}; take the original model")
-    if adapter is not None:
-        changed = adapter.merged(parameters_of(tensors, layouts))
-        tensors |= {layouts[name].name: layouts[name].store(changed[name]) for name in adapter.changes}
-    return replace(whole, tensors=tensors, layouts=layouts)
-
-
-def parameters_of(tensors: Mapping[str, Rows], layouts: Mapping[str, Layout]) -> dict[str, Rows]:
+def gguf_to_parameters(tensors: Mapping[str, LazyTensor], layouts: Mapping[str, TensorLayout]) -> dict[str, LazyTensor]:
     """A file's tensors as the parameters of the transformers model.
 
     Raises:
@@ -207,20 +163,60 @@ def parameters_of(tensors: Mapping[str, Rows], layouts: Mapping[str, Layout]) ->
     """
     if missing := [layout.name for layout in layouts.values() if layout.name not in tensors]:
         raise ExportError(f"tensor {missing[0]} is missing in the file")
-    return {name: layout.load(tensors[layout.name]) for name, layout in layouts.items()}
+    return {name: layout.from_gguf(tensors[layout.name]) for name, layout in layouts.items()}
 
 
-def _ends(ends: frozenset[int], tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: those generation stops at, and the tokenizer's EOS."""
-    return (ends | {tokenizer.eos_token_id}) - {None}
+def generation_ends(model: Any) -> frozenset[int]:
+    """The tokens at which a transformers model's generation stops."""
+    eos = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(eos if isinstance(eos, list) else [eos]) - {None}
 
 
-def _turn_end(ends: frozenset[int], tokenizer: Any) -> dict[str, Value]:
-    """A second token that ends an answer, where generation knows of one besides the tokenizer's EOS."""
-    others = sorted(ends - {tokenizer.eos_token_id})
-    return {"tokenizer.ggml.eot_token_id": others[0]} if others else {}
+def _from_parameters(
+    config: Any, tokenizer: Any, end_tokens: frozenset[int], parameters: Mapping[str, LazyTensor], *, is_tied: bool
+) -> Blueprint:
+    """A blueprint whose metadata comes from a transformers configuration and tokenizer."""
+    values, notes = hyperparameters(config)
+    # llama.cpp uses the embedding where there is no output matrix
+    parameters = {name: tensor for name, tensor in parameters.items() if not (is_tied and name == LM_HEAD)}
+    layouts = tensor_layouts(config, list(parameters))
+    tensors = {layouts[name].name: layouts[name].to_gguf(tensor) for name, tensor in parameters.items()}
+    tensors |= rope_factors(config)
+    architecture = find_architecture(config).name
+    size = tensors[EMBEDDING].shape[0]
+    values |= {f"{architecture}.vocab_size": size} | tokenizer_metadata(tokenizer, size)
+    if others := sorted(end_tokens - {tokenizer.eos_token_id}):
+        values["tokenizer.ggml.eot_token_id"] = others[0]
+    return Blueprint(
+        config=config,
+        tokenizer=tokenizer,
+        end_tokens=_with_eos(end_tokens, tokenizer),
+        architecture=architecture,
+        metadata={key: make_field(value) for key, value in values.items()},
+        tensors=tensors,
+        layouts=layouts,
+        notes=tuple(notes),
+    )
 
 
-def as_set(ends: Any) -> frozenset[int]:
-    """The tokens at which generation stops, however a generation configuration says so."""
-    return frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+def _from_gguf_base(
+    path: Path, config: Any, tokenizer: Any, end_tokens: frozenset[int], adapter: LoraAdapter | None
+) -> Blueprint:
+    """A GGUF file's own blueprint, but for the tensors that an adapter changes."""
+    blueprint = blueprint_from_file(path, config, tokenizer, end_tokens)
+    tensors = dict(blueprint.tensors)
+    parameters = [name for name in parameter_names(config) if OUTPUT in tensors or name != LM_HEAD]
+    layouts = tensor_layouts(config, parameters)
+    names = {layout.name for layout in layouts.values()}
+    if missing := sorted(names - set(tensors)):
+        raise ExportError(f"{path}: has no tensor {missing[0]}")
+    if unread := sorted(set(tensors) - names - set(_ROPE_FACTORS)):
+        raise ExportError(f"{path}: transformers does not read its tensor {unread[0]}; take the original model")
+    if adapter is not None:
+        merged = adapter.merge_into(gguf_to_parameters(tensors, layouts))
+        tensors |= {layouts[name].name: layouts[name].to_gguf(merged[name]) for name in adapter.changed_tensors}
+    return replace(blueprint, tensors=tensors, layouts=layouts)
+
+
+def _with_eos(end_tokens: frozenset[int], tokenizer: Any) -> frozenset[int]:
+    return (end_tokens | {tokenizer.eos_token_id}) - {None}

@@ -1,15 +1,14 @@
 """Architectures this package has no row for, through llama.cpp's own converter, behind the same gate.
 
-    run --PEFT--> merged model --convert_hf_to_gguf.py--> F32 file --numbers against the model--> Blueprint
+    run --PEFT--> merged model --convert_hf_to_gguf.py--> F32 file --log-probabilities against the model--> Blueprint
 
-The converter comes from a checkout that LLAMA_CPP_DIR names; nothing is fetched. Its file is proven in full
-precision, against the model in memory; what is quantised from it is then checked against it, tensor by tensor.
+The converter comes from a checkout that LLAMA_CPP_DIR names; nothing is downloaded. Its file is proven in full
+precision against the model in memory; what is quantised from it is then checked against it, tensor by tensor.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,21 +21,23 @@ import numpy as np
 import torch
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf.blueprint import Blueprint, as_set, of_file
-from buleyean_rl.gguf.parity import CONTEXT, TOLERANCE, compare, reading
+from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_file, generation_ends
+from buleyean_rl.gguf.parity import CONTEXT, TOLERANCE, compare_behaviour, open_written_file
+from buleyean_rl.gguf.program import run_program
 from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
-from buleyean_rl.models.run_folder import is_run, merge_run
+from buleyean_rl.models.run_folder import merge_run
+from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_base, load_tokenizer
 
 VARIABLE = "LLAMA_CPP_DIR"
 _SCRIPT = "convert_hf_to_gguf.py"
 
 
-def checkout() -> Path | None:
-    """The converter of the checkout the user named; None where none was named.
+def find_converter() -> Path | None:
+    """The converter in the checkout that LLAMA_CPP_DIR names; None where it is not set.
 
     Raises:
-        ExportError: it is not there.
+        ExportError: the checkout has no converter.
     """
     if not (folder := os.environ.get(VARIABLE)):
         return None
@@ -47,50 +48,47 @@ def checkout() -> Path | None:
 
 
 @contextmanager
-def converted(name: str, script: Path, folder: Path, engine: str = DEFAULT) -> Iterator[Blueprint]:
-    """The file llama.cpp's converter makes of a run or model, proven; gone when the block ends.
+def convert(source: Source, script: Path, folder: Path, engine: str = DEFAULT) -> Iterator[Blueprint]:
+    """The blueprint of the file that llama.cpp's converter makes, proven; the file is deleted when the block ends.
 
     Args:
-        name: a run folder, or what `models.resolve` takes. The model is merged in memory.
+        source: of a run or a base model. The model is merged in memory.
         script: the converter.
-        folder: where there is room for the model twice.
-        engine: what the file is proven in, one of `engines.ENGINES`.
+        folder: on a disk with room for the model twice.
+        engine: what the file is proven in, one of `gguf_engines.ENGINES`.
 
     Raises:
-        ExportError: the converter failed; with its last words.
+        ExportError: the converter failed; with the last line it printed.
         ParityError: its file does not behave like the model.
     """
-    if is_run(name):
-        model, tokenizer = merge_run(Path(name))
+    if source.run is None:
+        model, tokenizer = load_base(source), load_tokenizer(source)
     else:
-        model, tokenizer = load_base(name), load_tokenizer(name)
+        model, tokenizer = merge_run(source)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as temporary:
-        source, path = Path(temporary) / "model", Path(temporary) / "model.gguf"
+        saved, path = Path(temporary) / "model", Path(temporary) / "model.gguf"
         for part in (model, tokenizer):
-            part.save_pretrained(source)
-        words = [sys.executable, str(script), str(source), "--outfile", str(path), "--outtype", "f32"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode or not path.exists():
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise ExportError(f"{script} failed: {said[-1].strip() if said else 'it said nothing'}")
-        ends = as_set(model.generation_config.eos_token_id if model.generation_config else None)
-        blueprint = of_file(path, model.config, tokenizer, ends)
-        with reading(path) as reader, closing(open_gguf(path, engine, context=CONTEXT, exact=True)) as llama:
-            proof = compare(blueprint, _InMemory(model), llama, reader, TOLERANCE["F32"])
+            part.save_pretrained(saved)
+        run_program([sys.executable, str(script), str(saved), "--outfile", str(path), "--outtype", "f32"], str(script))
+        if not path.exists():
+            raise ExportError(f"{script} failed: it wrote no file")
+        blueprint = blueprint_from_file(path, model.config, tokenizer, generation_ends(model))
+        with open_written_file(path) as reader, closing(open_gguf(path, engine, context=CONTEXT, exact=True)) as llama:
+            proof = compare_behaviour(blueprint, _ModelInMemory(model), llama, reader, TOLERANCE["F32"])
         yield replace(blueprint, proof=proof)
 
 
-class _InMemory:
-    """A reference that is the model itself."""
+class _ModelInMemory:
+    """A transformers model as the gate's reference."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     def logprobs(self, sequences: list[list[int]], lengths: list[list[int]]) -> list[np.ndarray]:
-        """See `reference.Reference.logprobs`."""
-        found = []
-        for ids, chosen in zip(sequences, lengths, strict=True):
+        """See `StreamingModel.logprobs`."""
+        logprobs = []
+        for ids, prefixes in zip(sequences, lengths, strict=True):
             with torch.inference_mode():
-                logits = self._model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-            found.append(logits[[length - 1 for length in chosen]].numpy())
-        return found
+                rows = self._model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            logprobs.append(rows[[length - 1 for length in prefixes]].numpy())
+        return logprobs

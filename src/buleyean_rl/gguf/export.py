@@ -1,8 +1,11 @@
-"""A run folder, or any model that trains, to GGUF files."""
+"""`buleyean export`: a run folder, or any model that trains, to GGUF files and a report.
+
+run --blueprint, or llama.cpp's converter--> write_gguf --> files, Modelfile, notes
+run --------------------------------------> write_adapter --> adapter file, notes
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,24 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from buleyean_rl.errors import ExportError, UnsupportedArchitecture, UsageError
-from buleyean_rl.gguf import (
-    K_QUANTS,
-    QUANTS,
-    About,
-    Blueprint,
-    ExportReport,
-    check_request,
-    checkout,
-    converted,
-    modelfile,
-    of_run,
-    write_adapter,
-    write_gguf,
-)
+from buleyean_rl.errors import UnsupportedArchitecture, UsageError
+from buleyean_rl.gguf.adapter_file import write_adapter
+from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_run
+from buleyean_rl.gguf.converter import VARIABLE, convert, find_converter
+from buleyean_rl.gguf.k_quants import K_QUANTS
+from buleyean_rl.gguf.metadata import About
+from buleyean_rl.gguf.ollama import write_modelfile
+from buleyean_rl.gguf.quantise import QUANTS
+from buleyean_rl.gguf.write import ExportReport, check_request, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT
-from buleyean_rl.models.run_folder import is_run, run_base
-from buleyean_rl.models.source import HUB_ID, base_of
+from buleyean_rl.models.run_folder import find_model
+from buleyean_rl.models.source import HUB_ID, Source, public_name_and_license
 
 
 def export(
@@ -42,35 +39,36 @@ def export(
     about: About | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Merge, write, prove.
+    """Merge a run, write it as GGUF and prove the files.
 
     Args:
         run: a run folder, or the name of a model.
         path: the .gguf file to write; with several quantisations each name gets its own, as in model-Q8_0.gguf.
-        quants: of `gguf_export.QUANTS` and `K_QUANTS`.
+        quants: of `QUANTS` and `K_QUANTS`.
         ollama: write a Modelfile beside the (first) file.
-        engine: what the files are checked in, one of `engines.ENGINES`.
-        about: what the files say about themselves; what it leaves out comes from the run and its base.
-        console: where progress goes; None for nowhere.
+        engine: what the files are checked in, one of `gguf_engines.ENGINES`.
+        about: what the files say about themselves; the run and its base fill in what is None.
+        console: for progress; None for silence.
 
     Returns:
-        What was written and what the parity gate found, fit for JSON.
+        What was written and what the parity gate measured, fit for JSON.
 
     Raises:
         ExportError: it cannot be written, or a file does not behave like the model.
         ModelError: the run or its base model cannot be loaded.
     """
     console = console or Console(quiet=True)
-    paths = named(path, quants)
+    paths = output_paths(path, quants)
     check_request(paths)  # before minutes of loading
-    about = _completed(about or About(), run, path)
-    with console.status(f"looking into {run}") as status, _blueprint(run, path.parent, engine) as blueprint:
+    source = find_model(run)
+    about = _complete(about or About(), source, path)
+    with console.status(f"reading {run}") as status, _make_blueprint(source, path.parent, engine) as blueprint:
         status.update(f"writing {path}, and checking it in llama.cpp")
         reports = write_gguf(blueprint, paths, engine=engine, about=about)
     notes = [note for report in reports for note in report.notes]
     if ollama:
-        notes += _write_modelfile(blueprint, reports[0].path, about.license)
-    return _told(reports, notes, engine, console)
+        notes += write_modelfile(blueprint, reports[0].path, about.license)
+    return _show(reports, notes, engine, console)
 
 
 def export_adapter(
@@ -87,84 +85,73 @@ def export_adapter(
     Args:
         run: a run folder.
         path: the .gguf file to write.
-        quant: one of `gguf_export.ADAPTER_QUANTS`.
-        engine: what base and file are checked in, one of `engines.ENGINES`.
-        about: what the file says about itself; what it leaves out comes from the run and its base.
-        console: where progress goes; None for nowhere.
+        quant: one of `ADAPTER_QUANTS`.
+        engine: what base and file are checked in, one of `gguf_engines.ENGINES`.
+        about: what the file says about itself; the run and its base fill in what is None.
+        console: for progress; None for silence.
 
     Returns:
-        What was written and what the parity gate found, fit for JSON.
+        What was written and what the parity gate measured, fit for JSON.
 
     Raises:
         ExportError: there is no adapter, it does what such a file cannot say, or it cannot be written.
         ModelError: the base model cannot be loaded.
     """
     console = console or Console(quiet=True)
-    if not is_run(run):
-        raise ExportError(f"{run}: has no adapter; name a run folder")
+    source = find_model(run)
+    about = _complete(about or About(), source, path)
     with console.status(f"writing {path}, and checking it in llama.cpp with its base"):
-        report = write_adapter(Path(run), path, quant, engine=engine, about=_completed(about or About(), run, path))
-    return _told([report], report.notes, engine, console)
+        report = write_adapter(source, path, quant, engine=engine, about=about)
+    return _show([report], report.notes, engine, console)
+
+
+def output_paths(path: Path, quants: Sequence[str]) -> dict[str, Path]:
+    """The file of each quantisation: `path` for one, a file beside it for each of several.
+
+    Raises:
+        UsageError: a quantisation stands there twice, or there is none.
+    """
+    names = [quant.strip().lower() for quant in quants if quant.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--quant wants different quantisations of {', '.join((*QUANTS, *K_QUANTS))}")
+    if len(names) == 1:
+        return {names[0]: path}
+    return {quant: path.with_name(f"{path.stem}-{quant.upper()}.gguf") for quant in names}
 
 
 @contextmanager
-def _blueprint(run: str, folder: Path, engine: str) -> Iterator[Blueprint]:
-    """What is to be written: by this package's own tables, else by the converter the user has."""
-    script = checkout()
+def _make_blueprint(source: Source, folder: Path, engine: str) -> Iterator[Blueprint]:
+    """A blueprint by this package's own tables, else by the converter of the user's checkout."""
+    script = find_converter()
     try:
-        blueprint = of_run(run)
+        blueprint = blueprint_from_run(source)
     except UnsupportedArchitecture as error:
         if script is None:
             raise UnsupportedArchitecture(
-                f"{error}; for others set LLAMA_CPP_DIR to a checkout of llama.cpp, whose converter is used then"
+                f"{error}; for others set {VARIABLE} to a checkout of llama.cpp, whose converter is used then"
             ) from error
     else:
         yield blueprint
         return
-    with converted(run, script, folder, engine) as blueprint:
+    with convert(source, script, folder, engine) as blueprint:
         yield blueprint
 
 
-def named(path: Path, quants: Sequence[str]) -> dict[str, Path]:
-    """The file of each quantisation: the one asked for, or one beside it for each of several.
-
-    Raises:
-        UsageError: a quantisation is named twice, or none is.
-    """
-    chosen = [quant.strip().lower() for quant in quants if quant.strip()]
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UsageError(f"--quant wants different quantisations of {', '.join((*QUANTS, *K_QUANTS))}")
-    if len(chosen) == 1:
-        return {chosen[0]: path}
-    return {quant: path.with_name(f"{path.stem}-{quant.upper()}.gguf") for quant in chosen}
-
-
-def _completed(about: About, run: str, path: Path) -> About:
-    """What is known of a run without being told."""
-    base = run_base(Path(run)) if is_run(run) else run
-    name, license = base_of(base)
-    public = HUB_ID.fullmatch(name) is not None
-    known = {
+def _complete(about: About, source: Source, path: Path) -> About:
+    """Fill in what the model's source and the file's name say."""
+    name, license = public_name_and_license((source.base or source).name)
+    is_public = HUB_ID.fullmatch(name) is not None
+    defaults = {
         "name": path.stem,
         "base": name.rsplit("/", 1)[-1].removesuffix(".gguf"),
-        "base_url": f"https://huggingface.co/{name}" if public else None,
+        "base_url": f"https://huggingface.co/{name}" if is_public else None,
         "license": license,
     }
-    return About(**{**known, **{key: value for key, value in asdict(about).items() if value is not None}})
+    return About(**{**defaults, **{key: value for key, value in asdict(about).items() if value is not None}})
 
 
-def _write_modelfile(blueprint: Blueprint, model: Path, license: str | None) -> list[str]:
-    """The Modelfile beside a file; returns what it leaves out, in sentences."""
-    text, notes = modelfile(model, blueprint.tokenizer, sorted(blueprint.ends), license)
-    target = model.with_name("Modelfile")
-    temporary = target.with_name(".Modelfile.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
-    return notes
-
-
-def _told(reports: Sequence[ExportReport], notes: Sequence[str], engine: str, console: Console) -> dict[str, Any]:
-    """Reports for a person on the console, and for a program."""
+def _show(reports: Sequence[ExportReport], notes: Sequence[str], engine: str, console: Console) -> dict[str, Any]:
+    """Print reports for a person, and return them for a program."""
     for note in dict.fromkeys(notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
     for report in reports:

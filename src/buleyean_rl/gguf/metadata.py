@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file: typed values, and what the file says about itself to `gguf-dump` and hubs."""
+"""Metadata of a GGUF file: typed values by key, and what the file says about its author, licence and base model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gguf.utility import model_weight_count_rounded_notation
-
+from buleyean_rl.gguf.internals import size_label
 from gguf import GGUFReader, GGUFValueType, Keys
 
 Value = bool | int | float | str | list[Any]
@@ -15,14 +14,20 @@ Value = bool | int | float | str | list[Any]
 
 @dataclass(frozen=True)
 class Field:
-    """One value. Args: the value, its type, and the type of an array's items."""
+    """A metadata value.
+
+    Args:
+        value: as Python has it.
+        type: in GGUF.
+        item_type: of an array's items.
+    """
 
     value: Any
     type: GGUFValueType
     item_type: GGUFValueType | None = None
 
 
-def typed(value: Value) -> Field:
+def make_field(value: Value) -> Field:
     """A value with its type in GGUF; integers are unsigned, as llama.cpp wants them."""
     if isinstance(value, bool):
         return Field(value, GGUFValueType.BOOL)
@@ -35,18 +40,18 @@ def typed(value: Value) -> Field:
     return Field(value, GGUFValueType.ARRAY)
 
 
-def fields_of(reader: GGUFReader) -> dict[str, Field]:
-    """The metadata of a file, as it is there."""
+def read_fields(reader: GGUFReader) -> dict[str, Field]:
+    """The metadata of a file, without the header's own fields."""
     return {
-        key: Field(found.contents(), found.types[0], found.types[-1] if len(found.types) > 1 else None)
-        for key, found in reader.fields.items()
+        key: Field(field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        for key, field in reader.fields.items()
         if not key.startswith("GGUF.")
     }
 
 
 @dataclass(frozen=True)
 class About:
-    """Who made a model, from what, and where to read about it; what is not known stays out of the file.
+    """Who made a model, from what, and where to read about it; None stays out of the file.
 
     Args:
         name: of the model.
@@ -66,22 +71,22 @@ class About:
     base_url: str | None = None
     description: str | None = None
 
-    def fields(self, kind: str, parameters: int | None = None) -> dict[str, Field]:
-        """The metadata that says so.
+    def fields(self, file_type: str, parameters: int | None = None) -> dict[str, Field]:
+        """The `general.*` metadata.
 
         Args:
-            kind: of `gguf.GGUFType`.
+            file_type: one of `gguf.GGUFType`.
             parameters: how many numbers the model has.
         """
         values = {
-            Keys.General.TYPE: kind,
+            Keys.General.TYPE: file_type,
             Keys.General.NAME: self.name,
             Keys.General.AUTHOR: self.author,
             Keys.General.LICENSE: self.license,
             Keys.General.URL: self.url,
             Keys.General.DESCRIPTION: self.description,
             Keys.General.QUANTIZED_BY: "buleyean-rl",
-            Keys.General.SIZE_LABEL: parameters and model_weight_count_rounded_notation(parameters, 1),
+            Keys.General.SIZE_LABEL: size_label(parameters) if parameters else None,
         }
         if self.base is not None:
             values |= {
@@ -89,9 +94,9 @@ class About:
                 Keys.General.BASE_MODEL_NAME.format(id=0): self.base,
                 Keys.General.BASE_MODEL_REPO_URL.format(id=0): self.base_url,
             }
-        return {key: typed(value) for key, value in values.items() if value is not None}
+        return {key: make_field(value) for key, value in values.items() if value is not None}
 
 
-def overridden(metadata: Mapping[str, Field], own: Mapping[str, Field]) -> dict[str, Field]:
-    """`metadata` with `own` before it and in place of the same keys."""
-    return {**own, **{key: field for key, field in metadata.items() if key not in own}}
+def override_fields(metadata: Mapping[str, Field], fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Metadata with other fields before it and in place of the same keys."""
+    return {**fields, **{key: field for key, field in metadata.items() if key not in fields}}

@@ -10,15 +10,15 @@ class ParityReport:
     """What was compared, and how close it was.
 
     Args:
-        texts: tokenised alike.
-        chats: rendered alike.
-        tensors: equal bit for bit.
-        positions: whose next-token log-probabilities were compared.
+        texts: number of texts with equal token ids.
+        chats: number of chats rendered alike.
+        tensors: number of tensors equal bit for bit.
+        positions: number of positions whose next-token log-probabilities were compared.
         divergence: KL(llama.cpp || transformers) over the likeliest tokens, in nats, the mean of positions.
-        tolerance: what `divergence` was allowed to be.
+        tolerance: the largest `divergence` that passes.
         largest: difference of any log-probability, in nats; rises with how unlikely the token is.
         notes: what differs on purpose, in sentences.
-        seconds: it took.
+        seconds: duration of the gate.
     """
 
     texts: int

@@ -1,4 +1,4 @@
-"""A model without weights: the names and shapes that an architecture's parameters have."""
+"""A transformers model without weights: the names and shapes of an architecture's parameters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-HEAD = "lm_head.weight"  # in transformers
+LM_HEAD = "lm_head.weight"  # in transformers
 
 
-def skeleton(config: Any) -> Any:
-    """The transformers model of a configuration without any numbers: what the gate fills in as it computes."""
+def build_skeleton(config: Any) -> Any:
+    """The transformers model of a configuration, its parameters on the meta device."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -23,6 +23,6 @@ def skeleton(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def skeleton_parameters(config: Any) -> list[str]:
-    """The names of a model's tensors."""
-    return list(skeleton(config).state_dict())
+def parameter_names(config: Any) -> list[str]:
+    """The names of a model's tensors, in order."""
+    return list(build_skeleton(config).state_dict())

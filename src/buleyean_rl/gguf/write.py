@@ -1,15 +1,16 @@
-"""Write GGUF files: plan their tensors, stream them to temporary files, prove them, name them.
+"""Write GGUF files: stream the tensors to temporary files, prove these, give them their names.
 
-    blueprint --plan--> (name, type, shape) ... --stream--> .name.partial --gate--> name
+    blueprint --stream--> .name.tmp, one per quantisation --gate--> name
 
-Every tensor is read once, a block at a time, and each block goes into every file asked for: several
-quantisations come from one merge, and memory holds a block whatever the model.
+Every tensor is read once, a block at a time, and each block goes into every file: several quantisations come from one
+merge, and memory holds a block whatever the model.
 """
 
 from __future__ import annotations
 
-import os
+import glob
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,17 +24,20 @@ from torch import Tensor
 
 import gguf
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf.blueprint import Blueprint, of_model
+from buleyean_rl.gguf import internals
+from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_model
 from buleyean_rl.gguf.k_quants import K_QUANTS, check_installed, quantise_file
-from buleyean_rl.gguf.metadata import About, overridden
+from buleyean_rl.gguf.metadata import About, override_fields
 from buleyean_rl.gguf.parity import check_blueprint
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.quantise import QUANTS, quantise, storage_type, stored_bytes
-from buleyean_rl.gguf.tensors import Rows
 from buleyean_rl.inference.gguf_engines import DEFAULT
+from buleyean_rl.system.files import SUFFIX, atomic_path
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
-METADATA_ROOM = 32 << 20  # bytes allowed for the vocabulary when looking for free disk space
+METADATA_BYTES = 32 << 20  # allowed for the vocabulary when free disk space is checked
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class ExportReport:
         tensors: how many.
         fallbacks: tensors whose width does not fit the quantisation's blocks, stored in another type.
         notes: what llama.cpp does differently from transformers, in sentences.
-        seconds: of writing, without the gate; files made from one merge share it.
-        parity: the gate's findings; None where it was not asked for.
+        seconds: of writing, without the gate; the same for all files of one export.
+        parity: what the gate measured; None where it was not asked for.
     """
 
     path: Path
@@ -69,7 +73,7 @@ def export_gguf(
     *,
     gate: bool = True,
     about: About | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Write a merged model as GGUF and prove that it behaves like it.
 
@@ -83,12 +87,12 @@ def export_gguf(
         progress: called with tensors written and tensors in all.
 
     Raises:
-        UnsupportedArchitecture: the model is of a kind that is not supported.
+        UnsupportedArchitecture: a model type that is not supported.
         ExportError: the tokenizer or a tensor cannot be written, or the disk is full.
         ParityError: the written file does not behave like the model.
     """
     check_request({quant: Path(path)})
-    blueprint = of_model(model, tokenizer)
+    blueprint = blueprint_from_model(model, tokenizer)
     return write_gguf(blueprint, {quant: Path(path)}, gate=gate, about=about, progress=progress)[0]
 
 
@@ -99,7 +103,7 @@ def write_gguf(
     gate: bool = True,
     engine: str = DEFAULT,
     about: About | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ExportReport]:
     """Write one file per quantisation, all from one reading of the tensors; all of them or none.
 
@@ -115,9 +119,9 @@ def write_gguf(
         ExportError: a request, tensor or disk that does not fit.
         ParityError: a written file does not behave like the model.
     """
-    parameters = sum(rows.numel for rows in blueprint.tensors.values())
-    own = (about or About()).fields(GGUFType.MODEL, parameters)
-    blueprint = replace(blueprint, metadata=overridden(blueprint.metadata, own))
+    parameters = sum(tensor.numel for tensor in blueprint.tensors.values())
+    general = (about or About()).fields(GGUFType.MODEL, parameters)
+    blueprint = replace(blueprint, metadata=override_fields(blueprint.metadata, general))
 
     def prove(path: Path) -> ParityReport:
         return check_blueprint(blueprint, path, engine=engine)
@@ -129,7 +133,7 @@ def write_files(
     blueprint: Blueprint,
     paths: Mapping[str, Path],
     prove: Callable[[Path], ParityReport] | None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ExportReport]:
     """Write one file per quantisation and prove each before any gets its name.
 
@@ -144,18 +148,24 @@ def write_files(
     """
     check_request(paths)
     started = time.monotonic()
-    llama_cpps = [quant for quant in paths if quant in K_QUANTS]
-    # llama.cpp quantises from a file: one in full precision, which goes again unless it was asked for.
-    full = {} if "f32" in paths or not llama_cpps else {"f32": next(iter(paths.values())).with_suffix(".f32.gguf")}
-    with _partials({**paths, **full}, keep=set(paths)) as partials:
-        _check_disk(blueprint, {quant: paths.get(quant) or full[quant] for quant in partials})
-        _stream(blueprint, {q: path for q, path in partials.items() if q in QUANTS}, progress)
-        for quant in llama_cpps:
-            quantise_file(partials["f32"], partials[quant], quant)
-        if full:
-            partials["f32"].unlink()
+    k_quants = [quant for quant in paths if quant in K_QUANTS]
+    with _write_errors(paths), ExitStack() as stack:
+        for path in paths.values():
+            _sweep(path)
+        written = {quant: stack.enter_context(atomic_path(path)) for quant, path in paths.items()}
+        # llama.cpp quantises from a file in full precision, which is temporary unless it was asked for
+        if k_quants and "f32" not in written:
+            folder = next(iter(paths.values())).parent
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".f32-"))
+            written["f32"] = Path(temporary) / "model.gguf"
+        _check_disk(blueprint, {quant: paths.get(quant, path) for quant, path in written.items()})
+        _stream(blueprint, {quant: path for quant, path in written.items() if quant in QUANTS}, progress)
+        for quant in k_quants:
+            quantise_file(written["f32"], written[quant], quant)
+        if "f32" not in paths and "f32" in written:
+            written["f32"].unlink()
         seconds = time.monotonic() - started
-        parities = {quant: prove(partials[quant]) if prove else None for quant in paths}
+        parities = {quant: prove(written[quant]) if prove else None for quant in paths}
     return [_report(blueprint, quant, path, seconds, parities[quant]) for quant, path in paths.items()]
 
 
@@ -177,139 +187,101 @@ def check_request(paths: Mapping[str, Path]) -> None:
 
 
 def _report(blueprint: Blueprint, quant: str, path: Path, seconds: float, parity: ParityReport | None) -> ExportReport:
-    block = _block(quant)
+    file_type = QUANTS[quant][0] if quant in QUANTS else GGMLQuantizationType.Q4_K
+    block, _ = gguf.GGML_QUANT_SIZES[file_type]
+    shapes = {name: tensor.shape for name, tensor in blueprint.tensors.items()}
     return ExportReport(
         path=path,
         quant=quant,
         bytes=path.stat().st_size,
-        tensors=len(blueprint.tensors),
-        fallbacks=tuple(n for n, rows in blueprint.tensors.items() if len(rows.shape) > 1 and rows.shape[-1] % block),
+        tensors=len(shapes),
+        fallbacks=tuple(name for name, shape in shapes.items() if len(shape) > 1 and shape[-1] % block),
         notes=blueprint.notes + (parity.notes if parity else ()),
         seconds=seconds,
         parity=parity,
     )
 
 
-def _stream(
-    blueprint: Blueprint,
-    paths: Mapping[str, Path],
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _stream(blueprint: Blueprint, paths: Mapping[str, Path], progress: Progress | None) -> None:
     """Write every file at once, each block of each tensor into all of them."""
     tensors = blueprint.tensors
     with ExitStack() as stack:
-        try:
-            files = [stack.enter_context(_opened(blueprint, quant, path)) for quant, path in paths.items()]
-            for done, (name, rows) in enumerate(tensors.items(), start=1):
-                for block in rows.blocks():
-                    for file in files:
-                        file.append(name, rows, block)
+        files = [stack.enter_context(_create(blueprint, quant, path)) for quant, path in paths.items()]
+        for done, (name, tensor) in enumerate(tensors.items(), start=1):
+            for block in tensor.blocks():
                 for file in files:
-                    file.finish()
-                if progress is not None:
-                    progress(done, len(tensors))
-        except OSError as error:
-            raise ExportError(f"{_names(paths)}: cannot be written: {error.strerror or error}") from error
+                    file.append(name, tensor.shape, block)
+            for file in files:
+                internals.pad(file.writer)
+            if progress is not None:
+                progress(done, len(tensors))
 
 
 @dataclass
-class _File:
-    """A GGUF file whose header is written and whose tensors are being appended."""
+class _OpenFile:
+    """A GGUF file whose head is written and whose tensors are being appended."""
 
     writer: GGUFWriter
-    kind: GGMLQuantizationType
+    file_type: GGMLQuantizationType
 
-    def append(self, name: str, rows: Rows, block: Tensor) -> None:
-        """Some rows of a tensor, after those before them."""
-        stored = storage_type(name, rows.shape, self.kind)
+    def append(self, name: str, shape: tuple[int, ...], block: Tensor) -> None:
         try:
-            data = quantise(block, stored)
+            data = quantise(block, storage_type(name, shape, self.file_type))
         except ExportError as error:
             raise ExportError(f"{name}: {error}") from error
-        data.tofile(self.writer.fout[0])
-
-    def finish(self) -> None:
-        """The last rows of a tensor were written: fill up to where the next one begins."""
-        output = self.writer.fout[0]
-        self.writer.write_padding(output, output.tell())
+        internals.append(self.writer, data)
 
 
 @contextmanager
-def _opened(blueprint: Blueprint, quant: str, path: Path) -> Iterator[_File]:
+def _create(blueprint: Blueprint, quant: str, path: Path) -> Iterator[_OpenFile]:
     """A file with everything in it but the tensors' numbers."""
-    kind, file_type = QUANTS[quant]
+    file_type, general_file_type = QUANTS[quant]
     writer = GGUFWriter(None, blueprint.architecture)
     for key, field in blueprint.metadata.items():
         writer.add_key_value(key, field.value, field.type, field.item_type)
-    writer.add_file_type(file_type)
+    writer.add_file_type(general_file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for name, rows in blueprint.tensors.items():
-        stored = storage_type(name, rows.shape, kind)
-        writer.add_tensor_info(name, rows.shape, np.dtype(np.float32), stored_bytes(rows.shape, stored), stored)
+    for name, tensor in blueprint.tensors.items():
+        tensor_type = storage_type(name, tensor.shape, file_type)
+        size = stored_bytes(tensor.shape, tensor_type)
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, tensor_type)
     try:
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        output = writer.fout[0]
-        writer.write_padding(output, output.tell())
-        yield _File(writer, kind)
+        internals.write_head(writer, path)
+        yield _OpenFile(writer, file_type)
     finally:
         writer.close()
 
 
-def _block(quant: str) -> int:
-    """How many neighbouring numbers a quantisation stores together: a tensor's width must be a multiple."""
-    kind = QUANTS[quant][0] if quant in QUANTS else GGMLQuantizationType.Q4_K
-    return gguf.GGML_QUANT_SIZES[kind][0]
-
-
 def _check_disk(blueprint: Blueprint, paths: Mapping[str, Path]) -> None:
     """Refuse to begin what the disk has no room for."""
-    needed: dict[Path, int] = {}
+    required: dict[Path, int] = {}
     for quant, path in paths.items():
-        # of llama.cpp's own mixtures only a bound is known beforehand: none is coarser than Q6_K in any tensor
-        kind = QUANTS["q8_0" if quant in K_QUANTS else quant][0]
+        # a bound for llama.cpp's own mixtures: none is finer than Q6_K in any tensor
+        file_type = QUANTS["q8_0" if quant in K_QUANTS else quant][0]
         size = sum(
-            stored_bytes(rows.shape, storage_type(name, rows.shape, kind)) for name, rows in blueprint.tensors.items()
+            stored_bytes(tensor.shape, storage_type(name, tensor.shape, file_type))
+            for name, tensor in blueprint.tensors.items()
         )
-        needed[path.parent] = needed.get(path.parent, 0) + size + METADATA_ROOM
-    for folder, size in needed.items():
+        required[path.parent] = required.get(path.parent, 0) + size + METADATA_BYTES
+    for folder, size in required.items():
         free = shutil.disk_usage(folder).free
         if free < size:
             raise ExportError(f"{folder}: {free / 1e9:.2f} GB are free and {size / 1e9:.2f} GB are needed")
 
 
 @contextmanager
-def _partials(paths: Mapping[str, Path], keep: set[str]) -> Iterator[dict[str, Path]]:
-    """Names beside the files to write to, which become the files at the end, or vanish.
-
-    Args:
-        paths: the files.
-        keep: which of them to name at the end.
-    """
-    partials = {key: path.with_name(f".{path.name}.{os.getpid()}.partial") for key, path in paths.items()}
+def _write_errors(paths: Mapping[str, Path]) -> Iterator[None]:
+    """Turn an OSError into an ExportError that names the file, or the folders."""
     try:
-        for path, partial in zip(paths.values(), partials.values(), strict=True):
-            _sweep(path)
-            try:
-                partial.touch()
-            except OSError as error:
-                raise ExportError(f"{path.parent}: cannot be written to: {error.strerror}") from error
-        yield partials
-        for key in keep:
-            os.replace(partials[key], paths[key])
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        folders = ", ".join(sorted({str(path.parent) for path in paths.values()}))
+        raise ExportError(f"{error.filename or folders}: cannot be written: {error.strerror or error}") from error
 
 
 def _sweep(path: Path) -> None:
-    """Remove what an export that was killed left beside a file."""
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        owner = left.name.split(".")[-2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            left.unlink(missing_ok=True)
-
-
-def _names(paths: Mapping[str, Path]) -> str:
-    return ", ".join(str(path.parent) for path in paths.values())
+    """Delete what exports that were killed left of a file: gigabytes, in a folder of the user's."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name[:100])}.*{SUFFIX}"):
+        process = leftover.name.removesuffix(SUFFIX).rsplit(".", 1)[-1].split("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            leftover.unlink(missing_ok=True)

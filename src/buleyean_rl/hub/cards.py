@@ -1,9 +1,9 @@
-"""The cards of what goes to a hub: a YAML header that hubs read, and the table people read.
+"""Model and data cards: a YAML header that hubs read, and a table that people read.
 
     run.json ------------> model card of an adapter, or of the GGUF files made from it
     records.jsonl -------> data card
 
-A header says only what is known: a base model that is a file of somebody's disk has no place in it.
+A header leaves out what is unknown elsewhere, such as a base model that is a file on this machine.
 """
 
 from __future__ import annotations
@@ -15,35 +15,34 @@ from typing import Any
 import yaml
 
 from buleyean_rl.data.records import read_records
-from buleyean_rl.models.source import HUB_ID, base_of
+from buleyean_rl.models.source import HUB_ID, public_name_and_license
 
 TAGS = ["buleyean-rl", "negative-feedback"]
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-LARGER = "n>1M"
+SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+LARGEST_CATEGORY = "n>1M"
 
 
 def run_card(run: Mapping[str, Any], *, license: str | None = None) -> str:
     """The card of a run folder.
 
     Args:
-        run: what its run.json holds.
-        license: an SPDX identifier; the base model's where that is known, if None.
+        run: the contents of its run.json.
+        license: an SPDX identifier; None for the base model's.
     """
-    name, known = base_of(str(run["model"]))
+    base, base_license = public_name_and_license(str(run["model"]))
     header = {
-        "base_model": name if HUB_ID.fullmatch(name) else None,
-        "base_model_relation": "adapter" if HUB_ID.fullmatch(name) else None,
+        **_base_fields(base, "adapter"),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "license": license or known,
+        "license": license or base_license,
         "tags": [*TAGS, "lora"],
     }
     return f"""{front_matter(header)}
-# {Path(name).name}, taught by rejections
+# {Path(base).name}, taught by rejections
 
 Fine-tuned with `buleyean-rl` from rejected answers alone: no chosen answers, no reward model.
 
-{table(run, "PEFT adapter, safetensors; `buleyean export` makes the GGUF")}
+{run_table(run, "PEFT adapter, safetensors; `buleyean export` makes the GGUF")}
 
 {EXPLANATION}
 
@@ -61,21 +60,20 @@ def gguf_card(
 
     Args:
         files: name, quantisation and bytes of each.
-        run: the run.json of the run they were made from, if at hand.
+        run: the run.json of the run they were made from, if there is one.
         name: of the model.
-        license: an SPDX identifier; the base model's where that is known, if None.
+        license: an SPDX identifier; None for the base model's.
     """
-    base, known = base_of(str(run["model"])) if run else ("", None)
+    base, base_license = public_name_and_license(str(run["model"])) if run else ("", None)
     header = {
-        "base_model": base if HUB_ID.fullmatch(base) else None,
-        "base_model_relation": "finetune" if HUB_ID.fullmatch(base) else None,
+        **_base_fields(base, "finetune"),
         "library_name": "gguf",
         "pipeline_tag": "text-generation",
-        "license": license or known,
+        "license": license or base_license,
         "tags": [*TAGS, "gguf", "llama.cpp"],
     }
     rows = "\n".join(f"| `{file}` | {quant} | {size / 1e6:,.0f} MB |" for file, quant, size in files)
-    facts = f"\n{table(run, 'GGUF, for llama.cpp and what is built on it')}\n\n{EXPLANATION}\n" if run else ""
+    run_facts = f"\n{run_table(run, 'GGUF, for llama.cpp and what is built on it')}\n\n{EXPLANATION}\n" if run else ""
     return f"""{front_matter(header)}
 # {name}
 
@@ -85,7 +83,7 @@ with the model it was made from in llama.cpp before it was given its name.
 | file | quantisation | size |
 |---|---|---|
 {rows}
-{facts}
+{run_facts}
     buleyean chat {files[0][0]}
 """
 
@@ -102,18 +100,18 @@ def data_card(path: Path, *, name: str, file: str, license: str | None = None) -
     Raises:
         RecordError: a record is bad.
     """
-    records = answers = rejections = marked = chats = 0
+    records = answers = rejections = with_spans = conversations = 0
     for record in read_records(path):
         records += 1
         answers += len(record.rejected_responses)
         rejections += sum(record.rejection_counts)
-        marked += sum(bool(spans) for spans in record.rejected_spans)
-        chats += not isinstance(record.prompt, str)
+        with_spans += sum(bool(spans) for spans in record.rejected_spans)
+        conversations += not isinstance(record.prompt, str)
     header = {
         "pretty_name": name,
         "license": license,
         "task_categories": ["text-generation"],
-        "size_categories": [next((size for most, size in SIZES if records < most), LARGER)],
+        "size_categories": [next((size for limit, size in SIZE_CATEGORIES if records < limit), LARGEST_CATEGORY)],
         "tags": [*TAGS, "preference"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
     }
@@ -126,32 +124,32 @@ out of how many rounds. There are no chosen answers.
 | | |
 |---|---|
 | Records | {records:,} |
-| Prompts that are conversations | {chats:,} |
+| Prompts that are conversations | {conversations:,} |
 | Rejected answers | {answers:,} |
 | Rejections | {rejections:,} |
-| Answers with the wrong part marked | {marked:,} |
+| Answers with the wrong part marked | {with_spans:,} |
 | Format | JSON Lines: `prompt`, `rejected_responses`, `rejection_counts`, `total_rounds`, `rejected_spans` |
 """
 
 
-def table(run: Mapping[str, Any], format: str) -> str:
+def run_table(run: Mapping[str, Any], format: str) -> str:
     """What a run was and how it went, as Markdown.
 
     Args:
-        run: what its run.json holds.
+        run: the contents of its run.json.
         format: of the weights the card is for.
     """
     config, gap = run["config"], run["optimality_gap_relative"]
-    strength = run.get("strength", 1)  # runs from before there was one do not say
+    scale = run["adapter_scale"]
     relative = "" if gap is None else f" ({gap:.0%} of the start's)"
     held_out = f" ({run['records_held_out']:,} held out)" if run["records_held_out"] else ""
     measured_on = "held out" if held_out else "on what it was trained on"
     rows = {
-        "Base model": base_of(str(run["model"]))[0],
+        "Base model": public_name_and_license(str(run["model"]))[0],
         "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
         "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
         "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"
-        + (f", strength {strength:g}" if strength != 1 else ""),
+        + (f", scaled by {scale:g}" if scale != 1 else ""),
         "Training data": f"{run['records']:,} rejection records, no chosen answers{held_out}",
         "Format": format,
         "Hardware": run["device"],
@@ -166,9 +164,14 @@ def table(run: Mapping[str, Any], format: str) -> str:
 
 
 def front_matter(header: Mapping[str, Any]) -> str:
-    """A card's YAML header, without what is not known."""
-    known = {key: value for key, value in header.items() if value is not None}
-    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---\n"
+    """A card's YAML header, without the fields that are None."""
+    fields = {key: value for key, value in header.items() if value is not None}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _base_fields(base: str, relation: str) -> dict[str, str]:
+    """The header's fields about a base model that is on the Hub."""
+    return {"base_model": base, "base_model_relation": relation} if HUB_ID.fullmatch(base) else {}
 
 
 EXPLANATION = """\

@@ -1,10 +1,10 @@
-"""Put a run, GGUF files or a records file on the Hugging Face Hub, with a card; only ever when asked to.
+"""Upload a run, GGUF files or a records file to the Hugging Face Hub, with a card; only ever when asked to.
 
-    paths --gather--> Parcel: files and a card --send--> one commit
+    paths --plan_upload--> Upload: files and a card --upload--> one commit
 
-`gather` decides what goes and says so before anything does: of a run folder its adapter, tokenizer and report, never
-checkpoints or what else lies there. `send` is the only function of the package that uploads. The client is
-huggingface_hub's own: it heeds HF_ENDPOINT and HF_TOKEN.
+The plan is shown before anything is sent: of a run folder its adapter, tokenizer and report, never checkpoints or other
+files. `upload` is the only function of the package that uploads. The client is huggingface_hub's own: it heeds
+HF_ENDPOINT and HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any
 
 from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
-from buleyean_rl.models.source import base_of
+from buleyean_rl.models.source import public_name_and_license
 
 CARD = "README.md"
 RUN_FILES = (
     *("adapter_model.safetensors", "adapter_config.json", "run.json", "loss.png"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
-# Where a run names its base model, which may be a path on this machine.
-NAMES_BASE = {"adapter_config.json": "base_model_name_or_path", "run.json": "model"}
+# Keys that name a run's base model, which may be a path on this machine.
+BASE_MODEL_KEYS = {"adapter_config.json": "base_model_name_or_path", "run.json": "model"}
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Upload:
     """What is to be uploaded.
 
     Args:
         kind: of repository: model or dataset.
-        files: by their names there, or what is to be in them.
+        files: by their names in the repository; bytes are the contents of one.
         card: README.md.
-        keep_card: leave a README.md that is there already.
+        keep_card: leave a README.md that the repository already has.
     """
 
     kind: str
@@ -45,51 +45,53 @@ class Parcel:
     keep_card: bool
 
     def lines(self) -> list[str]:
-        """What it holds, for a person to agree to."""
+        """A line for each file, to be confirmed by a person."""
         sizes = {n: len(f) if isinstance(f, bytes) else f.stat().st_size for n, f in self.files.items()}
-        named = [f"{name} ({size / 1e6:,.1f} MB)" for name, size in sizes.items()]
-        return [*named, f"{CARD} (unless there is one)" if self.keep_card else CARD]
+        lines = [f"{name} ({size / 1e6:,.1f} MB)" for name, size in sizes.items()]
+        return [*lines, f"{CARD} (unless there is one)" if self.keep_card else CARD]
 
 
-def gather(paths: Sequence[Path], repo: str, *, run: Path | None = None, license: str | None = None) -> Parcel:
-    """Decide what to upload.
+def plan_upload(paths: Sequence[Path], repo: str, *, run: Path | None = None, license: str | None = None) -> Upload:
+    """Choose the files to upload, and write their card.
 
     Args:
         paths: a run folder, or GGUF files, or a records file.
-        repo: where to, as owner/name; only named in the card.
+        repo: as owner/name, for the card.
         run: of GGUF files, the run they were made from: its table goes into the card.
         license: an SPDX identifier for the card.
 
     Raises:
-        UsageError: paths of different kinds, or of none that is known.
+        UsageError: paths of different kinds, or of another kind.
         RecordError: the records file is bad.
     """
     name = repo.rsplit("/", 1)[-1]
     if missing := [path for path in paths if not path.exists()]:
         raise UsageError(f"{missing[0]}: no such file or folder")
     if all(path.suffix == ".gguf" for path in paths):
-        report = None if run is None else _report(run)
-        files = [(path.name, _quantisation(path), path.stat().st_size) for path in paths]
+        report = None if run is None else _read_run_report(run)
+        files = [(path.name, _read_quantisation(path), path.stat().st_size) for path in paths]
         card = gguf_card(files, report, name=name, license=license)
-        return Parcel("model", {path.name: path for path in paths}, card, keep_card=True)
+        return Upload("model", {path.name: path for path in paths}, card, keep_card=True)
     if len(paths) == 1 and paths[0].is_dir():
-        card = run_card(_report(paths[0]), license=license)
-        found: dict[str, Path | bytes] = {f: paths[0] / f for f in RUN_FILES if (paths[0] / f).exists()}
-        found |= {name: _public(paths[0] / name, key) for name, key in NAMES_BASE.items() if name in found}
-        return Parcel("model", found, card, keep_card=False)
+        card = run_card(_read_run_report(paths[0]), license=license)
+        present: dict[str, Path | bytes] = {f: paths[0] / f for f in RUN_FILES if (paths[0] / f).exists()}
+        present |= {
+            name: _without_local_path(paths[0] / name, key) for name, key in BASE_MODEL_KEYS.items() if name in present
+        }
+        return Upload("model", present, card, keep_card=False)
     if len(paths) == 1 and paths[0].suffix == ".jsonl":
         card = data_card(paths[0], name=name, file=paths[0].name, license=license)
-        return Parcel("dataset", {paths[0].name: paths[0]}, card, keep_card=True)
+        return Upload("dataset", {paths[0].name: paths[0]}, card, keep_card=True)
     raise UsageError("give one run folder, or one .jsonl file of records, or GGUF files: not a mixture")
 
 
-def send(parcel: Parcel, repo: str, *, private: bool = True, message: str | None = None) -> str:
-    """Upload a parcel in one commit; the repository is made if it is not there.
+def upload(plan: Upload, repo: str, *, private: bool = True, message: str | None = None) -> str:
+    """Upload in one commit; the repository is made if it is not there.
 
     Args:
-        parcel: from `gather`.
+        plan: from `plan_upload`.
         repo: as owner/name.
-        private: whether a new repository is; one that is there stays as it is.
+        private: whether a new repository is private; an existing one is not changed.
         message: of the commit.
 
     Returns:
@@ -103,14 +105,14 @@ def send(parcel: Parcel, repo: str, *, private: bool = True, message: str | None
 
     api = HfApi()
     try:
-        address = api.create_repo(repo, repo_type=parcel.kind, private=private, exist_ok=True)
+        address = api.create_repo(repo, repo_type=plan.kind, private=private, exist_ok=True)
         operations: list[Any] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in parcel.files.items()
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in plan.files.items()
         ]
-        if not (parcel.keep_card and api.file_exists(repo, CARD, repo_type=parcel.kind)):
-            operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=parcel.card.encode()))
-        said = message or f"Upload {', '.join(parcel.files)}"
-        api.create_commit(repo, operations, commit_message=said, repo_type=parcel.kind)
+        if not (plan.keep_card and api.file_exists(repo, CARD, repo_type=plan.kind)):
+            operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=plan.card.encode()))
+        summary = message or f"Upload {', '.join(plan.files)}"
+        api.create_commit(repo, operations, commit_message=summary, repo_type=plan.kind)
     except LocalTokenNotFoundError:
         raise HubError("nobody is logged in to the Hub: run `hf auth login`, or set HF_TOKEN") from None
     except (HfHubHTTPError, HFValidationError) as error:
@@ -120,23 +122,24 @@ def send(parcel: Parcel, repo: str, *, private: bool = True, message: str | None
     return str(address)
 
 
-def _report(run: Path) -> dict[str, Any]:
-    """What a run's run.json holds."""
+def _read_run_report(run: Path) -> dict[str, Any]:
     path = run / "run.json"
     if not path.exists():
         raise UsageError(f"{run} has no run.json: it is not a run folder, or its training never ended")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    from buleyean_rl.models.run_folder import read_run  # which imports torch
+
+    return read_run(run)
 
 
-def _public(path: Path, key: str) -> bytes:
-    """A JSON file with its base model's name as others know it."""
+def _without_local_path(path: Path, key: str) -> bytes:
+    """A JSON file whose base model has its public name, without a folder of this machine."""
     value = json.loads(path.read_text(encoding="utf-8"))
-    named = value | {key: base_of(str(value[key]))[0]}
-    return (json.dumps(named, indent=2, ensure_ascii=False) + "\n").encode()
+    public = value | {key: public_name_and_license(str(value[key]))[0]}
+    return (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _quantisation(path: Path) -> str:
-    """What a GGUF file says it is quantised as, or that it is an adapter."""
+def _read_quantisation(path: Path) -> str:
+    """A GGUF file's quantisation by its own header, and whether it is an adapter."""
     from buleyean_rl.inference.gguf_file import check_gguf
     from gguf import GGUFReader, LlamaFileType
 
@@ -144,5 +147,5 @@ def _quantisation(path: Path) -> str:
     fields = GGUFReader(path).fields
     kind = fields.get("general.type")
     file_type = fields.get("general.file_type")
-    word = LlamaFileType(file_type.contents()).name.split("_", 1)[1] if file_type is not None else "unknown"
-    return f"{word} adapter" if kind is not None and kind.contents() == "adapter" else word
+    name = LlamaFileType(file_type.contents()).name.split("_", 1)[1] if file_type is not None else "unknown"
+    return f"{name} adapter" if kind is not None and kind.contents() == "adapter" else name

@@ -4,7 +4,7 @@
     talk(voices, ...)      a conversation; with two voices each answers, in its own column
     open_voices(paths)     the files as engines, closed again at the end
 
-Every voice keeps its own conversation: what the other one said is not held against it. The command line
+Every voice has its own conversation: it does not see the other's answers. The command line
 chooses among these; nothing here parses arguments.
 """
 
@@ -32,7 +32,7 @@ HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 @dataclass
 class Voice:
-    """A model in a conversation: its name, what runs it, and what was said so far."""
+    """A model in a conversation: its name, its engine, and the messages so far."""
 
     name: str
     engine: Engine
@@ -45,7 +45,7 @@ def open_voices(paths: Sequence[Path | str], context: int = CONTEXT, engine: str
 
     Args:
         paths: of the files.
-        context: the most tokens of a conversation.
+        context: tokens of a conversation, at most.
         engine: one of `engines.ENGINES`.
 
     Raises:
@@ -138,7 +138,7 @@ def conversation(prompt: str, system: str | None = None) -> list[dict[str, str]]
 
 
 def _start_over(voices: Sequence[Voice], system: str | None) -> None:
-    """Forget what was said."""
+    """Empty every conversation."""
     for voice in voices:
         voice.messages = [] if system is None else [{"role": "system", "content": system}]
 

@@ -36,7 +36,7 @@ LONGEST_WAIT = 300.0  # seconds that an endpoint may ask for
 class EndpointEngine(Completing):
     """Chat completions over HTTP, `parallel` at a time.
 
-    What fails in passing is asked again: time-outs, broken connections, replies that end too early, 429 and
+    Passing failures are retried: time-outs, broken connections, replies that end too early, 429 and
     5xx, after a pause that doubles or that the endpoint names. While others get through, a 429 is no failure.
 
     Args:
@@ -44,7 +44,7 @@ class EndpointEngine(Completing):
             the endpoint lists.
         parallel: requests at once.
         timeout: seconds to wait for the next byte.
-        retries: failures in a row after which a request is given up.
+        retries: failures in a row after which a request fails.
         pause: seconds after the first failure.
         api_key: a bearer token; the environment's BULEYEAN_API_KEY if None.
 
@@ -113,7 +113,7 @@ class EndpointEngine(Completing):
         self._only_answers()
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer in pieces as they come; asked again only as long as no piece has been given out."""
+        """The answer in pieces as they come; retried only until the first piece."""
         request = {**self._request(messages, sampling), "stream": True}
         failures, started = 0, False
         while True:
@@ -143,7 +143,7 @@ class EndpointEngine(Completing):
                 raise EngineError(f"{self.url}: another request failed")
             request = self._request(conversations[index], sampling)
             try:
-                given = self._ask("POST", "chat/completions", _answer, {**request, "seed": sampling.seed + index})
+                reply = self._ask("POST", "chat/completions", _answer, {**request, "seed": sampling.seed + index})
             except EngineError:
                 failed.set()
                 raise
@@ -151,7 +151,7 @@ class EndpointEngine(Completing):
                 done += 1
                 if on_done is not None:
                     on_done(done)
-            return given
+            return reply
 
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
@@ -190,7 +190,7 @@ class EndpointEngine(Completing):
         return request | ({"stop": list(sampling.stop)} if sampling.stop else {})
 
     def _ask(self, method: str, path: str, read: Callable[[Any], T], request: Mapping[str, Any] | None = None) -> T:
-        """One request, until it is answered or given up."""
+        """One request, retried until it is answered or has failed too often."""
         failures, answered = 0, self._answered
         while True:
             try:

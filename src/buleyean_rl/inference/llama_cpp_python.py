@@ -33,7 +33,7 @@ class LlamaCppPythonEngine(Completing):
     Args:
         path: the GGUF file.
         parallel: for the interface's sake; answers are computed one after the other.
-        context: the most tokens of one conversation, prompt and answer together.
+        context: tokens of one conversation, prompt and answer together, at most.
         threads: for one token; the physical cores if None.
         exact: keep the attention cache in 32 bits, for comparing numbers.
         adapter: a LoRA GGUF to apply.
@@ -62,7 +62,7 @@ class LlamaCppPythonEngine(Completing):
             "n_ctx": context,
             "n_threads": threads or cores(),
             "n_threads_batch": threads or cores(),
-            "swa_full": True,  # else a prefix that was seen before could not be used again
+            "swa_full": True,  # else a cached prefix could not be used again
             "verbose": False,
         }
         if exact:
@@ -209,8 +209,8 @@ class LlamaCppPythonEngine(Completing):
         if len(ids) > self.context:
             raise EngineError(f"{len(ids)} tokens are to be scored and the context holds {self.context}")
         pairs = zip(self._scored, ids, strict=False)
-        known = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._scored), len(ids)))
-        self._scorer.n_tokens = min(known, len(ids) - 1)
+        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._scored), len(ids)))
+        self._scorer.n_tokens = min(shared, len(ids) - 1)
         try:
             self._scorer.eval(list(ids)[self._scorer.n_tokens :])
         except RuntimeError as error:

@@ -33,7 +33,7 @@ class LlamaCppEngine(Completing):
     Args:
         path: the GGUF file.
         parallel: how many conversations to work on at once.
-        context: the most tokens of one conversation, prompt and answer together.
+        context: tokens of one conversation, prompt and answer together, at most.
         threads: for one token; the physical cores if None.
         exact: keep the attention cache in 32 bits, for comparing numbers.
         adapter: a LoRA GGUF to apply.
@@ -63,7 +63,7 @@ class LlamaCppEngine(Completing):
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or cores()
         params.verbosity = -1  # nothing of its own on our stdout and stderr
         params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
-        params.cache_ram_mib = 0  # prompts are seldom seen twice: no second cache in memory
+        params.cache_ram_mib = 0  # prompts seldom repeat: no second cache in memory
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
         if adapter is not None:
             check_gguf(adapter.path)

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+
+from rich.console import Console
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine
 from buleyean_rl.inference.llama_server import LlamaCppEngine
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.inference.transformers_engine import TransformersEngine
-from buleyean_rl.models.compute import default_device, load_for_inference
-from buleyean_rl.models.run_folder import is_run, run_base, run_tokenizer
-from buleyean_rl.models.source import fingerprint, resolve
-from buleyean_rl.models.weights import load_tokenizer
+from buleyean_rl.models.model import open_model
+from buleyean_rl.models.run_folder import find_model
+from buleyean_rl.models.source import Source
 
 KINDS = ("auto", "transformers", "llama.cpp")
 BATCH = 64  # conversations at once, in memory
 PARALLEL = 8  # in a server
 
+Location = Source | str  # where a model is; a string is the URL of an endpoint
 
-def open_engine(name: str, kind: str = "auto") -> Engine:
-    """An engine for a model.
+
+def locate(name: str) -> Location:
+    """Where the model of a name is, determined once for all that a command does with it.
 
     Args:
         name: whatever `train` takes, a run folder, or the URL of an OpenAI-compatible endpoint.
+
+    Raises:
+        ModelError: nothing of that name can exist.
+    """
+    return name if is_endpoint(name) else find_model(name)
+
+
+def open_engine(model: str | Source, kind: str = "auto", console: Console | None = None) -> Engine:
+    """An engine for a model.
+
+    Args:
+        model: from `locate`, or a name for it.
         kind: of engine. `auto` runs GGUF files in llama.cpp and everything else in transformers, which is
             much the quicker of the two for many answers at once.
+        console: where a model in transformers says what it computes with; None for nowhere.
 
     Raises:
         UsageError: no such kind, or it does not run such a model.
@@ -35,18 +50,22 @@ def open_engine(name: str, kind: str = "auto") -> Engine:
     """
     if kind not in KINDS:
         raise UsageError(f"no engine {kind!r}: there are {', '.join(KINDS)}")
-    if is_endpoint(name):
+    location = locate(model) if isinstance(model, str) else model
+    if isinstance(location, str):
         if kind != "auto":
-            raise UsageError(f"{name} is an endpoint: leave --engine out")
-        return EndpointEngine(name, parallel=PARALLEL)
-    is_gguf_file = not is_run(name) and Path(name).suffix == ".gguf"
-    if kind == "llama.cpp" or (kind == "auto" and is_gguf_file):
-        path = None if is_run(name) else resolve(name).gguf_path
+            raise UsageError(f"{location} is an endpoint: leave --engine out")
+        return EndpointEngine(location, parallel=PARALLEL)
+    if kind == "llama.cpp" or (kind == "auto" and is_gguf_file(location)):
+        path = None if location.run is not None else location.gguf_path
         if path is None:
+            name = location.name
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=PARALLEL)
-    tokenizer = run_tokenizer(Path(name)) if is_run(name) else load_tokenizer(name)
-    return TransformersEngine(load_for_inference(name, default_device()), tokenizer, batch=BATCH)
+    opened = open_model(location)
+    engine = TransformersEngine(opened.module, opened.tokenizer, batch=BATCH)
+    if console is not None:
+        console.print(opened.describe())
+    return engine
 
 
 def is_endpoint(name: str) -> bool:
@@ -54,17 +73,17 @@ def is_endpoint(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def identity(name: str, kind: str = "auto") -> str:
-    """A text that changes when the answers of a model may: for keying what it said.
+def is_gguf_file(location: Location) -> bool:
+    """Whether a model was named by its GGUF file."""
+    return isinstance(location, Source) and location.run is None and Path(location.name).suffix == ".gguf"
+
+
+def identity(model: str | Source, kind: str = "auto") -> str:
+    """A text that changes when the answers of a model may: for keying its answers.
 
     Args:
-        name: as for `open_engine`.
+        model: from `locate`, or a name for it.
         kind: of engine.
     """
-    if is_endpoint(name):
-        return name
-    if is_run(name):
-        with (Path(name) / "adapter_model.safetensors").open("rb") as file:
-            adapter = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        return f"{kind} {fingerprint(run_base(Path(name)))}+{adapter}"
-    return f"{kind} {fingerprint(name)}"
+    location = locate(model) if isinstance(model, str) else model
+    return location if isinstance(location, str) else f"{kind} {location.fingerprint}"

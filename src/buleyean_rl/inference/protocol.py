@@ -38,9 +38,9 @@ class Answer(NamedTuple):
     """An answer, and how it came to its end.
 
     Args:
-        text: what was said.
-        tokens: how many tokens were drawn, the one that ends it not counted; None where nobody knows.
-        ended: whether it ended by itself, rather than at the most tokens.
+        text: of the answer.
+        tokens: how many tokens were drawn, the one that ends it not counted; None where the engine does not tell.
+        ended: whether it ended by itself, rather than at `Sampling.max_tokens`.
     """
 
     text: str
@@ -79,7 +79,7 @@ class Completer(Protocol):
         """
 
     def close(self) -> None:
-        """Free the model; nothing may be asked afterwards."""
+        """Free the model; the engine cannot be used afterwards."""
 
 
 @runtime_checkable
@@ -121,11 +121,11 @@ class Engine(Completer, Protocol):
         starts: Sequence[int] | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[float]]:
-        """Log-probability of the tokens given those before them.
+        """Log-probability of each token, conditional on those before it.
 
         Args:
             sequences: token ids.
-            starts: of each, the first position that is asked for, at least 1; 1 in all of them if left out.
+            starts: of each, the first position to score, at least 1; None for 1 in all.
             on_done: called with how many sequences are done, from any thread.
 
         Returns:
@@ -164,7 +164,7 @@ class GgufEngine(Engine, Protocol):
 
 
 def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
-    """How surprised a model is by plain texts: (nats in total, tokens counted).
+    """Negative log-likelihood of plain texts: (nats in total, tokens counted).
 
     The first token of a text has nothing before it and is not counted, unless the model adds a BOS.
     """
@@ -175,5 +175,4 @@ def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
 
 def stop_at(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of the stop texts begins; None if there is none."""
-    found = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found, default=None)
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)

@@ -8,9 +8,10 @@ from typing import Any
 
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.protocol import GREEDY, Answer, Completing, Messages, Sampling, stop_at
+from buleyean_rl.models.private_interfaces import fits_static_cache
 
-NUCLEUS = 1024  # tokens looked at first when drawing
-BATCH_TOKENS = 1 << 15  # a batch may come to: every row has room for the longest prompt of it, and for an answer
+NUCLEUS = 1024  # likeliest tokens among which the nucleus is sought first
+BATCH_TOKENS = 1 << 15  # of a batch, at most: each of its rows is as long as the longest prompt and an answer
 
 
 class TransformersEngine(Completing):
@@ -24,8 +25,8 @@ class TransformersEngine(Completing):
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
-        ends = model.generation_config.eos_token_id if model.generation_config else None
-        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        ids = model.generation_config.eos_token_id if model.generation_config else None
+        self._eos_token_ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -57,7 +58,7 @@ class TransformersEngine(Completing):
             output = self._output(fresh, cache=cache, use_cache=True, logits_to_keep=1)
             cache = output.cache
             token = _draw(output.logits[0, -1].float().cpu(), sampling, generator)
-            if token in self._ends:
+            if token in self._eos_token_ids:
                 break
             answer.append(token)
             fresh = [token]
@@ -67,8 +68,8 @@ class TransformersEngine(Completing):
                 text = text[:cut]
                 break
             # The tail may turn into another character, or into a stop text, with the next token.
-            held = max((len(s) - 1 for s in sampling.stop), default=0)
-            ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - held
+            pending = max((len(s) - 1 for s in sampling.stop), default=0)
+            ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - pending
             if ready > shown:
                 yield text[shown:ready]
                 shown = ready
@@ -145,23 +146,23 @@ class TransformersEngine(Completing):
         import torch
 
         width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._ends)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._eos_token_ids)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        with torch.inference_mode(), _rows_together(self.model.get_output_embeddings()):
+        with torch.inference_mode(), _contiguous_input(self.model.get_output_embeddings()):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 cache=self._cache(width + sampling.max_tokens),
                 disable_compile=True,
                 max_new_tokens=sampling.max_tokens,
-                logits_processor=[_Draws(sampling, seeds)] if sampling.temperature > 0 else None,
+                logits_processor=[_SeededDraws(sampling, seeds)] if sampling.temperature > 0 else None,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
                 top_k=None,
                 pad_token_id=pad,
-                eos_token_id=sorted(self._ends) or None,
+                eos_token_id=sorted(self._eos_token_ids) or None,
             )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return [
@@ -173,18 +174,18 @@ class TransformersEngine(Completing):
         from transformers import StaticCache
 
         config = self.model.config.get_text_config(decoder=True)
-        return StaticCache(config=config, max_cache_len=tokens) if self.model._can_compile_fullgraph else None
+        return StaticCache(config=config, max_cache_len=tokens) if fits_static_cache(self.model) else None
 
     def _answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
         """The answer of a row of a batch: what comes after its end is padding."""
-        end = next((k for k, token in enumerate(drawn) if token in self._ends), None)
+        end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), None)
         cut = stop_at(text, sampling.stop)
         return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
 
 
 @contextmanager
-def _rows_together(head: Any) -> Iterator[None]:
-    """Let an output head see its input without gaps.
+def _contiguous_input(head: Any) -> Iterator[None]:
+    """Make an output head's input contiguous.
 
     After a prompt transformers hands it the last state of each row, a slice of all of them, and torch would multiply
     that with a copy of the weight for every row: 57 MB each for a model of 135M.
@@ -196,7 +197,7 @@ def _rows_together(head: Any) -> Iterator[None]:
         hook.remove()
 
 
-class _Draws:
+class _SeededDraws:
     """A logits processor that draws each row's token from its own generator and leaves no other choice.
 
     transformers' own sampling shares one generator among the rows, so that an answer would depend on its

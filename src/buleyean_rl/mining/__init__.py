@@ -4,7 +4,7 @@ judges/        an answer --> a verdict
 mine           prompts --> answers --> verdicts --> records
 journal        answers and verdicts on disk as they fall
 votes          several judges' verdicts --> counts
-answer_cache   greedy answers, kept from run to run
+answer_cache   greedy answers, cached on disk
 walk           mine, train, measure; and again with the trained model
 walk_report    a walk's table and plot
 """

@@ -1,4 +1,4 @@
-"""Greedy answers to prompts, read from disk if this model has given them before."""
+"""Greedy answers to prompts, cached on disk by model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def cached_answers(
     max_tokens: int,
     on_done: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Greedy answers to prompts, read from the cache if this model has given them before.
+    """Greedy answers to prompts, read from the cache if this model answered the same prompts before.
 
     Args:
         engine: makes the engine, if it is needed.
-        fingerprint: of the engine and its model, see `models.fingerprint`.
+        fingerprint: of the engine and its model.
         prompts: one single-turn conversation each.
         max_tokens: of an answer.
         on_done: called with how many are answered.
     """
 
-    def ask() -> dict[str, Any]:
+    def answer() -> dict[str, Any]:
         running = engine()
         try:
             conversations = [as_messages(prompt) for prompt in prompts]
@@ -35,4 +35,4 @@ def cached_answers(
         finally:
             running.close()
 
-    return list(memoize_to_disk("answers", [fingerprint, max_tokens, list(prompts)], ask)["answers"])
+    return list(memoize_to_disk("answers", [fingerprint, max_tokens, list(prompts)], answer)["answers"])

@@ -1,10 +1,10 @@
-"""Make rejections: let a model answer, judge the answers, keep what was wrong with them.
+"""Mine rejections: a model answers, judges reject, what they rejected becomes records.
 
     prompts --engine--> answers --judges--> verdicts --votes--> records
                            \\____ journal ____/
 
 The journal, beside the records, holds every answer and every verdict as they fall. Mining again with the
-same settings goes on from it, with other judges it judges the same answers.
+same settings resumes from it; with other judges it judges the same answers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, write
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.protocol import Completer, Sampling
 from buleyean_rl.mining.journal import Journal, journal_path
-from buleyean_rl.mining.judges import Answer, Judge
-from buleyean_rl.mining.votes import _said, record_votes
+from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
+from buleyean_rl.mining.votes import record_votes
 
-BATCH = 64  # answers asked for at once: what killing the command may lose
+BATCH_ANSWERS = 64  # drawn at once: what killing the command may lose
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MineSettings:
     Args:
         samples: answers to each prompt.
         max_tokens: of an answer.
-        temperature: 0 takes the likeliest token every time, which is one answer.
+        temperature: 0 is greedy decoding, which has one answer.
         top_p: the nucleus to draw from.
         seed: same seed, same answers.
     """
@@ -58,10 +58,10 @@ class MineSettings:
 
 @dataclass(frozen=True)
 class Mined:
-    """What mining found.
+    """The result of mining.
 
     Args:
-        report: in numbers.
+        report: its counts.
         records: of what was rejected.
         answers: per prompt, the distinct answers.
     """
@@ -73,7 +73,7 @@ class Mined:
 
 @dataclass(frozen=True)
 class MineReport:
-    """What mining did.
+    """The counts of a mining.
 
     Args:
         output: the records file.
@@ -82,8 +82,8 @@ class MineReport:
         rejected: answers that some judge rejected.
         records: written, one per prompt with a rejected answer.
         verdicts: per judge, how many answers it rejected, accepted and abstained from.
-        answers_kept: answers that an earlier mining had already drawn.
-        seconds: spent now.
+        answers_reused: distinct answers that the journal already had.
+        seconds: of this mining alone.
     """
 
     output: str
@@ -92,18 +92,18 @@ class MineReport:
     rejected: int
     records: int
     verdicts: dict[str, dict[str, int]]
-    answers_kept: int
+    answers_reused: int
     seconds: float
 
     def lines(self) -> list[str]:
         """The report for a person."""
         by_judge = (
-            f"  {judge}: " + ", ".join(f"{number:,} {said}" for said, number in said_of.items() if number)
-            for judge, said_of in self.verdicts.items()
+            f"  {judge}: " + ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes.items() if number)
+            for judge, outcomes in self.verdicts.items()
         )
-        kept = f", {self.answers_kept:,} of them kept from before" if self.answers_kept else ""
+        reused = f", {self.answers_reused:,} of them from its journal" if self.answers_reused else ""
         return [
-            f"{self.prompts:,} prompts, {self.answers:,} answers{kept}; {self.rejected:,} rejected: "
+            f"{self.prompts:,} prompts, {self.answers:,} answers{reused}; {self.rejected:,} rejected: "
             f"{self.records:,} records in {self.output}",
             *by_judge,
         ]
@@ -119,11 +119,11 @@ def mine(
     *,
     console: Console | None = None,
 ) -> Mined:
-    """Ask, judge and write the records of what was rejected.
+    """Draw answers, judge them and write the records of what was rejected.
 
     Args:
         prompts: distinct.
-        engine: makes the engine, if there is still something to ask.
+        engine: makes the engine, if an answer is missing.
         identity: of the engine's model: the journal of another one is refused.
         judges: at least one.
         output: the records file; the journal stands beside it.
@@ -131,11 +131,11 @@ def mine(
         console: where progress goes; None for nowhere.
 
     Returns:
-        What was found. The records file is written even if it is left without a record.
+        The records and their counts. The records file is written even if no record is left.
 
     Raises:
         UsageError: no judge, or a journal of other settings.
-        EngineError: the engine failed; what it had answered is kept.
+        EngineError: the engine failed; its answers so far are in the journal.
     """
     console, started = console or Console(quiet=True), time.monotonic()
     if not judges:
@@ -143,44 +143,43 @@ def mine(
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise UsageError("the same judge is named twice: its vote would count twice")
-    with Journal(journal_path(output), _header(prompts, identity, settings)) as journal:
-        kept = sum(map(len, journal.answers.values()))
-        _answer(prompts, engine, settings, journal, console)
-        asked = [
+    with Journal(journal_path(output), _journal_header(prompts, identity, settings)) as journal:
+        answers_reused = sum(map(len, journal.answers.values()))
+        _draw_answers(prompts, engine, settings, journal, console)
+        numbered = [
             (index, k, Answer(prompt, text))
             for index, prompt in enumerate(prompts)
             for k, text in enumerate(journal.answers[index])
         ]
         for judge in judges:
-            _judge(judge, asked, journal, console)
+            _collect_verdicts(judge, numbered, journal, console)
+        answers = [journal.answers[index] for index in range(len(prompts))]
         records = []
         for index, prompt in enumerate(prompts):
-            answers = journal.answers[index]
-            votes = [[journal.verdicts[name, index, k] for name in names] for k in range(len(answers))]
-            if (record := record_votes(prompt, answers, votes)) is not None:
+            votes = [[journal.verdicts[name, index, k] for name in names] for k in range(len(answers[index]))]
+            if (record := record_votes(prompt, answers[index], votes)) is not None:
                 records.append(record)
         write_records(output, records)
-        said = {name: Counter(_said(journal.verdicts[name, index, k]) for index, k, _ in asked) for name in names}
-        answers_of = [journal.answers[index] for index in range(len(prompts))]
+    outcomes = {name: Counter(journal.verdicts[name, index, k].outcome for index, k, _ in numbered) for name in names}
     report = MineReport(
         output=str(output),
         prompts=len(prompts),
-        answers=len(asked),
+        answers=len(numbered),
         rejected=sum(len(set(record.rejected_responses)) for record in records),
         records=len(records),
-        verdicts={name: {key: said[name][key] for key in ("rejected", "accepted", "abstained")} for name in names},
-        answers_kept=kept,
+        verdicts={name: {outcome: outcomes[name][outcome] for outcome in OUTCOMES} for name in names},
+        answers_reused=answers_reused,
         seconds=time.monotonic() - started,
     )
-    return Mined(report, records, answers_of)
+    return Mined(report, records, answers)
 
 
-def _header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
+def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     return {"model": identity, "prompts": digest, **asdict(settings)}
 
 
-def _answer(
+def _draw_answers(
     prompts: Sequence[Prompt],
     engine: Callable[[], Completer],
     settings: MineSettings,
@@ -188,30 +187,30 @@ def _answer(
     console: Console,
 ) -> None:
     """Draw the answers that the journal lacks, batch by batch."""
-    size = max(1, BATCH // settings.samples)
+    batch = max(1, BATCH_ANSWERS // settings.samples)  # prompts
     first = next((index for index in range(len(prompts)) if index not in journal.answers), len(prompts))
     if first == len(prompts):
         return
-    first -= first % size  # a batch is whole or not there: neighbours may change an answer's last digits
+    first -= first % batch  # whole batches only: batch neighbours may change an answer's last digits
     with console.status("loading the model"):
         running = engine()
     try:
         with _progress(console) as progress:
             total = len(prompts) * settings.samples
             task = progress.add_task("answering", total=total, completed=first * settings.samples)
-            for start in range(first, len(prompts), size):
-                indices = range(start, min(start + size, len(prompts)))
-                begun = start * settings.samples
+            for start in range(first, len(prompts), batch):
+                indices = range(start, min(start + batch, len(prompts)))
+                answers_before = start * settings.samples
                 sampling = Sampling(
                     max_tokens=settings.max_tokens,
                     temperature=settings.temperature,
                     top_p=settings.top_p,
-                    seed=settings.seed + begun,
+                    seed=settings.seed + answers_before,
                 )
                 texts = running.complete_many(
                     [as_messages(prompts[index]) for index in indices for _ in range(settings.samples)],
                     sampling,
-                    lambda done, begun=begun: progress.update(task, completed=begun + done),  # type: ignore[misc]
+                    lambda done, before=answers_before: progress.update(task, completed=before + done),  # type: ignore[misc]
                 )
                 drawn = iter(text if text.strip() else "" for text in texts)
                 journal.add_answers(
@@ -221,15 +220,25 @@ def _answer(
         running.close()
 
 
-def _judge(judge: Judge, asked: Sequence[tuple[int, int, Answer]], journal: Journal, console: Console) -> None:
-    """Have the verdicts given that the journal lacks."""
-    left = [(index, k, answer) for index, k, answer in asked if (judge.name, index, k) not in journal.verdicts]
-    if not left:
+def _collect_verdicts(
+    judge: Judge, numbered: Sequence[tuple[int, int, Answer]], journal: Journal, console: Console
+) -> None:
+    """Collect the verdicts that the journal lacks.
+
+    Args:
+        judge: who is asked.
+        numbered: (number of the prompt, number of the answer, answer).
+        journal: where verdicts go.
+        console: where progress goes.
+    """
+    unjudged = [(index, k, answer) for index, k, answer in numbered if (judge.name, index, k) not in journal.verdicts]
+    if not unjudged:
         return
     with _progress(console, hidden=judge.asks_person) as progress:
-        task = progress.add_task(judge.name, total=len(asked), completed=len(asked) - len(left))
-        for i, verdict in judge.judge([answer for _, _, answer in left]):
-            journal.add_verdict(judge.name, *left[i][:2], verdict)
+        task = progress.add_task(judge.name, total=len(numbered), completed=len(numbered) - len(unjudged))
+        for i, verdict in judge.judge([answer for _, _, answer in unjudged]):
+            index, k, _ = unjudged[i]
+            journal.add_verdict(judge.name, index, k, verdict)
             progress.advance(task)
 
 

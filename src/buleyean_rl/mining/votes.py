@@ -9,7 +9,7 @@ from buleyean_rl.data.records import Prompt, RejectionRecord, Spans, as_messages
 from buleyean_rl.evaluation.repetition import is_looping, repeated_spans
 from buleyean_rl.mining.judges import Verdict
 
-ROUNDS = 60  # a verdict that is certain: of T = 60 rounds every one rejects, and 1/61 of the weight is left
+ROUNDS = 60  # T of a certain verdict: a token rejected in all of them is left 1/61 of its weight
 
 
 def record_votes(prompt: Prompt, answers: Sequence[str], votes: Sequence[Sequence[Verdict]]) -> RejectionRecord | None:
@@ -38,18 +38,13 @@ def record_votes(prompt: Prompt, answers: Sequence[str], votes: Sequence[Sequenc
             spans.append(part)
     if not texts:
         return None
-    raw_prompt = prompt if isinstance(prompt, str) else as_messages(prompt)
-    return make_record(raw_prompt, texts, counts, ROUNDS, spans)
+    return make_record(as_messages(prompt), texts, counts, ROUNDS, spans)
 
 
 def reject_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[RejectionRecord]:
-    """One record for every answer that loops; what is rejected are the repeats, not the rest of it."""
+    """One record for every answer that loops; only its repeats are rejected."""
     return [
         make_record(prompt, [answer], [ROUNDS], ROUNDS, [repeated_spans(answer)])
         for prompt, answer in zip(prompts, answers, strict=True)
         if is_looping(answer)
     ]
-
-
-def _said(verdict: Verdict) -> str:
-    return "abstained" if verdict.rejected is None else "rejected" if verdict.rejected else "accepted"

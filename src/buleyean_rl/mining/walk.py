@@ -4,7 +4,7 @@
     round r     model r-1 --mine--> rejections --with all before--> train the base --> model r --measure-->
 
 Every round trains a fresh adapter on the base: its reference stays the model that was there first, so drift
-does not add up. A walk's folder says all there is to know of it; the same command goes on where it stopped.
+does not add up. A walk's folder holds all of its state; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -27,27 +27,19 @@ from buleyean_rl.inference.open import identity, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
-from buleyean_rl.mining.walk_report import Round, _table, plot_walk
+from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.run_folder import is_run
+from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
 
 ENGINE = "transformers"  # a round's model is an adapter on the base, and only there runs without an export
 TRAINING = (  # settings that make another walk
-    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "strength"),
+    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "adapter_scale"),
     *("per_device_train_batch_size", "lora_rank", "seed"),
 )
-# Small batches: what a round has is few records, and steps are what it needs.
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 7e-4,
-    "num_train_epochs": 4.0,
-    "per_device_train_batch_size": 2,
-    "lora_dropout": 0.0,
-    "strength": 1.7,
-    "held_out": 0.0,
-}
-LEAST_NEW = 0.1  # of the rejections of the first round: with fewer, a model trained anew differs by chance
+MIN_NEW_SHARE = 0.1  # of the first round's rejections: with fewer, a model trained anew differs by chance
 
 
 def walk(
@@ -90,45 +82,46 @@ def walk(
     prompts = [prompt for prompt in prompts if prompt not in unseen]
     if not prompts:
         raise UsageError("every prompt is held out: nothing is left to mine")
-    steps = _Walk(prompts, list(held_out), model, folder, judges, configure, settings, console)
-    steps.open()
-    if not steps.rounds:
-        steps.measure(0, 0, 0)
+    state = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, console)
+    state.open()
+    if not state.rounds:
+        state.measure(0, 0, 0)
     stop = None
-    while stop is None and len(steps.rounds) <= rounds:
-        number = len(steps.rounds)
+    while stop is None and len(state.rounds) <= rounds:
+        number = len(state.rounds)
         console.print(f"[bold]round {number}[/]")
-        rejected = steps.mine(number)
-        stop = reason_not_to_train(steps.rounds, rejected)
+        rejected = state.mine(number)
+        stop = reason_not_to_train(state.rounds, rejected)
         if stop:
             break
-        records = steps.train(number)
-        steps.measure(number, rejected, records)
-        stop = reason_to_stop(steps.rounds, max_drift)
-    steps.write(stop, best_round(steps.rounds, max_drift))
-    plot_walk(folder / "walk.png", steps.rounds, max_drift)
-    console.print(_table(steps.rounds))
-    best = best_round(steps.rounds, max_drift)
+        records = state.train(number)
+        state.measure(number, rejected, records)
+        stop = reason_to_stop(state.rounds, max_drift)
+    state.close_engine()
+    best = best_round(state.rounds, max_drift)
+    state.write(stop, best)
+    plot_walk(folder / "walk.png", state.rounds, max_drift)
+    console.print(rounds_table(state.rounds))
     if stop:
-        console.print(f"stopped after round {len(steps.rounds) - 1}: {stop}")
+        console.print(f"stopped after round {len(state.rounds) - 1}: {stop}")
     if best:
-        console.print(f"the best is round {best}: {folder / str(steps.rounds[best].run)}")
-    return steps.summary(stop, best)
+        console.print(f"the best is round {best}: {folder / str(state.rounds[best].run)}")
+    return state.summary(stop, best)
 
 
-def walk_config(file: Path | None, given: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
-    """Settings of a walk's training: a YAML file's, or `DEFAULTS` without one, and those given on top.
+def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
+    """Settings of a walk's training: the preset `loops`, a YAML file's over it, and options over both.
 
     Args:
-        file: as for `settings.load_config`.
-        given: settings by name.
+        file: as for `config.load_config`.
+        options: settings by name.
 
     Returns:
         A run folder -> its settings.
     """
 
     def configure(folder: Path) -> BuleyeanConfig:
-        return load_config(file, folder, given if file is not None else DEFAULTS | given)
+        return load_config(file, folder, options, preset="loops")
 
     return configure
 
@@ -143,7 +136,7 @@ def reason_not_to_train(rounds: Sequence[Round], rejected: int) -> str | None:
     if not rejected:
         return "nothing was rejected any more"
     first = rounds[1].rejected if len(rounds) > 1 else 0
-    if rejected < LEAST_NEW * first:
+    if rejected < MIN_NEW_SHARE * first:
         return f"{rejected} answers were rejected where the first round had {first}: too few to make another model"
     return None
 
@@ -179,11 +172,11 @@ def best_round(rounds: Sequence[Round], max_drift: float) -> int:
 
 @dataclass
 class _Walk:
-    """A walk under way: its folder, and what is done."""
+    """A walk: its folder, its rounds, and the model of one round in memory."""
 
     prompts: list[Prompt]
     held_out: list[Prompt]
-    model: str
+    base: Source
     folder: Path
     judges: Sequence[Judge]
     configure: Callable[[Path], BuleyeanConfig]
@@ -196,7 +189,7 @@ class _Walk:
         self._engine: tuple[int, Engine] | None = None
         config = self.configure(self.folder / "run")
         self.header = {
-            "model": identity(self.model, ENGINE),
+            "model": identity(self.base, ENGINE),
             "prompts": len(self.prompts),
             "held_out": len(self.held_out),
             "judges": [judge.name for judge in self.judges],
@@ -216,7 +209,7 @@ class _Walk:
             self.write(None, 0)
 
     def write(self, stop: str | None, best: int) -> None:
-        """Put what is known into `walk.json`."""
+        """Write `walk.json`."""
         write_json(self.folder / "walk.json", self.summary(stop, best))
 
     def summary(self, stop: str | None, best: int) -> dict[str, Any]:
@@ -240,10 +233,10 @@ class _Walk:
         folder = self._round(number)
         with self._clock(number):
             if not (folder / "run" / "run.json").exists():
-                self._close_engine()
+                self.close_engine()
                 train(
                     folder / "records.jsonl",
-                    self.model,
+                    self.base,
                     self.configure(folder / "run"),
                     resume=(folder / "run" / "settings.json").exists(),
                     console=self.console,
@@ -277,11 +270,10 @@ class _Walk:
 
     def _mine(self, prompts: Sequence[Prompt], number: int, output: Path, settings: MineSettings) -> Mined:
         """Mine with the model of a round."""
-        name = self._name(number)
         return mine(
             prompts,
             lambda: _Borrowed(self._model(number)),
-            identity(name, ENGINE),
+            identity(self._source(number), ENGINE),
             self.judges,
             output,
             settings,
@@ -291,17 +283,18 @@ class _Walk:
     def _model(self, number: int) -> Engine:
         """A round's model, loaded once for measuring it and mining with it."""
         if self._engine is None or self._engine[0] != number:
-            self._close_engine()
-            self._engine = number, open_engine(self._name(number), ENGINE)
+            self.close_engine()
+            self._engine = number, open_engine(self._source(number), ENGINE, self.console)
         return self._engine[1]
 
-    def _close_engine(self) -> None:
+    def close_engine(self) -> None:
+        """Free the model in memory."""
         if self._engine is not None:
             self._engine[1].close()
             self._engine = None
 
-    def _name(self, number: int) -> str:
-        return str(self._round(number) / "run") if number else self.model
+    def _source(self, number: int) -> Source:
+        return self.base.with_adapter(self._round(number) / "run") if number else self.base
 
     def _round(self, number: int) -> Path:
         folder = self.folder / f"round-{number}"
@@ -324,10 +317,10 @@ class _Walk:
 
 
 class _Borrowed:
-    """An engine whose borrower may close it without ending it."""
+    """An engine that stays open when its borrower closes it."""
 
     def __init__(self, engine: Engine) -> None:
         self.complete_many = engine.complete_many
 
     def close(self) -> None:
-        """Nothing: it is used again."""
+        """Does nothing: the engine is used again."""

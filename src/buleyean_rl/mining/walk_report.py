@@ -11,7 +11,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a walk, measured on prompts that nobody trains on.
+    """One round of a walk, measured on held-out prompts.
 
     Args:
         round: 0 is the base model.
@@ -20,7 +20,7 @@ class Round:
         neutral_nll: nats per token of plain texts.
         records: trained on, of this round and those before.
         rejected: answers rejected in this round's mining, by the model of the round before.
-        seconds: spent on the round, all pieces together.
+        seconds: spent on the round, by every process that worked on it.
         run: the run folder, within the walk's.
     """
 
@@ -71,7 +71,8 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
     figure.savefig(path)
 
 
-def _table(rounds: Sequence[Round]) -> Table:
+def rounds_table(rounds: Sequence[Round]) -> Table:
+    """The rounds of a walk, a row each, for the terminal."""
     table = Table(title="answers to unseen prompts, greedy")
     for column in ("round", "loop", "rejected", "neutral nats", "drift", "newly rejected", "records", "seconds"):
         table.add_column(column, justify="right")

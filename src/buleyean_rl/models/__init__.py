@@ -1,11 +1,15 @@
-"""Base models: found, loaded, adapted; and how their layers compute.
+"""Base models: located, loaded, adapted; and how their layers compute.
 
-name --source--> where it is --weights--> transformers model --adapt--> PEFT model
+name --source--> where it is --weights--> transformers model --adapt--> PEFT model; `model` is all of it in one object
 
-source, weights, run_folder      find and load
-compute, views, output_head      dtype and device; decoder, head, the base without its adapter
-adapt, lora, adapted_linear      LoRA layers
-fused_layers, fused_decoder      layers in fewer passes
-segments, packed_attention       attention over a packed sequence
-gradient_buffer                  the adapters' gradients in one tensor
+model                               one model: source, tokenizer, module, head, layout, dtype, kernels
+source, weights, run_folder         locate and load
+compute, layout_probe, output_head  dtype and device; packed or padded; logits
+views                               a module's parts: decoder, head, the base without its adapter
+adapt, lora, adapted_linear         LoRA layers
+fused_layers, fused_decoder         layers in fewer passes
+segments, packed_attention          attention over a packed sequence
+gradient_buffer                     the adapters' gradients in one tensor
+pre_tokenizers                      how text is split, by llama.cpp's names
+private_interfaces                  what is private in other libraries, called from one place
 """

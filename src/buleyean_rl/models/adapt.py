@@ -43,7 +43,7 @@ def attach_lora(model: Any, config: Any) -> Any:
             if name.endswith("dropout") and isinstance(value, float):
                 setattr(module, name, 0.0)
     fuse_layers(model)
-    with _quiet_peft():
+    with quiet_peft():
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
@@ -55,7 +55,7 @@ def attach_lora(model: Any, config: Any) -> Any:
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Keep PEFT's warnings about its own doings from the user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -23,7 +23,7 @@ NAMES = ("gpt-2", "smollm", *PATTERNS)
 
 
 def named(name: str) -> PreTokenizer | None:
-    """The split that llama.cpp calls `name`; None for one that is not known here."""
+    """The split that llama.cpp calls `name`; None for any other."""
     if name == "gpt-2":
         return ByteLevel(add_prefix_space=False)
     if name == "smollm":

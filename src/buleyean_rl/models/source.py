@@ -1,24 +1,31 @@
-"""A model's name to where it is: bundled, a Hub id, a folder or a GGUF file."""
+"""A model's name to where it is: bundled, a Hub id, a folder or a GGUF file.
+
+name --resolve, once--> Source: location, and on first use its revision and its fingerprint
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from buleyean_rl.errors import ModelError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_SECONDS = 10.0  # to wait for its answer
 ALIASES = {
     "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
     "smollm2-360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", "apache-2.0"),
 }
+BUNDLED = "smollm2-135m"
+HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
 
 
-def base_of(model: str) -> tuple[str, str | None]:
-    """A base model's public name, and its licence where that is known; of a file or folder only the last part."""
+def public_name_and_license(model: str) -> tuple[str, str | None]:
+    """A base model's public name, and its licence or None; of a file or folder only the last part."""
     if model in ALIASES:
         return ALIASES[model]
     if HUB_ID.fullmatch(model) and not Path(model).exists():
@@ -26,28 +33,79 @@ def base_of(model: str) -> tuple[str, str | None]:
     return Path(model).name, None
 
 
-BUNDLED = "smollm2-135m"
-HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
-
-
 @dataclass(frozen=True)
 class Source:
-    """Where a base model is.
+    """Where a model is.
 
     Args:
         name: as the user gave it.
         location: a Hub id, or the path of a folder.
         gguf: the file's name within the folder, for a GGUF.
+        run: the run folder whose adapter goes on the base model, or None.
+        base: the base model's own source, for a run.
     """
 
     name: str
     location: str
     gguf: str | None = None
+    run: Path | None = None
+    base: Source | None = field(default=None, repr=False)
 
     @property
     def gguf_path(self) -> Path | None:
         """The GGUF file, if it is one."""
         return None if self.gguf is None else Path(self.location) / self.gguf
+
+    @property
+    def absolute_name(self) -> str:
+        """The name, good from any folder."""
+        path = Path(self.name).expanduser()
+        return str(path.resolve()) if path.exists() else self.name
+
+    @cached_property
+    def revision(self) -> str | None:
+        """The commit that a Hub model is loaded at: the Hub's newest, offline the cached one; None on disk."""
+        if self.base is not None:
+            return self.base.revision
+        if self.gguf is not None or Path(self.location).exists():
+            return None
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        try:
+            return HfApi().model_info(self.location, timeout=HUB_SECONDS).sha
+        except Exception:  # offline, unreachable, refused: its client raises what its HTTP library does
+            config = try_to_load_from_cache(self.location, "config.json")
+            return Path(config).parent.name if isinstance(config, str) else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of the weights, for keying caches.
+
+        A file is hashed whole, a folder by its files' names, sizes and times; a Hub model is its commit; a run is its
+        base and its adapter.
+
+        Raises:
+            ModelError: a Hub model that is neither in the cache nor reachable.
+        """
+        if self.base is not None and self.run is not None:
+            return f"{self.base.fingerprint}+{_file_hash(self.run / 'adapter_model.safetensors')}"
+        if self.gguf_path is not None:
+            return _file_hash(self.gguf_path)
+        if not self.location:
+            raise ModelError(f"{self.name} was made in memory: it has no fingerprint")
+        if not Path(self.location).is_dir():
+            if self.revision is None:
+                raise ModelError(f"cannot load model {self.name!r}: the Hub cannot be reached and it is not cached")
+            return self.revision[:16]
+        digest = hashlib.sha256()
+        for path in sorted(Path(self.location).iterdir()):
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def with_adapter(self, run: Path) -> Source:
+        """The source of a run folder whose base model this is."""
+        return Source(str(run), self.location, self.gguf, run, self)
 
 
 def bundled_gguf() -> Path | None:
@@ -59,15 +117,17 @@ def bundled_gguf() -> Path | None:
     return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
 
 
-def resolve(name: str) -> Source:
-    """Find out what a model name means.
+def resolve(name: str | Source) -> Source:
+    """Where the base model of a name is.
 
     Args:
-        name: an alias, a path or a Hub id.
+        name: an alias, a path or a Hub id; of a source that was resolved before, its base.
 
     Raises:
         ModelError: nothing of that name can exist.
     """
+    if isinstance(name, Source):
+        return name.base or name
     if name == BUNDLED and (bundled := bundled_gguf()) is not None:
         return Source(name, str(bundled.parent), bundled.name)
     if name in HUB_IDS:
@@ -84,28 +144,13 @@ def resolve(name: str) -> Source:
         if not (path / "config.json").exists():
             raise ModelError(f"{path} has no config.json: it is not a transformers model folder")
         return Source(name, str(path))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.suffix == ".gguf":
+    if not HUB_ID.fullmatch(name) or path.suffix == ".gguf":
         raise ModelError(
             f"unknown model {name!r}: give {', '.join(HUB_IDS)}, a Hub id like org/name, a folder or a GGUF file"
         )
     return Source(name, name)
 
 
-def fingerprint(name: str) -> str:
-    """A short hash of which model a name means, for keying caches.
-
-    Args:
-        name: see `resolve`. A file is hashed whole; a folder by its files' names, sizes and times.
-    """
-    source = resolve(name)
-    digest = hashlib.sha256()
-    if source.gguf_path is not None:
-        with source.gguf_path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    elif Path(source.location).is_dir():
-        for path in sorted(Path(source.location).iterdir()):
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    else:
-        digest.update(source.location.encode())
-    return digest.hexdigest()[:16]
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.private_interfaces import adapters_disabled
 
 
 def backbone(model: Any) -> nn.Module:
@@ -38,31 +38,23 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: Any) -> Iterator[None]:
-    """The frozen base model within, in evaluation: its adapter off, as before afterwards.
-
-    Not by PEFT's switch, which looks at every layer and every parameter: that takes as long as a short row.
-    """
-    modules = list(model.modules())
-    training = [vars(module) for module in modules if module.training]
-    adapted = [vars(module) for module in modules if isinstance(module, BaseTunerLayer) and not module.disable_adapters]
+    """The frozen base model within, in evaluation: its adapter off, as before afterwards."""
+    training = [vars(module) for module in model.modules() if module.training]
     for state in training:
         state["training"] = False
-    for state in adapted:
-        state["_disable_adapters"] = True
     try:
-        yield
+        with adapters_disabled(model):
+            yield
     finally:
         for state in training:
             state["training"] = True
-        for state in adapted:
-            state["_disable_adapters"] = False
 
 
 def output_head(model: Any) -> OutputHead:
     """The output head of a causal model, checked against the model's own logits.
 
     Raises:
-        ModelError: the model does something to its logits that `OutputHead` does not know.
+        ModelError: the model transforms its logits in a way that `OutputHead` does not.
     """
     plain = plain_model(model)
     config, linear = plain.config, plain.get_output_embeddings()

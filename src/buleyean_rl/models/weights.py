@@ -1,19 +1,15 @@
-"""Base models: find, load, adapt, merge.
+"""A base model's weights, tokenizer and configuration, from safetensors or GGUF.
 
-    name --resolve--> Source --load_base--> transformers model --attach_lora--> PEFT model --merge--> plain model
+    Source --GGUF: converted once--> folder or Hub commit --> transformers model
 
-A name is `smollm2-135m` (bundled), `smollm2-360m`, a Hub id, a local folder or a GGUF file. A run folder
-stands for its base model with the adapter merged in. Weights are read from safetensors or GGUF, never
-from pickle, and no code that comes with a model is run.
+Nothing is read from pickle, and no code that comes with a model is run.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +18,12 @@ from safetensors import SafetensorError
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models import pre_tokenizers
-from buleyean_rl.models.source import Source, fingerprint, resolve
+from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.cache import cache_folder
+from buleyean_rl.system.files import atomic_folder
 
 
-def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
+def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
     """Load a causal language model, in evaluation mode.
 
     Args:
@@ -39,12 +36,13 @@ def load_base(name: str, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     source = resolve(name)
-    with _loading(source):
-        location = _converted(source) if source.gguf else source.location
-        return AutoModelForCausalLM.from_pretrained(location, dtype=dtype, use_safetensors=True).eval()
+    with loading(source):
+        return AutoModelForCausalLM.from_pretrained(
+            _location(source), **_revision(source), dtype=dtype, use_safetensors=True
+        ).eval()
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str | Source) -> Any:
     """Load the tokenizer of a base model.
 
     Args:
@@ -56,11 +54,11 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     source = resolve(name)
-    with _loading(source):
-        return AutoTokenizer.from_pretrained(_converted(source) if source.gguf else source.location)
+    with loading(source):
+        return AutoTokenizer.from_pretrained(_location(source), **_revision(source))
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str | Source) -> Any:
     """The transformers configuration of a model, without its weights.
 
     Args:
@@ -72,13 +70,13 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     source = resolve(name)
-    with _loading(source):
+    with loading(source):
         if source.gguf and not _conversion(source).exists():
             return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf)
-        return AutoConfig.from_pretrained(_conversion(source) if source.gguf else source.location)
+        return AutoConfig.from_pretrained(_location(source), **_revision(source))
 
 
-def eos_token_ids(name: str, config: Any) -> set[int]:
+def eos_token_ids(name: str | Source, config: Any) -> set[int]:
     """The tokens at which a model's generation stops, as far as it says so.
 
     Args:
@@ -88,15 +86,15 @@ def eos_token_ids(name: str, config: Any) -> set[int]:
     from transformers import GenerationConfig
 
     source = resolve(name)
-    try:
-        found = config if source.gguf else GenerationConfig.from_pretrained(source.location)
-    except OSError:  # it has no generation_config.json
-        found = config
-    ends = found.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends]) - {None}
+    generation = config
+    if not source.gguf:
+        with suppress(OSError):  # it has no generation_config.json
+            generation = GenerationConfig.from_pretrained(_location(source), **_revision(source))
+    ids = generation.eos_token_id
+    return set(ids if isinstance(ids, list) else [ids]) - {None}
 
 
-def weight_files(name: str) -> list[Path]:
+def weight_files(name: str | Source) -> list[Path]:
     """The safetensors files of a model that is not a GGUF, fetched from the Hub where it is there.
 
     Args:
@@ -108,10 +106,11 @@ def weight_files(name: str) -> list[Path]:
     from huggingface_hub import snapshot_download
 
     source = resolve(name)
-    with _loading(source):
+    with loading(source):
         folder = Path(source.location)
         if not folder.is_dir():
-            folder = Path(snapshot_download(source.location, allow_patterns=["*.safetensors", "*.json"]))
+            patterns = ["*.safetensors", "*.json"]
+            folder = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=patterns))
         index = folder / "model.safetensors.index.json"
         shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
         paths = [folder / shard for shard in sorted(shards)]
@@ -120,38 +119,44 @@ def weight_files(name: str) -> list[Path]:
     return paths
 
 
-def _converted(source: Source) -> str:
+def _location(source: Source) -> str:
+    """What `from_pretrained` reads: a folder, or a name on the Hub."""
+    return str(_converted(source)) if source.gguf else source.location
+
+
+def _revision(source: Source) -> dict[str, Any]:
+    """The commit of a name on the Hub, as an argument of `from_pretrained`."""
+    return {} if source.revision is None else {"revision": source.revision}
+
+
+def _converted(source: Source) -> Path:
     """A GGUF file as a transformers folder in fp32, made once: transformers takes long to read a GGUF."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder = _conversion(source)
-    if folder.exists():
-        return str(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        # left packed, its weights would be neither trainable nor mergeable
-        model = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            gguf_file=source.gguf,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf)
-        _restore_split(tokenizer, Path(source.location) / str(source.gguf))
-        for part in (model, tokenizer):
-            part.save_pretrained(f"{unfinished}/model")
-        if not folder.exists():  # another process may have been faster
-            os.rename(f"{unfinished}/model", folder)
-    return str(folder)
+    if not folder.exists():
+        with atomic_folder(folder) as unfinished:
+            # left packed, its weights would be neither trainable nor mergeable
+            model = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                gguf_file=source.gguf,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf)
+            _restore_split(tokenizer, Path(source.location) / str(source.gguf))
+            for part in (model, tokenizer):
+                part.save_pretrained(unfinished)
+    return folder
 
 
 def _conversion(source: Source) -> Path:
-    """Where a GGUF file's conversion is kept, once there is one."""
+    """Where a GGUF file's conversion is, once there is one."""
     from transformers import __version__
 
-    return cache_folder() / "models" / f"{fingerprint(source.name)}-{__version__}"
+    return cache_folder() / "models" / f"{source.fingerprint}-{__version__}"
 
 
 def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
@@ -165,19 +170,17 @@ def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
 
 
 @contextmanager
-def _loading(source: Source) -> Iterator[None]:
+def loading(source: Source) -> Iterator[None]:
     """Turn the many ways in which loading fails into one error; keep progress bars out of the way."""
-    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    own_bar = vars(reader)["tqdm"]  # this one heeds no setting
-    vars(reader)["tqdm"] = lambda items, **_: items
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
     finally:
-        vars(reader)["tqdm"] = own_bar
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()

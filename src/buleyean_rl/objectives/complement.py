@@ -1,17 +1,13 @@
-"""The complement distribution and the least possible loss: pure functions of rejection counts.
+"""The complement distribution and the irreducible loss of `published`: pure functions of rejection counts.
 
-An option i was rejected v_i times in T rounds. Its weight is what is left of the rounds, plus one:
+Option i was rejected v_i times in T rounds. Its weight is the rounds that did not reject it, plus one:
 
     w_i = (T - min(v_i, T) + 1)^tau            P(i) = mu_i w_i / sum_j mu_j w_j            (1)
 
-for a base measure mu > 0. Every weight is at least 1, so no option ever dies (positivity); P sums to one
-(normalisation); and of two options the more rejected has the smaller P / mu (monotonicity).
+for a base measure mu > 0. Every weight is at least 1, so P is positive; P sums to one; and of two options the one
+rejected more often has the smaller P / mu (monotonicity). The rejection rate of option i is c_i = min(v_i, T) / T.
 
-A loss  L(pi) = alpha KL(P || pi) + (1 - alpha) C(pi)  is convex in the distribution pi, so it has a floor:
-a least value L* that no model can beat. `L - L*` is the optimality gap. Below, a_i = min(v_i, T) / T is the
-share of the rounds that rejected option i.
-
-Nothing here knows of tokens, models or files. `exact_target` is the function the proofs are about.
+Nothing here knows of tokens, models or files. `exact_target` is the function that the proofs in `formal/` are about.
 """
 
 from __future__ import annotations
@@ -23,9 +19,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-SOLVER_STEPS = 60  # were all of them bisections, each halving the bracket; Newton's method takes some 6
-SOLVED = 1e-12  # of lam: the floor is a minimum, and errs by the square of it
 
 
 def exact_target(counts: Sequence[int], rounds: int, base: Sequence[int | Fraction] | None = None) -> list[Fraction]:
@@ -51,7 +44,7 @@ def weights(counts: Tensor, rounds: Tensor, tau: float = 1.0) -> Tensor:
     Args:
         counts: rejection counts v_i. Shape: any.
         rounds: T, broadcastable against `counts`.
-        tau: strength; 1 is the published weight.
+        tau: exponent; 1 is the published weight.
     """
     return (rounds - torch.minimum(counts, rounds) + 1) ** tau
 
@@ -63,7 +56,7 @@ def target(counts: Tensor, rounds: Tensor, base: Tensor | None = None, tau: floa
         counts: v_i. Shape: (..., options).
         rounds: T. Shape: (...,).
         base: mu_i. Shape: (..., options); uniform if None.
-        tau: strength.
+        tau: exponent of the weights.
 
     Returns:
         Probabilities. Shape: (..., options).
@@ -98,7 +91,7 @@ class Counts:
         """The same counts in another floating type."""
         return Counts(self.node, self.option, self.count.to(dtype), self.rounds.to(dtype))
 
-    def rows(self, nodes: slice) -> Counts:
+    def select(self, nodes: slice) -> Counts:
         """The counts of a range of nodes, renumbered from 0. Entries must be sorted by node."""
         bounds = torch.tensor([nodes.start, nodes.stop], device=self.node.device)
         first, last = torch.searchsorted(self.node, bounds).tolist()
@@ -117,7 +110,7 @@ class Counts:
 
     @property
     def rate(self) -> Tensor:
-        """Share of the rounds that rejected each entry, min(v, T) / T. Shape: (entries,)."""
+        """The rejection rate c = min(v, T) / T of each entry. Shape: (entries,)."""
         rounds = self.rounds[self.node]
         return torch.minimum(self.count, rounds) / rounds
 
@@ -130,133 +123,65 @@ class SparseTarget(NamedTuple):
     """The complement distribution where it differs from a multiple of its base measure.
 
     With r_i = w_i / (T + 1)^tau on rejected options and 1 elsewhere, P_i = mu_i r_i / Z and
-    Z = what mu leaves the options never rejected + sum over rejected i of mu_i r_i.
+    Z = mu of the unrejected options + sum over rejected i of mu_i r_i.
 
     Args:
         ratio: r_i. Shape: (entries,).
         normaliser: Z. Shape: (nodes,).
         rejected: P_i. Shape: (entries,).
-        rest: probability of all the options never rejected. Shape: (nodes,).
+        unrejected: probability of all unrejected options together. Shape: (nodes,).
     """
 
     ratio: Tensor
     normaliser: Tensor
     rejected: Tensor
-    rest: Tensor
+    unrejected: Tensor
 
 
 def sparse_target(
-    counts: Counts, base: Tensor, options: int | Tensor, tau: float = 1.0, left: Tensor | None = None
+    counts: Counts, base: Tensor, options: int | Tensor, tau: float = 1.0, unrejected_base: Tensor | None = None
 ) -> SparseTarget:
     """P of equation (1) from the base measure of the rejected options alone.
 
     Args:
         counts: the rejections.
         base: mu_i of each rejected option, mu summing to one over all options. Shape: (entries,).
-        options: how many options there are; of each node, if they differ. Shape: (nodes,).
-        tau: strength.
-        left: what mu leaves the options never rejected, if known better than as 1 - sum(base). Shape: (nodes,).
+        options: number of options; of each node, if they differ. Shape: (nodes,).
+        tau: exponent of the weights.
+        unrejected_base: mu of the unrejected options together, where it is available more precisely than as
+            1 - sum(base). Shape: (nodes,).
     """
     rounds = counts.rounds[counts.node]
-    ratio = (weights(counts.count, rounds) / (rounds + 1)) ** tau  # of bases: powers of both could overflow
-    # mu > 0 everywhere, so something is left unless every option is rejected, however it rounds
-    some_left = counts.sum_by_node(torch.ones_like(base)) < options
-    left = 1 - counts.sum_by_node(base) if left is None else left
-    left = torch.where(some_left, left.clamp_min(torch.finfo(base.dtype).tiny), 0)
-    normaliser = left + counts.sum_by_node(base * ratio)
-    return SparseTarget(ratio, normaliser, base * ratio / normaliser[counts.node], left / normaliser)
+    ratio = (weights(counts.count, rounds) / (rounds + 1)) ** tau  # not a quotient of powers: they could overflow
+    # mu > 0 everywhere, so some of it is unrejected unless every option is rejected, whatever rounding says
+    some_unrejected = counts.sum_by_node(torch.ones_like(base)) < options
+    unrejected = 1 - counts.sum_by_node(base) if unrejected_base is None else unrejected_base
+    unrejected = torch.where(some_unrejected, unrejected.clamp_min(torch.finfo(base.dtype).tiny), 0)
+    normaliser = unrejected + counts.sum_by_node(base * ratio)
+    return SparseTarget(ratio, normaliser, base * ratio / normaliser[counts.node], unrejected / normaliser)
 
 
 def published_floor(counts: Counts, options: int, alpha: float, tau: float = 1.0) -> Tensor:
-    """Least value of alpha KL(P || pi) - (1 - alpha) sum_i a_i log pi_i, for P on a uniform base.
+    """Irreducible loss: the least alpha KL(P || pi) - (1 - alpha) sum_i c_i log pi_i, for P on a uniform base.
 
-    Both terms are cross-entropies, towards q_i = alpha P_i + (1 - alpha) a_i. The least is at
+    Both terms are cross-entropies, towards q_i = alpha P_i + (1 - alpha) c_i. The minimum is at
     pi = q / Q with Q = sum q:  L* = -alpha H(P) - sum_i q_i log(q_i / Q).
 
     Args:
         counts: the rejections.
-        options: how many options there are.
+        options: number of options.
         alpha: weight of the KL.
-        tau: strength.
+        tau: exponent of the weights.
 
     Returns:
         L* in nats. Shape: (nodes,).
     """
     P = sparse_target(counts, torch.full_like(counts.count, 1 / options), options, tau)
     unrejected = options - counts.sum_by_node(torch.ones_like(counts.count))
-    each = P.rest / unrejected.clamp_min(1)  # every option never rejected has the same probability
+    each = P.unrejected / unrejected.clamp_min(1)  # all unrejected options have the same probability
     q = alpha * P.rejected + (1 - alpha) * counts.rate
-    total = counts.sum_by_node(q) + alpha * P.rest
-    entropy = -counts.sum_by_node(torch.xlogy(P.rejected, P.rejected)) - torch.xlogy(P.rest, each)
+    total = counts.sum_by_node(q) + alpha * P.unrejected
+    entropy = -counts.sum_by_node(torch.xlogy(P.rejected, P.rejected)) - torch.xlogy(P.unrejected, each)
     cross_entropy = -counts.sum_by_node(q * (q.log() - total.log()[counts.node]))
-    cross_entropy = cross_entropy - torch.xlogy(alpha * P.rest, alpha * each / total)
+    cross_entropy = cross_entropy - torch.xlogy(alpha * P.unrejected, alpha * each / total)
     return cross_entropy - alpha * entropy
-
-
-def complement_optimum(counts: Counts, target: SparseTarget, alpha: float) -> tuple[Tensor, Tensor]:
-    """The pi that minimises alpha KL(P || pi) - (1 - alpha) sum_i a_i log(1 - pi_i).
-
-    Setting the gradient of the Lagrangian to zero gives pi_i = alpha P_i / lam for options never
-    rejected, and for the others the smaller root of
-
-        lam pi^2 - (alpha P_i + b_i + lam) pi + alpha P_i = 0,      b_i = (1 - alpha) a_i,
-
-    where lam makes pi sum to one. The sum falls as lam grows, so lam is found by Newton's method, on the sum's
-    inverse, which is linear where nothing is rejected, and by bisection where that leads astray.
-
-    Args:
-        counts: the rejections.
-        target: P.
-        alpha: weight of the KL, in (0, 1].
-
-    Returns:
-        pi of the rejected options, shape (entries,), and lam, shape (nodes,).
-    """
-    node = counts.node
-    aP = alpha * target.rejected.double()
-    b = (1 - alpha) * counts.rate.double()
-    rest = alpha * target.rest.double()
-
-    def rejected_at(lam: Tensor) -> tuple[Tensor, Tensor]:
-        """pi of the rejected options, and how it falls with lam."""
-        s = aP + b + lam[node]
-        root = (s * s - 4 * lam[node] * aP).clamp_min(0).sqrt()
-        pi = 2 * aP / (s + root)
-        return pi, pi * (pi - 1) / root
-
-    # At lam = alpha the sum is at most one. Below: with lam = rest the others alone already sum to one;
-    # where every option is rejected (rest = 0) lam may be negative, though above
-    # -2 max b: some pi_i is at most a half, and there lam = alpha P_i / pi_i - b_i / (1 - pi_i).
-    low = torch.where(rest > 0, rest, -2 * counts.sum_by_node(b) - 1)
-    high = lam = torch.full_like(rest, alpha)
-    for _ in range(SOLVER_STEPS):
-        pi, slope = (counts.sum_by_node(each) for each in rejected_at(lam))
-        others = torch.where(rest > 0, rest / lam, 0)
-        total, slope = others + pi, torch.where(rest > 0, slope - others / lam, slope)
-        low, high = torch.where(total > 1, lam, low), torch.where(total > 1, high, lam)
-        middle = torch.where(rest > 0, (low * high).clamp_min(0).sqrt(), (low + high) / 2)
-        newton = lam - (total - 1) * total / slope
-        solved = (newton - lam).abs() <= SOLVED * lam.abs()
-        if solved.all():
-            break
-        lam = torch.where(solved, lam, torch.where((low < newton) & (newton < high), newton, middle))
-    lam = torch.where(solved, lam, high)
-    return rejected_at(lam)[0], lam
-
-
-def complement_floor(counts: Counts, target: SparseTarget, alpha: float) -> Tensor:
-    """Least value of alpha KL(P || pi) - (1 - alpha) sum_i a_i log(1 - pi_i).
-
-    Args:
-        counts: the rejections.
-        target: P, on any base measure.
-        alpha: weight of the KL, in (0, 1].
-
-    Returns:
-        L* in nats. Shape: (nodes,).
-    """
-    best, lam = complement_optimum(counts, target, alpha)
-    P, rest = target.rejected.double(), target.rest.double()
-    kl = torch.xlogy(rest, lam / alpha).where(rest > 0, 0) + counts.sum_by_node(torch.xlogy(P, P / best))
-    contrast = -counts.sum_by_node(torch.special.xlog1py((1 - alpha) * counts.rate.double(), -best))
-    return (alpha * kl + contrast).to(target.rest.dtype)

@@ -1,1 +1,9 @@
-"""The machine: files, caches, memory, environment. Nothing here knows of models."""
+"""The machine: nothing here knows of models.
+
+files         files and folders written whole or not at all
+locks         locks between processes
+cache         results kept on disk between runs
+memory        what becomes of freed memory
+environment   what the libraries below torch read when they are loaded
+host          versions of libraries, peak memory
+"""

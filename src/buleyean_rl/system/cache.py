@@ -1,4 +1,4 @@
-"""Where things are kept between runs."""
+"""Results kept on disk between runs, keyed by all that decides them."""
 
 from __future__ import annotations
 
@@ -7,53 +7,68 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.system.files import write_json
+from buleyean_rl.system.files import SUFFIX, sweep_temporary, write_json
 
 
 def cache_folder() -> Path:
-    """Converted models, kernels and answers: `buleyean-rl` in the user's cache."""
+    """`buleyean-rl` in the user's cache: converted models, kernels, token stores, answers."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
 
 
-def key_of(made_from: object) -> str:
-    """A name for what is kept.
+def key_of(inputs: object) -> str:
+    """A short hash for a file's name.
 
     Args:
-        made_from: all that decides it, such that JSON can hold it.
+        inputs: all that decides the result, such that JSON can hold it.
     """
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
-def memoize_to_disk(kind: str, made_from: object, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was made from the same before; else it is made and kept.
+def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A result computed once: read from disk if it was computed from the same inputs before.
 
     Args:
         kind: what it is, for the name of its file.
-        made_from: see `key_of`.
-        make: makes it, such that JSON can hold it.
+        inputs: see `key_of`.
+        compute: returns the result, such that JSON can hold it.
     """
-    file = cache_folder() / f"{kind}-{key_of(made_from)}.json"
+    file = cache_folder() / f"{kind}-{key_of(inputs)}.json"
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    made = make()
+    result = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, made)
-    return made
+    write_json(file, result)
+    return result
 
 
-def evict_lru(folder: Path, most_bytes: int) -> None:
-    """Delete what was used longest ago until the rest of a cache is small enough; the newest entry stays.
+def entry_bytes(entry: Path) -> int:
+    """Disk that a file, or a folder with all in it, takes."""
+    files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
+    return sum(path.stat().st_blocks * 512 for path in files)
+
+
+def evict_lru(folder: Path, max_bytes: int) -> None:
+    """Delete the least recently used entries of a cache until it is small enough; the newest entry stays.
+
+    What killed processes left unfinished is swept too.
 
     Args:
         folder: each file or folder in it is one entry, last used when it was last changed or touched.
-        most_bytes: of disk that all entries may take together.
+        max_bytes: of disk that all entries may take together.
     """
-    room = most_bytes
-    for place, entry in enumerate(sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)):
-        files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
-        room -= sum(path.stat().st_blocks * 512 for path in files)
-        if room < 0 and place > 0:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    sweep_temporary(folder)
+    entries = []
+    for entry in folder.glob("*"):
+        with suppress(OSError):  # another process deletes too
+            if not entry.name.endswith(SUFFIX):
+                entries.append((entry.stat().st_mtime_ns, entry))
+    total = 0
+    for place, (_, entry) in enumerate(sorted(entries, reverse=True)):
+        with suppress(OSError):
+            total += entry_bytes(entry)
+            if total > max_bytes and place > 0:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

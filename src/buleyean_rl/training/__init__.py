@@ -1,14 +1,14 @@
 """One training run: a records file in, a run folder out.
 
-config            every setting
-run               `train()`: the whole run, step by step
-dataset           records --> what is trained on and what is held out
-own_samples       the base model's own answers beside the rejected ones
-trainer           Hugging Face's loop around the fused loss
-reference_cache   the reference's hidden states, kept from epoch to epoch
-guard             ends a run before it ruins the model
-held_out          the objective on held-out records
-estimate          time and memory, from a trial step
-progress, report  what people see; run.json, loss.png, the card
-checkpoints       run folders while they are written
+config             every setting, presets
+run                `train()`: the whole run, stage by stage
+dataset            records --> what is trained on and what is held out
+own_samples        the base model's own answers beside the rejected ones
+trainer            Hugging Face's loop around the fused loss
+reference_cache    the reference's hidden states, from epoch to epoch
+guard              ends a run before it ruins the model
+measure, held_out  the objective, neutral text and drift, before and after
+estimate           time and memory, from a trial step
+progress, report   what people see; run.json, loss.png, the card
+checkpoints        run folders while they are written
 """

@@ -8,11 +8,48 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.errors import UsageError
+from buleyean_rl.models.run_folder import RUN_FORMAT, read_run
 from buleyean_rl.system.files import write_json
+from buleyean_rl.training.config import BuleyeanConfig
+
+RESULT_SETTINGS = (  # that decide a run's result
+    *("objective", "alpha", "tau", "beta", "own_samples"),
+    *("max_length", "micro_batch_tokens", "held_out", "guard", "guard_kl"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
+    *("num_train_epochs", "max_steps"),
+)
 
 
-def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:
-    """Claim the run folder; returns the checkpoint to go on from."""
+def run_settings(model_name: str, sha256: str, config: BuleyeanConfig) -> dict[str, Any]:
+    """What a run is, for `settings.json`: its base model, its records and the settings that decide the result.
+
+    Args:
+        model_name: of the base model, good from any folder.
+        sha256: of the records file.
+        config: all settings.
+    """
+    values = {name: getattr(config, name) for name in RESULT_SETTINGS}
+    plain = {name: str(value.value) if hasattr(value, "value") else value for name, value in values.items()}
+    return {"model": model_name, "records_sha256": sha256, "config": plain}
+
+
+def open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:
+    """Claim a run folder.
+
+    Args:
+        folder: of the run.
+        settings: model, records and config of the run; a resumed one must have the same.
+        resume: go on with a run that was stopped.
+
+    Returns:
+        The checkpoint to go on from, or None to begin.
+
+    Raises:
+        UsageError: the folder holds another run, or none that could be resumed.
+        ModelError: an earlier version wrote the run that is to be resumed.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name a folder for the run")
     file = folder / "settings.json"
@@ -22,11 +59,11 @@ def _open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | No
         if file.exists() and last_checkpoint(folder) is not None:
             raise UsageError(f"{folder} holds an unfinished run: go on with --resume, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
+        write_json(file, {"format": RUN_FORMAT} | settings)
         return None
     if not file.exists():
         raise UsageError(f"nothing to resume in {folder}: start it without --resume")
-    earlier = json.loads(file.read_text())
+    earlier = read_run(folder, file.name)
     differing = [name for name in ("model", "records_sha256") if earlier[name] != settings[name]] + [
         f"{name} ({earlier['config'].get(name)} then, {value} now)"
         for name, value in settings["config"].items()

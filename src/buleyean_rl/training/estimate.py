@@ -1,10 +1,9 @@
-"""What a run will take, tried on its longest step and a usual one before it starts; and keeping to it."""
+"""Time and memory of a run, from its longest step and a median one, tried before it starts; and keeping to that."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -18,7 +17,7 @@ from buleyean_rl.system.host import peak_rss_bytes
 from buleyean_rl.training.progress import in_words
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
-KERNELS_BYTES = 100 << 20  # those of products that other rows need: `environment` lets 64 be kept, some 1.5 MB each
+KERNELS_BYTES = 100 << 20  # oneDNN's, of shapes that are not tried: `environment` allows 64, some 1.5 MB each
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Estimate:
     Args:
         seconds: of its steps.
         steps: in all.
-        memory_bytes: the most it will hold; on a GPU, of the GPU's memory.
+        memory_bytes: its peak; on a GPU, of the GPU's memory.
         free_bytes: of the machine's memory, where the optimiser's state will not fit into it; else None.
     """
 
@@ -49,34 +48,34 @@ class Estimate:
 
 
 def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
-    """Try the step with the longest row of an epoch, for memory, and one of median length, for time.
+    """Try the step with the longest micro-batch of an epoch, for memory, and one of median length, for time.
 
-    Nothing of the run changes by it.
+    The run itself does not change by it.
 
     Args:
         trainer: of the run, not yet started.
         training: what it trains on.
     """
-    config, model = trainer.args, cast(Any, trainer.model)
+    config, module = trainer.args, trainer.language_model.module
     size = config.per_device_train_batch_size
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
-    tokens_of_batches = np.add.reduceat(sizes, starts, dtype=np.int64)
-    alone = sizes.max() > trainer.micro_batch_limit  # a record that has a row to itself, longer than any other
-    largest = int((np.maximum.reduceat(sizes, starts) if alone else tokens_of_batches).argmax())
-    usual = int(np.argsort(tokens_of_batches)[len(tokens_of_batches) // 2])
+    batch_tokens = np.add.reduceat(sizes, starts, dtype=np.int64)
+    alone = sizes.max() > trainer.micro_batch_limit  # a record with a micro-batch to itself, longer than any other
+    largest = int((np.maximum.reduceat(sizes, starts) if alone else batch_tokens).argmax())
+    median = int(np.argsort(batch_tokens)[len(batch_tokens) // 2])
     devices = [] if config.device.type == "cpu" else [config.device]
     with torch.random.fork_rng(devices):  # the run itself must not notice
-        for batch in dict.fromkeys((largest, usual)):
+        for batch in dict.fromkeys((largest, median)):
             started = time.monotonic()
             _try_step(trainer, training.select(shuffled[batch * size : (batch + 1) * size])[:])
-            seconds_a_token = (time.monotonic() - started) / int(tokens_of_batches[batch])
-    adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+            seconds_a_token = (time.monotonic() - started) / int(batch_tokens[batch])
+    adapter = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     on_gpu = config.device.type == "cuda"
-    tried = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
-    memory = tried + 2 * adapter  # the optimiser's state is made in the first step
-    tokens = int(tokens_of_batches.sum()) * config.num_train_epochs
-    steps = -(-len(tokens_of_batches) // config.gradient_accumulation_steps) * config.num_train_epochs
+    trial = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
+    memory = trial + 2 * adapter  # the optimiser's state is made in the first step
+    tokens = int(batch_tokens.sum()) * config.num_train_epochs
+    steps = -(-len(batch_tokens) // config.gradient_accumulation_steps) * config.num_train_epochs
     if config.max_steps > 0:
         tokens, steps = tokens * config.max_steps / steps, config.max_steps
     free = psutil.virtual_memory().available
@@ -86,12 +85,12 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
 
 def _try_step(trainer: BuleyeanTrainer, boundaries: list[Boundary]) -> None:
     """Forward and backward as in a step, without the optimiser's part."""
-    config, model = trainer.args, cast(Any, trainer.model)
-    model.train()
+    config, module = trainer.args, trainer.language_model.module
+    module.train()
     batches = [batch.to(config.device) for batch in trainer.collate(list(enumerate(boundaries)))["batches"]]
     if trainer.uses_reference:
-        batches = add_references(model, batches)
+        batches = add_references(module, batches)
     for batch in batches:
         with segments_in_use(batch.segments):
-            batch_losses(model, trainer.head, batch, config.loss).loss.mean().backward()
-    model.zero_grad()
+            batch_losses(module, trainer.head, batch, config.loss).loss.mean().backward()
+    module.zero_grad()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from buleyean_rl.data.records import RejectionRecord, as_messages
 from buleyean_rl.inference.protocol import Completer, Sampling
 
-OWN_TOKENS = 256  # most of a sample that is only there to be ranked
+OWN_TOKENS = 256  # of a sample, at most: it is only there to be ranked
 
 
 def add_own_samples(

@@ -26,7 +26,7 @@ class ShowProgress(TrainerCallback):
         """Show an empty bar, or one as far as an earlier run came."""
         self.tokens, self.seconds = 0, 0.0
         self.first, self.started = state.global_step, time.monotonic()
-        self.said = self.started
+        self.last_line = self.started
         self.progress.start()
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
 
@@ -43,8 +43,8 @@ class ShowProgress(TrainerCallback):
         )
         self.progress.update(self.task, completed=state.global_step)
         now = time.monotonic()
-        if self.progress.disable and now - self.said >= BETWEEN_LINES:
-            self.said = now
+        if self.progress.disable and now - self.last_line >= BETWEEN_LINES:
+            self.last_line = now
             left = (now - self.started) / (state.global_step - self.first) * (state.max_steps - state.global_step)
             steps = f"step {state.global_step:,} of {state.max_steps:,}, about {in_words(left)} left"
             self.console.print(f"{steps}: {self.progress.figures}", soft_wrap=True)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from buleyean_rl.hub.cards import run_card
-from buleyean_rl.system.files import write_json
+from buleyean_rl.models.run_folder import RUN_FORMAT
+from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
-from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 
@@ -24,13 +25,13 @@ class RunReport:
         model: name of the base model.
         objective: name of the objective.
         records: how many were trained on.
-        records_held_out: how many were kept from training.
+        records_held_out: how many were measured on only.
         records_sha256: of the records file.
         steps: optimiser steps.
-        tokens: tokens that went through the model, shared prompts counted once.
+        tokens: tokens computed, shared prompts counted once.
         loss_start: loss on the held-out records before training; where none are held out, on records trained on.
         loss_final: the same after.
-        loss_floor: the least any model could have there.
+        loss_floor: the irreducible loss there.
         optimality_gap: loss_final - loss_floor.
         optimality_gap_relative: that over loss_start - loss_floor.
         loss_training: mean training loss of the last tenth of the steps.
@@ -40,15 +41,16 @@ class RunReport:
         neutral_nll_final: after; the difference is what training cost elsewhere.
         seconds: of training.
         tokens_per_second: tokens / seconds.
-        peak_rss_bytes: most memory the process ever held.
+        peak_rss_bytes: peak memory of the process.
+        compute: which path computed, see `Model.describe`.
         device: what it ran on.
         parameters: of the base model, and of the adapter.
         data: what was dropped or cut on the way in.
         versions: of the libraries that matter.
-        config: every setting that was ours to choose.
-        guard: what the guard saw, see `guard.Guard.report`; None if there was none.
-        strength: what the adapter was multiplied by after training. The losses and the gap are from before that, the
-            nats of rejected and neutral text from after.
+        config: every setting that decides the result.
+        guard: what the guard checked, see `guard.Guard.report`; None if there was none.
+        adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
+            rejected and neutral text from after.
     """
 
     model: str
@@ -71,13 +73,14 @@ class RunReport:
     seconds: float
     tokens_per_second: float
     peak_rss_bytes: int
+    compute: str
     device: str
     parameters: dict[str, int]
     data: dict[str, int]
     versions: dict[str, str]
     config: dict[str, Any]
     guard: dict[str, Any] | None = None
-    strength: float = 1.0
+    adapter_scale: float = 1.0
 
 
 def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
@@ -89,8 +92,9 @@ def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, flo
         log: the training log, one entry a step.
     """
     plot_losses(folder / "loss.png", report, log)
-    (folder / "README.md").write_text(run_card(asdict(report)), encoding="utf-8")
-    write_json(folder / "run.json", asdict(report))
+    values = {"format": RUN_FORMAT} | asdict(report)
+    write_text(folder / "README.md", run_card(values))
+    write_json(folder / "run.json", values)
 
 
 def plot_losses(path: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
@@ -109,7 +113,7 @@ def plot_losses(path: Path, report: RunReport, log: Sequence[Mapping[str, float]
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(steps, curves["loss"], label="loss", color="C0")
-    left.plot(steps, curves["floor"], label="floor: the least possible", color="0.3", linestyle="--")
+    left.plot(steps, curves["floor"], label="floor: irreducible", color="0.3", linestyle="--")
     left.fill_between(steps, curves["floor"], curves["loss"], color="C0", alpha=0.15, label="optimality gap")
     left.set_title(f"{report.objective}: optimality gap {report.optimality_gap:.4f} nats")
     right.plot(steps, curves["kl"], label="KL(P || model)", color="C1")
@@ -131,69 +135,61 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
 
 
-def _report(
-    settings: dict[str, Any],
-    config: BuleyeanConfig,
-    model: Any,
+def make_report(
     trainer: BuleyeanTrainer,
-    data: dict[str, int],
-    training: int,
-    held_out: int,
-    start: dict[str, float],
-    final: dict[str, float],
+    dataset: Dataset,
+    settings: Mapping[str, Any],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
 ) -> RunReport:
+    """The result of a run.
+
+    Args:
+        trainer: after training.
+        dataset: what it trained on.
+        settings: of `settings.json`.
+        before: loss, floor, and nats of rejected and neutral text before training.
+        after: the same after it.
+    """
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
     tokens, training_seconds = (sum(entry[key] for entry in log) for key in ("tokens", "seconds"))
     tail = log[-max(1, len(log) // 10) :]
-    gap, gap_start = final["loss"] - final["floor"], start["loss"] - start["floor"]
-    parameters = {"base": 0, "adapter": 0}
-    for parameter in model.parameters():
+    gap, gap_before = after["loss"] - after["floor"], before["loss"] - before["floor"]
+    model, parameters = trainer.language_model, {"base": 0, "adapter": 0}
+    for parameter in model.module.parameters():
         parameters["adapter" if parameter.requires_grad else "base"] += parameter.numel()
     return RunReport(
         model=settings["model"],
-        objective=config.objective,
-        records=training,
-        records_held_out=held_out,
+        objective=trainer.args.objective,
+        records=len(dataset.training),
+        records_held_out=len(dataset.held_out),
         records_sha256=settings["records_sha256"],
         steps=trainer.state.global_step,
         tokens=int(tokens),
-        loss_start=start["loss"],
-        loss_final=final["loss"],
-        loss_floor=final["floor"],
+        loss_start=before["loss"],
+        loss_final=after["loss"],
+        loss_floor=after["floor"],
         optimality_gap=gap,
-        optimality_gap_relative=gap / gap_start if gap_start > 0 else None,
+        optimality_gap_relative=gap / gap_before if gap_before > 0 else None,
         loss_training=sum(entry["loss"] for entry in tail) / len(tail),
-        rejected_nll_base=start["rejected_nll"],
-        rejected_nll_final=final["rejected_nll"],
-        neutral_nll_base=start["neutral_nll"],
-        neutral_nll_final=final["neutral_nll"],
+        rejected_nll_base=before["rejected_nll"],
+        rejected_nll_final=after["rejected_nll"],
+        neutral_nll_base=before["neutral_nll"],
+        neutral_nll_final=after["neutral_nll"],
         seconds=training_seconds,
         tokens_per_second=tokens / training_seconds,
         peak_rss_bytes=peak_rss_bytes(),
-        device=_device_name(config),
+        compute=model.describe().removeprefix("compute: "),
+        device=_device_name(model.device),
         parameters=parameters,
-        data=data,
+        data=dataset.counts,
         versions=library_versions(),
         config=settings["config"],
     )
 
 
-def _device_name(config: BuleyeanConfig) -> str:
-    if config.device.type == "cuda":
-        return torch.cuda.get_device_name(config.device)
-    return f"{config.device.type}, {torch.get_num_threads()} threads"
-
-
-def _data_line(data: dict[str, int], training: int, held_out: int) -> str:
-    parts = [f"{training:,} record{'s' * (training != 1)} to train on, {held_out:,} held out"]
-    if data["dropped"]:
-        parts.append(f"{data['dropped']:,} dropped: no room for a response, or nothing in it")
-    if data["truncated_responses"]:
-        parts.append(f"{data['truncated_responses']:,} responses cut")
-    return "; ".join(parts)
-
-
-def _result_lines(report: RunReport) -> str:
+def result_lines(report: RunReport) -> str:
+    """How a run went, for a person."""
     lines = [
         f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
         f"optimality gap {report.optimality_gap:.4f} nats",
@@ -203,3 +199,9 @@ def _result_lines(report: RunReport) -> str:
     if report.rejected_nll_final <= report.rejected_nll_base:
         lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
     return "\n".join(lines)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,6 +1,6 @@
 """A thin Trainer: Hugging Face's loop around `fused_loss`.
 
-    boundaries --collate--> Batch --forward, twice with a reference--> hidden states --fused_loss--> step
+    boundaries --collate--> micro-batches --forward, twice with a reference--> hidden states --fused_loss--> step
 
 The reference is the same model with its adapter switched off, so there is never a second model in memory.
 The loss itself knows nothing of this module.
@@ -21,14 +21,14 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references, batch_losses
-from buleyean_rl.batching.layout import choose_layout, make_batch
-from buleyean_rl.batching.rows import bin_pack
+from buleyean_rl.batching.layout import make_batch
+from buleyean_rl.batching.micro_batch import bin_pack
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.models.gradient_buffer import GradientBuffer
 from buleyean_rl.models.lora import cached_weights, linear_groups
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.segments import segments_in_use
-from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
@@ -39,12 +39,11 @@ class BuleyeanTrainer(Trainer):
     """Trains an adapter on void boundaries.
 
     Args:
-        model: a PEFT model, its base frozen.
+        model: a `Model` with an adapter, or a PEFT model, its base frozen.
         args: the settings.
         train_dataset: what to train on.
-        tokenizer: saved beside the adapter, or None.
         callbacks: as for `Trainer`.
-        references: what is kept of the reference from one epoch to the next; None for nothing.
+        references: the reference's states from epoch to epoch; None computes them each time.
     """
 
     args: BuleyeanConfig
@@ -54,14 +53,14 @@ class BuleyeanTrainer(Trainer):
         model: Any,
         args: BuleyeanConfig,
         train_dataset: Sequence[Boundary],
-        tokenizer: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
         references: ReferenceCache | None = None,
     ) -> None:
-        self._peft_model, self._tokenizer = model, tokenizer
-        self.layout, self.micro_batch_limit = choose_layout(model), micro_batch_limit(args, model)
+        self.language_model = model if isinstance(model, Model) else Model.from_module(model)
+        module = self.language_model.module
+        self.layout, self.micro_batch_limit = self.language_model.layout, micro_batch_limit(args, module)
         super().__init__(
-            model,
+            module,
             args,
             data_collator=self.collate,
             train_dataset=_Numbered(train_dataset),
@@ -69,9 +68,9 @@ class BuleyeanTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.head = output_head(model)
+        self.head = self.language_model.head
         self._references = references
-        self._groups = linear_groups(model)
+        self._groups = linear_groups(module)
         self._gradients: GradientBuffer | None = None
         self._logged = _Totals()
 
@@ -81,23 +80,30 @@ class BuleyeanTrainer(Trainer):
         return self.args.loss.uses_reference
 
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
-        """Numbered boundaries to the input of one step: rows short enough for memory, long enough for speed."""
-        rows = bin_pack(numbered, lambda item: item[1].size, self.micro_batch_limit)
+        """Numbered boundaries to the input of one step: its micro-batches."""
+        bins = bin_pack(numbered, lambda item: item[1].size, self.micro_batch_limit)
         return {
             "batches": [
                 replace(
-                    make_batch(self.layout, [boundary for _, boundary in row], self.args.loss),
-                    numbers=tuple(number for number, _ in row),
+                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss),
+                    numbers=tuple(number for number, _ in members),
                 )
-                for row in rows
+                for members in bins
             ]
         }
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The collated batches of a step, and how many terms its loss has. See `Trainer.get_batch_samples`."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples, sum(batch.terms for sample in samples for batch in sample["batches"])
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward, row by row. See `Trainer.training_step`."""
-        # transformers' own step, row by row, would go through all the modules for each: 15 ms of a short row
+        """Forward and backward, by micro-batches. See `Trainer.training_step`."""
+        # transformers' own step would visit all modules for each micro-batch: 15 ms
         if not model.training:
             model.train()
         if self._gradients is not None:
@@ -107,24 +113,10 @@ class BuleyeanTrainer(Trainer):
         with cached_weights(self._groups, self._gradients):
             for batch in self.with_references(batches) if self.uses_reference else batches:
                 with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
-                    of_row = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
-                    self.accelerator.backward(of_row)
-                    loss += of_row.detach()
+                    part = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
+                    self.accelerator.backward(part)
+                    loss += part.detach()
         return loss
-
-    def _find_gradients(self) -> GradientBuffer:
-        learning = [parameter for parameter in self._peft_model.parameters() if parameter.requires_grad]
-        return GradientBuffer(learning, [group.parameters() for group in self._groups])
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """See `Trainer._clip_grad_norm`. Where gradients are in one tensor, of that: a hundredth of a step less."""
-        if self._gradients is None:
-            return super()._clip_grad_norm(model)
-        norm = torch.linalg.vector_norm(self._gradients.flat)
-        factor = self.args.max_grad_norm / (norm + 1e-6)
-        if factor < 1:
-            self._gradients.flat.mul_(factor)
-        return norm
 
     def compute_loss(
         self,
@@ -133,7 +125,7 @@ class BuleyeanTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Sum of the loss over the nodes of a row, over the nodes of the step. See `Trainer.compute_loss`."""
+        """Sum of the loss over the nodes of a micro-batch, over the nodes of the step. See `Trainer.compute_loss`."""
         batch: Batch = inputs["batch"].to(self.args.device)
         losses = self.losses(batch)
         self._logged.add(losses, batch.tokens)
@@ -142,36 +134,44 @@ class BuleyeanTrainer(Trainer):
 
     def losses(self, batch: Batch) -> NodeLosses:
         """The objective at each node of a batch."""
-        return batch_losses(self._peft_model, self.head, batch, self.args.loss)
+        return batch_losses(self.language_model.module, self.head, batch, self.args.loss)
 
     def with_references(self, batches: Sequence[Batch]) -> list[Batch]:
         """Batches with the base model's hidden states, from the cache if it has them."""
         cache = self._references
-        known = [cache.read(batch.numbers) if cache else None for batch in batches]
-        read = [
-            replace(batch, reference=found.states, rest=found.rest) if found else batch
-            for batch, found in zip(batches, known, strict=True)
+        cached = [cache.read(batch.numbers) if cache else None for batch in batches]
+        completed = [
+            replace(batch, reference=entry.states, reference_softmax=entry.softmax) if entry else batch
+            for batch, entry in zip(batches, cached, strict=True)
         ]
-        completed = add_references(self._peft_model, [batch.to(self.args.device) for batch in read])
+        completed = add_references(self.language_model.module, [batch.to(self.args.device) for batch in completed])
         for i, batch in enumerate(completed):
-            if cache and known[i] is None and batch.reference is not None:
-                rest = reference_softmax(self.head, batch.reference, batch.counts) if cache.with_rest else None
-                cache.write(batch.numbers, CachedReference(batch.reference, rest))
-                completed[i] = replace(batch, rest=rest)
+            if cache and cached[i] is None and batch.reference is not None:
+                softmax = reference_softmax(self.head, batch.reference, batch.counts) if cache.with_softmax else None
+                cache.write(batch.numbers, CachedReference(batch.reference, softmax))
+                completed[i] = replace(batch, reference_softmax=softmax)
         return completed
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
         self._logged = _Totals()  # the clock starts here
         if self.args.device.type == "cpu":
-            self._gradients = self._find_gradients()
+            trained = [parameter for parameter in self.language_model.module.parameters() if parameter.requires_grad]
+            self._gradients = GradientBuffer(trained, [group.parameters() for group in self._groups])
         try:
             return super().train(*args, **kwargs)
         finally:
             self._gradients = None
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:  # noqa: ARG002
-        return sum(batch.terms for sample in batch_samples for batch in sample["batches"])
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """See `Trainer._clip_grad_norm`; gradients in one tensor have their norm in one pass."""
+        if self._gradients is None:
+            return super()._clip_grad_norm(model)
+        norm = torch.linalg.vector_norm(self._gradients.flat)
+        factor = self.args.max_grad_norm / (norm + 1e-6)
+        if factor < 1:
+            self._gradients.flat.mul_(factor)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to what transformers logs."""
@@ -180,12 +180,12 @@ class BuleyeanTrainer(Trainer):
             self._logged = _Totals()
         super().log(logs, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        # Not transformers' own: that pickles the arguments, and asks the Hub about the base model.
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write adapter and tokenizer. transformers' own pickles the settings, and asks the Hub about the base."""
         folder = str(output_dir or self.args.output_dir)
-        self._peft_model.save_pretrained(folder, save_embedding_layers=False)
-        if self._tokenizer is not None:
-            self._tokenizer.save_pretrained(folder)
+        self.language_model.module.save_pretrained(folder, save_embedding_layers=False)
+        if self.language_model.tokenizer is not None:
+            self.language_model.tokenizer.save_pretrained(folder)
 
 
 class _Numbered(Dataset[tuple[int, Boundary]]):

@@ -1,4 +1,4 @@
-"""Answers in the making: each goes on in its own thread, whether somebody watches or not."""
+"""Answers being generated, each in a thread of its own, whether somebody watches or not."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.void.store import Row, Store
 
-AT_ONCE = 4  # answers; more would only make all of them slow
+MAX_CONCURRENT = 4  # answers; more would slow all of them down
 MAX_TOKENS = 128
 
 
 @dataclass
-class Growing:
-    """An answer as far as it is there."""
+class PartialAnswer:
+    """An answer as far as it is generated."""
 
     text: str = ""
     done: bool = False
@@ -25,7 +25,7 @@ class Growing:
 
 
 @dataclass(frozen=True)
-class Voice:
+class ServedModel:
     """A model that answers.
 
     Args:
@@ -38,55 +38,55 @@ class Voice:
 
 
 class Answering:
-    """The two voices, and what they are saying.
+    """The models that answer, and their answers under way.
 
     Args:
         store: where answers go when they are whole.
-        base: the model nobody trained.
+        base: the base model.
     """
 
-    def __init__(self, store: Store, base: Voice) -> None:
-        self._store, self._pool = store, ThreadPoolExecutor(AT_ONCE, thread_name_prefix="answer")
+    def __init__(self, store: Store, base: ServedModel) -> None:
+        self._store, self._pool = store, ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="answer")
         self._lock = threading.Lock()
-        self._growing: dict[tuple[str, int], Growing] = {}
+        self._partial: dict[tuple[str, int], PartialAnswer] = {}
         self._stopping = threading.Event()
-        self.voices = {"base": base}
+        self.models = {"base": base}
 
-    def hear(self, question: Row) -> list[Growing]:
-        """A question's answers, begun if nobody has: also those that a restart interrupted."""
+    def answers_to(self, question: Row) -> list[PartialAnswer]:
+        """The answers to a question; those that were not begun, or that a restart interrupted, are begun."""
         with self._lock:
-            heard = []
-            for answer in question["answers"]:
-                key = question["id"], answer["slot"]
-                if answer["text"] is not None and key not in self._growing:
-                    heard.append(Growing(answer["text"], done=True))
+            answers = []
+            for row in question["answers"]:
+                key = question["id"], row["slot"]
+                if row["text"] is not None and key not in self._partial:
+                    answers.append(PartialAnswer(row["text"], done=True))
                     continue
-                if key not in self._growing:
-                    self._growing[key] = Growing()
-                    voice = self.voices.get(answer["side"], self.voices["base"])
-                    self._pool.submit(self._answer, key, question["prompt"], voice, self._growing[key])
-                heard.append(self._growing[key])
-            return heard
+                if key not in self._partial:
+                    self._partial[key] = PartialAnswer()
+                    model = self.models.get(row["side"], self.models["base"])
+                    self._pool.submit(self._answer, key, question["prompt"], model, self._partial[key])
+                answers.append(self._partial[key])
+            return answers
 
     def close(self) -> None:
-        """Stop talking."""
+        """Stop generating."""
         self._stopping.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def _answer(self, key: tuple[str, int], prompt: str, voice: Voice, growing: Growing) -> None:
+    def _answer(self, key: tuple[str, int], prompt: str, model: ServedModel, answer: PartialAnswer) -> None:
         try:
             messages = [{"role": "user", "content": prompt}]
-            with closing(voice.engine.generate(messages, Sampling(max_tokens=MAX_TOKENS))) as pieces:
+            with closing(model.engine.generate(messages, Sampling(max_tokens=MAX_TOKENS))) as pieces:
                 for piece in pieces:
                     if self._stopping.is_set():
                         return
-                    growing.text += piece
-            self._store.finish_answer(*key, growing.text)
+                    answer.text += piece
+            self._store.finish_answer(*key, answer.text)
             with self._lock:
-                self._growing.pop(key, None)
+                self._partial.pop(key, None)
         except BuleyeanError as error:
-            growing.error = str(error)
-        except Exception as error:  # whoever listens must not wait for ever
-            growing.error = f"the model failed: {error}"
+            answer.error = str(error)
+        except Exception as error:  # a page that waits must be told
+            answer.error = f"the model failed: {error}"
         finally:
-            growing.done = True
+            answer.done = True

@@ -3,11 +3,11 @@
     /                     the page
     /api/state            models, counts, the run under way
     /api/questions        ask; /stream its answers, as they come
-    /api/rejections       say no, say why, take it back, look
+    /api/rejections       reject, give a reason, undo, list
     /api/export, import   records out and in
-    /api/runs             train, stop, look
+    /api/runs             train, stop, list
 
-Nothing here holds what must not be lost: that is the store's.
+State that must not be lost is the store's, never this module's.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from starlette.routing import Route
 from buleyean_rl.data.importers import import_records
 from buleyean_rl.data.records import format_record, read_records
 from buleyean_rl.errors import BuleyeanError, RecordError
+from buleyean_rl.void.access import AccessControl
 from buleyean_rl.void.answering import Answering
-from buleyean_rl.void.guard import Guard
 from buleyean_rl.void.store import Row, Store
 from buleyean_rl.void.training import Training
 
@@ -43,7 +43,7 @@ MAX_REASON = 1_000
 MAX_BODY = 256 * 1024  # bytes
 MAX_UPLOAD = 16 * 1024 * 1024
 MAX_STEPS = 10_000
-GLANCE = 0.05  # seconds between looks at what has grown
+POLL_SECONDS = 0.05  # between looks at answers under way
 UID = re.compile(r"[A-Za-z0-9-]{8,64}")
 
 
@@ -91,7 +91,7 @@ def make_app(void: Void, *, token: str | None, hosts: frozenset[str] | None, on_
         Route("/api/runs/{id:int}/stop", _Api(void, _stop), methods=["POST"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _refused, BuleyeanError: _failed})
-    return Guard(app, token=token, hosts=hosts, on_shutdown=on_shutdown)
+    return AccessControl(app, token=token, hosts=hosts, on_shutdown=on_shutdown)
 
 
 class _Api:
@@ -113,28 +113,28 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _state(void: Void, _request: Request) -> Response:
-    return JSONResponse(await run_in_threadpool(_state_of, void))
+    return JSONResponse(await run_in_threadpool(_read_state, void))
 
 
-def _state_of(void: Void) -> Row:
+def _read_state(void: Void) -> Row:
     run = void.store.run(void.training.running) if void.training.running is not None else None
     if run is not None:
         run = {name: run[name] for name in ("id", "state", "steps", "records")} | {"points": run["points"][-1:]}
-    voices = {side: voice.name for side, voice in void.answering.voices.items()}
-    return {"voices": voices, "rejections": void.store.count(), "running": run, "changes": void.store.changes}
+    models = {side: model.name for side, model in void.answering.models.items()}
+    return {"models": models, "rejections": void.store.count(), "running": run, "changes": void.store.changes}
 
 
 async def _events(void: Void, _request: Request) -> Response:
     async def changes() -> AsyncIterator[str]:
-        seen: Any = None
+        last_sent: Any = None
         while True:
-            now = (void.store.changes, len(void.answering.voices), void.training.running)
-            if now != seen:
-                seen = now
-                yield _event(await run_in_threadpool(_state_of, void))
-            await asyncio.sleep(GLANCE * 4)
+            now = (void.store.changes, len(void.answering.models), void.training.running)
+            if now != last_sent:
+                last_sent = now
+                yield _event(await run_in_threadpool(_read_state, void))
+            await asyncio.sleep(POLL_SECONDS * 4)
 
-    return _events_of(changes())
+    return _event_stream(changes())
 
 
 async def _ask(void: Void, request: Request) -> Response:
@@ -142,64 +142,66 @@ async def _ask(void: Void, request: Request) -> Response:
     uid, prompt, blind = _uid(body), _text(body, "prompt", MAX_PROMPT), bool(body.get("blind"))
     if not prompt.strip():
         raise HTTPException(400, "ask something")
-    slots = [(side, voice.name) for side, voice in void.answering.voices.items()]
+    slots = [(side, model.name) for side, model in void.answering.models.items()]
     if blind:
         random.shuffle(slots)
 
     def ask() -> Row:
         void.store.add_question(uid, prompt, blind, slots)
-        found = void.store.question(uid)
-        assert found is not None
-        void.answering.hear(found)
-        return _shown(found)
+        question = void.store.question(uid)
+        assert question is not None
+        void.answering.answers_to(question)
+        return _for_page(question)
 
     return JSONResponse(await run_in_threadpool(ask))
 
 
 async def _question(void: Void, request: Request) -> Response:
-    return JSONResponse(_shown(await _find_question(void, request)))
+    return JSONResponse(_for_page(await _find_question(void, request)))
 
 
 async def _reveal(void: Void, request: Request) -> Response:
-    found = await _find_question(void, request)
-    await run_in_threadpool(void.store.reveal, found["id"])
-    return JSONResponse(_shown(await _find_question(void, request)))
+    question = await _find_question(void, request)
+    await run_in_threadpool(void.store.reveal, question["id"])
+    return JSONResponse(_for_page(await _find_question(void, request)))
 
 
 async def _stream(void: Void, request: Request) -> Response:
-    found = await _find_question(void, request)
-    growing = await run_in_threadpool(void.answering.hear, found)
+    question = await _find_question(void, request)
+    answers = await run_in_threadpool(void.answering.answers_to, question)
 
     async def pieces() -> AsyncIterator[str]:
-        sent, open_slots = [0] * len(growing), set(range(len(growing)))
+        sent, open_slots = [0] * len(answers), set(range(len(answers)))
         while open_slots:
             for slot in sorted(open_slots):
-                answer = growing[slot]
-                done, text = answer.done, answer.text  # in this order: what is done grows no more
+                answer = answers[slot]
+                done, text = answer.done, answer.text  # in this order: a finished answer does not grow
                 if len(text) > sent[slot] or done:
                     event: Row = {"slot": slot, "offset": sent[slot], "text": text[sent[slot] :], "done": done}
                     yield _event(event | ({"error": answer.error} if answer.error else {}))
                     sent[slot] = len(text)
                 if done:
                     open_slots.discard(slot)
-            await asyncio.sleep(GLANCE)
+            await asyncio.sleep(POLL_SECONDS)
 
-    return _events_of(pieces())
+    return _event_stream(pieces())
 
 
 async def _reject(void: Void, request: Request) -> Response:
     body = await _json(request)
-    uid, slot, reason = _uid(body), _whole(body, "slot", 0, 1), _text(body, "reason", MAX_REASON, default="")
+    uid, slot, reason = _uid(body), _integer(body, "slot", 0, 1), _text(body, "reason", MAX_REASON, default="")
     spans = body.get("spans", [])
-    found = await run_in_threadpool(void.store.question, str(body.get("question")))
-    if found is None or slot >= len(found["answers"]):
+    question = await run_in_threadpool(void.store.question, str(body.get("question")))
+    if question is None or slot >= len(question["answers"]):
         raise HTTPException(404, "there is no such answer")
-    text = found["answers"][slot]["text"]
+    text = question["answers"][slot]["text"]
     if text is None:
         raise HTTPException(409, "the answer is not finished yet")
     try:
-        where = found["id"], slot
-        identity = await run_in_threadpool(void.store.reject, uid, found["prompt"], text, spans, reason, "page", where)
+        where = question["id"], slot
+        identity = await run_in_threadpool(
+            void.store.reject, uid, question["prompt"], text, spans, reason, "page", where
+        )
     except RecordError as error:
         raise HTTPException(400, str(error)) from error
     return JSONResponse({"id": identity})
@@ -210,12 +212,12 @@ async def _change_rejection(void: Void, request: Request) -> Response:
     body = await _json(request)
     if what == "reason":
         reason = _text(body, "reason", MAX_REASON)
-        known = await run_in_threadpool(void.store.set_reason, identity, reason)
+        exists = await run_in_threadpool(void.store.set_reason, identity, reason)
     elif what in ("undo", "redo"):
-        known = await run_in_threadpool(void.store.undo, identity, what == "undo")
+        exists = await run_in_threadpool(void.store.undo, identity, what == "undo")
     else:
-        known = False
-    if not known:
+        exists = False
+    if not exists:
         raise HTTPException(404, "there is no such rejection")
     return JSONResponse({"id": identity})
 
@@ -240,19 +242,19 @@ async def _import(void: Void, request: Request) -> Response:
     suffix = Path(request.query_params.get("name", "")).suffix.lower()
     suffix = suffix if suffix in (".json", ".csv", ".tsv") else ".jsonl"
 
-    def keep() -> Row:
+    def store_upload() -> Row:
         with tempfile.TemporaryDirectory() as folder:
             source, output = Path(folder) / f"upload{suffix}", Path(folder) / "records"
             source.write_bytes(raw)
             try:
                 report = import_records(str(source), output)
-                kept = void.store.import_records(uid, list(read_records(output)), "import")
+                count = void.store.import_records(uid, list(read_records(output)), "import")
             except RecordError as error:
                 where = f"line {error.line}: " if error.line is not None else ""
                 raise HTTPException(400, where + error.problem) from error
-        return {"rejections": kept, "records": report.records, "format": report.format}
+        return {"rejections": count, "records": report.records, "format": report.format}
 
-    return JSONResponse(await run_in_threadpool(keep))
+    return JSONResponse(await run_in_threadpool(store_upload))
 
 
 async def _runs(void: Void, _request: Request) -> Response:
@@ -261,7 +263,7 @@ async def _runs(void: Void, _request: Request) -> Response:
 
 async def _train(void: Void, request: Request) -> Response:
     body = await _json(request)
-    uid, steps = _uid(body), _whole(body, "steps", 1, MAX_STEPS)
+    uid, steps = _uid(body), _integer(body, "steps", 1, MAX_STEPS)
     if not await run_in_threadpool(void.store.count):
         raise HTTPException(409, "nothing is rejected yet")
     run = await run_in_threadpool(void.training.start, uid, steps)
@@ -281,22 +283,19 @@ async def _run(void: Void, request: Request) -> Response:
 
 async def _stop(void: Void, request: Request) -> Response:
     if not await run_in_threadpool(void.training.stop, request.path_params["id"]):
-        raise HTTPException(409, "it is not running")
+        raise HTTPException(409, "the run is not under way")
     return JSONResponse({})
 
 
-# --- parts ----------------------------------------------------------------------------------------------
-
-
 async def _find_question(void: Void, request: Request) -> Row:
-    found = await run_in_threadpool(void.store.question, request.path_params["uid"])
-    if found is None:
+    question = await run_in_threadpool(void.store.question, request.path_params["uid"])
+    if question is None:
         raise HTTPException(404, "there is no such question")
-    return found
+    return question
 
 
-def _shown(question: Row) -> Row:
-    """A question as the page may know it: who answers a blind one is a secret."""
+def _for_page(question: Row) -> Row:
+    """A question as the page may see it: who answers a blind one is not told."""
     revealed = bool(question["revealed"])
     answers = [
         {name: answer[name] for name in ("slot", "text", "rejections")}
@@ -314,17 +313,17 @@ def _event(value: Row) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def _events_of(events: AsyncIterator[str]) -> Response:
+def _event_stream(events: AsyncIterator[str]) -> Response:
     return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """A request's body, no further than allowed."""
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """A request's body, read no further than the limit."""
     parts, length = [], 0
     async for part in request.stream():
         length += len(part)
-        if length > most:
-            raise HTTPException(413, f"too large: {most // 1024:,} KB at most")
+        if length > max_bytes:
+            raise HTTPException(413, f"too large: {max_bytes // 1024:,} KB at most")
         parts.append(part)
     return b"".join(parts)
 
@@ -347,10 +346,10 @@ def _uid(body: Any) -> str:
     return uid
 
 
-def _text(body: Row, name: str, most: int, default: str | None = None) -> str:
+def _text(body: Row, name: str, max_characters: int, default: str | None = None) -> str:
     value = body.get(name, default)
-    if not isinstance(value, str) or len(value) > most:
-        raise HTTPException(400, f"{name} must be a text of at most {most:,} characters")
+    if not isinstance(value, str) or len(value) > max_characters:
+        raise HTTPException(400, f"{name} must be a text of at most {max_characters:,} characters")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -358,10 +357,10 @@ def _text(body: Row, name: str, most: int, default: str | None = None) -> str:
     return value
 
 
-def _whole(body: Row, name: str, least: int, most: int) -> int:
+def _integer(body: Row, name: str, minimum: int, maximum: int) -> int:
     value = body.get(name)
-    if type(value) is not int or not least <= value <= most:
-        raise HTTPException(400, f"{name} must be a whole number from {least} to {most:,}")
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise HTTPException(400, f"{name} must be a whole number from {minimum} to {maximum:,}")
     return value
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import uvicorn
 from rich.console import Console
@@ -18,7 +16,9 @@ from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.open import is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.models.run_folder import is_run
-from buleyean_rl.void.answering import MAX_TOKENS, Answering, Voice
+from buleyean_rl.models.source import Source, resolve
+from buleyean_rl.system.locks import FileLock
+from buleyean_rl.void.answering import MAX_TOKENS, Answering, ServedModel
 from buleyean_rl.void.app import Void, make_app
 from buleyean_rl.void.store import Store
 from buleyean_rl.void.training import Training
@@ -61,14 +61,14 @@ def serve(model: str, folder: Path, host: str, port: int, *, console: Console) -
     listener = _listen(host, port)
     try:
         with console.status(f"loading {model}"):
-            server = prepare(model, folder, host, listener.getsockname()[1])
+            server = prepare(model, folder, host, listener.getsockname()[1], console)
         console.print(f"The Void is at [bold]{server.url}[/] (Ctrl-C ends it; what was rejected is in {folder})")
         server.uvicorn.run(sockets=[listener])
     finally:
         listener.close()
 
 
-def prepare(model: str, folder: Path, host: str, port: int) -> Server:
+def prepare(model: str, folder: Path, host: str, port: int, console: Console | None = None) -> Server:
     """A server with its models loaded, and with the run that an earlier one left unfinished under way.
 
     Args:
@@ -76,31 +76,33 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
         folder: holds the store and the runs.
         host: the address it will listen on.
         port: the port there.
+        console: where the base model says what it computes with; None for nowhere.
     """
     if is_endpoint(model) or is_run(model):
         raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        opened.enter_context(_alone(folder))
-        name = Path(model).name if Path(model).exists() else model  # a path is nobody else's business
-        base = Voice(name, open_engine(model, ENGINE))
+        opened.enter_context(FileLock(folder / "void.lock"))  # two would train the same run twice
+        name = Path(model).name if Path(model).exists() else model  # the page shows no path of this machine
+        source = resolve(model)
+        base = ServedModel(name, open_engine(source, ENGINE, console))
         store = Store(folder / "void.db")
         opened.callback(store.close)
         answering = Answering(store, base)
         opened.callback(answering.close)
 
         def swap_in(run: int, run_folder: Path) -> None:
-            voice = _trained(run, run_folder)
+            trained = _trained(run, source.with_adapter(run_folder))
             prompts = list(dict.fromkeys(row["prompt"] for row in store.rejections()["rows"]))[:SAMPLES]
-            before, after = _answers(base.engine, prompts), _answers(voice.engine, prompts)
+            before, after = _answers(base.engine, prompts), _answers(trained.engine, prompts)
             store.add_samples(run, list(zip(prompts, before, after, strict=True)))
-            answering.voices["trained"] = voice
+            answering.models["trained"] = trained
 
         training = Training(store, folder / "runs", model, swap_in)
         opened.callback(training.close)
-        done = next((run for run in store.runs() if run["state"] == "done" and is_run(run["folder"])), None)
-        if done is not None:
-            answering.voices["trained"] = _trained(done["id"], Path(done["folder"]))
+        last = next((run for run in store.runs() if run["state"] == "done" and is_run(run["folder"])), None)
+        if last is not None:
+            answering.models["trained"] = _trained(last["id"], source.with_adapter(Path(last["folder"])))
         training.resume()
         shut_down = opened.pop_all().close
 
@@ -113,23 +115,12 @@ def prepare(model: str, folder: Path, host: str, port: int) -> Server:
     return Server(uvicorn.Server(config), void, f"http://{address}:{port}/" + (f"#token={token}" if token else ""))
 
 
-def _alone(folder: Path) -> IO[bytes]:
-    """The folder for this process only: two would train the same run twice."""
-    lock = (folder / "void.lock").open("wb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UsageError(f"{folder} is open in another process: end that one, or choose another -o") from None
-    return lock
-
-
-def _trained(run: int, folder: Path) -> Voice:
-    return Voice(f"run {run}", open_engine(str(folder), ENGINE))
+def _trained(run: int, source: Source) -> ServedModel:
+    return ServedModel(f"run {run}", open_engine(source, ENGINE))
 
 
 def _answers(engine: Engine, prompts: list[str]) -> list[str]:
-    """Drawn as the page draws them, so that they are what was rejected: many at once part ways at the last digits."""
+    """Generated as the page generates them, so that they equal what was rejected: batches differ in the last digits."""
     sampling = Sampling(max_tokens=MAX_TOKENS)
     return ["".join(engine.generate([{"role": "user", "content": prompt}], sampling)) for prompt in prompts]
 

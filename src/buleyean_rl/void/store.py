@@ -1,4 +1,4 @@
-"""What happened, in one SQLite file.
+"""Questions, answers, rejections and runs, in one SQLite file.
 
 Every method that writes returns after the write is on disk. What clients send carries a name of theirs
 (`uid`), so that sending it again after a broken connection changes nothing.
@@ -19,10 +19,10 @@ from typing import Any
 from buleyean_rl.data.records import RejectionRecord, Spans, accumulate_records, make_record
 from buleyean_rl.errors import UsageError
 
-ROUNDS = 60  # a person's no is certain: 60 of 60
-PAGE = 50  # rejections shown at once
+ROUNDS = 60  # a thumbs-down counts as 60 of 60
+PAGE = 50  # rejections on a page
 
-# One script a version; a file of an older version is brought up on opening.
+# One script a version; an older file is migrated when it is opened.
 MIGRATIONS = (
     """
     CREATE TABLE questions (
@@ -76,7 +76,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.changes = 0  # grows with every write: who watches looks again
+        self.changes = 0  # counts writes: pages poll it
         self._lock = threading.RLock()
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=10)
@@ -89,19 +89,19 @@ class Store:
             raise UsageError(f"{path}: is no store of rejections: {error}") from error
 
     def close(self) -> None:
-        """Nothing may be asked afterwards."""
+        """Close the file."""
         with self._lock:
             self._connection.close()
 
     # --- questions ------------------------------------------------------------------------------------
 
     def add_question(self, uid: str, prompt: str, blind: bool, slots: Sequence[tuple[str, str]]) -> None:
-        """A question and who is to answer it; nothing if it was asked before.
+        """Add a question and which models are to answer it; no effect if it was added before.
 
         Args:
             uid: the client's name for it.
             prompt: what is asked.
-            blind: the page does not say who answers until it is told to.
+            blind: which model answers is not shown until it is revealed.
             slots: (side, model) in the order of the page.
         """
         with self._writing() as db:
@@ -113,28 +113,28 @@ class Store:
                 db.executemany("INSERT INTO answers (question, slot, side, model) VALUES (?, ?, ?, ?)", rows)
 
     def question(self, uid: str) -> Row | None:
-        """A question with its answers, which have no text while in the making, and what was rejected of them."""
+        """A question with its answers (text None while they are generated) and their rejections."""
         with self._lock:
-            found = self._one("SELECT * FROM questions WHERE id = ?", uid)
-            if found is None:
+            row = self._one("SELECT * FROM questions WHERE id = ?", uid)
+            if row is None:
                 return None
-            found["answers"] = self._all("SELECT * FROM answers WHERE question = ? ORDER BY slot", uid)
-            noes = self._all("SELECT * FROM rejections WHERE question = ? AND undone IS NULL ORDER BY id", uid)
-            for answer in found["answers"]:
+            row["answers"] = self._all("SELECT * FROM answers WHERE question = ? ORDER BY slot", uid)
+            rejections = self._all("SELECT * FROM rejections WHERE question = ? AND undone IS NULL ORDER BY id", uid)
+            for answer in row["answers"]:
                 answer["rejections"] = [
-                    {"id": no["id"], "spans": json.loads(no["spans"]), "reason": no["reason"]}
-                    for no in noes
-                    if no["slot"] == answer["slot"]
+                    {"id": rejection["id"], "spans": json.loads(rejection["spans"]), "reason": rejection["reason"]}
+                    for rejection in rejections
+                    if rejection["slot"] == answer["slot"]
                 ]
-            return found
+            return row
 
     def finish_answer(self, uid: str, slot: int, text: str) -> None:
-        """Keep an answer that is whole."""
+        """Store a finished answer."""
         with self._writing() as db:
             db.execute("UPDATE answers SET text = ? WHERE question = ? AND slot = ?", (text, uid, slot))
 
     def reveal(self, uid: str) -> None:
-        """Say who answered a blind question."""
+        """Show which model gave which answer."""
         with self._writing() as db:
             db.execute("UPDATE questions SET revealed = 1 WHERE id = ?", (uid,))
 
@@ -148,9 +148,9 @@ class Store:
         spans: Spans,
         reason: str,
         source: str,
-        where: tuple[str | None, int | None] = (None, None),
+        answer_key: tuple[str | None, int | None] = (None, None),
     ) -> int:
-        """Keep a person's no; the id of it, or of the one that has this uid.
+        """Add a rejection; returns its id, or that of the one with this uid.
 
         Args:
             uid: the client's name for it.
@@ -159,17 +159,17 @@ class Store:
             spans: the part that is rejected; none for the whole.
             reason: may be empty.
             source: where it came from.
-            where: the question and the slot of the answer, if it was given here.
+            answer_key: question and slot of the answer, if it was given here.
         """
         record = make_record(prompt, [answer], [ROUNDS], ROUNDS, [list(spans)])
         with self._writing() as db:
-            self._insert(db, uid, record, 0, reason, source, where)
-        found = self._one("SELECT id FROM rejections WHERE uid = ?", uid)
-        assert found is not None
-        return int(found["id"])
+            self._insert(db, uid, record, 0, reason, source, answer_key)
+        row = self._one("SELECT id FROM rejections WHERE uid = ?", uid)
+        assert row is not None
+        return int(row["id"])
 
     def import_records(self, uid: str, records: Sequence[RejectionRecord], source: str) -> int:
-        """Keep all rejections of some records, or, if this upload was kept before, none; how many."""
+        """Add all rejections of some records, unless this upload was added before; returns how many."""
         with self._writing() as db:
             before = db.total_changes
             for i, record in enumerate(records):
@@ -178,23 +178,23 @@ class Store:
             return db.total_changes - before
 
     def set_reason(self, identity: int, reason: str) -> bool:
-        """Say why; whether there is such a rejection."""
+        """Set a reason; returns whether there is such a rejection."""
         with self._writing() as db:
             return bool(db.execute("UPDATE rejections SET reason = ? WHERE id = ?", (reason, identity)).rowcount)
 
     def undo(self, identity: int, undone: bool = True) -> bool:
-        """Take a rejection back, or that; whether there is such a rejection."""
+        """Undo a rejection, or redo it; returns whether there is such a rejection."""
         with self._writing() as db:
             when = time.time() if undone else None
             return bool(db.execute("UPDATE rejections SET undone = ? WHERE id = ?", (when, identity)).rowcount)
 
     def count(self) -> int:
         """How many rejections there are."""
-        found = self._one("SELECT COUNT(*) AS n FROM rejections WHERE undone IS NULL")
-        return int(found["n"]) if found else 0
+        row = self._one("SELECT COUNT(*) AS n FROM rejections WHERE undone IS NULL")
+        return int(row["n"]) if row else 0
 
     def rejections(self, page: int = 0) -> Row:
-        """A page of rejected answers, the last rejected first, with how often each was rejected."""
+        """A page of rejected answers, newest first, with how often each was rejected."""
         groups = self._all(
             """SELECT last.id, times, prompt, answer, spans, reason, source, created
             FROM (
@@ -205,7 +205,7 @@ class Store:
             page * PAGE,
         )
         for group in groups:
-            group |= {"prompt": _shown(json.loads(group["prompt"])), "spans": json.loads(group["spans"])}
+            group |= {"prompt": _as_text(json.loads(group["prompt"])), "spans": json.loads(group["spans"])}
         total = self._one("SELECT COUNT(DISTINCT digest) AS n FROM rejections WHERE undone IS NULL")
         return {"rows": groups, "total": total["n"] if total else 0, "page": page, "page_size": PAGE}
 
@@ -222,7 +222,7 @@ class Store:
     # --- runs -----------------------------------------------------------------------------------------
 
     def add_run(self, uid: str, folder: str, records: int, steps: int) -> int:
-        """A run that begins; the id of it, or of the one that has this uid."""
+        """Add a run; returns its id, or that of the one with this uid."""
         with self._writing() as db:
             db.execute(
                 """INSERT OR IGNORE INTO runs (uid, folder, state, records, steps, error, created)
@@ -236,24 +236,24 @@ class Store:
         return self._one("SELECT * FROM runs WHERE uid = ?", uid)
 
     def end_run(self, run: int, state: str, error: str = "") -> None:
-        """A run is done, failed or stopped."""
+        """Mark a run as done, failed or stopped."""
         with self._writing() as db:
             db.execute("UPDATE runs SET state = ?, error = ?, ended = ? WHERE id = ?", (state, error, time.time(), run))
 
     def add_point(self, run: int, point: Mapping[str, float]) -> None:
-        """A step of a run; a step that is done again after a restart takes the place of the first."""
+        """Add a step of a run, replacing one that is repeated after a restart."""
         with self._writing() as db:
             values = (run, point["step"], point["loss"], point["floor"], point["gap"])
             db.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)", values)
 
     def add_samples(self, run: int, samples: Sequence[tuple[str, str, str]]) -> None:
-        """Answers before and after a run, as (prompt, before, after)."""
+        """Add answers before and after a run, as (prompt, before, after)."""
         with self._writing() as db:
             rows = [(run, position, *sample) for position, sample in enumerate(samples)]
             db.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)", rows)
 
     def runs(self) -> list[Row]:
-        """All runs, the last first, each with its last step."""
+        """All runs, newest first, each with its last step."""
         return self._all(
             """SELECT runs.*, (SELECT MAX(step) FROM points WHERE run = runs.id) AS step
             FROM runs ORDER BY id DESC"""
@@ -262,15 +262,11 @@ class Store:
     def run(self, run: int) -> Row | None:
         """A run with its points and samples."""
         with self._lock:
-            found = self._one("SELECT * FROM runs WHERE id = ?", run)
-            if found is not None:
-                found["points"] = self._all(
-                    "SELECT step, loss, floor, gap FROM points WHERE run = ? ORDER BY step", run
-                )
-                found["samples"] = self._all("SELECT * FROM samples WHERE run = ? ORDER BY position", run)
-            return found
-
-    # --- inside ---------------------------------------------------------------------------------------
+            row = self._one("SELECT * FROM runs WHERE id = ?", run)
+            if row is not None:
+                row["points"] = self._all("SELECT step, loss, floor, gap FROM points WHERE run = ? ORDER BY step", run)
+                row["samples"] = self._all("SELECT * FROM samples WHERE run = ? ORDER BY position", run)
+            return row
 
     def _insert(
         self,
@@ -280,7 +276,7 @@ class Store:
         k: int,
         reason: str,
         source: str,
-        where: tuple[str | None, int | None] = (None, None),
+        answer_key: tuple[str | None, int | None] = (None, None),
     ) -> None:
         prompt: Any = record.prompt
         if not isinstance(prompt, str):
@@ -291,7 +287,17 @@ class Store:
             """INSERT OR IGNORE INTO rejections
             (uid, digest, prompt, answer, spans, count, rounds, reason, source, created, question, slot)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (uid, digest, *texts, record.rejection_counts[k], record.total_rounds, reason, source, time.time(), *where),
+            (
+                uid,
+                digest,
+                *texts,
+                record.rejection_counts[k],
+                record.total_rounds,
+                reason,
+                source,
+                time.time(),
+                *answer_key,
+            ),
         )
 
     def _migrate(self) -> None:
@@ -307,7 +313,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is kept, or nothing."""
+        """A transaction."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -323,12 +329,12 @@ class Store:
             return [dict(row) for row in self._connection.execute(query, values)]
 
     def _one(self, query: str, *values: Any) -> Row | None:
-        found = self._all(query, *values)
-        return found[0] if found else None
+        row = self._all(query, *values)
+        return row[0] if row else None
 
 
-def _shown(prompt: Any) -> str:
-    """A prompt for people: a conversation as a transcript."""
+def _as_text(prompt: Any) -> str:
+    """A prompt as text: a conversation becomes a transcript."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -2,7 +2,7 @@
 
     server --stdin, held open--> child: train(...) --stdout, a JSON line a step--> server --> store
 
-A child whose server is gone ends at once; the server that comes next goes on from its last checkpoint.
+A child whose server is gone exits at once; the next server resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from typing import Any
 
 from buleyean_rl.data.records import write_records
 from buleyean_rl.void.store import Store
-
-LEARNING_RATE = 5e-4
-BATCH = 4
 
 
 class Training:
@@ -42,15 +39,15 @@ class Training:
         self.running: int | None = None
 
     def start(self, uid: str, steps: int) -> int | None:
-        """Begin a run on all rejections; its id, or None while another one runs.
+        """Start a run on all rejections; returns its id, or None while another one runs.
 
         Raises:
             UsageError: there is nothing to train on.
         """
         with self._lock:
-            known = self._store.find_run(uid)
-            if known is not None:
-                return int(known["id"])
+            earlier = self._store.find_run(uid)
+            if earlier is not None:
+                return int(earlier["id"])
             if self.running is not None:
                 return None
             records = self._store.records()
@@ -63,7 +60,7 @@ class Training:
             return run
 
     def resume(self) -> None:
-        """Go on with the run that a server left unfinished."""
+        """Resume the run that an earlier server left unfinished."""
         with self._lock:
             for run in self._store.runs():
                 if run["state"] == "running":
@@ -71,7 +68,7 @@ class Training:
                     return
 
     def stop(self, run: int) -> bool:
-        """End a run before its time; whether it was running."""
+        """Stop a run; returns whether it was running."""
         with self._lock:
             if self.running != run or self._child is None:
                 return False
@@ -80,7 +77,7 @@ class Training:
             return True
 
     def close(self) -> None:
-        """End with the server: the run stays unfinished."""
+        """Stop with the server; the run stays unfinished and is resumed by the next."""
         with self._lock:
             self._closing = True
             if self._child is not None:
@@ -122,7 +119,7 @@ class Training:
                 self._store.end_run(run, "stopped")
             else:
                 self._store.end_run(run, "failed", _last_line(folder.with_suffix(".log")))
-        except Exception as error:  # a run whose end nobody notes would run for ever
+        except Exception as error:  # otherwise the run would be shown as running for ever
             self._store.end_run(run, "failed", f"trained, but its model cannot be used: {error}")
         finally:
             self.running = None
@@ -130,56 +127,49 @@ class Training:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:500] if lines else "ended without a word"
+    return lines[-1][:500] if lines else "exited without a message"
 
 
 def child(settings: dict[str, Any]) -> None:
-    """What the process does.
+    """Train, in the child process.
 
     Args:
         settings: model, folder and steps.
     """
-    steps_out, sys.stdout = sys.stdout, sys.stderr  # nobody else may write among the steps
-    threading.Thread(target=_end_with_server, daemon=True).start()
+    steps_out, sys.stdout = sys.stdout, sys.stderr  # stdout carries the steps alone
+    threading.Thread(target=_exit_with_server, daemon=True).start()
     from transformers import TrainerCallback
 
     from buleyean_rl.errors import BuleyeanError
-    from buleyean_rl.training.config import BuleyeanConfig
+    from buleyean_rl.training.config import load_config
     from buleyean_rl.training.run import train
 
-    def tell(logs: dict[str, Any], step: int) -> None:
+    def report(logs: dict[str, Any], step: int) -> None:
         if "floor" in logs:
             point = {"step": step} | {name: logs[name] for name in ("loss", "floor", "gap")}
             print(json.dumps(point), file=steps_out, flush=True)
 
-    class Tell(TrainerCallback):
+    class ReportSteps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            for logs in state.log_history:  # of a checkpoint: a server that was killed may not have heard the last
-                tell(logs, logs["step"])
+            for logs in state.log_history:  # a killed server may have missed the last ones
+                report(logs, logs["step"])
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            tell(kwargs["logs"], state.global_step)
+            report(kwargs["logs"], state.global_step)
 
     folder = Path(settings["folder"])
-    config = BuleyeanConfig(
-        output_dir=str(folder),
-        max_steps=settings["steps"],
-        learning_rate=LEARNING_RATE,
-        per_device_train_batch_size=BATCH,
-        lora_dropout=0.0,
-        held_out=0.0,
-    )
-    if (folder / "run.json").exists():  # the server was gone before it heard of the end
+    config = load_config(None, folder, {"max_steps": settings["steps"]}, preset="few")
+    if (folder / "run.json").exists():  # finished, but the server was gone by then
         return
     try:
         resume = (folder / "settings.json").exists()
-        train(folder.with_suffix(".jsonl"), settings["model"], config, resume=resume, callbacks=[Tell()])
+        train(folder.with_suffix(".jsonl"), settings["model"], config, resume=resume, callbacks=[ReportSteps()])
     except BuleyeanError as error:
         sys.exit(f"{error}")
 
 
-def _end_with_server() -> None:
-    os.read(0, 1)  # returns when the server's end of the pipe is closed, however it ended
+def _exit_with_server() -> None:
+    os.read(0, 1)  # returns once the server's end of the pipe is closed
     os._exit(1)
 
 

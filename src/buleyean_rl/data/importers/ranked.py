@@ -1,4 +1,4 @@
-"""Rows with several answers: scores, ranks or votes."""
+"""Rows with several answers to one prompt: rejections already counted, or scores."""
 
 from __future__ import annotations
 
@@ -7,63 +7,78 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from buleyean_rl.data.importers.rows import Discards, _number, _only_answer, _path, _record, prompt_of
-from buleyean_rl.data.records import RejectionRecord, Row, pick
-from buleyean_rl.data.records.record import fail, keys_of, kind_of
+from buleyean_rl.data.importers.protocol import Choices, Discards, Format, Preference
+from buleyean_rl.data.importers.rows import (
+    ANSWER_KEYS,
+    answers_to_text,
+    build_record,
+    get_path,
+    parse_answer,
+    parse_number,
+    pick_prompt,
+)
+from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, pick
+from buleyean_rl.data.records.values import describe, fail, list_keys, parse_integer
+
+Counted = tuple[list[Row], list[int], Any]  # candidates, how often each was rejected, rounds (unchecked)
 
 
-def from_candidates(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
-    """Several answers to one prompt, with the rejections of each already counted, or with scores."""
-    yield from _counted(row, discards, *tallied(row, discards))
+def _read_candidates(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
+    yield from _build_records(row, discards, *_count_rejections(row, discards))
 
 
-def tallied(row: Row, discards: Discards) -> tuple[list[Row], list[int], Any]:
-    """The candidates of a row, how often each was rejected, and in how many rounds; by scores without counts."""
-    candidates = candidates_of(row)
-    tallies = [pick(candidate, "rejection_count", "rejectionCount") for candidate in candidates]
-    if all(tally is None for tally in tallies):
-        return scored(row, discards)
-    for k, tally in enumerate(tallies):
-        if not isinstance(tally, int) or isinstance(tally, bool) or tally < 0:
-            fail(f"rejection_count of candidate {k} is {kind_of(tally)}: it must be a whole number, 0 or more")
-    return candidates, tallies, pick(row, "total_rounds", "totalRounds")
+def _read_scored(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
+    yield from _build_records(row, discards, *_compare_scores(row, discards))
 
 
-def from_scores(row: Row, discards: Discards) -> Iterator[RejectionRecord]:
-    """Several scored answers to one prompt."""
-    yield from _counted(row, discards, *scored(row, discards))
+def _rank_candidates(row: Row) -> Preference:
+    candidates, counts, rounds = _count_rejections(row, Discards())
+    answers = [_parse_candidate(answers_to_text(candidate, *ANSWER_KEYS), k) for k, candidate in enumerate(candidates)]
+    largest = max([1, *counts])
+    checked_rounds = largest if rounds is None else parse_integer(rounds, "total_rounds", largest)
+    return Preference(parse_prompt(pick_prompt(row)), tuple(answers), tuple(counts), checked_rounds)
 
 
-def scored(row: Row, discards: Discards) -> tuple[list[Row], list[int], int]:
+def _count_rejections(row: Row, discards: Discards) -> Counted:
+    """The candidates of a row with their counts; without counts by their scores."""
+    candidates = _pick_candidates(row)
+    counts = [pick(candidate, "rejection_count", "rejectionCount") for candidate in candidates]
+    if all(count is None for count in counts):
+        return _compare_scores(row, discards)
+    counts = [parse_integer(count, f"rejection_count of candidate {k}", 0) for k, count in enumerate(counts)]
+    return candidates, counts, pick(row, "total_rounds", "totalRounds")
+
+
+def _compare_scores(row: Row, discards: Discards) -> Counted:
     """The candidates of a row by their scores: each pair is a round, and the lower score loses it.
 
     With K answers each takes part in K - 1 rounds, so T = K - 1. A tie rejects neither.
     """
-    candidates = candidates_of(row)
-    scores = [_score(candidate, k, row) for k, candidate in enumerate(candidates)]
+    candidates = _pick_candidates(row)
+    scores = [_parse_score(candidate, k, row) for k, candidate in enumerate(candidates)]
     losses = [sum(score < other for other in scores) for score in scores]
     discards.ties += sum(a == b for a, b in combinations(scores, 2))
     return candidates, losses, max(1, len(candidates) - 1)
 
 
-def _counted(
-    row: Row, discards: Discards, candidates: Sequence[Row], tallies: Sequence[int], rounds: object
+def _build_records(
+    row: Row, discards: Discards, candidates: Sequence[Row], counts: Sequence[int], rounds: object
 ) -> Iterator[RejectionRecord]:
     """The record of candidates with rejection counts: those at 0 are discarded."""
-    rejected = [k for k, tally in enumerate(tallies) if tally]
+    rejected = [k for k, count in enumerate(counts) if count]
     if rejected:
-        answers = [answer_of(candidates[k], k) for k in rejected]
-        yield _record(discards, prompt_of(row), answers, [tallies[k] for k in rejected], rounds)
+        answers = [_parse_candidate(candidates[k], k) for k in rejected]
+        yield build_record(discards, pick_prompt(row), answers, [counts[k] for k in rejected], rounds)
     else:
         discards.without_rejection += 1
     discards.chosen_discarded += len(candidates) - len(rejected)
 
 
-def candidates_of(row: Row) -> list[Row]:
+def _pick_candidates(row: Row) -> list[Row]:
     """The answers of a row as objects, their texts unchecked."""
     value = pick(row, "completions", "candidates", "responses")
     if not isinstance(value, list):
-        fail(f"has no list of completions or candidates (its keys: {keys_of(row)})")
+        fail(f"has no list of completions or candidates (its keys: {list_keys(row)})")
     scores = row.get("scores")
     if isinstance(scores, list) and all(isinstance(text, str) for text in value):
         if len(scores) != len(value):
@@ -71,28 +86,42 @@ def candidates_of(row: Row) -> list[Row]:
         return [{"response": text, "score": score} for text, score in zip(value, scores, strict=True)]
     for k, candidate in enumerate(value):
         if not isinstance(candidate, Mapping):
-            fail(f"candidate {k} is {kind_of(candidate)}: it must be an object with a response")
+            fail(f"candidate {k} is {describe(candidate)}: it must be an object with a response")
     return value
 
 
-def answer_of(candidate: Row, k: int) -> str:
+def _parse_candidate(candidate: Row, k: int) -> str:
     """The text of the k-th candidate."""
-    answer = pick(candidate, "response", "completion", "text", "answer", "content")
+    answer = pick(candidate, *ANSWER_KEYS)
     if answer is None:
-        fail(f"candidate {k} has no response (its keys: {keys_of(candidate)})")
-    return _only_answer(answer, f"the response of candidate {k}")
+        fail(f"candidate {k} has no response (its keys: {list_keys(candidate)})")
+    return parse_answer(answer, f"the response of candidate {k}")
 
 
-def _score(candidate: Row, k: int, row: Row) -> float:
+def _parse_score(candidate: Row, k: int, row: Row) -> float:
     """A candidate's score: one number, or the mean rating of UltraFeedback's aspects."""
-    for name in ("score", "overall_score", "rating"):
-        value = candidate.get(name)
+    for key in ("score", "overall_score", "rating"):
+        value = candidate.get(key)
         if value is not None:
-            return _number(value, f"{name} of candidate {k}")
+            return parse_number(value, f"{key} of candidate {k}")
     aspects = candidate.get("annotations")
     if isinstance(aspects, Mapping):
-        ratings = [_path(aspect, "Rating") for aspect in aspects.values()]
+        ratings = [get_path(aspect, "Rating") for aspect in aspects.values()]
         numbers = [float(rating) for rating in ratings if re.fullmatch(r"\d+(\.\d+)?", str(rating))]
         if numbers:  # an aspect that does not apply is rated "N/A"
             return sum(numbers) / len(numbers)
-    fail(f"candidate {k} has no score (its keys: {keys_of(candidate)}; the row's: {keys_of(row)})")
+    fail(f"candidate {k} has no score (its keys: {list_keys(candidate)}; the row's: {list_keys(row)})")
+
+
+def _has_scores(row: Row) -> bool:
+    return isinstance(row.get("completions"), list) or (isinstance(row.get("responses"), list) and "scores" in row)
+
+
+CANDIDATES = Format(
+    "candidates",
+    "prompt, candidates[response, rejection_count or score]",
+    lambda row: isinstance(row.get("candidates"), list),
+    _read_candidates,
+    _rank_candidates,
+)
+SCORED = Format("scored", "prompt, completions[response, score]", _has_scores, _read_scored, _rank_candidates)

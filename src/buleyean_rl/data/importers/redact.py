@@ -1,7 +1,7 @@
 """Take personal data out of records: e-mail addresses, phone numbers, keys and passwords.
 
-Patterns find what looks like such data, and nobody's name: a look at the result stays the user's. Each find
-becomes its kind in brackets, and spans move with the text.
+Patterns match what looks like such data, and no names: the user has to look at the result. Each match becomes its kind
+in brackets, and spans move with the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEYS = (
     r"\bAIza[A-Za-z0-9_-]{30,}",
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
     r"(?<=\bBearer )[A-Za-z0-9._~+/-]{16,}=*",
-    # what stands after its name: only the value goes
+    # after a word such as `password`: only the value goes
     r"(?i:\b(?:api[ _-]?key|access[ _-]?token|token|secret|passwor[dt]|passwd|pwd)\b[\"']?\s*(?:[:=]|\bis\b)\s*[\"']?)"
     r"(?P<value>(?=\S*[\d\W_])[^\s\"',;]{6,})",
 )
@@ -41,77 +41,78 @@ PHONE_DIGITS = range(9, 16)  # dates and times have fewer, account numbers more
 KINDS = tuple(kind for kind, _ in _PATTERNS)
 
 
-def redact_record(record: RejectionRecord, found: Counter[str]) -> RejectionRecord:
-    """A record without the personal data that patterns find.
+def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRecord:
+    """A record without the personal data that patterns match, in its messages and answers.
 
     Args:
         record: any.
-        found: counts each find by its kind; every message and answer is looked at.
+        counts: is increased by the matches of each kind.
 
     Returns:
-        The record; the same one if nothing was found. A span over part of a find covers its replacement.
+        The record; the same one if nothing matched. A span over part of a match covers its replacement.
     """
-    before = found.total()
+    before = counts.total()
     if isinstance(record.prompt, str):
-        prompt: object = redact_text(record.prompt, found)[0]
+        prompt: object = redact_text(record.prompt, counts)[0]
     else:
-        prompt = [{"role": role, "content": redact_text(content, found)[0]} for role, content in record.prompt]
+        prompt = [{"role": role, "content": redact_text(content, counts)[0]} for role, content in record.prompt]
     answers, spans = [], []
     for text, ranges in zip(record.rejected_responses, record.rejected_spans, strict=True):
-        redacted, moved = redact_text(text, found, ranges)
+        redacted, moved = redact_text(text, counts, ranges)
         answers.append(redacted)
         spans.append(moved)
-    if found.total() == before:
+    if counts.total() == before:
         return record
     return make_record(prompt, answers, list(record.rejection_counts), record.total_rounds, spans)
 
 
-def redact_text(text: str, found: Counter[str], spans: Spans = ()) -> tuple[str, Spans]:
+def redact_text(text: str, counts: Counter[str], spans: Spans = ()) -> tuple[str, Spans]:
     """A text without personal data, and spans of it moved along.
 
     Args:
         text: any.
-        found: counts each find by its kind.
+        counts: is increased by the matches of each kind.
         spans: [start, end) ranges of the text.
     """
-    pieces, moves, position = [], [], 0
-    for start, end, kind in _finds(text):
-        found[kind] += 1
+    pieces, replacements, position = [], [], 0
+    for start, end, kind in _find_matches(text):
+        counts[kind] += 1
         pieces += [text[position:start], f"[{kind}]"]
-        moves.append((start, end, len(kind) + 2))
+        replacements.append((start, end, len(kind) + 2))
         position = end
     redacted = "".join([*pieces, text[position:]])
-    return redacted, tuple(_moved(span, moves) for span in spans)
+    return redacted, tuple(_shift_span(span, replacements) for span in spans)
 
 
-def _moved(span: Span, moves: list[tuple[int, int, int]]) -> Span:
+def _shift_span(span: Span, replacements: list[tuple[int, int, int]]) -> Span:
     """A span after replacements (start, end, new length): an edge within one moves to that one's edge."""
     start, end = span
     shift_start = shift_end = 0
-    for at, to, length in moves:
-        if to <= span[0]:
-            shift_start += length - (to - at)
-        elif at < span[0]:
-            start = at
-        if to <= span[1]:
-            shift_end += length - (to - at)
-        elif at < span[1]:
-            end = at + length
+    for old_start, old_end, length in replacements:
+        growth = length - (old_end - old_start)
+        if old_end <= span[0]:
+            shift_start += growth
+        elif old_start < span[0]:
+            start = old_start
+        if old_end <= span[1]:
+            shift_end += growth
+        elif old_start < span[1]:
+            end = old_start + length
     return start + shift_start, end + shift_end
 
 
-def _finds(text: str) -> Iterator[tuple[int, int, str]]:
+def _find_matches(text: str) -> Iterator[tuple[int, int, str]]:
     """Disjoint (start, end, kind), in order; of those that overlap the first kind's wins."""
-    taken: list[tuple[int, int, str]] = []
+    matches: list[tuple[int, int, str]] = []
     for kind, patterns in _PATTERNS:
         for pattern in patterns:
             for match in pattern.finditer(text):
                 start, end = match.span("value") if "value" in pattern.groupindex else match.span()
                 if kind == "phone" and not _is_phone(match.group(), start == match.start()):
                     continue
-                if all(end <= a or b <= start for a, b, _ in taken):
-                    taken.append((start, end, kind))
-    return iter(sorted(taken))
+                if all(end <= a or b <= start for a, b, _ in matches):
+                    matches.append((start, end, kind))
+    return iter(sorted(matches))
 
 
 def _is_phone(text: str, bare: bool) -> bool:

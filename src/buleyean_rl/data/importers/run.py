@@ -1,26 +1,25 @@
-"""Import a source: rows in, one record per prompt out, and a report of everything that is not in the file."""
+"""Import a source: rows in, one record per prompt out, and a report of everything that was left out.
+
+source --open_source--> rows --Format.read_records--> records --redact--> --write_folded--> records file
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.data.importers.formats import Format, detect_format, find_format
-from buleyean_rl.data.importers.logs import DEFAULT
+from buleyean_rl.data.importers.formats import find_format
+from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards
 from buleyean_rl.data.importers.redact import KINDS, redact_record
-from buleyean_rl.data.importers.rows import Discards
-from buleyean_rl.data.importers.scores import Choices
-from buleyean_rl.data.importers.sources import Placed, open_rows
-from buleyean_rl.data.records import RejectionRecord, SkipBad, reject_row, write_folded
+from buleyean_rl.data.importers.sources import open_source
+from buleyean_rl.data.records import RejectionRecord, handle_bad_row, write_folded
+from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED
 from buleyean_rl.errors import RecordError, UsageError
 
-ROWS_LOOKED_AT = 20  # by `auto`
 ROWS_PER_TICK = 1000
-MAX_ERRORS_KEPT = 20
 
 
 @dataclass
@@ -44,7 +43,7 @@ class ImportReport:
         same_as_chosen: rows that reject the very text they choose.
         skipped: bad rows left out.
         errors: the first messages about those.
-        redacted: finds of personal data taken out, by kind; None where nobody asked for it.
+        redacted: pieces of personal data taken out, by kind; None without redaction.
     """
 
     source: str
@@ -77,16 +76,16 @@ class ImportReport:
             "rows without a rejection": self.without_rejection,
             "duplicate answers folded into counts": self.duplicates_folded,
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
-            "empty answers kept (training drops them: they have no token to reject)": self.empty,
-            "rows that reject the very text they choose, kept": self.same_as_chosen,
+            "empty answers, with no token to reject (training drops them)": self.empty,
+            "rows that reject the very text they choose": self.same_as_chosen,
             "bad rows skipped": self.skipped,
         }
-        taken_out = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
+        redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
         return [
             f"{self.source} ({self.format}): {self.rows:,} rows -> {self.records:,} records, "
             f"{self.rejections:,} rejections of {self.answers:,} answers, in {self.output}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
-            *([f"  redacted: {taken_out}; names and addresses are not looked for"] if self.redacted else []),
+            *([f"  redacted: {redacted}; names and addresses are not looked for"] if self.redacted else []),
             *(f"  {error}" for error in self.errors[:3]),
         ]
 
@@ -99,7 +98,7 @@ def import_records(
     split: str | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
-    choices: Choices = DEFAULT,
+    choices: Choices = NO_CHOICES,
     redact: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> ImportReport:
@@ -112,7 +111,7 @@ def import_records(
         split: the part of a Hub data set.
         limit: stop once there are so many records.
         skip_bad: leave bad rows out and count them, instead of stopping at the first.
-        choices: what the user says of rows that do not speak for themselves.
+        choices: the user's reading of rows that are ambiguous.
         redact: take e-mail addresses, phone numbers and keys out.
         progress: told the number of rows read, every thousand.
 
@@ -122,73 +121,47 @@ def import_records(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}: it must be 1 or more")
-    chosen_format = None if format == "auto" else find_format(format, choices)
-    found: Counter[str] = Counter()
+    redactions: Counter[str] = Counter()
     report, discards = ImportReport(source, str(output), format), Discards()
 
-    def note(error: RecordError) -> None:
+    def note_bad(error: RecordError) -> None:
         report.skipped += 1
-        if len(report.errors) < MAX_ERRORS_KEPT:
+        if len(report.errors) < MAX_ERRORS_LISTED:
             report.errors.append(str(error))
 
     def note_unreadable(error: RecordError) -> None:
         report.rows += 1
-        note(error)
+        note_bad(error)
 
-    chosen_format, rows = rows_in(source, chosen_format, choices, split, note_unreadable if skip_bad else False)
-    report.format = chosen_format.name
-    convert = chosen_format.convert
+    row_format, rows = open_source(
+        source,
+        None if format == "auto" else find_format(format, choices),
+        choices,
+        split,
+        note_unreadable if skip_bad else False,
+    )
+    report.format = row_format.name
 
-    def records() -> Iterator[RejectionRecord]:
+    def read_records() -> Iterator[RejectionRecord]:
         any_rejected = False
-        for place, row in rows:
+        for line, row in rows:
             report.rows += 1
             if progress is not None and report.rows % ROWS_PER_TICK == 0:
                 progress(report.rows)
             try:
-                for record in convert(row, discards):
+                for record in row_format.read_records(row, discards, choices):
                     any_rejected = True
-                    yield redact_record(record, found) if redact else record
+                    yield redact_record(record, redactions) if redact else record
             except RecordError as error:
-                reject_row(error, source, place, note if skip_bad else False)
+                handle_bad_row(error, source, line, note_bad if skip_bad else False)
         if not any_rejected:
             problem = f"has no rejected answer in {report.rows:,} rows read as {report.format}"
             raise RecordError(f"{problem}; nothing was written", path=source)
 
-    written = write_folded(output, records(), limit=limit)
-    for name, value in (asdict(discards) | asdict(written)).items():
+    folded = write_folded(output, read_records(), limit=limit)
+    for name, value in (asdict(discards) | asdict(folded)).items():
         if name != "answers_folded":
             setattr(report, name, value)
-    report.duplicates_folded += written.answers_folded
-    report.redacted = {kind: found[kind] for kind in KINDS} if redact else None
+    report.duplicates_folded += folded.answers_folded
+    report.redacted = {kind: redactions[kind] for kind in KINDS} if redact else None
     return report
-
-
-def rows_in(
-    source: str,
-    known: Format | None,
-    choices: Choices = DEFAULT,
-    split: str | None = None,
-    skip_bad: SkipBad = False,
-) -> tuple[Format, Placed]:
-    """The rows of a source with their places, and the format they are in.
-
-    Args:
-        source: see `open_rows`.
-        known: the format, if it is known; None looks at the first rows.
-        choices: what the user says of the rows.
-        split: see `open_rows`.
-        skip_bad: see `open_rows`.
-
-    Raises:
-        RecordError: the source cannot be read, or is in no known format.
-    """
-    rows = open_rows(source, split=split, skip_bad=skip_bad)
-    if known is not None:
-        return known, rows
-    first = list(islice(rows, ROWS_LOOKED_AT))
-    try:
-        found = detect_format([row for _, row in first], choices)
-    except RecordError as error:
-        raise RecordError(error.problem, path=source) from error
-    return found, chain(first, rows)

@@ -1,4 +1,7 @@
-"""Where rows come from: a JSON Lines, JSON or CSV file, a folder of bad answers, or a data set on the Hub."""
+"""Where rows come from: a JSON Lines, JSON or CSV file, a folder of bad answers, or a data set on the Hub.
+
+source --open_rows--> numbered rows --the first of them--> their format: `open_source`
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,55 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.data.importers.formats import FORMATS
-from buleyean_rl.data.records import Row, SkipBad, decode_json, open_bytes, read_rows, reject_row
+from buleyean_rl.data.importers.formats import FORMATS, detect_format
+from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Format
+from buleyean_rl.data.records import Row, SkipBad, decode_json, handle_bad_row, open_bytes, read_rows, read_text
 from buleyean_rl.data.records.files import STRICT_JSON
-from buleyean_rl.data.records.record import keys_of, kind_of
+from buleyean_rl.data.records.values import describe, list_keys
 from buleyean_rl.errors import RecordError
 
+ROWS_SAMPLED = 20  # to detect the format
 _SPACE = re.compile(r"\s*")
 
+NumberedRows = Iterator[tuple[int, Row]]  # a file's line, or a data set's row, counted from 1
 
-Placed = Iterator[tuple[int, Row]]
+
+def open_source(
+    source: str,
+    row_format: Format | None,
+    choices: Choices = NO_CHOICES,
+    split: str | None = None,
+    skip_bad: SkipBad = False,
+) -> tuple[Format, NumberedRows]:
+    """The rows of a source, and the format they are in.
+
+    Args:
+        source: see `open_rows`.
+        row_format: None detects it from the first rows.
+        choices: the user's reading of the rows.
+        split: see `open_rows`.
+        skip_bad: see `open_rows`.
+
+    Raises:
+        RecordError: the source cannot be read, or is in no known format.
+    """
+    rows = open_rows(source, split=split, skip_bad=skip_bad)
+    if row_format is not None:
+        return row_format, rows
+    sample = list(islice(rows, ROWS_SAMPLED))
+    try:
+        detected = detect_format([row for _, row in sample], choices)
+    except RecordError as error:
+        raise RecordError(error.problem, path=source) from error
+    return detected, chain(sample, rows)
 
 
-def open_rows(source: str, *, split: str | None = None, skip_bad: SkipBad = False) -> Placed:
-    """Stream the rows of a source with their places: a file's line, or the number of a data set's row.
+def open_rows(source: str, *, split: str | None = None, skip_bad: SkipBad = False) -> NumberedRows:
+    """Stream the rows of a source with their numbers.
 
     Args:
         source: a .jsonl file, a .json file (a list, or an object that holds one), a .csv or .tsv file with a
@@ -35,52 +70,45 @@ def open_rows(source: str, *, split: str | None = None, skip_bad: SkipBad = Fals
         RecordError: the source cannot be read, or a row of it.
     """
     if is_hub_id(source):
-        return _hub_rows(source, split)
+        return _read_hub(source, split)
     if Path(source).is_dir():
-        return _folder_rows(Path(source))
+        return _read_folder(Path(source))
     if Path(source).suffix.lower() in (".csv", ".tsv"):
-        return _csv_rows(source, skip_bad)
+        return _read_table(source, skip_bad)
     with open_bytes(source) as file:
         head = file.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"[") or (head.startswith(b"{") and Path(source).suffix.lower() == ".json"):
-        return _json_rows(source, skip_bad)
+        return _read_json(source, skip_bad)
     return read_rows(source, skip_bad=skip_bad)
 
 
 def is_hub_id(source: str) -> bool:
     """Whether a source means owner/name on the Hub: it looks like one, and there is no folder `owner`."""
-    looks_so = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None
+    is_owner_and_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None
     is_file_name = Path(source).suffix.lower() in {".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".txt"}
-    return looks_so and not is_file_name and not Path(source).parent.exists()
+    return is_owner_and_name and not is_file_name and not Path(source).parent.exists()
 
 
-def _json_rows(path: str, skip_bad: SkipBad) -> Placed:
-    with open_bytes(path) as file:
-        raw = file.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path, line=line) from error
-    del raw
+def _read_json(path: str, skip_bad: SkipBad) -> NumberedRows:
+    text = read_text(path)
     start = _skip_space(text, 0)
     if text[start] == "{":
-        first_line, _, rest = text[start:].partition("\n")
-        if rest.strip() and _is_object(first_line):  # JSON Lines under another name
+        first_line, _, later_lines = text[start:].partition("\n")
+        if later_lines.strip() and _is_object(first_line):  # JSON Lines under another name
             yield from read_rows(path, skip_bad=skip_bad)
             return
-        whole, lists = _object_with_lists(text, start, path)
-        if any(known.matches(whole) for known in FORMATS):
-            yield 1, whole
+        value, list_starts = _find_lists(text, start, path)
+        if any(format.matches(value) for format in FORMATS):
+            yield 1, value
             return
-        if len(lists) != 1:
-            problem = f"holds {len(lists)} lists of objects (its keys: {keys_of(whole)}); one is wanted"
+        if len(list_starts) != 1:
+            problem = f"holds {len(list_starts)} lists of objects (its keys: {list_keys(value)}); one is wanted"
             raise RecordError(problem, path=path)
-        start = lists[0]
-    yield from _list_rows(text, start, path, skip_bad)
+        start = list_starts[0]
+    yield from _read_list(text, start, path, skip_bad)
 
 
-def _list_rows(text: str, start: int, path: str, skip_bad: SkipBad) -> Placed:
+def _read_list(text: str, start: int, path: str, skip_bad: SkipBad) -> NumberedRows:
     """The objects of the list that starts at a position, decoded one by one."""
     position = _skip_space(text, start + 1)
     line, counted = text.count("\n", 0, position) + 1, position
@@ -88,11 +116,11 @@ def _list_rows(text: str, start: int, path: str, skip_bad: SkipBad) -> Placed:
         raise RecordError("is an empty list: it must hold rows", path=path)
     while True:
         line, counted = line + text.count("\n", counted, position), position
-        value, position = _value(text, position, path)
+        value, position = _decode_value(text, position, path)
         if isinstance(value, dict):
             yield line, value
         else:
-            reject_row(RecordError(f"is {kind_of(value)}: each row must be an object"), path, line, skip_bad)
+            handle_bad_row(RecordError(f"is {describe(value)}: each row must be an object"), path, line, skip_bad)
         position = _skip_space(text, position)
         mark = text[position : position + 1]
         if mark == "]":
@@ -103,22 +131,22 @@ def _list_rows(text: str, start: int, path: str, skip_bad: SkipBad) -> Placed:
         position = _skip_space(text, position + 1)
 
 
-def _object_with_lists(text: str, start: int, path: str) -> tuple[Row, list[int]]:
+def _find_lists(text: str, start: int, path: str) -> tuple[Row, list[int]]:
     """An object, and where those of its values start that are lists of objects."""
-    whole, _ = _value(text, start, path)
-    lists = []
+    outer, _ = _decode_value(text, start, path)
+    list_starts = []
     position = _skip_space(text, start + 1)
-    for value in whole.values():
-        _, position = _value(text, position, path)  # the key
+    for value in outer.values():
+        _, position = _decode_value(text, position, path)  # the key
         position = _skip_space(text, _skip_space(text, position) + 1)  # the colon
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            lists.append(position)
-        _, position = _value(text, position, path)
+            list_starts.append(position)
+        _, position = _decode_value(text, position, path)
         position = _skip_space(text, _skip_space(text, position) + 1)  # the comma
-    return whole, lists
+    return outer, list_starts
 
 
-def _value(text: str, position: int, path: str) -> tuple[Any, int]:
+def _decode_value(text: str, position: int, path: str) -> tuple[Any, int]:
     try:
         return STRICT_JSON.raw_decode(text, position)
     except json.JSONDecodeError as error:
@@ -141,7 +169,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _csv_rows(path: str, skip_bad: SkipBad) -> Placed:
+def _read_table(path: str, skip_bad: SkipBad) -> NumberedRows:
     """The rows of a table as objects, by the names in its first row; places are the lines where rows begin."""
     with open_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
@@ -159,7 +187,7 @@ def _csv_rows(path: str, skip_bad: SkipBad) -> Placed:
             for row in reader:
                 if None in row or None in row.values():
                     problem = f"has not {len(names)} cells as the first row has: quote cells that hold a {delimiter!r}"
-                    reject_row(RecordError(problem), path, line, skip_bad)
+                    handle_bad_row(RecordError(problem), path, line, skip_bad)
                 else:
                     yield line, dict(row)
                 line = reader.line_num + 1
@@ -170,7 +198,7 @@ def _csv_rows(path: str, skip_bad: SkipBad) -> Placed:
             raise RecordError(f"is not a table: {error}", path=path, line=line) from error
 
 
-def _folder_rows(folder: Path) -> Placed:
+def _read_folder(folder: Path) -> NumberedRows:
     """Every text file of a folder as a bad answer to the prompt beside it: `NAME.prompt.txt`, or `prompt.txt`
     there or further up.
     """
@@ -186,27 +214,19 @@ def _folder_rows(folder: Path) -> Placed:
         raise RecordError("holds no .txt or .md file: put one bad answer into each", path=folder)
     for number, path in enumerate(answers, start=1):
         above = [parent / "prompt.txt" for parent in path.parents if parent == folder or folder in parent.parents]
-        found = next((p for p in [path.with_suffix(".prompt.txt"), *above] if p.is_file()), None)
-        if found is None:
+        prompt = next((file for file in [path.with_suffix(".prompt.txt"), *above] if file.is_file()), None)
+        if prompt is None:
             problem = f"has no prompt: write what was asked into {path.stem}.prompt.txt or prompt.txt beside it"
             raise RecordError(problem, path=path)
-        yield number, {"prompt": _text(found), "rejected": _text(path)}
+        yield number, {"prompt": read_text(prompt).strip(), "rejected": read_text(path).strip()}
 
 
-def _text(path: Path) -> str:
-    with open_bytes(path) as file:
-        try:
-            return file.read().decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
-
-
-def _hub_rows(name: str, split: str | None) -> Placed:
+def _read_hub(name: str, split: str | None) -> NumberedRows:
     import datasets
 
     try:
         if split is None:
-            split = _main_split(datasets.get_dataset_split_names(name))
+            split = _choose_split(datasets.get_dataset_split_names(name))
         rows = datasets.load_dataset(name, split=split, streaming=True)
         yield from enumerate(rows, start=1)
     except RecordError as error:
@@ -217,7 +237,7 @@ def _hub_rows(name: str, split: str | None) -> Placed:
         raise RecordError(problem, path=name) from error
 
 
-def _main_split(names: list[str]) -> str:
+def _choose_split(names: list[str]) -> str:
     for name in ("train", "train_prefs"):
         if name in names:
             return name

@@ -1,52 +1,45 @@
 """Rejection records: what people said no to, how often, out of how many rounds.
 
-A records file is JSON Lines, one `RejectionRecord` a line. It streams: a file of any length is read,
-folded and written without ever being held.
+A records file is JSON Lines, one `RejectionRecord` a line. It streams: a file of any length is read, folded and
+written without ever being in memory.
 
-    record       RejectionRecord, every check on one, and how duplicates fold into counts
+    values       JSON values: looked up, checked, described in error messages
+    prompt       a text or a conversation
+    record       RejectionRecord, and every check on one
     files        JSON Lines in and out
+    folding      many records of a prompt --> one
     validation   what training would make of a file
 
-What this package is not: it knows no tokenizer. `validate_records` is handed one function that measures.
+What this package is not: it knows no tokenizer. `validate_records` is passed one function that measures.
 """
 
 from buleyean_rl.data.records.files import (
-    FoldReport,
     Row,
     SkipBad,
     decode_json,
     format_record,
+    handle_bad_row,
     open_bytes,
     read_records,
     read_rows,
+    read_text,
     records_sha256,
-    reject_row,
-    write_folded,
     write_records,
 )
+from buleyean_rl.data.records.folding import accumulate_records, fold_records, write_folded
+from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, parse_messages, parse_prompt
 from buleyean_rl.data.records.record import (
-    Messages,
-    Prompt,
     RejectionRecord,
     Span,
     Spans,
-    accumulate_records,
-    as_messages,
-    fold_records,
     make_record,
-    merge_records,
-    parse_messages,
-    parse_prompt,
     parse_record,
-    parse_text,
-    pick,
-    rejected_answers,
+    pick_rejected_answers,
 )
-from buleyean_rl.data.records.validation import Measure, Validation, validate_records
+from buleyean_rl.data.records.validation import validate_records
+from buleyean_rl.data.records.values import parse_text, pick
 
 __all__ = [
-    "FoldReport",
-    "Measure",
     "Messages",
     "Prompt",
     "RejectionRecord",
@@ -54,25 +47,24 @@ __all__ = [
     "SkipBad",
     "Span",
     "Spans",
-    "Validation",
     "accumulate_records",
     "as_messages",
     "decode_json",
     "fold_records",
     "format_record",
+    "handle_bad_row",
     "make_record",
-    "merge_records",
     "open_bytes",
     "parse_messages",
     "parse_prompt",
     "parse_record",
     "parse_text",
     "pick",
+    "pick_rejected_answers",
     "read_records",
     "read_rows",
+    "read_text",
     "records_sha256",
-    "reject_row",
-    "rejected_answers",
     "validate_records",
     "write_folded",
     "write_records",

@@ -1,7 +1,7 @@
 """Records files: JSON Lines in, streamed and strict; JSON Lines out, whole or not at all.
 
-bytes -> read_rows (one JSON object a line) -> parse_record -> a stream of records
-records -> write_records, or write_folded, which makes one record of each prompt's many
+file --read_rows--> a JSON object a line --parse_record--> a stream of records: `read_records`
+records --format_record--> lines --replace_file--> file: `write_records`
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from buleyean_rl.data.records.record import RejectionRecord, fail, fold_records, kind_of, parse_record
+from buleyean_rl.data.records.record import RejectionRecord, parse_record
+from buleyean_rl.data.records.values import describe, fail
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.files import atomic_write
 
 Row = dict[str, Any]
 
 # Skip bad rows silently (True), tell each one to a function, or stop at the first (False).
 SkipBad = bool | Callable[[RecordError], None]
-
-CHUNK_BYTES = 1 << 20
 
 
 def read_records(path: Path | str, *, skip_bad: SkipBad = False) -> Iterator[RejectionRecord]:
@@ -45,7 +43,7 @@ def read_records(path: Path | str, *, skip_bad: SkipBad = False) -> Iterator[Rej
         try:
             record = parse_record(row)
         except RecordError as error:
-            reject_row(error, path, line, skip_bad)
+            handle_bad_row(error, path, line, skip_bad)
             continue
         count += 1
         yield record
@@ -79,17 +77,17 @@ def read_rows(path: Path | str, *, skip_bad: SkipBad = False) -> Iterator[tuple[
             try:
                 row = decode_json(raw)
                 if not isinstance(row, dict):
-                    fail(f"is {kind_of(row)}: each line must be one JSON object")
+                    fail(f"is {describe(row)}: each line must be one JSON object")
             except RecordError as error:
-                reject_row(error, path, line, skip_bad)
+                handle_bad_row(error, path, line, skip_bad)
                 continue
             yield line, row
     if empty:
         raise RecordError("is empty: it must hold one JSON object a line", path=path)
 
 
-def reject_row(error: RecordError, path: Path | str, line: int, skip_bad: SkipBad) -> None:
-    """Raise a row's error with its place, or skip the row.
+def handle_bad_row(error: RecordError, path: Path | str, line: int, skip_bad: SkipBad) -> None:
+    """Raise a bad row's error with its place, or skip the row.
 
     Args:
         error: what is wrong, without a place.
@@ -128,6 +126,21 @@ def open_bytes(path: Path | str) -> Iterator[BufferedReader]:
         yield file
 
 
+def read_text(path: Path | str) -> str:
+    """A whole file of UTF-8 text, without its byte-order mark.
+
+    Raises:
+        RecordError: as `open_bytes`, or not UTF-8; with the line.
+    """
+    with open_bytes(path) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path, line=line) from error
+
+
 def decode_json(raw: bytes | str) -> Any:
     """One JSON value, strictly: UTF-8, no NaN or Infinity, no key twice in an object.
 
@@ -146,7 +159,7 @@ def decode_json(raw: bytes | str) -> Any:
         fail(f"is not valid JSON: {error}")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
+def _require_unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
@@ -155,11 +168,11 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-STRICT_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+STRICT_JSON = json.JSONDecoder(object_pairs_hook=_require_unique_keys, parse_constant=_refuse_constant)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -198,139 +211,30 @@ def write_records(path: Path | str, records: Iterable[RejectionRecord]) -> int:
         RecordError: the target is a folder, or its folder does not exist.
     """
     count = 0
-    with _replacing(path) as file:
+    with replace_file(path) as file:
         for record in records:
             file.write(format_record(record).encode() + b"\n")
             count += 1
     return count
 
 
-@dataclass
-class FoldReport:
-    """What `write_folded` wrote, and how much of it was repetition.
-
-    Args:
-        records: lines written, one per prompt.
-        rejections: the sum of all counts.
-        answers: rejected answers written, each once.
-        answers_folded: rejected answers that repeated an earlier one of the same prompt in another record.
-        prompts_repeated: records whose prompt an earlier one had.
-        empty: answers written that are "".
-    """
-
-    records: int = 0
-    rejections: int = 0
-    answers: int = 0
-    answers_folded: int = 0
-    prompts_repeated: int = 0
-    empty: int = 0
-
-
-def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
-    """Write one record per prompt, in the order of first appearance, holding only an index in memory.
-
-    Every record goes to a spool; prompts seen twice are remembered by place. The second pass copies the spool
-    and merges those. The file appears whole or not at all, and not if there is no record.
-
-    Args:
-        path: the target; replaced if it exists.
-        records: streamed once.
-        limit: stop reading once there are so many records.
+@contextmanager
+def replace_file(path: Path | str) -> Iterator[BinaryIO]:
+    """`atomic_write` for an output that the user named: what cannot be written is refused before work begins.
 
     Raises:
-        RecordError: as `write_records`, or no record came.
+        RecordError: it is a folder or no regular file, or its folder is missing or cannot be written to.
     """
-    report = FoldReport()
-    first_place: dict[int, tuple[int, int]] = {}  # hash of a prompt -> (offset, length) of its first line
-    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}  # first line -> the later ones
-    with _replacing(path) as target, tempfile.TemporaryFile(dir=_target(path).parent) as spool:
-        offset = 0
-        for record in records:
-            key = hash(record.prompt)
-            line = format_record(record).encode() + b"\n"
-            place = (offset, len(line))
-            first = first_place.setdefault(key, place)
-            if first is not place:
-                groups.setdefault(first, []).append(place)
-            spool.write(line)
-            offset += len(line)
-            report.records += 1
-            report.rejections += sum(record.rejection_counts)
-            report.answers += len(record.rejected_responses)
-            report.empty += record.rejected_responses.count("")
-            if len(first_place) == limit:
-                break
-        if not report.records:
-            raise RecordError("no rejected answer was found, so nothing was written")
-        later = (place for places in groups.values() for place in places)
-        copied = 0
-        for start, length in sorted([*groups, *later]):
-            _copy(spool, target, copied, start)
-            copied = start + length
-            if (start, length) in groups:
-                lines = [_at(spool, place) for place in [(start, length), *groups[start, length]]]
-                before = [parse_record(decode_json(line)) for line in lines]
-                # Folding by the prompt itself, so that two prompts of one hash stay two.
-                after = fold_records(before)
-                for record in after:
-                    target.write(format_record(record).encode() + b"\n")
-                lost = _answers(before) - _answers(after)
-                report.records -= len(before) - len(after)
-                report.prompts_repeated += len(before) - len(after)
-                report.answers -= lost
-                report.answers_folded += lost
-                report.empty -= _empty(before) - _empty(after)
-        _copy(spool, target, copied, offset)
-    return report
-
-
-def _answers(records: Iterable[RejectionRecord]) -> int:
-    return sum(len(record.rejected_responses) for record in records)
-
-
-def _empty(records: Iterable[RejectionRecord]) -> int:
-    return sum(record.rejected_responses.count("") for record in records)
-
-
-def _at(file: IO[bytes], place: tuple[int, int]) -> bytes:
-    file.seek(place[0])
-    return file.read(place[1])
-
-
-def _copy(source: IO[bytes], target: IO[bytes], start: int, end: int) -> None:
-    source.seek(start)
-    while start < end:
-        chunk = source.read(min(CHUNK_BYTES, end - start))
-        target.write(chunk)
-        start += len(chunk)
-
-
-def _target(path: Path | str) -> Path:
-    """The real file behind a path: replacing a link's name would leave its file as it was."""
-    return Path(os.path.realpath(path))
-
-
-@contextmanager
-def _replacing(path: Path | str) -> Iterator[IO[bytes]]:
-    """A file under a temporary name beside the target, which takes the target's name once all is written."""
-    target = _target(path)
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise RecordError("is a folder: name the file to write", path=path)
     if target.exists() and not target.is_file():
         raise RecordError("is not a regular file: name the file to write", path=path)
     if not target.parent.is_dir():
         raise RecordError(f"cannot be written: create the folder {target.parent} first", path=path)
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
-    try:
+    with ExitStack() as stack:
         try:
-            file = open(temporary, "wb")  # noqa: SIM115 - only the errors of opening are caught here
+            file = stack.enter_context(atomic_write(target))
         except OSError as error:
             raise RecordError(f"cannot be written: {error.strerror or error}", path=path) from error
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        with suppress(OSError):  # gone if it took its name, and never there if it could not be opened
-            temporary.unlink()
+        yield file

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.data.records.files import read_rows, reject_row
-from buleyean_rl.data.records.record import RejectionRecord, parse_record, rejected_answers
+from buleyean_rl.data.records.files import handle_bad_row, read_rows
+from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
 from buleyean_rl.errors import RecordError
 
 # For a record: the tokens of its prompt, and for each rejected answer which of its tokens are rejected.
 Measure = Callable[[RejectionRecord], tuple[int, Sequence[Sequence[bool]]]]
 
-MAX_ERRORS_KEPT = 20
+MAX_ERRORS_LISTED = 20
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Tokens:
     """A records file in a model's tokens.
 
     Args:
-        max_length: the most tokens a prompt and an answer may have together.
+        max_length: tokens that a prompt and an answer may have together.
         prompts: tokens of all prompts that leave room for an answer.
         responses: tokens of all their answers, before cutting.
         longest_prompt: tokens of the longest prompt.
@@ -44,7 +44,7 @@ class Tokens:
 
 @dataclass
 class Validation:
-    """What `validate_records` found.
+    """What `validate_records` counted.
 
     Args:
         path: the file.
@@ -123,7 +123,7 @@ def validate_records(
     Args:
         path: the file.
         measure: a record in tokens; without it the text alone is checked.
-        max_length: with `measure`, the most tokens a prompt and an answer may have together.
+        max_length: with `measure`, tokens that a prompt and an answer may have together.
         progress: told the number of rows, every hundred.
 
     Raises:
@@ -135,21 +135,21 @@ def validate_records(
     def note(error: RecordError) -> None:
         report.rows += 1
         report.bad += 1
-        if len(report.errors) < MAX_ERRORS_KEPT:
+        if len(report.errors) < MAX_ERRORS_LISTED:
             report.errors.append(str(error))
 
     for line, row in read_rows(path, skip_bad=note):
         try:
             record = parse_record(row)
         except RecordError as error:
-            reject_row(error, path, line, note)
+            handle_bad_row(error, path, line, note)
             continue
         report.rows += 1
         report.records += 1
         if progress is not None and report.rows % 100 == 0:
             progress(report.rows)
         report.rejections += sum(record.rejection_counts)
-        report.duplicates += len(rejected_answers(row)) - len(record.rejected_responses)
+        report.duplicates += len(pick_rejected_answers(row)) - len(record.rejected_responses)
         report.empty += record.rejected_responses.count("")
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts
@@ -157,11 +157,11 @@ def validate_records(
         if measure is None or report.tokens is None:
             report.dropped += not any(record.rejected_responses)
         else:
-            report.dropped += not _trainable(report.tokens, *measure(record))
+            report.dropped += not _count_tokens(report.tokens, *measure(record))
     return report
 
 
-def _trainable(tokens: Tokens, prompt: int, responses: Sequence[Sequence[bool]]) -> bool:
+def _count_tokens(tokens: Tokens, prompt: int, responses: Sequence[Sequence[bool]]) -> bool:
     """Add a record to the token counts; whether a rejected token of it is left after cutting."""
     tokens.longest_prompt = max(tokens.longest_prompt, prompt)
     room = tokens.max_length - prompt

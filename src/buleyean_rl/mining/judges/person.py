@@ -1,4 +1,4 @@
-"""Somebody at the terminal: an answer, a key, the next answer."""
+"""A person at the terminal: an answer, a key, the next answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from buleyean_rl.errors import UsageError
 from buleyean_rl.mining.judges.protocol import Answer, Verdict, last_message
 
-HELP = "[r]eject  [a]ccept  [p]art of it  [s]kip  [b]ack  [q]uit: what was said stays"
+HELP = "[r]eject  [a]ccept  [p]art of it  [s]kip  [b]ack  [q]uit: verdicts so far stay"
 
 
 class PersonJudge:
@@ -21,8 +21,8 @@ class PersonJudge:
 
     Args:
         console: where answers are shown; stderr if None.
-        read_key: gives the next key; the terminal's if None.
-        read_line: gives the words that are wrong, after the key `p`.
+        read_key: returns the next key; the terminal's if None.
+        read_line: returns the words that are wrong, after the key `p`.
     """
 
     name = "person"
@@ -37,14 +37,14 @@ class PersonJudge:
         if read_key is None and not sys.stdin.isatty():
             raise UsageError("the judge `person` needs a terminal: run it without redirecting its input")
         self._console = console or Console(stderr=True, highlight=False)
-        self._key = read_key or typer.getchar
-        self._line = read_line or self._console.input
+        self._read_key = read_key or typer.getchar
+        self._read_line = read_line or self._console.input
 
     def judge(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Until all are judged, or somebody quits.
+        """Until all are judged, or the person quits.
 
         Raises:
-            KeyboardInterrupt: somebody quits.
+            KeyboardInterrupt: the person quits.
         """
         self._console.print(HELP, style="dim", markup=False)
         index = 0
@@ -52,7 +52,7 @@ class PersonJudge:
             answer = answers[index]
             self._console.print(Text(f"\n{index + 1}/{len(answers)}  {last_message(answer.prompt)}", style="bold"))
             self._console.print(Panel(Text(answer.text.strip() or "(nothing)")))
-            match self._key().lower():
+            match self._read_key().lower():
                 case "r" | "x" | "n":
                     yield index, Verdict(True)
                 case "a" | "y":
@@ -60,7 +60,7 @@ class PersonJudge:
                 case "s":
                     yield index, Verdict(None, (), "skipped")
                 case "p":
-                    span = self._part(answer.text)
+                    span = self._ask_part(answer.text)
                     if span is None:
                         continue
                     yield index, Verdict(True, (span,))
@@ -74,10 +74,10 @@ class PersonJudge:
                     continue
             index += 1
 
-    def _part(self, text: str) -> tuple[int, int] | None:
-        words = self._line("which words are wrong? ").strip()
-        at = text.lower().find(words.lower()) if words else -1
-        if at < 0:
+    def _ask_part(self, text: str) -> tuple[int, int] | None:
+        words = self._read_line("which words are wrong? ").strip()
+        start = text.lower().find(words.lower()) if words else -1
+        if start < 0:
             self._console.print("the answer has no such words", style="dim")
             return None
-        return at, at + len(words)
+        return start, start + len(words)

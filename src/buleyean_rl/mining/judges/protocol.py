@@ -1,4 +1,4 @@
-"""What every judge has in common."""
+"""What a judge is: answers in, verdicts out; and a function as a judge."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from buleyean_rl.data.records import Prompt, Spans, make_record
 from buleyean_rl.errors import RecordError, UsageError
+
+OUTCOMES = ("rejected", "accepted", "abstained")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of an answer.
+    """A judge's verdict on an answer.
 
     Args:
         rejected: None where the judge abstains.
@@ -37,27 +39,28 @@ class Verdict:
     spans: Spans = ()
     reason: str = ""
 
+    @property
+    def outcome(self) -> str:
+        """One of `OUTCOMES`."""
+        return "abstained" if self.rejected is None else "rejected" if self.rejected else "accepted"
+
 
 class Judge(Protocol):
-    """Says of each answer whether it is rejected.
-
-    `name` stands for everything that decides the verdict: two judges of one name agree. `asks_person` is
-    true where the terminal is needed.
-    """
+    """Rejects answers, or accepts them."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Names everything that decides the verdict: two judges of one name agree."""
 
     @property
     def asks_person(self) -> bool:
-        """Whether somebody has to sit there."""
+        """Whether it needs the terminal for itself."""
 
     def judge(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Verdicts as they fall, each with the index of its answer; a later one for the same answer counts.
+        """Verdicts as they fall, each with the index of its answer; the last one for an answer counts.
 
         Args:
-            answers: in the order they were given.
+            answers: to be judged, in any order.
         """
 
 
@@ -66,7 +69,7 @@ class FunctionJudge:
     """A function of a prompt's last message and an answer.
 
     Args:
-        name: what it is called.
+        name: see `Judge`.
         function: returns true or false, a list of [start, end) spans (an empty one accepts), a `Verdict`, or
             None to abstain.
     """
@@ -76,28 +79,32 @@ class FunctionJudge:
     asks_person: bool = False
 
     def judge(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """One after the other."""
+        """One after the other.
+
+        Raises:
+            UsageError: the function returned something else.
+        """
         for index, answer in enumerate(answers):
             yield index, self._verdict(answer)
 
     def _verdict(self, answer: Answer) -> Verdict:
-        said = self.function(last_message(answer.prompt), answer.text)
-        if isinstance(said, Verdict):
-            return said
-        if said is None or isinstance(said, bool):
-            return Verdict(said)
-        if not isinstance(said, list | tuple):
+        value = self.function(last_message(answer.prompt), answer.text)
+        if isinstance(value, Verdict):
+            return value
+        if value is None or isinstance(value, bool):
+            return Verdict(value)
+        if not isinstance(value, list | tuple):
             raise UsageError(
-                f"judge {self.name} returned {type(said).__name__}: it must be True, False, None, spans or a Verdict"
+                f"judge {self.name} returned {type(value).__name__}: it must be True, False, None, spans or a Verdict"
             )
         try:
-            return Verdict(bool(said), checked_spans(answer.text, said))
+            return Verdict(bool(value), check_spans(answer.text, value))
         except RecordError as error:
             raise UsageError(f"judge {self.name}: {error.problem}") from error
 
 
-def checked_spans(text: str, spans: Sequence[Any]) -> Spans:
-    """Spans as a record holds them: sorted, within the text, those that touch made one.
+def check_spans(text: str, spans: Sequence[Any]) -> Spans:
+    """Spans as a record holds them: sorted, within the text, merged where they touch.
 
     Raises:
         RecordError: they are no spans of this text.
@@ -106,5 +113,5 @@ def checked_spans(text: str, spans: Sequence[Any]) -> Spans:
 
 
 def last_message(prompt: Prompt) -> str:
-    """What the answer answers."""
+    """The message that an answer is to."""
     return prompt if isinstance(prompt, str) else prompt[-1][1]

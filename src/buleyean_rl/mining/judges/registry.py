@@ -1,4 +1,7 @@
-"""A judge's name on the command line, and what it means."""
+"""A judge's name on the command line, and the judge it means.
+
+A new judge is a function (in `rules`, or anywhere) and its line in `KINDS`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,81 +22,92 @@ from buleyean_rl.mining.judges.llm import DEFAULT_RUBRIC, LlmJudge
 from buleyean_rl.mining.judges.person import PersonJudge
 from buleyean_rl.mining.judges.protocol import FunctionJudge, Judge
 
-GROUP = "buleyean_rl.judges"  # of entry points
-KNOWN = (
-    "loops, length:MIN-MAX, refusal, regex:PATTERN, words:FILE, language:CODE, llm:URL, python:MODULE:FUNCTION, person"
-)
+ENTRY_POINT_GROUP = "buleyean_rl.judges"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of judge.
+
+    Args:
+        argument: what follows the colon of its name, for people; "" if nothing may.
+        make: the judge, of its whole name, its argument and the rubric of an `llm`.
+    """
+
+    argument: str
+    make: Callable[[str, str, str | None], Judge]
 
 
 def find_judge(name: str, *, rubric: str | None = None) -> Judge:
     """The judge of a name.
 
     Args:
-        name: one of the kinds in `KNOWN`, or an installed entry point of the group `buleyean_rl.judges`.
+        name: one of `KINDS`, with its argument after a colon, or an installed entry point of the group
+            `buleyean_rl.judges`.
         rubric: for `llm`.
 
     Raises:
-        UsageError: there is none of that name, or what follows its colon does not fit.
+        UsageError: there is none of that name, or its argument does not fit.
         EngineError: the endpoint of `llm` does not answer.
     """
-    kind, colon, rest = name.partition(":")
-    if kind in ("loops", "refusal", "person") and colon:
-        raise UsageError(f"the judge `{kind}` takes nothing after its name, not {rest!r}")
-    if kind in ("length", "regex", "words", "language", "llm", "python") and not rest:
-        raise UsageError(f"the judge `{kind}` needs something after its name; there are {KNOWN}")
-    match kind:
-        case "loops":
-            return FunctionJudge(name, rules.loops)
-        case "refusal":
-            return FunctionJudge(name, rules.refusal)
-        case "person":
-            return PersonJudge()
-        case "length":
-            return FunctionJudge(name, rules.length(*_limits(rest)))
-        case "regex":
-            return FunctionJudge(name, rules.pattern(_expression(rest)))
-        case "words":
-            listed = _lines(rest)
-            digest = hashlib.sha256("\n".join(listed).encode()).hexdigest()[:8]
-            return FunctionJudge(f"{name} {digest}", rules.words(listed))
-        case "language":
-            return FunctionJudge(name, rules.language(rest))
-        case "llm":
-            engine = EndpointEngine(rest)
-            return LlmJudge(f"llm:{engine.url}#{engine.model}", engine, rubric or DEFAULT_RUBRIC)
-        case "python":
-            return FunctionJudge(name, _function(rest))
-    return FunctionJudge(name, _entry_point(name))
+    kind, colon, argument = name.partition(":")
+    if kind not in KINDS:
+        return FunctionJudge(name, _load_entry_point(name))
+    if colon and not KINDS[kind].argument:
+        raise UsageError(f"the judge `{kind}` takes nothing after its name, not {argument!r}")
+    if KINDS[kind].argument and not argument:
+        raise UsageError(f"the judge `{kind}` needs something after its name; there are {_list_kinds()}")
+    return KINDS[kind].make(name, argument, rubric)
 
 
-def _limits(text: str) -> tuple[int, int | None]:
-    found = re.fullmatch(r"(\d*)-(\d*)", text)
-    if not found or text == "-":
+def _from_rule(make: Callable[[str], Callable[[str, str], Any]]) -> Callable[[str, str, str | None], Judge]:
+    """A judge that is a function made of the argument."""
+    return lambda name, argument, _rubric: FunctionJudge(name, make(argument))
+
+
+def _make_words(name: str, path: str, _rubric: str | None) -> Judge:
+    phrases = _read_phrases(path)
+    digest = hashlib.sha256("\n".join(phrases).encode()).hexdigest()[:8]
+    return FunctionJudge(f"{name} {digest}", rules.words(phrases))
+
+
+def _make_llm(_name: str, url: str, rubric: str | None) -> Judge:
+    engine = EndpointEngine(url)
+    return LlmJudge(f"llm:{engine.url}#{engine.model}", engine, rubric or DEFAULT_RUBRIC)
+
+
+def _list_kinds() -> str:
+    return ", ".join(f"{name}:{kind.argument}" if kind.argument else name for name, kind in KINDS.items())
+
+
+def _parse_limits(text: str) -> tuple[int, int | None]:
+    match = re.fullmatch(r"(\d*)-(\d*)", text)
+    if not match or text == "-":
         raise UsageError(f"length:{text}: give the fewest and the most words, such as 10-200, 10- or -200")
-    least, most = int(found[1] or 0), int(found[2]) if found[2] else None
-    if most is not None and most < max(least, 1):
+    minimum, maximum = int(match[1] or 0), int(match[2]) if match[2] else None
+    if maximum is not None and maximum < max(minimum, 1):
         raise UsageError(f"length:{text}: no answer has such a length")
-    return least, most
+    return minimum, maximum
 
 
-def _expression(text: str) -> re.Pattern[str]:
+def _compile(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
         raise UsageError(f"regex:{text}: {error}") from error
 
 
-def _lines(path: str) -> list[str]:
+def _read_phrases(path: str) -> list[str]:
     try:
-        listed = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        phrases = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"words:{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not listed:
+    if not phrases:
         raise UsageError(f"words:{path}: the list is empty: give a word or phrase a line")
-    return listed
+    return phrases
 
 
-def _function(path: str) -> Callable[[str, str], Any]:
+def _load_function(path: str) -> Callable[[str, str], Any]:
     """`module:function`, the module looked for in the current folder too, as `python -m` does."""
     module, _, attribute = path.partition(":")
     if "" not in sys.path:
@@ -106,8 +121,21 @@ def _function(path: str) -> Callable[[str, str], Any]:
     return function
 
 
-def _entry_point(name: str) -> Callable[[str, str], Any]:
-    found = entry_points(group=GROUP, name=name)
-    if not found:
-        raise UsageError(f"no judge {name!r}: there are {KNOWN}")
-    return next(iter(found)).load()
+def _load_entry_point(name: str) -> Callable[[str, str], Any]:
+    installed = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    if not installed:
+        raise UsageError(f"no judge {name!r}: there are {_list_kinds()}")
+    return next(iter(installed)).load()
+
+
+KINDS = {
+    "loops": Kind("", _from_rule(lambda _: rules.loops)),
+    "length": Kind("MIN-MAX", _from_rule(lambda limits: rules.length(*_parse_limits(limits)))),
+    "refusal": Kind("", _from_rule(lambda _: rules.refusal)),
+    "regex": Kind("PATTERN", _from_rule(lambda text: rules.pattern(_compile(text)))),
+    "words": Kind("FILE", _make_words),
+    "language": Kind("CODE", _from_rule(rules.language)),
+    "llm": Kind("URL", _make_llm),
+    "python": Kind("MODULE:FUNCTION", _from_rule(_load_function)),
+    "person": Kind("", lambda *_: PersonJudge()),
+}

@@ -1,4 +1,4 @@
-"""Judges that are a rule: quick, free, and the same every time."""
+"""Judges that are a rule: fast, free and deterministic."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REFUSAL = re.compile(
     r"|\bI (?:do not|don't) feel comfortable\b",
     re.IGNORECASE | re.DOTALL,
 )
-REFUSAL_OPENS = 200  # characters
-LETTERS_TO_TELL = 20  # a language from: fewer say too little
-SURE = 0.95  # that it is another language
+REFUSAL_CHARACTERS = 200  # from the start, in which a refusal opens
+MIN_LETTERS = 20  # to identify a language
+MIN_PROBABILITY = 0.95  # of another language, to reject
 
 
 def loops(_prompt: str, answer: str) -> Verdict:
@@ -35,24 +35,24 @@ def loops(_prompt: str, answer: str) -> Verdict:
 
 def refusal(_prompt: str, answer: str) -> Verdict:
     """Rejects an answer that opens with a refusal."""
-    found = REFUSAL.search(answer[:REFUSAL_OPENS].replace("\u2019", "'"))
-    return Verdict(True, (), f"refuses: {found.group()!r}") if found else Verdict(False)
+    match = REFUSAL.search(answer[:REFUSAL_CHARACTERS].replace("\u2019", "'"))
+    return Verdict(True, (), f"refuses: {match.group()!r}") if match else Verdict(False)
 
 
-def length(least: int, most: int | None) -> Rule:
+def length(minimum: int, maximum: int | None) -> Rule:
     """Rejects an answer of fewer or more words; of one that is too long, what is beyond the limit.
 
     Args:
-        least: words.
-        most: words, or None.
+        minimum: words.
+        maximum: words; None for no limit.
     """
 
     def rule(_prompt: str, answer: str) -> Verdict:
         words = list(re.finditer(r"\S+", answer))
-        if len(words) < least:
+        if len(words) < minimum:
             return Verdict(True, (), f"{len(words)} words")
-        if most is not None and len(words) > most:
-            return Verdict(True, ((words[most].start(), words[-1].end()),), f"{len(words)} words")
+        if maximum is not None and len(words) > maximum:
+            return Verdict(True, ((words[maximum].start(), words[-1].end()),), f"{len(words)} words")
         return Verdict(False)
 
     return rule
@@ -68,40 +68,40 @@ def pattern(expression: re.Pattern[str]) -> Rule:
     return rule
 
 
-def words(listed: Iterable[str]) -> Rule:
-    """Rejects every one of some words or phrases, in any case, where it stands for itself."""
+def words(phrases: Iterable[str]) -> Rule:
+    """Rejects every occurrence of some words or phrases, in any case, that is no part of a longer word."""
     alternatives = "|".join(
-        r"\s+".join(map(re.escape, entry.split())) for entry in sorted(listed, key=len, reverse=True)
+        r"\s+".join(map(re.escape, entry.split())) for entry in sorted(phrases, key=len, reverse=True)
     )
     return pattern(re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", re.IGNORECASE))
 
 
-def language(wanted: str) -> Rule:
-    """Rejects an answer that is surely in another language; abstains where there is too little text to tell.
+def language(code: str) -> Rule:
+    """Rejects an answer that is almost certainly in another language; abstains where there is too little text.
 
     Args:
-        wanted: an ISO 639-1 code, such as `en`.
+        code: ISO 639-1, such as `en`.
 
     Raises:
-        UsageError: no such code, or the package that tells languages apart is not installed.
+        UsageError: no such code, or the package that identifies languages is not installed.
     """
-    identifier = _identifier()
-    if wanted not in identifier.labels:
-        raise UsageError(f"no language {wanted!r}: give one of {', '.join(sorted(identifier.labels))}")
+    identifier = _load_identifier()
+    if code not in identifier.labels:
+        raise UsageError(f"no language {code!r}: give one of {', '.join(sorted(identifier.labels))}")
 
     def rule(_prompt: str, answer: str) -> Verdict:
-        if sum(map(str.isalpha, answer)) < LETTERS_TO_TELL:
+        if sum(map(str.isalpha, answer)) < MIN_LETTERS:
             return Verdict(None, (), "too short to tell its language")
-        found, probability = identifier.classify(answer)
-        if found != wanted and probability >= SURE:
-            return Verdict(True, (), f"in {found!r}")
+        label, probability = identifier.classify(answer)
+        if label != code and probability >= MIN_PROBABILITY:
+            return Verdict(True, (), f"in {label!r}")
         return Verdict(False)
 
     return rule
 
 
 @cache
-def _identifier() -> Any:
+def _load_identifier() -> Any:
     try:
         from py3langid import langid
     except ImportError:

@@ -360,7 +360,7 @@ const hearState = complaining(async (news) => {
   const before = state.known;
   state.known = news;
   $("count").textContent = news.rejections.toLocaleString();
-  $("models").textContent = news.voices.trained ? `base: ${news.voices.base}, trained: ${news.voices.trained}` : `base: ${news.voices.base}; nothing trained yet`;
+  $("models").textContent = news.models.trained ? `base: ${news.models.base}, trained: ${news.models.trained}` : `base: ${news.models.base}; nothing trained yet`;
   if (!state.stepsTouched) $("steps").value = Math.max(12, Math.ceil(news.rejections * 0.75));
   const run = news.running;
   $("train-button").disabled = Boolean(run) || !news.rejections;

@@ -1,0 +1,60 @@
+"""A prompt: a text, or a conversation that does not end with the assistant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from buleyean_rl.data.records.values import describe, fail, parse_text
+
+Messages = tuple[tuple[str, str], ...]  # (role, content)
+Prompt = str | Messages
+
+
+def parse_prompt(value: object) -> Prompt:
+    """A prompt from JSON; a conversation of one user message becomes its text.
+
+    Raises:
+        RecordError: empty, not text, or a conversation that ends with an answer.
+    """
+    if isinstance(value, list | tuple):
+        messages = parse_messages(value, "prompt")
+        if messages[-1][0] == "assistant":
+            fail("the prompt ends with an assistant message: put a rejected answer into rejected_responses")
+        if not any(content.strip() for _, content in messages):
+            fail("the prompt is empty: every message is blank")
+        return messages[0][1] if len(messages) == 1 and messages[0][0] == "user" else messages
+    text = parse_text(value, "prompt")
+    if not text.strip():
+        fail("the prompt is empty: give the text the answers were for, or remove the record")
+    return text
+
+
+def parse_messages(value: object, name: str) -> Messages:
+    """A conversation as (role, content) pairs.
+
+    Args:
+        value: a list of {"role", "content"} objects; content is text, or a list of text parts.
+        name: what to call it in an error.
+
+    Raises:
+        RecordError: not such a list, or empty.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        fail(f"{name} is {describe(value)}: it must be a list of messages with a role and a content")
+    messages = []
+    for i, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            fail(f'{name}[{i}] is {describe(message)}: it must be {{"role": "user", "content": "..."}}')
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not role.strip():
+            fail(f"{name}[{i}] has no role: it must be user, assistant or system")
+        if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+            content = "".join(parse_text(part["text"], f"{name}[{i}].content") for part in content)
+        messages.append((role, parse_text(content, f"{name}[{i}].content")))
+    return tuple(messages)
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as a list of {"role", "content"} messages, for a chat template or an engine."""
+    messages = (("user", prompt),) if isinstance(prompt, str) else prompt
+    return [{"role": role, "content": content} for role, content in messages]

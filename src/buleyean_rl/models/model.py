@@ -1,0 +1,209 @@
+"""One model: where it is, what it computes with, and all that is determined about it once.
+
+    name --open_model--> Model --attach_adapter--> the same Model, ready to train
+
+Commands open one and hand it on. What is expensive (weights, output head, layout, fingerprint) is determined on first
+use, so that nothing is loaded for a request that is refused before.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from buleyean_rl.errors import ModelError
+from buleyean_rl.kernels import abi, build
+from buleyean_rl.models import views
+from buleyean_rl.models.adapt import attach_lora
+from buleyean_rl.models.compute import default_device, load_for_inference, preferred_dtype
+from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.layout_probe import Layout, probe_layout
+from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.run_folder import find_model, load_run, run_tokenizer
+from buleyean_rl.models.source import Source
+from buleyean_rl.models.weights import load_tokenizer
+from buleyean_rl.system.host import library_versions
+
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+class Model:
+    """A causal language model with its tokenizer, on a device.
+
+    Args:
+        source: where it is.
+        device: where it computes; None for a GPU if there is one.
+        dtype: of its weights; None for the quickest on the device.
+        switchable: leave a run's adapter beside the base weights, where it can be switched off, instead of merging it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        switchable: bool = False,
+    ) -> None:
+        self.source, self.device = source, device or default_device()
+        self._dtype, self._switchable = dtype, switchable
+
+    @classmethod
+    def from_module(cls, module: Any, tokenizer: Any = None) -> Model:
+        """A transformers or PEFT model that is in memory already.
+
+        Args:
+            module: as it is; its layers are not fused.
+            tokenizer: its tokenizer, where it is needed.
+        """
+        plain = views.plain_model(module)
+        model = cls(Source(type(plain).__name__, plain.name_or_path), plain.device, plain.dtype)
+        vars(model).update(module=module, tokenizer=tokenizer)  # what the cached properties would load
+        return model
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights.
+
+        Raises:
+            ModelError: its configuration cannot be loaded.
+        """
+        return self._dtype or preferred_dtype(self.source, self.device)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its transformers tokenizer.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        return load_tokenizer(self.source) if self.source.run is None else run_tokenizer(self.source.run)
+
+    @cached_property
+    def module(self) -> Any:
+        """The transformers model, or the PEFT model around it once it has an adapter that can be switched off.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if self.source.run is None or not self._switchable:
+            return load_for_inference(self.source, self.device, self.dtype)
+        module = load_run(self.source, self.dtype)[0].to(self.device)
+        fuse_layers(views.plain_model(module))
+        return module
+
+    @property
+    def plain(self) -> Any:
+        """The transformers model, without PEFT's wrapper."""
+        return views.plain_model(self.module)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Its decoder, without the output head."""
+        return views.backbone(self.module)
+
+    @cached_property
+    def head(self) -> OutputHead:
+        """Its output head, checked against its own logits.
+
+        Raises:
+            ModelError: it transforms its logits in a way that `OutputHead` does not.
+        """
+        return views.output_head(self.module)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How sequences are laid out for it: packed, or padded where its attention cannot be replaced."""
+        return probe_layout(self.module)
+
+    @cached_property
+    def kernels(self) -> build.KernelStatus:
+        """Whether the C kernels compute."""
+        return build.status()
+
+    @cached_property
+    def numerics(self) -> list[Any]:
+        """All that decides, to the last bit, what is computed with its base here, such that JSON can hold it."""
+        return [
+            *(self.source.fingerprint, str(self.dtype), str(self.device), self.kernels.instruction_set),
+            *(torch.get_num_threads(), sorted(library_versions().items())),
+        ]
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it is a PEFT model: its base is there too, with the adapter off."""
+        return hasattr(self.module, "peft_config")
+
+    def attach_adapter(self, config: LoraConfig) -> None:
+        """Put a fresh adapter on it; the base is frozen.
+
+        Args:
+            config: from `lora.lora_config`.
+
+        Raises:
+            ModelError: it has no such layers, or has an adapter.
+        """
+        if self.has_adapter:
+            raise ModelError(f"{self.source.name} has an adapter already: train from its base model")
+        self.module = attach_lora(self.module, config).to(self.device)
+        self.module.peft_config["default"].base_model_name_or_path = self.source.absolute_name
+        for determined in ("head", "layout"):  # of the module without adapter
+            vars(self).pop(determined, None)
+
+    def adapter_disabled(self) -> AbstractContextManager[None]:
+        """The frozen base within, in evaluation mode."""
+        return views.adapter_disabled(self.module)
+
+    def eval_mode(self) -> AbstractContextManager[None]:
+        """Dropout off within."""
+        return views.eval_mode(self.module)
+
+    def describe(self) -> str:
+        """What it computes with, in a line.
+
+        For example `compute: bf16, AVX2 kernels, fused decoder, packed sequences, 2 threads`.
+        """
+        parts = [DTYPE_NAMES.get(self.dtype, str(self.dtype))]
+        on_cpu = self.device.type == "cpu"
+        parts.append(self._kernels_in_words() if on_cpu else torch.cuda.get_device_name(self.device))
+        if "forward" in vars(self.backbone):  # which `fuse_decoder` replaces
+            parts.append("fused decoder")
+        if self.has_adapter or "layout" in vars(self):  # it matters to training and scoring only
+            parts.append(f"{self.layout} sequences")
+        if on_cpu:
+            threads = torch.get_num_threads()
+            parts.append(f"{threads} thread{'s' * (threads != 1)}")
+        return f"compute: {', '.join(parts)}"
+
+    def _kernels_in_words(self) -> str:
+        if self.kernels.problem is not None:
+            return f"no kernels ({self.kernels.problem})"
+        if not abi.available(torch.empty(0, dtype=self.dtype)):
+            return f"no kernels (they do not compute in {DTYPE_NAMES.get(self.dtype, self.dtype)})"
+        return f"{self.kernels.instruction_set} kernels"
+
+
+def open_model(
+    name: str | Source,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    switchable: bool = False,
+) -> Model:
+    """A model by its name.
+
+    Args:
+        name: what `train` takes, or a run folder.
+        device: where it computes; None for a GPU if there is one.
+        dtype: of its weights; None for the quickest on the device.
+        switchable: see `Model`.
+
+    Raises:
+        ModelError: nothing of that name can exist.
+    """
+    return Model(find_model(name), device, dtype, switchable=switchable)

@@ -1,0 +1,165 @@
+"""Importing: folding, counting, skipping, redacting; and every example of the data page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buleyean_rl.cli import main
+from buleyean_rl.data.importers import import_records
+from buleyean_rl.data.importers.formats import detect_format
+from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards
+from buleyean_rl.data.importers.redact import redact_record, redact_text
+from buleyean_rl.data.records import fold_records, make_record, read_records
+from buleyean_rl.errors import UsageError
+from drawn import write_rows
+
+PAIRS = [{"prompt": prompt, "chosen": "Yes.", "rejected": text} for prompt, text in ("p1", "q1", "p1", "p2")]
+DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+@pytest.mark.skipif(not DATA_PAGE.exists(), reason="the readers' pages are not here")
+def test_every_example_of_the_data_page_imports() -> None:
+    page = DATA_PAGE.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in re.findall(r"^\{.*\}$", page, re.MULTILINE)]
+    formats = [detect_format([row]) for row in rows]
+    assert [row_format.name for row_format in formats] == [
+        *["records"] * 2,
+        *["pairs"] * 2,
+        *["kto"] * 2,
+        "candidates",
+        "scored",
+        *["traces"] * 2,
+    ]
+    records = [
+        next(row_format.read_records(row, Discards(), NO_CHOICES))
+        for row_format, row in zip(formats, rows, strict=True)
+    ]
+    assert records[1].rejected_responses[0][slice(*records[1].rejected_spans[0][0])] == "twice twice"
+    assert records[-3] == make_record("Hi", ["Hm.", "Go."], [1, 2], 2)
+    assert records[-1] == records[-2] == make_record("Hi", ["Go."])
+
+
+def test_importing_folds_discards_and_reports(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "pairs.jsonl", *PAIRS)
+    report = import_records(str(source), tmp_path / "r.jsonl")
+    assert list(read_records(tmp_path / "r.jsonl")) == [
+        make_record("p", ["1", "2"], [2, 1], 3),
+        make_record("q", ["1"]),
+    ]
+    assert (report.rows, report.records, report.rejections, report.answers) == (4, 2, 4, 3)
+    assert (report.chosen_discarded, report.duplicates_folded, report.prompts_repeated) == (4, 1, 2)
+    assert any("discarded: 4" in line for line in report.lines())
+    assert json.loads(json.dumps(report.as_dict()))["format"] == "pairs"
+
+
+def test_importing_records_again_changes_nothing(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    source = write_rows(
+        tmp_path / "a.jsonl",
+        {"prompt": "p", "rejected_responses": ["No.", "No."], "rejection_counts": [1, 2], "total_rounds": 9},
+        {"messages": messages, "rejected": ["abc"], "rejected_spans": [[[1, 2]]]},
+    )
+    assert import_records(str(source), tmp_path / "b.jsonl").duplicates_folded == 1
+    import_records(str(tmp_path / "b.jsonl"), tmp_path / "b.jsonl")  # onto itself, too
+    assert list(read_records(tmp_path / "b.jsonl")) == fold_records(read_records(source))
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = ['{"prompt"', json.dumps(PAIRS[0]), '{"prompt": "p", "chosen": "a"}', json.dumps(PAIRS[1]), "7"]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    report = import_records(str(path), tmp_path / "r.jsonl", skip_bad=True)
+    assert (report.rows, report.records, report.skipped) == (5, 2, 3)
+    assert [error.split(":")[1] for error in report.errors] == ["1", "5", "3"]  # `auto` reads ahead
+
+
+def test_the_limit_stops_reading_and_progress_is_told(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", *PAIRS[:2], {"broken": True})
+    report = import_records(str(source), tmp_path / "r.jsonl", limit=1)
+    assert (report.rows, report.records, report.chosen_discarded) == (1, 1, 0)
+    with pytest.raises(UsageError, match="must be 1 or more"):
+        import_records(str(source), tmp_path / "r.jsonl", limit=0)
+    write_rows(source, *[{"prompt": "p", "rejected": "a"}] * 2500)
+    told: list[int] = []
+    assert import_records(str(source), tmp_path / "r.jsonl", progress=told.append).rejections == 2500
+    assert told == [1000, 2000]
+
+
+# --- personal data
+
+
+def test_what_is_personal() -> None:
+    for text, expected in (
+        ("Write to jane.doe+x@mail.example.co.uk.", "Write to [email]."),
+        ("Call +49 170 1234567 or (555) 123-4567, +15551234567.", "Call [phone] or [phone], [phone]."),
+        ("my phone number is 5551234567!", "my phone number is [phone]!"),
+        ("key sk-proj-abcDEF1234567890abcd and ghp_0123456789abcdefABCDEF", "key [key] and [key]"),
+        ("AKIAABCDEFGHIJKLMNOP hf_abcdefghijklmnopqrst", "[key] [key]"),
+        ("password: hunter22x, api_key='0123456789ab'", "password: [key], api_key='[key]'"),
+        ("Authorization: Bearer abcdefghij0123456789", "Authorization: Bearer [key]"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----!", "[key]!"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJ", "[key]"),
+    ):
+        assert redact_text(text, Counter())[0] == expected
+    for text in (
+        "On 2024-05-17 at 10:30 it was 3.14159, 1 000 000 of 192.168.100.200.",
+        "1 2 3 4 5 6 7 8 9 10 11 12, chapters 12-14",
+        "a@b, @handle, the token is short, my password is secret",
+        "Numbers 1700000000 and 12345678901234567890",
+    ):
+        assert redact_text(text, Counter())[0] == text
+
+
+def test_spans_move_with_the_text() -> None:
+    text = "Hi a@b.example, write c@d.example now."
+    counts: Counter[str] = Counter()
+    record = make_record("To a@b.example", [text, "fine"], [2, 1], 3, [[[3, 5], [16, 21], [34, 37]], []])
+    redacted = redact_record(record, counts)
+    assert redacted.prompt == "To [email]"
+    assert redacted.rejected_responses == ("Hi [email], write [email] now.", "fine")
+    parts = [redacted.rejected_responses[0][slice(*span)] for span in redacted.rejected_spans[0]]
+    assert parts == ["[email]", "write", "now"]
+    assert (redacted.rejection_counts, redacted.total_rounds, counts) == ((2, 1), 3, Counter(email=3))
+    plain = make_record([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], ["a"])
+    assert redact_record(plain, counts) is plain
+
+
+PERSONAL = st.lists(st.sampled_from(["a@b.example", "+49 170 1234567", " ", "word", ". ", "é", "sk-0123456789abcdefg"]))
+
+
+@given(PERSONAL, st.data())
+def test_redacted_spans_lie_within_and_cover_the_same_text(words: list[str], data: st.DataObject) -> None:
+    text = " ".join(words)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    redacted, ((new_start, new_end),) = redact_text(text, Counter(), ((start, end),))
+    assert 0 <= new_start <= new_end <= len(redacted)
+    assert redacted[:new_start] == redact_text(text, Counter())[0][:new_start]
+    if "[" not in redacted:
+        assert redacted[new_start:new_end] == text[start:end]
+    assert (end > start) <= (new_end > new_start)
+
+
+def test_the_command_redacts_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("q,a\nMail jane@x.example,No: +49 170 1234567\n")
+    words = ["data", "import", str(tmp_path / "t.csv"), "-o", str(tmp_path / "r.jsonl"), "--redact", "--json"]
+    assert main([*words, "--column", "prompt=q", "--column", "answer=a"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["redacted"] == {"key": 0, "email": 1, "phone": 1}
+    assert "redacted: 0 key, 1 email, 1 phone" in err
+    assert "jane" not in (tmp_path / "r.jsonl").read_text() + err
+    assert main([*words, "--column", "prompt"]) == 2
+    assert "such as prompt=question" in capsys.readouterr().err
+    assert main([*words, "--format", "columns"]) == 2
+    assert "--column prompt=NAME" in capsys.readouterr().err

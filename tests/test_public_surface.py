@@ -1,0 +1,31 @@
+"""What the package exports: a name comes or goes only on purpose."""
+
+from __future__ import annotations
+
+import pytest
+
+import buleyean_rl
+
+EXPORTED = [
+    *("Boundary", "BuleyeanConfig", "BuleyeanError", "BuleyeanTrainer", "Counts", "NodeLosses", "Objective"),
+    *("OutputHead", "RejectionRecord", "attach_lora", "build_boundary", "check_parity", "complement_loss"),
+    *("exact_target", "export_gguf", "fused_loss", "listwise_loss", "load_base", "load_tokenizer", "merge_run"),
+    *("published_loss", "read_records", "target", "train", "write_records"),
+]
+
+
+def test_the_exported_names_are_these() -> None:
+    assert buleyean_rl.__all__ == EXPORTED
+    assert dir(buleyean_rl) == sorted([*EXPORTED, "__version__"])
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_exported_name_is_there_and_comes_from_one_module(name: str) -> None:
+    exported = getattr(buleyean_rl, name)
+    assert exported.__name__ == name
+    assert exported.__module__.startswith("buleyean_rl.")
+
+
+def test_a_name_that_is_not_exported_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'ratio_loss'"):
+        _ = buleyean_rl.ratio_loss

@@ -1,0 +1,164 @@
+"""Settings: defaults, presets, a YAML file, options, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer.main
+
+from buleyean_rl.cli import app
+from buleyean_rl.errors import BuleyeanError, UsageError
+from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.training.config import PRESETS, BuleyeanConfig, Preset, load_config
+
+
+def config_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+# --- defaults
+
+
+def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> None:
+    config = BuleyeanConfig(output_dir=str(tmp_path))
+    assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
+    assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
+    assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
+    assert config.get_warmup_steps(1125) == 100
+    assert config.loss == Objective()
+    assert config.alpha == 0.9
+    for name in ("listwise", "published"):
+        assert BuleyeanConfig(output_dir=str(tmp_path), objective=name).loss == Objective(name, 0.7)  # type: ignore[arg-type]
+    assert BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5).loss == Objective(alpha=0.5)
+
+
+def test_apples_gpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("transformers.training_args.is_torch_mps_available", lambda: True)
+    assert BuleyeanConfig(output_dir=str(tmp_path)).device.type == "cpu"
+
+
+def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
+    config = BuleyeanConfig(output_dir=str(tmp_path))
+    assert not config.push_to_hub
+    assert not config.report_to or config.report_to == ["none"]
+
+
+@pytest.mark.parametrize("setting", [{"alpha": 0}, {"tau": -1}, {"objective": "kto"}, {"lora_rank": 0}])
+def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        BuleyeanConfig(output_dir=str(tmp_path), **setting)
+
+
+def help_numbers(command: str) -> dict[str, float]:
+    """The default that the help of a command's option ends with, in brackets, by the option's name."""
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    told = {p.name: re.search(r"\(([\d.e-]+)\)\.$", getattr(p, "help", None) or "") for p in parameters}
+    return {name: float(number[1]) for name, number in told.items() if number}
+
+
+def test_the_commands_help_tells_the_defaults(tmp_path: Path) -> None:
+    settings = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+    log, loops = BuleyeanConfig(output_dir=str(tmp_path)), PRESETS["loops"]
+    told = help_numbers("train")
+    assert {"learning_rate", "held_out", "lora_rank", "adapter_scale", "tau", "seed", *settings} <= told.keys()
+    assert told == {name: getattr(log, settings.get(name, name)) for name in told}
+    told = help_numbers("walk")
+    assert {"learning_rate", "epochs", "adapter_scale"} == told.keys()
+    assert told == {name: getattr(loops, settings.get(name, name)) for name in told}
+
+
+# --- presets
+
+
+def values(config: BuleyeanConfig) -> Preset:
+    return Preset(*(getattr(config, name) for name in Preset._fields))
+
+
+def test_the_default_preset_is_what_a_config_is_by_itself(tmp_path: Path) -> None:
+    assert values(BuleyeanConfig(output_dir=str(tmp_path))) == values(load_config(None, tmp_path, {})) == PRESETS["log"]
+    for name, preset in PRESETS.items():
+        assert values(load_config(None, tmp_path, {}, preset=name)) == preset
+
+
+def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "preset: few\nheld_out: 0.2\nlora_dropout: 0.1\n")
+    expected = PRESETS["few"]._replace(held_out=0.2, lora_dropout=0.3)
+    assert values(load_config(file, tmp_path / "run", {"lora_dropout": 0.3}, preset="loops")) == expected
+    expected = PRESETS["loops"]._replace(held_out=0.2, lora_dropout=0.1)
+    assert values(load_config(file, tmp_path / "run", {"preset": "loops"})) == expected
+    plain = config_file(tmp_path, "held_out: 0.2")
+    assert values(load_config(plain, tmp_path / "run", {}, preset="loops")) == PRESETS["loops"]._replace(held_out=0.2)
+
+
+@pytest.mark.parametrize("text", ["preset: many", "preset: [log]", "preset: null"])
+def test_an_unknown_preset_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown preset .*: choose one of log, loops, few"):
+        load_config(config_file(tmp_path, text), tmp_path / "run", {})
+
+
+# --- the settings file
+
+
+def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
+    text = "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n"
+    file = config_file(tmp_path, text)
+    config = load_config(file, tmp_path / "run", {"lora_rank": 4})
+    assert (config.learning_rate, config.lora_rank, config.weight_decay, config.tau) == (5e-4, 4, 1e-2, 2)
+    assert (config.alpha, config.micro_batch_tokens) == (0.5, None)
+    assert config.output_dir == str(tmp_path / "run")
+    assert load_config(config_file(tmp_path, ""), tmp_path / "run", {}).lora_rank == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("lora_rnak: 8", "run.yaml: not a setting: lora_rnak (did you mean lora_rank?)"),
+        ("1: 2\nlr: 3", "run.yaml: not a setting: 1, lr"),
+        ("output_dir: elsewhere", "run.yaml: not a setting: output_dir"),
+        ("learning_rate: fast", "run.yaml: learning_rate must be a number, not 'fast'"),
+        ("lora_rank: many", "run.yaml: lora_rank must be a number, not 'many'"),
+        ("lora_rank: 2.5", "run.yaml: lora_rank must be a whole number, not 2.5"),
+        ("lora_rank: [8]", "run.yaml: lora_rank must be a number, not [8]"),
+        ("weight_decay: some", "run.yaml: weight_decay must be a number, not 'some'"),
+        ("max_steps: true", "run.yaml: max_steps must be a number, not True"),
+        ("tau: null", "run.yaml: tau must be a number, not None"),
+        ("lora_rank: 0", "lora_rank cannot be 0"),
+        ("held_out: 1", "held_out cannot be 1"),
+        ("max_length: 1", "max_length cannot be 1"),
+        ("micro_batch_tokens: 0", "micro_batch_tokens cannot be 0"),
+        ("learning_rate: -1", "learning_rate cannot be -1"),
+        ("adapter_scale: 0", "adapter_scale cannot be 0"),
+        ("lora_dropout: 1", "lora_dropout cannot be 1"),
+        ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
+        ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
+        ("alpha: much", "run.yaml: alpha must be a number, not 'much'"),
+        ("alpha: 2", "alpha must be above 0 and at most 1"),
+        ("tau: 0", "tau must be above 0"),
+        ("objective: ratio", "objective 'ratio' is called 'complement' now"),
+        ("objective: dpo", "unknown objective 'dpo': choose one of complement, listwise, published"),
+        ("lr_scheduler_type: sawtooth", "run.yaml: "),
+        ("- a\n- b", "run.yaml: expected `name: value` lines"),
+        ("a: [", "run.yaml: cannot be read as YAML"),
+    ],
+)
+def test_settings_that_cannot_be(text: str, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(config_file(tmp_path, text), tmp_path / "run", {})
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_settings_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_config(path, tmp_path / "run", {})
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BuleyeanError, match="cannot be read"):
+        load_config(path, tmp_path / "run", {})
