@@ -85,14 +85,19 @@ static Plan plan_of(const GemmArgs *g, int threads) {
 }
 
 /* MR rows of a, of which `rows` are there, from k on. a^T is transposed, its depth filled up with zeros. */
-static void pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, int64_t k, int64_t depth, Packed *strip, Packed *buffer) {
+static const Packed *pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, int64_t k, int64_t depth, int64_t *stride,
+                                  Packed *strip, Packed *buffer) {
     const bf16 *a = g->a.data + row * g->a.row_stride + k * g->a.column_stride;
-    if (g->a.column_stride == 1) return pack_a(a, g->a.row_stride, rows, MR, depth, strip);
+    *stride = g->a.row_stride;
+    if (g->a.column_stride == 1) return pack_a(a, stride, rows, MR, depth, strip);
     int64_t width = round_up(smaller(rows, MR), TILE);
     for (int64_t z = 0; z < depth; z += BLOCK) {
-        pack_a(a + z * g->a.column_stride, g->a.column_stride, g->depth - k - z, BLOCK, width, buffer);
-        pack_a_transposed(buffer, width, BLOCK, width, (uint32_t *)(buffer + BLOCK * MR), (uint32_t *)(strip + z), depth / VNNI);
+        int64_t from = g->a.column_stride;
+        const Packed *block = pack_a(a + z * from, &from, g->depth - k - z, BLOCK, width, buffer);
+        pack_a_transposed(block, from, BLOCK, width, (uint32_t *)(buffer + BLOCK * MR), (uint32_t *)(strip + z), depth / VNNI);
     }
+    *stride = depth;
+    return strip;
 }
 
 /* A slice of b, whose depth is filled up with zeros. */
@@ -137,10 +142,13 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
         for (int64_t piece = 0; piece < (rows + MR - 1) / MR * p->pieces; piece++) {
             int64_t i = piece / p->pieces * MR, z = k + piece % p->pieces * p->kc, left = rows - i;
             if (z >= end) continue;
-            int64_t kc = smaller(p->kc, end - z), last = z + kc == p->depth, kc2 = last ? depth2 : 0;
+            int64_t kc = smaller(p->kc, end - z), last = z + kc == p->depth, kc2 = last ? depth2 : 0, stride, stride2 = 0;
             int height = (int)smaller(left, MR);
-            pack_a_strip(g, top + i, left, z, kc, strip, buffer_a);
-            if (kc2) pack_a(g->a2.data + (top + i) * g->a2.row_stride, g->a2.row_stride, left, MR, kc2, strip2);
+            const Packed *a = pack_a_strip(g, top + i, left, z, kc, &stride, strip, buffer_a), *a2 = NULL;
+            if (kc2) {
+                stride2 = g->a2.row_stride;
+                a2 = pack_a(g->a2.data + (top + i) * stride2, &stride2, left, MR, kc2, strip2);
+            }
             e.prefetched_rows = left >= 2 * MR && g->a.column_stride == 1 ? (MR * BLOCK + columns - 1) / columns : 0;
             for (int64_t j = 0; j < columns; j += BLOCK) {
                 PackedB b = panel_block(panel, panel_blocks, j / BLOCK, (z - k) / BLOCK);
@@ -150,10 +158,10 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
                 else if (last) c = blocks + (turn = MR * BLOCK - turn);
                 Accumulator acc = acc_load(z ? sums : NULL, BLOCK, c, c_stride);
                 e.ahead = ADDRESS(g->a.data) + sizeof(bf16) * ((top + i + MR + j / BLOCK * e.prefetched_rows) * e.a_stride + z);
-                microkernel(&acc, strip, kc, height, b, 1, kc / BLOCK, store_and_prefetch, &e);
+                microkernel(&acc, a, stride, height, b, 1, kc / BLOCK, store_and_prefetch, &e);
                 if (kc2) {
                     PackedB b2 = panel_block(panel, panel_blocks, j / BLOCK, own);
-                    microkernel(&acc, strip2, kc2, height, b2, 1, kc2 / BLOCK, nothing, NULL);
+                    microkernel(&acc, a2, stride2, height, b2, 1, kc2 / BLOCK, nothing, NULL);
                 }
                 store_rows(&e, MR);
                 acc_store(&acc);

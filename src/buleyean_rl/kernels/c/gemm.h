@@ -257,11 +257,16 @@ INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int
 }
 #endif
 
-/* `count` rows, packed, of which the first `rows` are there; zeros after them. */
-static inline void pack_a(const bf16 *x, int64_t stride, int64_t rows, int64_t count, int64_t depth, Packed *to) {
+/* `count` rows, packed, of which the first `rows` are there; zeros after them, or as they lie where they need no change. */
+static inline const Packed *pack_a(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t depth, Packed *to) {
+#if VNNI == 2
+    if (rows >= count) return x;
+#endif
     for (int64_t i = 0; i < count; i++)
-        if (i < rows) pack(x + i * stride, depth, to + i * depth);
+        if (i < rows) pack(x + i * *stride, depth, to + i * depth);
         else memset(to + i * depth, 0, sizeof *to * depth);
+    *stride = depth;
+    return to;
 }
 
 /* A packed matrix as b, its columns next to each other. x: (rows, columns), multiples of 32. */
