@@ -156,7 +156,7 @@ class SavedActivationsStruct(ctypes.Structure):
     )
 
 
-STRUCTS = (  # in the order of `struct_size` in memory.c
+STRUCTS = (  # in the order of `struct_sizes` in memory.c
     *(
         Matrix,
         GemmArgs,
@@ -217,8 +217,7 @@ def library() -> ctypes.CDLL | None:
     for name, arguments in (FALLIBLE | INFALLIBLE).items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, c_int if name in FALLIBLE else None
-    loaded.struct_size.restype = c_int64
-    sizes = [loaded.struct_size(i) for i in range(len(STRUCTS) + 1)]
+    sizes = list((c_int64 * (len(STRUCTS) + 1)).in_dll(loaded, "struct_sizes"))
     if sizes != [*map(ctypes.sizeof, STRUCTS), 0]:
         raise ImportError(f"kernels.h and abi.py differ: {sizes} bytes, {[*map(ctypes.sizeof, STRUCTS)]}")
     return loaded

@@ -138,10 +138,7 @@ INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, in
         _tile_loadd(2, from + TILE * from_stride, 4 * from_stride);
         _tile_loadd(3, from + TILE * from_stride + TILE, 4 * from_stride);
     } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     }
     return (Accumulator){NULL, c, 0, c_stride};
 }

@@ -24,24 +24,8 @@ int scratch(const Buffer *buffers, int count) {
     return 1;
 }
 
-/* Of a struct, by its number in this list; 0 after the last. */
-int64_t struct_size(int index) {
-    const size_t sizes[] = {sizeof(Matrix), sizeof(GemmArgs), sizeof(Linear), sizeof(Heads),
-                            sizeof(CuSeqlens), sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(RmsNormArgs),
-                            sizeof(SwigluArgs), sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence),
-                            sizeof(SavedActivations)};
-    return index < (int)(sizeof sizes / sizeof *sizes) ? (int64_t)sizes[index] : 0;
-}
+const int64_t struct_sizes[] = {sizeof(Matrix), sizeof(GemmArgs), sizeof(Linear), sizeof(Heads), sizeof(CuSeqlens),
+                                sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(RmsNormArgs), sizeof(SwigluArgs),
+                                sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence), sizeof(SavedActivations), 0};
 
-/* The one this was compiled for. */
-const char *instruction_set(void) {
-#if defined(__AMX_BF16__)
-    return "AMX";
-#elif defined(__AVX512BF16__)
-    return "AVX512-BF16";
-#elif defined(__AVX512F__)
-    return "AVX512F";
-#else
-    return "AVX2";
-#endif
-}
+const char *instruction_set(void) { return INSTRUCTION_SET; }

@@ -27,6 +27,16 @@ static inline bf16 f32_to_bf16(float x) { /* to the nearest, ties to even; addin
     return (u.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (bf16)rounded;
 }
 
+#if defined(__AMX_BF16__)
+#define INSTRUCTION_SET "AMX"
+#elif defined(__AVX512BF16__)
+#define INSTRUCTION_SET "AVX512-BF16"
+#elif defined(__AVX512F__)
+#define INSTRUCTION_SET "AVX512F"
+#else
+#define INSTRUCTION_SET "AVX2"
+#endif
+
 #ifdef __AVX512F__
 #define LANES 16
 #define MM(name) _mm512_##name
