@@ -103,16 +103,16 @@ static void softmax_weights_backward(const float *scores, const float *grads, fl
         }
 }
 
-static int attention_task(const AttentionArgs *g, Task task) {
+static void attention_task(const AttentionArgs *g, Task task) {
     const Task *t = &task;
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK;
     float scale = LOG2E * g->scale, scores[BLOCK * BLOCK], *sums;
     Packed *plain, *queries, *weights;
     uint32_t *keys, *values;
-    if (query >= t->queries) return 0;
+    if (query >= t->queries) return;
     if (!SCRATCH(BUFFER(plain, t->stride * width), BUFFER(queries, t->rows * width), BUFFER(keys, t->stride * words),
                  BUFFER(values, t->stride * words), BUFFER(sums, t->rows * width), BUFFER(weights, t->rows * t->stride)))
-        return 1;
+        return;
     TileConfig before;
     amx_begin(&before);
     pack_keys(g->k, t, width, plain);
@@ -138,14 +138,11 @@ static int attention_task(const AttentionArgs *g, Task task) {
         store_queries(sums, &b, width, g->y);
     }
     amx_end(&before);
-    return 0;
 }
 
-int attention(const AttentionArgs *g, int threads) {
-    int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-    for (int64_t i = 0; i < tasks_of(g); i++) failed |= attention_task(g, task_at(g, i));
-    return failed ? OUT_OF_MEMORY : OK;
+void attention(const AttentionArgs *g, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < tasks_of(g); i++) attention_task(g, task_at(g, i));
 }
 
 /* c += x^T y. x: (rows, width), y: (rows, columns), c: (width, columns); y and c have rows `stride` apart. */
@@ -157,19 +154,19 @@ static void add_transposed_product(const Packed *x, int64_t width, int64_t rows,
 }
 
 /* The gradients in a task's keys and values: (padded_keys, width), each. */
-static int attention_backward_task(const AttentionArgs *g, Task task, float *grad_k, float *grad_v) {
+static void attention_backward_task(const AttentionArgs *g, Task task, float *grad_k, float *grad_v) {
     const Task *t = &task;
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK, of_keys = t->stride * width;
     float scores[BLOCK * BLOCK], grad_weights[BLOCK * BLOCK], *sums, *sum_k, *sum_v;
     Packed *plain, *queries, *grads, *transposed, *weights, *grad_scores;
     uint32_t *keys, *values, *keys_b, *buffer, *packed_b;
-    if (query >= t->queries) return 0;
+    if (query >= t->queries) return;
     if (!SCRATCH(BUFFER(plain, of_keys), BUFFER(keys, of_keys / VNNI), BUFFER(values, of_keys / VNNI),
                  BUFFER(keys_b, of_keys / VNNI), BUFFER(queries, t->rows * width), BUFFER(grads, t->rows * width),
                  BUFFER(buffer, t->rows * width), BUFFER(transposed, t->rows * width), BUFFER(sums, t->rows * width),
                  BUFFER(weights, t->rows * t->stride), BUFFER(grad_scores, t->rows * t->stride),
                  BUFFER(packed_b, t->rows / VNNI * t->stride), BUFFER(sum_k, of_keys), BUFFER(sum_v, of_keys)))
-        return 1;
+        return;
     TileConfig before;
     amx_begin(&before);
     pack_keys(g->k, t, width, plain);
@@ -205,14 +202,13 @@ static int attention_backward_task(const AttentionArgs *g, Task task, float *gra
     transpose((uint32_t *)sum_k, t->stride, width, t->padded_keys, (uint32_t *)grad_k, width);
     transpose((uint32_t *)sum_v, t->stride, width, t->padded_keys, (uint32_t *)grad_v, width);
     amx_end(&before);
-    return 0;
 }
 
 /* The gradients in keys or values of a key head, from those of all tasks. */
-static int sum_partials(const AttentionArgs *g, const float *partials, int64_t head, Heads to) {
+static void sum_partials(const AttentionArgs *g, const float *partials, int64_t head, Heads to) {
     int64_t width = g->head_width;
     float *sums;
-    if (!SCRATCH(BUFFER(sums, to.tokens * width))) return 1;
+    if (!SCRATCH(BUFFER(sums, to.tokens * width))) return;
     memset(sums, 0, sizeof *sums * to.tokens * width);
     for (int64_t index = 0; index < tasks_of(g); index++) {
         Task t = task_at(g, index);
@@ -222,26 +218,23 @@ static int sum_partials(const AttentionArgs *g, const float *partials, int64_t h
         }
     }
     for (int64_t i = 0; i < to.tokens; i++) f32_to_bf16_many(sums + i * width, width, row_at(to, head, i));
-    return 0;
 }
 
-int attention_backward(const AttentionArgs *g, int threads) {
-    int64_t size = task_at(g, tasks_of(g) - 1).partial + task_at(g, tasks_of(g) - 1).padded_keys;
-    float *grad_k = allocate(2 * (int64_t)sizeof *grad_k * size * g->head_width), *grad_v;
-    int failed = 0;
-    if (!grad_k) return OUT_OF_MEMORY;
-    grad_v = grad_k + size * g->head_width;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+void attention_backward(const AttentionArgs *g, int threads) {
+    Task last = task_at(g, tasks_of(g) - 1);
+    int64_t width = g->head_width, size = (last.partial + last.padded_keys) * width;
+    float *grads = allocate(2 * (int64_t)sizeof *grads * size);
+    if (!grads) return;
+#pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks_of(g); i++) {
             Task t = task_at(g, i);
-            failed |= attention_backward_task(g, t, grad_k + t.partial * g->head_width, grad_v + t.partial * g->head_width);
+            attention_backward_task(g, t, grads + t.partial * width, grads + size + t.partial * width);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < 2 * g->k.heads; i++)
-            failed |= sum_partials(g, i % 2 ? grad_v : grad_k, i / 2, i % 2 ? g->grad_v : g->grad_k);
+            sum_partials(g, grads + i % 2 * size, i / 2, i % 2 ? g->grad_v : g->grad_k);
     }
-    free(grad_k);
-    return failed ? OUT_OF_MEMORY : OK;
+    free(grads);
 }

@@ -114,7 +114,7 @@ static void pack_b_slice(const GemmArgs *g, int64_t k, int64_t depth, int64_t co
     pack_b_panel((Matrix){buffer, columns, 1}, BLOCK, columns, panel, blocks, there / BLOCK);
 }
 
-static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
+static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     int64_t column = task % p->panels * p->nc, columns = smaller(g->columns - column, p->nc), depth2 = g->depth2;
     int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc), turn = 0;
     int64_t waiting_rows = p->slices > 1 ? round_up(p->mc, MR) : p->pieces > 1 ? MR : 0;
@@ -125,7 +125,7 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(blocks, 2 * MR * BLOCK),
                  BUFFER(waiting, waiting_rows * p->nc), BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR),
                  BUFFER(buffer_a, 2 * BLOCK * MR), BUFFER(buffer_b, BLOCK * p->nc)))
-        return 1;
+        return;
     Epilogue e = {.y_stride = g->y_stride, .a_stride = g->a.row_stride};
     TileConfig before;
     amx_begin(&before);
@@ -174,15 +174,13 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     AMX_FENCE;
     store_rows(&e, MR);
     amx_end(&before);
-    return 0;
 }
 
-int gemm(const GemmArgs *g, int threads) {
-    if (!g->rows || !g->columns) return OK;
-    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1), failed = 0;
-    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads), OK;
+void gemm(const GemmArgs *g, int threads) {
+    if (!g->rows || !g->columns) return;
+    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1);
+    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads);
     Plan plan = plan_of(g, threads);
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
-    for (int64_t task = 0; task < plan.panels * plan.parts; task++) failed |= gemm_task(g, &plan, task);
-    return failed ? OUT_OF_MEMORY : OK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < plan.panels * plan.parts; task++) gemm_task(g, &plan, task);
 }
