@@ -46,7 +46,7 @@ static inline Packed scale_packed(float factor, Packed x) { return factor * x; }
 static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { return sums + (simd_load(x) + simd_load(x + LANES)); }
 #endif
 
-/* y = x^T, 16 x 16 words. */
+/* y = x^T, 8 x 8 words. */
 static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps((const float *)x + i * x_stride);
@@ -62,21 +62,19 @@ static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, 
     }
 }
 
-static inline void transpose16(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
-    for (int i = 0; i < TILE; i += 8)
-        for (int j = 0; j < TILE; j += 8) transpose8(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
-}
-
 /* y = x^T, of words. x: (rows, columns), multiples of 16. */
 static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y,
                              int64_t y_stride) {
-    for (int64_t i = 0; i < rows; i += TILE)
+    for (int64_t i = 0; i < rows; i += TILE) /* tile by tile: both lie in L1 */
         for (int64_t j = 0; j < columns; j += TILE)
-            transpose16(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
+            for (int64_t k = 0; k < 4; k++) {
+                int64_t row = i + k / 2 * 8, column = j + k % 2 * 8;
+                transpose8(x + row * x_stride + column, x_stride, y + column * y_stride + row, y_stride);
+            }
 }
 
 /* 32 columns of a row of words, from bf16 as it lies in VNNI rows. */
-#if defined(__AVX512BF16__)
+#if VNNI == 2
 static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
     const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
     __m512i even = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x));
@@ -300,11 +298,11 @@ static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t colum
         const bf16 *columns = b + half * TILE * column_stride;
         uint32_t *tile = to + half * tile_stride;
 #if VNNI == 2
-        transpose16((const uint32_t *)columns, column_stride / 2, tile, TILE);
+        transpose((const uint32_t *)columns, column_stride / 2, TILE, TILE, tile, TILE);
 #else
         float wide[TILE * BLOCK];
         for (int j = 0; j < TILE; j++) bf16_to_f32_many(columns + j * column_stride, BLOCK, wide + j * BLOCK);
-        for (int k = 0; k < BLOCK; k += TILE) transpose16((uint32_t *)wide + k, BLOCK, tile + k * TILE, TILE);
+        transpose((uint32_t *)wide, BLOCK, TILE, BLOCK, tile, TILE);
 #endif
     }
 }
