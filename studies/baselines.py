@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from buleyean_rl.batching.batch import Batch, whole_answers
+from buleyean_rl.batching.batch import Batch, collect_answers
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
 from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
@@ -121,13 +121,13 @@ class BaselineTrainer(BuleyeanTrainer):
         inputs: dict[str, Any] = super().collate(numbered)
         boundaries = dict(numbered)
         inputs["batches"] = [
-            replace(batch, answers=whole_answers([boundaries[number] for number in batch.numbers]))
+            replace(batch, answers=collect_answers([boundaries[number] for number in batch.numbers]))
             for batch in inputs["batches"]
         ]
         if self.baseline.name == "kto":
             own = [boundary for _, boundary in numbered]
             swapped = [replace(a, prompt=b.prompt) for a, b in zip(own, own[1:] + own[:1], strict=True)]
-            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=whole_answers(swapped))
+            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=collect_answers(swapped))
         return inputs
 
     @property

@@ -27,7 +27,7 @@ from buleyean_rl.data.records import write_records
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
-from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.inference.open import open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.answer_cache import cached_answers
@@ -76,7 +76,7 @@ class Measured:
 
 
 def run_demo(
-    folder: Path, *, quick: bool = False, engine: str = DEFAULT, console: Console | None = None
+    folder: Path, *, quick: bool = False, engine: str = DEFAULT_ENGINE, console: Console | None = None
 ) -> dict[str, Any]:
     """Run the demo and show what came out.
 

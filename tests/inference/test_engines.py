@@ -35,8 +35,8 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=ENGINES)
 def name(request: pytest.FixtureRequest) -> str:
     """Every engine that runs a GGUF file, by its name."""
-    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
-        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}")
     return request.param
 
 
@@ -134,8 +134,8 @@ def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEn
     if request.param == "transformers":
         yield reference
         return
-    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
-        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}")
     with closing(open_gguf(gguf, request.param, context=256, threads=1)) as opened:
         yield opened
 
@@ -161,7 +161,7 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
     asked = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
     expected = engine.complete_many(asked, sampling)
     longest = len(engine.prompt_ids(asked[2]))
-    monkeypatch.setattr(in_memory, "BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
+    monkeypatch.setattr(in_memory, "MAX_BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
     shapes: list[tuple[int, int]] = []
     batch_of = engine._batch
     monkeypatch.setattr(
@@ -205,8 +205,8 @@ def test_closing_an_answer_leaves_the_engine_usable(llama: GgufEngine) -> None:
 
 
 def test_ends_at(llama: GgufEngine) -> None:
-    assert llama.ends_at(llama.tokenize("<|im_end|>")[0])
-    assert not llama.ends_at(llama.tokenize("a")[0])
+    assert llama.is_end_token(llama.tokenize("<|im_end|>")[0])
+    assert not llama.is_end_token(llama.tokenize("a")[0])
 
 
 def test_a_conversation_longer_than_the_context(llama: GgufEngine) -> None:
@@ -278,6 +278,6 @@ def test_an_unknown_engine_names_the_known(gguf: Path) -> None:
 
 
 def test_a_missing_extra_names_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+    monkeypatch.setattr(llama_cpp_python, "is_installed", lambda: False)
     with pytest.raises(EngineError, match=r"not installed: pip install 'buleyean-rl\[llama-cpp\]'"):
         open_gguf(gguf, "llama-cpp-python")

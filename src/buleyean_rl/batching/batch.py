@@ -218,7 +218,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def whole_answers(boundaries: Sequence[Boundary]) -> Answers:
+def collect_answers(boundaries: Sequence[Boundary]) -> Answers:
     """The answers of some boundaries, in the order in which a batch has them.
 
     An answer that stands in a record twice, with other spans, is one.

@@ -42,13 +42,13 @@ def chat(
     from buleyean_rl.inference.protocol import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with chatting.open_voices([model] if compare is None else [compare, model], engine=engine) as voices:
+    with chatting.open_models([model] if compare is None else [compare, model], engine=engine) as models:
         if prompt is None:
-            chatting.talk(voices, Console(), system=system, sampling=sampling)
+            chatting.talk(models, Console(), system=system, sampling=sampling)
         elif compare is None:
-            chatting.ask(voices[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
+            chatting.ask(models[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
         else:
-            chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
+            chatting.compare(models, prompt, Console(), system=system, sampling=sampling)
 
 
 def void(

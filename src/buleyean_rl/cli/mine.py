@@ -42,7 +42,7 @@ def mine(
     from pathlib import Path
 
     from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.open import identity, locate, open_engine
+    from buleyean_rl.inference.open import answers_key, locate, open_engine
     from buleyean_rl.mining.mine import MineSettings
     from buleyean_rl.mining.mine import mine as run
 
@@ -52,7 +52,7 @@ def mine(
     mined = run(
         questions,
         lambda: open_engine(location, engine, console),
-        identity(location, engine),
+        answers_key(location, engine),
         judges,
         Path(output),
         settings,

@@ -23,7 +23,7 @@ from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, accumulate_records, read_records, write_records
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.repetition import loop_rate
-from buleyean_rl.inference.open import identity, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
@@ -189,7 +189,7 @@ class _Walk:
         self._engine: tuple[int, Engine] | None = None
         config = self.configure(self.folder / "run")
         self.header = {
-            "model": identity(self.base, ENGINE),
+            "model": answers_key(self.base, ENGINE),
             "prompts": len(self.prompts),
             "held_out": len(self.held_out),
             "judges": [judge.name for judge in self.judges],
@@ -273,7 +273,7 @@ class _Walk:
         return mine(
             prompts,
             lambda: _Borrowed(self._model(number)),
-            identity(self._source(number), ENGINE),
+            answers_key(self._source(number), ENGINE),
             self.judges,
             output,
             settings,

@@ -19,7 +19,7 @@ from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, goes_in_tiles
-from buleyean_rl.system.cache import cache_folder, evict_lru, key_of
+from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
@@ -138,7 +138,7 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
         entry.with_softmax,
     ]
     references = cache_folder() / "reference"
-    folder = references / key_of(inputs)
+    folder = references / cache_key(inputs)
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
     evict_lru(references, CACHE_BYTES - nodes * entry.bytes)
