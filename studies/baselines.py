@@ -174,9 +174,9 @@ class BaselineTrainer(BuleyeanTrainer):
         answers = batch.answers
         assert answers is not None
         mask = token_mask(answers)
-        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.place[mask]]
-        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.place[mask]]
-        answer, zeros = answers.answer[mask], policy.new_zeros(len(answers.counts.node))
+        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.token_index[mask]]
+        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.token_index[mask]]
+        answer, zeros = answers.answer_index[mask], policy.new_zeros(len(answers.counts.node))
         return Scores(policy, answer, zeros.index_add(0, answer, policy), zeros.index_add(0, answer, frozen))
 
 

@@ -117,7 +117,7 @@ def test_a_run_beside_its_base(base: Path, run: Path) -> None:
     assert "neutral_kl" not in plain.figures
     by_reference = evaluate(str(base), material, reference=str(base))
     assert by_reference.figures["accuracy_vs_reference"].value == 0.5  # log pi/pi_ref is 0 everywhere: ties
-    with pytest.raises(UsageError, match="its own base"):
+    with pytest.raises(UsageError, match="whose reference is its base"):
         evaluate(str(run), material, reference=str(base))
 
 
@@ -147,7 +147,7 @@ def test_a_gguf_file_and_its_model(base: Path, tmp_path: Path) -> None:
         assert slow[name] == pytest.approx(expected[name], rel=2e-3), name
     assert quick["entropy"] == pytest.approx(expected["entropy"], rel=1e-3)
     assert slow["entropy"] is None
-    assert any("no whole distributions" in note for note in slow["notes"])
+    assert any("no full distributions" in note for note in slow["notes"])
 
 
 def test_rejected_answers_said_again(base: Path) -> None:

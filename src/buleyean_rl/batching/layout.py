@@ -1,4 +1,4 @@
-"""Records to a batch in the layout that a model takes."""
+"""Make a batch in a model's layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYOUTS: dict[Layout, Callable[[Sequence[Boundary]], Batch]] = {"packed": pack, 
 
 
 def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:
-    """Boundaries in a layout, with the nodes that the objective has a loss at.
+    """Make a batch of boundaries, with the nodes that the objective has a loss at.
 
     Args:
         layout: the model's, see `Model.layout`.
