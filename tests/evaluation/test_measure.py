@@ -196,7 +196,7 @@ def test_asked_for_nothing_it_takes_bundled_data(base: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["--json", "nowhere/e.json"], 2, "there is no folder nowhere"),
+        (["--json", "nowhere/e.json"], 2, "the folder nowhere does not exist"),
         (["--plot", "e.txt"], 2, "end it in .png"),
         (["--pairs", "missing.jsonl"], 1, "missing.jsonl: no such file"),
         (["--neutral", "missing.txt"], 1, "No such file"),

@@ -27,10 +27,10 @@ from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import dataset, measure, reference_cache
 from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
-from buleyean_rl.training.dataset import split
+from buleyean_rl.training.dataset import split_records
 from buleyean_rl.training.reference_cache import EntryFormat
 from buleyean_rl.training.report import RunReport
-from buleyean_rl.training.run import barely_moves_target, train
+from buleyean_rl.training.run import hardly_moves_target, train
 from tiny import tiny_tokenizer
 
 SECTION_5 = {
@@ -45,7 +45,7 @@ SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 0.25
 
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "MAX_NEUTRAL_TOKENS", 8)
 
 
 def start(base: Path, records: Path, run: Path, *, resume: bool = False, **settings: Any) -> RunReport:
@@ -168,12 +168,12 @@ def test_all_but_published_make_rejected_answers_unlikelier(finished: Finished) 
 
 def test_a_single_rejection_of_likely_answers_barely_moves_the_target() -> None:
     once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], rounds) for rounds in (1, 60))
-    assert barely_moves_target([once, once], 0.24, Objective())
-    assert not barely_moves_target([once], 1.68, Objective())
-    assert not barely_moves_target([once, often], 0.24, Objective())
-    assert not barely_moves_target([once], 0.24, Objective(tau=6.0))
-    assert not barely_moves_target([once], 0.24, Objective("published"))
-    assert not barely_moves_target([once], 0.24, Objective("listwise"))
+    assert hardly_moves_target([once, once], 0.24, Objective())
+    assert not hardly_moves_target([once], 1.68, Objective())
+    assert not hardly_moves_target([once, often], 0.24, Objective())
+    assert not hardly_moves_target([once], 0.24, Objective(tau=6.0))
+    assert not hardly_moves_target([once], 0.24, Objective("published"))
+    assert not hardly_moves_target([once], 0.24, Objective("listwise"))
 
 
 # --- the same bytes, whatever happens
@@ -212,7 +212,7 @@ from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
-measure.NEUTRAL_TOKENS = 8
+measure.MAX_NEUTRAL_TOKENS = 8
 records, base, run, settings, where = sys.argv[1:]
 
 def die():
@@ -290,7 +290,7 @@ def test_an_interrupted_run_goes_on_only_as_it_was(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(UsageError, match="holds an unfinished run: go on with --resume, or delete it"):
+    with pytest.raises(UsageError, match="has an unfinished run: resume it with --resume, or delete it"):
         start(base, rejections, stopped)
     with pytest.raises(UsageError, match=r"other settings: learning_rate \(0.01 then, 0.1 now\)"):
         start(base, rejections, stopped, resume=True, learning_rate=0.1)
@@ -322,7 +322,7 @@ def test_a_run_that_an_earlier_version_began_is_not_resumed(stopped: Path, base:
 def test_a_finished_run_is_left_alone(uninterrupted: Path, base: Path, rejections: Path) -> None:
     before = adapter(uninterrupted)
     for resume in (False, True):
-        with pytest.raises(UsageError, match="already holds a finished run"):
+        with pytest.raises(UsageError, match="already has a finished run"):
             start(base, rejections, uninterrupted, resume=resume)
     assert adapter(uninterrupted) == before
 
@@ -405,11 +405,11 @@ def test_bad_lines_can_be_skipped(base: Path, rejections: Path, tmp_path: Path) 
 
 @given(st.integers(1, 40), st.floats(0, 0.99), st.integers(0, 9))
 def test_split_has_every_record_once_and_one_to_train_on(count: int, share: float, seed: int) -> None:
-    training, held_out = split(count, share, seed)
+    training, held_out = split_records(count, share, seed)
     assert sorted([*training, *held_out]) == list(range(count))
     assert len(training) >= 1
     assert len(held_out) == min(int(count * share), count - 1)
-    for part, again in zip((training, held_out), split(count, share, seed), strict=True):
+    for part, again in zip((training, held_out), split_records(count, share, seed), strict=True):
         assert part.tolist() == again.tolist() == sorted(part)
 
 
@@ -420,7 +420,7 @@ def test_the_reference_is_cached_for_the_same_answers_only(
     base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Listwise adds answers to the same records: after another objective it must give what it gives alone."""
-    monkeypatch.setattr("buleyean_rl.training.own_samples.OWN_TOKENS", 8)
+    monkeypatch.setattr("buleyean_rl.training.own_samples.MAX_SAMPLE_TOKENS", 8)
     settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
     for cache, before in (("used", ["complement"]), ("new", [])):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
@@ -448,10 +448,10 @@ def test_as_much_of_the_reference_is_cached_as_fits_on_disk(
     limit: int, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(reference_cache, "CACHE_BYTES", limit)
+    monkeypatch.setattr(reference_cache, "MAX_CACHE_BYTES", limit)
     monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
     config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
-    model: Any = SimpleNamespace(head=None, module=None, numerics=[])
+    model: Any = SimpleNamespace(head=None, module=None, numerics_key=[])
     data: Any = SimpleNamespace(training=Records(), sha256="")
     references = reference_cache.open_reference_cache(model, data, config)
     assert (references is None) == (not files)

@@ -10,8 +10,8 @@ import torch
 
 from buleyean_rl.models.views import plain_model
 
-# Of a forward pass in bf16, unless one record has more. The loss of a step is a sum over its records, so the result does
-# not depend on it; memory grows with it, and matrix products are slow below some 500.
+# Of a forward pass in bf16, unless one record has more. The loss of a step is a sum over its records, so the result
+# does not depend on it; memory grows with it, and matrix products are slow below some 500.
 MICRO_BATCH_TOKENS = 1280
 GPU_FACTOR = 25
 T = TypeVar("T")

@@ -204,7 +204,7 @@ class _MeasuredModel:
         """A scorer; a GGUF file is scored in transformers where it can be, a hundred times as fast as in llama.cpp."""
         if self.settings.engine != "llama.cpp" and isinstance(self.location, Source):
             is_gguf = is_gguf_file(self.location)
-            model = Model(self.location, switchable=True)
+            model = Model(self.location, keep_adapter=True)
             try:
                 model.module, model.tokenizer  # noqa: B018 - load both
             except ModelError:
