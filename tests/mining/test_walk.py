@@ -59,15 +59,15 @@ def test_when_a_walk_stops_and_which_round_is_best(
         ([(0.3, 4.0, 0)], 1, None),
         ([(0.3, 4.0, 0)], 0, "nothing was rejected any more"),
         ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 7, None),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected where the first round had 70: too few"),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected where the first round had 70"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected, 70 in the first round: too few"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected, 70 in the first round"),
     ],
 )
 def test_a_round_that_is_not_worth_training(
     measured: list[tuple[float, float, int]], rejected: int, reason: str | None
 ) -> None:
-    found = reason_not_to_train(rounds(*measured), rejected)
-    assert found is None if reason is None else found is not None and found.startswith(reason)
+    stop = reason_not_to_train(rounds(*measured), rejected)
+    assert stop is None if reason is None else stop is not None and stop.startswith(reason)
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:

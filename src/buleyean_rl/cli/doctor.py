@@ -84,10 +84,8 @@ def _software() -> list[Finding]:
 
     path, findings = bundled_gguf(), [Finding("torch", _installed_version("torch") or "missing")]
     for engine in ENGINES:
-        installed = _installed_version(engine)
-        findings.append(
-            Finding(engine, installed or f"missing: pip install {_pip_name(engine)}", installed is not None)
-        )
+        version = _installed_version(engine)
+        findings.append(Finding(engine, version or f"missing: pip install {_pip_name(engine)}", version is not None))
     has_page = all(map(_installed_version, ("starlette", "uvicorn")))
     return [
         *findings,
