@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use_cache: Callable[[Path], None]) -> None:
     """The tiny models are compared number by number."""
     for module in ("model", "compute"):
         monkeypatch.setattr(f"buleyean_rl.models.{module}.preferred_dtype", lambda *_: torch.float32)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    use_cache(tmp_path / "cache")
 
 
 def in_memory(module: Any) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Counter[str]:
+def calls(monkeypatch: pytest.MonkeyPatch, cache: Path, use_cache: Callable[[Path], None]) -> Counter[str]:
     """How often names are resolved, weights hashed, layouts probed and heads checked."""
     counted: Counter[str] = Counter()
 
@@ -45,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Counter[str]:
 
         return counting
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    use_cache(cache)
     resolving = count("resolve", source.resolve)
     for name in ("models.run_folder", "models.weights", "training.run", "mining.walk"):
         monkeypatch.setattr(f"buleyean_rl.{name}.resolve", resolving)
