@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl.batching.batch import Batch, concatenate, pack, pad_paths, whole_answers
+from buleyean_rl.batching.batch import Batch, collect_answers, concatenate, pack, pad_paths
 from buleyean_rl.batching.forward import answer_logprobs, batch_losses, forward_hidden
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
@@ -283,7 +283,7 @@ def test_answers_are_the_separate_sequences() -> None:
     other = boundary([11, 70], [71, 72], [71], counts=(3, 0))
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)
-    batch, both = pack([TREE, other]), whole_answers([TREE, other])
+    batch, both = pack([TREE, other]), collect_answers([TREE, other])
     with torch.no_grad():
         hidden = forward_hidden(backbone(model), batch)
         got = answer_logprobs(hidden, output_head(model), both)
@@ -298,7 +298,7 @@ def test_answers_are_the_separate_sequences() -> None:
 
 def test_an_answer_with_two_sets_of_spans_is_one_answer() -> None:
     twice = merge_responses([1], [([2, 3], [True, False]), ([2, 3], [False, True])], [2, 3], 5)
-    merged = whole_answers([twice])
+    merged = collect_answers([twice])
     assert (merged.counts.count.tolist(), merged.rejected.tolist()) == ([5], [True, True])
 
 
@@ -306,7 +306,7 @@ def test_listwise_leaves_untrained_models_where_they_are_even() -> None:
     """Before training every log-ratio is 0, so pi is uniform over the answers."""
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)
-    batch = replace(pack([TREE]), answers=whole_answers([TREE]))
+    batch = replace(pack([TREE]), answers=collect_answers([TREE]))
     losses = batch_losses(model, output_head(model), batch, Objective("listwise"))
     weights = torch.tensor([6.0, 9, 8, 1, 7]) / 31
     torch.testing.assert_close(losses.kl, (weights * (5 * weights).log()).sum().view(1), atol=1e-5, rtol=1e-5)

@@ -54,7 +54,7 @@ def test_the_options_are_these() -> None:
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(measure, "MAX_NEUTRAL_TOKENS", 8)
 
 
 def run(*words: object) -> int:

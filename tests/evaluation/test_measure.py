@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use_cache: Callable[[Path], None]) -> None:
     """The tiny models are compared number by number."""
     for module in ("model", "compute"):
         monkeypatch.setattr(f"buleyean_rl.models.{module}.preferred_dtype", lambda *_: torch.float32)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    use_cache(tmp_path / "cache")
 
 
 def in_memory(module: Any) -> Model:
@@ -117,7 +118,7 @@ def test_a_run_beside_its_base(base: Path, run: Path) -> None:
     assert "neutral_kl" not in plain.figures
     by_reference = evaluate(str(base), material, reference=str(base))
     assert by_reference.figures["accuracy_vs_reference"].value == 0.5  # log pi/pi_ref is 0 everywhere: ties
-    with pytest.raises(UsageError, match="its own base"):
+    with pytest.raises(UsageError, match="whose reference is its base"):
         evaluate(str(run), material, reference=str(base))
 
 
@@ -147,7 +148,7 @@ def test_a_gguf_file_and_its_model(base: Path, tmp_path: Path) -> None:
         assert slow[name] == pytest.approx(expected[name], rel=2e-3), name
     assert quick["entropy"] == pytest.approx(expected["entropy"], rel=1e-3)
     assert slow["entropy"] is None
-    assert any("no whole distributions" in note for note in slow["notes"])
+    assert any("no full distributions" in note for note in slow["notes"])
 
 
 def test_rejected_answers_said_again(base: Path) -> None:
@@ -196,7 +197,7 @@ def test_asked_for_nothing_it_takes_bundled_data(base: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["--json", "nowhere/e.json"], 2, "there is no folder nowhere"),
+        (["--json", "nowhere/e.json"], 2, "the folder nowhere does not exist"),
         (["--plot", "e.txt"], 2, "end it in .png"),
         (["--pairs", "missing.jsonl"], 1, "missing.jsonl: no such file"),
         (["--neutral", "missing.txt"], 1, "No such file"),

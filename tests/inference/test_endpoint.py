@@ -124,7 +124,7 @@ def test_a_stream_that_breaks_off_is_an_error_not_an_answer(server: StandIn) -> 
     server.faults = ["half stream"]
     with closing(connect(server)) as engine:
         pieces = engine.generate(CONVERSATIONS[0])
-        with pytest.raises(EngineError, match="broke off: half a line"):
+        with pytest.raises(EngineError, match="broke off: a truncated line"):
             list(pieces)
 
 

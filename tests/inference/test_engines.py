@@ -35,8 +35,8 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=ENGINES)
 def name(request: pytest.FixtureRequest) -> str:
     """Every engine that runs a GGUF file, by its name."""
-    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
-        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}")
     return request.param
 
 
@@ -115,12 +115,12 @@ def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -
         "jumps",
         "over",
     )
-    asked = [ASK, *([{"role": "user", "content": word}] for word in words)]
-    answers = reference.complete_many(asked, sampling)
+    conversations = [ASK, *([{"role": "user", "content": word}] for word in words)]
+    answers = reference.complete_many(conversations, sampling)
     # a random model says bytes that make no character; llama-cpp-python leaves those out
     kept = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
     assert len(kept) >= 4
-    conversations, expected = [asked[i] for i in kept], [answers[i] for i in kept]
+    conversations, expected = [conversations[i] for i in kept], [answers[i] for i in kept]
     counts: list[int] = []
     assert llama.complete_many(conversations, sampling, counts.append) == expected
     assert sorted(counts) == list(range(1, len(kept) + 1))
@@ -134,8 +134,8 @@ def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEn
     if request.param == "transformers":
         yield reference
         return
-    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
-        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}")
     with closing(open_gguf(gguf, request.param, context=256, threads=1)) as opened:
         yield opened
 
@@ -158,18 +158,18 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
     engine, sampling = TransformersEngine(model, tokenizer, batch=8), Sampling(max_tokens=4)
-    asked = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
-    expected = engine.complete_many(asked, sampling)
-    longest = len(engine.prompt_ids(asked[2]))
-    monkeypatch.setattr(in_memory, "BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
+    conversations = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
+    expected = engine.complete_many(conversations, sampling)
+    longest = len(engine.prompt_ids(conversations[2]))
+    monkeypatch.setattr(in_memory, "MAX_BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
     shapes: list[tuple[int, int]] = []
-    batch_of = engine._batch
+    answer_batch = engine._answer_batch
     monkeypatch.setattr(
         engine,
-        "_batch",
-        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or batch_of(prompts, *rest),
+        "_answer_batch",
+        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or answer_batch(prompts, *rest),
     )
-    assert engine.complete_many(asked, sampling) == expected
+    assert engine.complete_many(conversations, sampling) == expected
     assert sum(rows for rows, _ in shapes) == 5
     assert shapes[-1] == (1, longest)
     assert all(rows == 1 or rows * (width + 4) < longest + 4 for rows, width in shapes)
@@ -180,7 +180,7 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
 def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float, expected: list[float], temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, sampling = torch.tensor([0.5, 0.3, 0.2]).log() + 7, Sampling(1, temperature, top_p)
-    drawn = torch.tensor([in_memory._draw(logits, sampling, generator) for _ in range(4000)])
+    drawn = torch.tensor([in_memory._sample_token(logits, sampling, generator) for _ in range(4000)])
     wanted = torch.tensor(expected) ** (1 / temperature)
     assert torch.allclose(drawn.bincount(minlength=3) / 4000, wanted / wanted.sum(), atol=0.025)  # 3 standard errors
 
@@ -205,8 +205,8 @@ def test_closing_an_answer_leaves_the_engine_usable(llama: GgufEngine) -> None:
 
 
 def test_ends_at(llama: GgufEngine) -> None:
-    assert llama.ends_at(llama.tokenize("<|im_end|>")[0])
-    assert not llama.ends_at(llama.tokenize("a")[0])
+    assert llama.is_end_token(llama.tokenize("<|im_end|>")[0])
+    assert not llama.is_end_token(llama.tokenize("a")[0])
 
 
 def test_a_conversation_longer_than_the_context(llama: GgufEngine) -> None:
@@ -278,6 +278,6 @@ def test_an_unknown_engine_names_the_known(gguf: Path) -> None:
 
 
 def test_a_missing_extra_names_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+    monkeypatch.setattr(llama_cpp_python, "is_installed", lambda: False)
     with pytest.raises(EngineError, match=r"not installed: pip install 'buleyean-rl\[llama-cpp\]'"):
         open_gguf(gguf, "llama-cpp-python")

@@ -9,7 +9,7 @@ import pytest
 
 from buleyean_rl.errors import EngineError, ModelError, UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine
-from buleyean_rl.inference.open import identity, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.training.config import BuleyeanConfig
@@ -34,7 +34,7 @@ def test_a_folder_and_a_run_run_in_memory_and_answer_otherwise(base: Path, run: 
             assert isinstance(engine, TransformersEngine)
             answers.append(engine.complete_many(QUESTION, Sampling(max_tokens=12)))
     assert answers[0] != answers[1]
-    assert identity(str(base)) != identity(str(run)) == identity(str(run))
+    assert answers_key(str(base)) != answers_key(str(run)) == answers_key(str(run))
 
 
 def test_a_url_is_an_endpoint() -> None:
@@ -43,7 +43,7 @@ def test_a_url_is_an_endpoint() -> None:
             assert isinstance(engine, EndpointEngine)
         with pytest.raises(UsageError, match="leave --engine out"):
             open_engine(server.url, "transformers")
-        assert identity(server.url) == server.url
+        assert answers_key(server.url) == server.url
     assert not is_endpoint("owner/name")
 
 

@@ -235,7 +235,7 @@ def test_the_output_head_makes_the_models_own_logits(architecture: str, config: 
 def test_an_unknown_logit_transform_is_refused() -> None:
     model = tiny_llama(TOKENIZER)
     model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits.tanh())
-    with pytest.raises(ModelError, match="transforms its logits in a way this package does not know"):
+    with pytest.raises(ModelError, match="transforms its logits in a way that is not supported"):
         output_head(model)
 
 
@@ -295,7 +295,7 @@ def test_a_run_with_a_damaged_adapter_is_a_model_error(run: tuple[Path, Any]) ->
 
 
 def test_a_model_without_linear_layers_takes_no_adapter() -> None:
-    with pytest.raises(ModelError, match="cannot put an adapter on LlamaForCausalLM"):
+    with pytest.raises(ModelError, match="cannot attach an adapter to LlamaForCausalLM"):
         attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, ["no_such_layer"]))
 
 

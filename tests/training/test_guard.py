@@ -77,11 +77,11 @@ def test_a_check_is_the_divergence_of_the_whole_distributions(tmp_path: Path) ->
 @pytest.fixture
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check after every step."""
-    monkeypatch.setattr(guarding, "TOKENS_BETWEEN", 1)
+    monkeypatch.setattr(guarding, "TOKENS_BETWEEN_CHECKS", 1)
     monkeypatch.setattr(guarding, "TOKENS_BETWEEN_ANSWERS", 1)
-    monkeypatch.setattr(guarding, "ANSWER_TOKENS", 8)
-    monkeypatch.setattr(guarding, "PROMPTS", 2)
-    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(guarding, "MAX_ANSWER_TOKENS", 8)
+    monkeypatch.setattr(guarding, "MAX_PROMPTS", 2)
+    monkeypatch.setattr(measure, "MAX_NEUTRAL_TOKENS", 8)
 
 
 def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:

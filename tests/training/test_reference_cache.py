@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from runs import adapter_bytes, start
 
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import fused_loss
 from buleyean_rl.objectives.losses import NodeLosses, Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, reference_softmax
+from buleyean_rl.training import reference_cache
+from buleyean_rl.training.config import load_config
 from buleyean_rl.training.reference_cache import CachedReference, EntryFormat, ReferenceCache, entry_format
 
 
@@ -82,3 +89,54 @@ def test_where_a_loss_goes_by_logits_there_is_no_softmax_to_cache(head: OutputHe
     counts = Counts(empty, empty, empty.float(), torch.ones(2))
     assert not entry_format(head, Objective()).with_softmax
     assert reference_softmax(head, torch.randn(2, head.weight.shape[1]).to(head.weight.dtype), counts) is None
+
+
+# --- in a run
+
+
+def test_the_reference_is_cached_for_the_same_answers_only(
+    base: Path,
+    rejections: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use_cache: Callable[[Path], None],
+) -> None:
+    """Listwise adds answers to the same records: a cache of another objective must not change its result."""
+    monkeypatch.setattr("buleyean_rl.training.own_samples.MAX_SAMPLE_TOKENS", 8)
+    settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
+    for cache, before in (("used", ["complement"]), ("new", [])):
+        use_cache(tmp_path / cache)
+        for objective in before:
+            start(base, rejections, tmp_path / objective, **settings | {"objective": objective})
+        start(base, rejections, tmp_path / f"listwise-{cache}", **settings)
+    assert adapter_bytes(tmp_path / "listwise-used") == adapter_bytes(tmp_path / "listwise-new")
+
+
+class TenRecords:
+    """Ten records of ten nodes each."""
+
+    nodes = np.full(10, 10)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+
+@pytest.mark.parametrize(
+    ("limit", "files"),
+    [(4000, {"is_cached", "states", "lse", "mean"}), (3999, {"is_cached", "states"}), (1599, set())],
+    ids=str,
+)
+def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
+    limit: int, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reference_cache, "MAX_CACHE_BYTES", limit)
+    monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
+    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
+    model: Any = SimpleNamespace(head=None, module=None, numerics_key=[])
+    data: Any = SimpleNamespace(training=TenRecords(), sha256="")
+    references = reference_cache.open_reference_cache(model, data, config)
+    assert (references is None) == (not files)
+    assert {path.name for path in tmp_path.rglob("reference/*/*")} == files
+    config.num_train_epochs = 1
+    assert reference_cache.open_reference_cache(model, data, config) is None

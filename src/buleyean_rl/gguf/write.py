@@ -31,7 +31,7 @@ from buleyean_rl.gguf.metadata import About, override_fields
 from buleyean_rl.gguf.parity import check_blueprint
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.quantise import QUANTS, quantise, storage_type, stored_bytes
-from buleyean_rl.inference.gguf_engines import DEFAULT
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.system.files import SUFFIX, atomic_path
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
@@ -101,7 +101,7 @@ def write_gguf(
     paths: Mapping[str, Path],
     *,
     gate: bool = True,
-    engine: str = DEFAULT,
+    engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     progress: Progress | None = None,
 ) -> list[ExportReport]:
