@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models import source
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.run_folder import is_run, merge_run, run_base
 from buleyean_rl.models.source import bundled_gguf, resolve
 from buleyean_rl.models.views import backbone, output_head
@@ -327,12 +327,12 @@ def test_without_bf16_a_cpu_computes_in_it_what_the_kernels_compute_whole(
     loaded: list[torch.dtype] = []
     monkeypatch.setattr("buleyean_rl.kernels.precision._cpu_has_bf16", lambda: has_bf16)
     monkeypatch.setattr("buleyean_rl.kernels.matmul.gemm_available", lambda *_: True)
-    monkeypatch.setattr("buleyean_rl.models.compute.load_config", lambda _: config)
+    monkeypatch.setattr("buleyean_rl.models.placement.load_config", lambda _: config)
     monkeypatch.setattr(
-        "buleyean_rl.models.compute.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1)
+        "buleyean_rl.models.placement.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1)
     )
     fused: list[torch.nn.Module] = []
-    monkeypatch.setattr("buleyean_rl.models.compute.fuse_layers", fused.append)
+    monkeypatch.setattr("buleyean_rl.models.placement.fuse_layers", fused.append)
     model = load_for_inference("some/model", torch.device("cpu"))
     assert loaded == [torch.bfloat16 if has_bf16 else dtype]
     assert fused == [model]  # else torch would multiply in bf16

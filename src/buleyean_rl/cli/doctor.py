@@ -60,7 +60,7 @@ def _hardware() -> list[Finding]:
 
     from buleyean_rl.kernels.build import status
     from buleyean_rl.kernels.precision import default_dtype
-    from buleyean_rl.models.compute import default_device
+    from buleyean_rl.models.placement import default_device
     from buleyean_rl.system.host import instruction_sets, processor_name
 
     kernels, memory, device = status(), psutil.virtual_memory(), default_device()

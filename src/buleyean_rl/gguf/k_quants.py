@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf.internals import QUANTISE_PROGRAM, load_ggml
+from buleyean_rl.gguf.private_interfaces import QUANTISE_PROGRAM, load_ggml
 from buleyean_rl.gguf.program import run_program
 from buleyean_rl.inference.llama_cpp_python import INSTALL_HINT, is_installed
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType

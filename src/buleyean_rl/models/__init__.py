@@ -4,7 +4,7 @@ name --source--> location --weights--> transformers model --adapt--> PEFT model;
 
 model                               one model: source, tokenizer, module, head, layout, dtype, kernels
 source, weights, run_folder         locate and load
-compute, layout_probe, output_head  dtype and device; packed or padded; logits
+placement, layout_probe, output_head  dtype and device; packed or padded; logits
 views                               a module's parts: decoder, head, the base without its adapter
 adapt, lora, adapted_linear         LoRA layers
 fused_layers, fused_decoder         layers in fewer passes

@@ -20,10 +20,10 @@ from buleyean_rl.errors import ModelError
 from buleyean_rl.kernels import abi, build
 from buleyean_rl.models import views
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import default_device, load_for_inference, preferred_dtype
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.layout_probe import Layout, probe_layout
 from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.placement import default_device, load_for_inference, preferred_dtype
 from buleyean_rl.models.run_folder import find_model, load_run, run_tokenizer
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_tokenizer

@@ -25,12 +25,12 @@ from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.training.before_after import Measurement
 from buleyean_rl.training.checkpoints import discard_checkpoints, open_run, run_settings
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import OWN_SAMPLES_FILE, Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.guard import SOUND_ADAPTER_FILE, Guard, Limits
-from buleyean_rl.training.measure import Measurement
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
