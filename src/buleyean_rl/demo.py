@@ -84,7 +84,7 @@ def run_demo(
         folder: gets `records.jsonl`, `run/`, `model.gguf` and `demo.json`; an earlier demo there is replaced.
         quick: less data, fewer steps.
         engine: checks and measures the files, one of `gguf_engines.ENGINES`.
-        console: where progress and the table go; None for nowhere.
+        console: for progress and the table; None for no output.
 
     Returns:
         The contents of `demo.json`: the run, and the measurements of both files.

@@ -96,7 +96,7 @@ def hidden(model: Any, layout: Layout, boundaries: list[Boundary]) -> Tensor:
 
 @both_layouts
 @every_model
-def test_a_trie_is_the_separate_sequences(make: Callable[[], Any], layout: Layout) -> None:
+def test_a_trie_has_the_losses_of_separate_sequences(make: Callable[[], Any], layout: Layout) -> None:
     """At every node: the hidden state transformers gives the prompt and the path to the node, alone in a row."""
     model = make()
     expected = []
@@ -129,7 +129,7 @@ def test_packed_is_padded_in_loss_and_gradient(make: Callable[[], Any], objectiv
 
 @both_objectives
 @both_layouts
-def test_a_record_does_not_notice_its_neighbours(layout: Layout, objective: Objective) -> None:
+def test_a_record_does_not_depend_on_its_batch(layout: Layout, objective: Objective) -> None:
     model = adapted(MODELS["llama"])
     together = losses(model, layout, RECORDS, objective)
     owner = layout(RECORDS).record
@@ -190,7 +190,7 @@ def test_prompt_tokens_have_no_loss(layout: Layout) -> None:
 
 
 @both_layouts
-def test_nodes_stand_where_the_path_ends(layout: Layout) -> None:
+def test_nodes_are_at_the_ends_of_their_paths(layout: Layout) -> None:
     batch = layout(RECORDS)
     ids, positions = batch.input_ids.flatten()[batch.nodes], batch.position_ids.flatten()[batch.nodes]
     expected = []
@@ -221,7 +221,7 @@ def test_concatenated_batches_are_the_batches() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_anchors_only_nodes_with_rejections_are_left() -> None:
+def test_without_anchors_only_nodes_with_rejections_remain() -> None:
     whole = pack(RECORDS)
     batch = whole.without_anchors()
     assert len(batch.nodes) < len(whole.nodes)
@@ -257,7 +257,7 @@ def test_every_index_of_a_batch_points_at_something(boundaries: list[Boundary]) 
 
 @settings(max_examples=15)
 @given(st.lists(tries, min_size=1, max_size=3))
-def test_any_tries_packed_are_the_same_padded(boundaries: list[Boundary]) -> None:
+def test_any_packed_tries_equal_padded_ones(boundaries: list[Boundary]) -> None:
     model = MODEL_OF_ANY_TRIES
     torch.testing.assert_close(
         hidden(model, pack, boundaries), hidden(model, pad_paths, boundaries), rtol=1e-4, atol=1e-4
@@ -302,7 +302,7 @@ def test_an_answer_with_two_sets_of_spans_is_one_answer() -> None:
     assert (merged.counts.count.tolist(), merged.rejected.tolist()) == ([5], [True, True])
 
 
-def test_listwise_leaves_untrained_models_where_they_are_even() -> None:
+def test_listwise_of_an_untrained_model_has_even_ratios() -> None:
     """Before training every log-ratio is 0, so pi is uniform over the answers."""
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)

@@ -74,9 +74,9 @@ def test_same_prompt(llama: GgufEngine, reference: TransformersEngine) -> None:
 
 def test_same_next_token_log_probabilities(llama: GgufEngine, reference: TransformersEngine) -> None:
     ids = llama.tokenize(TEXTS[0])
-    found, expected = llama.top_logprobs(ids, 5), reference.top_logprobs(ids, 5)
-    assert list(found) == list(expected)
-    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-3)
+    actual, expected = llama.top_logprobs(ids, 5), reference.top_logprobs(ids, 5)
+    assert list(actual) == list(expected)
+    assert list(actual.values()) == pytest.approx(list(expected.values()), abs=1e-3)
     whole = llama.top_logprobs(ids, 1000)
     assert sum(map(math.exp, whole.values())) == pytest.approx(1, abs=1e-4)
 
@@ -84,9 +84,9 @@ def test_same_next_token_log_probabilities(llama: GgufEngine, reference: Transfo
 def test_same_log_probability_of_every_token(llama: GgufEngine, reference: TransformersEngine) -> None:
     sequences = [llama.tokenize(text) for text in TEXTS]
     sequences[0].append(llama.tokenize("<|im_end|>")[0])  # the end of an answer can be scored too
-    found, expected = llama.logprobs(sequences), reference.logprobs(sequences)
-    assert [len(f) for f in found] == [len(s) - 1 for s in sequences]
-    for one, other in zip(found, expected, strict=True):
+    actual, expected = llama.logprobs(sequences), reference.logprobs(sequences)
+    assert [len(f) for f in actual] == [len(s) - 1 for s in sequences]
+    for one, other in zip(actual, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-3)
 
 
@@ -118,12 +118,12 @@ def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -
     conversations = [ASK, *([{"role": "user", "content": word}] for word in words)]
     answers = reference.complete_many(conversations, sampling)
     # a random model says bytes that make no character; llama-cpp-python leaves those out
-    kept = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
-    assert len(kept) >= 4
-    conversations, expected = [conversations[i] for i in kept], [answers[i] for i in kept]
+    indices = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
+    assert len(indices) >= 4
+    conversations, expected = [conversations[i] for i in indices], [answers[i] for i in indices]
     counts: list[int] = []
     assert llama.complete_many(conversations, sampling, counts.append) == expected
-    assert sorted(counts) == list(range(1, len(kept) + 1))
+    assert sorted(counts) == list(range(1, len(indices) + 1))
     for conversation, answer in zip(conversations[:2], expected, strict=False):
         assert "".join(llama.generate(conversation, sampling)) == answer
         assert "".join(reference.generate(conversation, sampling)) == answer
@@ -140,7 +140,7 @@ def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEn
         yield opened
 
 
-def test_the_output_head_is_given_rows_without_gaps() -> None:
+def test_the_output_head_gets_contiguous_rows() -> None:
     """After a prompt they are slices of all its states, and torch copies a bf16 weight for every one of them."""
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
@@ -177,12 +177,12 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("top_p", "expected"), [(1.0, [0.5, 0.3, 0.2]), (0.7, [0.625, 0.375, 0.0])])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float, expected: list[float], temperature: float) -> None:
+def test_token_frequencies_are_their_probabilities(top_p: float, expected: list[float], temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, sampling = torch.tensor([0.5, 0.3, 0.2]).log() + 7, Sampling(1, temperature, top_p)
     drawn = torch.tensor([in_memory._sample_token(logits, sampling, generator) for _ in range(4000)])
-    wanted = torch.tensor(expected) ** (1 / temperature)
-    assert torch.allclose(drawn.bincount(minlength=3) / 4000, wanted / wanted.sum(), atol=0.025)  # 3 standard errors
+    weights = torch.tensor(expected) ** (1 / temperature)
+    assert torch.allclose(drawn.bincount(minlength=3) / 4000, weights / weights.sum(), atol=0.025)  # 3 standard errors
 
 
 def test_sampling_repeats_with_its_seed(engine: Engine) -> None:
@@ -204,7 +204,7 @@ def test_closing_an_answer_leaves_the_engine_usable(llama: GgufEngine) -> None:
     assert llama.complete_many([ASK], Sampling(max_tokens=4))[0]
 
 
-def test_ends_at(llama: GgufEngine) -> None:
+def test_is_end_token(llama: GgufEngine) -> None:
     assert llama.is_end_token(llama.tokenize("<|im_end|>")[0])
     assert not llama.is_end_token(llama.tokenize("a")[0])
 
@@ -219,26 +219,26 @@ def test_an_error_in_one_of_many_is_raised(llama: GgufEngine) -> None:
         llama.complete_many([ASK, [{"role": "user", "content": "word " * 400}], ASK], Sampling(max_tokens=2))
 
 
-def test_nothing_of_llama_cpp_reaches_the_terminal(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_llama_cpp_prints_nothing(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     engine = open_gguf(gguf, name, context=64, threads=1)
     engine.complete_many([ASK], Sampling(max_tokens=2))
     engine.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_engine_that_was_never_asked_can_be_closed(gguf: Path, name: str) -> None:
+def test_an_unused_engine_can_be_closed(gguf: Path, name: str) -> None:
     for _ in range(10):
         open_gguf(gguf, name, context=64, threads=1).close()
 
 
-def test_a_closed_engine_says_so(gguf: Path, name: str) -> None:
+def test_a_closed_engine_is_an_error(gguf: Path, name: str) -> None:
     engine = open_gguf(gguf, name, context=64, threads=1)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.tokenize("a")
 
 
-def test_files_that_are_no_model(tmp_path: Path, name: str) -> None:
+def test_files_that_are_not_models_are_refused(tmp_path: Path, name: str) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("not a model")
     version = tmp_path / "version.gguf"
@@ -272,12 +272,12 @@ def test_a_model_without_chat_template() -> None:
         TransformersEngine(tiny_llama(tokenizer), tokenizer).render(ASK)
 
 
-def test_an_unknown_engine_names_the_known(gguf: Path) -> None:
+def test_an_unknown_engine_is_refused_with_the_choices(gguf: Path) -> None:
     with pytest.raises(UsageError, match="unknown engine 'ollama'; there are xllamacpp and llama-cpp-python"):
         open_gguf(gguf, "ollama")
 
 
-def test_a_missing_extra_names_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_an_error_with_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp_python, "is_installed", lambda: False)
     with pytest.raises(EngineError, match=r"not installed: pip install 'buleyean-rl\[llama-cpp\]'"):
         open_gguf(gguf, "llama-cpp-python")

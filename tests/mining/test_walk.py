@@ -63,7 +63,7 @@ def test_when_a_walk_stops_and_which_round_is_best(
         ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected, 70 in the first round"),
     ],
 )
-def test_a_round_that_is_not_worth_training(
+def test_too_few_rejections_are_not_trained_on(
     measured: list[tuple[float, float, int]], rejected: int, reason: str | None
 ) -> None:
     stop = reason_not_to_train(rounds(*measured), rejected)
@@ -101,7 +101,7 @@ def read() -> dict[str, Any]:
     return json.loads(Path("w/walk.json").read_text())
 
 
-def test_a_walk_goes_round_by_round(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_walk_has_rounds_and_resumes(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*work, "--rounds", "1", "--json"]) == 0
     out, err = capsys.readouterr()
     walk = read()
@@ -122,9 +122,9 @@ def test_a_walk_goes_round_by_round(work: list[str], capsys: pytest.CaptureFixtu
     longer = read()
     assert longer["rounds"][:2] == walk["rounds"]
     if len(longer["rounds"]) > 2:
-        kept = {(r.prompt, text) for r in read_records("w/round-1/records.jsonl") for text in r.rejected_responses}
+        earlier = {(r.prompt, text) for r in read_records("w/round-1/records.jsonl") for text in r.rejected_responses}
         now = {(r.prompt, text) for r in read_records("w/round-2/records.jsonl") for text in r.rejected_responses}
-        assert kept <= now
+        assert earlier <= now
 
     assert main([*work[:-1], "2e-3"]) == 2
     assert "has a walk with another training" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_nothing_to_reject_ends_the_walk(work: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_walk_goes_on_to_the_same_rounds(work: list[str]) -> None:
+def test_a_killed_walk_resumes_to_the_same_rounds(work: list[str]) -> None:
     command = [sys.executable, "-c", f"from buleyean_rl.cli import main; main({[*work, '--rounds', '1']!r})"]
     subprocess.run(command, check=True, capture_output=True)
     whole = read()
@@ -176,7 +176,7 @@ def test_a_wrong_request(work: list[str], change: list[str], problem: str, capsy
 def test_the_bundled_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     from buleyean_rl import demo_data
 
-    asked: list[Any] = []
-    monkeypatch.setattr(walking, "walk", lambda *words, **_: asked.extend(words) or {})
+    arguments: list[Any] = []
+    monkeypatch.setattr(walking, "walk", lambda *words, **_: arguments.extend(words) or {})
     assert main(["walk"]) == 0
-    assert (asked[0], asked[1]) == (demo_data.mine_prompts(), demo_data.held_out_prompts())
+    assert (arguments[0], arguments[1]) == (demo_data.mine_prompts(), demo_data.held_out_prompts())

@@ -128,7 +128,7 @@ def test_exporting_determines_everything_once(calls: Counter[str], gguf: Path, t
 # --- what it says
 
 
-def test_a_model_describes_what_computes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_describes_its_computation(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(module.abi, "available", lambda *_: True)
     for status, words in (
@@ -143,7 +143,7 @@ def test_a_model_describes_what_computes(base: Path, monkeypatch: pytest.MonkeyP
         assert model.describe().endswith("packed sequences, 2 threads")
 
 
-def test_a_model_carries_its_parts(base: Path) -> None:
+def test_a_model_has_its_parts(base: Path) -> None:
     model = open_model(str(base), dtype=torch.float32)
     assert model.tokenizer.chat_template == tiny_tokenizer().chat_template
     assert model.module is model.plain
@@ -165,7 +165,7 @@ def test_a_model_carries_its_parts(base: Path) -> None:
         model.attach_adapter(ADAPTER)
 
 
-def test_a_run_is_merged_or_switchable(base: Path, tmp_path: Path) -> None:
+def test_a_run_is_merged_or_keeps_its_adapter(base: Path, tmp_path: Path) -> None:
     run, ids = tiny_run(tmp_path / "run", base), torch.arange(4, 24).unsqueeze(0)
     merged, keep_adapter = (open_model(str(run), dtype=torch.float32, keep_adapter=switch) for switch in (False, True))
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_run_is_merged_or_switchable(base: Path, tmp_path: Path) -> None:
     assert (merged.has_adapter, keep_adapter.has_adapter) == (False, True)
 
 
-def test_a_model_in_memory_is_one_too() -> None:
+def test_a_model_in_memory_is_a_model() -> None:
     inside = tiny_llama(tiny_tokenizer())
     model = Model.from_module(inside, tiny_tokenizer())
     assert model.module is inside

@@ -66,7 +66,7 @@ def test_without_the_bundled_file_its_name_means_the_hub(monkeypatch: pytest.Mon
         ("empty", "empty has no config.json: it is not a transformers model folder"),
     ],
 )
-def test_names_that_mean_nothing(name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_refused(name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("not a model")
     Path("empty").mkdir()
@@ -105,11 +105,11 @@ def test_a_hub_id_is_loaded_by_its_id_and_never_with_its_own_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for the Hub: a folder behind the one place where ids become files."""
-    asked: list[dict[str, Any]] = []
+    loads: list[dict[str, Any]] = []
 
     def from_hub(load: Any) -> Any:
         def stand_in(name: str, **options: Any) -> Any:
-            asked.append({"name": name, **options})
+            loads.append({"name": name, **options})
             return load(str(folder), **options)
 
         return staticmethod(stand_in)
@@ -119,9 +119,9 @@ def test_a_hub_id_is_loaded_by_its_id_and_never_with_its_own_code(
     with torch.no_grad():
         assert torch.equal(load_base("org/tiny")(IDS).logits, tiny_llama(TOKENIZER)(IDS).logits)
     assert load_tokenizer("org/tiny").chat_template == TOKENIZER.chat_template
-    assert [call["name"] for call in asked] == ["org/tiny", "org/tiny"]
-    assert asked[0]["use_safetensors"]
-    assert not any(call.get("trust_remote_code") for call in asked)
+    assert [call["name"] for call in loads] == ["org/tiny", "org/tiny"]
+    assert loads[0]["use_safetensors"]
+    assert not any(call.get("trust_remote_code") for call in loads)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_line() -> None:
@@ -281,7 +281,7 @@ def test_a_run_knows_its_base(run: tuple[Path, Any], folder: Path, tmp_path: Pat
         merge_run(tmp_path)
 
 
-def test_a_run_whose_base_is_gone_says_which(run: tuple[Path, Any]) -> None:
+def test_a_run_with_a_missing_base_is_an_error(run: tuple[Path, Any]) -> None:
     config = run[0] / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/no/such/folder"}))
     with pytest.raises(ModelError, match="'/no/such/folder'"):

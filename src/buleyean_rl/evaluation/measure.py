@@ -94,7 +94,7 @@ def evaluate(
         material: to measure on.
         settings: None for the defaults.
         reference: the reference model pi_ref; that of a run is its base.
-        console: where progress goes; None for nowhere.
+        console: for progress; None for no output.
 
     Raises:
         UsageError: a reference for a run.

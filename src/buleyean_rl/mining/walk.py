@@ -67,7 +67,7 @@ def walk(
         rounds: maximum number of rounds.
         settings: of the mining; None for greedy answers.
         max_drift: of the neutral texts in nats per token; a round that exceeds it is the last.
-        console: where progress goes; None for nowhere.
+        console: for progress; None for no output.
 
     Returns:
         The contents of `walk.json`.

@@ -7,9 +7,10 @@ Only safetensors and GGUF are read, no pickle; no code of a model is run.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def _convert_gguf(source: Source) -> Path:
 
     folder = _conversion_folder(source)
     if not folder.exists():
-        with atomic_folder(folder) as unfinished:
+        # transformers' reader draws a bar of its own, whatever its settings
+        with atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()):
             # quantised weights could be neither trained nor merged
             model = AutoModelForCausalLM.from_pretrained(
                 source.location,

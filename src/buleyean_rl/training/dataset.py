@@ -80,7 +80,7 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         records: the file.
         model: the base model.
         config: the settings.
-        console: where progress goes.
+        console: for progress.
 
     Raises:
         RecordError: the records cannot be used.

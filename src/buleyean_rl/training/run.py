@@ -63,7 +63,7 @@ def train(
         resume: resume a run that was stopped.
         skip_bad: skip malformed records instead of raising at the first.
         callbacks: as for `Trainer`.
-        console: where progress goes; None for nowhere.
+        console: for progress; None for no output.
 
     Returns:
         The report in `run.json`.
