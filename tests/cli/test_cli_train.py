@@ -10,7 +10,7 @@ import typer
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
-from buleyean_rl.training import measure
+from buleyean_rl.training import before_after
 
 OPTIONS = {
     "": "--debug --version",
@@ -54,7 +54,7 @@ def test_the_options_are_frozen() -> None:
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "MAX_NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
 
 
 def run(*words: object) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from buleyean_rl.training import measure
+from buleyean_rl.training import before_after
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
@@ -31,7 +31,7 @@ def start(
     """Train with `SETTINGS`, overridden by `settings`, and measure on short neutral texts."""
     config = load_config(None, run, SETTINGS | settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "MAX_NEUTRAL_TOKENS", 8)
+        patch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
         return train(records, str(base), config, resume=resume, skip_bad=skip_bad, console=console)
 
 

@@ -21,7 +21,7 @@ import os, signal, sys
 from pathlib import Path
 
 import torch
-from buleyean_rl.training import measure
+from buleyean_rl.training import before_after
 from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.trainer import BuleyeanTrainer
