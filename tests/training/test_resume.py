@@ -26,7 +26,7 @@ from buleyean_rl.training import run as training
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
-measure.MAX_NEUTRAL_TOKENS = 8
+before_after.MAX_NEUTRAL_TOKENS = 8
 records, base, run, settings, where = sys.argv[1:]
 
 def die():
