@@ -40,8 +40,7 @@ check: $(INSTALLED)  ## lint, format and type checks, and the C sources without 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	XDG_CACHE_HOME=$(CURDIR)/.cache/check BULEYEAN_KERNEL_FLAGS="-Wall -Wextra -Werror" $(BIN)/python -c \
-		"import sys; from buleyean_rl.kernels.build import status; sys.exit(status().problem)"
+	$(BIN)/python -m buleyean_rl.kernels.build --check
 
 .PHONY: bench
 bench: $(INSTALLED)  ## time training beside its peers; writes this processor's rows of bench/results.csv

@@ -1,9 +1,8 @@
-"""What torch does in too many sweeps, in C for a CPU.
+"""What takes torch too many sweeps or, on a CPU without bf16, too long: C kernels for a CPU, Triton's for CUDA.
 
-    *.c --`build`, once--> a library --ctypes--> functions of tensors
+    c/*.c --`build`, once--> a library --`abi`, ctypes--> functions of tensors in bf16
 
-All of it is for bf16. Products, the loss and attention go
-block by block, in a processor's matrix registers (AMX) or in its vectors (`tiles.h`). Where there is no compiler
-`available()` is False, and the callers do the same work in torch, in more sweeps. On CUDA the passes of the loss are in
-`triton.py`.
+`build.status()` says whether they compute here, and why not where they do not: then `abi.available()` is False, and the
+callers do the same work in torch. Matrix products have a micro-kernel for AMX, AVX512-BF16, AVX512F and AVX2
+(`c/gemm.h`). On CUDA only the passes of the loss are ours (`triton.py`).
 """

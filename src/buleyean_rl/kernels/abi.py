@@ -156,7 +156,7 @@ class SavedActivationsStruct(ctypes.Structure):
     )
 
 
-STRUCTS = (  # in the order of `struct_size` in memory.c
+STRUCTS = (  # in the order of `struct_sizes` in memory.c
     *(
         Matrix,
         GemmArgs,
@@ -171,7 +171,7 @@ STRUCTS = (  # in the order of `struct_size` in memory.c
     ),
     *(DecoderLayerStruct, PackedSequenceStruct, SavedActivationsStruct),
 )
-FALLIBLE = {  # functions that return 0, or that there was not enough memory
+SIGNATURES = {
     "gemm": [POINTER(GemmArgs), c_int],
     "lora_linear": [POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
     "lora_linear_backward": [POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
@@ -180,8 +180,6 @@ FALLIBLE = {  # functions that return 0, or that there was not enough memory
     "head_softmax": [POINTER(HeadSoftmaxArgs), c_int],
     "decoder_layers": [c_void_p, c_int64, *[c_void_p] * 3, c_int],
     "decoder_layers_backward": [c_void_p, c_int64, *[c_void_p] * 4, c_int, c_void_p, c_int],
-}
-INFALLIBLE = {
     "rms_norm": [POINTER(RmsNormArgs), c_int],
     "swiglu": [POINTER(SwigluArgs), c_int],
     "rope": [POINTER(RopeArgs), c_int],
@@ -204,7 +202,10 @@ def call(name: str, *arguments: Any) -> None:
     loaded = library()
     assert loaded is not None, "call `available` first"
     converted = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
-    if getattr(loaded, name)(*converted, torch.get_num_threads()):
+    failures = c_int64.in_dll(loaded, "failed_allocations")
+    before = failures.value
+    getattr(loaded, name)(*converted, torch.get_num_threads())
+    if failures.value != before:
         raise MemoryError(f"not enough memory for the kernel {name}: train with a smaller --micro-batch-tokens")
 
 
@@ -214,11 +215,10 @@ def library() -> ctypes.CDLL | None:
     loaded, _ = build.load()
     if loaded is None:
         return None
-    for name, arguments in (FALLIBLE | INFALLIBLE).items():
+    for name, arguments in SIGNATURES.items():
         function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, c_int if name in FALLIBLE else None
-    loaded.struct_size.restype = c_int64
-    sizes = [loaded.struct_size(i) for i in range(len(STRUCTS) + 1)]
+        function.argtypes, function.restype = arguments, None
+    sizes = list((c_int64 * (len(STRUCTS) + 1)).in_dll(loaded, "struct_sizes"))
     if sizes != [*map(ctypes.sizeof, STRUCTS), 0]:
         raise ImportError(f"kernels.h and abi.py differ: {sizes} bytes, {[*map(ctypes.sizeof, STRUCTS)]}")
     return loaded

@@ -35,6 +35,7 @@ FLAGS = (
     *("-Wall", "-Wextra", "-Wno-pass-failed"),  # that clang does not vectorize a loop is no fault
     # of -ffast-math only what leaves NaN and infinity alone
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-fno-strict-aliasing"),
+    "-ffp-contract=fast",  # which -std=c11 turns off
 )
 INSTRUCTION_SETS = {  # best first: the features it needs, as Linux names them, and the flag that hides it
     "AMX": ({"amx_tile", "amx_bf16", "avx512_bf16"}, "-mno-amx-bf16"),

@@ -1,11 +1,11 @@
 """Softmaxes over the vocabulary at a tile's nodes, the model's and the reference's, and the gradient through them.
 
-    states --W--> logits --> sums over the vocabulary --caller--> factors --> W^T (of_pi pi - of_base base)
+    states --W--> logits --> sums over the vocabulary --caller--> coefficients --> W^T (gradient in the logits)
 
+`StreamingLogits` has only sums over them, by a CPU's kernels, wherever there are any and the head has neither bias nor
+softcap. What it computes of the reference does not change, and may be cached.
 `MaterializedLogits` has a tile's logits in memory, made by torch, for every head and device; their gradient takes
 their place.
-`StreamingLogits` has only what is summed over them, by a CPU's kernels: there a fourth product, of the reference's
-softmax with W too, is cheaper than to keep logits and read W once more. What it makes of the reference does not change.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Sums(NamedTuple):
 
     Args:
         logits: of the rejected tokens. Shape: (entries,).
-        base_logits: the reference's, 0 without one. Shape: (entries,).
-        most: what z is less below. Shape: (nodes,).
-        base_most: what z_ref is less. Shape: (nodes,).
-        others: sum e^z of the tokens not rejected. Shape: (nodes,).
-        base_others: sum e^z_ref of them. Shape: (nodes,).
+        reference_logits: the reference's, 0 without one. Shape: (entries,).
+        row_max: subtracted from z below. Shape: (nodes,).
+        reference_row_max: subtracted from z_ref. Shape: (nodes,).
+        sum_exp: sum e^z of the tokens not rejected. Shape: (nodes,).
+        reference_sum_exp: sum e^z_ref of them. Shape: (nodes,).
         difference: sum e^z_ref (z_ref - z) of them. Shape: (nodes,).
     """
 
     logits: Tensor
-    base_logits: Tensor
-    most: Tensor
-    base_most: Tensor
-    others: Tensor
-    base_others: Tensor
+    reference_logits: Tensor
+    row_max: Tensor
+    reference_row_max: Tensor
+    sum_exp: Tensor
+    reference_sum_exp: Tensor
     difference: Tensor
 
 
@@ -67,22 +67,29 @@ class Softmax(Protocol):
 
     nodes: int
 
-    def sums(self, states: Sequence[Tensor], counts: Counts, rest: ReferenceSoftmax | None) -> Sums:
+    def sums(self, states: Sequence[Tensor], counts: Counts, cached: ReferenceSoftmax | None) -> Sums:
         """Of the model's states and then the reference's, if any. Shapes: (nodes, width).
 
-        What `reference_softmax` said of the reference is `rest`, if it was asked.
+        `cached` is what `reference_softmax` computed of the reference before, if it did.
         """
 
-    def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
+    def gradient(
+        self,
+        lse: Tensor,
+        reference_lse: Tensor,
+        pi_coefficient: Tensor,
+        reference_coefficient: Tensor,
+        on_rejected: Tensor,
+    ) -> Tensor:
         """In the model's states.
 
-        That in the logits is of_pi pi - of_base base, and on rejected tokens what is given.
+        That in the logits is pi_coefficient pi - reference_coefficient P_ref, and `on_rejected` on rejected tokens.
 
         Args:
             lse: log-sum-exp of z; in fp64, as all of these. Shape: (nodes,).
-            base_lse: of z_ref. Shape: (nodes,).
-            of_pi: Shape: (nodes,).
-            of_base: Shape: (nodes,).
+            reference_lse: of z_ref. Shape: (nodes,).
+            pi_coefficient: Shape: (nodes,).
+            reference_coefficient: Shape: (nodes,).
             on_rejected: Shape: (entries,).
 
         Returns:
@@ -98,10 +105,10 @@ def softmax_over(head: OutputHead, hidden: Tensor, models: int) -> Softmax:
         hidden: states like those that come.
         models: 2 with a reference, or 1.
     """
-    return StreamingLogits(head) if goes_in_tiles(head, hidden.dtype) else MaterializedLogits(head, hidden, models)
+    return StreamingLogits(head) if streams_logits(head, hidden.dtype) else MaterializedLogits(head, hidden, models)
 
 
-def goes_in_tiles(head: OutputHead, dtype: torch.dtype) -> bool:
+def streams_logits(head: OutputHead, dtype: torch.dtype) -> bool:
     """Whether the softmax of a head, at states of a type, is `StreamingLogits`."""
     plain = head.bias is None and head.softcap is None
     return plain and dtype == head.weight.dtype and matmul.head_softmax_available(head.weight)
@@ -115,7 +122,7 @@ def reference_softmax(head: OutputHead, states: Tensor, counts: Counts) -> Refer
         states: the reference's. Shape: (nodes, width).
         counts: rejections at the nodes.
     """
-    return _rest_in_tiles(head, states, counts) if goes_in_tiles(head, states.dtype) else None
+    return _streaming_softmax(head, states, counts) if streams_logits(head, states.dtype) else None
 
 
 class MaterializedLogits:
@@ -125,36 +132,46 @@ class MaterializedLogits:
         self._head, self.nodes = head, nodes_of_tile(hidden)
         self._buffer = hidden.new_empty(len(head.weight) * models * min(self.nodes, len(hidden)))
 
-    def sums(self, states: Sequence[Tensor], counts: Counts, rest: ReferenceSoftmax | None) -> Sums:  # noqa: ARG002 - see `reference_softmax`
+    def sums(self, states: Sequence[Tensor], counts: Counts, cached: ReferenceSoftmax | None) -> Sums:  # noqa: ARG002 - see `reference_softmax`
         """See `Softmax`."""
         head, nodes = self._head, len(states[0])
         both = torch.cat(list(states))  # one product is faster than two narrow ones
         raw = head.project(both, self._buffer[: len(head.weight) * len(both)].view(len(head.weight), len(both)))
         model, reference = raw[:, :nodes], raw[:, nodes:] if len(states) == 2 else None
-        most = largest_logit(head, raw)
-        most, base_most = most[:nodes], torch.zeros_like(most[:nodes]) if reference is None else most[nodes:]
+        row_max = largest_logit(head, raw)
+        row_max, reference_row_max = (
+            row_max[:nodes],
+            torch.zeros_like(row_max[:nodes]) if reference is None else row_max[nodes:],
+        )
         node, rejected = counts.node, (counts.option, counts.node)
         logits = head.scale_and_cap(model[rejected]).double()
-        base_logits = (
+        reference_logits = (
             torch.zeros_like(logits) if reference is None else head.scale_and_cap(reference[rejected]).double()
         )
-        apart = reference is not None and head.softcap is None
-        if apart:  # the sums are of the others alone: as a difference, little would be lost in much
+        leaves_out = reference is not None and head.softcap is None
+        if leaves_out:  # the sums leave them out: as a difference, little would be lost in much
             model[rejected] = raw[:, nodes:][rejected] = max(UNLIKELY, torch.finfo(raw.dtype).min)
-        sums = [x.double() for x in vocabulary_sums(head, model, reference, most, base_most)]
-        if not apart:
-            mass, base_mass = (logits - most[node]).exp(), (base_logits - base_most[node]).exp()
-            of_rejected = (mass, base_mass, base_mass * (base_logits - logits))
-            sums = [x - counts.sum_by_node(y) for x, y in zip(sums, of_rejected, strict=True)]
+        sums = [x.double() for x in vocabulary_sums(head, model, reference, row_max, reference_row_max)]
+        if not leaves_out:
+            mass, reference_mass = (logits - row_max[node]).exp(), (reference_logits - reference_row_max[node]).exp()
+            rejected_sums = (mass, reference_mass, reference_mass * (reference_logits - logits))
+            sums = [x - counts.sum_by_node(y) for x, y in zip(sums, rejected_sums, strict=True)]
         self._model, self._reference, self._rejected, self._logits = model, reference, rejected, logits
-        return Sums(logits, base_logits, most, base_most, *sums)
+        return Sums(logits, reference_logits, row_max, reference_row_max, *sums)
 
-    def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
+    def gradient(
+        self,
+        lse: Tensor,
+        reference_lse: Tensor,
+        pi_coefficient: Tensor,
+        reference_coefficient: Tensor,
+        on_rejected: Tensor,
+    ) -> Tensor:
         """See `Softmax`."""
         head, model = self._head, self._model
         dtype = torch.promote_types(model.dtype, torch.float32)  # that of logits
-        of_nodes = (x.to(dtype) for x in (lse, base_lse, of_pi, of_base))
-        dense_gradient(head, model, self._reference, *of_nodes)
+        node_values = (x.to(dtype) for x in (lse, reference_lse, pi_coefficient, reference_coefficient))
+        dense_gradient(head, model, self._reference, *node_values)
         model[self._rejected] = head.scale_and_cap_backward(on_rejected, self._logits).to(model.dtype)
         return product(head.transposed, model).T
 
@@ -167,42 +184,51 @@ class StreamingLogits:
     def __init__(self, head: OutputHead) -> None:
         self._head = head
 
-    def sums(self, states: Sequence[Tensor], counts: Counts, rest: ReferenceSoftmax | None) -> Sums:
+    def sums(self, states: Sequence[Tensor], counts: Counts, cached: ReferenceSoftmax | None) -> Sums:
         """See `Softmax`."""
         head, hidden, node = self._head, states[0], counts.node
         tokens = head.weight[counts.option].float()
         logits = [head.scale * torch.linalg.vecdot(x[node].float(), tokens).double() for x in states]
-        moved = -hidden.float()
+        hidden_difference = -hidden.float()
         if len(states) == 2:
-            moved += states[1]
-            base = rest or _rest_in_tiles(head, states[1], counts)
+            hidden_difference += states[1]
+            reference = cached or _streaming_softmax(head, states[1], counts)
         else:
             logits.append(torch.zeros_like(logits[0]))
-            base = self._uniform(tokens, counts)
-        model = _rest_in_tiles(head, hidden, counts)
-        self._model, self._base, self._node, self._tokens = model, base, node, tokens
-        most, base_most = (x.lse.nan_to_num(neginf=0.0) for x in (model, base))
-        others, base_others = (model.lse - most).exp(), (base.lse - base_most).exp()
-        difference = base_others * head.scale * torch.linalg.vecdot(base.mean, moved).double()
-        return Sums(logits[0], logits[1], most, base_most, others, base_others, difference)
+            reference = self._uniform(tokens, counts)
+        model = _streaming_softmax(head, hidden, counts)
+        self._model, self._reference, self._node, self._tokens = model, reference, node, tokens
+        row_max, reference_row_max = (x.lse.nan_to_num(neginf=0.0) for x in (model, reference))
+        sum_exp, reference_sum_exp = (model.lse - row_max).exp(), (reference.lse - reference_row_max).exp()
+        difference = reference_sum_exp * head.scale * torch.linalg.vecdot(reference.mean, hidden_difference).double()
+        return Sums(logits[0], logits[1], row_max, reference_row_max, sum_exp, reference_sum_exp, difference)
 
-    def gradient(self, lse: Tensor, base_lse: Tensor, of_pi: Tensor, of_base: Tensor, on_rejected: Tensor) -> Tensor:
+    def gradient(
+        self,
+        lse: Tensor,
+        reference_lse: Tensor,
+        pi_coefficient: Tensor,
+        reference_coefficient: Tensor,
+        on_rejected: Tensor,
+    ) -> Tensor:
         """See `Softmax`."""
-        model, base = self._model, self._base
-        del self._model, self._base  # before the next tile's are made
-        a, b = of_pi * (model.lse - lse).exp(), of_base * (base.lse - base_lse).exp()
-        gradient = model.mean.mul_(a.float().unsqueeze(1)).addcmul_(base.mean, b.float().unsqueeze(1), value=-1)
+        model, reference = self._model, self._reference
+        del self._model, self._reference  # before the next tile's are made
+        a, b = pi_coefficient * (model.lse - lse).exp(), reference_coefficient * (reference.lse - reference_lse).exp()
+        gradient = model.mean.mul_(a.float().unsqueeze(1)).addcmul_(reference.mean, b.float().unsqueeze(1), value=-1)
         gradient.index_add_(0, self._node, self._tokens.mul_(on_rejected.float().unsqueeze(1)))
         return gradient.mul_(self._head.scale)
 
     def _uniform(self, tokens: Tensor, counts: Counts) -> ReferenceSoftmax:
         """Where all logits are zero."""
         head = self._head
-        others = len(head.weight) - counts.sum_by_node(torch.ones_like(counts.count)).double()
-        rows = head.rows_sum.expand(len(others), -1).clone().index_add_(0, counts.node, tokens, alpha=-1)
-        return ReferenceSoftmax(others.log(), rows / others.clamp_min(1).float().unsqueeze(1))
+        sum_exp = len(head.weight) - counts.sum_by_node(torch.ones_like(counts.count)).double()
+        rows = head.rows_sum.expand(len(sum_exp), -1).clone().index_add_(0, counts.node, tokens, alpha=-1)
+        return ReferenceSoftmax(sum_exp.log(), rows / sum_exp.clamp_min(1).float().unsqueeze(1))
 
 
-def _rest_in_tiles(head: OutputHead, states: Tensor, counts: Counts) -> ReferenceSoftmax:
-    most, total, mean = matmul.head_softmax(head.weight, states.contiguous(), head.scale, counts.option, counts.node)
-    return ReferenceSoftmax(most.double() + total.double().log(), mean)
+def _streaming_softmax(head: OutputHead, states: Tensor, counts: Counts) -> ReferenceSoftmax:
+    row_max, sum_exp, mean = matmul.head_softmax(
+        head.weight, states.contiguous(), head.scale, counts.option, counts.node
+    )
+    return ReferenceSoftmax(row_max.double() + sum_exp.double().log(), mean)

@@ -17,7 +17,7 @@ from torch import Tensor
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, goes_in_tiles
+from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, streams_logits
 from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
@@ -60,7 +60,7 @@ class EntryFormat(NamedTuple):
 def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     """What to cache for an objective."""
     width, dtype = head.weight.shape[1], head.weight.dtype
-    return EntryFormat(width, dtype, goes_in_tiles(head, dtype) and not objective.is_listwise)
+    return EntryFormat(width, dtype, streams_logits(head, dtype) and not objective.is_listwise)
 
 
 class ReferenceCache:

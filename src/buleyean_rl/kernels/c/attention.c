@@ -1,32 +1,36 @@
 /* Attention over a packed sequence and its gradient, 32 queries by 32 keys at a time.
  *
- * A task is a key head, a segment and a part of its queries: every PARTSth block of 32, of all heads that share the key
+ * A task is a key head, a segment and a part of its queries: every `parts`th block of 32, of all heads that share the key
  * head. Scores become weights as soon as they are there (online softmax); the sum of a query's weights is known at the end.
  * Tasks do not depend on the number of threads, nor do memory and results.
  */
 #include "online_softmax.h"
 
 #define SHARED_HEADS 4 /* heads of a key head that are taken at a time */
-#define PARTS 2
+#define ENOUGH_TASKS 16 /* for threads to share: keys are packed anew for every part */
 
 /* `rows`: of the queries of all heads that are taken at a time. What is of all keys has rows `stride` apart: no power of 2,
  * which would drive lines from the cache. partial: where its gradients in keys begin, in units of a head's width. */
 typedef struct {
-    int64_t part, key_head, heads, first_query, queries, first_key, keys, padded_keys, stride, rows, partial;
+    int64_t part, parts, key_head, heads, first_query, queries, first_key, keys, padded_keys, stride, rows, partial;
     const int64_t *key_tokens;
 } Task;
 
-static int64_t tasks_of(const AttentionArgs *g) { return PARTS * g->k.heads * g->seqlens.segments; }
+static int64_t parts_of(const AttentionArgs *g) {
+    return (ENOUGH_TASKS - 1) / (g->k.heads * g->seqlens.segments) + 1;
+}
+
+static int64_t tasks_of(const AttentionArgs *g) { return parts_of(g) * g->k.heads * g->seqlens.segments; }
 
 static Task task_at(const AttentionArgs *g, int64_t index) {
     const CuSeqlens *s = &g->seqlens;
-    int64_t segment = index / PARTS / g->k.heads;
+    int64_t parts = parts_of(g), segment = index / parts / g->k.heads;
     const int32_t *q = s->cu_seqlens_q + segment, *k = s->cu_seqlens_k + segment;
-    Task t = {.part = index % PARTS, .key_head = index / PARTS % g->k.heads, .heads = g->q.heads / g->k.heads,
+    Task t = {.part = index % parts, .parts = parts, .key_head = index / parts % g->k.heads, .heads = g->q.heads / g->k.heads,
               .first_query = q[0], .queries = q[1] - q[0], .first_key = k[0], .keys = k[1] - k[0]};
     t.padded_keys = round_up(t.keys, BLOCK), t.stride = t.padded_keys + BLOCK;
     t.rows = BLOCK * smaller(t.heads, SHARED_HEADS);
-    t.partial = PARTS * g->k.heads * (k[0] + segment * BLOCK) + index % (PARTS * g->k.heads) * t.padded_keys;
+    t.partial = parts * g->k.heads * (k[0] + segment * BLOCK) + index % (parts * g->k.heads) * t.padded_keys;
     t.key_tokens = s->key_tokens ? s->key_tokens + t.first_key : NULL;
     return t;
 }
@@ -55,7 +59,7 @@ static int next_block(const Task *t, QueryBlock *b, int64_t *head, int64_t *quer
     b->token = t->first_query + *query, b->queries = smaller(t->queries - *query, BLOCK);
     b->rows = b->heads * BLOCK, b->visible = t->keys - t->queries + *query + 1;
     b->columns = round_up(b->visible + b->queries - 1, BLOCK);
-    *query += PARTS * BLOCK;
+    *query += t->parts * BLOCK;
     return 1;
 }
 
@@ -99,16 +103,16 @@ static void softmax_weights_backward(const float *scores, const float *grads, fl
         }
 }
 
-static int attention_task(const AttentionArgs *g, Task task) {
+static void attention_task(const AttentionArgs *g, Task task) {
     const Task *t = &task;
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK;
     float scale = LOG2E * g->scale, scores[BLOCK * BLOCK], *sums;
     Packed *plain, *queries, *weights;
     uint32_t *keys, *values;
-    if (query >= t->queries) return 0;
+    if (query >= t->queries) return;
     if (!SCRATCH(BUFFER(plain, t->stride * width), BUFFER(queries, t->rows * width), BUFFER(keys, t->stride * words),
                  BUFFER(values, t->stride * words), BUFFER(sums, t->rows * width), BUFFER(weights, t->rows * t->stride)))
-        return 1;
+        return;
     TileConfig before;
     amx_begin(&before);
     pack_keys(g->k, t, width, plain);
@@ -134,14 +138,11 @@ static int attention_task(const AttentionArgs *g, Task task) {
         store_queries(sums, &b, width, g->y);
     }
     amx_end(&before);
-    return 0;
 }
 
-int attention(const AttentionArgs *g, int threads) {
-    int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-    for (int64_t i = 0; i < tasks_of(g); i++) failed |= attention_task(g, task_at(g, i));
-    return failed ? OUT_OF_MEMORY : OK;
+void attention(const AttentionArgs *g, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < tasks_of(g); i++) attention_task(g, task_at(g, i));
 }
 
 /* c += x^T y. x: (rows, width), y: (rows, columns), c: (width, columns); y and c have rows `stride` apart. */
@@ -153,19 +154,19 @@ static void add_transposed_product(const Packed *x, int64_t width, int64_t rows,
 }
 
 /* The gradients in a task's keys and values: (padded_keys, width), each. */
-static int attention_backward_task(const AttentionArgs *g, Task task, float *grad_k, float *grad_v) {
+static void attention_backward_task(const AttentionArgs *g, Task task, float *grad_k, float *grad_v) {
     const Task *t = &task;
     int64_t width = g->head_width, words = width / VNNI, head = 0, query = t->part * BLOCK, of_keys = t->stride * width;
     float scores[BLOCK * BLOCK], grad_weights[BLOCK * BLOCK], *sums, *sum_k, *sum_v;
     Packed *plain, *queries, *grads, *transposed, *weights, *grad_scores;
     uint32_t *keys, *values, *keys_b, *buffer, *packed_b;
-    if (query >= t->queries) return 0;
+    if (query >= t->queries) return;
     if (!SCRATCH(BUFFER(plain, of_keys), BUFFER(keys, of_keys / VNNI), BUFFER(values, of_keys / VNNI),
                  BUFFER(keys_b, of_keys / VNNI), BUFFER(queries, t->rows * width), BUFFER(grads, t->rows * width),
                  BUFFER(buffer, t->rows * width), BUFFER(transposed, t->rows * width), BUFFER(sums, t->rows * width),
                  BUFFER(weights, t->rows * t->stride), BUFFER(grad_scores, t->rows * t->stride),
                  BUFFER(packed_b, t->rows / VNNI * t->stride), BUFFER(sum_k, of_keys), BUFFER(sum_v, of_keys)))
-        return 1;
+        return;
     TileConfig before;
     amx_begin(&before);
     pack_keys(g->k, t, width, plain);
@@ -201,14 +202,13 @@ static int attention_backward_task(const AttentionArgs *g, Task task, float *gra
     transpose((uint32_t *)sum_k, t->stride, width, t->padded_keys, (uint32_t *)grad_k, width);
     transpose((uint32_t *)sum_v, t->stride, width, t->padded_keys, (uint32_t *)grad_v, width);
     amx_end(&before);
-    return 0;
 }
 
 /* The gradients in keys or values of a key head, from those of all tasks. */
-static int sum_partials(const AttentionArgs *g, const float *partials, int64_t head, Heads to) {
+static void sum_partials(const AttentionArgs *g, const float *partials, int64_t head, Heads to) {
     int64_t width = g->head_width;
     float *sums;
-    if (!SCRATCH(BUFFER(sums, to.tokens * width))) return 1;
+    if (!SCRATCH(BUFFER(sums, to.tokens * width))) return;
     memset(sums, 0, sizeof *sums * to.tokens * width);
     for (int64_t index = 0; index < tasks_of(g); index++) {
         Task t = task_at(g, index);
@@ -218,26 +218,23 @@ static int sum_partials(const AttentionArgs *g, const float *partials, int64_t h
         }
     }
     for (int64_t i = 0; i < to.tokens; i++) f32_to_bf16_many(sums + i * width, width, row_at(to, head, i));
-    return 0;
 }
 
-int attention_backward(const AttentionArgs *g, int threads) {
-    int64_t size = task_at(g, tasks_of(g) - 1).partial + task_at(g, tasks_of(g) - 1).padded_keys;
-    float *grad_k = allocate(2 * (int64_t)sizeof *grad_k * size * g->head_width), *grad_v;
-    int failed = 0;
-    if (!grad_k) return OUT_OF_MEMORY;
-    grad_v = grad_k + size * g->head_width;
-#pragma omp parallel num_threads(threads) reduction(| : failed)
+void attention_backward(const AttentionArgs *g, int threads) {
+    Task last = task_at(g, tasks_of(g) - 1);
+    int64_t width = g->head_width, size = (last.partial + last.padded_keys) * width;
+    float *grads = allocate(2 * (int64_t)sizeof *grads * size);
+    if (!grads) return;
+#pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks_of(g); i++) {
             Task t = task_at(g, i);
-            failed |= attention_backward_task(g, t, grad_k + t.partial * g->head_width, grad_v + t.partial * g->head_width);
+            attention_backward_task(g, t, grads + t.partial * width, grads + size + t.partial * width);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < 2 * g->k.heads; i++)
-            failed |= sum_partials(g, i % 2 ? grad_v : grad_k, i / 2, i % 2 ? g->grad_v : g->grad_k);
+            sum_partials(g, grads + i % 2 * size, i / 2, i % 2 ? g->grad_v : g->grad_k);
     }
-    free(grad_k);
-    return failed ? OUT_OF_MEMORY : OK;
+    free(grads);
 }

@@ -28,39 +28,41 @@ enum { FORWARD = HIDDEN + 1, BACKWARD = GRAD_LORA_HIDDEN + 4 };
 
 static int allocate_buffers(const DecoderLayer *l, int64_t tokens, int count, bf16 **buffers) {
     const int64_t widths[] = {
-        [NORMED] = l->qkv.depth, [GRAD_NORMED] = l->qkv.depth, [GRAD_MIDDLE] = l->qkv.depth,
-        [HIDDEN] = l->down.depth, [GRAD_HIDDEN] = l->down.depth, [GRAD_GATE_UP] = l->gate_up.y_stride,
-        [GRAD_ATTENDED] = l->output.depth, [GRAD_QKV] = l->qkv.y_stride,
-        [GRAD_LORA_HIDDEN] = l->qkv.rank, l->output.rank, l->gate_up.rank, l->down.rank,
+        [NORMED] = l->qkv.depth, [GRAD_NORMED] = l->qkv.depth, [GRAD_MIDDLE] = l->qkv.depth, [HIDDEN] = l->down.depth,
+        [GRAD_HIDDEN] = l->down.depth, [GRAD_GATE_UP] = l->gate_up.y_stride, [GRAD_ATTENDED] = l->output.depth,
+        [GRAD_QKV] = l->qkv.y_stride, [GRAD_LORA_HIDDEN] = l->qkv.rank, l->output.rank, l->gate_up.rank, l->down.rank,
     };
-    int failed = 0;
-    for (int i = 0; i < count; i++) failed |= !(buffers[i] = allocate(tokens * widths[i] * (int64_t)sizeof(bf16)));
-    return failed;
+    int there = 1;
+    for (int i = 0; i < count; i++) there &= (buffers[i] = allocate(tokens * widths[i] * (int64_t)sizeof(bf16))) != NULL;
+    return there;
 }
 
-static int forward(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved, bf16 *const *buffers,
-                   bf16 *y, int threads) {
-    int64_t tokens = s->tokens, width = l->qkv.depth;
+static void forward(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved, bf16 *const *buffers,
+                    bf16 *y, int threads) {
+    int64_t tokens = s->tokens;
     bf16 *normed = buffers[NORMED], *hidden = buffers[HIDDEN], *const *lora_hidden = saved->lora_hidden;
     AttentionArgs attend = attention_args(l, s, saved);
-    rms_norm(&(RmsNormArgs){.x = saved->x, .weight = l->norms[0], .y = normed, .rows = tokens, .width = width,
-                            .epsilon = l->epsilons[0]}, threads);
-    int failed = lora_linear(&l->qkv, normed, NULL, tokens, lora_hidden[0], saved->qkv, threads);
+    RmsNormArgs norm1 = {.x = saved->x, .weight = l->norms[0], .y = normed, .rows = tokens, .width = l->qkv.depth,
+                         .epsilon = l->epsilons[0]};
+    RmsNormArgs norm2 = {.x = saved->middle, .weight = l->norms[1], .y = normed, .rows = tokens, .width = l->qkv.depth,
+                         .epsilon = l->epsilons[1]};
+    SwigluArgs gate = {.gate_up = saved->gate_up, .y = hidden, .stride = l->gate_up.y_stride, .rows = tokens,
+                       .width = l->down.depth};
+    rms_norm(&norm1, threads);
+    lora_linear(&l->qkv, normed, NULL, tokens, lora_hidden[0], saved->qkv, threads);
     rope_in_place(l, s, saved->qkv, 0, threads);
-    failed = failed || attention(&attend, threads) ||
-             lora_linear(&l->output, saved->attended, saved->x, tokens, lora_hidden[1], saved->middle, threads);
-    rms_norm(&(RmsNormArgs){.x = saved->middle, .weight = l->norms[1], .y = normed, .rows = tokens, .width = width,
-                            .epsilon = l->epsilons[1]}, threads);
-    failed = failed || lora_linear(&l->gate_up, normed, NULL, tokens, lora_hidden[2], saved->gate_up, threads);
-    swiglu(&(SwigluArgs){.gate_up = saved->gate_up, .y = hidden, .stride = l->gate_up.y_stride, .rows = tokens,
-                         .width = l->down.depth}, threads);
-    return failed || lora_linear(&l->down, hidden, saved->middle, tokens, lora_hidden[3], y, threads);
+    attention(&attend, threads);
+    lora_linear(&l->output, saved->attended, saved->x, tokens, lora_hidden[1], saved->middle, threads);
+    rms_norm(&norm2, threads);
+    lora_linear(&l->gate_up, normed, NULL, tokens, lora_hidden[2], saved->gate_up, threads);
+    swiglu(&gate, threads);
+    lora_linear(&l->down, hidden, saved->middle, tokens, lora_hidden[3], y, threads);
 }
 
 /* Linear layers' inputs are made again while gradients are taken further back. grad_y is not needed any more when grad_x,
  * which may be NULL, is written. */
-static int backward(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved, bf16 *const *buffers,
-                    const bf16 *grad_y, bf16 *grad_x, float *const *grads, int threads) {
+static void backward(const DecoderLayer *l, const PackedSequence *s, const SavedActivations *saved, bf16 *const *buffers,
+                     const bf16 *grad_y, bf16 *grad_x, float *const *grads, int threads) {
     int64_t tokens = s->tokens, width = l->qkv.depth;
     bf16 *normed = buffers[NORMED], *grad_normed = buffers[GRAD_NORMED], *grad_middle = buffers[GRAD_MIDDLE];
     bf16 *hidden = buffers[HIDDEN], *grad_hidden = buffers[GRAD_HIDDEN], *grad_gate_up = buffers[GRAD_GATE_UP];
@@ -69,50 +71,44 @@ static int backward(const DecoderLayer *l, const PackedSequence *s, const SavedA
     SavedActivations gradients = {.qkv = grad_qkv, .attended = grad_attended};
     AttentionArgs attend = attention_args(l, s, saved), grad = attention_args(l, s, &gradients);
     attend.grad_y = grad.y, attend.grad_q = grad.q, attend.grad_k = grad.k, attend.grad_v = grad.v;
-    RmsNormArgs norm1 = {.x = saved->x, .weight = l->norms[0], .grad_y = grad_x ? grad_normed : NULL, .added = grad_middle, .y = normed,
-                         .grad_x = grad_x, .rows = tokens, .width = width, .epsilon = l->epsilons[0]};
-    RmsNormArgs norm2 = {.x = saved->middle, .weight = l->norms[1], .grad_y = grad_normed, .added = grad_y, .y = normed,
-                         .grad_x = grad_middle, .rows = tokens, .width = width, .epsilon = l->epsilons[1]};
+    SwigluArgs gate = {saved->gate_up, grad_hidden, hidden, grad_gate_up, l->gate_up.y_stride, tokens, l->down.depth};
+    RmsNormArgs norm1 = {saved->x, l->norms[0], grad_x ? grad_normed : NULL, grad_middle, normed, grad_x, tokens, width,
+                         l->epsilons[0]};
+    RmsNormArgs norm2 = {saved->middle, l->norms[1], grad_normed, grad_y, normed, grad_middle, tokens, width, l->epsilons[1]};
 
-    int failed = lora_linear_input_gradient(&l->down, grad_y, tokens, grad_lora[3], grad_hidden, threads);
-    swiglu(&(SwigluArgs){saved->gate_up, grad_hidden, hidden, grad_gate_up, l->gate_up.y_stride, tokens, l->down.depth}, threads);
-    failed = failed || lora_linear_weight_gradients(&l->down, grad_y, hidden, lora_hidden[3], grad_lora[3], tokens, grads[3],
-                                                    threads) ||
-             lora_linear_input_gradient(&l->gate_up, grad_gate_up, tokens, grad_lora[2], grad_normed, threads);
+    lora_linear_input_gradient(&l->down, grad_y, tokens, grad_lora[3], grad_hidden, threads);
+    swiglu(&gate, threads);
+    lora_linear_weight_gradients(&l->down, grad_y, hidden, lora_hidden[3], grad_lora[3], tokens, grads[3], threads);
+    lora_linear_input_gradient(&l->gate_up, grad_gate_up, tokens, grad_lora[2], grad_normed, threads);
     rms_norm(&norm2, threads);
-    failed = failed || lora_linear_weight_gradients(&l->gate_up, grad_gate_up, normed, lora_hidden[2], grad_lora[2], tokens,
-                                                    grads[2], threads) ||
-             lora_linear_input_gradient(&l->output, grad_middle, tokens, grad_lora[1], grad_attended, threads) ||
-             lora_linear_weight_gradients(&l->output, grad_middle, saved->attended, lora_hidden[1], grad_lora[1], tokens,
-                                          grads[1], threads) ||
-             attention_backward(&attend, threads);
+    lora_linear_weight_gradients(&l->gate_up, grad_gate_up, normed, lora_hidden[2], grad_lora[2], tokens, grads[2], threads);
+    lora_linear_input_gradient(&l->output, grad_middle, tokens, grad_lora[1], grad_attended, threads);
+    lora_linear_weight_gradients(&l->output, grad_middle, saved->attended, lora_hidden[1], grad_lora[1], tokens, grads[1], threads);
+    attention_backward(&attend, threads);
     rope_in_place(l, s, grad_qkv, 1, threads);
-    failed = failed || lora_linear_input_gradient(&l->qkv, grad_qkv, tokens, grad_lora[0], grad_x ? grad_normed : NULL, threads);
+    lora_linear_input_gradient(&l->qkv, grad_qkv, tokens, grad_lora[0], grad_x ? grad_normed : NULL, threads);
     rms_norm(&norm1, threads);
-    return failed || lora_linear_weight_gradients(&l->qkv, grad_qkv, normed, lora_hidden[0], grad_lora[0], tokens, grads[0],
-                                                  threads);
+    lora_linear_weight_gradients(&l->qkv, grad_qkv, normed, lora_hidden[0], grad_lora[0], tokens, grads[0], threads);
 }
 
 /* Layers one after the other. y: (tokens, width), the last one's. They may share what they save, but their inputs only with
  * the next but one. */
-int decoder_layers(const DecoderLayer *l, int64_t count, const PackedSequence *s, const SavedActivations *saved, bf16 *y,
-                   int threads) {
+void decoder_layers(const DecoderLayer *l, int64_t count, const PackedSequence *s, const SavedActivations *saved, bf16 *y,
+                    int threads) {
     bf16 *buffers[FORWARD];
-    int failed = allocate_buffers(l, s->tokens, FORWARD, buffers);
-    for (int64_t i = 0; i < count && !failed; i++)
-        failed = forward(l + i, s, saved + i, buffers, i + 1 < count ? saved[i + 1].x : y, threads);
+    int there = allocate_buffers(l, s->tokens, FORWARD, buffers);
+    for (int64_t i = 0; i < count && there; i++)
+        forward(l + i, s, saved + i, buffers, i + 1 < count ? saved[i + 1].x : y, threads);
     for (int i = 0; i < FORWARD; i++) free(buffers[i]);
-    return failed ? OUT_OF_MEMORY : OK;
 }
 
 /* The gradients from that in the last one's result: in the first one's input, if it is wanted, and added to those in the
  * adapters of each linear layer of all layers. grad_x: (tokens, width), written in any case. */
-int decoder_layers_backward(const DecoderLayer *l, int64_t count, const PackedSequence *s, const SavedActivations *saved,
-                            const bf16 *grad_y, bf16 *grad_x, int wants_grad_x, float *const *grads, int threads) {
+void decoder_layers_backward(const DecoderLayer *l, int64_t count, const PackedSequence *s, const SavedActivations *saved,
+                             const bf16 *grad_y, bf16 *grad_x, int wants_grad_x, float *const *grads, int threads) {
     bf16 *buffers[BACKWARD];
-    int failed = allocate_buffers(l, s->tokens, BACKWARD, buffers);
-    for (int64_t i = count - 1; i >= 0 && !failed; i--, grad_y = grad_x)
-        failed = backward(l + i, s, saved + i, buffers, grad_y, i || wants_grad_x ? grad_x : NULL, grads + 4 * i, threads);
+    int there = allocate_buffers(l, s->tokens, BACKWARD, buffers);
+    for (int64_t i = count - 1; i >= 0 && there; i--, grad_y = grad_x)
+        backward(l + i, s, saved + i, buffers, grad_y, i || wants_grad_x ? grad_x : NULL, grads + 4 * i, threads);
     for (int i = 0; i < BACKWARD; i++) free(buffers[i]);
-    return failed ? OUT_OF_MEMORY : OK;
 }

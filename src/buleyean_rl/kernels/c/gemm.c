@@ -88,16 +88,13 @@ static Plan plan_of(const GemmArgs *g, int threads) {
 static const Packed *pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, int64_t k, int64_t depth, int64_t *stride,
                                   Packed *strip, Packed *buffer) {
     const bf16 *a = g->a.data + row * g->a.row_stride + k * g->a.column_stride;
-    if (g->a.column_stride == 1) {
-        *stride = g->a.row_stride;
-        return pack_a(a, stride, rows, MR, depth, strip);
-    }
+    *stride = g->a.row_stride;
+    if (g->a.column_stride == 1) return pack_a(a, stride, rows, MR, depth, strip);
     int64_t width = round_up(smaller(rows, MR), TILE);
     for (int64_t z = 0; z < depth; z += BLOCK) {
-        int64_t from_stride = g->a.column_stride;
-        const Packed *block = pack_a(a + z * from_stride, &from_stride, g->depth - k - z, BLOCK, width, buffer);
-        pack_a_transposed(block, from_stride, BLOCK, width, (uint32_t *)(buffer + BLOCK * MR), (uint32_t *)(strip + z),
-                          depth / VNNI);
+        int64_t from = g->a.column_stride;
+        const Packed *block = pack_a(a + z * from, &from, g->depth - k - z, BLOCK, width, buffer);
+        pack_a_transposed(block, from, BLOCK, width, (uint32_t *)(buffer + BLOCK * MR), (uint32_t *)(strip + z), depth / VNNI);
     }
     *stride = depth;
     return strip;
@@ -111,11 +108,13 @@ static void pack_b_slice(const GemmArgs *g, int64_t k, int64_t depth, int64_t co
     b.data += k * b.row_stride + column * b.column_stride;
     pack_b_panel(b, there, columns, panel, blocks, 0);
     if (there == depth) return;
-    b.data = pad_rows(b.data + there * b.row_stride, &b.row_stride, g->depth - k - there, BLOCK, columns, buffer);
-    pack_b_panel(b, BLOCK, columns, panel, blocks, there / BLOCK);
+    memset(buffer, 0, sizeof *buffer * BLOCK * columns);
+    for (int64_t i = 0; i < g->depth - k - there; i++)
+        memcpy(buffer + i * columns, b.data + (there + i) * b.row_stride, sizeof *buffer * columns);
+    pack_b_panel((Matrix){buffer, columns, 1}, BLOCK, columns, panel, blocks, there / BLOCK);
 }
 
-static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
+static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     int64_t column = task % p->panels * p->nc, columns = smaller(g->columns - column, p->nc), depth2 = g->depth2;
     int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc), turn = 0;
     int64_t waiting_rows = p->slices > 1 ? round_up(p->mc, MR) : p->pieces > 1 ? MR : 0;
@@ -126,7 +125,7 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(blocks, 2 * MR * BLOCK),
                  BUFFER(waiting, waiting_rows * p->nc), BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR),
                  BUFFER(buffer_a, 2 * BLOCK * MR), BUFFER(buffer_b, BLOCK * p->nc)))
-        return 1;
+        return;
     Epilogue e = {.y_stride = g->y_stride, .a_stride = g->a.row_stride};
     TileConfig before;
     amx_begin(&before);
@@ -175,15 +174,13 @@ static int gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     AMX_FENCE;
     store_rows(&e, MR);
     amx_end(&before);
-    return 0;
 }
 
-int gemm(const GemmArgs *g, int threads) {
-    if (!g->rows || !g->columns) return OK;
-    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1), failed = 0;
-    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads), OK;
+void gemm(const GemmArgs *g, int threads) {
+    if (!g->rows || !g->columns) return;
+    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1);
+    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads);
     Plan plan = plan_of(g, threads);
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
-    for (int64_t task = 0; task < plan.panels * plan.parts; task++) failed |= gemm_task(g, &plan, task);
-    return failed ? OUT_OF_MEMORY : OK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t task = 0; task < plan.panels * plan.parts; task++) gemm_task(g, &plan, task);
 }

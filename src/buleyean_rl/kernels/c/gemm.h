@@ -14,8 +14,7 @@
  *
  * a is read row by row: its words are neighbours of a row, as they lie in memory.
  */
-#ifndef GEMM_H
-#define GEMM_H
+#pragma once
 #include "kernels.h"
 
 #define TILE 16
@@ -47,7 +46,7 @@ static inline Packed scale_packed(float factor, Packed x) { return factor * x; }
 static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { return sums + (simd_load(x) + simd_load(x + LANES)); }
 #endif
 
-/* y = x^T, 16 x 16 words. */
+/* y = x^T, 8 x 8 words. */
 static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps((const float *)x + i * x_stride);
@@ -63,21 +62,19 @@ static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, 
     }
 }
 
-static inline void transpose16(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
-    for (int i = 0; i < TILE; i += 8)
-        for (int j = 0; j < TILE; j += 8) transpose8(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
-}
-
 /* y = x^T, of words. x: (rows, columns), multiples of 16. */
 static inline void transpose(const uint32_t *x, int64_t x_stride, int64_t rows, int64_t columns, uint32_t *y,
                              int64_t y_stride) {
-    for (int64_t i = 0; i < rows; i += TILE)
+    for (int64_t i = 0; i < rows; i += TILE) /* tile by tile: both lie in L1 */
         for (int64_t j = 0; j < columns; j += TILE)
-            transpose16(x + i * x_stride + j, x_stride, y + j * y_stride + i, y_stride);
+            for (int64_t k = 0; k < 4; k++) {
+                int64_t row = i + k / 2 * 8, column = j + k % 2 * 8;
+                transpose8(x + row * x_stride + column, x_stride, y + column * y_stride + row, y_stride);
+            }
 }
 
 /* 32 columns of a row of words, from bf16 as it lies in VNNI rows. */
-#if defined(__AVX512BF16__)
+#if VNNI == 2
 static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, uint32_t *right) {
     const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); /* a register is unpacked by quarters */
     __m512i even = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x));
@@ -139,10 +136,7 @@ INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, in
         _tile_loadd(2, from + TILE * from_stride, 4 * from_stride);
         _tile_loadd(3, from + TILE * from_stride + TILE, 4 * from_stride);
     } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     }
     return (Accumulator){NULL, c, 0, c_stride};
 }
@@ -258,28 +252,16 @@ INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int
 }
 #endif
 
-/* Up to `count` rows, with zeros after them, in `buffer`, (count, width), unless there are as many. */
-static inline const bf16 *pad_rows(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t width, bf16 *buffer) {
-    if (rows >= count) return x;
-    for (int64_t i = 0; i < count; i++)
-        if (i < rows) memcpy(buffer + i * width, x + i * *stride, sizeof *x * width);
-        else memset(buffer + i * width, 0, sizeof *x * width);
-    *stride = width;
-    return buffer;
-}
-
-/* The same, packed: with VNNI 1 always in `buffer`. */
-static inline const Packed *pack_a(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t depth,
-                                   Packed *buffer) {
+/* `count` rows, packed, of which the first `rows` are there; zeros after them, or as they lie where they need no change. */
+static inline const Packed *pack_a(const bf16 *x, int64_t *stride, int64_t rows, int64_t count, int64_t depth, Packed *to) {
 #if VNNI == 2
-    return pad_rows(x, stride, rows, count, depth, buffer);
-#else
-    for (int64_t i = 0; i < count; i++)
-        if (i < rows) bf16_to_f32_many(x + i * *stride, depth, buffer + i * depth);
-        else memset(buffer + i * depth, 0, sizeof *buffer * depth);
-    *stride = depth;
-    return buffer;
+    if (rows >= count) return x;
 #endif
+    for (int64_t i = 0; i < count; i++)
+        if (i < rows) pack(x + i * *stride, depth, to + i * depth);
+        else memset(to + i * depth, 0, sizeof *to * depth);
+    *stride = depth;
+    return to;
 }
 
 /* A packed matrix as b, its columns next to each other. x: (rows, columns), multiples of 32. */
@@ -316,11 +298,11 @@ static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t colum
         const bf16 *columns = b + half * TILE * column_stride;
         uint32_t *tile = to + half * tile_stride;
 #if VNNI == 2
-        transpose16((const uint32_t *)columns, column_stride / 2, tile, TILE);
+        transpose((const uint32_t *)columns, column_stride / 2, TILE, TILE, tile, TILE);
 #else
         float wide[TILE * BLOCK];
         for (int j = 0; j < TILE; j++) bf16_to_f32_many(columns + j * column_stride, BLOCK, wide + j * BLOCK);
-        for (int k = 0; k < BLOCK; k += TILE) transpose16((uint32_t *)wide + k, BLOCK, tile + k * TILE, TILE);
+        transpose((uint32_t *)wide, BLOCK, TILE, BLOCK, tile, TILE);
 #endif
     }
 }
@@ -337,4 +319,3 @@ static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32
                          to.tile_stride);
         }
 }
-#endif

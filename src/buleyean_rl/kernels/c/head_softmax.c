@@ -14,15 +14,15 @@
 typedef struct { OnlineSoftmax softmaxes[NODES / BLOCK]; float *sums; } Share;
 
 /* Rows [first, end) of W, at the nodes from `start` on, whose rejections are [rejection, rejections). */
-static int sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int64_t end, int64_t start, int64_t rejection,
-                     int64_t rejections) {
+static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int64_t end, int64_t start, int64_t rejection,
+                      int64_t rejections) {
     int64_t width = g->width, nodes = smaller(g->nodes - start, NODES), prefetched = width * BLOCK / round_up(nodes, BLOCK), *here;
     float scores[BLOCK * BLOCK], scale = LOG2E * g->scale;
     uint32_t *keys, *values;
     Packed *states, *weights;
     if (!SCRATCH(BUFFER(states, NODES * width), BUFFER(keys, PART / VNNI * width), BUFFER(values, PART / VNNI * width),
                  BUFFER(weights, BLOCK * STRIDE), BUFFER(here, rejections - rejection)))
-        return 1;
+        return;
     memset(share->softmaxes, 0, sizeof share->softmaxes);
     for (int row = 0; row < NODES; row++) share->softmaxes[row / BLOCK].row_max[row % BLOCK] = MASKED;
     memset(share->sums, 0, sizeof *share->sums * NODES * width);
@@ -59,7 +59,6 @@ static int sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int6
         }
     }
     amx_end(&before);
-    return 0;
 }
 
 /* Adds the threads' shares up at a node. */
@@ -79,24 +78,25 @@ static void add_shares(const HeadSoftmaxArgs *g, const Share *shares, int thread
     g->row_max[start + node] = LN2 * row_max, g->sum_exp[start + node] = sum_exp;
 }
 
-int head_softmax(const HeadSoftmaxArgs *g, int threads) {
+void head_softmax(const HeadSoftmaxArgs *g, int threads) {
     int64_t parts = (g->vocabulary + PART - 1) / PART, size = NODES * g->width, rejection = 0, next = 0;
     Share *shares = allocate(threads * (int64_t)sizeof *shares);
     float *sums = allocate(threads * size * (int64_t)sizeof *sums);
-    int failed = !shares || !sums;
-    for (int64_t start = 0; start < g->nodes && !failed; start += NODES, rejection = next) {
+    for (int64_t start = 0; start < g->nodes && shares && sums; start += NODES, rejection = next) {
         while (next < g->rejections && g->rejected_node[next] < start + NODES) next++;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
-        for (int t = 0; t < threads; t++) {
-            shares[t].sums = sums + t * size;
-            failed |= sum_share(g, shares + t, parts * t / threads * PART,
-                                smaller(parts * (t + 1) / threads * PART, g->vocabulary), start, rejection, next);
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static, 1)
+            for (int t = 0; t < threads; t++) {
+                int64_t first = parts * t / threads * PART, end = parts * (t + 1) / threads * PART;
+                shares[t].sums = sums + t * size;
+                sum_share(g, shares + t, first, smaller(end, g->vocabulary), start, rejection, next);
+            }
+#pragma omp for schedule(static)
+            for (int64_t node = 0; node < smaller(g->nodes - start, NODES); node++)
+                add_shares(g, shares, threads, start, node);
         }
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t node = 0; node < smaller(g->nodes - start, NODES); node++)
-            if (!failed) add_shares(g, shares, threads, start, node);
     }
     free(shares);
     free(sums);
-    return failed ? OUT_OF_MEMORY : OK;
 }

@@ -1,13 +1,10 @@
 /* The library's interface, which `abi.py` repeats, and what its files share. Matrices are row-major in bf16 unless said
- * otherwise. What may need memory returns 0, or OUT_OF_MEMORY. */
-#ifndef KERNELS_H
-#define KERNELS_H
+ * otherwise. Where memory is lacking, `failed_allocations` grows and what was to be computed is not. */
+#pragma once
 #include "simd.h"
 
 #include <stddef.h>
 #include <stdlib.h>
-
-enum { OK, OUT_OF_MEMORY };
 
 /* With the strides of its rows and columns. */
 typedef struct { const bf16 *data; int64_t row_stride, column_stride; } Matrix;
@@ -111,16 +108,14 @@ static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 #define PREFETCH_L2(address) __builtin_prefetch((const void *)(address), 0, 2)
 #define ADDRESS(pointer) ((uintptr_t)(pointer))
 
-int gemm(const GemmArgs *g, int threads);
-int lora_linear(const Linear *l, const bf16 *x, const bf16 *added, int64_t rows, bf16 *lora_hidden, bf16 *y, int threads);
-int lora_linear_input_gradient(const Linear *l, const bf16 *grad_y, int64_t rows, bf16 *grad_lora_hidden, bf16 *grad_x,
-                               int threads);
-int lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf16 *x, const bf16 *lora_hidden,
-                                 const bf16 *grad_lora_hidden, int64_t rows, float *grads, int threads);
-int attention(const AttentionArgs *g, int threads);
-int attention_backward(const AttentionArgs *g, int threads);
+void gemm(const GemmArgs *g, int threads);
+void lora_linear(const Linear *l, const bf16 *x, const bf16 *added, int64_t rows, bf16 *lora_hidden, bf16 *y, int threads);
+void lora_linear_input_gradient(const Linear *l, const bf16 *grad_y, int64_t rows, bf16 *grad_hidden, bf16 *grad_x, int threads);
+void lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf16 *x, const bf16 *hidden,
+                                  const bf16 *grad_hidden, int64_t rows, float *grads, int threads);
+void attention(const AttentionArgs *g, int threads);
+void attention_backward(const AttentionArgs *g, int threads);
 void rms_norm(const RmsNormArgs *g, int threads);
 void swiglu(const SwigluArgs *g, int threads);
 void rope(const RopeArgs *g, int threads);
 void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int accumulate, bf16 *y, int threads);
-#endif

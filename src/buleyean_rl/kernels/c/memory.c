@@ -1,47 +1,36 @@
 /* Memory, and what `abi.py` checks when it loads the library. */
 #include "kernels.h"
 
+int64_t failed_allocations; /* so far */
 static int64_t limit = INT64_MAX;
 
 void limit_memory(int64_t bytes) { limit = bytes; }
 
-void *allocate(int64_t bytes) { return bytes > limit ? NULL : aligned_alloc(64, (size_t)round_up(bytes ? bytes : 1, 64)); }
+void *allocate(int64_t bytes) {
+    void *memory = bytes > limit ? NULL : aligned_alloc(64, (size_t)round_up(bytes ? bytes : 1, 64));
+    if (memory) return memory;
+#pragma omp atomic
+    failed_allocations++;
+    return NULL;
+}
 
 int scratch(const Buffer *buffers, int count) {
     static _Thread_local char *memory;
     static _Thread_local int64_t size;
     int64_t total = 0;
     for (int i = 0; i < count; i++) total += round_up(buffers[i].bytes, 64);
-    if (total > limit) return 0;
-    if (size < total) {
+    if (size < total || total > limit) {
         free(memory);
         memory = allocate(total);
         size = memory ? total : 0;
-        if (!memory) return 0;
     }
     char *next = memory;
-    for (int i = 0; i < count; next += round_up(buffers[i++].bytes, 64)) *buffers[i].pointer = next;
-    return 1;
+    for (int i = 0; i < count && memory; next += round_up(buffers[i++].bytes, 64)) *buffers[i].pointer = next;
+    return memory != NULL;
 }
 
-/* Of a struct, by its number in this list; 0 after the last. */
-int64_t struct_size(int index) {
-    const size_t sizes[] = {sizeof(Matrix), sizeof(GemmArgs), sizeof(Linear), sizeof(Heads),
-                            sizeof(CuSeqlens), sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(RmsNormArgs),
-                            sizeof(SwigluArgs), sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence),
-                            sizeof(SavedActivations)};
-    return index < (int)(sizeof sizes / sizeof *sizes) ? (int64_t)sizes[index] : 0;
-}
+const int64_t struct_sizes[] = {sizeof(Matrix), sizeof(GemmArgs), sizeof(Linear), sizeof(Heads), sizeof(CuSeqlens),
+                                sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(RmsNormArgs), sizeof(SwigluArgs),
+                                sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence), sizeof(SavedActivations), 0};
 
-/* The one this was compiled for. */
-const char *instruction_set(void) {
-#if defined(__AMX_BF16__)
-    return "AMX";
-#elif defined(__AVX512BF16__)
-    return "AVX512-BF16";
-#elif defined(__AVX512F__)
-    return "AVX512F";
-#else
-    return "AVX2";
-#endif
-}
+const char *instruction_set(void) { return INSTRUCTION_SET; }

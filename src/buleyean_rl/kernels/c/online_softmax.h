@@ -1,7 +1,6 @@
 /* Online softmax of 32 rows of scores, 32 columns at a time: weights are powers of 2 of what a score is above its row_max,
  * which is raised only when a score is well above it. */
-#ifndef ONLINE_SOFTMAX_H
-#define ONLINE_SOFTMAX_H
+#pragma once
 #include "gemm.h"
 
 #define MASKED -1e30f
@@ -69,4 +68,3 @@ INLINE void softmax_weights(OnlineSoftmax *softmax, const float *scores, float s
         softmax->sum_exp[row] = sum_exp, softmax->sum_rounded[row] = sum_rounded;
     }
 }
-#endif

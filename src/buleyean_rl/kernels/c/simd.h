@@ -1,6 +1,5 @@
 /* Vectors of floats, LANES at a time, and bf16: which is how everything lies in memory, while sums are floats. */
-#ifndef SIMD_H
-#define SIMD_H
+#pragma once
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <math.h>
@@ -27,6 +26,16 @@ static inline bf16 f32_to_bf16(float x) { /* to the nearest, ties to even; addin
     uint32_t rounded = (u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16;
     return (u.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (bf16)rounded;
 }
+
+#if defined(__AMX_BF16__)
+#define INSTRUCTION_SET "AMX"
+#elif defined(__AVX512BF16__)
+#define INSTRUCTION_SET "AVX512-BF16"
+#elif defined(__AVX512F__)
+#define INSTRUCTION_SET "AVX512F"
+#else
+#define INSTRUCTION_SET "AVX2"
+#endif
 
 #ifdef __AVX512F__
 #define LANES 16
@@ -113,4 +122,3 @@ static inline void f32_to_bf16_many(const float *x, int64_t size, bf16 *to) {
 static inline void bf16_to_f32_many(const bf16 *x, int64_t size, float *to) {
     for (int64_t i = 0; i < size; i += LANES) simd_store(simd_load_bf16(x + i), to + i);
 }
-#endif
