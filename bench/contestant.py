@@ -33,8 +33,8 @@ from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries
 from buleyean_rl.kernels.precision import default_dtype
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
 from buleyean_rl.models.weights import load_base, load_tokenizer

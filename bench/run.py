@@ -34,10 +34,10 @@ from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
 from buleyean_rl.models.weights import load_tokenizer

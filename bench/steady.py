@@ -22,9 +22,9 @@ from buleyean_rl.batching.forward import batch_losses
 from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
 from buleyean_rl.objectives.losses import Objective

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from buleyean_rl.batching.batch import Batch, whole_answers
+from buleyean_rl.batching.batch import Batch, collect_answers
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
 from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
@@ -121,13 +121,13 @@ class BaselineTrainer(BuleyeanTrainer):
         inputs: dict[str, Any] = super().collate(numbered)
         boundaries = dict(numbered)
         inputs["batches"] = [
-            replace(batch, answers=whole_answers([boundaries[number] for number in batch.numbers]))
+            replace(batch, answers=collect_answers([boundaries[number] for number in batch.numbers]))
             for batch in inputs["batches"]
         ]
         if self.baseline.name == "kto":
             own = [boundary for _, boundary in numbered]
             swapped = [replace(a, prompt=b.prompt) for a, b in zip(own, own[1:] + own[:1], strict=True)]
-            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=whole_answers(swapped))
+            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=collect_answers(swapped))
         return inputs
 
     @property
@@ -174,9 +174,9 @@ class BaselineTrainer(BuleyeanTrainer):
         answers = batch.answers
         assert answers is not None
         mask = token_mask(answers)
-        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.place[mask]]
-        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.place[mask]]
-        answer, zeros = answers.answer[mask], policy.new_zeros(len(answers.counts.node))
+        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.token_index[mask]]
+        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.token_index[mask]]
+        answer, zeros = answers.answer_index[mask], policy.new_zeros(len(answers.counts.node))
         return Scores(policy, answer, zeros.index_add(0, answer, policy), zeros.index_add(0, answer, frozen))
 
 

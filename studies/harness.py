@@ -36,9 +36,9 @@ from buleyean_rl.evaluation.statistics import Figure
 from buleyean_rl.inference.protocol import Answer, Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import default_device
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.placement import default_device
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head, plain_model
 from buleyean_rl.models.weights import load_base

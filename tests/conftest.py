@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # in models this small, threads only wait f
 import torch  # after that
 
 from buleyean_rl.kernels import abi, build
+from buleyean_rl.system.cache import cache_folder
 from marks import needs_c
 
 GPU = torch.cuda.is_available()
@@ -56,6 +58,21 @@ def forget_kernels() -> None:
     """Load them anew when they are next used."""
     build.load.cache_clear()
     abi.library.cache_clear()
+
+
+@pytest.fixture
+def use_cache(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Switch to another cache folder that has the compiled kernels, which would take seconds to build again."""
+    kernels = cache_folder() / "kernels"
+
+    def use(folder: Path) -> None:
+        build.status()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        copy = cache_folder() / "kernels"
+        if kernels.exists() and not copy.exists():  # one in use must not be overwritten
+            shutil.copytree(kernels, copy)
+
+    return use
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ class StandIn:
         self.keys: list[str | None] = []
         self.retry_after: str | None = None
         self.delay = 0.0
-        self.at_once = self.most_at_once = 0
+        self.concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
         self.released = threading.Event()
         self.url = ""
@@ -52,14 +52,14 @@ def standing_in(answer: Callable[[str], str] = str.upper) -> Iterator[StandIn]:
             with state.lock:
                 state.requests.append(request)
                 state.keys.append(self.headers.get("Authorization"))
-                state.at_once += 1
-                state.most_at_once = max(state.most_at_once, state.at_once)
+                state.concurrent += 1
+                state.max_concurrent = max(state.max_concurrent, state.concurrent)
             time.sleep(state.delay)
             try:
                 self.answer_or_fail(request)
             finally:
                 with state.lock:
-                    state.at_once -= 1
+                    state.concurrent -= 1
 
         def answer_or_fail(self, request: dict[str, Any]) -> None:
             text = state.answer(request["messages"][-1]["content"])

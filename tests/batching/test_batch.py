@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from buleyean_rl.batching.batch import Batch, concatenate, pack, pad_paths, whole_answers
+from buleyean_rl.batching.batch import Batch, collect_answers, concatenate, pack, pad_paths
 from buleyean_rl.batching.forward import answer_logprobs, batch_losses, forward_hidden
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
@@ -96,7 +96,7 @@ def hidden(model: Any, layout: Layout, boundaries: list[Boundary]) -> Tensor:
 
 @both_layouts
 @every_model
-def test_a_trie_is_the_separate_sequences(make: Callable[[], Any], layout: Layout) -> None:
+def test_a_trie_has_the_losses_of_separate_sequences(make: Callable[[], Any], layout: Layout) -> None:
     """At every node: the hidden state transformers gives the prompt and the path to the node, alone in a row."""
     model = make()
     expected = []
@@ -129,7 +129,7 @@ def test_packed_is_padded_in_loss_and_gradient(make: Callable[[], Any], objectiv
 
 @both_objectives
 @both_layouts
-def test_a_record_does_not_notice_its_neighbours(layout: Layout, objective: Objective) -> None:
+def test_a_record_does_not_depend_on_its_batch(layout: Layout, objective: Objective) -> None:
     model = adapted(MODELS["llama"])
     together = losses(model, layout, RECORDS, objective)
     owner = layout(RECORDS).record
@@ -190,7 +190,7 @@ def test_prompt_tokens_have_no_loss(layout: Layout) -> None:
 
 
 @both_layouts
-def test_nodes_stand_where_the_path_ends(layout: Layout) -> None:
+def test_nodes_are_at_the_ends_of_their_paths(layout: Layout) -> None:
     batch = layout(RECORDS)
     ids, positions = batch.input_ids.flatten()[batch.nodes], batch.position_ids.flatten()[batch.nodes]
     expected = []
@@ -221,7 +221,7 @@ def test_concatenated_batches_are_the_batches() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_anchors_only_nodes_with_rejections_are_left() -> None:
+def test_without_anchors_only_nodes_with_rejections_remain() -> None:
     whole = pack(RECORDS)
     batch = whole.without_anchors()
     assert len(batch.nodes) < len(whole.nodes)
@@ -257,7 +257,7 @@ def test_every_index_of_a_batch_points_at_something(boundaries: list[Boundary]) 
 
 @settings(max_examples=15)
 @given(st.lists(tries, min_size=1, max_size=3))
-def test_any_tries_packed_are_the_same_padded(boundaries: list[Boundary]) -> None:
+def test_any_packed_tries_equal_padded_ones(boundaries: list[Boundary]) -> None:
     model = MODEL_OF_ANY_TRIES
     torch.testing.assert_close(
         hidden(model, pack, boundaries), hidden(model, pad_paths, boundaries), rtol=1e-4, atol=1e-4
@@ -283,7 +283,7 @@ def test_answers_are_the_separate_sequences() -> None:
     other = boundary([11, 70], [71, 72], [71], counts=(3, 0))
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)
-    batch, both = pack([TREE, other]), whole_answers([TREE, other])
+    batch, both = pack([TREE, other]), collect_answers([TREE, other])
     with torch.no_grad():
         hidden = forward_hidden(backbone(model), batch)
         got = answer_logprobs(hidden, output_head(model), both)
@@ -298,15 +298,15 @@ def test_answers_are_the_separate_sequences() -> None:
 
 def test_an_answer_with_two_sets_of_spans_is_one_answer() -> None:
     twice = merge_responses([1], [([2, 3], [True, False]), ([2, 3], [False, True])], [2, 3], 5)
-    merged = whole_answers([twice])
+    merged = collect_answers([twice])
     assert (merged.counts.count.tolist(), merged.rejected.tolist()) == ([5], [True, True])
 
 
-def test_listwise_leaves_untrained_models_where_they_are_even() -> None:
+def test_listwise_of_an_untrained_model_has_even_ratios() -> None:
     """Before training every log-ratio is 0, so pi is uniform over the answers."""
     model = attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval()
     plain_model(model).set_attn_implementation(PACKED)
-    batch = replace(pack([TREE]), answers=whole_answers([TREE]))
+    batch = replace(pack([TREE]), answers=collect_answers([TREE]))
     losses = batch_losses(model, output_head(model), batch, Objective("listwise"))
     weights = torch.tensor([6.0, 9, 8, 1, 7]) / 31
     torch.testing.assert_close(losses.kl, (weights * (5 * weights).log()).sum().view(1), atol=1e-5, rtol=1e-5)

@@ -22,12 +22,12 @@ from buleyean_rl.batching.micro_batch import bin_pack
     ],
     ids=str,
 )
-def test_bins_are_few_and_then_even(sizes: list[int], limit: int, bins: list[list[int]]) -> None:
+def test_bins_are_few_and_balanced(sizes: list[int], limit: int, bins: list[list[int]]) -> None:
     assert sorted(bin_pack(sizes, int, limit)) == sorted(bins)
 
 
 @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 50))
-def test_bins_hold_everything_once_within_the_limit(sizes: list[int], limit: int) -> None:
+def test_bins_have_every_item_once_within_the_limit(sizes: list[int], limit: int) -> None:
     bins = bin_pack(list(enumerate(sizes)), lambda item: item[1], limit)
     assert sorted(item for members in bins for item in members) == list(enumerate(sizes))
     assert all(bins)

@@ -26,7 +26,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_import_says_that_chosen_is_discarded(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_reports_that_chosen_answers_are_discarded(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "import", str(pairs), "-o", "r.jsonl"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
@@ -114,7 +114,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, ""),
         (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
@@ -122,12 +122,12 @@ def test_debug_shows_the_traceback() -> None:
     ],
 )
 @pytest.mark.usefixtures("pairs")
-def test_trouble_outside_the_package(
+def test_errors_of_the_system_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
     code: int,
-    said: str,
+    message: str,
 ) -> None:
     from buleyean_rl.data import records
 
@@ -136,11 +136,11 @@ def test_trouble_outside_the_package(
 
     monkeypatch.setattr(records, "validate_records", trouble)
     assert main(["data", "validate", "r.jsonl"]) == code
-    assert capsys.readouterr() == ("", said)
+    assert capsys.readouterr() == ("", message)
 
 
 @pytest.mark.usefixtures("pairs")
-def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from buleyean_rl.data import records
 
     monkeypatch.setattr(records, "validate_records", lambda *_, **__: 1 / 0)
@@ -161,7 +161,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+def test_help_imports_nothing_slow() -> None:
     code = (
         "import sys; from buleyean_rl.cli import main; main(['--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'rich.console')))"
@@ -171,7 +171,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     assert time.perf_counter() - start < 5, "a loose bound: the machine may be busy"
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_traceback() -> None:
     code = "import sys; from buleyean_rl.cli import main; sys.exit(main(['--help']))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None

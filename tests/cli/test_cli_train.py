@@ -10,7 +10,7 @@ import typer
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
-from buleyean_rl.training import measure
+from buleyean_rl.training import before_after
 
 OPTIONS = {
     "": "--debug --version",
@@ -39,29 +39,29 @@ def options(command: object, name: str = "") -> dict[str, str]:
     words = []
     for parameter in command.params:  # type: ignore[attr-defined]
         words += parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
-    found = {name: " ".join(words)}
+    options_by_command = {name: " ".join(words)}
     for below, child in getattr(command, "commands", {}).items():
-        found |= options(child, f"{name} {below}".strip())
-    return found
+        options_by_command |= options(child, f"{name} {below}".strip())
+    return options_by_command
 
 
-def test_the_options_are_these() -> None:
-    found = options(typer.main.get_command(app))
-    assert found.pop("data") == ""
-    assert found == OPTIONS
+def test_the_options_are_frozen() -> None:
+    options_by_command = options(typer.main.get_command(app))
+    assert options_by_command.pop("data") == ""
+    assert options_by_command == OPTIONS
 
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
 
 
 def run(*words: object) -> int:
     return main(["train", *map(str, words)])
 
 
-def test_train_writes_a_run_and_says_so(base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_writes_and_reports_a_run(base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text("learning_rate: 1e-3\nlora_rank: 2\n")
     options = (
         "--max-steps 2 --batch-size 2 --lora-rank 4 --seed 7 --held-out 0.2 --alpha 0.6 --tau 1.5 --config run.yaml"

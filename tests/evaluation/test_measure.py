@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use_cache: Callable[[Path], None]) -> None:
     """The tiny models are compared number by number."""
     for module in ("model", "compute"):
         monkeypatch.setattr(f"buleyean_rl.models.{module}.preferred_dtype", lambda *_: torch.float32)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    use_cache(tmp_path / "cache")
 
 
 def in_memory(module: Any) -> Model:
@@ -69,13 +70,13 @@ def plain_nats(prompt: Any, answer: str) -> tuple[float, int]:
     return -sum(log_pi[len(before) + k - 1, token].item() for k, token in enumerate(ids)), len(ids)
 
 
-def test_answers_are_scored_as_one_by_one() -> None:
-    asked = [(question.prompt, question.answers) for question in QUESTIONS]
+def test_packed_scores_are_those_of_single_answers() -> None:
+    questions = [(question.prompt, question.answers) for question in QUESTIONS]
     counts: list[int] = []
-    packed = PackedScorer(in_memory(tiny_llama(TOKENIZER)), 256).answers(asked, counts.append)
-    slow = EngineScorer(TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER), 256).answers(asked)
-    assert counts[-1] == len(asked)
-    for scores, others, (prompt, answers) in zip(packed, slow, asked, strict=True):
+    packed = PackedScorer(in_memory(tiny_llama(TOKENIZER)), 256).answers(questions, counts.append)
+    slow = EngineScorer(TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER), 256).answers(questions)
+    assert counts[-1] == len(questions)
+    for scores, others, (prompt, answers) in zip(packed, slow, questions, strict=True):
         for score, other, answer in zip(scores, others, answers, strict=True):
             nats, tokens = plain_nats(prompt, answer)
             assert (score.nats, score.tokens) == (pytest.approx(nats, rel=1e-4), tokens)
@@ -84,23 +85,23 @@ def test_answers_are_scored_as_one_by_one() -> None:
             assert not score.cut
 
 
-def test_the_base_of_a_peft_model_is_scored_if_wanted() -> None:
+def test_the_base_of_a_peft_model_is_scored_with_reference() -> None:
     model = in_memory(attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, None)).eval())
-    asked = [("Tips?", ("Sleep well.",))]
-    ((both,),) = PackedScorer(model, 256).answers(asked)
-    ((alone,),) = PackedScorer(model, 256, with_reference=False).answers(asked)
+    questions = [("Tips?", ("Sleep well.",))]
+    ((both,),) = PackedScorer(model, 256).answers(questions)
+    ((alone,),) = PackedScorer(model, 256, with_reference=False).answers(questions)
     assert both.reference_nats == pytest.approx(both.nats)  # a fresh adapter does nothing
     assert (alone.nats, alone.reference_nats) == (pytest.approx(both.nats), None)
 
 
-def test_a_limit_cuts_and_leaves_out() -> None:
-    asked = [("Tips?", ("Sleep well and leave the phone.", "No"))]
+def test_max_length_truncates_answers() -> None:
+    questions = [("Tips?", ("Sleep well and leave the phone.", "No"))]
     room = len(encode_prompt(TOKENIZER, "Tips?"))
     scorer = PackedScorer(in_memory(tiny_llama(TOKENIZER)), room + 2)
-    ((long, short),) = scorer.answers(asked)
+    ((long, short),) = scorer.answers(questions)
     assert (long.tokens, long.cut) == (2, True)
     assert short.tokens <= 2
-    ((none, _),) = PackedScorer(in_memory(tiny_llama(TOKENIZER)), room).answers(asked)
+    ((none, _),) = PackedScorer(in_memory(tiny_llama(TOKENIZER)), room).answers(questions)
     assert (none.tokens, none.nats) == (0, 0.0)
 
 
@@ -117,11 +118,11 @@ def test_a_run_beside_its_base(base: Path, run: Path) -> None:
     assert "neutral_kl" not in plain.figures
     by_reference = evaluate(str(base), material, reference=str(base))
     assert by_reference.figures["accuracy_vs_reference"].value == 0.5  # log pi/pi_ref is 0 everywhere: ties
-    with pytest.raises(UsageError, match="its own base"):
+    with pytest.raises(UsageError, match="whose reference is its base"):
         evaluate(str(run), material, reference=str(base))
 
 
-def test_turned_around_the_accuracies_are_mirrored(run: Path) -> None:
+def test_accuracies_of_swapped_pairs_are_mirrored(run: Path) -> None:
     turned = tuple(
         Preference(q.prompt, q.answers, tuple(q.rounds - v for v in q.rejections), q.rounds) for q in QUESTIONS
     )
@@ -147,12 +148,14 @@ def test_a_gguf_file_and_its_model(base: Path, tmp_path: Path) -> None:
         assert slow[name] == pytest.approx(expected[name], rel=2e-3), name
     assert quick["entropy"] == pytest.approx(expected["entropy"], rel=1e-3)
     assert slow["entropy"] is None
-    assert any("no whole distributions" in note for note in slow["notes"])
+    assert any("no full distributions" in note for note in slow["notes"])
 
 
-def test_rejected_answers_said_again(base: Path) -> None:
-    said = TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER).complete_many([[{"role": "user", "content": "Tips?"}]])
-    records = Preferences("records", (Preference("Tips?", (said[0], "x"), (1, 1), 1),))
+def test_regenerated_rejections_are_recognised(base: Path) -> None:
+    answers = TransformersEngine(tiny_llama(TOKENIZER), TOKENIZER).complete_many(
+        [[{"role": "user", "content": "Tips?"}]]
+    )
+    records = Preferences("records", (Preference("Tips?", (answers[0], "x"), (1, 1), 1),))
     result = evaluate(str(base), Material(records=records), Settings(max_tokens=256))
     assert result.figures["regeneration_prefix"].value == 1
     assert result.figures["regeneration_overlap"].value == 1
@@ -184,7 +187,7 @@ def test_the_command(base: Path, run: Path, tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out) == result  # again, the same
 
 
-def test_asked_for_nothing_it_takes_bundled_data(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundled_data_is_the_default(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(base), "--limit", "2", "--max-tokens", "3", "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["pairs"] is result["accuracy"] is None
@@ -196,7 +199,7 @@ def test_asked_for_nothing_it_takes_bundled_data(base: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["--json", "nowhere/e.json"], 2, "there is no folder nowhere"),
+        (["--json", "nowhere/e.json"], 2, "the folder nowhere does not exist"),
         (["--plot", "e.txt"], 2, "end it in .png"),
         (["--pairs", "missing.jsonl"], 1, "missing.jsonl: no such file"),
         (["--neutral", "missing.txt"], 1, "No such file"),
@@ -217,6 +220,6 @@ def test_texts_of_a_file(tmp_path: Path) -> None:
         read_texts(tmp_path / "bad.jsonl")
 
 
-def test_a_plot_of_little(tmp_path: Path) -> None:
+def test_a_plot_of_one_figure(tmp_path: Path) -> None:
     plot(tmp_path / "p.png", [Evaluation("m", figures={"accuracy": Figure([(1.0, 1.0)])})])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -22,7 +22,7 @@ def plain_nll(text: str) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("limit", [1, 40, 1000])
-def test_mean_nll_of_texts_is_the_plain_one(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_nll_of_texts_is_that_of_the_logits(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buleyean_rl.evaluation.neutral_text.micro_batch_tokens", lambda _: limit)
     texts = [neutral_boundary(TOKENIZER, text, 64) for text in SENTENCES[:5]]
     nats, tokens = zip(*map(plain_nll, SENTENCES[:5]), strict=True)

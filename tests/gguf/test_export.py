@@ -133,7 +133,7 @@ def test_bad_requests(
 def test_a_missing_engine_names_the_command(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+    monkeypatch.setattr(llama_cpp_python, "is_installed", lambda: False)
     assert export(run, "-o", tmp_path / "m.gguf", "--engine", "llama-cpp-python") == 1
     assert "pip install 'buleyean-rl[llama-cpp]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -83,14 +83,14 @@ def test_what_llama_cpp_says_when_it_fails(tmp_path: Path) -> None:
 def test_an_abort_does_not_take_us_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aborts = "import os, sys; print('GGML_ASSERT(n % 256 == 0) failed', file=sys.stderr, flush=True); os.abort()"
     monkeypatch.setattr(k_quants, "QUANTISE_PROGRAM", aborts)
-    monkeypatch.setattr(k_quants, "installed", lambda: True)
+    monkeypatch.setattr(k_quants, "is_installed", lambda: True)
     with pytest.raises(ExportError, match=r"was stopped by signal 6 while making q6_k: GGML_ASSERT\(n % 256"):
         k_quants.quantise_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "q6_k")
 
 
 def test_without_the_extra_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    monkeypatch.setattr(k_quants, "installed", lambda: False)
+    monkeypatch.setattr(k_quants, "is_installed", lambda: False)
     tokenizer = tiny_tokenizer()
     with pytest.raises(ExportError, match=r"pip install 'buleyean-rl\[llama-cpp\]'"):
         export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", "q4_k_m")

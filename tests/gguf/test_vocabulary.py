@@ -89,7 +89,7 @@ def test_a_split_llama_cpp_has_no_name_for(tmp_path: Path) -> None:
 def test_splits_and_their_names() -> None:
     tokenizer = tiny_tokenizer()
     for name in pre_tokenizers.NAMES:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.named(name)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.make_pre_tokenizer(name)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        assert pre_tokenizers.name_of(spec["pre_tokenizer"]) == name
-    assert pre_tokenizers.named("unheard of") is None
+        assert pre_tokenizers.find_name(spec["pre_tokenizer"]) == name
+    assert pre_tokenizers.make_pre_tokenizer("unheard of") is None

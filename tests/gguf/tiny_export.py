@@ -14,7 +14,7 @@ from gguf import GGUFReader
 from tiny import tiny_llama, tiny_tokenizer
 
 needs_llama_cpp_python = pytest.mark.skipif(
-    not llama_cpp_python.installed(), reason=f"needs llama-cpp-python: {llama_cpp_python.INSTALL}"
+    not llama_cpp_python.is_installed(), reason=f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}"
 )
 
 

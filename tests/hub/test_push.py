@@ -199,7 +199,7 @@ def test_records(standin: StandIn, tmp_path: Path) -> None:
 def test_nothing_goes_without_being_asked_for(standin: StandIn, run: Path) -> None:
     done = push(standin, run, "--to", "me/model")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: nobody is there to be asked: add --yes to upload"
+    assert done.stderr.splitlines()[-1] == "error: stdin is not a terminal to confirm on: add --yes to upload"
     assert "adapter_model.safetensors" in done.stderr
     assert not standin.repositories
     assert push(standin, run).returncode == 2

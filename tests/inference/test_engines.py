@@ -35,8 +35,8 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=ENGINES)
 def name(request: pytest.FixtureRequest) -> str:
     """Every engine that runs a GGUF file, by its name."""
-    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
-        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}")
     return request.param
 
 
@@ -74,9 +74,9 @@ def test_same_prompt(llama: GgufEngine, reference: TransformersEngine) -> None:
 
 def test_same_next_token_log_probabilities(llama: GgufEngine, reference: TransformersEngine) -> None:
     ids = llama.tokenize(TEXTS[0])
-    found, expected = llama.top_logprobs(ids, 5), reference.top_logprobs(ids, 5)
-    assert list(found) == list(expected)
-    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-3)
+    actual, expected = llama.top_logprobs(ids, 5), reference.top_logprobs(ids, 5)
+    assert list(actual) == list(expected)
+    assert list(actual.values()) == pytest.approx(list(expected.values()), abs=1e-3)
     whole = llama.top_logprobs(ids, 1000)
     assert sum(map(math.exp, whole.values())) == pytest.approx(1, abs=1e-4)
 
@@ -84,9 +84,9 @@ def test_same_next_token_log_probabilities(llama: GgufEngine, reference: Transfo
 def test_same_log_probability_of_every_token(llama: GgufEngine, reference: TransformersEngine) -> None:
     sequences = [llama.tokenize(text) for text in TEXTS]
     sequences[0].append(llama.tokenize("<|im_end|>")[0])  # the end of an answer can be scored too
-    found, expected = llama.logprobs(sequences), reference.logprobs(sequences)
-    assert [len(f) for f in found] == [len(s) - 1 for s in sequences]
-    for one, other in zip(found, expected, strict=True):
+    actual, expected = llama.logprobs(sequences), reference.logprobs(sequences)
+    assert [len(f) for f in actual] == [len(s) - 1 for s in sequences]
+    for one, other in zip(actual, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-3)
 
 
@@ -115,15 +115,15 @@ def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -
         "jumps",
         "over",
     )
-    asked = [ASK, *([{"role": "user", "content": word}] for word in words)]
-    answers = reference.complete_many(asked, sampling)
+    conversations = [ASK, *([{"role": "user", "content": word}] for word in words)]
+    answers = reference.complete_many(conversations, sampling)
     # a random model says bytes that make no character; llama-cpp-python leaves those out
-    kept = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
-    assert len(kept) >= 4
-    conversations, expected = [asked[i] for i in kept], [answers[i] for i in kept]
+    indices = [i for i, answer in enumerate(answers) if "\N{REPLACEMENT CHARACTER}" not in answer]
+    assert len(indices) >= 4
+    conversations, expected = [conversations[i] for i in indices], [answers[i] for i in indices]
     counts: list[int] = []
     assert llama.complete_many(conversations, sampling, counts.append) == expected
-    assert sorted(counts) == list(range(1, len(kept) + 1))
+    assert sorted(counts) == list(range(1, len(indices) + 1))
     for conversation, answer in zip(conversations[:2], expected, strict=False):
         assert "".join(llama.generate(conversation, sampling)) == answer
         assert "".join(reference.generate(conversation, sampling)) == answer
@@ -134,13 +134,13 @@ def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEn
     if request.param == "transformers":
         yield reference
         return
-    if request.param == "llama-cpp-python" and not llama_cpp_python.installed():
-        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL}")
+    if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
+        pytest.skip(f"needs llama-cpp-python: {llama_cpp_python.INSTALL_HINT}")
     with closing(open_gguf(gguf, request.param, context=256, threads=1)) as opened:
         yield opened
 
 
-def test_the_output_head_is_given_rows_without_gaps() -> None:
+def test_the_output_head_gets_contiguous_rows() -> None:
     """After a prompt they are slices of all its states, and torch copies a bf16 weight for every one of them."""
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
@@ -158,18 +158,18 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
     tokenizer = tiny_tokenizer()
     model = tiny_llama(tokenizer)
     engine, sampling = TransformersEngine(model, tokenizer, batch=8), Sampling(max_tokens=4)
-    asked = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
-    expected = engine.complete_many(asked, sampling)
-    longest = len(engine.prompt_ids(asked[2]))
-    monkeypatch.setattr(in_memory, "BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
+    conversations = [[{"role": "user", "content": "word " * words}] for words in (30, 1, 60, 2, 3)]
+    expected = engine.complete_many(conversations, sampling)
+    longest = len(engine.prompt_ids(conversations[2]))
+    monkeypatch.setattr(in_memory, "MAX_BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
     shapes: list[tuple[int, int]] = []
-    batch_of = engine._batch
+    answer_batch = engine._answer_batch
     monkeypatch.setattr(
         engine,
-        "_batch",
-        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or batch_of(prompts, *rest),
+        "_answer_batch",
+        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or answer_batch(prompts, *rest),
     )
-    assert engine.complete_many(asked, sampling) == expected
+    assert engine.complete_many(conversations, sampling) == expected
     assert sum(rows for rows, _ in shapes) == 5
     assert shapes[-1] == (1, longest)
     assert all(rows == 1 or rows * (width + 4) < longest + 4 for rows, width in shapes)
@@ -177,12 +177,12 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("top_p", "expected"), [(1.0, [0.5, 0.3, 0.2]), (0.7, [0.625, 0.375, 0.0])])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float, expected: list[float], temperature: float) -> None:
+def test_token_frequencies_are_their_probabilities(top_p: float, expected: list[float], temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, sampling = torch.tensor([0.5, 0.3, 0.2]).log() + 7, Sampling(1, temperature, top_p)
-    drawn = torch.tensor([in_memory._draw(logits, sampling, generator) for _ in range(4000)])
-    wanted = torch.tensor(expected) ** (1 / temperature)
-    assert torch.allclose(drawn.bincount(minlength=3) / 4000, wanted / wanted.sum(), atol=0.025)  # 3 standard errors
+    drawn = torch.tensor([in_memory._sample_token(logits, sampling, generator) for _ in range(4000)])
+    weights = torch.tensor(expected) ** (1 / temperature)
+    assert torch.allclose(drawn.bincount(minlength=3) / 4000, weights / weights.sum(), atol=0.025)  # 3 standard errors
 
 
 def test_sampling_repeats_with_its_seed(engine: Engine) -> None:
@@ -204,9 +204,9 @@ def test_closing_an_answer_leaves_the_engine_usable(llama: GgufEngine) -> None:
     assert llama.complete_many([ASK], Sampling(max_tokens=4))[0]
 
 
-def test_ends_at(llama: GgufEngine) -> None:
-    assert llama.ends_at(llama.tokenize("<|im_end|>")[0])
-    assert not llama.ends_at(llama.tokenize("a")[0])
+def test_is_end_token(llama: GgufEngine) -> None:
+    assert llama.is_end_token(llama.tokenize("<|im_end|>")[0])
+    assert not llama.is_end_token(llama.tokenize("a")[0])
 
 
 def test_a_conversation_longer_than_the_context(llama: GgufEngine) -> None:
@@ -219,26 +219,26 @@ def test_an_error_in_one_of_many_is_raised(llama: GgufEngine) -> None:
         llama.complete_many([ASK, [{"role": "user", "content": "word " * 400}], ASK], Sampling(max_tokens=2))
 
 
-def test_nothing_of_llama_cpp_reaches_the_terminal(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_llama_cpp_prints_nothing(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     engine = open_gguf(gguf, name, context=64, threads=1)
     engine.complete_many([ASK], Sampling(max_tokens=2))
     engine.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_engine_that_was_never_asked_can_be_closed(gguf: Path, name: str) -> None:
+def test_an_unused_engine_can_be_closed(gguf: Path, name: str) -> None:
     for _ in range(10):
         open_gguf(gguf, name, context=64, threads=1).close()
 
 
-def test_a_closed_engine_says_so(gguf: Path, name: str) -> None:
+def test_a_closed_engine_is_an_error(gguf: Path, name: str) -> None:
     engine = open_gguf(gguf, name, context=64, threads=1)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.tokenize("a")
 
 
-def test_files_that_are_no_model(tmp_path: Path, name: str) -> None:
+def test_files_that_are_not_models_are_refused(tmp_path: Path, name: str) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("not a model")
     version = tmp_path / "version.gguf"
@@ -272,12 +272,12 @@ def test_a_model_without_chat_template() -> None:
         TransformersEngine(tiny_llama(tokenizer), tokenizer).render(ASK)
 
 
-def test_an_unknown_engine_names_the_known(gguf: Path) -> None:
+def test_an_unknown_engine_is_refused_with_the_choices(gguf: Path) -> None:
     with pytest.raises(UsageError, match="unknown engine 'ollama'; there are xllamacpp and llama-cpp-python"):
         open_gguf(gguf, "ollama")
 
 
-def test_a_missing_extra_names_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp_python, "installed", lambda: False)
+def test_a_missing_extra_is_an_error_with_the_command(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp_python, "is_installed", lambda: False)
     with pytest.raises(EngineError, match=r"not installed: pip install 'buleyean-rl\[llama-cpp\]'"):
         open_gguf(gguf, "llama-cpp-python")

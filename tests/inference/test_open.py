@@ -9,7 +9,7 @@ import pytest
 
 from buleyean_rl.errors import EngineError, ModelError, UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine
-from buleyean_rl.inference.open import identity, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.training.config import BuleyeanConfig
@@ -27,14 +27,14 @@ def run(base: Path, rejections: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def test_a_folder_and_a_run_run_in_memory_and_answer_otherwise(base: Path, run: Path) -> None:
+def test_a_folder_and_a_run_open_in_memory_and_differ(base: Path, run: Path) -> None:
     answers = []
     for name in (base, run):
         with closing(open_engine(str(name))) as engine:
             assert isinstance(engine, TransformersEngine)
             answers.append(engine.complete_many(QUESTION, Sampling(max_tokens=12)))
     assert answers[0] != answers[1]
-    assert identity(str(base)) != identity(str(run)) == identity(str(run))
+    assert answers_key(str(base)) != answers_key(str(run)) == answers_key(str(run))
 
 
 def test_a_url_is_an_endpoint() -> None:
@@ -43,7 +43,7 @@ def test_a_url_is_an_endpoint() -> None:
             assert isinstance(engine, EndpointEngine)
         with pytest.raises(UsageError, match="leave --engine out"):
             open_engine(server.url, "transformers")
-        assert identity(server.url) == server.url
+        assert answers_key(server.url) == server.url
     assert not is_endpoint("owner/name")
 
 
@@ -57,7 +57,7 @@ def test_a_url_is_an_endpoint() -> None:
         ("{fake}.gguf", "auto", EngineError, "fake.gguf"),
     ],
 )
-def test_what_cannot_run(
+def test_models_that_an_engine_cannot_run_are_refused(
     base: Path, run: Path, tmp_path: Path, name: str, kind: str, error: type[Exception], problem: str
 ) -> None:
     (tmp_path / "fake.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\0" * 64)
@@ -65,7 +65,7 @@ def test_what_cannot_run(
         open_engine(name.format(base=base, run=run, fake=tmp_path / "fake"), kind)
 
 
-def test_sampled_answers_do_not_depend_on_their_neighbours(base: Path) -> None:
+def test_sampled_answers_do_not_depend_on_their_batch(base: Path) -> None:
     conversations = [[{"role": "user", "content": f"Give me tip {number}."}] for number in range(6)]
     sampling = Sampling(max_tokens=12, temperature=0.9, seed=3)
     engine = open_engine(str(base))

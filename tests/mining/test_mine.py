@@ -47,8 +47,8 @@ class Parrot:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def cache(tmp_path: Path, use_cache: Callable[[Path], None]) -> Path:
+    use_cache(tmp_path)
     return tmp_path / "buleyean-rl"
 
 

@@ -17,7 +17,7 @@ from buleyean_rl.data.records import accumulate_records, make_record, read_recor
 from buleyean_rl.mining import walk as walking
 from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
 from buleyean_rl.mining.walk_report import Round, plot_walk
-from buleyean_rl.training import measure
+from buleyean_rl.training import before_after
 
 ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None)
 
@@ -36,8 +36,12 @@ def rounds(*measured: tuple[float, float, int]) -> list[Round]:
         ([(0.3, 4.0, 0)], None, 0),
         ([(0.3, 4.0, 0), (0.1, 4.01, 9)], None, 1),
         ([(0.3, 4.0, 0), (0.1, 3.9, 9), (0.1, 4.0, 5)], None, 2),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.1, 4.0, 9)], "it no longer helped", 2),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.2, 4.0, 5)], "more of the held-out answers are rejected than before it", 1),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.1, 4.0, 9)], "it did not improve", 2),
+        (
+            [(0.3, 4.0, 0), (0.1, 4.0, 9), (0.2, 4.0, 5)],
+            "more held-out answers are rejected than in the round before",
+            1,
+        ),
         ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.0, 4.021, 5)], "neutral text lost 0.021 nats per token, more than 0.02", 1),
         ([(0.3, 4.0, 0), (0.0, 4.0, 9)], "none of the held-out answers is rejected any more", 1),
     ],
@@ -55,15 +59,15 @@ def test_when_a_walk_stops_and_which_round_is_best(
         ([(0.3, 4.0, 0)], 1, None),
         ([(0.3, 4.0, 0)], 0, "nothing was rejected any more"),
         ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 7, None),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected where the first round had 70: too few"),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected where the first round had 70"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected, 70 in the first round: too few"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected, 70 in the first round"),
     ],
 )
-def test_a_round_that_is_not_worth_training(
+def test_too_few_rejections_are_not_trained_on(
     measured: list[tuple[float, float, int]], rejected: int, reason: str | None
 ) -> None:
-    found = reason_not_to_train(rounds(*measured), rejected)
-    assert found is None if reason is None else found is not None and found.startswith(reason)
+    stop = reason_not_to_train(rounds(*measured), rejected)
+    assert stop is None if reason is None else stop is not None and stop.startswith(reason)
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_records_of_several_rounds_keep_their_rates() -> None:
 def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of a walk with the tiny model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
     Path("p.txt").write_text("\n".join(f"prompt {number}" for number in range(12)))
     Path("h.txt").write_text("\n".join(f"prompt {number}" for number in range(8, 16)))
     # what the tiny model babbles holds such a pair now and then, and less often once it was rejected
@@ -97,7 +101,7 @@ def read() -> dict[str, Any]:
     return json.loads(Path("w/walk.json").read_text())
 
 
-def test_a_walk_goes_round_by_round(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_walk_has_rounds_and_resumes(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*work, "--rounds", "1", "--json"]) == 0
     out, err = capsys.readouterr()
     walk = read()
@@ -118,12 +122,12 @@ def test_a_walk_goes_round_by_round(work: list[str], capsys: pytest.CaptureFixtu
     longer = read()
     assert longer["rounds"][:2] == walk["rounds"]
     if len(longer["rounds"]) > 2:
-        kept = {(r.prompt, text) for r in read_records("w/round-1/records.jsonl") for text in r.rejected_responses}
+        earlier = {(r.prompt, text) for r in read_records("w/round-1/records.jsonl") for text in r.rejected_responses}
         now = {(r.prompt, text) for r in read_records("w/round-2/records.jsonl") for text in r.rejected_responses}
-        assert kept <= now
+        assert earlier <= now
 
     assert main([*work[:-1], "2e-3"]) == 2
-    assert "holds a walk with another training" in capsys.readouterr().err
+    assert "has a walk with another training" in capsys.readouterr().err
 
 
 def test_nothing_to_reject_ends_the_walk(work: list[str]) -> None:
@@ -134,7 +138,7 @@ def test_nothing_to_reject_ends_the_walk(work: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_walk_goes_on_to_the_same_rounds(work: list[str]) -> None:
+def test_a_killed_walk_resumes_to_the_same_rounds(work: list[str]) -> None:
     command = [sys.executable, "-c", f"from buleyean_rl.cli import main; main({[*work, '--rounds', '1']!r})"]
     subprocess.run(command, check=True, capture_output=True)
     whole = read()
@@ -156,7 +160,7 @@ def test_a_killed_walk_goes_on_to_the_same_rounds(work: list[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (["--model", "http://127.0.0.1:9/v1"], "cannot be walked from"),
+        (["--model", "http://127.0.0.1:9/v1"], "cannot be trained: give a base model"),
         (["--model", "nonsense"], "unknown model 'nonsense'"),
         (["--held-out", "p.txt"], "every prompt is held out"),
         (["--held-out", "missing.txt"], "missing.txt"),
@@ -172,7 +176,7 @@ def test_a_wrong_request(work: list[str], change: list[str], problem: str, capsy
 def test_the_bundled_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     from buleyean_rl import demo_data
 
-    asked: list[Any] = []
-    monkeypatch.setattr(walking, "walk", lambda *words, **_: asked.extend(words) or {})
+    arguments: list[Any] = []
+    monkeypatch.setattr(walking, "walk", lambda *words, **_: arguments.extend(words) or {})
     assert main(["walk"]) == 0
-    assert (asked[0], asked[1]) == (demo_data.mine_prompts(), demo_data.held_out_prompts())
+    assert (arguments[0], arguments[1]) == (demo_data.mine_prompts(), demo_data.held_out_prompts())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Counter[str]:
+def calls(monkeypatch: pytest.MonkeyPatch, cache: Path, use_cache: Callable[[Path], None]) -> Counter[str]:
     """How often names are resolved, weights hashed, layouts probed and heads checked."""
     counted: Counter[str] = Counter()
 
@@ -45,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Counter[str]:
 
         return counting
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    use_cache(cache)
     resolving = count("resolve", source.resolve)
     for name in ("models.run_folder", "models.weights", "training.run", "mining.walk"):
         monkeypatch.setattr(f"buleyean_rl.{name}.resolve", resolving)
@@ -72,7 +73,7 @@ def test_training_determines_everything_once(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(guard, "PROMPTS", 1)
+    monkeypatch.setattr(guard, "MAX_PROMPTS", 1)
     words = ["train", str(rejections), "--model", str(gguf), "-o", str(tmp_path / "run"), "--max-steps", "6"]
     assert main([*words, "--batch-size", "5", "--lr", "1e-3"]) == 0  # three epochs: with a reference cache
     assert calls == {"resolve": 1, "hash": 1, "probe": 1, "head": 1}
@@ -108,7 +109,7 @@ def test_evaluating_determines_everything_once(
 def test_a_walk_hashes_its_base_once(
     calls: Counter[str], gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "PROMPTS", 1)
+    monkeypatch.setattr(guard, "MAX_PROMPTS", 1)
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {number}" for number in range(4)))
     (tmp_path / "h.txt").write_text("\n".join(f"unseen {number}" for number in range(2)))
     words = ["walk", str(tmp_path / "p.txt"), "--held-out", str(tmp_path / "h.txt"), "--model", str(gguf)]
@@ -127,7 +128,7 @@ def test_exporting_determines_everything_once(calls: Counter[str], gguf: Path, t
 # --- what it says
 
 
-def test_a_model_describes_what_computes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_describes_its_computation(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(module.abi, "available", lambda *_: True)
     for status, words in (
@@ -142,7 +143,7 @@ def test_a_model_describes_what_computes(base: Path, monkeypatch: pytest.MonkeyP
         assert model.describe().endswith("packed sequences, 2 threads")
 
 
-def test_a_model_carries_its_parts(base: Path) -> None:
+def test_a_model_has_its_parts(base: Path) -> None:
     model = open_model(str(base), dtype=torch.float32)
     assert model.tokenizer.chat_template == tiny_tokenizer().chat_template
     assert model.module is model.plain
@@ -164,21 +165,21 @@ def test_a_model_carries_its_parts(base: Path) -> None:
         model.attach_adapter(ADAPTER)
 
 
-def test_a_run_is_merged_or_switchable(base: Path, tmp_path: Path) -> None:
+def test_a_run_is_merged_or_keeps_its_adapter(base: Path, tmp_path: Path) -> None:
     run, ids = tiny_run(tmp_path / "run", base), torch.arange(4, 24).unsqueeze(0)
-    merged, switchable = (open_model(str(run), dtype=torch.float32, switchable=switch) for switch in (False, True))
+    merged, keep_adapter = (open_model(str(run), dtype=torch.float32, keep_adapter=switch) for switch in (False, True))
     with torch.no_grad():
-        expected = switchable.module(ids).logits
+        expected = keep_adapter.module(ids).logits
         torch.testing.assert_close(merged.module(ids).logits, expected, rtol=1e-4, atol=1e-4)
-    assert (merged.has_adapter, switchable.has_adapter) == (False, True)
+    assert (merged.has_adapter, keep_adapter.has_adapter) == (False, True)
 
 
-def test_a_model_in_memory_is_one_too() -> None:
+def test_a_model_in_memory_is_a_model() -> None:
     inside = tiny_llama(tiny_tokenizer())
     model = Model.from_module(inside, tiny_tokenizer())
     assert model.module is inside
     assert (model.dtype, model.device.type, model.layout) == (torch.float32, "cpu", "packed")
-    with pytest.raises(ModelError, match="made in memory"):
+    with pytest.raises(ModelError, match="is a model in memory"):
         _ = model.source.fingerprint
 
 

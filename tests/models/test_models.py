@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models import source
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import load_for_inference
 from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.run_folder import is_run, merge_run, run_base
 from buleyean_rl.models.source import bundled_gguf, resolve
 from buleyean_rl.models.views import backbone, output_head
@@ -66,7 +66,7 @@ def test_without_the_bundled_file_its_name_means_the_hub(monkeypatch: pytest.Mon
         ("empty", "empty has no config.json: it is not a transformers model folder"),
     ],
 )
-def test_names_that_mean_nothing(name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_refused(name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("not a model")
     Path("empty").mkdir()
@@ -105,11 +105,11 @@ def test_a_hub_id_is_loaded_by_its_id_and_never_with_its_own_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for the Hub: a folder behind the one place where ids become files."""
-    asked: list[dict[str, Any]] = []
+    loads: list[dict[str, Any]] = []
 
     def from_hub(load: Any) -> Any:
         def stand_in(name: str, **options: Any) -> Any:
-            asked.append({"name": name, **options})
+            loads.append({"name": name, **options})
             return load(str(folder), **options)
 
         return staticmethod(stand_in)
@@ -119,9 +119,9 @@ def test_a_hub_id_is_loaded_by_its_id_and_never_with_its_own_code(
     with torch.no_grad():
         assert torch.equal(load_base("org/tiny")(IDS).logits, tiny_llama(TOKENIZER)(IDS).logits)
     assert load_tokenizer("org/tiny").chat_template == TOKENIZER.chat_template
-    assert [call["name"] for call in asked] == ["org/tiny", "org/tiny"]
-    assert asked[0]["use_safetensors"]
-    assert not any(call.get("trust_remote_code") for call in asked)
+    assert [call["name"] for call in loads] == ["org/tiny", "org/tiny"]
+    assert loads[0]["use_safetensors"]
+    assert not any(call.get("trust_remote_code") for call in loads)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_one_line() -> None:
@@ -235,7 +235,7 @@ def test_the_output_head_makes_the_models_own_logits(architecture: str, config: 
 def test_an_unknown_logit_transform_is_refused() -> None:
     model = tiny_llama(TOKENIZER)
     model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits.tanh())
-    with pytest.raises(ModelError, match="transforms its logits in a way this package does not know"):
+    with pytest.raises(ModelError, match="transforms its logits in a way that is not supported"):
         output_head(model)
 
 
@@ -281,7 +281,7 @@ def test_a_run_knows_its_base(run: tuple[Path, Any], folder: Path, tmp_path: Pat
         merge_run(tmp_path)
 
 
-def test_a_run_whose_base_is_gone_says_which(run: tuple[Path, Any]) -> None:
+def test_a_run_with_a_missing_base_is_an_error(run: tuple[Path, Any]) -> None:
     config = run[0] / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/no/such/folder"}))
     with pytest.raises(ModelError, match="'/no/such/folder'"):
@@ -295,7 +295,7 @@ def test_a_run_with_a_damaged_adapter_is_a_model_error(run: tuple[Path, Any]) ->
 
 
 def test_a_model_without_linear_layers_takes_no_adapter() -> None:
-    with pytest.raises(ModelError, match="cannot put an adapter on LlamaForCausalLM"):
+    with pytest.raises(ModelError, match="cannot attach an adapter to LlamaForCausalLM"):
         attach_lora(tiny_llama(TOKENIZER), lora_config(4, 8, 0.0, ["no_such_layer"]))
 
 
@@ -327,12 +327,12 @@ def test_without_bf16_a_cpu_computes_in_it_what_the_kernels_compute_whole(
     loaded: list[torch.dtype] = []
     monkeypatch.setattr("buleyean_rl.kernels.precision._cpu_has_bf16", lambda: has_bf16)
     monkeypatch.setattr("buleyean_rl.kernels.matmul.gemm_available", lambda *_: True)
-    monkeypatch.setattr("buleyean_rl.models.compute.load_config", lambda _: config)
+    monkeypatch.setattr("buleyean_rl.models.placement.load_config", lambda _: config)
     monkeypatch.setattr(
-        "buleyean_rl.models.compute.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1)
+        "buleyean_rl.models.placement.load_base", lambda _, dtype: loaded.append(dtype) or torch.nn.Linear(1, 1)
     )
     fused: list[torch.nn.Module] = []
-    monkeypatch.setattr("buleyean_rl.models.compute.fuse_layers", fused.append)
+    monkeypatch.setattr("buleyean_rl.models.placement.fuse_layers", fused.append)
     model = load_for_inference("some/model", torch.device("cpu"))
     assert loaded == [torch.bfloat16 if has_bf16 else dtype]
     assert fused == [model]  # else torch would multiply in bf16

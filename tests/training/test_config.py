@@ -38,7 +38,7 @@ def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> Non
     assert BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5).loss == Objective(alpha=0.5)
 
 
-def test_apples_gpu_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apple_gpus_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("transformers.training_args.is_torch_mps_available", lambda: True)
     assert BuleyeanConfig(output_dir=str(tmp_path)).device.type == "cpu"
@@ -59,19 +59,19 @@ def test_impossible_settings_are_refused(setting: dict[str, Any], tmp_path: Path
 def help_numbers(command: str) -> dict[str, float]:
     """The default that the help of a command's option ends with, in brackets, by the option's name."""
     parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
-    told = {p.name: re.search(r"\(([\d.e-]+)\)\.$", getattr(p, "help", None) or "") for p in parameters}
-    return {name: float(number[1]) for name, number in told.items() if number}
+    defaults = {p.name: re.search(r"\(([\d.e-]+)\)\.$", getattr(p, "help", None) or "") for p in parameters}
+    return {name: float(number[1]) for name, number in defaults.items() if number}
 
 
-def test_the_commands_help_tells_the_defaults(tmp_path: Path) -> None:
+def test_the_help_has_the_defaults(tmp_path: Path) -> None:
     settings = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
     log, loops = BuleyeanConfig(output_dir=str(tmp_path)), PRESETS["loops"]
-    told = help_numbers("train")
-    assert {"learning_rate", "held_out", "lora_rank", "adapter_scale", "tau", "seed", *settings} <= told.keys()
-    assert told == {name: getattr(log, settings.get(name, name)) for name in told}
-    told = help_numbers("walk")
-    assert {"learning_rate", "epochs", "adapter_scale"} == told.keys()
-    assert told == {name: getattr(loops, settings.get(name, name)) for name in told}
+    defaults = help_numbers("train")
+    assert {"learning_rate", "held_out", "lora_rank", "adapter_scale", "tau", "seed", *settings} <= defaults.keys()
+    assert defaults == {name: getattr(log, settings.get(name, name)) for name in defaults}
+    defaults = help_numbers("walk")
+    assert {"learning_rate", "epochs", "adapter_scale"} == defaults.keys()
+    assert defaults == {name: getattr(loops, settings.get(name, name)) for name in defaults}
 
 
 # --- presets
@@ -81,7 +81,7 @@ def values(config: BuleyeanConfig) -> Preset:
     return Preset(*(getattr(config, name) for name in Preset._fields))
 
 
-def test_the_default_preset_is_what_a_config_is_by_itself(tmp_path: Path) -> None:
+def test_the_default_preset_is_the_default_config(tmp_path: Path) -> None:
     assert values(BuleyeanConfig(output_dir=str(tmp_path))) == values(load_config(None, tmp_path, {})) == PRESETS["log"]
     for name, preset in PRESETS.items():
         assert values(load_config(None, tmp_path, {}, preset=name)) == preset
@@ -106,7 +106,7 @@ def test_an_unknown_preset_is_refused(text: str, tmp_path: Path) -> None:
 # --- the settings file
 
 
-def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
+def test_options_override_the_settings_file(tmp_path: Path) -> None:
     text = "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n"
     file = config_file(tmp_path, text)
     config = load_config(file, tmp_path / "run", {"lora_rank": 4})
@@ -148,14 +148,14 @@ def test_the_settings_file_gives_way_to_the_command(tmp_path: Path) -> None:
         ("a: [", "run.yaml: cannot be read as YAML"),
     ],
 )
-def test_settings_that_cannot_be(text: str, problem: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(text: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_config(config_file(tmp_path, text), tmp_path / "run", {})
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_settings_file_that_is_not_text(tmp_path: Path) -> None:
+def test_a_binary_settings_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     with pytest.raises(UsageError, match="cannot be read"):
         load_config(path, tmp_path / "run", {})

@@ -64,13 +64,13 @@ def test_norms_are_the_model_s_own(make: Any) -> None:
     x = torch.randn(2, 9, 64).bfloat16()
 
     def outcome() -> tuple[torch.Tensor, ...]:
-        given = x.to(model.device, model.dtype, copy=True).requires_grad_()
+        inputs = x.to(model.device, model.dtype, copy=True).requires_grad_()
         positions = torch.arange(9, device=model.device).expand(2, -1)
         layer = model.model.layers[0]
-        y = layer(given, position_embeddings=model.model.rotary_emb(given, positions))
+        y = layer(inputs, position_embeddings=model.model.rotary_emb(inputs, positions))
         (y.double() * torch.linspace(-1, 2, y.numel(), device=model.device).view_as(y)).sum().backward()
-        assert given.grad is not None
-        return y.cpu().double(), given.grad.cpu().double()
+        assert inputs.grad is not None
+        return y.cpu().double(), inputs.grad.cpu().double()
 
     model.double()
     exact = outcome()

@@ -18,8 +18,8 @@ from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.packed_attention import PACKED
+from buleyean_rl.training import before_after
 from buleyean_rl.training import guard as guarding
-from buleyean_rl.training import measure
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.guard import DriftCheck, Guard, Limits, violated_limit
 from buleyean_rl.training.run import train
@@ -55,7 +55,7 @@ def make_guard(folder: Path, **settings: Any) -> Guard:
     return Guard(model, texts, ["Hi", "And?"], 100.0, folder, **settings)
 
 
-def test_a_check_is_the_divergence_of_the_whole_distributions(tmp_path: Path) -> None:
+def test_a_check_has_the_kl_of_full_distributions(tmp_path: Path) -> None:
     guard = make_guard(tmp_path)
     model = guard._model
     with torch.no_grad():
@@ -75,13 +75,13 @@ def test_a_check_is_the_divergence_of_the_whole_distributions(tmp_path: Path) ->
 
 
 @pytest.fixture
-def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+def check_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check after every step."""
-    monkeypatch.setattr(guarding, "TOKENS_BETWEEN", 1)
+    monkeypatch.setattr(guarding, "TOKENS_BETWEEN_CHECKS", 1)
     monkeypatch.setattr(guarding, "TOKENS_BETWEEN_ANSWERS", 1)
-    monkeypatch.setattr(guarding, "ANSWER_TOKENS", 8)
-    monkeypatch.setattr(guarding, "PROMPTS", 2)
-    monkeypatch.setattr(measure, "NEUTRAL_TOKENS", 8)
+    monkeypatch.setattr(guarding, "MAX_ANSWER_TOKENS", 8)
+    monkeypatch.setattr(guarding, "MAX_PROMPTS", 2)
+    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
 
 
 def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
@@ -89,7 +89,7 @@ def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
     return train(records, str(base), load_config(None, folder, fixed | settings))
 
 
-@pytest.mark.usefixtures("watchful")
+@pytest.mark.usefixtures("check_every_step")
 def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejections: Path, tmp_path: Path) -> None:
     report = run(base, rejections, tmp_path / "wild", learning_rate=1e-2, guard_kl=LIMIT)
     seen = report.guard
@@ -101,7 +101,7 @@ def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejection
     names = {path.name for path in (tmp_path / "wild").iterdir()}
     assert not names & {"sound.safetensors", "settings.json"}
 
-    # the restored adapter is that of a run that was told to stop there, learning-rate schedule and all
+    # the restored adapter is that of a run that was stopped at that step, with the same learning rates
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             control.should_training_stop = state.global_step >= seen["restored_step"]
@@ -114,8 +114,8 @@ def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejection
         torch.testing.assert_close(restored[name], tensor, atol=0, rtol=0)
 
 
-@pytest.mark.usefixtures("watchful")
-def test_a_run_that_stays_sound_does_not_notice_it(
+@pytest.mark.usefixtures("check_every_step")
+def test_a_guarded_sound_run_has_the_same_bytes(
     base: Path, rejections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guarded = run(base, rejections, tmp_path / "guarded", learning_rate=1e-4, guard_kl=10.0)
@@ -133,8 +133,8 @@ def test_a_run_that_stays_sound_does_not_notice_it(
     assert json.loads((tmp_path / "alone" / "run.json").read_text())["guard"] is None
 
 
-@pytest.mark.usefixtures("watchful")
-def test_a_scale_that_violates_a_limit_is_not_taken(base: Path, rejections: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("check_every_step")
+def test_a_scale_that_violates_a_limit_is_not_applied(base: Path, rejections: Path, tmp_path: Path) -> None:
     run(base, rejections, tmp_path / "plain", learning_rate=1e-3, guard_kl=LIMIT)
     strong = run(base, rejections, tmp_path / "strong", learning_rate=1e-3, guard_kl=LIMIT, adapter_scale=30.0)
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("plain", "strong"))
@@ -146,9 +146,7 @@ def test_a_scale_that_violates_a_limit_is_not_taken(base: Path, rejections: Path
     assert strong.guard["stop_reason"] is None
 
 
-@pytest.mark.usefixtures("watchful")
-def test_damage_at_the_first_check_is_an_error_that_says_what_to_do(
-    base: Path, rejections: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("check_every_step")
+def test_a_violation_at_the_first_check_is_an_error(base: Path, rejections: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"first check, step 1: .* --no-guard"):
         run(base, rejections, tmp_path / "run", learning_rate=1.0)

@@ -15,7 +15,7 @@ from buleyean_rl.training.progress import ShowProgress
 FIGURES = {"loss": 1.25, "kl": 0.5, "contrast": 3.0, "floor": 0.75, "gap": 0.5}
 
 
-def test_eighty_columns_show_all_of_it_and_the_speed_of_all_steps() -> None:
+def test_eighty_columns_fit_the_bar_and_the_mean_speed() -> None:
     seen = io.StringIO()
     shown = ShowProgress(Console(file=seen, width=80, force_terminal=True, color_system=None))
     shown.on_train_begin(None, SimpleNamespace(max_steps=1125, global_step=0), None)
@@ -29,7 +29,7 @@ def test_eighty_columns_show_all_of_it_and_the_speed_of_all_steps() -> None:
     assert line.strip() == "loss 1.2500  KL 0.5000  contrast 3.0000  gap 0.5000  100 tokens/s"
 
 
-def test_a_quiet_console_stays_quiet() -> None:
+def test_a_quiet_console_has_no_output() -> None:
     seen = io.StringIO()
     shown = ShowProgress(Console(file=seen, quiet=True))
     shown.on_train_begin(None, SimpleNamespace(max_steps=3, global_step=0), None)

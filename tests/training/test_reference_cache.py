@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from runs import adapter_bytes, start
 
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.fused import fused_loss
 from buleyean_rl.objectives.losses import NodeLosses, Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, reference_softmax
+from buleyean_rl.training import reference_cache
+from buleyean_rl.training.config import load_config
 from buleyean_rl.training.reference_cache import CachedReference, EntryFormat, ReferenceCache, entry_format
 
 
-def some(nodes: int, width: int, dtype: torch.dtype, with_softmax: bool) -> CachedReference:
+def make_reference(nodes: int, width: int, dtype: torch.dtype, with_softmax: bool) -> CachedReference:
     softmax = ReferenceSoftmax(torch.randn(nodes).double() / 3, torch.randn(nodes, width))
     return CachedReference(torch.randn(nodes, width).to(dtype), softmax if with_softmax else None)
 
@@ -25,7 +32,7 @@ def select(reference: CachedReference, nodes: list[int]) -> CachedReference:
     return CachedReference(reference.states[nodes], softmax)
 
 
-def equal(got: CachedReference | None, expected: CachedReference) -> bool:
+def are_equal(got: CachedReference | None, expected: CachedReference) -> bool:
     if got is None or not got.states.equal(expected.states) or (got.softmax is None) != (expected.softmax is None):
         return False
     return got.softmax is None or all(a.equal(b) for a, b in zip(got.softmax, expected.softmax or (), strict=True))
@@ -33,26 +40,26 @@ def equal(got: CachedReference | None, expected: CachedReference) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_softmax", [False, True])
-def test_what_was_written_is_read_again(tmp_path: Path, dtype: torch.dtype, with_softmax: bool) -> None:
-    written, entry = some(7, 3, dtype, with_softmax), EntryFormat(3, dtype, with_softmax)
+def test_written_references_are_read(tmp_path: Path, dtype: torch.dtype, with_softmax: bool) -> None:
+    written, entry = make_reference(7, 3, dtype, with_softmax), EntryFormat(3, dtype, with_softmax)
     cache = ReferenceCache(tmp_path / "new", [2, 4, 1], entry)
     assert cache.read([1]) is None
     cache.write([2, 0], select(written, [0, 1, 2]))
     assert cache.read([0, 1]) is None
-    assert equal(cache.read([0, 2]), select(written, [1, 2, 0]))
+    assert are_equal(cache.read([0, 2]), select(written, [1, 2, 0]))
     cache.write([1], select(written, [3, 4, 5, 6]))
     for again in (cache, ReferenceCache(tmp_path / "new", [2, 4, 1], entry)):
-        assert equal(again.read([0, 1, 2]), select(written, [1, 2, 3, 4, 5, 6, 0]))
+        assert are_equal(again.read([0, 1, 2]), select(written, [1, 2, 3, 4, 5, 6, 0]))
     files = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
     assert sum(files.values()) == 7 * entry.bytes + files["is_cached"]
 
 
-def test_a_cache_of_nothing(tmp_path: Path) -> None:
+def test_an_empty_cache(tmp_path: Path) -> None:
     assert ReferenceCache(tmp_path, [1], EntryFormat(3, torch.float32, True)).read([0]) is None
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_loss_is_to_the_bit_what_it_is_with_the_reference_s_softmax_computed_before() -> None:
+def test_a_cached_softmax_gives_the_same_loss_to_the_bit() -> None:
     torch.manual_seed(0)
     head = OutputHead(torch.randn(512, 64).bfloat16() / 8)
     objective = Objective()
@@ -77,8 +84,59 @@ def test_a_loss_is_to_the_bit_what_it_is_with_the_reference_s_softmax_computed_b
 @pytest.mark.parametrize(
     "head", [OutputHead(torch.randn(31, 5)), OutputHead(torch.randn(64, 32).bfloat16(), softcap=3)]
 )
-def test_where_a_loss_goes_by_logits_there_is_no_softmax_to_cache(head: OutputHead) -> None:
+def test_no_softmax_is_cached_for_losses_of_logits(head: OutputHead) -> None:
     empty = torch.zeros(0, dtype=torch.long)
     counts = Counts(empty, empty, empty.float(), torch.ones(2))
     assert not entry_format(head, Objective()).with_softmax
     assert reference_softmax(head, torch.randn(2, head.weight.shape[1]).to(head.weight.dtype), counts) is None
+
+
+# --- in a run
+
+
+def test_the_reference_is_cached_for_the_same_answers_only(
+    base: Path,
+    rejections: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use_cache: Callable[[Path], None],
+) -> None:
+    """Listwise adds answers to the same records: a cache of another objective must not change its result."""
+    monkeypatch.setattr("buleyean_rl.training.own_samples.MAX_SAMPLE_TOKENS", 8)
+    settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
+    for cache, before in (("used", ["complement"]), ("new", [])):
+        use_cache(tmp_path / cache)
+        for objective in before:
+            start(base, rejections, tmp_path / objective, **settings | {"objective": objective})
+        start(base, rejections, tmp_path / f"listwise-{cache}", **settings)
+    assert adapter_bytes(tmp_path / "listwise-used") == adapter_bytes(tmp_path / "listwise-new")
+
+
+class TenRecords:
+    """Ten records of ten nodes each."""
+
+    nodes = np.full(10, 10)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+
+@pytest.mark.parametrize(
+    ("limit", "files"),
+    [(4000, {"is_cached", "states", "lse", "mean"}), (3999, {"is_cached", "states"}), (1599, set())],
+    ids=str,
+)
+def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
+    limit: int, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reference_cache, "MAX_CACHE_BYTES", limit)
+    monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
+    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
+    model: Any = SimpleNamespace(head=None, module=None, numerics_key=[])
+    data: Any = SimpleNamespace(training=TenRecords(), sha256="")
+    references = reference_cache.open_reference_cache(model, data, config)
+    assert (references is None) == (not files)
+    assert {path.name for path in tmp_path.rglob("reference/*/*")} == files
+    config.num_train_epochs = 1
+    assert reference_cache.open_reference_cache(model, data, config) is None

@@ -58,7 +58,7 @@ def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2} | asdict(REPORT)
 
 
-def test_smoothing_is_a_running_mean_that_leaves_short_runs_alone() -> None:
+def test_smoothing_is_a_running_mean() -> None:
     assert _smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
     assert _smooth([]) == []
     assert _smooth([0.0, 2.0] * 50)[:4] == [0.0, 1.0, 1.0, 1.0]  # a hundred values: means of two

@@ -1,7 +1,7 @@
-"""Records to what a model computes at once.
+"""Records to micro-batches to losses.
 
 batch         records --pack or pad--> `Batch`
-layout        the layout that a model takes, packed or padded --> which of the two
+layout        `make_batch`: packed or padded, by the model's layout
 micro_batch   bin packing: records into micro-batches
-forward       `Batch` --> hidden states, the reference's, losses
+forward       `Batch` --> hidden states, of the model and of the reference, and losses
 """

@@ -1,11 +1,11 @@
-"""Boundaries, packed: many tries in one sequence, each token computed once, no record seeing another.
+"""Boundaries as a batch: many tries in one packed sequence, or a padded row for every path.
 
     boundaries --pack--> Batch --forward_hidden--> hidden states at the nodes --> the loss
 
-*Packed* is the fast layout: every prompt once, every shared prefix once, no padding. A token attends to
-its own path through the trie and to nothing else (see `models.packed_attention`). *Padded* is the plain layout for
-models whose attention cannot be replaced (state-space layers, soft-capped attention): one row per
-response, transformers' own attention. Both give the same hidden states at the same nodes.
+*Packed* is the fast layout: every prompt and every shared prefix once, no padding; a token attends to its own path
+through the trie only (see `models.packed_attention`). *Padded* is the layout for models whose attention cannot be
+replaced (state-space layers, soft-capped attention): a row per response, transformers' own attention. Both have the
+same hidden states at the same nodes.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax
 
 @dataclass(frozen=True)
 class Answers:
-    """The whole answers of a batch: which paths through the tries they are.
+    """The answers of a batch, as paths through the tries.
 
     Args:
-        parent: the node that each token of the tries continues. Shape: (tokens,).
-        token: what each of them is. Shape: (tokens,).
-        place: the tokens of every answer, answer after answer, as places in the two above. Shape: (entries,).
-        answer: which answer each of those belongs to. Shape: (entries,).
-        rejected: whether it is one of the answer's rejected tokens. Shape: (entries,).
-        counts: how often each answer was rejected; a node is a record. Shape of its entries: (answers,).
+        parent: node before each token of the tries. Shape: (tokens,).
+        token: id of each token. Shape: (tokens,).
+        token_index: the tokens of every answer, answer after answer, as indices of `token`. Shape: (entries,).
+        answer_index: the answer of each entry. Shape: (entries,).
+        rejected: whether each entry is a rejected token. Shape: (entries,).
+        counts: rejections of each answer, with records as nodes. Shape of its entries: (answers,).
     """
 
     parent: Tensor
     token: Tensor
-    place: Tensor
-    answer: Tensor
+    token_index: Tensor
+    answer_index: Tensor
     rejected: Tensor
     counts: Counts
 
     def to(self, device: torch.device) -> Answers:
         """The same answers on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("parent", "token", "place", "answer", "rejected")}
-        return Answers(**moved, counts=self.counts.to(device))
+        names = ("parent", "token", "token_index", "answer_index", "rejected")
+        return Answers(**{name: getattr(self, name).to(device) for name in names}, counts=self.counts.to(device))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of `values` (tokens,) over the tokens of each answer. Shape: (answers,)."""
-        return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer, values[self.place])
+        return values.new_zeros(len(self.counts.node)).index_add_(0, self.answer_index, values[self.token_index])
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,17 @@ class Batch:
 
     Args:
         input_ids: Shape: (rows, tokens).
-        position_ids: each token's distance from the start of its prompt. Shape: (rows, tokens).
-        nodes: where each node's last token stands in the flattened ids. Shape: (nodes,).
+        position_ids: distance of each token from the start of its prompt. Shape: (rows, tokens).
+        nodes: index of each node's last token in the flattened ids. Shape: (nodes,).
         counts: rejections over the vocabulary at each node.
-        record: which record each node belongs to. Shape: (nodes,).
+        record: index of each node's record in the batch. Shape: (nodes,).
         segments: the packed sequence's segments, or None for the padded layout.
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
-        padding: tokens at the packed sequence's end that are of no record.
-        numbers: of the records in the data set, where references are cached by them.
-        answers: the whole answers, for an objective of answers.
-        reference: the frozen base model's hidden states at the nodes, once computed. Shape: (nodes, width).
-        reference_softmax: what the loss computes from those, where it was computed before.
+        padding: number of padding tokens at the end of a packed sequence.
+        numbers: indices of the records in the data set, the keys of cached references.
+        answers: for an objective of whole answers.
+        reference: the reference's hidden states at the nodes, once computed. Shape: (nodes, width).
+        reference_softmax: what the loss computes from `reference`, if it is cached.
     """
 
     input_ids: Tensor
@@ -89,12 +89,12 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are computed for its records."""
+        """Number of tokens without padding."""
         return self.input_ids.numel() - self.padding
 
     @property
     def terms(self) -> int:
-        """How many losses it has: one a node, or one a record for an objective of answers."""
+        """Number of terms of the loss: one per node, or for an objective of answers one per record."""
         return len(self.nodes) if self.answers is None else len(self.answers.counts.rounds)
 
     def to(self, device: torch.device, **_: Any) -> Batch:
@@ -112,18 +112,18 @@ class Batch:
         )
 
     def without_anchors(self) -> Batch:
-        """The same batch with a loss only where something was rejected.
+        """The same batch with a loss only at nodes with rejections.
 
-        On a reference measure the other nodes anchor the model; on a uniform one their target would be
-        noise over the whole vocabulary.
+        With a reference the other nodes anchor the model; without one their target would be uniform over the
+        vocabulary.
         """
-        keep, node = torch.unique(self.counts.node, return_inverse=True)
-        counts = replace(self.counts, node=node, rounds=self.counts.rounds[keep])
-        return replace(self, nodes=self.nodes[keep], counts=counts, record=self.record[keep])
+        rejected_nodes, node = torch.unique(self.counts.node, return_inverse=True)
+        counts = replace(self.counts, node=node, rounds=self.counts.rounds[rejected_nodes])
+        return replace(self, nodes=self.nodes[rejected_nodes], counts=counts, record=self.record[rejected_nodes])
 
 
 def pack(boundaries: Sequence[Boundary]) -> Batch:
-    """Lay boundaries end to end in one sequence, padded to a multiple of `ROUND`.
+    """Concatenate boundaries in one sequence, padded to a multiple of `ROUND`.
 
     Args:
         boundaries: one per record.
@@ -142,14 +142,14 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
             depth = prompt + sum(piece.stop - piece.start for piece in path)
             length = run.stop - run.start
             positions += range(depth, depth + length)
-            first = start + prompt  # where the record's nodes begin in the sequence
-            if run.start == 0:  # the first run goes straight on from the prompt
+            first = start + prompt  # first token after the prompt
+            if run.start == 0:  # the first run continues the prompt
                 segments.append(Segment(prompt + length))
                 continue
             context = [(start, first), *((first + piece.start, first + piece.stop) for piece in path)]
             segments.append(Segment(length, tuple(_merge_adjacent(context))))
     padding = -len(ids) % ROUND
-    if padding:  # attended to by nothing
+    if padding:
         segments.append(Segment(padding))
         ids += [0] * padding
         positions += range(padding)
@@ -157,7 +157,7 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
         nodes=torch.tensor(nodes),
-        counts=_counts(boundaries),
+        counts=_make_counts(boundaries),
         record=_node_records(boundaries),
         segments=tuple(segments),
         padding=padding,
@@ -165,22 +165,22 @@ def pack(boundaries: Sequence[Boundary]) -> Batch:
 
 
 def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
-    """Lay every path from a prompt to the end of a run in a row of its own, padded on the right.
+    """Put every path from a prompt to the end of a run in a row, padded on the right.
 
     Args:
         boundaries: one per record.
     """
     rows: list[list[int]] = []
-    places: list[tuple[int, int]] = []  # of each node: row and column
+    cells: list[tuple[int, int]] = []  # row and column of each node
     for boundary in boundaries:
         prompt = len(boundary.prompt)
         for run in boundary.run_slices():
             path = boundary.path(run.stop)
             row = boundary.prompt + [token for piece in path for token in boundary.tokens[piece]]
             if run.start == 0:
-                places.append((len(rows), prompt - 1))
+                cells.append((len(rows), prompt - 1))
             new = run.stop - run.start
-            places += [(len(rows), column) for column in range(len(row) - new, len(row))]
+            cells += [(len(rows), column) for column in range(len(row) - new, len(row))]
             rows.append(row)
     width = max(map(len, rows))
     lengths = torch.tensor([len(row) for row in rows])
@@ -188,18 +188,18 @@ def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
     return Batch(
         input_ids=torch.stack([pad(torch.tensor(row), (0, width - len(row))) for row in rows]),
         position_ids=columns.contiguous(),
-        nodes=torch.tensor([row * width + column for row, column in places]),
-        counts=_counts(boundaries),
+        nodes=torch.tensor([row * width + column for row, column in cells]),
+        counts=_make_counts(boundaries),
         record=_node_records(boundaries),
         attention_mask=(columns < lengths.unsqueeze(1)).long(),
     )
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Packed batches in one sequence, for `forward_hidden`: its nodes are theirs, one batch's after the other's.
+    """Concatenate packed batches, and their nodes, for `forward_hidden`. Counts, records and answers are left out.
 
     Args:
-        batches: in the packed layout. Counts, records and answers are left out.
+        batches: in the packed layout.
     """
     starts = list(accumulate((batch.input_ids.shape[1] for batch in batches), initial=0))
     segments = [
@@ -218,18 +218,18 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def whole_answers(boundaries: Sequence[Boundary]) -> Answers:
-    """The answers of some boundaries, in the order in which a batch has them.
+def collect_answers(boundaries: Sequence[Boundary]) -> Answers:
+    """The answers of boundaries, in the order of a batch.
 
-    An answer that stands in a record twice, with other spans, is one.
+    An answer that a record has twice, with other spans, is one.
 
     Args:
         boundaries: one per record, made by `merge_responses`.
     """
     parent: list[int] = []
     token: list[int] = []
-    place: list[int] = []
-    answer: list[int] = []
+    token_index: list[int] = []
+    answer_index: list[int] = []
     rejected: list[bool] = []
     record: list[int] = []
     count: list[int] = []
@@ -238,14 +238,14 @@ def whole_answers(boundaries: Sequence[Boundary]) -> Answers:
         counts: dict[int, int] = {}
         for end, rejections in zip(boundary.ends, boundary.counts, strict=True):
             counts[end] = counts.get(end, 0) + rejections
-        first, marked = len(token), {(node, wrong) for node, wrong, _ in boundary.rejections}
+        first, rejected_edges = len(token), {(node, wrong) for node, wrong, _ in boundary.rejections}
         parents = [0] * len(boundary.tokens)
         for end in counts:
             for node, child in boundary.steps(end):
                 parents[child - 1] = node
-                place.append(first + child - 1)
-                answer.append(len(record))
-                rejected.append((node, boundary.tokens[child - 1]) in marked)
+                token_index.append(first + child - 1)
+                answer_index.append(len(record))
+                rejected.append((node, boundary.tokens[child - 1]) in rejected_edges)
             record.append(number)
             count.append(counts[end])
         parent += [nodes + node for node in parents]
@@ -257,8 +257,8 @@ def whole_answers(boundaries: Sequence[Boundary]) -> Answers:
     return Answers(
         torch.tensor(parent),
         torch.tensor(token),
-        torch.tensor(place, dtype=torch.long),
-        torch.tensor(answer, dtype=torch.long),
+        torch.tensor(token_index, dtype=torch.long),
+        torch.tensor(answer_index, dtype=torch.long),
         torch.tensor(rejected),
         answer_counts,
     )
@@ -274,7 +274,7 @@ def _merge_adjacent(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _counts(boundaries: Sequence[Boundary]) -> Counts:
+def _make_counts(boundaries: Sequence[Boundary]) -> Counts:
     node: list[int] = []
     token: list[int] = []
     count: list[int] = []

@@ -1,4 +1,4 @@
-"""Forward passes over batches: hidden states at the nodes, the frozen reference's, and the losses made of both.
+"""Forward passes over batches: hidden states of the model and of the reference at the nodes, and losses from both.
 
 Batch --forward_hidden--> hidden states --losses_from_states--> NodeLosses
 """
@@ -20,11 +20,11 @@ from buleyean_rl.models.views import adapter_disabled, backbone
 from buleyean_rl.objectives.fused import fused_loss, token_logprobs
 from buleyean_rl.objectives.losses import NodeLosses, Objective, listwise_loss
 
-REFERENCE_TOKENS = 3 * MICRO_BATCH_TOKENS  # of a forward pass that keeps nothing for a backward pass
+REFERENCE_TOKENS = 3 * MICRO_BATCH_TOKENS  # of a forward pass without a backward pass
 
 
 def forward_hidden(backbone: torch.nn.Module, batch: Batch) -> Tensor:
-    """The last hidden states at the batch's nodes.
+    """Last hidden states at a batch's nodes.
 
     Args:
         backbone: a transformers decoder without its output head, its attention set to
@@ -48,9 +48,9 @@ def batch_losses(model: Any, head: OutputHead, batch: Batch, objective: Objectiv
     """The objective at each node of a batch.
 
     Args:
-        model: a PEFT model; a plain one will do where the objective uses no reference.
+        model: a PEFT model, or a plain one where the objective uses no reference.
         head: its output head.
-        batch: in the layout the model was prepared for.
+        batch: in the model's layout.
         objective: which loss.
     """
     if objective.uses_reference:
@@ -64,7 +64,7 @@ def losses_from_states(hidden: Tensor, head: OutputHead, batch: Batch, objective
     Args:
         hidden: the model's. Shape: (nodes, width).
         head: the output head.
-        batch: whose nodes they are, with the reference where the objective uses it.
+        batch: with the reference where the objective uses it.
         objective: which loss.
     """
     reference = batch.reference
@@ -83,21 +83,21 @@ def answer_logprobs(hidden: Tensor, head: OutputHead, answers: Answers) -> Tenso
         answers: of the batch.
 
     Returns:
-        In nats, without that of ending there. Shape: (answers,).
+        In nats, without the end token. Shape: (answers,).
     """
     return answers.sum(token_logprobs(hidden[answers.parent], head, answers.token))
 
 
 def reference_hidden(model: Any, batch: Batch) -> Tensor:
-    """The frozen base model's hidden states at a batch's nodes: the adapter off, dropout off."""
+    """Hidden states at a batch's nodes of the reference: the model without adapter and dropout."""
     with adapter_disabled(model), torch.no_grad():
         return forward_hidden(backbone(model), batch)
 
 
 def add_references(model: Any, batches: Sequence[Batch]) -> list[Batch]:
-    """Batches with `reference_hidden`, where they are without it.
+    """Batches with their `reference`, computed where it is missing.
 
-    Packed ones are computed together in longer sequences, which read every weight once for all.
+    Packed ones are concatenated, so that the weights are read once for all.
 
     Args:
         model: a PEFT model.
@@ -106,9 +106,9 @@ def add_references(model: Any, batches: Sequence[Batch]) -> list[Batch]:
     completed = list(batches)
     missing = [i for i, batch in enumerate(batches) if batch.reference is None]
     limit = REFERENCE_TOKENS if all(batch.segments is not None for batch in batches) else 0
-    for together in bin_pack(missing, lambda i: batches[i].input_ids.numel(), limit):
-        joined = concatenate([batches[i] for i in together]) if len(together) > 1 else batches[together[0]]
-        states = reference_hidden(model, joined).split([len(batches[i].nodes) for i in together])
-        for i, reference in zip(together, states, strict=True):
+    for group in bin_pack(missing, lambda i: batches[i].input_ids.numel(), limit):
+        concatenated = concatenate([batches[i] for i in group]) if len(group) > 1 else batches[group[0]]
+        states = reference_hidden(model, concatenated).split([len(batches[i].nodes) for i in group])
+        for i, reference in zip(group, states, strict=True):
             completed[i] = replace(batches[i], reference=reference)
     return completed

@@ -1,8 +1,7 @@
-"""The command: arguments in, one call, a report out.
+"""The command `buleyean`.
 
-A command here reads its options, calls one function of the package and prints what comes back: for a
-person on stderr, or with `--json` one object on stdout. Everything heavy is imported inside the command
-that needs it, so that `--help` is quick.
+A command reads its options, calls one function of the package and prints the result: on stderr for people, with
+`--json` one object on stdout. Slow imports are inside the commands, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -46,33 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: the words after `buleyean`; None takes the process's own.
+        arguments: after `buleyean`; None for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 the input or the result is bad, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 bad input or result, 2 wrong usage, 130 interrupted.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words  # wherever it stands: one adds it to the end of a line
-    words = [word for word in words if word != "--debug"]
+    argument_list = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argument_list  # at any position
+    argument_list = [word for word in argument_list if word != "--debug"]
     try:
-        return app(args=words, prog_name="buleyean", standalone_mode=False) or 0
+        return app(args=argument_list, prog_name="buleyean", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        sys.stdout = None  # or Python would try to flush it on its way out
+    except BrokenPipeError:  # the reader of stdout has ended, as `head` does
+        sys.stdout = None  # or Python would flush it at exit
         return 1
     except Exception as error:
         if debug:
             raise
-        problem = _explain(error)
+        problem = _describe_error(error)
         if problem is None:
             raise
         print(f"error: {problem[0]}", file=sys.stderr)
         return problem[1]
 
 
-def _explain(error: Exception) -> tuple[str, int] | None:
-    """An error as a message and an exit code; None where it is a bug of ours, which deserves its traceback."""
+def _describe_error(error: Exception) -> tuple[str, int] | None:
+    """An error as a message and an exit code; None for a bug, which needs its traceback."""
     if isinstance(error, BuleyeanError):
         return str(error), error.exit_code
     if isinstance(error, typer.Abort):
@@ -80,7 +79,7 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", 1
-    # typer carries its own copy of click, whose base of wrong usage has no public name.
+    # the base class of usage errors, which typer does not export
     if isinstance(error, typer.BadParameter.__mro__[1]):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "buleyean"

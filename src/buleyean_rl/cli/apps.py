@@ -17,7 +17,7 @@ def demo(
     engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:
-    """Do the main job on bundled data and model: mine loops, train, export, measure, compare."""
+    """Run the main job on the bundled model and data: mine loops, train, export, measure, compare."""
     from pathlib import Path
 
     from buleyean_rl.demo import run_demo
@@ -27,41 +27,41 @@ def demo(
 
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL.GGUF", help="The model to talk to.")],
-    compare: Annotated[str | None, typer.Option(metavar="BASE.GGUF", help="Another one, side by side.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answer this once and leave.")] = None,
+    compare: Annotated[str | None, typer.Option(metavar="BASE.GGUF", help="Another model, side by side.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this prompt and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest word every time.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling; unused at temperature 0.")] = 0,
     engine: EngineName = "xllamacpp",
 ) -> None:
     """Talk to a GGUF model in llama.cpp."""
     from rich.console import Console
 
-    from buleyean_rl.inference import chat as chatting
+    from buleyean_rl.inference import chat as terminal
     from buleyean_rl.inference.protocol import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with chatting.open_voices([model] if compare is None else [compare, model], engine=engine) as voices:
+    with terminal.open_models([model] if compare is None else [compare, model], engine=engine) as models:
         if prompt is None:
-            chatting.talk(voices, Console(), system=system, sampling=sampling)
+            terminal.talk(models, Console(), system=system, sampling=sampling)
         elif compare is None:
-            chatting.ask(voices[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
+            terminal.ask(models[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
         else:
-            chatting.compare(voices, prompt, Console(), system=system, sampling=sampling)
+            terminal.compare(models, prompt, Console(), system=system, sampling=sampling)
 
 
 def void(
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
-    output: Annotated[str, typer.Option("--output", "-o", help="The folder of rejections and runs.")] = "void",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder for rejections and runs.")] = "void",
     host: Annotated[
-        str, typer.Option(help="The address to listen on. Any but this machine's own asks visitors for a token.")
+        str, typer.Option(help="The address to listen on. Any but a loopback address requires a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for a free one.")] = 7860,
 ) -> None:
-    """Open a page to talk to base and trained model, say no, and train.
+    """Serve a page to chat with base and trained model, reject answers, and train.
 
-    The token of a public address is BULEYEAN_VOID_TOKEN, or else made up and printed.
+    The token is BULEYEAN_VOID_TOKEN, or a random one, which is printed.
     """
     from pathlib import Path
 

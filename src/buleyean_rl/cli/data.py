@@ -10,7 +10,7 @@ import typer
 from buleyean_rl.cli.options import AsJson, print_report, running_count
 from buleyean_rl.errors import UsageError
 
-app = typer.Typer(help="Turn other people's data into rejection records, and check them.", rich_markup_mode=None)
+app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
@@ -30,26 +30,27 @@ def data_import(
         typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="The split of a Hub data set.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop once there are so many records.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of records.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=NAME", help="The column that is the prompt, answer, score or system; repeat it."),
+        typer.Option(metavar="ROLE=NAME", help="Column for the role prompt, answer, score or system; repeatable."),
     ] = None,
-    score: Annotated[str | None, typer.Option(metavar="NAME", help="The score of a trace that counts.")] = None,
+    score: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the score to use in a trace.")] = None,
     below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
-    redact: Annotated[
-        bool, typer.Option("--redact", help="Take out e-mail addresses, phone numbers and keys.")
-    ] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad rows instead of stopping.")] = False,
+    redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn pairs, labels, scores, a table or an export into a records file. Chosen answers are discarded."""
+    """Import pairs, labels, scores, a table or an export as a records file. Chosen answers are discarded."""
     from buleyean_rl.data.importers import Choices, import_records
 
-    for named in column or []:
-        if not all(named.partition("=")):
-            raise UsageError(f"--column {named}: give a role and a column, such as prompt=question")
-    choices = Choices({role: name for role, _, name in (named.partition("=") for named in column or [])}, score, below)
+    roles = {}
+    for assignment in column or []:
+        role, separator, name = assignment.partition("=")
+        if not (role and separator and name):
+            raise UsageError(f"--column {assignment}: give a role and a column, such as prompt=question")
+        roles[role] = name
+    choices = Choices(roles, score, below)
     with running_count("rows read") as progress:
         report = import_records(
             source,
@@ -69,12 +70,13 @@ def data_import(
 def data_validate(
     path: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
     model: Annotated[
-        str | None, typer.Option(help="Count its tokens too: a name, a Hub id, a folder or a GGUF.")
+        str | None,
+        typer.Option(help="Count tokens, too, by this model's tokenizer: a name, a Hub id, a folder or a GGUF."),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="The most tokens of a prompt and one answer.")] = 1024,
+    max_length: Annotated[int, typer.Option(help="Maximum tokens of a prompt and one answer.")] = 1024,
     as_json: AsJson = False,
 ) -> None:
-    """Say what training would use, fold, cut and drop; exit 1 if the file cannot be trained on."""
+    """Report what training would use, fold, truncate and drop; exit 1 if the file cannot be trained on."""
     from buleyean_rl.data.records import validate_records
 
     measure = _measure(model) if model is not None else None
@@ -86,7 +88,7 @@ def data_validate(
 
 
 def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
-    """What `validate_records` counts tokens with: the tokenizer as training uses it."""
+    """The function by which `validate_records` counts tokens, as in training."""
     from buleyean_rl.data.encode import encode_prompt, encode_response
     from buleyean_rl.data.records import RejectionRecord
     from buleyean_rl.models.weights import load_tokenizer

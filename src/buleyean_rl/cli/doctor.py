@@ -1,10 +1,10 @@
-"""`buleyean doctor`: what this machine has, and what is missing."""
+"""`buleyean doctor`: report hardware, software and storage, and what is missing."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -13,7 +13,7 @@ from buleyean_rl.cli.options import AsJson, print_json, print_report
 from buleyean_rl.errors import UsageError
 
 ENGINES = ("xllamacpp", "llama-cpp-python", "transformers")
-NEEDS = ("kernels", "gpu", "bundled-model", "void", *ENGINES)
+REQUIREMENTS = ("kernels", "gpu", "bundled-model", "void", *ENGINES)
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Finding:
     """One line of the report.
 
     Args:
-        name: what was looked at.
-        value: what is there, in words.
-        present: whether it is there, for what `--need` may name; None for what is only told.
+        name: of the check.
+        value: the result, in words.
+        present: whether it is present, where `--need` can require it; None elsewhere.
     """
 
     name: str
@@ -34,14 +34,14 @@ class Finding:
 def doctor(
     need: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help=f"Exit 1 where it is missing: {', '.join(NEEDS)}. Repeat it."),
+        typer.Option(metavar="NAME", help=f"Exit 1 if it is missing: {', '.join(REQUIREMENTS)}; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine computes with, and what is missing."""
+    """Report what this machine computes with, and what is missing."""
     for name in need or []:
-        if name not in NEEDS:
-            raise UsageError(f"--need {name}: name one of {', '.join(NEEDS)}")
+        if name not in REQUIREMENTS:
+            raise UsageError(f"--need {name}: choose one of {', '.join(REQUIREMENTS)}")
     findings = [*_hardware(), *_software(), *_storage()]
     missing = [finding.name for finding in findings if finding.name in (need or []) and not finding.present]
     width = max(len(finding.name) for finding in findings)
@@ -60,16 +60,16 @@ def _hardware() -> list[Finding]:
 
     from buleyean_rl.kernels.build import status
     from buleyean_rl.kernels.precision import default_dtype
-    from buleyean_rl.models.compute import default_device
+    from buleyean_rl.models.placement import default_device
     from buleyean_rl.system.host import instruction_sets, processor_name
 
     kernels, memory, device = status(), psutil.virtual_memory(), default_device()
     has_gpu = torch.cuda.is_available()
     return [
         Finding("processor", f"{processor_name()}, {torch.get_num_threads()} threads"),
-        Finding("instruction sets", ", ".join(instruction_sets()) or "none that matter here"),
+        Finding("instruction sets", ", ".join(instruction_sets()) or "none that the kernels use"),
         Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
-        Finding("gpu", torch.cuda.get_device_name() if has_gpu else "none that CUDA knows", has_gpu),
+        Finding("gpu", torch.cuda.get_device_name() if has_gpu else "none with CUDA", has_gpu),
         Finding("dtype", f"{default_dtype(device)} on {device}".removeprefix("torch.")),
         Finding(
             "kernels",
@@ -82,13 +82,13 @@ def _hardware() -> list[Finding]:
 def _software() -> list[Finding]:
     from buleyean_rl.models.source import BUNDLED, bundled_gguf
 
-    path, own = bundled_gguf(), [Finding("torch", _version_of("torch") or "missing")]
+    path, findings = bundled_gguf(), [Finding("torch", _installed_version("torch") or "missing")]
     for engine in ENGINES:
-        installed = _version_of(engine)
-        own.append(Finding(engine, installed or f"missing: pip install {_package(engine)}", installed is not None))
-    has_page = all(map(_version_of, ("starlette", "uvicorn")))
+        version = _installed_version(engine)
+        findings.append(Finding(engine, version or f"missing: pip install {_pip_name(engine)}", version is not None))
+    has_page = all(map(_installed_version, ("starlette", "uvicorn")))
     return [
-        *own,
+        *findings,
         Finding("void", "installed" if has_page else "missing: pip install 'buleyean-rl[void]'", has_page),
         Finding(
             "bundled-model",
@@ -110,12 +110,12 @@ def _storage() -> list[Finding]:
     ]
 
 
-def _package(engine: str) -> str:
+def _pip_name(engine: str) -> str:
     return "'buleyean-rl[llama-cpp]'" if engine == "llama-cpp-python" else engine
 
 
-def _version_of(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None

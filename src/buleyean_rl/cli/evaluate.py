@@ -11,39 +11,39 @@ from buleyean_rl.errors import UsageError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="What `train` takes, a run folder, or a GGUF file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A base model as for `train`, a run, or a GGUF file.")],
     pairs: Annotated[
         str | None, typer.Option(metavar="FILE", help="Preferences in any format that `data import` reads.")
     ] = None,
     records: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Held-out rejections: the same formats, with counts.")
+        str | None, typer.Option(metavar="FILE", help="Held-out rejections with counts, in the same formats.")
     ] = None,
     neutral: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Plain texts, a line each or `text` in JSON Lines; or: bundled.")
+        str | None, typer.Option(metavar="FILE", help="Neutral texts, one a line or `text` in JSON Lines; or: bundled.")
     ] = None,
     prompts: Annotated[
         str | None, typer.Option(metavar="FILE", help="Prompts to answer, as for `mine`; or: bundled.")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The base of a model that is no run: log pi/pi_ref needs one.")
+        str | None, typer.Option(metavar="MODEL", help="Reference of a model that is not a run, for log pi/pi_ref.")
     ] = None,
     compare: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="Another model, on the same items; repeat it.")
+        list[str] | None, typer.Option(metavar="MODEL", help="Another model, on the same items; repeatable.")
     ] = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the figures as one JSON object; - for stdout.")
     ] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the figures with their intervals.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Plot the figures with their intervals.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The first so many of each: preferences, records, texts, prompts.")
+        int | None, typer.Option(min=1, help="Maximum number of preferences, of records, of texts and of prompts.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer given.")] = 128,
-    max_length: Annotated[int, typer.Option(min=2, help="The most tokens of a prompt and one answer.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 128,
+    max_length: Annotated[int, typer.Option(min=2, help="Maximum tokens of a prompt and one answer.")] = 1024,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad rows instead of stopping.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
 ) -> None:
-    """Measure a model without a judge: rankings, likelihoods, drift, loops; asked for nothing, on bundled data."""
+    """Measure a model without a judge: rankings, likelihoods, drift, loops; by default on bundled data."""
     from pathlib import Path
 
     from buleyean_rl import demo_data
@@ -56,7 +56,7 @@ def evaluate(
 
     for target in (json_file, plot):
         if target is not None and target != "-" and not Path(target).parent.is_dir():
-            raise UsageError(f"{target}: there is no folder {Path(target).parent}: make it first")
+            raise UsageError(f"{target}: the folder {Path(target).parent} does not exist: create it first")
     if plot is not None and Path(plot).suffix not in PICTURES:
         raise UsageError(f"--plot {plot}: end it in {', '.join(PICTURES)}")
     if not any((pairs, records, neutral, prompts)):
@@ -66,16 +66,18 @@ def evaluate(
         texts = tuple(demo_data.neutral_texts()[:limit])
     elif neutral is not None:
         texts = read_texts(Path(neutral), limit)
-    asked = [] if prompts is None else read_prompts_or_bundled(None if prompts == BUNDLED_DATA else prompts, "held_out")
+    prompt_list = (
+        [] if prompts is None else read_prompts_or_bundled(None if prompts == BUNDLED_DATA else prompts, "held_out")
+    )
     preferences, rejections = (
         None if source is None else read_preferences(source, limit=limit, skip_bad=skip_bad)
         for source in (pairs, records)
     )
-    material = Material(preferences, rejections, texts, tuple(asked[:limit]))
+    material = Material(preferences, rejections, texts, tuple(prompt_list[:limit]))
     settings, console = Settings(max_length, max_tokens, engine), stderr_console()
     evaluations = [run(model, material, settings, reference=reference, console=console)]
-    for other in compare or []:
-        evaluations.append(run(other, material, settings, reference=_unless_run(other, reference), console=console))
+    for name in compare or []:
+        evaluations.append(run(name, material, settings, reference=_reference_for(name, reference), console=console))
     console.print(table(evaluations, seed))
     print_report([line for evaluation in evaluations for line in lines(evaluation)], None)
     result = as_json(evaluations, seed)
@@ -87,8 +89,8 @@ def evaluate(
         draw(Path(plot), evaluations, seed)
 
 
-def _unless_run(name: str, reference: str | None) -> str | None:
-    """The reference of a model beside others: a run has its own, and a reference needs none."""
+def _reference_for(name: str, reference: str | None) -> str | None:
+    """The reference of a compared model; None for a run, which has its base, and for the reference itself."""
     from buleyean_rl.models.run_folder import is_run
 
     return None if is_run(name) or name == reference else reference

@@ -14,22 +14,22 @@ from buleyean_rl.cli.options import AsJson, EngineName, print_json, stderr_conso
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model that `train` takes.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a base model as for `train`.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
     quant: Annotated[
         str | None,
-        typer.Option(help="q8_0 (default), q6_k, q5_k_m, q4_k_m, q2_k ..., f16, bf16, f32; several with commas."),
+        typer.Option(help="q8_0 (default), q6_k, q5_k_m, q4_k_m, q2_k ..., f16, bf16, f32; comma-separated."),
     ] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, for llama.cpp's --lora.")] = False,
-    ollama: Annotated[bool, typer.Option("--ollama", help="Write a Modelfile for Ollama beside it.")] = False,
-    name: Annotated[str | None, typer.Option(help="What the file calls the model; its own name if not given.")] = None,
-    author: Annotated[str | None, typer.Option(help="Who trained it.")] = None,
-    license: Annotated[str | None, typer.Option(help="Such as apache-2.0.")] = None,
-    url: Annotated[str | None, typer.Option(help="Where the model's card is.")] = None,
+    ollama: Annotated[bool, typer.Option("--ollama", help="Write a Modelfile for Ollama, too.")] = False,
+    name: Annotated[str | None, typer.Option(help="The model's name in the file (its own).")] = None,
+    author: Annotated[str | None, typer.Option(help="The author in the file.")] = None,
+    license: Annotated[str | None, typer.Option(help="The licence, such as apache-2.0.")] = None,
+    url: Annotated[str | None, typer.Option(help="URL of the model's card.")] = None,
     engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:
-    """Merge a run into its base model and write it as GGUF, checked in llama.cpp before it gets its name."""
+    """Merge a run into its base model and write a GGUF file, checked in llama.cpp before it is renamed."""
     from pathlib import Path
 
     from buleyean_rl.errors import UsageError
@@ -40,7 +40,7 @@ def export(
     if adapter and ollama:
         raise UsageError("--ollama describes the merged model: leave out --adapter")
     path, console = Path(output), stderr_console()
-    with _ended_like_interrupted():
+    with _sigterm_as_interrupt():
         if adapter:
             written = exporting.export_adapter(run, path, quant or "f16", engine=engine, about=about, console=console)
         else:
@@ -52,11 +52,11 @@ def export(
 def push(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="A run folder, GGUF files, or a records file.")],
     to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository on the Hub.")],
-    run: Annotated[str | None, typer.Option(metavar="RUN", help="The run that GGUF files were made from.")] = None,
-    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="A new repository is for everyone to see.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="The run that GGUF files were exported from.")] = None,
+    license: Annotated[str | None, typer.Option(help="The licence on the card, such as apache-2.0.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    message: Annotated[str | None, typer.Option(help="The commit message.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a run, GGUF files or records to the Hugging Face Hub, with a card; a new repository is private."""
@@ -70,7 +70,7 @@ def push(
         print(line, file=sys.stderr)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("nobody is there to be asked: add --yes to upload")
+            raise UsageError("stdin is not a terminal to confirm on: add --yes to upload")
         typer.confirm("upload?", abort=True, err=True)
     address = upload(plan, to, private=not public, message=message)
     print(address, file=sys.stderr)
@@ -78,10 +78,10 @@ def push(
 
 
 @contextmanager
-def _ended_like_interrupted() -> Iterator[None]:
-    """Being told to end (SIGTERM) is Ctrl-C within: what was begun is cleaned up."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM is Ctrl-C within the context, so that unfinished files are removed."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -22,37 +22,37 @@ from buleyean_rl.cli.options import (
 def mine(
     prompts: Prompts = None,
     model: Annotated[
-        str, typer.Option(help="What `train` takes, a run folder, or the URL of an endpoint (URL#MODEL).")
+        str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
     ] = "smollm2-135m",
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
     judge: Judges = None,
-    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="What an LLM judge goes by.")] = None,
+    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, 0.8 for more.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Same seed, same records.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Let a model answer prompts, judge the answers, and write what was rejected as records.
+    """Let a model answer prompts, judge the answers, and write the rejected ones as records.
 
-    Stopped or killed, the same command goes on where it was; with other judges it judges the same answers.
+    Stopped or killed, the same command resumes; with other judges it judges the same answers.
     """
     from dataclasses import asdict
     from pathlib import Path
 
     from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.open import identity, locate, open_engine
+    from buleyean_rl.inference.open import answers_key, locate, open_engine
     from buleyean_rl.mining.mine import MineSettings
     from buleyean_rl.mining.mine import mine as run
 
     settings = MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed)
-    questions, judges = read_prompts_or_bundled(prompts, "mine"), find_judges(judge, rubric)
+    prompt_list, judges = read_prompts_or_bundled(prompts, "mine"), find_judges(judge, rubric)
     location, console = locate(model), stderr_console()
     mined = run(
-        questions,
+        prompt_list,
         lambda: open_engine(location, engine, console),
-        identity(location, engine),
+        answers_key(location, engine),
         judges,
         Path(output),
         settings,
@@ -67,31 +67,29 @@ def walk(
     prompts: Prompts = None,
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
     output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
-    rounds: Annotated[int, typer.Option(min=1, help="To be done in all; more of them go on with a walk.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in total; a higher number continues a walk.")] = 3,
     held_out: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Prompts to measure on, never mined; the bundled ones if left out."),
+        typer.Option(metavar="FILE", help="Prompts to measure on, never mined; default: bundled."),
     ] = None,
     judge: Judges = None,
-    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="What an LLM judge goes by.")] = None,
+    rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each prompt and round.")] = 1,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 for one sample, 0.8 for more.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, 0.8 for more.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
-    adapter_scale: Annotated[float | None, typer.Option(help="Each round's adapter is multiplied by it (1.7).")] = None,
-    config: Annotated[
-        str | None, typer.Option(metavar="RUN.YAML", help="Settings of the training, as for `train`.")
-    ] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1.7).")] = None,
+    config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
     max_drift: Annotated[
         float, typer.Option(help="Nats per token that neutral text may lose; a round that loses more is the last.")
     ] = 0.02,
     as_json: AsJson = False,
 ) -> None:
-    """Mine, train on everything rejected so far, measure; and again with the trained model.
+    """Mine, train on all rejections so far, measure; repeat with the trained model.
 
-    Stopped or killed, the same command goes on where it was.
+    Stopped or killed, the same command resumes.
     """
     from pathlib import Path
 
@@ -99,7 +97,7 @@ def walk(
     from buleyean_rl.mining.walk import walk as run
     from buleyean_rl.mining.walk import walk_config
 
-    given = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
+    overrides = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(
         read_prompts_or_bundled(prompts, "mine"),
         read_prompts_or_bundled(held_out, "held_out"),
@@ -107,7 +105,7 @@ def walk(
         Path(output),
         find_judges(judge, rubric),
         walk_config(
-            Path(config) if config else None, {name: value for name, value in given.items() if value is not None}
+            Path(config) if config else None, {name: value for name, value in overrides.items() if value is not None}
         ),
         rounds=rounds,
         settings=MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed),

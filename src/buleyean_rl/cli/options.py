@@ -1,4 +1,4 @@
-"""What several commands share: options, and how they read and print."""
+"""Options, input and output that several commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Prompts = Annotated[
     str | None,
     typer.Argument(
-        metavar="[PROMPTS]", help="A prompt a line, or JSON Lines with prompt or messages; else the bundled."
+        metavar="[PROMPTS]", help="A prompt a line, or JSON Lines with prompt or messages; default: bundled."
     ),
 ]
 Judges = Annotated[
@@ -24,7 +24,7 @@ Judges = Annotated[
     typer.Option(
         "--judge",
         help="loops (the default), length:MIN-MAX, refusal, regex:PATTERN, words:FILE, language:CODE, llm:URL#MODEL, "
-        "python:MODULE:FUNCTION, person, or an installed one. Several vote.",
+        "python:MODULE:FUNCTION, person, or an installed judge; repeatable: several vote.",
     ),
 ]
 
@@ -42,7 +42,7 @@ def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:
 
 
 def find_judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
-    """The judges of these names, `loops` without any; an LLM judge goes by the rubric file."""
+    """The judges with these names, by default `loops`; an LLM judge uses the rubric file."""
     from pathlib import Path
 
     from buleyean_rl.mining.judges import find_judge
@@ -51,26 +51,26 @@ def find_judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
     return [find_judge(name, rubric=text) for name in names or ["loops"]]
 
 
-def default_temperature(samples: int, given: float | None) -> float:
-    """Greedy for one sample, 0.8 for several, unless given."""
-    return given if given is not None else 0.0 if samples == 1 else 0.8
+def default_temperature(samples: int, temperature: float | None) -> float:
+    """The option's temperature, or without it 0 for one sample and 0.8 for several."""
+    return temperature if temperature is not None else 0.0 if samples == 1 else 0.8
 
 
 def stderr_console() -> Any:
-    """Where progress goes: stderr."""
+    """A console on stderr, for progress."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
-def print_json(value: dict[str, Any], wanted: bool) -> None:
-    """One JSON object on stdout, if wanted."""
-    if wanted:
+def print_json(value: dict[str, Any], enabled: bool) -> None:
+    """Print one JSON object on stdout, if enabled."""
+    if enabled:
         print(json.dumps(value, allow_nan=False))
 
 
 def print_report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
-    """Print a report: the lines on stderr, the JSON object, if wanted, on stdout."""
+    """Print a report: the lines on stderr, the JSON object, if any, on stdout."""
     for line in lines:
         print(line, file=sys.stderr)
     if as_json is not None:
@@ -78,12 +78,12 @@ def print_report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
 
 
 @contextmanager
-def running_count(what: str) -> Iterator[Callable[[int], object] | None]:
-    """A running count on stderr, if somebody watches."""
+def running_count(label: str) -> Iterator[Callable[[int], object] | None]:
+    """A running count on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what) as status:
-        yield lambda count: status.update(f"{count:,} {what}")
+    with Console(stderr=True).status(label) as status:
+        yield lambda count: status.update(f"{count:,} {label}")

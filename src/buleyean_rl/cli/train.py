@@ -13,7 +13,7 @@ def train(
     records: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
     model: Annotated[str, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
-    config: Annotated[str | None, typer.Option(help="A YAML file of settings; options given here win.")] = None,
+    config: Annotated[str | None, typer.Option(help="A YAML file of settings; options override it.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Settings by purpose: log (default), loops (mined answers that loop) or few.")
     ] = None,
@@ -22,22 +22,22 @@ def train(
     tau: Annotated[float | None, typer.Option(help="Exponent of the complement weights (1).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps, whatever the epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records in a step (4).")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a prompt and one answer (1024).")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps; overrides the epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per step (4).")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Maximum tokens of a prompt and one answer (1024).")] = None,
     micro_batch_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens computed at a time (1,280; in fp32 640; GPU 32,000): more is faster, fewer smaller."),
+        typer.Option(help="Maximum tokens of a forward pass (1,280; fp32 640; GPU 32,000): fewer take less memory."),
     ] = None,
     guard: Annotated[
         bool | None, typer.Option("--guard/--no-guard", help="End the run before it ruins the model (on).")
     ] = None,
-    held_out: Annotated[float | None, typer.Option(help="Share of the records to measure on (0.1).")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of the records held out to measure on (0.1).")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter (16).")] = None,
-    adapter_scale: Annotated[float | None, typer.Option(help="The trained adapter is multiplied by it (1).")] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="Factor of the trained adapter (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad records instead of stopping.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad records.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model on rejections; writes an adapter, run.json, loss.png and a model card."""
@@ -65,6 +65,6 @@ def train(
         "seed": seed,
     }
     options = {name: value for name, value in settings.items() if value is not None}
-    loaded = load_config(Path(config) if config else None, Path(output), options)
-    report = run(Path(records), model, loaded, resume=resume, skip_bad=skip_bad, console=stderr_console())
+    run_config = load_config(Path(config) if config else None, Path(output), options)
+    report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=stderr_console())
     print_json(asdict(report), as_json)

@@ -27,7 +27,7 @@ import pyarrow as pa
 from buleyean_rl.data import encode, trie
 from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundaries
-from buleyean_rl.system.cache import cache_folder, evict_lru, key_of
+from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
 from buleyean_rl.system.files import atomic_write
 
 BATCH_RECORDS = 256  # enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
@@ -207,4 +207,4 @@ def _store_key(source: str, tokenizer: Any, max_length: int) -> str:
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
     code = [version("buleyean-rl"), inspect.getsource(encode), inspect.getsource(trie), _SCHEMA.to_string()]
-    return key_of([source, max_length, hashes, code])
+    return cache_key([source, max_length, hashes, code])

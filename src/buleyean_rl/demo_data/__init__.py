@@ -1,7 +1,7 @@
-"""What `buleyean demo` runs on: everyday prompts in two splits, and neutral prose to measure drift on.
+"""Data of `buleyean demo`: everyday prompts in two splits, and neutral prose to measure drift on.
 
-Each file holds one text per line. The two prompt files have the same mix of topics, styles and lengths, and
-share no near-duplicates.
+Each file has one text per line. The prompt files have the same mix of topics, styles and lengths, without
+near-duplicates between them.
 """
 
 from importlib.resources import files
@@ -10,17 +10,17 @@ __all__ = ["held_out_prompts", "mine_prompts", "neutral_texts"]
 
 
 def mine_prompts() -> list[str]:
-    """Return the prompts whose answers are mined for rejections."""
+    """Prompts to mine."""
     return _lines("mine_prompts.txt")
 
 
 def held_out_prompts() -> list[str]:
-    """Return the prompts that only measure: no rejection is ever made from them."""
+    """Prompts to measure on, never mined."""
     return _lines("held_out_prompts.txt")
 
 
 def neutral_texts() -> list[str]:
-    """Return short prose paragraphs on varied topics, to measure nats per token before and after training."""
+    """Short paragraphs on varied topics, to measure drift on."""
     return _lines("neutral.txt")
 
 

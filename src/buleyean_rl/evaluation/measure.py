@@ -1,4 +1,4 @@
-"""A model measured on material: figures, each with the items it was computed from."""
+"""Measure a model: figures, each with the items it is computed from."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from buleyean_rl.inference.protocol import Answer, Engine, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
 
-MATCHED = 0.2  # answers match in length if the shorter one lacks at most this share of the longer one's tokens
-WEIGHTLESS = (0.0, 0.0)  # an item that does not count: all models have the same items, whatever their answers
+LENGTH_TOLERANCE = 0.2  # difference of two answers' lengths, as a share of the longer, within which they match
+UNCOUNTED = (0.0, 0.0)  # an item of weight 0: all models have the same items
 
 
 @dataclass(frozen=True)
 class Material:
-    """What models are measured on.
+    """The data that models are measured on.
 
     Args:
-        pairs: to rank.
-        records: rejected answers with counts; None takes those of the pairs.
-        texts: plain texts.
-        prompts: to be answered greedily.
+        pairs: preferences to rank.
+        records: rejected answers with counts; None uses those of the pairs.
+        texts: neutral texts.
+        prompts: for greedy answers.
     """
 
     pairs: Preferences | None = None
@@ -44,11 +44,11 @@ class Material:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is measured.
+    """Settings of a measurement.
 
     Args:
-        max_length: tokens of a prompt and one answer, or of a text, at most; longer ones are cut at the end.
-        max_tokens: of an answer, at most.
+        max_length: maximum tokens of a prompt and one answer, or of a text; longer ones are truncated.
+        max_tokens: maximum tokens of a greedy answer.
         engine: auto, transformers or llama.cpp.
     """
 
@@ -59,15 +59,15 @@ class Settings:
 
 @dataclass
 class Evaluation:
-    """One model, measured.
+    """The figures of one model.
 
     Args:
         model: its name.
-        reference: the name of what pi_ref is; None for nothing.
-        figures: by name, those that the material and the model allow.
-        distinct_4: different 4-grams over all 4-grams of the answers to the prompts.
-        counts: what was left out or cut on the way.
-        notes: what a reader should know about how it was measured.
+        reference: name of the reference model pi_ref, if any.
+        figures: by name, as far as material and model allow.
+        distinct_4: distinct 4-grams over all 4-grams of the answers to the prompts.
+        counts: of items left out or truncated.
+        notes: on how it was measured.
     """
 
     model: str
@@ -89,11 +89,12 @@ def evaluate(
     """Measure a model.
 
     Args:
-        name: what `train` takes, a run folder, a GGUF file, or an endpoint, which only answers prompts; or its source.
-        material: on what.
-        settings: how; the defaults if None.
-        reference: the model that stands for pi_ref; a run has its base for that.
-        console: where progress goes; None for nowhere.
+        name: a base model as for `train`, a run folder, a GGUF file, or an endpoint, which only answers prompts; or its
+            source.
+        material: to measure on.
+        settings: None for the defaults.
+        reference: the reference model pi_ref; that of a run is its base.
+        console: for progress; None for no output.
 
     Raises:
         UsageError: a reference for a run.
@@ -101,37 +102,39 @@ def evaluate(
         EngineError: an engine failed.
     """
     settings, console = settings or Settings(), console or Console(quiet=True)
-    subject = _Subject(locate(name) if isinstance(name, str) else name, settings, console)
-    source = subject.location if isinstance(subject.location, Source) else None
+    model = _MeasuredModel(locate(name) if isinstance(name, str) else name, settings, console)
+    source = model.location if isinstance(model.location, Source) else None
     base = None if source is None else source.base
     if reference is not None and base is not None:
-        raise UsageError(f"{subject.name} is a run, and measured against its own base: leave --reference out")
-    other = None
+        raise UsageError(f"{model.name} is a run, whose reference is its base: leave --reference out")
+    reference_model = None
     if reference is not None:
-        other = _Subject(locate(reference) if isinstance(reference, str) else reference, settings, console)
-    result = Evaluation(subject.name, base.name if base else other.name if other else None)
-    for read in filter(None, (material.pairs, material.records)):
-        for what, number in (("empty_answers", read.empty), ("bad_rows", read.skipped)):
-            result.counts[what] = result.counts.get(what, 0) + number
+        reference_model = _MeasuredModel(
+            locate(reference) if isinstance(reference, str) else reference, settings, console
+        )
+    result = Evaluation(model.name, base.name if base else reference_model.name if reference_model else None)
+    for preferences in filter(None, (material.pairs, material.records)):
+        for reason, number in (("empty_answers", preferences.empty), ("bad_rows", preferences.skipped)):
+            result.counts[reason] = result.counts.get(reason, 0) + number
     questions = _Questions(material)
     if questions.all or material.texts:
-        answers, texts = subject.score(questions.all, material.texts, result.notes)
-        if other is not None:
-            base_answers, base_texts = other.score(questions.all, material.texts, result.notes)
+        answers, texts = model.score(questions.all, material.texts, result.notes)
+        if reference_model is not None:
+            base_answers, base_texts = reference_model.score(questions.all, material.texts, result.notes)
             answers = [
-                [own._replace(reference_nats=base.nats) for own, base in zip(*both, strict=True)]
-                for both in zip(answers, base_answers, strict=True)
+                [score._replace(reference_nats=base.nats) for score, base in zip(*scores, strict=True)]
+                for scores in zip(answers, base_answers, strict=True)
             ]
             texts = [
-                own._replace(reference_nats=base.nats) if own and base else own
-                for own, base in zip(texts, base_texts, strict=True)
+                score._replace(reference_nats=base.nats) if score and base else score
+                for score, base in zip(texts, base_texts, strict=True)
             ]
         _add_rankings(result, questions, answers)
         if material.texts:
             _add_neutral(result, texts)
     regenerated = [preference.prompt for preference in material.records.items] if material.records else []
     if material.prompts or regenerated:
-        replies = subject.answer([*material.prompts, *regenerated])
+        replies = model.answer([*material.prompts, *regenerated])
         if material.prompts:
             _add_answers(result, replies[: len(material.prompts)])
         if material.records:
@@ -140,14 +143,14 @@ def evaluate(
 
 
 def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
-    """The plain texts of a file.
+    """Read the texts of a file.
 
     Args:
-        path: `.jsonl` for objects with `text` (or `content`), anything else for a text a line.
-        limit: the first so many.
+        path: `.jsonl` has objects with `text` (or `content`), any other file a text a line.
+        limit: maximum number of texts.
 
     Raises:
-        RecordError: it cannot be read, or holds no text.
+        RecordError: it cannot be read, or has no text.
     """
     texts: list[str] = []
     if path.suffix.lower() in (".jsonl", ".ndjson"):
@@ -165,74 +168,74 @@ def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
             raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
     stripped = tuple(text.strip() for text in texts if text.strip())
     if not stripped:
-        raise RecordError("holds no text: give one a line, or objects with `text`", path=path)
+        raise RecordError("has no text: give one a line, or objects with `text`", path=path)
     return stripped[:limit]
 
 
 # --- models -------------------------------------------------------------------------------------------
 
 
-class _Subject:
-    """A model that is measured: opened to score, and to answer, and gone from memory afterwards."""
+class _MeasuredModel:
+    """A model opened for scoring, then for answering, and freed after each."""
 
     def __init__(self, location: Location, settings: Settings, console: Console) -> None:
         self.location, self.settings, self.console = location, settings, console
         self.name = location if isinstance(location, str) else location.name
-        self._is_described = False
+        self._is_printed = False
 
     def score(
         self, questions: Sequence[Preference], texts: Sequence[str], notes: list[str]
     ) -> tuple[list[list[AnswerScore]], list[TextScore | None]]:
-        """Log-probabilities of answers and texts; `notes` gets what a reader should know about them."""
+        """Score answers and texts; notes on how are appended to `notes`."""
         with self._scorer(notes) as scorer:
-            with self._bar("scoring answers", len(questions)) as on_done:
+            with self._progress_bar("scoring answers", len(questions)) as on_done:
                 answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
-            with self._bar("reading plain texts", len(texts)) as on_done:
+            with self._progress_bar("scoring neutral texts", len(texts)) as on_done:
                 return answers, scorer.texts(texts, on_done)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Greedy answers."""
-        with self._engine() as engine, self._bar("answering prompts", len(prompts)) as on_done:
+        with self._engine() as engine, self._progress_bar("answering prompts", len(prompts)) as on_done:
             sampling = Sampling(max_tokens=self.settings.max_tokens)
             return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
 
     @contextmanager
     def _scorer(self, notes: list[str]) -> Iterator[Scorer]:
-        """A scorer. A GGUF file is read by transformers, a hundred times as fast, if that can be."""
+        """A scorer; a GGUF file is scored in transformers where it can be, a hundred times as fast as in llama.cpp."""
         if self.settings.engine != "llama.cpp" and isinstance(self.location, Source):
-            is_file = is_gguf_file(self.location)
-            model = Model(self.location, switchable=True)
+            is_gguf = is_gguf_file(self.location)
+            model = Model(self.location, keep_adapter=True)
             try:
-                model.module, model.tokenizer  # noqa: B018 - loaded here, where it may fail
+                model.module, model.tokenizer  # noqa: B018 - load both
             except ModelError:
-                if not is_file or self.settings.engine == "transformers":
+                if not is_gguf or self.settings.engine == "transformers":
                     raise
                 notes.append(f"{self.name}: transformers cannot read it, so llama.cpp scores it, token by token")
             else:
-                if is_file:
+                if is_gguf:
                     notes.append(
                         f"{self.name}: its weights are scored in transformers, its answers come from llama.cpp"
                     )
                 scorer = PackedScorer(model, self.settings.max_length)
                 self.console.print(model.describe())
-                self._is_described = True
+                self._is_printed = True
                 yield scorer
                 return
         with self._engine() as engine:
-            notes.append(f"{self.name}: an engine gives no whole distributions, so there are no neutral_kl and entropy")
+            notes.append(f"{self.name}: an engine has no full distributions, so there are no neutral_kl and entropy")
             yield EngineScorer(engine, self.settings.max_length)
 
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
-        engine = open_engine(self.location, self.settings.engine, None if self._is_described else self.console)
+        engine = open_engine(self.location, self.settings.engine, None if self._is_printed else self.console)
         try:
             yield engine
         finally:
             engine.close()
 
     @contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[OnDone | None]:
-        """A progress bar on a console that is seen."""
+    def _progress_bar(self, label: str, total: int) -> Iterator[OnDone | None]:
+        """A progress bar, if the console is not quiet."""
         if self.console.quiet or not total:
             yield None
             return
@@ -244,7 +247,7 @@ class _Subject:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"{self.name}: {what}", total=total)
+            task = progress.add_task(f"{self.name}: {label}", total=total)
             yield lambda done: progress.update(task, completed=done)
 
 
@@ -252,7 +255,7 @@ class _Subject:
 
 
 class _Questions:
-    """The preferences to score: those whose pairs are ranked, and those whose rejected answers are read."""
+    """The preferences to score: indices of those whose pairs are ranked, and of those whose rejected answers count."""
 
     def __init__(self, material: Material) -> None:
         pairs = material.pairs.items if material.pairs else ()
@@ -263,7 +266,6 @@ class _Questions:
 
 
 def _add_rankings(result: Evaluation, questions: _Questions, scores: Sequence[Sequence[AnswerScore]]) -> None:
-    """The figures of scored answers."""
     flat = [score for answers in scores for score in answers]
     result.counts |= {
         "answers_cut": sum(score.cut and score.tokens > 0 for score in flat),
@@ -275,21 +277,21 @@ def _add_rankings(result: Evaluation, questions: _Questions, scores: Sequence[Se
             [(scores[k][better], scores[k][worse]) for better, worse in questions.all[k].pairs()]
             for k in questions.pairs
         ]
-        result.figures["accuracy"] = _accuracy(pairs, _mean)
+        result.figures["accuracy"] = _pair_accuracy(pairs, _mean)
         if has_reference:
-            result.figures["accuracy_reference"] = _accuracy(pairs, _reference_mean)
-            result.figures["accuracy_vs_reference"] = _accuracy(pairs, _log_ratio)
-        result.figures["accuracy_length_matched"] = _accuracy(pairs, _mean, matched=True)
+            result.figures["accuracy_reference"] = _pair_accuracy(pairs, _reference_mean)
+            result.figures["accuracy_vs_reference"] = _pair_accuracy(pairs, _log_ratio)
+        result.figures["accuracy_length_matched"] = _pair_accuracy(pairs, _mean, length_matched=True)
     if questions.records is None:
         return
     scored = [(questions.all[k], scores[k]) for k in questions.records]
-    counted = [(question, own) for question, own in scored if question.rounds > 1]
-    if counted:
-        result.figures["kendall_tau"] = Figure([_item(_tau(*both)) for both in counted])
-        result.figures["ndcg"] = Figure([_item(_ndcg(*both)) for both in counted])
+    with_counts = [(question, answers) for question, answers in scored if question.rounds > 1]
+    if with_counts:
+        result.figures["kendall_tau"] = Figure([_make_item(_tau(*item)) for item in with_counts])
+        result.figures["ndcg"] = Figure([_make_item(_ndcg(*item)) for item in with_counts])
     rejected = [
-        [score for score, rejections in zip(own, question.rejections, strict=True) if rejections]
-        for question, own in scored
+        [score for score, rejections in zip(answers, question.rejections, strict=True) if rejections]
+        for question, answers in scored
     ]
     tokens = [sum(score.tokens for score in answers) for answers in rejected]
     for name, part in (("rejected_nll", "nats"), ("rejected_nll_reference", "reference_nats")):
@@ -298,26 +300,28 @@ def _add_rankings(result: Evaluation, questions: _Questions, scores: Sequence[Se
             result.figures[name] = Figure(list(zip(nats, map(float, tokens), strict=True)))
 
 
-def _accuracy(
+def _pair_accuracy(
     questions: Sequence[Sequence[tuple[AnswerScore, AnswerScore]]],
     score: Callable[[AnswerScore], float],
     *,
-    matched: bool = False,
+    length_matched: bool = False,
 ) -> Figure:
-    """Share of pairs in which the better answer has the higher score; an item is a prompt, whose pairs go together."""
+    """Share of pairs in which the better answer has the higher score; an item is a prompt with its pairs."""
     items = []
     for pairs in questions:
-        right = [
+        results = [
             preferred(score(better), score(worse))
             for better, worse in pairs
-            if better.tokens and worse.tokens and (not matched or _are_matched(better.tokens, worse.tokens))
+            if better.tokens
+            and worse.tokens
+            and (not length_matched or _have_similar_length(better.tokens, worse.tokens))
         ]
-        items.append((sum(right), float(len(right))))
+        items.append((sum(results), float(len(results))))
     return Figure(items)
 
 
-def _are_matched(one: int, other: int) -> bool:
-    return abs(one - other) <= MATCHED * max(one, other)
+def _have_similar_length(a: int, b: int) -> bool:
+    return abs(a - b) <= LENGTH_TOLERANCE * max(a, b)
 
 
 def _mean(score: AnswerScore) -> float:
@@ -332,45 +336,45 @@ def _log_ratio(score: AnswerScore) -> float:
     return (score.reference_nats or 0.0) - score.nats
 
 
-def _scored(question: Preference, scores: Sequence[AnswerScore]) -> tuple[list[float], list[int]]:
-    """The mean log-probabilities of the answers that have any, and their rejections."""
+def _scores_and_rejections(question: Preference, scores: Sequence[AnswerScore]) -> tuple[list[float], list[int]]:
+    """Mean log-probabilities and rejections of the answers that have tokens."""
     pairs = [(_mean(score), v) for score, v in zip(scores, question.rejections, strict=True) if score.tokens]
     return [mean for mean, _ in pairs], [v for _, v in pairs]
 
 
 def _tau(question: Preference, scores: Sequence[AnswerScore]) -> float | None:
-    means, rejections = _scored(question, scores)
+    means, rejections = _scores_and_rejections(question, scores)
     return kendall_tau(means, [-v for v in rejections])
 
 
 def _ndcg(question: Preference, scores: Sequence[AnswerScore]) -> float | None:
-    means, rejections = _scored(question, scores)
+    means, rejections = _scores_and_rejections(question, scores)
     return ndcg(means, [(question.rounds - v) / question.rounds for v in rejections])
 
 
-def _item(value: float | None) -> tuple[float, float]:
-    return WEIGHTLESS if value is None else (value, 1.0)
+def _make_item(value: float | None) -> tuple[float, float]:
+    return UNCOUNTED if value is None else (value, 1.0)
 
 
 def _add_neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None:
-    """The figures of plain texts, per token."""
-    complete = [score for score in scores if score is not None]
-    if not complete:
-        raise EngineError("no plain text has two tokens: give longer ones")
+    """Figures of neutral texts, per token."""
+    scored = [score for score in scores if score is not None]
+    if not scored:
+        raise EngineError("no neutral text has two tokens: give longer ones")
     for figure, part in (
         ("neutral_nll", "nats"),
         ("neutral_nll_reference", "reference_nats"),
         ("neutral_kl", "kl"),
         ("entropy", "entropy"),
     ):
-        if all(getattr(score, part) is not None for score in complete):
-            items = [WEIGHTLESS if score is None else (getattr(score, part), score.tokens) for score in scores]
+        if all(getattr(score, part) is not None for score in scored):
+            items = [UNCOUNTED if score is None else (getattr(score, part), score.tokens) for score in scores]
             result.figures[figure] = Figure(items)
-    result.counts["neutral_tokens"] = sum(score.tokens for score in complete)
+    result.counts["neutral_tokens"] = sum(score.tokens for score in scored)
 
 
 def _add_answers(result: Evaluation, answers: Sequence[Answer]) -> None:
-    """The figures of greedy answers to prompts."""
+    """Figures of greedy answers to prompts."""
     result.figures["loop_rate"] = Figure([(float(is_looping(answer.text)), 1.0) for answer in answers])
     result.distinct_4 = distinct([answer.text for answer in answers])
     if all(answer.tokens is not None for answer in answers):
@@ -379,14 +383,14 @@ def _add_answers(result: Evaluation, answers: Sequence[Answer]) -> None:
 
 
 def _add_regeneration(result: Evaluation, records: Sequence[Preference], answers: Sequence[Answer]) -> None:
-    """How far greedy answers are what was rejected: of each record, the rejected answer that is closest."""
+    """Similarity of greedy answers to rejected ones: for each record, the maximum over its rejected answers."""
     figures: dict[str, Callable[[str, str], float]] = {
         "regeneration_prefix": prefix_match,
         "regeneration_overlap": overlap,
     }
-    for name, alike in figures.items():
+    for name, similarity in figures.items():
         items = []
         for record, answer in zip(records, answers, strict=True):
             rejected = [text for text, v in zip(record.answers, record.rejections, strict=True) if v]
-            items.append(_item(max((alike(answer.text, text) for text in rejected), default=None)))
+            items.append(_make_item(max((similarity(answer.text, text) for text in rejected), default=None)))
         result.figures[name] = Figure(items)

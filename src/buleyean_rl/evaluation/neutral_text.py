@@ -1,4 +1,4 @@
-"""Likelihoods of plain texts and of rejections."""
+"""Likelihoods of neutral texts and of rejected tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from buleyean_rl.objectives.losses import Objective
 
 
 def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | None:
-    """A plain text in the shape of a boundary, each of its tokens but the first to be predicted.
+    """A plain text as a boundary, all of whose tokens but the first are predicted.
 
     Args:
         tokenizer: a transformers tokenizer.
-        text: any.
-        max_length: tokens to use, at most.
+        text: a plain text.
+        max_length: maximum tokens to use.
 
     Returns:
         The boundary, or None for a text of fewer than two tokens.
@@ -43,7 +43,7 @@ def mean_nll(model: Model, boundaries: Sequence[Boundary]) -> float:
 
     Args:
         model: with or without an adapter.
-        boundaries: at least one; of plain texts, this is their nats per token.
+        boundaries: at least one.
     """
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in make_micro_batches(model, boundaries, Objective("published")):
@@ -59,12 +59,12 @@ def make_micro_batches(model: Model, boundaries: Sequence[Boundary], objective: 
 
 
 def hidden_states(model: Model, batch: Batch) -> Tensor:
-    """The model's last hidden states at a batch's nodes, dropout off. Shape: (nodes, width)."""
+    """Last hidden states at a batch's nodes, without dropout. Shape: (nodes, width)."""
     with model.eval_mode():
         return forward_hidden(model.backbone, batch)
 
 
 def sum_nll(hidden: Tensor, head: OutputHead, counts: Counts) -> Tensor:
-    """Nats of the rejected tokens, each times its rate, and the sum of the rates. Shape: (2,)."""
+    """Sum of the rejected tokens' nats, each times its rejection rate, and sum of the rates. Shape: (2,)."""
     nlls = -token_logprobs(hidden[counts.node], head, counts.option)
     return torch.stack([(nlls * counts.rate).double().sum(), counts.rate.double().sum()]).cpu()

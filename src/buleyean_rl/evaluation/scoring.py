@@ -1,8 +1,8 @@
-"""Log-probabilities of answers and of plain texts, a window of items at a time.
+"""Log-probabilities of answers and of neutral texts.
 
-`PackedScorer` has the model in memory: all answers to a prompt are one trie, many tries are one micro-batch, and a
-run's base model is the same model with its adapter off, so both come from one pass over the data. `EngineScorer` asks
-an engine for one token after the other: slow, and without distributions, but it works wherever an engine does.
+`PackedScorer` computes with a model in memory: the answers to a prompt are one trie, many tries one micro-batch, and
+the reference is the same model with its adapter disabled, so both come from one pass over the data. `EngineScorer`
+uses an engine: token by token, slow, without distributions.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from buleyean_rl.models.model import Model
 from buleyean_rl.objectives.likelihood import compare_distributions, token_nlls
 from buleyean_rl.objectives.losses import Objective
 
-WINDOW = 256  # items whose token ids are in memory; within them micro-batches are of similar length
-EVERY_TOKEN = Objective("published")  # has a node wherever a token is to be predicted, and nowhere else
+WINDOW_ITEMS = 256  # tokenised together; their micro-batches are of similar length
+ALL_TOKENS = Objective("published")  # a node at each predicted token, and no other
 
 
 class AnswerScore(NamedTuple):
-    """How likely an answer is.
+    """The negative log-likelihood of an answer.
 
     Args:
-        nats: -log pi(answer | prompt), the end of the answer not counted.
-        tokens: how many tokens that is over; 0 for an answer without room behind its prompt.
-        reference_nats: the same of the reference, or None without one.
-        cut: whether the answer was longer than the limit.
+        nats: -log pi(answer | prompt), without the end token.
+        tokens: how many; 0 where the prompt leaves no token for the answer.
+        reference_nats: -log pi_ref(answer | prompt), or None without a reference.
+        cut: whether the answer was truncated.
     """
 
     nats: float
@@ -47,14 +47,14 @@ class AnswerScore(NamedTuple):
 
 
 class TextScore(NamedTuple):
-    """What a plain text is to a model: sums over its predicted tokens, in nats.
+    """Sums over the predicted tokens of a neutral text, in nats.
 
     Args:
         nats: -log pi(text).
         tokens: how many.
-        reference_nats: the same of the reference, or None without one.
+        reference_nats: -log pi_ref(text), or None without a reference.
         kl: sum of KL(pi_ref || pi), or None without a reference.
-        entropy: sum of H(pi), or None where whole distributions are not to be had.
+        entropy: sum of H(pi), or None without full distributions.
     """
 
     nats: float
@@ -69,22 +69,22 @@ OnDone = Callable[[int], None]
 
 
 class Scorer(Protocol):
-    """What scores answers and texts."""
+    """Scores answers and texts."""
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
-        """The score of every answer, in order; `on_done` is called with how many questions are done."""
+        """Score every answer, in order; `on_done` is called with the number of questions so far."""
 
     def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
-        """The score of every text, None for one too short to predict a token of."""
+        """Score every text; None for one without a token to predict."""
 
 
 class PackedScorer:
-    """A model in memory; of one with an adapter the base is the reference.
+    """Scores with a model in memory; the reference of one with an adapter is its base.
 
     Args:
         model: in evaluation mode.
-        max_length: tokens of a prompt and one answer, or of a text, at most.
-        with_reference: score the base of a model with an adapter too.
+        max_length: maximum tokens of a prompt and one answer, or of a text.
+        with_reference: of a model with an adapter, score the base too.
     """
 
     def __init__(self, model: Model, max_length: int, *, with_reference: bool = True) -> None:
@@ -94,14 +94,16 @@ class PackedScorer:
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
         """See `Scorer.answers`."""
         scores: list[list[AnswerScore]] = []
-        for start in range(0, len(questions), WINDOW):
-            window = questions[start : start + WINDOW]
+        for start in range(0, len(questions), WINDOW_ITEMS):
+            window = questions[start : start + WINDOW_ITEMS]
             tries = [self._trie(prompt, answers) for prompt, answers in self._encode(window)]
             nats = self._edge_nats([boundary for boundary, _, _ in tries], scores, on_done)
-            for (_, paths, cut), (own, base) in zip(tries, nats, strict=True):
+            for (_, paths, cut), (policy, base) in zip(tries, nats, strict=True):
                 scores.append(
                     [
-                        AnswerScore(_sum(own, path), len(path), None if base is None else _sum(base, path), is_cut)
+                        AnswerScore(
+                            _sum_at(policy, path), len(path), None if base is None else _sum_at(base, path), is_cut
+                        )
                         for path, is_cut in zip(paths, cut, strict=True)
                     ]
                 )
@@ -110,9 +112,10 @@ class PackedScorer:
     def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
         """See `Scorer.texts`."""
         scores: list[TextScore | None] = []
-        for start in range(0, len(texts), WINDOW):
+        for start in range(0, len(texts), WINDOW_ITEMS):
             window = [
-                neutral_boundary(self.model.tokenizer, text, self.max_length) for text in texts[start : start + WINDOW]
+                neutral_boundary(self.model.tokenizer, text, self.max_length)
+                for text in texts[start : start + WINDOW_ITEMS]
             ]
             numbered = {i: boundary for i, boundary in enumerate(window) if boundary is not None}
             window_scores: list[TextScore | None] = [None] * len(window)
@@ -120,7 +123,7 @@ class PackedScorer:
             for numbers, batch in self._micro_batches(numbered):
                 hidden, reference = self._states(batch)
                 figures = compare_distributions(hidden, reference, self.model.head, batch.counts.option)
-                sums = [None if part is None else _per_record(part, batch, len(numbers)) for part in figures]
+                sums = [None if part is None else _sum_per_record(part, batch, len(numbers)) for part in figures]
                 for number, i in enumerate(numbers):
                     nats, base, kl, entropy = (None if part is None else part[number] for part in sums)
                     window_scores[i] = TextScore(nats or 0.0, len(numbered[i].tokens), base, kl, entropy)
@@ -138,10 +141,10 @@ class PackedScorer:
             yield ids, [next(encoded)[0] for _ in answers]
 
     def _trie(self, prompt: list[int], answers: list[list[int]]) -> tuple[Boundary | None, list[list[int]], list[bool]]:
-        """The trie of some answers, each answer's edges in it, and which were cut; None where there is no room."""
-        room = self.max_length - len(prompt) if prompt else 0
-        cut = [len(ids) > room for ids in answers]
-        fitting = [ids[: max(room, 0)] for ids in answers]
+        """The trie of answers, each answer's edges in it, and which were truncated; None if no token fits."""
+        max_tokens = self.max_length - len(prompt) if prompt else 0
+        cut = [len(ids) > max_tokens for ids in answers]
+        fitting = [ids[: max(max_tokens, 0)] for ids in answers]
         if not any(fitting):
             return None, [[] for _ in answers], cut
         responses = [(ids, [True] * len(ids)) for ids in fitting]
@@ -149,34 +152,34 @@ class PackedScorer:
         return boundary, response_edges(boundary), cut
 
     def _edge_nats(
-        self, tries: Sequence[Boundary | None], before: Sequence[object], on_done: OnDone | None
+        self, tries: Sequence[Boundary | None], scores: Sequence[object], on_done: OnDone | None
     ) -> list[tuple[list[float], list[float] | None]]:
-        """Of each trie, -log pi of every edge, and the reference's; nothing for None."""
+        """For each trie, -log pi and -log pi_ref of every edge."""
         numbered = {i: boundary for i, boundary in enumerate(tries) if boundary is not None}
         nats: list[tuple[list[float], list[float] | None]] = [([], [] if self._has_reference else None)] * len(tries)
-        done = len(before) + len(tries) - len(numbered)
+        done = len(scores) + len(tries) - len(numbered)
         for numbers, batch in self._micro_batches(numbered):
             nodes, tokens = batch.counts.node, batch.counts.option
             sizes = [len(numbered[i].rejections) for i in numbers]
-            own, base = (
+            policy, base = (
                 None
                 if states is None
                 else token_nlls(states[nodes], self.model.head, tokens).double().cpu().split(sizes)
                 for states in self._states(batch)
             )
-            assert own is not None
+            assert policy is not None
             for number, i in enumerate(numbers):
-                nats[i] = own[number].tolist(), None if base is None else base[number].tolist()
+                nats[i] = policy[number].tolist(), None if base is None else base[number].tolist()
             done += len(numbers)
             if on_done is not None:
                 on_done(done)
         return nats
 
     def _micro_batches(self, numbered: dict[int, Boundary]) -> Iterator[tuple[list[int], Batch]]:
-        """Boundaries in batches, shortest first, each with the numbers of what is in it."""
+        """Batches of boundaries of similar length, each with its boundaries' numbers."""
         order = sorted(numbered, key=lambda i: numbered[i].size)
         for numbers in bin_pack(order, lambda i: numbered[i].size, micro_batch_tokens(self.model.module)):
-            batch = make_batch(self._layout, [numbered[i] for i in numbers], EVERY_TOKEN)
+            batch = make_batch(self._layout, [numbered[i] for i in numbers], ALL_TOKENS)
             yield numbers, batch.to(self.model.device)
 
     @torch.no_grad()
@@ -186,11 +189,11 @@ class PackedScorer:
 
 
 class EngineScorer:
-    """Anything that runs as an engine: log-probabilities of tokens, and no more.
+    """Scores with an engine, without reference and distributions.
 
     Args:
-        engine: opened by the caller, and closed by it.
-        max_length: tokens of a prompt and one answer, or of a text, at most; no more than the engine's context.
+        engine: the caller closes it.
+        max_length: maximum tokens of a prompt and one answer, or of a text, within the engine's context.
     """
 
     def __init__(self, engine: Engine, max_length: int) -> None:
@@ -200,16 +203,18 @@ class EngineScorer:
         """See `Scorer.answers`."""
         scores: list[list[AnswerScore]] = []
         for prompt, answers in questions:
-            before = self.engine.prompt_ids(as_messages(prompt))
-            room = max(0, self.max_length - len(before))
+            prompt_ids = self.engine.prompt_ids(as_messages(prompt))
+            max_tokens = max(0, self.max_length - len(prompt_ids))
             encoded = [self.engine.tokenize(answer) for answer in answers]
-            fitting = [ids[:room] for ids in encoded]
+            fitting = [ids[:max_tokens] for ids in encoded]
             scorable = [k for k, ids in enumerate(fitting) if ids]
-            logprobs = self.engine.logprobs([before + fitting[k] for k in scorable], [len(before)] * len(scorable))
+            logprobs = self.engine.logprobs(
+                [prompt_ids + fitting[k] for k in scorable], [len(prompt_ids)] * len(scorable)
+            )
             nats = dict.fromkeys(range(len(answers)), 0.0)
             nats |= {k: -sum(values) for k, values in zip(scorable, logprobs, strict=True)}
             scores.append(
-                [AnswerScore(nats[k], len(ids), None, len(encoded[k]) > room) for k, ids in enumerate(fitting)]
+                [AnswerScore(nats[k], len(ids), None, len(encoded[k]) > max_tokens) for k, ids in enumerate(fitting)]
             )
             if on_done is not None:
                 on_done(len(scores))
@@ -227,7 +232,7 @@ class EngineScorer:
 
 
 def response_edges(boundary: Boundary) -> list[list[int]]:
-    """The edges of a trie that each of its responses goes along, as numbers of the trie's `rejections`.
+    """Each response's path through a trie, as indices of the trie's `rejections`.
 
     Args:
         boundary: every token of its responses rejected.
@@ -236,11 +241,11 @@ def response_edges(boundary: Boundary) -> list[list[int]]:
     return [[number[node, boundary.tokens[child - 1]] for node, child in boundary.steps(end)] for end in boundary.ends]
 
 
-def _sum(values: Sequence[float], places: Sequence[int]) -> float:
-    return sum(values[place] for place in places)
+def _sum_at(values: Sequence[float], indices: Sequence[int]) -> float:
+    return sum(values[index] for index in indices)
 
 
-def _per_record(values: Tensor, batch: Batch, records: int) -> list[float]:
-    """Sums of a value per node over each record's nodes."""
+def _sum_per_record(values: Tensor, batch: Batch, records: int) -> list[float]:
+    """Sum values per node over the nodes of each record. Shape of `values`: (nodes,)."""
     sums = torch.zeros(records, dtype=torch.float64)
     return sums.index_add(0, batch.record.cpu(), values.double().cpu()).tolist()

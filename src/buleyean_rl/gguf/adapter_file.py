@@ -22,7 +22,7 @@ from buleyean_rl.gguf.parity import check_adapter
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.tensors import LazyTensor, scale
 from buleyean_rl.gguf.write import ExportReport, write_files, write_gguf
-from buleyean_rl.inference.gguf_engines import DEFAULT
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.run_folder import find_model, run_tokenizer
 from buleyean_rl.models.source import Source
 from gguf import GGUFType, Keys
@@ -37,7 +37,7 @@ def write_adapter(
     quant: str = "f16",
     *,
     gate: bool = True,
-    engine: str = DEFAULT,
+    engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportReport:

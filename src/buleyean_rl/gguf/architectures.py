@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.errors import ExportError, UnsupportedArchitecture
-from buleyean_rl.gguf.internals import rope_frequencies
 from buleyean_rl.gguf.metadata import Value
+from buleyean_rl.gguf.private_interfaces import rope_frequencies
 from buleyean_rl.gguf.tensors import LazyTensor, permute_rows, shift, wrap_tensor
 from gguf import MODEL_ARCH, get_tensor_name_map
 

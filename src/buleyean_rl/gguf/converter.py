@@ -24,7 +24,7 @@ from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_file, generation_ends
 from buleyean_rl.gguf.parity import CONTEXT, TOLERANCE, compare_behaviour, open_written_file
 from buleyean_rl.gguf.program import run_program
-from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.models.run_folder import merge_run
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_base, load_tokenizer
@@ -48,7 +48,7 @@ def find_converter() -> Path | None:
 
 
 @contextmanager
-def convert(source: Source, script: Path, folder: Path, engine: str = DEFAULT) -> Iterator[Blueprint]:
+def convert(source: Source, script: Path, folder: Path, engine: str = DEFAULT_ENGINE) -> Iterator[Blueprint]:
     """The blueprint of the file that llama.cpp's converter makes, proven; the file is deleted when the block ends.
 
     Args:

@@ -24,7 +24,7 @@ from buleyean_rl.gguf.metadata import About
 from buleyean_rl.gguf.ollama import write_modelfile
 from buleyean_rl.gguf.quantise import QUANTS
 from buleyean_rl.gguf.write import ExportReport, check_request, write_gguf
-from buleyean_rl.inference.gguf_engines import DEFAULT
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import HUB_ID, Source, public_name_and_license
 
@@ -35,7 +35,7 @@ def export(
     quants: Sequence[str] = ("q8_0",),
     *,
     ollama: bool = False,
-    engine: str = DEFAULT,
+    engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def export_adapter(
     path: Path,
     quant: str = "f16",
     *,
-    engine: str = DEFAULT,
+    engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf.internals import QUANTISE_PROGRAM, load_ggml
+from buleyean_rl.gguf.private_interfaces import QUANTISE_PROGRAM, load_ggml
 from buleyean_rl.gguf.program import run_program
-from buleyean_rl.inference.llama_cpp_python import INSTALL, installed
+from buleyean_rl.inference.llama_cpp_python import INSTALL_HINT, is_installed
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 K_QUANTS = {
@@ -37,8 +37,8 @@ _BUFFER_BYTES = 256 << 20  # of rows llama.cpp may hold at a time, where its bin
 
 def check_installed(quant: str) -> None:
     """Raise ExportError, with the command that installs it, if llama-cpp-python is missing."""
-    if not installed():
-        raise ExportError(f"{quant} is made by llama.cpp itself, through llama-cpp-python: {INSTALL}")
+    if not is_installed():
+        raise ExportError(f"{quant} is made by llama.cpp itself, through llama-cpp-python: {INSTALL_HINT}")
 
 
 def quantise_file(source: Path, target: Path, quant: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from buleyean_rl.gguf.internals import size_label
+from buleyean_rl.gguf.private_interfaces import size_label
 from gguf import GGUFReader, GGUFValueType, Keys
 
 Value = bool | int | float | str | list[Any]

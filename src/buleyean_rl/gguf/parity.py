@@ -32,7 +32,7 @@ from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_model, gguf_to_
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.streaming_model import StreamingModel
 from buleyean_rl.gguf.tensors import open_gguf_tensor
-from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.inference.gguf_file import check_gguf
 from buleyean_rl.inference.protocol import Adapter, GgufEngine
 from gguf import GGMLQuantizationType, GGUFReader
@@ -61,7 +61,7 @@ def check_parity(model: Any, tokenizer: Any, path: Path | str, *, tolerance: flo
 
 
 def check_blueprint(
-    blueprint: Blueprint, path: Path | str, *, engine: str = DEFAULT, tolerance: float | None = None
+    blueprint: Blueprint, path: Path | str, *, engine: str = DEFAULT_ENGINE, tolerance: float | None = None
 ) -> ParityReport:
     """Compare a GGUF file, in llama.cpp, with its blueprint.
 
@@ -97,7 +97,7 @@ def check_adapter(
     base_path: Path,
     path: Path,
     *,
-    engine: str = DEFAULT,
+    engine: str = DEFAULT_ENGINE,
 ) -> ParityReport:
     """Compare an adapter's file, applied to its base in llama.cpp, with the base's weights and the adapter merged.
 

@@ -121,12 +121,12 @@ def check_ends(tokenizer: Any, end_tokens: Collection[int], engine: GgufEngine, 
         if field is not None and bool(field.contents()) != expected:
             raise ParityError(f"add_{name}_token differs: {expected}, and {field.contents()} in the file")
     for token in sorted(end_tokens):
-        if not engine.ends_at(token):
+        if not engine.is_end_token(token):
             text = tokenizer.convert_ids_to_tokens(token)
             raise ParityError(f"llama.cpp does not end an answer at token {token} ({text!r})")
     for probe in ("a", " the", "."):
         token = tokenizer(probe, add_special_tokens=False)["input_ids"][-1]
-        if token not in end_tokens and engine.ends_at(token):
+        if token not in end_tokens and engine.is_end_token(token):
             text = tokenizer.convert_ids_to_tokens(token)
             raise ParityError(f"llama.cpp ends an answer at token {token} ({text!r})")
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import gguf
-from buleyean_rl.gguf.internals import read_packed_rows
+from buleyean_rl.gguf.private_interfaces import read_packed_rows
 
 BLOCK = 1 << 22  # numbers in memory at a time: 16 MB in fp32
 

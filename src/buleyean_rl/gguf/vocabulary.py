@@ -79,7 +79,7 @@ def pre_tokenizer_name(spec: dict[str, Any]) -> str:
         ExportError: llama.cpp has no name for it, as far as this package can tell.
     """
     split = spec["pre_tokenizer"]
-    if (name := pre_tokenizers.name_of(split)) is None:
+    if (name := pre_tokenizers.find_name(split)) is None:
         raise ExportError(
             f"cannot export this tokenizer: llama.cpp's name for how it splits text is not known, only those of "
             f"{', '.join(pre_tokenizers.NAMES)}; it has {json.dumps(split)[:200]}"

@@ -24,14 +24,14 @@ from torch import Tensor
 
 import gguf
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf import internals
+from buleyean_rl.gguf import private_interfaces
 from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_model
 from buleyean_rl.gguf.k_quants import K_QUANTS, check_installed, quantise_file
 from buleyean_rl.gguf.metadata import About, override_fields
 from buleyean_rl.gguf.parity import check_blueprint
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.quantise import QUANTS, quantise, storage_type, stored_bytes
-from buleyean_rl.inference.gguf_engines import DEFAULT
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.system.files import SUFFIX, atomic_path
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
@@ -101,7 +101,7 @@ def write_gguf(
     paths: Mapping[str, Path],
     *,
     gate: bool = True,
-    engine: str = DEFAULT,
+    engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     progress: Progress | None = None,
 ) -> list[ExportReport]:
@@ -212,7 +212,7 @@ def _stream(blueprint: Blueprint, paths: Mapping[str, Path], progress: Progress 
                 for file in files:
                     file.append(name, tensor.shape, block)
             for file in files:
-                internals.pad(file.writer)
+                private_interfaces.pad(file.writer)
             if progress is not None:
                 progress(done, len(tensors))
 
@@ -229,7 +229,7 @@ class _OpenFile:
             data = quantise(block, storage_type(name, shape, self.file_type))
         except ExportError as error:
             raise ExportError(f"{name}: {error}") from error
-        internals.append(self.writer, data)
+        private_interfaces.append(self.writer, data)
 
 
 @contextmanager
@@ -246,7 +246,7 @@ def _create(blueprint: Blueprint, quant: str, path: Path) -> Iterator[_OpenFile]
         size = stored_bytes(tensor.shape, tensor_type)
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, tensor_type)
     try:
-        internals.write_head(writer, path)
+        private_interfaces.write_head(writer, path)
         yield _OpenFile(writer, file_type)
     finally:
         writer.close()

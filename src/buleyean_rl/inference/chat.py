@@ -1,11 +1,10 @@
 """Talk to GGUF files in the terminal: one answer, a conversation, or two models side by side.
 
-    ask(engine, ...)       one answer, streamed as plain text: what a script reads
-    talk(voices, ...)      a conversation; with two voices each answers, in its own column
-    open_voices(paths)     the files as engines, closed again at the end
+    ask(engine, ...)       one answer, streamed as plain text, for scripts
+    talk(models, ...)      a conversation; two models both answer, side by side
+    open_models(paths)     open GGUF files, close them at the end
 
-Every voice has its own conversation: it does not see the other's answers. The command line
-chooses among these; nothing here parses arguments.
+Every model has a conversation of its own and does not see the other's answers.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.gguf_engines import DEFAULT, open_gguf
-from buleyean_rl.inference.protocol import CONTEXT, Engine, Sampling
+from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
+from buleyean_rl.inference.protocol import CONTEXT_TOKENS, Engine, Sampling
 
-CHAT = Sampling(max_tokens=512, temperature=0.7)
+CHAT_SAMPLING = Sampling(max_tokens=512, temperature=0.7)
 HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 @dataclass
-class Voice:
+class ChatModel:
     """A model in a conversation: its name, its engine, and the messages so far."""
 
     name: str
@@ -40,34 +39,38 @@ class Voice:
 
 
 @contextmanager
-def open_voices(paths: Sequence[Path | str], context: int = CONTEXT, engine: str = DEFAULT) -> Iterator[list[Voice]]:
-    """GGUF files as voices, named after the files; freed when the block ends.
+def open_models(
+    paths: Sequence[Path | str], context: int = CONTEXT_TOKENS, engine: str = DEFAULT_ENGINE
+) -> Iterator[list[ChatModel]]:
+    """Open GGUF files; they are freed when the block ends.
 
     Args:
-        paths: of the files.
-        context: tokens of a conversation, at most.
-        engine: one of `engines.ENGINES`.
+        paths: of the files, whose names the models get.
+        context: maximum tokens of a conversation.
+        engine: one of `gguf_engines.ENGINES`.
 
     Raises:
         EngineError: a file is missing, is not GGUF, is damaged, or llama.cpp cannot run it.
     """
     with ExitStack() as stack:
-        voices = []
+        models = []
         for path in paths:
-            opened = open_gguf(path, engine, context=context)
-            stack.callback(opened.close)
-            voices.append(Voice(Path(path).stem, opened))
-        yield voices
+            gguf = open_gguf(path, engine, context=context)
+            stack.callback(gguf.close)
+            models.append(ChatModel(Path(path).stem, gguf))
+        yield models
 
 
-def ask(engine: Engine, prompt: str, out: TextIO, *, system: str | None = None, sampling: Sampling = CHAT) -> str:
-    """One answer, written to `out` as it comes, and nothing else but a newline after it.
+def ask(
+    engine: Engine, prompt: str, out: TextIO, *, system: str | None = None, sampling: Sampling = CHAT_SAMPLING
+) -> str:
+    """Stream one answer to `out`, followed by a newline.
 
     Returns:
         The answer.
     """
     pieces = []
-    for piece in engine.generate(conversation(prompt, system), sampling):
+    for piece in engine.generate(initial_messages(prompt, system), sampling):
         pieces.append(piece)
         out.write(piece)
         out.flush()
@@ -77,43 +80,43 @@ def ask(engine: Engine, prompt: str, out: TextIO, *, system: str | None = None, 
 
 
 def compare(
-    voices: Sequence[Voice],
+    models: Sequence[ChatModel],
     prompt: str,
     console: Console,
     *,
     system: str | None = None,
-    sampling: Sampling = CHAT,
+    sampling: Sampling = CHAT_SAMPLING,
 ) -> list[str]:
-    """One answer of every voice, side by side.
+    """Show one answer of every model, side by side.
 
     Returns:
-        The answers, in the order of the voices.
+        The answers, in the order of the models.
     """
-    for voice in voices:
-        voice.messages = conversation(prompt, system)
-    return _answer(voices, console, sampling)
+    for model in models:
+        model.messages = initial_messages(prompt, system)
+    return _stream_answers(models, console, sampling)
 
 
 def talk(
-    voices: Sequence[Voice],
+    models: Sequence[ChatModel],
     console: Console,
     *,
     system: str | None = None,
-    sampling: Sampling = CHAT,
+    sampling: Sampling = CHAT_SAMPLING,
     read: Callable[[], str] | None = None,
 ) -> None:
-    """A conversation that lasts until the end of input or `/exit`.
+    """Hold a conversation until `/exit` or the end of input.
 
     Args:
-        voices: one, or several that all answer.
+        models: all of them answer.
         console: to print on.
-        system: what every conversation starts with.
-        sampling: for every answer.
-        read: gives the next line and raises EOFError at the end; asks on the console if None.
+        system: the system message.
+        sampling: of every answer.
+        read: returns the next line, raises EOFError at the end; None reads from the console.
     """
     read = read or (lambda: console.input("[bold]> [/bold]"))
-    console.print(f"[dim]{' and '.join(voice.name for voice in voices)}. {HELP}[/dim]")
-    _start_over(voices, system)
+    console.print(f"[dim]{' and '.join(model.name for model in models)}. {HELP}[/dim]")
+    _reset(models, system)
     while True:
         try:
             line = read().strip()
@@ -123,57 +126,59 @@ def talk(
         if line in ("/exit", "/quit", "/bye"):
             return
         if line == "/new":
-            _start_over(voices, system)
+            _reset(models, system)
             console.print("[dim]a new conversation[/dim]")
         elif line.startswith("/"):
             console.print(f"[dim]{HELP}[/dim]")
         elif line:
-            _turn(voices, line, console, sampling)
+            _answer_line(models, line, console, sampling)
 
 
-def conversation(prompt: str, system: str | None = None) -> list[dict[str, str]]:
-    """Messages that open with an optional system message and end with the user's prompt."""
-    opening = [] if system is None else [{"role": "system", "content": system}]
-    return [*opening, {"role": "user", "content": prompt}]
+def initial_messages(prompt: str, system: str | None = None) -> list[dict[str, str]]:
+    """An optional system message and the user's prompt."""
+    return [*_system_messages(system), {"role": "user", "content": prompt}]
 
 
-def _start_over(voices: Sequence[Voice], system: str | None) -> None:
-    """Empty every conversation."""
-    for voice in voices:
-        voice.messages = [] if system is None else [{"role": "system", "content": system}]
+def _system_messages(system: str | None) -> list[dict[str, str]]:
+    return [] if system is None else [{"role": "system", "content": system}]
 
 
-def _turn(voices: Sequence[Voice], line: str, console: Console, sampling: Sampling) -> None:
-    """The user's line and every voice's answer; a line that cannot be answered is taken back."""
-    before = [list(voice.messages) for voice in voices]
-    for voice in voices:
-        voice.messages.append({"role": "user", "content": line})
+def _reset(models: Sequence[ChatModel], system: str | None) -> None:
+    for model in models:
+        model.messages = _system_messages(system)
+
+
+def _answer_line(models: Sequence[ChatModel], line: str, console: Console, sampling: Sampling) -> None:
+    """Add the user's line and the answers to the conversations; after an error, restore them."""
+    previous = [list(model.messages) for model in models]
+    for model in models:
+        model.messages.append({"role": "user", "content": line})
     try:
-        answers = _answer(voices, console, sampling)
+        answers = _stream_answers(models, console, sampling)
     except EngineError as error:
         console.print(Text(f"{error} (/new starts over)", style="red"))
-        for voice, messages in zip(voices, before, strict=True):
-            voice.messages = messages
+        for model, messages in zip(models, previous, strict=True):
+            model.messages = messages
         return
-    for voice, answer in zip(voices, answers, strict=True):
-        voice.messages.append({"role": "assistant", "content": answer})
+    for model, answer in zip(models, answers, strict=True):
+        model.messages.append({"role": "assistant", "content": answer})
 
 
-def _answer(voices: Sequence[Voice], console: Console, sampling: Sampling) -> list[str]:
-    """Every voice's answer, shown as it comes; Ctrl-C keeps what there is."""
-    answers = [""] * len(voices)
+def _stream_answers(models: Sequence[ChatModel], console: Console, sampling: Sampling) -> list[str]:
+    """Show every model's answer as it comes; Ctrl-C ends it early."""
+    answers = [""] * len(models)
 
-    def write(show: Callable[[], Any]) -> None:
-        for index, voice in enumerate(voices):
+    def generate(show: Callable[[], Any]) -> None:
+        for index, model in enumerate(models):
             try:
-                with closing(voice.engine.generate(voice.messages, sampling)) as pieces:
+                with closing(model.engine.generate(model.messages, sampling)) as pieces:
                     for piece in pieces:
                         answers[index] += piece
                         show()
             except KeyboardInterrupt:
                 return
 
-    if len(voices) == 1:
+    if len(models) == 1:
         shown = 0
 
         def stream() -> None:
@@ -181,19 +186,19 @@ def _answer(voices: Sequence[Voice], console: Console, sampling: Sampling) -> li
             console.print(Text(answers[0][shown:]), end="", soft_wrap=True)
             shown = len(answers[0])
 
-        write(stream)
+        generate(stream)
         console.print()
         return answers
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
-        write(lambda: live.update(_side_by_side(voices, answers), refresh=True))
-        live.update(_side_by_side(voices, answers), refresh=True)
+        generate(lambda: live.update(_side_by_side(models, answers), refresh=True))
+        live.update(_side_by_side(models, answers), refresh=True)
     return answers
 
 
-def _side_by_side(voices: Sequence[Voice], answers: Sequence[str]) -> Table:
-    """One panel per voice, of equal widths, in one row."""
+def _side_by_side(models: Sequence[ChatModel], answers: Sequence[str]) -> Table:
+    """One panel per model, of equal widths."""
     row = Table.grid(expand=True)
-    for _ in voices:
+    for _ in models:
         row.add_column(ratio=1)
-    row.add_row(*(Panel(Text(a), title=v.name) for v, a in zip(voices, answers, strict=True)))
+    row.add_row(*(Panel(Text(answer), title=model.name) for model, answer in zip(models, answers, strict=True)))
     return row

@@ -14,16 +14,16 @@ ENGINES: dict[str, type[LlamaCppEngine] | type[LlamaCppPythonEngine]] = {
     "xllamacpp": LlamaCppEngine,
     "llama-cpp-python": LlamaCppPythonEngine,
 }
-DEFAULT = "xllamacpp"
+DEFAULT_ENGINE = "xllamacpp"
 
 
-def open_gguf(path: Path | str, engine: str = DEFAULT, **settings: Any) -> GgufEngine:
-    """A GGUF file in an engine, by the engine's name.
+def open_gguf(path: Path | str, engine: str = DEFAULT_ENGINE, **settings: Any) -> GgufEngine:
+    """Open a GGUF file in an engine.
 
     Args:
-        path: the file.
-        engine: one of `ENGINES`.
-        settings: of the engine: parallel, context, threads, exact, adapter.
+        path: of the file.
+        engine: a name in `ENGINES`.
+        settings: the engine's: parallel, context, threads, exact, adapter.
 
     Raises:
         UsageError: no engine of that name.

@@ -1,7 +1,7 @@
-"""A GGUF file in llama-cpp-python, the engine of the published model card; an extra, compiled on installation.
+"""GGUF files in llama-cpp-python, the engine of the published model card; an optional extra, compiled on installation.
 
-Answers come from `Llama.create_completion` on the ids of the file's own chat template, which is what
-`create_chat_completion` does. It works on one conversation at a time.
+Answers come from `Llama.create_completion` on the ids of the file's chat template, as in `create_chat_completion`,
+one conversation at a time.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Any
 import numpy as np
 
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.gguf_file import ailment, check_gguf, cores
-from buleyean_rl.inference.protocol import CONTEXT, GREEDY, Adapter, Answer, Completing, Messages, Sampling
+from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
+from buleyean_rl.inference.protocol import CONTEXT_TOKENS, GREEDY, Adapter, Answer, BaseEngine, Messages, Sampling
 
-INSTALL = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
+INSTALL_HINT = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
 
 
-def installed() -> bool:
-    """Whether llama-cpp-python is there."""
+def is_installed() -> bool:
+    """Whether llama-cpp-python is installed."""
     return importlib.util.find_spec("llama_cpp") is not None
 
 
-class LlamaCppPythonEngine(Completing):
+class LlamaCppPythonEngine(BaseEngine):
     """A GGUF file in `llama_cpp.Llama`, inside this process.
 
     Args:
         path: the GGUF file.
-        parallel: for the interface's sake; answers are computed one after the other.
-        context: tokens of one conversation, prompt and answer together, at most.
-        threads: for one token; the physical cores if None.
-        exact: keep the attention cache in 32 bits, for comparing numbers.
+        parallel: ignored; answers are computed one after the other.
+        context: maximum tokens of a conversation, prompt and answer.
+        threads: None for the available cores.
+        exact: KV cache in fp32, for comparing numbers.
         adapter: a LoRA GGUF to apply.
 
     Raises:
-        EngineError: llama-cpp-python is not installed; the file is missing, is not GGUF, is cut short, or
+        EngineError: llama-cpp-python is not installed; the file is missing, is not GGUF, is truncated, or
             llama.cpp cannot run it.
     """
 
@@ -48,21 +48,21 @@ class LlamaCppPythonEngine(Completing):
         path: Path | str,
         *,
         parallel: int = 1,
-        context: int = CONTEXT,
+        context: int = CONTEXT_TOKENS,
         threads: int | None = None,
         exact: bool = False,
         adapter: Adapter | None = None,
     ) -> None:
         self.path, self.parallel, self.context = Path(path), parallel, context
-        if not installed():
-            raise EngineError(f"llama-cpp-python is not installed: {INSTALL}")
+        if not is_installed():
+            raise EngineError(f"llama-cpp-python is not installed: {INSTALL_HINT}")
         check_gguf(self.path)
         self._settings: dict[str, Any] = {
             "model_path": str(self.path),
             "n_ctx": context,
-            "n_threads": threads or cores(),
-            "n_threads_batch": threads or cores(),
-            "swa_full": True,  # else a cached prefix could not be used again
+            "n_threads": threads or available_cores(),
+            "n_threads_batch": threads or available_cores(),
+            "swa_full": True,  # or a cached prefix could not be reused
             "verbose": False,
         }
         if exact:
@@ -71,7 +71,7 @@ class LlamaCppPythonEngine(Completing):
             check_gguf(adapter.path)
             self._settings |= {"lora_path": str(adapter.path), "lora_scale": adapter.scale}
         self._scorer: Any = None
-        self._scored: list[int] = []
+        self._scored_ids: list[int] = []
         self._llama: Any = self._open()
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
@@ -79,7 +79,7 @@ class LlamaCppPythonEngine(Completing):
         return list(self._model().tokenize(text.encode(), add_bos=add_special, special=parse_special))
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
-        """The file's chat template as llama-cpp-python renders it, with the BOS it may begin with."""
+        """The chat template as llama-cpp-python renders it, with its BOS where it has one."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         template = self._model().metadata.get("tokenizer.chat_template")
@@ -87,8 +87,8 @@ class LlamaCppPythonEngine(Completing):
             raise EngineError(f"{self.path}: has no chat template; use an instruct model")
         formatter = Jinja2ChatFormatter(
             template=template,
-            eos_token=self._text(self._llama.token_eos()),
-            bos_token=self._text(self._llama.token_bos()),
+            eos_token=self._token_text(self._llama.token_eos()),
+            bos_token=self._token_text(self._llama.token_bos()),
             add_generation_prompt=add_generation_prompt,
         )
         try:
@@ -97,12 +97,12 @@ class LlamaCppPythonEngine(Completing):
             raise EngineError(f"{self.path}: its chat template refuses these messages: {error}") from error
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """The ids `create_chat_completion` would evaluate: a BOS comes from the template or not at all."""
+        """The ids `create_chat_completion` would evaluate: a BOS only from the template."""
         return self.tokenize(self.render(messages))
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer in pieces as they come."""
-        for chunk in self._chunks(messages, sampling):
+        """The answer, streamed in pieces."""
+        for chunk in self._stream_chunks(messages, sampling):
             if piece := chunk["choices"][0]["text"]:
                 yield piece
 
@@ -115,7 +115,7 @@ class LlamaCppPythonEngine(Completing):
         """The answers in order, one after the other."""
         answers: list[Answer] = []
         for index, messages in enumerate(conversations):
-            chunks = list(self._chunks(messages, replace(sampling, seed=sampling.seed + index)))
+            chunks = list(self._stream_chunks(messages, replace(sampling, seed=sampling.seed + index)))
             text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
             ended = chunks[-1]["choices"][0]["finish_reason"] == "stop"
             answers.append(Answer(text, len(self.tokenize(text)) if ended else sampling.max_tokens, ended))
@@ -124,7 +124,7 @@ class LlamaCppPythonEngine(Completing):
         return answers
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
-        """The k likeliest next tokens, from the logits before any sampling."""
+        """The k likeliest next tokens with their log-probabilities, before any sampling."""
         row = _log_softmax(self._logits(ids)[-1])
         best = np.argsort(-row, kind="stable")[:k]
         return {int(token): float(row[token]) for token in best}
@@ -144,8 +144,8 @@ class LlamaCppPythonEngine(Completing):
                 on_done(len(scores))
         return scores
 
-    def ends_at(self, token: int) -> bool:
-        """Whether drawing `token` ends an answer."""
+    def is_end_token(self, token: int) -> bool:
+        """Whether `token` ends an answer."""
         import llama_cpp
 
         return bool(llama_cpp.llama_vocab_is_eog(llama_cpp.llama_model_get_vocab(self._model().model), token))
@@ -157,8 +157,8 @@ class LlamaCppPythonEngine(Completing):
                 llama.close()
         self._llama = self._scorer = None
 
-    def _chunks(self, messages: Messages, sampling: Sampling) -> Iterator[dict[str, Any]]:
-        """The pieces of an answer as llama-cpp-python streams them; the last one says why it ends."""
+    def _stream_chunks(self, messages: Messages, sampling: Sampling) -> Iterator[dict[str, Any]]:
+        """The chunks of an answer; the last has its finish reason."""
         ids = self.prompt_ids(messages)
         if len(ids) >= self.context:
             raise EngineError(
@@ -178,22 +178,22 @@ class LlamaCppPythonEngine(Completing):
         )
 
     def _open(self, **settings: Any) -> Any:
-        """The file in llama.cpp, once more; the weights are shared by mapping them."""
+        """Load the file; several loads share the mapped weights."""
         from llama_cpp import Llama
 
         try:
-            with _without_amx():
+            with _amx_disabled():
                 return Llama(**self._settings, **settings)
         except (ValueError, RuntimeError):
-            raise EngineError(f"{self.path}: llama.cpp cannot load it: {ailment(self.path)}") from None
+            raise EngineError(f"{self.path}: llama.cpp cannot load it: {load_failure_reason(self.path)}") from None
 
     def _model(self) -> Any:
         if self._llama is None:
             raise EngineError(f"{self.path}: this engine is closed")
         return self._llama
 
-    def _text(self, token: int) -> str:
-        """How the vocabulary writes a token; nothing for one there is not."""
+    def _token_text(self, token: int) -> str:
+        """The vocabulary's text of a token; empty for a negative one, which is undefined."""
         import llama_cpp
 
         if token < 0:
@@ -202,48 +202,48 @@ class LlamaCppPythonEngine(Completing):
         return (llama_cpp.llama_vocab_get_text(vocabulary, token) or b"").decode(errors="replace")
 
     def _logits(self, ids: Sequence[int]) -> np.ndarray:
-        """The logits after every token of a sequence. Shape: (tokens, vocabulary)."""
+        """The logits after each token of a sequence. Shape: (tokens, vocabulary)."""
         self._model()
-        if self._scorer is None:  # answers need the last token's logits only: keeping all is for this one
+        if self._scorer is None:  # a second one: answers need the last token's logits only
             self._scorer = self._open(logits_all=True)
         if len(ids) > self.context:
-            raise EngineError(f"{len(ids)} tokens are to be scored and the context holds {self.context}")
-        pairs = zip(self._scored, ids, strict=False)
-        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._scored), len(ids)))
-        self._scorer.n_tokens = min(shared, len(ids) - 1)
+            raise EngineError(f"{len(ids)} tokens to score exceed the context of {self.context}")
+        pairs = zip(self._scored_ids, ids, strict=False)
+        shared_length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._scored_ids), len(ids)))
+        self._scorer.n_tokens = min(shared_length, len(ids) - 1)
         try:
             self._scorer.eval(list(ids)[self._scorer.n_tokens :])
         except RuntimeError as error:
             raise EngineError(f"{self.path}: llama.cpp: {error}") from error
-        self._scored = list(ids)
+        self._scored_ids = list(ids)
         return self._scorer.scores[: len(ids)]
 
 
 @contextmanager
-def _without_amx() -> Generator[None]:
-    """Load weights as other processors do where llama.cpp was compiled for AMX.
+def _amx_disabled() -> Generator[None]:
+    """Load weights without llama.cpp's AMX kernels within.
 
-    Its AMX kernels kill the process (SIGILL, SIGSEGV) when GCC compiled them: the tile configuration is
-    optimised away, see llama.cpp's pull request 26954. `Llama` passes only some of the model's parameters on.
+    Compiled by GCC they kill the process (SIGILL, SIGSEGV): the tile configuration is optimised away, see
+    llama.cpp's pull request 26954. `Llama` has no argument for it.
     """
     import llama_cpp.llama_cpp as library
 
-    defaults = library.llama_model_default_params
+    default_params = library.llama_model_default_params
 
-    def plain() -> Any:
-        parameters = defaults()
+    def make_params() -> Any:
+        parameters = default_params()
         parameters.use_extra_bufts = False
         return parameters
 
     if b"AMX_INT8 = 1" in library.llama_print_system_info():
-        library.llama_model_default_params = plain
+        library.llama_model_default_params = make_params
     try:
         yield
     finally:
-        library.llama_model_default_params = defaults
+        library.llama_model_default_params = default_params
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the last axis."""
+    """Log-probabilities over the last axis, in fp64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

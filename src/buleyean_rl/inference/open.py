@@ -1,4 +1,4 @@
-"""A model's name, and an engine that runs it."""
+"""Open an engine for a model by its name."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from buleyean_rl.models.model import open_model
 from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import Source
 
-KINDS = ("auto", "transformers", "llama.cpp")
-BATCH = 64  # conversations at once, in memory
-PARALLEL = 8  # in a server
+ENGINE_KINDS = ("auto", "transformers", "llama.cpp")
+TRANSFORMERS_BATCH = 64  # conversations
+SERVER_SLOTS = 8  # conversations at once
 
-Location = Source | str  # where a model is; a string is the URL of an endpoint
+Location = Source | str  # a string is the URL of an endpoint
 
 
 def locate(name: str) -> Location:
-    """Where the model of a name is, determined once for all that a command does with it.
+    """Resolve a model's name, once per command.
 
     Args:
-        name: whatever `train` takes, a run folder, or the URL of an OpenAI-compatible endpoint.
+        name: a base model as for `train`, a run folder, or the URL of an OpenAI-compatible endpoint.
 
     Raises:
         ModelError: nothing of that name can exist.
@@ -35,36 +35,36 @@ def locate(name: str) -> Location:
 
 
 def open_engine(model: str | Source, kind: str = "auto", console: Console | None = None) -> Engine:
-    """An engine for a model.
+    """Open an engine for a model.
 
     Args:
-        model: from `locate`, or a name for it.
-        kind: of engine. `auto` runs GGUF files in llama.cpp and everything else in transformers, which is
-            much the quicker of the two for many answers at once.
-        console: where a model in transformers says what it computes with; None for nowhere.
+        model: from `locate`, or its argument.
+        kind: of engine. `auto` runs GGUF files in llama.cpp, and the others in transformers, which is faster for
+            many answers at once.
+        console: where a model in transformers is described; None for nowhere.
 
     Raises:
-        UsageError: no such kind, or it does not run such a model.
+        UsageError: no such kind, or not for this model.
         ModelError: the model cannot be loaded.
         EngineError: the endpoint does not answer, or llama.cpp cannot run the file.
     """
-    if kind not in KINDS:
-        raise UsageError(f"no engine {kind!r}: there are {', '.join(KINDS)}")
+    if kind not in ENGINE_KINDS:
+        raise UsageError(f"no engine {kind!r}: there are {', '.join(ENGINE_KINDS)}")
     location = locate(model) if isinstance(model, str) else model
     if isinstance(location, str):
         if kind != "auto":
             raise UsageError(f"{location} is an endpoint: leave --engine out")
-        return EndpointEngine(location, parallel=PARALLEL)
+        return EndpointEngine(location, parallel=SERVER_SLOTS)
     if kind == "llama.cpp" or (kind == "auto" and is_gguf_file(location)):
         path = None if location.run is not None else location.gguf_path
         if path is None:
             name = location.name
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
-        return LlamaCppEngine(path, parallel=PARALLEL)
-    opened = open_model(location)
-    engine = TransformersEngine(opened.module, opened.tokenizer, batch=BATCH)
+        return LlamaCppEngine(path, parallel=SERVER_SLOTS)
+    loaded = open_model(location)
+    engine = TransformersEngine(loaded.module, loaded.tokenizer, batch=TRANSFORMERS_BATCH)
     if console is not None:
-        console.print(opened.describe())
+        console.print(loaded.describe())
     return engine
 
 
@@ -74,15 +74,15 @@ def is_endpoint(name: str) -> bool:
 
 
 def is_gguf_file(location: Location) -> bool:
-    """Whether a model was named by its GGUF file."""
+    """Whether a model is a GGUF file that the user named."""
     return isinstance(location, Source) and location.run is None and Path(location.name).suffix == ".gguf"
 
 
-def identity(model: str | Source, kind: str = "auto") -> str:
-    """A text that changes when the answers of a model may: for keying its answers.
+def answers_key(model: str | Source, kind: str = "auto") -> str:
+    """A cache key that changes whenever a model's answers may change.
 
     Args:
-        model: from `locate`, or a name for it.
+        model: from `locate`, or its argument.
         kind: of engine.
     """
     location = locate(model) if isinstance(model, str) else model

@@ -1,4 +1,4 @@
-"""What an engine is: the protocol, and what is drawn from it the same way whatever runs the model."""
+"""The protocol of engines, and the types and functions they share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 Messages = Sequence[Mapping[str, str]]
 
-CONTEXT = 2048  # tokens per conversation, unless asked for more: the cache is memory
+CONTEXT_TOKENS = 2048  # default of one conversation: the KV cache takes memory
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Sampling:
     """How an answer is drawn.
 
     Args:
-        max_tokens: the longest answer.
-        temperature: 0 takes the likeliest token every time.
-        top_p: the nucleus to draw from, applied before the temperature; ignored at temperature 0.
+        max_tokens: maximum tokens of an answer.
+        temperature: 0 is greedy.
+        top_p: probability of the nucleus, applied before the temperature; ignored at temperature 0.
         seed: same seed, same answer; ignored at temperature 0.
-        stop: texts that end the answer, and are left out of it.
+        stop: texts that end the answer and are not part of it.
     """
 
     max_tokens: int = 256
@@ -35,12 +35,12 @@ GREEDY = Sampling()
 
 
 class Answer(NamedTuple):
-    """An answer, and how it came to its end.
+    """An answer and how it ended.
 
     Args:
         text: of the answer.
-        tokens: how many tokens were drawn, the one that ends it not counted; None where the engine does not tell.
-        ended: whether it ended by itself, rather than at `Sampling.max_tokens`.
+        tokens: number of tokens without the end token; None where the engine does not report it.
+        ended: whether it ended by an end token or stop text, not at `Sampling.max_tokens`.
     """
 
     text: str
@@ -50,11 +50,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA in a GGUF file of its own, applied to a model as it is loaded.
+    """A LoRA adapter in a GGUF file, applied to a model when it is loaded.
 
     Args:
-        path: the file.
-        scale: 1 is as it was trained, 0 is not at all.
+        path: of the file.
+        scale: factor of the adapter; 1 is as trained.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Adapter:
 
 
 class Completer(Protocol):
-    """What answers many conversations. Every method raises EngineError where the engine fails."""
+    """Answers conversations in batches. Every method raises EngineError where the engine fails."""
 
     def complete_many(
         self,
@@ -70,12 +70,12 @@ class Completer(Protocol):
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """The answers to many conversations, in their order, computed side by side.
+        """The answers to many conversations, in order, computed in parallel.
 
         Args:
-            conversations: one list of messages each.
-            sampling: for all of them; the i-th draws with seed + i.
-            on_done: called with how many are done, from any thread.
+            conversations: a list of messages each.
+            sampling: for all of them; the i-th has seed + i.
+            on_done: called with the number of answers so far, from any thread.
         """
 
     def close(self) -> None:
@@ -84,15 +84,15 @@ class Completer(Protocol):
 
 @runtime_checkable
 class Engine(Completer, Protocol):
-    """What runs a model."""
+    """Runs a model."""
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
 
         Args:
             text: any string.
-            add_special: put BOS and EOS around it where this model wants them.
-            parse_special: read `<|im_end|>` as the token rather than as characters.
+            add_special: add BOS and EOS where this model has them.
+            parse_special: read `<|im_end|>` as the token, not as characters.
         """
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
@@ -102,7 +102,7 @@ class Engine(Completer, Protocol):
         """The token ids this engine feeds to the model to answer the messages."""
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer to a conversation, in pieces as they come; closing the generator stops the work."""
+        """The answer to a conversation, streamed in pieces; closing the generator stops the computation."""
 
     def answer_many(
         self,
@@ -110,7 +110,7 @@ class Engine(Completer, Protocol):
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """What `complete_many` gives, and how each answer ended."""
+        """As `complete_many`, with how each answer ended."""
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens after `ids`, with their log-probabilities in nats."""
@@ -121,20 +121,20 @@ class Engine(Completer, Protocol):
         starts: Sequence[int] | None = None,
         on_done: Callable[[int], None] | None = None,
     ) -> list[list[float]]:
-        """Log-probability of each token, conditional on those before it.
+        """Log-probability of each token given those before it.
 
         Args:
             sequences: token ids.
-            starts: of each, the first position to score, at least 1; None for 1 in all.
-            on_done: called with how many sequences are done, from any thread.
+            starts: first position to score of each sequence, at least 1; None is 1 for all.
+            on_done: called with the number of sequences so far, from any thread.
 
         Returns:
-            One list per sequence, shorter than it by its start.
+            One list per sequence, in nats, of its length less its start.
         """
 
 
-class Completing:
-    """What every engine's `complete_many` is: its answers without how they ended."""
+class BaseEngine:
+    """`complete_many` from an engine's `answer_many`."""
 
     def answer_many(
         self,
@@ -157,22 +157,22 @@ class Completing:
 
 @runtime_checkable
 class GgufEngine(Engine, Protocol):
-    """What runs a GGUF file."""
+    """Runs a GGUF file."""
 
-    def ends_at(self, token: int) -> bool:
-        """Whether drawing `token` ends an answer."""
+    def is_end_token(self, token: int) -> bool:
+        """Whether `token` ends an answer."""
 
 
 def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
-    """Negative log-likelihood of plain texts: (nats in total, tokens counted).
+    """Total negative log-likelihood of plain texts in nats, and the number of predicted tokens.
 
-    The first token of a text has nothing before it and is not counted, unless the model adds a BOS.
+    The first token of a text is predicted only where the model adds a BOS.
     """
     ids = [engine.tokenize(text, add_special=True, parse_special=False) for text in texts]
     scores = engine.logprobs([sequence for sequence in ids if len(sequence) > 1])
     return -sum(map(sum, scores)), sum(map(len, scores))
 
 
-def stop_at(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of the stop texts begins; None if there is none."""
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+def find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Index at which the first stop text begins; None if there is none."""
+    return min((index for stop in stops if (index := text.find(stop)) >= 0), default=None)

@@ -1,4 +1,4 @@
-"""A transformers model and tokenizer that are already in memory."""
+"""The engine of transformers models in memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.protocol import GREEDY, Answer, Completing, Messages, Sampling, stop_at
+from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Messages, Sampling, find_stop
 from buleyean_rl.models.private_interfaces import fits_static_cache
 
-NUCLEUS = 1024  # likeliest tokens among which the nucleus is sought first
-BATCH_TOKENS = 1 << 15  # of a batch, at most: each of its rows is as long as the longest prompt and an answer
+NUCLEUS_CANDIDATES = 1024  # likeliest tokens that nearly always contain the nucleus
+MAX_BATCH_TOKENS = 1 << 15  # rows times the longest prompt and answer
 
 
-class TransformersEngine(Completing):
-    """A transformers model and tokenizer that are already in memory.
+class TransformersEngine(BaseEngine):
+    """A transformers model and its tokenizer.
 
     Args:
         model: a causal language model, on any device.
         tokenizer: its tokenizer, with a chat template.
-        batch: how many conversations to answer at once, at most.
+        batch: maximum number of conversations in a batch.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
@@ -43,38 +43,38 @@ class TransformersEngine(Completing):
         )
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """The rendered template's ids: the template itself brings a BOS where the model wants one."""
+        """The ids of the rendered template, which contains the BOS where the model has one."""
         return self.tokenize(self.render(messages))
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer in pieces as they come."""
+        """The answer, streamed in pieces."""
         import torch
 
-        ids, shown, text, cache = self.prompt_ids(messages), 0, "", None
+        ids, emitted, text, cache = self.prompt_ids(messages), 0, "", None
         answer: list[int] = []
         generator = torch.Generator().manual_seed(sampling.seed)
-        fresh = ids
+        new_ids = ids
         while len(answer) < sampling.max_tokens:
-            output = self._output(fresh, cache=cache, use_cache=True, logits_to_keep=1)
+            output = self._forward(new_ids, cache=cache, use_cache=True, logits_to_keep=1)
             cache = output.cache
-            token = _draw(output.logits[0, -1].float().cpu(), sampling, generator)
+            token = _sample_token(output.logits[0, -1].float().cpu(), sampling, generator)
             if token in self._eos_token_ids:
                 break
             answer.append(token)
-            fresh = [token]
+            new_ids = [token]
             text = self.tokenizer.decode(answer, skip_special_tokens=True)
-            cut = stop_at(text, sampling.stop)
+            cut = find_stop(text, sampling.stop)
             if cut is not None:
                 text = text[:cut]
                 break
-            # The tail may turn into another character, or into a stop text, with the next token.
+            # With the next token the tail may become another character, or a stop text.
             pending = max((len(s) - 1 for s in sampling.stop), default=0)
             ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - pending
-            if ready > shown:
-                yield text[shown:ready]
-                shown = ready
-        if text[shown:]:
-            yield text[shown:]
+            if ready > emitted:
+                yield text[emitted:ready]
+                emitted = ready
+        if text[emitted:]:
+            yield text[emitted:]
 
     def answer_many(
         self,
@@ -86,18 +86,18 @@ class TransformersEngine(Completing):
         answers = [Answer("", 0, False)] * len(conversations)
         done = 0
         prompts = [self.prompt_ids(messages) for messages in conversations]
-        for chosen in self._batches(list(map(len, prompts)), sampling.max_tokens):
-            batch = self._batch([prompts[i] for i in chosen], sampling, [sampling.seed + i for i in chosen])
-            for i, answer in zip(chosen, batch, strict=True):
+        for indices in self._batches(list(map(len, prompts)), sampling.max_tokens):
+            batch = self._answer_batch([prompts[i] for i in indices], sampling, [sampling.seed + i for i in indices])
+            for i, answer in zip(indices, batch, strict=True):
                 answers[i] = answer
-            done += len(chosen)
+            done += len(indices)
             if on_done is not None:
                 on_done(done)
         return answers
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens, in fp32 from the model's logits."""
-        logits = self._output(ids, logits_to_keep=1).logits[0, -1]
+        logits = self._forward(ids, logits_to_keep=1).logits[0, -1]
         top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]))
         return dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
@@ -112,7 +112,7 @@ class TransformersEngine(Completing):
 
         scores = []
         for ids, start in zip(sequences, starts or [1] * len(sequences), strict=True):
-            logps = self._output(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
+            logps = self._forward(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
             tokens = torch.tensor(ids[start:], dtype=torch.long, device=logps.device)
             scores.append(logps.gather(-1, tokens[:, None])[:, 0].tolist())
             if on_done is not None:
@@ -122,26 +122,25 @@ class TransformersEngine(Completing):
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
 
-    def _output(self, ids: Sequence[int], **settings: Any) -> Any:
-        """What the model gives for one sequence."""
+    def _forward(self, ids: Sequence[int], **settings: Any) -> Any:
         import torch
 
         with torch.inference_mode():
             return self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), **settings)
 
-    def _batches(self, lengths: Sequence[int], room: int) -> Iterator[list[int]]:
-        """Places of prompts of similar length, so many that a batch stays small enough for memory."""
+    def _batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of prompts in batches of similar length, within `batch` and MAX_BATCH_TOKENS."""
         batch: list[int] = []
-        for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
             rows = len(batch) + 1
-            if batch and (rows > self.batch or rows * (lengths[place] + room) > BATCH_TOKENS):
+            if batch and (rows > self.batch or rows * (lengths[index] + max_tokens) > MAX_BATCH_TOKENS):
                 yield batch
                 batch = []
-            batch.append(place)
+            batch.append(index)
         if batch:
             yield batch
 
-    def _batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Answer]:
+    def _answer_batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Answer]:
         """Answers to prompts padded on the left to one length."""
         import torch
 
@@ -153,10 +152,10 @@ class TransformersEngine(Completing):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                cache=self._cache(width + sampling.max_tokens),
+                cache=self._static_cache(width + sampling.max_tokens),
                 disable_compile=True,
                 max_new_tokens=sampling.max_tokens,
-                logits_processor=[_SeededDraws(sampling, seeds)] if sampling.temperature > 0 else None,
+                logits_processor=[_SeededSampler(sampling, seeds)] if sampling.temperature > 0 else None,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -166,20 +165,21 @@ class TransformersEngine(Completing):
             )
         texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         return [
-            self._answer(text, drawn, sampling) for text, drawn in zip(texts, output[:, width:].tolist(), strict=True)
+            self._make_answer(text, drawn, sampling)
+            for text, drawn in zip(texts, output[:, width:].tolist(), strict=True)
         ]
 
-    def _cache(self, tokens: int) -> Any:
-        """Room for all the keys and values at once, where the model can use it: one that grows is copied every step."""
+    def _static_cache(self, tokens: int) -> Any:
+        """A preallocated KV cache where the model supports it: a growing one is copied at every step."""
         from transformers import StaticCache
 
         config = self.model.config.get_text_config(decoder=True)
         return StaticCache(config=config, max_cache_len=tokens) if fits_static_cache(self.model) else None
 
-    def _answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
-        """The answer of a row of a batch: what comes after its end is padding."""
+    def _make_answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
+        """The answer of a batch row: tokens after its end token are padding."""
         end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), None)
-        cut = stop_at(text, sampling.stop)
+        cut = find_stop(text, sampling.stop)
         return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
 
 
@@ -187,8 +187,8 @@ class TransformersEngine(Completing):
 def _contiguous_input(head: Any) -> Iterator[None]:
     """Make an output head's input contiguous.
 
-    After a prompt transformers hands it the last state of each row, a slice of all of them, and torch would multiply
-    that with a copy of the weight for every row: 57 MB each for a model of 135M.
+    After the prompt transformers passes a slice of the hidden states, the last of each row, which torch would multiply
+    with a copy of the weight per row.
     """
     hook = head.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(), *arguments[1:]))
     try:
@@ -197,11 +197,10 @@ def _contiguous_input(head: Any) -> Iterator[None]:
         hook.remove()
 
 
-class _SeededDraws:
-    """A logits processor that draws each row's token from its own generator and leaves no other choice.
+class _SeededSampler:
+    """A logits processor that samples each row's token by a generator of its own, so that no other can be chosen.
 
-    transformers' own sampling shares one generator among the rows, so that an answer would depend on its
-    neighbours.
+    In transformers' sampling the rows share a generator, so an answer would depend on the other rows.
     """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
@@ -214,12 +213,14 @@ class _SeededDraws:
         import torch
 
         rows = zip(scores.float().cpu(), self.generators, strict=True)
-        drawn = torch.tensor([_draw(row, self.sampling, generator) for row, generator in rows], device=scores.device)
+        drawn = torch.tensor(
+            [_sample_token(row, self.sampling, generator) for row, generator in rows], device=scores.device
+        )
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
 
-def _draw(logits: Any, sampling: Sampling, generator: Any) -> int:
-    """One token of a vector of logits. Shape: (vocabulary,)."""
+def _sample_token(logits: Any, sampling: Sampling, generator: Any) -> int:
+    """Sample a token from logits. Shape: (vocabulary,)."""
     import torch
 
     if sampling.temperature <= 0:
@@ -227,13 +228,13 @@ def _draw(logits: Any, sampling: Sampling, generator: Any) -> int:
     if sampling.top_p >= 1:
         weights = ((logits - logits.max()) / sampling.temperature).exp()
         return int(torch.multinomial(weights, 1, generator=generator))
-    # The nucleus is nearly always among the likeliest few: sorting all the vocabulary would take longer than a step.
-    for k in (min(NUCLEUS, len(logits)), len(logits)):
-        likeliest, tokens = logits.topk(k)
-        probabilities = (likeliest - logits.logsumexp(-1)).exp()
-        before = probabilities.cumsum(-1) - probabilities
-        if before[-1] + probabilities[-1] >= sampling.top_p:
+    # Sorting the whole vocabulary would take longer than a forward pass.
+    for k in (min(NUCLEUS_CANDIDATES, len(logits)), len(logits)):
+        top_logits, tokens = logits.topk(k)
+        probabilities = (top_logits - logits.logsumexp(-1)).exp()
+        preceding = probabilities.cumsum(-1) - probabilities
+        if preceding[-1] + probabilities[-1] >= sampling.top_p:
             break
-    inside = before < sampling.top_p  # the token that crosses top_p stays in
-    weights = torch.where(inside, probabilities, 0.0) ** (1.0 / sampling.temperature)
+    in_nucleus = preceding < sampling.top_p  # including the token that crosses top_p
+    weights = torch.where(in_nucleus, probabilities, 0.0) ** (1.0 / sampling.temperature)
     return int(tokens[torch.multinomial(weights, 1, generator=generator)])

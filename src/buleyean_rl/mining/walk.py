@@ -1,10 +1,10 @@
 """Void walking: mine, train on everything rejected so far, measure, and again with the trained model.
 
     round 0     base --measure--> loop rate, neutral text
-    round r     model r-1 --mine--> rejections --with all before--> train the base --> model r --measure-->
+    round r     model r-1 --mine--> rejections --with earlier ones--> train the base --> model r --measure-->
 
-Every round trains a fresh adapter on the base: its reference stays the model that was there first, so drift
-does not add up. A walk's folder holds all of its state; the same command goes on where it stopped.
+Every round trains a new adapter on the base: the reference stays the same, so drift does not accumulate. A walk's
+folder has all of its state; the same command resumes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, accumulate_records, read_records, write_records
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.repetition import loop_rate
-from buleyean_rl.inference.open import identity, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
@@ -34,12 +34,12 @@ from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
 
-ENGINE = "transformers"  # a round's model is an adapter on the base, and only there runs without an export
-TRAINING = (  # settings that make another walk
+ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
+TRAINING_SETTINGS = (  # in walk.json: with others it is another walk
     *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "adapter_scale"),
     *("per_device_train_batch_size", "lora_rank", "seed"),
 )
-MIN_NEW_SHARE = 0.1  # of the first round's rejections: with fewer, a model trained anew differs by chance
+MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
 
 
 def walk(
@@ -55,69 +55,69 @@ def walk(
     max_drift: float = 0.02,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Walk, or go on with a walk.
+    """Start or resume a walk.
 
     Args:
-        prompts: to mine; those that are held out are left out.
+        prompts: to mine, without those in `held_out`.
         held_out: prompts to measure on.
         model: the base model.
         folder: of the walk.
-        judges: who rejects.
-        configure: a run folder -> the settings of its training.
-        rounds: to be done in all.
-        settings: how the mined answers are drawn; greedy if None.
-        max_drift: nats per token that the neutral texts may lose; a round that exceeds it is the last.
-        console: where progress goes; None for nowhere.
+        judges: of the answers.
+        configure: run folder -> settings of its training.
+        rounds: maximum number of rounds.
+        settings: of the mining; None for greedy answers.
+        max_drift: of the neutral texts in nats per token; a round that exceeds it is the last.
+        console: for progress; None for no output.
 
     Returns:
-        What `walk.json` holds.
+        The contents of `walk.json`.
 
     Raises:
-        UsageError: the folder holds a walk with other settings, or the model is not one that trains.
+        UsageError: the folder has a walk with other settings, or the model cannot be trained.
     """
     console, settings = console or Console(quiet=True), settings or MineSettings()
     if is_endpoint(model) or is_run(model):
-        raise UsageError(f"{model} cannot be walked from: name a base model, as for `buleyean train`")
-    unseen = set(held_out)
-    prompts = [prompt for prompt in prompts if prompt not in unseen]
+        raise UsageError(f"{model} cannot be trained: give a base model, as for `buleyean train`")
+    held_out_set = set(held_out)
+    prompts = [prompt for prompt in prompts if prompt not in held_out_set]
     if not prompts:
-        raise UsageError("every prompt is held out: nothing is left to mine")
-    state = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, console)
-    state.open()
-    if not state.rounds:
-        state.measure(0, 0, 0)
+        raise UsageError("every prompt is held out: there are none to mine")
+    current = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, console)
+    current.open()
+    if not current.rounds:
+        current.measure(0, 0, 0)
     stop = None
-    while stop is None and len(state.rounds) <= rounds:
-        number = len(state.rounds)
+    while stop is None and len(current.rounds) <= rounds:
+        number = len(current.rounds)
         console.print(f"[bold]round {number}[/]")
-        rejected = state.mine(number)
-        stop = reason_not_to_train(state.rounds, rejected)
+        rejected = current.mine(number)
+        stop = reason_not_to_train(current.rounds, rejected)
         if stop:
             break
-        records = state.train(number)
-        state.measure(number, rejected, records)
-        stop = reason_to_stop(state.rounds, max_drift)
-    state.close_engine()
-    best = best_round(state.rounds, max_drift)
-    state.write(stop, best)
-    plot_walk(folder / "walk.png", state.rounds, max_drift)
-    console.print(rounds_table(state.rounds))
+        records = current.train(number)
+        current.measure(number, rejected, records)
+        stop = reason_to_stop(current.rounds, max_drift)
+    current.close_engine()
+    best = best_round(current.rounds, max_drift)
+    current.write(stop, best)
+    plot_walk(folder / "walk.png", current.rounds, max_drift)
+    console.print(rounds_table(current.rounds))
     if stop:
-        console.print(f"stopped after round {len(state.rounds) - 1}: {stop}")
+        console.print(f"stopped after round {len(current.rounds) - 1}: {stop}")
     if best:
-        console.print(f"the best is round {best}: {folder / str(state.rounds[best].run)}")
-    return state.summary(stop, best)
+        console.print(f"the best is round {best}: {folder / str(current.rounds[best].run)}")
+    return current.summary(stop, best)
 
 
 def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
-    """Settings of a walk's training: the preset `loops`, a YAML file's over it, and options over both.
+    """Settings of a walk's training: the preset `loops`, overridden by a YAML file's, overridden by options.
 
     Args:
-        file: as for `config.load_config`.
+        file: see `config.load_config`.
         options: settings by name.
 
     Returns:
-        A run folder -> its settings.
+        Run folder -> its settings.
     """
 
     def configure(folder: Path) -> BuleyeanConfig:
@@ -127,22 +127,22 @@ def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], 
 
 
 def reason_not_to_train(rounds: Sequence[Round], rejected: int) -> str | None:
-    """Why a round that mined so few rejections is not worth training; None if it is.
+    """Why a round has mined too few rejections to train on; None if it has enough.
 
     Args:
-        rounds: those done, from the base on.
-        rejected: answers newly rejected.
+        rounds: the earlier ones, from the base on.
+        rejected: number of newly rejected answers.
     """
     if not rejected:
         return "nothing was rejected any more"
     first = rounds[1].rejected if len(rounds) > 1 else 0
     if rejected < MIN_NEW_SHARE * first:
-        return f"{rejected} answers were rejected where the first round had {first}: too few to make another model"
+        return f"{rejected} answers were rejected, {first} in the first round: too few to train another model"
     return None
 
 
 def reason_to_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
-    """Why the last of some rounds should stay the last; None to go on.
+    """Why the last round should end the walk; None to continue.
 
     Args:
         rounds: from the base on.
@@ -150,29 +150,29 @@ def reason_to_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
     """
     if len(rounds) < 2:
         return None
-    base, before, last = rounds[0], rounds[-2], rounds[-1]
+    base, previous, last = rounds[0], rounds[-2], rounds[-1]
     drift = last.drift(base)
     if drift > max_drift:
         return f"neutral text lost {drift:.3f} nats per token, more than {max_drift}"
-    if last.rejection_rate > before.rejection_rate:
-        return "more of the held-out answers are rejected than before it"
+    if last.rejection_rate > previous.rejection_rate:
+        return "more held-out answers are rejected than in the round before"
     if last.rejection_rate == 0:
         return "none of the held-out answers is rejected any more"
-    fewer_mined = len(rounds) == 2 or last.rejected < before.rejected
-    if last.rejection_rate == before.rejection_rate and not fewer_mined:
-        return "it no longer helped"
+    fewer_mined = len(rounds) == 2 or last.rejected < previous.rejected
+    if last.rejection_rate == previous.rejection_rate and not fewer_mined:
+        return "it did not improve"
     return None
 
 
 def best_round(rounds: Sequence[Round], max_drift: float) -> int:
-    """The round with the fewest rejections among those that did not drift too far; the later of equals."""
-    fit = [r for r in rounds if r.drift(rounds[0]) <= max_drift]
-    return min(fit, key=lambda r: (r.rejection_rate, -r.round)).round
+    """The round with the lowest rejection rate within `max_drift`; the later of equals."""
+    within_limit = [r for r in rounds if r.drift(rounds[0]) <= max_drift]
+    return min(within_limit, key=lambda r: (r.rejection_rate, -r.round)).round
 
 
 @dataclass
 class _Walk:
-    """A walk: its folder, its rounds, and the model of one round in memory."""
+    """The state of a walk: its folder, its rounds, and one round's model in memory."""
 
     prompts: list[Prompt]
     held_out: list[Prompt]
@@ -184,25 +184,25 @@ class _Walk:
     console: Console
 
     def open(self) -> None:
-        """Read the rounds that are done, of the same walk."""
+        """Read the rounds of the same walk, or start one."""
         self.rounds: list[Round] = []
         self._engine: tuple[int, Engine] | None = None
         config = self.configure(self.folder / "run")
         self.header = {
-            "model": identity(self.base, ENGINE),
+            "model": answers_key(self.base, ENGINE_KIND),
             "prompts": len(self.prompts),
             "held_out": len(self.held_out),
             "judges": [judge.name for judge in self.judges],
             "mining": asdict(self.settings),
-            "training": {name: getattr(config, name) for name in TRAINING},
+            "training": {name: getattr(config, name) for name in TRAINING_SETTINGS},
         }
         file = self.folder / "walk.json"
         if file.exists():
             earlier = json.loads(file.read_text(encoding="utf-8"))
-            plain = json.loads(json.dumps(self.header))
-            differing = [name for name in plain if earlier.get(name) != plain[name]]
-            if differing:
-                raise UsageError(f"{self.folder} holds a walk with another {', '.join(differing)}: name another folder")
+            expected = json.loads(json.dumps(self.header))
+            differences = [name for name in expected if earlier.get(name) != expected[name]]
+            if differences:
+                raise UsageError(f"{self.folder} has a walk with another {', '.join(differences)}: name another folder")
             self.rounds = [Round(**entry) for entry in earlier["rounds"]]
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -213,25 +213,25 @@ class _Walk:
         write_json(self.folder / "walk.json", self.summary(stop, best))
 
     def summary(self, stop: str | None, best: int) -> dict[str, Any]:
-        """What `walk.json` holds."""
+        """The contents of `walk.json`."""
         return {**self.header, "rounds": [asdict(r) for r in self.rounds], "stopped": stop, "best": best}
 
     def mine(self, number: int) -> int:
-        """This round's rejections, and with those before them the records to train on; how many are new."""
-        folder = self._round(number)
-        with self._clock(number):
+        """Mine a round and write the records of all rounds so far; returns the number of new rejections."""
+        folder = self._round_folder(number)
+        with self._measure_time(number):
             mined = self._mine(self.prompts, number - 1, folder / "mined.jsonl", self.settings)
             self.console.print(f"{mined.report.rejected:,} of {mined.report.answers:,} answers rejected")
-            earlier = [self._round(i) / "mined.jsonl" for i in range(1, number)]
+            earlier = [self._round_folder(i) / "mined.jsonl" for i in range(1, number)]
             records = [*(record for path in earlier for record in read_records(path)), *mined.records]
             if mined.records:
                 write_records(folder / "records.jsonl", accumulate_records(records))
         return mined.report.rejected
 
     def train(self, number: int) -> int:
-        """This round's run; how many records it was trained on."""
-        folder = self._round(number)
-        with self._clock(number):
+        """Train a round's run; returns the number of its records."""
+        folder = self._round_folder(number)
+        with self._measure_time(number):
             if not (folder / "run" / "run.json").exists():
                 self.close_engine()
                 train(
@@ -244,47 +244,46 @@ class _Walk:
         return sum(1 for _ in read_records(folder / "records.jsonl"))
 
     def measure(self, number: int, rejected: int, records: int) -> None:
-        """Round `number`'s model on the held-out prompts and the neutral texts."""
-        folder = self._round(number)
-        with self._clock(number) as clock:
+        """Measure a round's model on the held-out prompts and the neutral texts."""
+        folder = self._round_folder(number)
+        with self._measure_time(number) as seconds:
             greedy = MineSettings(max_tokens=self.settings.max_tokens)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
-            with self.console.status("reading neutral texts"):
-                nats, tokens = neutral_nll(self._model(number), demo_data.neutral_texts())
-            measured = Round(
+            with self.console.status("scoring neutral texts"):
+                nats, tokens = neutral_nll(self._open_engine(number), demo_data.neutral_texts())
+            result = Round(
                 round=number,
                 loop_rate=loop_rate([answer for answers in mined.answers for answer in answers]),
                 rejection_rate=mined.report.rejected / mined.report.answers,
                 neutral_nll=nats / tokens,
                 records=records,
                 rejected=rejected,
-                seconds=clock(),
+                seconds=seconds(),
                 run=f"{folder.name}/run" if number else None,
             )
-        self.rounds.append(measured)
+        self.rounds.append(result)
         self.write(None, 0)
         self.console.print(
-            f"round {number}: {measured.loop_rate:.1%} of the held-out answers loop, "
-            f"neutral text {measured.neutral_nll:.3f} nats per token"
+            f"round {number}: {result.loop_rate:.1%} of the held-out answers loop, "
+            f"neutral text {result.neutral_nll:.3f} nats per token"
         )
 
     def _mine(self, prompts: Sequence[Prompt], number: int, output: Path, settings: MineSettings) -> Mined:
-        """Mine with the model of a round."""
         return mine(
             prompts,
-            lambda: _Borrowed(self._model(number)),
-            identity(self._source(number), ENGINE),
+            lambda: _SharedEngine(self._open_engine(number)),
+            answers_key(self._source(number), ENGINE_KIND),
             self.judges,
             output,
             settings,
             console=self.console,
         )
 
-    def _model(self, number: int) -> Engine:
-        """A round's model, loaded once for measuring it and mining with it."""
+    def _open_engine(self, number: int) -> Engine:
+        """A round's engine, loaded once for mining and measuring."""
         if self._engine is None or self._engine[0] != number:
             self.close_engine()
-            self._engine = number, open_engine(self._source(number), ENGINE, self.console)
+            self._engine = number, open_engine(self._source(number), ENGINE_KIND, self.console)
         return self._engine[1]
 
     def close_engine(self) -> None:
@@ -294,21 +293,21 @@ class _Walk:
             self._engine = None
 
     def _source(self, number: int) -> Source:
-        return self.base.with_adapter(self._round(number) / "run") if number else self.base
+        return self.base.with_adapter(self._round_folder(number) / "run") if number else self.base
 
-    def _round(self, number: int) -> Path:
+    def _round_folder(self, number: int) -> Path:
         folder = self.folder / f"round-{number}"
         folder.mkdir(exist_ok=True)
         return folder
 
     @contextmanager
-    def _clock(self, number: int) -> Iterator[Callable[[], float]]:
-        """Seconds spent on a round so far, by every process that worked on it."""
-        file, started = self._round(number) / "seconds.json", time.monotonic()
-        before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    def _measure_time(self, number: int) -> Iterator[Callable[[], float]]:
+        """A clock of the seconds spent on a round, over all processes."""
+        file, started = self._round_folder(number) / "seconds.json", time.monotonic()
+        earlier_seconds = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
 
         def seconds() -> float:
-            return before + time.monotonic() - started
+            return earlier_seconds + time.monotonic() - started
 
         try:
             yield seconds
@@ -316,11 +315,11 @@ class _Walk:
             write_json(file, {"seconds": seconds()})
 
 
-class _Borrowed:
-    """An engine that stays open when its borrower closes it."""
+class _SharedEngine:
+    """An engine that `mine` does not close."""
 
     def __init__(self, engine: Engine) -> None:
         self.complete_many = engine.complete_many
 
     def close(self) -> None:
-        """Does nothing: the engine is used again."""
+        """Do nothing: the engine is reused."""

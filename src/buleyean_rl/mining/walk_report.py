@@ -1,4 +1,4 @@
-"""A walk for people to read: its table and its plot."""
+"""Table and plot of a walk."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Round:
     Args:
         round: 0 is the base model.
         loop_rate: share of greedy answers that loop.
-        rejection_rate: share of them that some judge of the walk rejects.
-        neutral_nll: nats per token of plain texts.
-        records: trained on, of this round and those before.
-        rejected: answers rejected in this round's mining, by the model of the round before.
-        seconds: spent on the round, by every process that worked on it.
-        run: the run folder, within the walk's.
+        rejection_rate: share of them that any judge rejects.
+        neutral_nll: nats per token of the neutral texts.
+        records: number trained on, of this round and earlier ones.
+        rejected: number of rejected answers of the previous round's model, mined in this round.
+        seconds: spent on the round, over all processes.
+        run: the run folder, relative to the walk's.
     """
 
     round: int
@@ -34,12 +34,12 @@ class Round:
     run: str | None
 
     def drift(self, base: Round) -> float:
-        """Nats per token that the plain texts lost since the base."""
+        """Increase of `neutral_nll` over the base, in nats per token."""
         return self.neutral_nll - base.neutral_nll
 
 
 def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
-    """Draw the rates and the drift over the rounds, and the drift that would end the walk.
+    """Plot rates and drift over the rounds, with the limit of the drift.
 
     Args:
         path: of the PNG.
@@ -72,7 +72,7 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
 
 
 def rounds_table(rounds: Sequence[Round]) -> Table:
-    """The rounds of a walk, a row each, for the terminal."""
+    """A table of the rounds, for the terminal."""
     table = Table(title="answers to unseen prompts, greedy")
     for column in ("round", "loop", "rejected", "neutral nats", "drift", "newly rejected", "records", "seconds"):
         table.add_column(column, justify="right")

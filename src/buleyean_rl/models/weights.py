@@ -2,14 +2,15 @@
 
     Source --GGUF: converted once--> folder or Hub commit --> transformers model
 
-Nothing is read from pickle, and no code that comes with a model is run.
+Only safetensors and GGUF are read, no pickle; no code of a model is run.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
         dtype: of its weights.
 
     Raises:
-        ModelError: it cannot be found or loaded.
+        ModelError: it cannot be resolved or loaded.
     """
     from transformers import AutoModelForCausalLM
 
     source = resolve(name)
     with loading(source):
         return AutoModelForCausalLM.from_pretrained(
-            _location(source), **_revision(source), dtype=dtype, use_safetensors=True
+            _pretrained_location(source), **_revision_argument(source), dtype=dtype, use_safetensors=True
         ).eval()
 
 
@@ -49,35 +50,35 @@ def load_tokenizer(name: str | Source) -> Any:
         name: see `resolve`.
 
     Raises:
-        ModelError: it cannot be found or loaded.
+        ModelError: it cannot be resolved or loaded.
     """
     from transformers import AutoTokenizer
 
     source = resolve(name)
     with loading(source):
-        return AutoTokenizer.from_pretrained(_location(source), **_revision(source))
+        return AutoTokenizer.from_pretrained(_pretrained_location(source), **_revision_argument(source))
 
 
 def load_config(name: str | Source) -> Any:
-    """The transformers configuration of a model, without its weights.
+    """Load the transformers configuration of a model, without its weights.
 
     Args:
         name: see `resolve`.
 
     Raises:
-        ModelError: it cannot be found or read.
+        ModelError: it cannot be resolved or read.
     """
     from transformers import AutoConfig
 
     source = resolve(name)
     with loading(source):
-        if source.gguf and not _conversion(source).exists():
+        if source.gguf and not _conversion_folder(source).exists():
             return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf)
-        return AutoConfig.from_pretrained(_location(source), **_revision(source))
+        return AutoConfig.from_pretrained(_pretrained_location(source), **_revision_argument(source))
 
 
 def eos_token_ids(name: str | Source, config: Any) -> set[int]:
-    """The tokens at which a model's generation stops, as far as it says so.
+    """Ids of the end tokens in a model's generation settings.
 
     Args:
         name: see `resolve`.
@@ -89,13 +90,13 @@ def eos_token_ids(name: str | Source, config: Any) -> set[int]:
     generation = config
     if not source.gguf:
         with suppress(OSError):  # it has no generation_config.json
-            generation = GenerationConfig.from_pretrained(_location(source), **_revision(source))
+            generation = GenerationConfig.from_pretrained(_pretrained_location(source), **_revision_argument(source))
     ids = generation.eos_token_id
     return set(ids if isinstance(ids, list) else [ids]) - {None}
 
 
 def weight_files(name: str | Source) -> list[Path]:
-    """The safetensors files of a model that is not a GGUF, fetched from the Hub where it is there.
+    """The safetensors files of a model that is not a GGUF, downloaded for a Hub model.
 
     Args:
         name: see `resolve`.
@@ -119,24 +120,25 @@ def weight_files(name: str | Source) -> list[Path]:
     return paths
 
 
-def _location(source: Source) -> str:
-    """What `from_pretrained` reads: a folder, or a name on the Hub."""
-    return str(_converted(source)) if source.gguf else source.location
+def _pretrained_location(source: Source) -> str:
+    """The argument of `from_pretrained`: a folder or a Hub id."""
+    return str(_convert_gguf(source)) if source.gguf else source.location
 
 
-def _revision(source: Source) -> dict[str, Any]:
-    """The commit of a name on the Hub, as an argument of `from_pretrained`."""
+def _revision_argument(source: Source) -> dict[str, Any]:
+    """The commit of a Hub model as a keyword argument of `from_pretrained`."""
     return {} if source.revision is None else {"revision": source.revision}
 
 
-def _converted(source: Source) -> Path:
-    """A GGUF file as a transformers folder in fp32, made once: transformers takes long to read a GGUF."""
+def _convert_gguf(source: Source) -> Path:
+    """Convert a GGUF file to a transformers folder in fp32, once: reading a GGUF is slow."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = _conversion(source)
+    folder = _conversion_folder(source)
     if not folder.exists():
-        with atomic_folder(folder) as unfinished:
-            # left packed, its weights would be neither trainable nor mergeable
+        # transformers' reader draws a bar of its own, whatever its settings
+        with atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()):
+            # quantised weights could be neither trained nor merged
             model = AutoModelForCausalLM.from_pretrained(
                 source.location,
                 gguf_file=source.gguf,
@@ -146,32 +148,32 @@ def _converted(source: Source) -> Path:
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf)
-            _restore_split(tokenizer, Path(source.location) / str(source.gguf))
+            _restore_pre_tokenizer(tokenizer, Path(source.location) / str(source.gguf))
             for part in (model, tokenizer):
                 part.save_pretrained(unfinished)
     return folder
 
 
-def _conversion(source: Source) -> Path:
-    """Where a GGUF file's conversion is, once there is one."""
+def _conversion_folder(source: Source) -> Path:
+    """The cached folder of a GGUF file's conversion."""
     from transformers import __version__
 
     return cache_folder() / "models" / f"{source.fingerprint}-{__version__}"
 
 
-def _restore_split(tokenizer: Any, gguf_path: Path) -> None:
-    """transformers splits text like GPT-2 whatever the file says; SmolLM, for one, takes digits apart first."""
+def _restore_pre_tokenizer(tokenizer: Any, gguf_path: Path) -> None:
+    """Replace the pre-tokenizer by the file's: transformers reads every GGUF as GPT-2's."""
     from gguf import GGUFReader
 
     field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
-    split = pre_tokenizers.named(field.contents()) if field is not None else None
+    split = pre_tokenizers.make_pre_tokenizer(field.contents()) if field is not None else None
     if split is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = split
 
 
 @contextmanager
 def loading(source: Source) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one error; keep progress bars out of the way."""
+    """Turn any failure to load into a `ModelError`, and hide progress bars."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

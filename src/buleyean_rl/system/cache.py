@@ -19,7 +19,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
 
 
-def key_of(inputs: object) -> str:
+def cache_key(inputs: object) -> str:
     """A short hash for a file's name.
 
     Args:
@@ -33,10 +33,10 @@ def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, A
 
     Args:
         kind: what it is, for the name of its file.
-        inputs: see `key_of`.
+        inputs: see `cache_key`.
         compute: returns the result, such that JSON can hold it.
     """
-    file = cache_folder() / f"{kind}-{key_of(inputs)}.json"
+    file = cache_folder() / f"{kind}-{cache_key(inputs)}.json"
     if file.exists():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     result = compute()

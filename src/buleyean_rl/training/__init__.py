@@ -2,13 +2,13 @@
 
 config             every setting, presets
 run                `train()`: the whole run, stage by stage
-dataset            records --> what is trained on and what is held out
+dataset            records --> training and held-out boundaries
 own_samples        the base model's own answers beside the rejected ones
 trainer            Hugging Face's loop around the fused loss
 reference_cache    the reference's hidden states, from epoch to epoch
 guard              ends a run before it ruins the model
-measure, held_out  the objective, neutral text and drift, before and after
+before_after, held_out  the objective, neutral text and drift, before and after
 estimate           time and memory, from a trial step
-progress, report   what people see; run.json, loss.png, the card
+progress, report   progress bar; run.json, loss.png, the card
 checkpoints        run folders while they are written
 """

@@ -1,4 +1,4 @@
-"""Run folders while they are written: claimed, resumed, their checkpoints found and discarded."""
+"""Run folders while they are written: start, resume, checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from buleyean_rl.models.run_folder import RUN_FORMAT, read_run
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig
 
-RESULT_SETTINGS = (  # that decide a run's result
+RESULT_SETTINGS = (  # those that decide the result
     *("objective", "alpha", "tau", "beta", "own_samples"),
     *("max_length", "micro_batch_tokens", "held_out", "guard", "guard_kl"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
@@ -23,12 +23,12 @@ RESULT_SETTINGS = (  # that decide a run's result
 
 
 def run_settings(model_name: str, sha256: str, config: BuleyeanConfig) -> dict[str, Any]:
-    """What a run is, for `settings.json`: its base model, its records and the settings that decide the result.
+    """The contents of `settings.json`: base model, records and the settings that decide the result.
 
     Args:
-        model_name: of the base model, good from any folder.
+        model_name: of the base model, absolute.
         sha256: of the records file.
-        config: all settings.
+        config: the settings.
     """
     values = {name: getattr(config, name) for name in RESULT_SETTINGS}
     plain = {name: str(value.value) if hasattr(value, "value") else value for name, value in values.items()}
@@ -36,51 +36,51 @@ def run_settings(model_name: str, sha256: str, config: BuleyeanConfig) -> dict[s
 
 
 def open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:
-    """Claim a run folder.
+    """Start or resume a run in a folder.
 
     Args:
         folder: of the run.
-        settings: model, records and config of the run; a resumed one must have the same.
-        resume: go on with a run that was stopped.
+        settings: from `run_settings`; a resumed run must have the same.
+        resume: resume a run that was stopped.
 
     Returns:
-        The checkpoint to go on from, or None to begin.
+        The checkpoint to resume from, or None to start.
 
     Raises:
-        UsageError: the folder holds another run, or none that could be resumed.
-        ModelError: an earlier version wrote the run that is to be resumed.
+        UsageError: the folder has another run, or none to resume.
+        ModelError: an earlier version wrote the run to resume.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name a folder for the run")
     file = folder / "settings.json"
     if (folder / "run.json").exists():
-        raise UsageError(f"{folder} already holds a finished run: name another folder, or delete this one")
+        raise UsageError(f"{folder} already has a finished run: name another folder, or delete this one")
     if not resume:
         if file.exists() and last_checkpoint(folder) is not None:
-            raise UsageError(f"{folder} holds an unfinished run: go on with --resume, or delete it")
+            raise UsageError(f"{folder} has an unfinished run: resume it with --resume, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"format": RUN_FORMAT} | settings)
         return None
     if not file.exists():
         raise UsageError(f"nothing to resume in {folder}: start it without --resume")
     earlier = read_run(folder, file.name)
-    differing = [name for name in ("model", "records_sha256") if earlier[name] != settings[name]] + [
+    differences = [name for name in ("model", "records_sha256") if earlier[name] != settings[name]] + [
         f"{name} ({earlier['config'].get(name)} then, {value} now)"
         for name, value in settings["config"].items()
         if earlier["config"].get(name) != value
     ]
-    if differing:
-        raise UsageError(f"cannot resume {folder} with other settings: {', '.join(differing)}")
+    if differences:
+        raise UsageError(f"cannot resume {folder} with other settings: {', '.join(differences)}")
     checkpoint = last_checkpoint(folder)
-    discard_checkpoints(folder, keep=checkpoint)  # a half one would confuse the rotation
+    discard_checkpoints(folder, keep=checkpoint)  # transformers' rotation would count an incomplete one
     return checkpoint
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; a killed run may leave a half one.
+    """The newest complete checkpoint; a killed run may leave an incomplete one.
 
     Args:
-        folder: where checkpoints are.
+        folder: of the run.
     """
     complete = []
     for path in folder.glob("checkpoint-*"):

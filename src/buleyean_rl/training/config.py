@@ -20,7 +20,7 @@ from buleyean_rl.objectives.losses import Objective, ObjectiveName
 
 
 class Preset(NamedTuple):
-    """The settings that depend on what a run is for; see `BuleyeanConfig` for each."""
+    """Settings of a preset; see `BuleyeanConfig` for each."""
 
     learning_rate: float
     num_train_epochs: float
@@ -32,9 +32,9 @@ class Preset(NamedTuple):
 
 PRESETS = {
     #              learning rate, epochs, batch, dropout, held out, adapter scale
-    "log": Preset(2e-4, 1.0, 4, 0.05, 0.1, 1.0),  # a log of rejections, hundreds or more: the default
-    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.7),  # mined answers that loop, `walk` and `demo`: many small steps
-    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections, the Void
+    "log": Preset(2e-4, 1.0, 4, 0.05, 0.1, 1.0),  # the default: hundreds of rejections or more
+    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.7),  # mined answers that loop: `walk` and `demo`
+    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
 
@@ -51,16 +51,16 @@ class BuleyeanConfig(TrainingArguments):
         tau: exponent of the complement weights; 1 is the published formula.
         beta: scale of the answers' log-ratios, of which the ranking is a softmax; only `listwise` uses it.
         own_samples: samples of the base model that `listwise` adds to the rejected answers of a prompt.
-        max_length: tokens of a prompt and one response, at most; longer responses are cut.
-        micro_batch_tokens: tokens of one forward pass, at most; None for what suits the device.
-        held_out: share of the records to measure on instead of training on them.
+        max_length: maximum tokens of a prompt and one response; longer responses are truncated.
+        micro_batch_tokens: maximum tokens of a forward pass; None for the device's default.
+        held_out: share of the records that are measured on, not trained on.
         lora_rank: rank of the adapter.
         lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
         lora_dropout: on the adapter's input.
         lora_targets: names of the adapted layers; None for every linear layer.
-        adapter_scale: the trained adapter is multiplied by it (ExPO, arXiv:2404.16792).
+        adapter_scale: factor of the trained adapter (ExPO, arXiv:2404.16792).
         guard: end the run before it ruins the model.
-        guard_kl: drift at which it does, KL(pi_ref || pi) on neutral text in nats per token.
+        guard_kl: the guard's limit of KL(pi_ref || pi) on neutral text, in nats per token.
 
     Raises:
         UsageError: a value is outside its range.
@@ -121,13 +121,13 @@ class BuleyeanConfig(TrainingArguments):
 
 
 def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str = "log") -> BuleyeanConfig:
-    """Settings from a preset, a YAML file's over them, and options over both.
+    """Settings of a preset, overridden by a YAML file's, overridden by options.
 
     Args:
         file: a mapping of `BuleyeanConfig` fields, and `preset`; or None.
         folder: the run folder.
         options: settings by name, and `preset`.
-        preset: one of `PRESETS`, for where neither the options nor the file name one.
+        preset: one of `PRESETS`, unless the options or the file have another.
 
     Raises:
         UsageError: the file cannot be read, or a name or value is wrong.
@@ -143,7 +143,7 @@ def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
-    """A YAML file's settings, names checked and numbers converted."""
+    """Read a YAML file's settings, with names checked and numbers converted."""
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -153,19 +153,19 @@ def _read_settings(file: Path) -> dict[str, Any]:
     # of this package's fields the type is an annotation, of transformers' a type
     types = {f.name: str(getattr(f.type, "__name__", f.type)) for f in fields(BuleyeanConfig) if f.init}
     types = types | {"preset": "str"}
-    del types["output_dir"]  # the command's own
+    del types["output_dir"]  # an option of the command
     if unknown := [name for name in settings if name not in types]:
-        raise UsageError(f"{file}: not a setting: {', '.join(_with_nearest(str(name), types) for name in unknown)}")
-    return {name: _converted(value, types[name], f"{file}: {name}") for name, value in settings.items()}
+        raise UsageError(f"{file}: not a setting: {', '.join(_suggest_name(str(name), types) for name in unknown)}")
+    return {name: _convert_value(value, types[name], f"{file}: {name}") for name, value in settings.items()}
 
 
-def _with_nearest(name: str, names: Iterable[str]) -> str:
+def _suggest_name(name: str, names: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, names, 1)
     return f"{name} (did you mean {nearest[0]}?)" if nearest else name
 
 
-def _converted(value: Any, kind: str, where: str) -> Any:
-    """A YAML value as a setting of a type such as `int | None`: YAML reads 2e-4, without a dot, as text."""
+def _convert_value(value: Any, kind: str, where: str) -> Any:
+    """Convert a YAML value to a type such as `int | None`: YAML reads 2e-4, without a dot, as text."""
     kind, _, optional = kind.partition(" | ")
     if kind not in ("float", "int") or (value is None and optional):
         return value
@@ -179,5 +179,5 @@ def _converted(value: Any, kind: str, where: str) -> Any:
 
 
 def micro_batch_limit(config: BuleyeanConfig, model: Any) -> int:
-    """Tokens of one forward pass, at most: the setting, or what suits the model."""
+    """Maximum tokens of a forward pass: the setting, or the model's default."""
     return config.micro_batch_tokens or micro_batch_tokens(model)

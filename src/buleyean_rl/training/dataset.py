@@ -1,4 +1,4 @@
-"""Records to what is trained on: tokenised, split, with the base model's own samples where asked."""
+"""A records file to training and held-out boundaries; for a ranking, with samples of the base model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from buleyean_rl.models.model import Model
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.own_samples import add_own_samples
 
-OWN_SAMPLES = "with-own-samples.jsonl"
+OWN_SAMPLES_FILE = "with-own-samples.jsonl"
 SAMPLE_BATCH = 32
-MEASURED_RECORDS = 32  # enough to see a gap, few enough not to be waited for
+MEASURED_RECORDS = 32  # enough for the gap
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RecordsFile:
     Args:
         path: of the file.
         sha256: of its content.
-        skip_bad: leave out malformed records instead of stopping at the first.
+        skip_bad: skip malformed records instead of raising at the first.
     """
 
     path: Path
@@ -43,13 +43,13 @@ class RecordsFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run is trained and measured on.
+    """The boundaries a run is trained and measured on.
 
     Args:
-        sha256: of the records file it was read from.
-        training: to train on.
-        held_out: to measure on only.
-        counts: records read, dropped, and responses cut.
+        sha256: of the records file.
+        training: for training.
+        held_out: for measuring only.
+        counts: of records read and dropped, and of responses truncated.
     """
 
     sha256: str
@@ -58,12 +58,12 @@ class Dataset:
     counts: dict[str, int]
 
     @property
-    def measured(self) -> Sequence[Boundary]:
-        """What the objective is measured on: held-out records, or where there are none some of those trained on."""
+    def measured_boundaries(self) -> Sequence[Boundary]:
+        """The boundaries the objective is measured on: held-out ones, or without any some of the training ones."""
         return (self.held_out or self.training)[:MEASURED_RECORDS]
 
     def describe(self) -> str:
-        """How many records there are, in a line."""
+        """The numbers of records, in one line."""
         training, held_out = len(self.training), len(self.held_out)
         parts = [f"{training:,} record{'s' * (training != 1)} to train on, {held_out:,} held out"]
         if self.counts["dropped"]:
@@ -74,44 +74,44 @@ class Dataset:
 
 
 def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> Dataset:
-    """Read, tokenise and split a records file; for a ranking, with answers of the base model's own.
+    """Read, tokenise and split a records file; for a ranking, add samples of the base model.
 
     Args:
         records: the file.
         model: the base model.
         config: the settings.
-        console: where progress goes.
+        console: for progress.
 
     Raises:
         RecordError: the records cannot be used.
         ModelError: the model cannot be used.
     """
     if config.loss.is_listwise and config.own_samples:
-        records = _with_own_samples(records, model, config, console)
+        records = _add_own_samples(records, model, config, console)
     boundaries = _tokenise(records, model, config, console)
-    training, held_out = split(len(boundaries), config.held_out, config.seed)
+    training, held_out = split_records(len(boundaries), config.held_out, config.seed)
     return Dataset(records.sha256, boundaries.select(training), boundaries.select(held_out), boundaries.data)
 
 
-def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_records(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a random share of some records from training.
 
     Args:
-        count: how many records there are; at least one.
-        share: to hold out; at least one record is always left to train on.
-        seed: decides which.
+        count: number of records, at least one.
+        share: of the records to hold out; at least one remains for training.
+        seed: of the random choice.
 
     Returns:
-        The numbers of the records to train on and of those held out, each in ascending order.
+        Ascending indices of the training records and of the held-out ones.
     """
-    chosen = np.zeros(count, dtype=bool)
-    chosen[random.Random(seed).sample(range(count), min(int(count * share), count - 1))] = True
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    is_held_out = np.zeros(count, dtype=bool)
+    is_held_out[random.Random(seed).sample(range(count), min(int(count * share), count - 1))] = True
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> BoundaryFile:
-    """The records that can be trained on; at least one."""
-    # A file that is good only without its bad lines must not count as good.
+    """The boundaries of the usable records, at least one."""
+    # With skip_bad the cached tokens must not pass for those of a file without bad lines.
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
     with console.status("tokenising") as status:
         boundaries = tokenise(
@@ -127,37 +127,37 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
             f"{config.max_length} tokens; raise --max-length",
             path=records.path,
         )
-    return _with_a_choice(boundaries, records.path) if config.loss.is_listwise else boundaries
+    return _select_rankable(boundaries, records.path) if config.loss.is_listwise else boundaries
 
 
-def _with_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> RecordsFile:
-    """The records with answers of the base model's own beside the rejected ones, in a file of the run folder."""
-    file = Path(str(config.output_dir)) / OWN_SAMPLES
+def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> RecordsFile:
+    """Write the records with samples of the base model added, in the run folder."""
+    file = Path(str(config.output_dir)) / OWN_SAMPLES_FILE
     if not file.exists():
         originals = list(read_records(records.path, skip_bad=records.skip_bad))
         prompts = encode_prompts(model.tokenizer, [record.prompt for record in originals])
-        has_room = [len(prompt) < config.max_length for prompt in prompts]  # the others are dropped and counted later
-        what = "drawing the base model's own answers"
+        fits = [len(prompt) < config.max_length for prompt in prompts]  # the others are dropped and counted later
+        label = "sampling answers of the base model"
         with console.status(f"loading {model.source.name}"):
             engine = TransformersEngine(model.module, model.tokenizer, batch=SAMPLE_BATCH)
-        with console.status(what) as status:
+        with console.status(label) as status:
             extended = iter(
                 add_own_samples(
-                    list(compress(originals, has_room)),
+                    list(compress(originals, fits)),
                     engine,
                     config.own_samples,
                     config.seed,
-                    lambda done: status.update(f"{what}: {done:,}"),
+                    lambda done: status.update(f"{label}: {done:,}"),
                 )
             )
-        pairs = zip(originals, has_room, strict=True)
-        write_records(file, (next(extended) if room else record for record, room in pairs))
+        pairs = zip(originals, fits, strict=True)
+        write_records(file, (next(extended) if fit else record for record, fit in pairs))
     return RecordsFile(file, records_sha256(file))
 
 
-def _with_a_choice(boundaries: BoundaryFile, path: Path) -> BoundaryFile:
-    """The records with at least two different answers: one alone cannot be ranked."""
-    places = [place for place, boundary in enumerate(boundaries) if len(set(boundary.ends)) > 1]
-    if not places:
-        raise RecordError("no record has two answers to rank: raise own_samples, or train another objective", path=path)
-    return boundaries.select(np.array(places))
+def _select_rankable(boundaries: BoundaryFile, path: Path) -> BoundaryFile:
+    """Select records with at least two different answers."""
+    indices = [index for index, boundary in enumerate(boundaries) if len(set(boundary.ends)) > 1]
+    if not indices:
+        raise RecordError("no record has two answers to rank: raise own_samples, or use another objective", path=path)
+    return boundaries.select(np.array(indices))

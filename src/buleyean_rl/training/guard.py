@@ -1,11 +1,10 @@
 """Ends a training run before it ruins the model, and restores the last adapter that was within the limits.
 
     every few steps    neutral texts   --> KL(pi_ref || pi), entropy
-    more seldom        a few prompts   --> share of greedy answers that loop
-    a limit violated   the last sound adapter is restored, the run ends and says why
+    less often         a few prompts   --> share of greedy answers that loop
+    limit violated     the last sound adapter is restored, the run ends with the reason
 
-What is checked, and when, depends on nothing but the data and the settings, so a run that was killed and resumed is
-checked at the same steps.
+The steps of the checks depend on the data and the settings only, so a resumed run is checked at the same steps.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from buleyean_rl.models.private_interfaces import attending
 from buleyean_rl.objectives.likelihood import compare_distributions
 from buleyean_rl.system.files import atomic_write
 
-TEXTS, PROMPTS, ANSWER_TOKENS = 8, 16, 64
-# Trained tokens between two checks: answers cost far more than reading the texts.
-TOKENS_BETWEEN, TOKENS_BETWEEN_ANSWERS = 6_000, 40_000
-SOUND_ADAPTER = "sound.safetensors"
+MAX_TEXTS, MAX_PROMPTS, MAX_ANSWER_TOKENS = 8, 16, 64
+# Trained tokens between two checks; answers take much longer than the texts.
+TOKENS_BETWEEN_CHECKS, TOKENS_BETWEEN_ANSWERS = 6_000, 40_000
+SOUND_ADAPTER_FILE = "sound.safetensors"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a model may go from its base.
+    """Limits of a model's drift from its base.
 
     Args:
         kl: KL(pi_ref || pi) on neutral texts, nats per token.
@@ -57,13 +56,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class DriftCheck:
-    """How far a model is from its base at a step.
+    """A model's drift from its base at a step.
 
     Args:
         step: of the optimiser.
         kl: KL(pi_ref || pi) on the neutral texts, nats per token.
         entropy: on the neutral texts, nats per token.
-        loop_rate: share of the prompts' greedy answers that loop; None if nothing was answered.
+        loop_rate: share of the prompts' greedy answers that loop; None without answers.
     """
 
     step: int
@@ -73,12 +72,12 @@ class DriftCheck:
 
 
 def violated_limit(check: DriftCheck, base: DriftCheck, limits: Limits) -> str | None:
-    """Which limit a model violates, in words; None if none.
+    """The limit that a model violates, in words; None if it violates none.
 
     Args:
         check: of the model.
-        base: of the base model, its answers included.
-        limits: how far it may go.
+        base: of the base model, with answers.
+        limits: of the drift.
     """
     if not check.kl <= limits.kl:  # also where it is not a number
         return f"neutral text moved by KL {check.kl:.3f} nats per token, more than {limits.kl:g}"
@@ -90,21 +89,21 @@ def violated_limit(check: DriftCheck, base: DriftCheck, limits: Limits) -> str |
 
 
 class Guard(TrainerCallback):
-    """Checks the model now and then, and ends the run where a limit is violated.
+    """Checks the model's drift at intervals, and ends the run where a limit is violated.
 
     Args:
         model: in training.
         texts: neutral texts, as `neutral_text.neutral_boundary` makes them.
-        prompts: to be answered.
-        step_tokens: how many an optimiser step trains on, about.
-        folder: where the last sound adapter is saved.
-        limits: how far the model may go.
+        prompts: for greedy answers.
+        step_tokens: mean tokens of an optimiser step.
+        folder: for the last sound adapter.
+        limits: None for the defaults.
 
     Attributes:
-        base: the check of the base model, to be set before the run.
-        checks: all those since.
-        stop_reason: why the run was ended; None if it was not.
-        restored_step: the step whose adapter the model has, where the run was ended; 0 for the untrained one.
+        base: the check of the base model, set before the run.
+        checks: of the run.
+        stop_reason: why the guard ended the run; None if it did not.
+        restored_step: step of the restored adapter, if the guard ended the run; 0 is the untrained one.
     """
 
     def __init__(
@@ -117,12 +116,14 @@ class Guard(TrainerCallback):
         limits: Limits | None = None,
     ) -> None:
         self._model, self._limits = model, limits or Limits()
-        self._engine = TransformersEngine(model.plain, model.tokenizer, batch=PROMPTS)
-        self._prompts = list(prompts[-PROMPTS:]) if model.tokenizer.chat_template else []
-        self._batch: Batch = LAYOUTS[model.layout](texts[:TEXTS]).to(model.device)
-        self._every = math.ceil(TOKENS_BETWEEN / step_tokens)
-        self._every_answers = math.ceil(TOKENS_BETWEEN_ANSWERS / step_tokens / self._every) * self._every
-        self._sound = folder / SOUND_ADAPTER
+        self._engine = TransformersEngine(model.plain, model.tokenizer, batch=MAX_PROMPTS)
+        self._prompts = list(prompts[-MAX_PROMPTS:]) if model.tokenizer.chat_template else []
+        self._batch: Batch = LAYOUTS[model.layout](texts[:MAX_TEXTS]).to(model.device)
+        self._check_interval = math.ceil(TOKENS_BETWEEN_CHECKS / step_tokens)
+        self._answer_interval = self._check_interval * math.ceil(
+            TOKENS_BETWEEN_ANSWERS / step_tokens / self._check_interval
+        )
+        self._sound_file = folder / SOUND_ADAPTER_FILE
         self._reference: Tensor | None = None
         self.base: DriftCheck | None = None
         self.checks: list[DriftCheck] = []
@@ -131,38 +132,38 @@ class Guard(TrainerCallback):
 
     @property
     def inputs(self) -> list[Any]:
-        """What a check of the base depends on beside the model and the tokens of the texts."""
-        return [TEXTS, ANSWER_TOKENS, self._prompts]
+        """What a check of the base depends on, besides the model and the texts' tokens."""
+        return [MAX_TEXTS, MAX_ANSWER_TOKENS, self._prompts]
 
     def check(self, step: int, with_answers: bool) -> DriftCheck:
-        """The drift of the model as it is."""
+        """Measure the drift of the model as it is."""
         batch, entries = self._batch, self._batch.counts
         if self._reference is None:
             self._reference = reference_hidden(self._model.module, batch)[entries.node]
         with self._model.eval_mode(), torch.no_grad():
             hidden = forward_hidden(self._model.backbone, batch)[entries.node]
             figures = compare_distributions(hidden, self._reference, self._model.head, entries.option)
-            loops = loop_rate(self._answers()) if with_answers and self._prompts else None
+            loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts else None
         assert figures.kl is not None
         return DriftCheck(step, figures.kl.mean().item(), figures.entropy.mean().item(), loops)
 
     def check_base(self) -> DriftCheck:
-        """The drift of the model with its adapter off: its KL is zero."""
+        """Measure the model with its adapter disabled; the KL is zero."""
         with self._model.adapter_disabled():
             return self.check(0, with_answers=True)
 
     def find_violation(self, step: int, with_answers: bool = True) -> str | None:
-        """Which limit the model violates as it is, in words; None if none."""
+        """Check the model as it is: the limit that it violates, in words, or None."""
         assert self.base is not None
         self.checks.append(self.check(step, with_answers))
         return violated_limit(self.checks[-1], self.base, self._limits)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Check the model if it is time to."""
+        """Check the model at the end of an interval and of the run."""
         step, last = state.global_step, state.global_step >= state.max_steps
-        if step % self._every and not last:
+        if step % self._check_interval and not last:
             return
-        self.stop_reason = self.find_violation(step, with_answers=last or step % self._every_answers == 0)
+        self.stop_reason = self.find_violation(step, with_answers=last or step % self._answer_interval == 0)
         if self.stop_reason is None:
             self._save_sound(step)
         else:
@@ -170,7 +171,7 @@ class Guard(TrainerCallback):
             control.should_training_stop = True
 
     def report(self) -> dict[str, Any]:
-        """What `run.json` says of it."""
+        """The entry of `run.json`."""
         return {
             "limits": asdict(self._limits),
             "base": None if self.base is None else asdict(self.base),
@@ -180,8 +181,8 @@ class Guard(TrainerCallback):
         }
 
     def restore(self) -> int:
-        """Restore the last sound adapter; returns its step. Before the first there is the untrained one: B = 0."""
-        sound = load_file(self._sound) if self._sound.exists() else None
+        """Restore the last sound adapter, or before the first the untrained one, B = 0; returns its step."""
+        sound = load_file(self._sound_file) if self._sound_file.exists() else None
         with torch.no_grad():
             for name, parameter in self._adapter().items():
                 if sound is not None:
@@ -195,11 +196,11 @@ class Guard(TrainerCallback):
 
     def _save_sound(self, step: int) -> None:
         tensors = {name: p.detach().cpu().contiguous() for name, p in self._adapter().items()}
-        with atomic_write(self._sound) as file:
+        with atomic_write(self._sound_file) as file:
             file.write(save(tensors | {"step": torch.tensor(step)}))
 
-    def _answers(self) -> list[str]:
-        """Greedy answers; in generation sequences are padded, which the packed attention does not do."""
+    def _answer_prompts(self) -> list[str]:
+        """Greedy answers, with padded attention: generation does not pack."""
         conversations = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
         with attending(self._model.plain.config, PADDED):
-            return self._engine.complete_many(conversations, Sampling(max_tokens=ANSWER_TOKENS))
+            return self._engine.complete_many(conversations, Sampling(max_tokens=MAX_ANSWER_TOKENS))

@@ -14,7 +14,7 @@ from buleyean_rl.objectives.losses import NodeLosses, Objective
 
 
 class HeldOut:
-    """Boundaries that a run is measured on, dropout off, before and after; the reference's states are computed once.
+    """The boundaries that a run is measured on, before and after, without dropout; their reference is computed once.
 
     Args:
         model: with an adapter.

@@ -1,4 +1,4 @@
-"""Answers of the base model's own, put beside the rejected ones."""
+"""Samples of the base model, added to the rejected answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from buleyean_rl.data.records import RejectionRecord, as_messages
 from buleyean_rl.inference.protocol import Completer, Sampling
 
-OWN_TOKENS = 256  # of a sample, at most: it is only there to be ranked
+MAX_SAMPLE_TOKENS = 256
 
 
 def add_own_samples(
@@ -18,30 +18,32 @@ def add_own_samples(
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
 ) -> list[RejectionRecord]:
-    """Put answers of the model's own, never rejected, beside the rejected ones.
+    """Add samples of the base model to the rejected answers, with count 0.
 
     Args:
-        records: what was rejected.
+        records: the rejections.
         engine: of the base model.
-        samples: for each prompt; those that are blank or stand there already are left out.
-        seed: same seed, same answers.
-        on_done: called with how many are drawn.
+        samples: number for each prompt; blank and repeated ones are left out.
+        seed: of the sampling.
+        on_done: called with the number of samples so far.
 
     Returns:
-        The records, each with up to `samples` answers more, at count 0.
+        The records, each with up to `samples` more answers.
     """
     conversations = [as_messages(record.prompt) for record in records for _ in range(samples)]
-    drawn = engine.complete_many(conversations, Sampling(OWN_TOKENS, temperature=1.0, top_p=1.0, seed=seed), on_done)
+    texts = engine.complete_many(
+        conversations, Sampling(MAX_SAMPLE_TOKENS, temperature=1.0, top_p=1.0, seed=seed), on_done
+    )
     return [
-        _with_samples(record, drawn[place * samples : (place + 1) * samples]) for place, record in enumerate(records)
+        _add_samples(record, texts[index * samples : (index + 1) * samples]) for index, record in enumerate(records)
     ]
 
 
-def _with_samples(record: RejectionRecord, drawn: Sequence[str]) -> RejectionRecord:
-    own = [text for text in dict.fromkeys(drawn) if text.strip() and text not in record.rejected_responses]
+def _add_samples(record: RejectionRecord, samples: Sequence[str]) -> RejectionRecord:
+    new = [text for text in dict.fromkeys(samples) if text.strip() and text not in record.rejected_responses]
     return replace(
         record,
-        rejected_responses=(*record.rejected_responses, *own),
-        rejection_counts=(*record.rejection_counts, *(0 for _ in own)),
-        rejected_spans=(*record.rejected_spans, *(() for _ in own)),
+        rejected_responses=(*record.rejected_responses, *new),
+        rejection_counts=(*record.rejection_counts, *(0 for _ in new)),
+        rejected_spans=(*record.rejected_spans, *(() for _ in new)),
     )

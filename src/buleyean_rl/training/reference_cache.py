@@ -1,8 +1,7 @@
-"""The frozen base model's hidden states, on disk from the first epoch to the later ones.
+"""The reference's hidden states, cached on disk for later epochs and runs.
 
-Hidden states and not logits, 576 numbers a node instead of 49,152; and where the loss has a part that depends on them
-alone, that too. The files are memory-mapped, so they take no more memory than the operating system has to spare, and
-they outlive the run that wrote them.
+Hidden states rather than logits: 576 numbers a node instead of 49,152; and the part of the loss that depends on them
+alone, where there is one. The files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, streams_logits
-from buleyean_rl.system.cache import cache_folder, evict_lru, key_of
+from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
-CACHE_BYTES = 4 << 30  # of disk, all runs together
+MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
 
 
 class CachedReference(NamedTuple):
-    """The base model at some nodes.
+    """The cached reference at some nodes.
 
     Args:
-        states: its last hidden states. Shape: (nodes, width).
+        states: last hidden states. Shape: (nodes, width).
         softmax: see `vocabulary_softmax.reference_softmax`.
     """
 
@@ -39,11 +38,11 @@ class CachedReference(NamedTuple):
 
 
 class EntryFormat(NamedTuple):
-    """What is cached of a node.
+    """What is cached for a node.
 
     Args:
         width: of its hidden state.
-        dtype: of that.
+        dtype: of its hidden state.
         with_softmax: whether `CachedReference.softmax` is cached too.
     """
 
@@ -53,24 +52,24 @@ class EntryFormat(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Bytes per node on disk."""
         softmax = torch.float64.itemsize + self.width * torch.float32.itemsize
         return self.width * self.dtype.itemsize + self.with_softmax * softmax
 
 
 def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
-    """What is to be cached for an objective."""
+    """What to cache for an objective."""
     width, dtype = head.weight.shape[1], head.weight.dtype
     return EntryFormat(width, dtype, streams_logits(head, dtype) and not objective.is_listwise)
 
 
 class ReferenceCache:
-    """The base model at the nodes of numbered records, on disk.
+    """The reference at the nodes of numbered records, on disk.
 
     Args:
-        folder: of the cache; its files are used as they are, so its name must tell all that they were computed from.
-        nodes: how many nodes each record has.
-        entry: what is cached of a node.
+        folder: of the cache; its name must be a key of all that decides the contents.
+        nodes: number of nodes of each record.
+        entry: what is cached for a node.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[int], entry: EntryFormat) -> None:
@@ -84,21 +83,21 @@ class ReferenceCache:
         self._is_cached = _map_file(folder / "is_cached", len(nodes), 1, torch.bool)
 
     def read(self, records: Sequence[int]) -> CachedReference | None:
-        """The base model at some records' nodes, one after the other, or None if any is not cached."""
+        """The reference at the nodes of records, concatenated; None if any record is not cached."""
         if not all(self._is_cached[record] for record in records):
             return None
         states, *softmax = (torch.cat([file[self._nodes(record)] for record in records]) for file in self._files)
         return CachedReference(states, ReferenceSoftmax(softmax[0].flatten(), softmax[1]) if softmax else None)
 
     def write(self, records: Sequence[int], reference: CachedReference) -> None:
-        """Cache the base model at some records' nodes, one after the other."""
+        """Cache the reference at the nodes of records, concatenated."""
         sizes = [self._starts[record + 1] - self._starts[record] for record in records]
         columns = [reference.states]
         if reference.softmax is not None:
             columns += [reference.softmax.lse.unsqueeze(1), reference.softmax.mean]
         for file, values in zip(self._files, columns, strict=True):
-            for record, own in zip(records, values.split(sizes), strict=True):
-                file[self._nodes(record)] = own.to(file.device)
+            for record, part in zip(records, values.split(sizes), strict=True):
+                file[self._nodes(record)] = part.to(file.device)
         for record in records:
             self._is_cached[record] = True
 
@@ -107,19 +106,19 @@ class ReferenceCache:
 
 
 def _map_file(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """A matrix that lies in a file, which is created if it is not there."""
+    """Map a file, created if it does not exist, as a matrix."""
     file = torch.from_file(str(path), shared=True, size=max(rows * columns, 1), dtype=dtype)
     return file[: rows * columns].view(rows, columns)
 
 
 def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig) -> ReferenceCache | None:
-    """A run's cache, if it meets its records more than once and there is disk for the states at least.
+    """Open a run's cache; None for a single epoch, or where the states would exceed MAX_CACHE_BYTES.
 
-    The last bits depend on what they were computed with, so the folder's name depends on all that decides them.
+    The folder is keyed by all that decides the last bits.
 
     Args:
         model: with its adapter.
-        dataset: to be trained on.
+        dataset: of the run.
         config: the settings.
     """
     training = dataset.training
@@ -127,19 +126,19 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
     epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
     if epochs <= 1 or not config.loss.uses_reference:
         return None
-    complete, nodes = entry_format(model.head, config.loss), int(training.nodes.sum())
-    choices = (complete, complete._replace(with_softmax=False))
-    entry = next((choice for choice in choices if nodes * choice.bytes <= CACHE_BYTES), None)
+    full_format, nodes = entry_format(model.head, config.loss), int(training.nodes.sum())
+    formats = (full_format, full_format._replace(with_softmax=False))
+    entry = next((candidate for candidate in formats if nodes * candidate.bytes <= MAX_CACHE_BYTES), None)
     if entry is None:
         return None
-    inputs = [
-        *(*model.numerics, dataset.sha256, config.loss.is_listwise, micro_batch_limit(config, model.module)),
+    key_inputs = [
+        *(*model.numerics_key, dataset.sha256, config.loss.is_listwise, micro_batch_limit(config, model.module)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         entry.with_softmax,
     ]
     references = cache_folder() / "reference"
-    folder = references / key_of(inputs)
+    folder = references / cache_key(key_inputs)
     folder.mkdir(parents=True, exist_ok=True)
     folder.touch()
-    evict_lru(references, CACHE_BYTES - nodes * entry.bytes)
+    evict_lru(references, MAX_CACHE_BYTES - nodes * entry.bytes)
     return ReferenceCache(folder, training.nodes.tolist(), entry)

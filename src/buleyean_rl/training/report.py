@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs to read: `run.json`, `loss.png` and, from `cards`, the model card."""
+"""The results of a run: `run.json`, `loss.png` and, from `hub.cards`, the model card."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ class RunReport:
     Args:
         model: name of the base model.
         objective: name of the objective.
-        records: how many were trained on.
-        records_held_out: how many were measured on only.
+        records: number trained on.
+        records_held_out: number measured on only.
         records_sha256: of the records file.
         steps: optimiser steps.
         tokens: tokens computed, shared prompts counted once.
-        loss_start: loss on the held-out records before training; where none are held out, on records trained on.
-        loss_final: the same after.
-        loss_floor: the irreducible loss there.
+        loss_start: loss on the held-out records before training; without any, on training records.
+        loss_final: the same after training.
+        loss_floor: irreducible loss of the same records.
         optimality_gap: loss_final - loss_floor.
-        optimality_gap_relative: that over loss_start - loss_floor.
+        optimality_gap_relative: optimality_gap / (loss_start - loss_floor).
         loss_training: mean training loss of the last tenth of the steps.
-        rejected_nll_base: nats per rejected token of the same records, before; unlikelier is higher.
-        rejected_nll_final: after.
-        neutral_nll_base: nats per token of bundled plain texts, before.
-        neutral_nll_final: after; the difference is what training cost elsewhere.
+        rejected_nll_base: nats per rejected token of the same records, before training.
+        rejected_nll_final: after training; higher is less likely.
+        neutral_nll_base: nats per token of the bundled neutral texts, before training.
+        neutral_nll_final: after training; the difference is drift.
         seconds: of training.
         tokens_per_second: tokens / seconds.
         peak_rss_bytes: peak memory of the process.
-        compute: which path computed, see `Model.describe`.
-        device: what it ran on.
+        compute: see `Model.describe`.
+        device: name of the device.
         parameters: of the base model, and of the adapter.
-        data: what was dropped or cut on the way in.
-        versions: of the libraries that matter.
-        config: every setting that decides the result.
-        guard: what the guard checked, see `guard.Guard.report`; None if there was none.
+        data: counts of records dropped and responses truncated.
+        versions: of the libraries.
+        config: the settings that decide the result.
+        guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected and neutral text from after.
     """
@@ -84,7 +84,7 @@ class RunReport:
 
 
 def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
-    """Write the plot, the card, and last `run.json`: where it stands, the run is whole.
+    """Write the plot, the card, and last `run.json`: where it exists, the run is complete.
 
     Args:
         folder: the run folder.
@@ -130,7 +130,7 @@ def plot_losses(path: Path, report: RunReport, log: Sequence[Mapping[str, float]
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over about a fiftieth of the values, so that a long run can be read."""
+    """A running mean over a fiftieth of the values."""
     width = max(1, len(values) // 50)
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
 
@@ -189,7 +189,7 @@ def make_report(
 
 
 def result_lines(report: RunReport) -> str:
-    """How a run went, for a person."""
+    """The result of a run, for the terminal."""
     lines = [
         f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
         f"optimality gap {report.optimality_gap:.4f} nats",

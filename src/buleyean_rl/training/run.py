@@ -4,8 +4,8 @@
                                         +--BuleyeanTrainer--> adapter --Measurement, report--> run.json, card, plot
     name --open_model, adapter--> Model-+
 
-`settings.json` is written first and says what the run is; `run.json` is written last and says that it
-ended. Between the two lie checkpoints, from which a killed run goes on to the same bytes.
+`settings.json` is written first and identifies the run; `run.json` is written last and marks its end. From the
+checkpoints between them a killed run resumes to the same bytes.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.training.before_after import Measurement
 from buleyean_rl.training.checkpoints import discard_checkpoints, open_run, run_settings
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.dataset import OWN_SAMPLES, Dataset, RecordsFile, load_dataset
+from buleyean_rl.training.dataset import OWN_SAMPLES_FILE, Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
-from buleyean_rl.training.guard import SOUND_ADAPTER, Guard, Limits
-from buleyean_rl.training.measure import Measurement
+from buleyean_rl.training.guard import SOUND_ADAPTER_FILE, Guard, Limits
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
-LIKELY = 0.7  # nats: a token that the base gives a half
+MAX_LIKELY_NATS = 0.7  # per token: probability 1/2
 PUBLISHED_WARNING = (
     "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target spreads "
-    "over the whole vocabulary: expect damaged text. It is here to reproduce the published numbers; leave out "
+    "over the whole vocabulary: expect damaged text. It is for reproducing the published numbers; leave out "
     "--objective to learn from rejections."
 )
 
@@ -57,29 +57,29 @@ def train(
     """Train an adapter on a records file and write the run folder.
 
     Args:
-        records_path: the rejections.
+        records_path: of the records file.
         model_name: the base model, see `models.source.resolve`.
         config: the settings; `config.output_dir` is the run folder.
-        resume: go on with a run that was killed.
-        skip_bad: leave out malformed records instead of stopping at the first.
+        resume: resume a run that was stopped.
+        skip_bad: skip malformed records instead of raising at the first.
         callbacks: as for `Trainer`.
-        console: where progress goes; None for nowhere.
+        console: for progress; None for no output.
 
     Returns:
-        What `run.json` holds.
+        The report in `run.json`.
 
     Raises:
         RecordError: the records cannot be used.
         ModelError: the model cannot be used.
         TrainingError: training failed or changed nothing.
-        UsageError: the run folder is not fit for this.
+        UsageError: the run folder cannot be used.
     """
     console, folder = console or Console(quiet=True), Path(str(config.output_dir))
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
     source = resolve(model_name)
     settings = run_settings(source.absolute_name, records.sha256, config)
     checkpoint = open_run(folder, settings, resume)
-    if checkpoint:  # the state has a number where the settings have a share, of which transformers would warn
+    if checkpoint:  # a share became a number of steps, and transformers warns of differences
         config.save_steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).save_steps
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
@@ -87,14 +87,14 @@ def train(
     model = open_model(source, config.device)
     dataset = load_dataset(records, model, config, console)
     console.print(dataset.describe())
-    prepare(model, config, console)
+    attach_run_adapter(model, config, console)
     progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks], references)
     measurement = Measurement(model, dataset, config)
     guard = _add_guard(trainer, measurement.neutral, dataset) if config.guard else None
     with console.status("measuring the base model"):
         before = measurement.before(guard)
-    _announce(trainer, dataset, before["rejected_nll"], console)
+    _print_estimate(trainer, dataset, before["rejected_nll"], console)
 
     _fit(trainer, checkpoint, progress, guard)
     if guard is not None and guard.stop_reason:
@@ -104,7 +104,7 @@ def train(
         )
     with console.status("measuring the trained model"):
         after = measurement.objective()
-        scale = _scale(trainer, guard, console)
+        scale = _apply_scale(trainer, guard, console)
         if scale != 1:
             after["rejected_nll"] = measurement.objective()["rejected_nll"]
         after |= measurement.neutral_nll()
@@ -115,19 +115,19 @@ def train(
     report = replace(report, guard=None if guard is None else guard.report(), adapter_scale=scale)
     write_report(folder, report, trainer.state.log_history)
     discard_checkpoints(folder)
-    for name in ("settings.json", SOUND_ADAPTER, OWN_SAMPLES):
+    for name in ("settings.json", SOUND_ADAPTER_FILE, OWN_SAMPLES_FILE):
         (folder / name).unlink(missing_ok=True)
     console.print(result_lines(report))
     return report
 
 
-def prepare(model: Model, config: BuleyeanConfig, console: Console) -> None:
-    """Load a base model and put the run's adapter on it, the same for the same seed.
+def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -> None:
+    """Load a base model and attach the run's adapter, initialised by the seed.
 
     Args:
         model: the base model.
         config: the settings.
-        console: where it says what the model computes with.
+        console: where the model is described.
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     with console.status(f"loading {model.source.name}"):
@@ -136,20 +136,25 @@ def prepare(model: Model, config: BuleyeanConfig, console: Console) -> None:
     console.print(model.describe())
 
 
-def barely_moves_target(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
-    """Whether answers are so likely that their only rejection hardly moves the target.
+def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
+    """Whether answers are so likely that one rejection each hardly moves the target.
 
     Args:
-        boundaries: some of what is trained on.
-        nats: a token of what is rejected has under the base model.
-        objective: what is trained with.
+        boundaries: a sample of the training data.
+        nats: mean NLL of a rejected token under the base model.
+        objective: of the run.
     """
     by_token = objective.uses_reference and not objective.is_listwise
-    return by_token and objective.tau <= 1 and nats < LIKELY and all(boundary.rounds == 1 for boundary in boundaries)
+    return (
+        by_token
+        and objective.tau <= 1
+        and nats < MAX_LIKELY_NATS
+        and all(boundary.rounds == 1 for boundary in boundaries)
+    )
 
 
 def _add_guard(trainer: BuleyeanTrainer, neutral: Sequence[Boundary], dataset: Dataset) -> Guard:
-    """Guard a run by neutral texts and the bundled prompts."""
+    """Add the guard, which uses neutral texts and the bundled prompts."""
     config = trainer.args
     records_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     guard = Guard(
@@ -164,11 +169,11 @@ def _add_guard(trainer: BuleyeanTrainer, neutral: Sequence[Boundary], dataset: D
     return guard
 
 
-def _announce(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, console: Console) -> None:
-    """Say what the run will take."""
-    need = estimate(trainer, dataset.training)
-    console.print(str(need))
-    if barely_moves_target(dataset.measured, rejected_nll, trainer.args.loss):
+def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, console: Console) -> None:
+    """Print the time and memory the run will take."""
+    run_estimate = estimate(trainer, dataset.training)
+    console.print(str(run_estimate))
+    if hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
         console.print(
             f"[yellow]note:[/] the model would give these answers itself ({rejected_nll:.2f} nats per token), "
             "so one rejection of each hardly moves the target: --tau 6 moves it as far as mining does"
@@ -176,8 +181,8 @@ def _announce(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, c
 
 
 def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgress, guard: Guard | None) -> None:
-    """Train, and make sure that it left a trained adapter."""
-    before = _checksum(trainer.language_model)
+    """Train, and check that the adapter has changed."""
+    checksum_before = _adapter_checksum(trainer.language_model)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -185,14 +190,14 @@ def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgre
     if guard is not None and guard.restored_step == 0:
         raise TrainingError(
             f"the guard ended the run at its first check, step {guard.checks[-1].step}: {guard.stop_reason}; lower the "
-            "learning rate, or go on regardless with --no-guard"
+            "learning rate, or train without it: --no-guard"
         )
-    if _checksum(trainer.language_model) == before:
+    if _adapter_checksum(trainer.language_model) == checksum_before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
 
 
-def _scale(trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
-    """Scale the trained adapter as asked, unless that violates a limit of the guard; returns the scale."""
+def _apply_scale(trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:
+    """Scale the trained adapter by `adapter_scale`, unless that violates a limit of the guard; returns the scale."""
     scale = trainer.args.adapter_scale
     if scale == 1 or (guard is not None and guard.stop_reason):
         return 1.0
@@ -204,6 +209,6 @@ def _scale(trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> f
     return 1.0
 
 
-def _checksum(model: Model) -> int:
-    """A number that changes when any trained weight does."""
+def _adapter_checksum(model: Model) -> int:
+    """A checksum of the trained weights."""
     return hash(tuple(p.detach().double().sum().item() for p in model.module.parameters() if p.requires_grad))

@@ -1,4 +1,4 @@
-"""Where a model computes and in which type."""
+"""Device and dtype of a model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def default_device() -> torch.device:
 
 
 def load_for_inference(name: str | Source, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """A model on a device, its layers fused.
+    """Load a model on a device, with fused layers.
 
     Args:
-        name: see `find_model`; a run's adapter is merged in.
-        device: where it goes.
-        dtype: of its weights; None for the quickest there.
+        name: see `find_model`; a run's adapter is merged.
+        device: to compute on.
+        dtype: of its weights; None for the fastest on the device.
 
     Raises:
-        ModelError: it cannot be found or loaded.
+        ModelError: it cannot be resolved or loaded.
     """
     source = find_model(name)
     dtype = dtype or preferred_dtype(source, device)
@@ -40,14 +40,14 @@ def load_for_inference(name: str | Source, device: torch.device, dtype: torch.dt
 
 
 def preferred_dtype(name: str | Source, device: torch.device) -> torch.dtype:
-    """The type that a model is quickest in on a device: on a CPU bf16 too where `kernels` compute all that takes long.
+    """The dtype that a model is fastest in on a device: on a CPU bf16, where `kernels` support the model.
 
     Args:
         name: see `find_model`.
-        device: it is to be on.
+        device: to compute on.
 
     Raises:
-        ModelError: it cannot be found or loaded.
+        ModelError: it cannot be resolved or loaded.
     """
     dtype = default_dtype(device)
     if (
@@ -61,19 +61,20 @@ def preferred_dtype(name: str | Source, device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def _fits_kernels(config: Any) -> bool:
-    """Whether `kernels` compute all that takes long of a model: in bf16, on a CPU on which torch is slow in it."""
+    """Whether `kernels` compute all layers of a model that are slow in torch's bf16."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    linear_layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     matrices = {weight for weight in model.parameters() if weight.dim() > 1}
+    sizes = [size for layer in linear_layers for size in layer.weight.shape]
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     unsupported = ("final_logit_softcapping", "attn_logit_softcapping", "sliding_window")
     return (
-        not matrices - embeddings - {each.weight for each in linear}
+        not matrices - embeddings - {layer.weight for layer in linear_layers}
         and not any(getattr(config, name, None) for name in unsupported)
         and model.get_output_embeddings().bias is None
-        and not any(size % abi.BLOCK for size in (head_width, *(n for each in linear for n in each.weight.shape)))
+        and not any(size % abi.BLOCK for size in (head_width, *sizes))
     )

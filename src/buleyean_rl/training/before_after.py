@@ -1,4 +1,4 @@
-"""What a run is measured on, before training and after: held-out records, neutral texts, drift."""
+"""Measure a run before and after training: held-out records, neutral texts, drift."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.guard import DriftCheck, Guard
 from buleyean_rl.training.held_out import HeldOut
 
-NEUTRAL_TOKENS = 128
+MAX_NEUTRAL_TOKENS = 128
 
 
 class Measurement:
-    """The base model and what training makes of it, on the same records and texts.
+    """Measures a model before and after training, on the same records and texts.
 
     Args:
         model: with its adapter.
-        dataset: whose held-out records are measured.
+        dataset: with the held-out records.
         config: the settings.
 
     Attributes:
-        neutral: the bundled plain texts.
+        neutral: boundaries of the bundled neutral texts.
     """
 
     def __init__(self, model: Model, dataset: Dataset, config: BuleyeanConfig) -> None:
         self._model = model
-        self._held_out = HeldOut(model, dataset.measured, config.loss)
-        self.neutral = neutral_boundaries(model.tokenizer, min(NEUTRAL_TOKENS, config.max_length))
+        self._held_out = HeldOut(model, dataset.measured_boundaries, config.loss)
+        self.neutral = neutral_boundaries(model.tokenizer, min(MAX_NEUTRAL_TOKENS, config.max_length))
 
     def before(self, guard: Guard | None) -> dict[str, float]:
-        """The objective, and nats of rejected and neutral text; sets the guard's check of the base model.
+        """Measure the base model, and set the guard's check of it.
 
-        What does not depend on the records is measured once for all runs.
+        Drift and neutral texts do not depend on the records: they are cached for all runs.
         """
-        inputs = [*self._model.numerics, [text.prompt + text.tokens for text in self.neutral]]
+        inputs = [*self._model.numerics_key, [text.prompt + text.tokens for text in self.neutral]]
         if guard is not None:
             base = memoize_to_disk("drift", [*inputs, guard.inputs], lambda: asdict(guard.check_base()))
             guard.base = DriftCheck(**base)
@@ -51,16 +51,16 @@ class Measurement:
         return self._held_out.measure()
 
     def neutral_nll(self) -> dict[str, float]:
-        """Nats per token of the neutral texts, as `neutral_nll`."""
+        """`neutral_nll`: nats per token of the neutral texts."""
         return {"neutral_nll": mean_nll(self._model, self.neutral)}
 
 
 def neutral_boundaries(tokenizer: Any, max_length: int) -> list[Boundary]:
-    """The bundled plain texts as boundaries.
+    """The bundled neutral texts as boundaries.
 
     Args:
         tokenizer: a transformers tokenizer.
-        max_length: tokens of each, at most.
+        max_length: maximum tokens of each.
     """
     boundaries = (neutral_boundary(tokenizer, text, max_length) for text in demo_data.neutral_texts())
     return [boundary for boundary in boundaries if boundary is not None]

@@ -21,7 +21,7 @@ import torch
 from gguf.utility import model_weight_count_rounded_notation
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.inference.llama_cpp_python import INSTALL
+from buleyean_rl.inference.llama_cpp_python import INSTALL_HINT
 
 # Run in a process of its own: SOURCE TARGET FILE_TYPE BUFFER_BYTES
 QUANTISE_PROGRAM = """
@@ -99,7 +99,7 @@ def load_ggml() -> Any:
     """
     libraries = [file for file in importlib.metadata.files("llama-cpp-python") or [] if "ggml-base" in file.name]
     if not libraries:
-        raise ExportError(f"llama-cpp-python came without ggml's library; install it again: {INSTALL}")
+        raise ExportError(f"llama-cpp-python came without ggml's library; install it again: {INSTALL_HINT}")
     library = ctypes.CDLL(str(libraries[0].locate()))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [

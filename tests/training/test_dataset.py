@@ -1,0 +1,72 @@
+"""Records to training and held-out boundaries: long, empty and bad ones, and samples of the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import start
+
+from buleyean_rl.data.records import RejectionRecord, make_record, write_records
+from buleyean_rl.errors import RecordError
+from buleyean_rl.training import dataset
+from buleyean_rl.training.dataset import split_records
+from tiny import tiny_tokenizer
+
+
+def test_records_that_are_all_too_long_are_refused(base: Path, rejections: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"none of the 10 records can be trained on: .* raise --max-length"):
+        start(base, rejections, tmp_path / "run", max_length=5)
+
+
+def test_dropped_and_truncated_records_are_counted(base: Path, rejections: Path, tmp_path: Path) -> None:
+    records = tmp_path / "mixed.jsonl"
+    lines = rejections.read_text().splitlines()
+    tokenizer = tiny_tokenizer()
+    write_records(tmp_path / "odd.jsonl", [make_record("Hi", [""]), make_record("a " * 200, ["No"])])
+    long = "talk it through " * 30
+    write_records(tmp_path / "long.jsonl", [make_record("Hi", [long, "No"])])
+    records.write_text(
+        "\n".join([*lines, (tmp_path / "odd.jsonl").read_text() + (tmp_path / "long.jsonl").read_text()])
+    )
+    assert len(tokenizer(long).input_ids) > 64
+    report = start(base, records, tmp_path / "run", max_length=64, held_out=0, max_steps=2)
+    assert report.data == {"read": 13, "dropped": 2, "truncated_responses": 1}
+    assert (report.records, report.records_held_out) == (11, 0)
+
+
+def test_bad_lines_can_be_skipped(base: Path, rejections: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(rejections.read_text() + "{\n")
+    assert start(base, broken, tmp_path / "run", max_steps=2, skip_bad=True).data["read"] == 10
+
+
+@given(st.integers(1, 40), st.floats(0, 0.99), st.integers(0, 9))
+def test_a_split_has_every_record_once_and_one_to_train_on(count: int, share: float, seed: int) -> None:
+    training, held_out = split_records(count, share, seed)
+    assert sorted([*training, *held_out]) == list(range(count))
+    assert len(training) >= 1
+    assert len(held_out) == min(int(count * share), count - 1)
+    for part, again in zip((training, held_out), split_records(count, share, seed), strict=True):
+        assert part.tolist() == again.tolist() == sorted(part)
+
+
+def test_no_sample_is_drawn_for_a_prompt_that_is_too_long(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled_prompts: list[str] = []
+
+    def draw(records: list[RejectionRecord], *_: Any) -> list[RejectionRecord]:
+        sampled_prompts.extend(str(record.prompt) for record in records)
+        return [make_record(record.prompt, ["No.", "Sleep well."], [1, 0], 1) for record in records]
+
+    monkeypatch.setattr(dataset, "add_own_samples", draw)
+    file = tmp_path / "records.jsonl"
+    write_records(file, [make_record(prompt, ["No."], [1], 1) for prompt in ("Hi", "long " * 200, "Tip?")])
+    run = tmp_path / "run"
+    report = start(base, file, run, objective="listwise", held_out=0.0, max_length=64, max_steps=2)
+    assert sampled_prompts == ["Hi", "Tip?"]
+    assert report.records == 2
