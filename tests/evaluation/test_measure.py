@@ -54,7 +54,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, use_cache: Callable[[Path], None]) -> None:
     """The tiny models are compared number by number."""
-    for module in ("model", "compute"):
+    for module in ("model", "placement"):
         monkeypatch.setattr(f"buleyean_rl.models.{module}.preferred_dtype", lambda *_: torch.float32)
     use_cache(tmp_path / "cache")
 
