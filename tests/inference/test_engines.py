@@ -32,7 +32,12 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+GGUF_ENGINES = [  # the second is compiled for minutes
+    pytest.param(name, marks=pytest.mark.slow if name == "llama-cpp-python" else []) for name in ENGINES
+]
+
+
+@pytest.fixture(scope="module", params=GGUF_ENGINES)
 def name(request: pytest.FixtureRequest) -> str:
     """Every engine that runs a GGUF file, by its name."""
     if request.param == "llama-cpp-python" and not llama_cpp_python.is_installed():
@@ -129,7 +134,7 @@ def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -
         assert "".join(reference.generate(conversation, sampling)) == answer
 
 
-@pytest.fixture(params=[*ENGINES, "transformers"])
+@pytest.fixture(params=[*GGUF_ENGINES, "transformers"])
 def engine(request: pytest.FixtureRequest, gguf: Path, reference: TransformersEngine) -> Iterator[Engine]:
     if request.param == "transformers":
         yield reference
