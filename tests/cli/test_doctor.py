@@ -13,8 +13,20 @@ from buleyean_rl.kernels import build
 def test_it_reports_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {"processor", "memory", "gpu", "dtype", "kernels", "torch", "xllamacpp", "cache", "disk"} <= lines.keys()
+    assert {
+        "processor",
+        "memory",
+        "gpu",
+        "dtype",
+        "compiler",
+        "kernels",
+        "torch",
+        "xllamacpp",
+        "cache",
+        "disk",
+    } <= lines.keys()
     assert "threads" in lines["processor"]
+    assert "OpenMP" in lines["torch"]
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

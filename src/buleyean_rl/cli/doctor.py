@@ -71,6 +71,7 @@ def _hardware() -> list[Finding]:
         Finding("memory", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
         Finding("gpu", torch.cuda.get_device_name() if has_gpu else "none with CUDA", has_gpu),
         Finding("dtype", f"{default_dtype(device)} on {device}".removeprefix("torch.")),
+        Finding("compiler", kernels.compiler or "none that builds the kernels"),
         Finding(
             "kernels",
             f"built, {kernels.instruction_set}" if kernels.problem is None else f"off: {kernels.problem}",
@@ -80,9 +81,12 @@ def _hardware() -> list[Finding]:
 
 
 def _software() -> list[Finding]:
+    import torch
+
     from buleyean_rl.models.source import BUNDLED, bundled_gguf
 
-    path, findings = bundled_gguf(), [Finding("torch", _installed_version("torch") or "missing")]
+    openmp = "with OpenMP" if torch.backends.openmp.is_available() else "without OpenMP"
+    path, findings = bundled_gguf(), [Finding("torch", f"{torch.__version__}, {openmp}")]
     for engine in ENGINES:
         version = _installed_version(engine)
         findings.append(Finding(engine, version or f"missing: pip install {_pip_name(engine)}", version is not None))
