@@ -24,6 +24,10 @@ test-slow: $(INSTALLED)  ## kills, restarts, a browser, llama-cpp-python (compil
 	$(INSTALL) --editable '.[llama-cpp]'
 	$(BIN)/python -m pytest -m slow
 
+.PHONY: hostile
+hostile: $(INSTALLED)  ## every attack on the commands at full scale: hostile files, kills, full disks, endpoints (hours)
+	BULEYEAN_HOSTILE=1 $(BIN)/python -m pytest tests/hostile
+
 .PHONY: test-studies
 test-studies: $(INSTALLED)  ## run the studies' own tests
 	$(BIN)/python -m pytest studies/tests
