@@ -15,7 +15,7 @@ from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.fused_decoder import FusedDecoder, FusedLayerFunction
 from buleyean_rl.models.lora import LoraLinear, lora_config
 from buleyean_rl.models.packed_attention import PACKED
-from buleyean_rl.models.views import backbone, plain_model
+from buleyean_rl.models.views import adapter_disabled, backbone, plain_model
 from tiny import tiny_llama, tiny_mistral, tiny_model
 
 
@@ -29,19 +29,24 @@ def is_fused(model: Any) -> bool:
     return "forward" in vars(backbone(model))
 
 
-def layers_of_calls(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def forward_only(model: Any) -> None:
+    with torch.no_grad():
+        forward_hidden(backbone(model), SEQUENCE)
+
+
+def layers_of_calls(model: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[[Any], object] = outcome) -> list[int]:
     """How many layers each call into C is of."""
     counts: list[int] = []
     apply = fused_decoder._apply
     with monkeypatch.context() as patch:
         patch.setattr(fused_decoder, "_apply", lambda layers, *x: (counts.append(len(layers)), apply(layers, *x))[1])
-        outcome(model)
+        work(model)
     return counts
 
 
-def compare(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near to the exact values and gradients as the modules are."""
-    model = packed_model(dropout=dropout)
+@pytest.mark.usefixtures("kernels")
+def test_one_call_is_as_near_to_the_exact_one_as_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model()
     assert is_fused(model)
     got, modules = outcome(model), by_modules(monkeypatch, lambda: outcome(model))
     assert len(got) == 1 + 2 * 14
@@ -51,13 +56,12 @@ def compare(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-def test_one_call_is_as_near_to_the_exact_one_as_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(0.4, monkeypatch)
-
-
-@pytest.mark.usefixtures("kernels")
-def test_without_dropout_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(0.0, monkeypatch)
+def test_with_dropout_only_the_reference_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model(dropout=0.4)
+    assert is_fused(model)
+    assert layers_of_calls(model, monkeypatch) == []
+    with adapter_disabled(model):
+        assert layers_of_calls(model, monkeypatch, forward_only) == [2]
 
 
 @pytest.mark.usefixtures("kernels")
@@ -108,7 +112,7 @@ def test_all_layers_are_one_node_and_one_call(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("kernels")
 def test_checkpointed_layers_are_a_call_each_and_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = packed_model(dropout=0.4)
+    model = packed_model()
     expected = outcome(model)
     plain_model(model).activation_checkpointing_enable()
     assert layers_of_calls(model, monkeypatch) == [1, 1] * 2  # again in the backward pass

@@ -22,7 +22,7 @@ from tiny import tiny_llama, tiny_tokenizer
 class Mlp(nn.Module):
     def __init__(self, activation: str = "silu") -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(24, 40), nn.Linear(24, 40), nn.Linear(40, 24)
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
         self.act_fn = ACT2FN[activation]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ class Mlp(nn.Module):
 
 
 def norm(kind: type[nn.Module] = LlamaRMSNorm) -> Any:
-    module = kind(24)
+    module = kind(32)
     nn.init.uniform_(module.weight, 0.2, 1.5)
     return module
 
@@ -46,7 +46,7 @@ def outcome(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def compare(make: Any) -> None:
     torch.manual_seed(0)
     module = make().bfloat16().requires_grad_(False)
-    x = 2 * torch.randn(2, 5, 24).bfloat16()
+    x = 2 * torch.randn(2, 5, 32).bfloat16()
     exact = outcome(module.double(), x.double())
     module.bfloat16()
     own = outcome(module, x)

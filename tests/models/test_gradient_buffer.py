@@ -51,7 +51,7 @@ def test_a_group_has_its_slice_if_all_of_it_is_trained() -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("make", [wide_heads, biased], ids=["one call", "modules"])
 def test_kernels_add_what_autograd_would_have_added(make: Callable[[Any], Any]) -> None:
-    model = packed_model(make, 0.4)
+    model = packed_model(make)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = linear_groups(model)
     by_autograd: list[Tensor] = []

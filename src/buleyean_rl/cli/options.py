@@ -57,10 +57,10 @@ def default_temperature(samples: int, temperature: float | None) -> float:
 
 
 def stderr_console() -> Any:
-    """A console on stderr, for progress."""
+    """A console on stderr, for progress; piped, it breaks no lines."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def print_json(value: dict[str, Any], enabled: bool) -> None:

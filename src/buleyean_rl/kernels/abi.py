@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_float, c_int, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -46,19 +46,11 @@ class Linear(ctypes.Structure):
     _fields_ = (
         *_pointers("weight", "a", "b"),
         *_sizes("depth", "columns", "y_stride", "rank"),
-        ("p", c_float),
-        ("seed", c_uint32),
         ("parts", c_int64),
         ("ranks", c_int64 * PARTS),
         ("outputs", c_int64 * PARTS),
         ("scalings", c_float * PARTS),
     )
-
-    def with_dropout(self, p: float, seed: int) -> Linear:
-        """The same, but a share of its input is dropped on the way to the adapter, as a seed below 2^32 says."""
-        copy = Linear.from_buffer_copy(self)
-        copy.p, copy.seed = p, seed
-        return copy
 
     @property
     def adapter_size(self) -> int:
@@ -174,7 +166,8 @@ STRUCTS = (  # in the order of `struct_sizes` in memory.c
 SIGNATURES = {
     "gemm": [POINTER(GemmArgs), c_int],
     "lora_linear": [POINTER(Linear), c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int],
-    "lora_linear_backward": [POINTER(Linear), *[c_void_p] * 3, c_int64, c_void_p, c_void_p, c_int],
+    "lora_linear_input_gradient": [POINTER(Linear), c_void_p, c_int64, c_void_p, c_void_p, c_int],
+    "lora_linear_weight_gradients": [POINTER(Linear), *[c_void_p] * 4, c_int64, c_void_p, c_int],
     "attention": [POINTER(AttentionArgs), c_int],
     "attention_backward": [POINTER(AttentionArgs), c_int],
     "head_softmax": [POINTER(HeadSoftmaxArgs), c_int],
@@ -183,7 +176,6 @@ SIGNATURES = {
     "rms_norm": [POINTER(RmsNormArgs), c_int],
     "swiglu": [POINTER(SwigluArgs), c_int],
     "rope": [POINTER(RopeArgs), c_int],
-    "dropout": [c_void_p, c_int64, c_float, c_uint32, c_int, c_void_p, c_int],
     "limit_memory": [c_int64],
 }
 

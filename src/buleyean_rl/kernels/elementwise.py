@@ -1,4 +1,4 @@
-"""Element-wise passes in one sweep: RMSNorm, SwiGLU, dropout; and the loss's on CUDA."""
+"""Element-wise passes in one sweep: RMSNorm and SwiGLU; and the loss's on CUDA."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: floa
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up. Shape: (..., 2 * width), gate before up, contiguous; to (..., width)."""
+    """silu(gate) * up. Shape: (..., 2 * width), gate before up, contiguous; to (..., width), a multiple of `BLOCK`."""
     width = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
     places = address(gate_up), None, address(y), None
@@ -70,17 +70,3 @@ def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     places = address(gate_up), address(gradient), None, address(grad)
     call("swiglu", byref(SwigluArgs(*places, 2 * width, gradient.numel() // width, width)))
     return grad
-
-
-def dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:
-    """x / (1 - p) on elements kept at random, and 0 elsewhere; the same seed keeps the same ones.
-
-    Args:
-        x: contiguous. Shape: any.
-        p: share dropped.
-        seed: below 2^32.
-        add_to: added to, if given, and returned. Shape as `x`.
-    """
-    y = torch.empty_like(x) if add_to is None else add_to
-    call("dropout", x, x.numel(), p, seed, add_to is not None, y)
-    return y

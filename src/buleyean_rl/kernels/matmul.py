@@ -59,11 +59,11 @@ def make_linear(weight: Tensor, adapter: Adapter | None = None) -> Linear:
         return Linear(weight.data_ptr(), depth=depth, columns=columns, y_stride=columns)
     a, b, *parts = adapter
     pointers = (x.data_ptr() for x in (weight, a, b))
-    return Linear(*pointers, depth, columns, columns, len(a), 0.0, 0, len(adapter.ranks), *map(tuple, parts))
+    return Linear(*pointers, depth, columns, columns, len(a), len(adapter.ranks), *map(tuple, parts))
 
 
 def lora_linear(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """x weight^T + lora_hidden b^T + added, where lora_hidden = dropout(x) a^T, in bf16.
+    """x weight^T + lora_hidden b^T + added, where lora_hidden = x a^T, in bf16.
 
     Args:
         x: contiguous. Shape: (rows, inputs).
@@ -94,7 +94,9 @@ def lora_linear_backward(
             in the latter; in fp32, accumulated in place. Shape: (`linear.adapter_size`,).
     """
     grad_x = torch.empty_like(x) if needs_grad_x else None
-    call("lora_linear_backward", byref(linear), grad_y, x, lora_hidden, len(x), grad_x, grads)
+    grad_hidden = torch.empty_like(lora_hidden)
+    call("lora_linear_input_gradient", byref(linear), grad_y, len(x), grad_hidden, grad_x)
+    call("lora_linear_weight_gradients", byref(linear), grad_y, x, lora_hidden, grad_hidden, len(x), grads)
     return grad_x
 
 

@@ -13,7 +13,7 @@ from buleyean_rl.errors import ModelError
 from buleyean_rl.models.fused_decoder import fuse_decoder
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.lora import group_layers
-from buleyean_rl.models.views import backbone
+from buleyean_rl.models.views import backbone, eval_mode
 from buleyean_rl.system.memory import return_free_memory
 
 
@@ -49,7 +49,8 @@ def attach_lora(model: Any, config: Any) -> Any:
         except ValueError as error:
             raise ModelError(f"cannot attach an adapter to {type(model).__name__}: {error}") from error
     group_layers(adapted)
-    fuse_decoder(backbone(adapted))
+    with eval_mode(adapted):  # it computes no dropout
+        fuse_decoder(backbone(adapted))
     return_free_memory()
     return adapted
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from buleyean_rl.kernels import abi, elementwise, matmul
+from buleyean_rl.kernels import abi, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.models.private_interfaces import scaled_copy
 
@@ -98,13 +98,10 @@ class AdaptedLinear(NamedTuple):
         )
 
     def for_pass(self, tokens: int, dropout: float) -> AdaptedLinear:
-        """The same for so many tokens, with a dropout mask of its own."""
-        c_linear = self.c_linear if tokens >= matmul.min_rows(self.weight) else None
-        if not dropout:
-            return self if c_linear is self.c_linear else self._replace(c_linear=c_linear)
-        seed = int(torch.randint(2**32, ()))
-        c_linear = c_linear and c_linear.with_dropout(dropout, seed)
-        return self._replace(c_linear=c_linear, dropout=dropout, seed=seed)
+        """The same for so many tokens, with a dropout mask of its own; dropout is not in the kernels."""
+        if dropout:
+            return self._replace(c_linear=None, dropout=dropout, seed=int(torch.randint(2**32, ())))
+        return self if tokens >= matmul.min_rows(self.weight) else self._replace(c_linear=None)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output, and what A makes of the input, which `backward` needs.
@@ -226,8 +223,6 @@ def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Te
     """Dropout that a seed reproduces, added to `add_to` if given. Shape: any."""
     if not p:
         return x
-    if abi.available(x):
-        return elementwise.dropout(x, p, seed, add_to)
     generator = torch.Generator(x.device).manual_seed(seed)
     # 16 random bits an element, four from a draw: three times as fast as a Bernoulli draw an element
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)

@@ -40,10 +40,15 @@ def fuse_layers(model: nn.Module) -> None:
             continue  # done before
         if type(module).__name__.endswith("RMSNorm"):
             _replace_forward(module, _norm_forward(module), module.weight)
-        elif all(hasattr(module, name) for name in MLP) and abi.available(module.gate_proj.weight):
+        elif all(hasattr(module, name) for name in MLP) and _has_kernel(module.gate_proj.weight):
             _replace_forward(module, _mlp_forward(module), module.gate_proj.weight)
         elif type(module) is nn.Linear and bf16_is_emulated(module.weight):
             _replace_forward(module, _linear_forward(module), module.weight)
+
+
+def _has_kernel(gate: Tensor) -> bool:
+    """Whether SwiGLU is in C for this gate. Shape: (width, inputs)."""
+    return abi.available(gate) and not len(gate) % abi.BLOCK
 
 
 def epsilon_of(norm: Any) -> float:

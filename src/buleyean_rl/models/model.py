@@ -172,7 +172,8 @@ class Model:
         on_cpu = self.device.type == "cpu"
         parts.append(self._describe_kernels() if on_cpu else torch.cuda.get_device_name(self.device))
         if "forward" in vars(self.backbone):  # which `fuse_decoder` replaces
-            parts.append("fused decoder")
+            dropout = self.has_adapter and self.module.peft_config["default"].lora_dropout
+            parts.append("fused decoder" + (" but for steps with LoRA dropout, which are slower" if dropout else ""))
         if self.has_adapter or "layout" in vars(self):  # only training and scoring use it
             parts.append(f"{self.layout} sequences")
         if on_cpu:

@@ -60,24 +60,16 @@ INLINE void swiglu_block(const bf16 *gate, const bf16 *up, const bf16 *grad_y, b
 void swiglu(const SwigluArgs *g, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < g->rows; i++) {
-        int64_t width = g->width, j = 0;
+        int64_t width = g->width;
         const bf16 *gate = g->gate_up + i * g->stride, *grad_y = g->grad_y ? g->grad_y + i * width : NULL;
         bf16 *grad_gate = g->grad_gate_up ? g->grad_gate_up + i * g->stride : NULL, *y = g->y ? g->y + i * width : NULL;
-        for (; j + BLOCK <= width; j += BLOCK) {
+        for (int64_t j = 0; j < width; j += BLOCK) {
             PREFETCH_L1(ADDRESS(gate + j) + sizeof *gate * g->stride);
             PREFETCH_L1(ADDRESS(gate + width + j) + sizeof *gate * g->stride);
             if (!grad_y) swiglu_block(gate + j, gate + width + j, NULL, NULL, NULL, y + j);
             else if (y) swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, y + j);
             else swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, NULL);
         }
-        if (j == width) continue;
-        bf16 in[3][BLOCK] = {{0}}, out[3][BLOCK]; /* a row's last elements */
-        size_t bytes = sizeof **in * (width - j);
-        memcpy(in[0], gate + j, bytes), memcpy(in[1], gate + width + j, bytes);
-        if (grad_y) memcpy(in[2], grad_y + j, bytes);
-        swiglu_block(in[0], in[1], grad_y ? in[2] : NULL, out[0], out[1], out[2]);
-        if (grad_y) memcpy(grad_gate + j, out[0], bytes), memcpy(grad_gate + width + j, out[1], bytes);
-        if (y) memcpy(y + j, out[2], bytes);
     }
 }
 
@@ -99,25 +91,5 @@ void rope(const RopeArgs *g, int threads) {
                 y2[j] = f32_to_bf16(second * bf16_to_f32(cos2[j]) + sign * first * bf16_to_f32(sin2[j]));
             }
         }
-    }
-}
-
-static inline uint32_t hash(uint32_t x, uint32_t seed) { /* MurmurHash3's last steps, the seed mixed in twice */
-    x = (x ^ seed) * 0x9e3779b1u;
-    x ^= x >> 16;
-    x *= 0x85ebca6bu;
-    x = (x ^ (x >> 13)) + seed;
-    x *= 0xc2b2ae35u;
-    return x ^ (x >> 16);
-}
-
-/* y (+)= x / (1 - p) where an element is kept, and 0 elsewhere; the seed says which are. */
-void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int accumulate, bf16 *y, int threads) {
-    uint32_t threshold = (uint32_t)(p * 4294967296.0);
-    float scale = 1 / (1 - p);
-#pragma omp parallel for simd num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i++) {
-        float value = hash((uint32_t)i, seed) < threshold ? 0 : bf16_to_f32(x[i]) * scale;
-        y[i] = f32_to_bf16(value + (accumulate ? bf16_to_f32(y[i]) : 0));
     }
 }

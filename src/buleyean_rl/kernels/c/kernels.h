@@ -20,14 +20,12 @@ typedef struct {
     int64_t y_stride, rows, columns, depth, depth2;
 } GemmArgs;
 
-/* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = dropout(x) a^T. w: (columns, depth); a: (rank,
+/* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = x a^T. w: (columns, depth); a: (rank,
  * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). It may be several `parts` side by side: their A's lie on
  * top of each other in a, their B's along a diagonal in b. */
 typedef struct {
     const bf16 *w, *a, *b;
     int64_t depth, columns, y_stride, rank;
-    float p;
-    uint32_t seed;
     int64_t parts, ranks[3], outputs[3];
     float scalings[3];
 } Linear;
@@ -67,7 +65,7 @@ typedef struct {
     float epsilon;
 } RmsNormArgs;
 
-/* y = silu(gate) * up, (rows, width), or with grad_y its gradient; both may be NULL. gate_up and its gradient: (rows, 2 width),
+/* y = silu(gate) * up, (rows, width), a multiple of 32, or with grad_y its gradient; both may be NULL. gate_up and its gradient: (rows, 2 width),
  * rows `stride` apart. */
 typedef struct { const bf16 *gate_up, *grad_y; bf16 *y, *grad_gate_up; int64_t stride, rows, width; } SwigluArgs;
 
@@ -118,4 +116,3 @@ void attention_backward(const AttentionArgs *g, int threads);
 void rms_norm(const RmsNormArgs *g, int threads);
 void swiglu(const SwigluArgs *g, int threads);
 void rope(const RopeArgs *g, int threads);
-void dropout(const bf16 *x, int64_t size, float p, uint32_t seed, int accumulate, bf16 *y, int threads);
