@@ -42,12 +42,9 @@ static void forward(const DecoderLayer *l, const PackedSequence *s, const SavedA
     int64_t tokens = s->tokens;
     bf16 *normed = buffers[NORMED], *hidden = buffers[HIDDEN], *const *lora_hidden = saved->lora_hidden;
     AttentionArgs attend = attention_args(l, s, saved);
-    RmsNormArgs norm1 = {.x = saved->x, .weight = l->norms[0], .y = normed, .rows = tokens, .width = l->qkv.depth,
-                         .epsilon = l->epsilons[0]};
-    RmsNormArgs norm2 = {.x = saved->middle, .weight = l->norms[1], .y = normed, .rows = tokens, .width = l->qkv.depth,
-                         .epsilon = l->epsilons[1]};
-    SwigluArgs gate = {.gate_up = saved->gate_up, .y = hidden, .stride = l->gate_up.y_stride, .rows = tokens,
-                       .width = l->down.depth};
+    RmsNormArgs norm1 = {saved->x, l->norms[0], NULL, NULL, normed, NULL, tokens, l->qkv.depth, l->epsilons[0]};
+    RmsNormArgs norm2 = {saved->middle, l->norms[1], NULL, NULL, normed, NULL, tokens, l->qkv.depth, l->epsilons[1]};
+    SwigluArgs gate = {saved->gate_up, NULL, hidden, NULL, l->gate_up.y_stride, tokens, l->down.depth};
     rms_norm(&norm1, threads);
     lora_linear(&l->qkv, normed, NULL, tokens, lora_hidden[0], saved->qkv, threads);
     rope_in_place(l, s, saved->qkv, 0, threads);

@@ -64,11 +64,8 @@ void swiglu(const SwigluArgs *g, int threads) {
         const bf16 *gate = g->gate_up + i * g->stride, *grad_y = g->grad_y ? g->grad_y + i * width : NULL;
         bf16 *grad_gate = g->grad_gate_up ? g->grad_gate_up + i * g->stride : NULL, *y = g->y ? g->y + i * width : NULL;
         for (int64_t j = 0; j < width; j += BLOCK) {
-            PREFETCH_L1(ADDRESS(gate + j) + sizeof *gate * g->stride);
-            PREFETCH_L1(ADDRESS(gate + width + j) + sizeof *gate * g->stride);
             if (!grad_y) swiglu_block(gate + j, gate + width + j, NULL, NULL, NULL, y + j);
-            else if (y) swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, y + j);
-            else swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, NULL);
+            else swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, y ? y + j : NULL);
         }
     }
 }

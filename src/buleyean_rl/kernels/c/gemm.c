@@ -3,9 +3,8 @@
  *     tasks, shared by the threads: nc columns and mc of the rows; a thread has rows of its own where there are enough
  *       panel_kc of the depth: pack_b_panel, which stays in L2                              +--- b: nc ---+
  *         MR rows and kc of the depth: pack_a, which stays in L1                    panel_kc|             |
- *           32 columns: micro-kernel over kc; sums wait for the next kc                     +-------------+
- *             between its steps: epilogue of the block before,                a: +- kc -+   |  |32|       |
- *             and prefetch of the rows that come next                         MR |      |   |  |MR|   y   |
+ *           32 columns: micro-kernel over kc; sums wait for the next kc       a: +- kc -+   +-------------+
+ *             epilogue: rounded to bf16                                     MR |      |   |  |MR|   y   |
  */
 #include "gemm.h"
 
@@ -23,32 +22,13 @@
 #define ROW_UNIT 6
 #endif
 
-/* Of a finished block: its sums, plus what is added, become rows of y; and rows of a that are prefetched meanwhile. */
-typedef struct {
-    const float *sums;
-    const bf16 *added;
-    bf16 *y;
-    int64_t y_stride, row, rows, prefetched_rows, a_stride;
-    uintptr_t ahead;
-} Epilogue;
-
-INLINE void store_rows(Epilogue *e, int count) {
-    for (; count && e->row < e->rows; count--, e->row++) {
-        const float *sums = e->sums + e->row * BLOCK;
-        float both[BLOCK];
-        if (e->added) {
-            for (int j = 0; j < BLOCK; j++) both[j] = sums[j] + bf16_to_f32(e->added[e->row * e->y_stride + j]);
-            sums = both;
-        }
-        f32_to_bf16_many(sums, BLOCK, e->y + e->row * e->y_stride);
+/* A finished block's sums, plus what is `added` to them, as rows of y. */
+static void store_block(const float *sums, const bf16 *added, bf16 *y, int64_t y_stride, int rows) {
+    for (int i = 0; i < rows; i++, sums += BLOCK, y += y_stride) {
+        float row[BLOCK];
+        for (int j = 0; j < BLOCK && added; j++) row[j] = sums[j] + bf16_to_f32(added[i * y_stride + j]);
+        f32_to_bf16_many(added ? row : sums, BLOCK, y);
     }
-}
-
-INLINE void store_and_prefetch(void *state) {
-    Epilogue *e = state;
-    store_rows(e, 2);
-    for (int64_t row = 0; row < e->prefetched_rows; row++) PREFETCH_L2(e->ahead + row * e->a_stride * sizeof(bf16));
-    e->ahead += BLOCK * sizeof(bf16);
 }
 
 /* Into how many even parts of whole units a size goes, a multiple of `multiple`, none larger than `largest`. */
@@ -116,17 +96,16 @@ static void pack_b_slice(const GemmArgs *g, int64_t k, int64_t depth, int64_t co
 
 static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     int64_t column = task % p->panels * p->nc, columns = smaller(g->columns - column, p->nc), depth2 = g->depth2;
-    int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc), turn = 0;
+    int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc);
     int64_t waiting_rows = p->slices > 1 ? round_up(p->mc, MR) : p->pieces > 1 ? MR : 0;
     uint32_t *panel;
-    float *blocks, *waiting;
+    float *waiting, block[MR * BLOCK];
     Packed *strip, *strip2, *buffer_a;
     bf16 *buffer_b;
-    if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(blocks, 2 * MR * BLOCK),
-                 BUFFER(waiting, waiting_rows * p->nc), BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR),
-                 BUFFER(buffer_a, 2 * BLOCK * MR), BUFFER(buffer_b, BLOCK * p->nc)))
+    if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(waiting, waiting_rows * p->nc),
+                 BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR), BUFFER(buffer_a, 2 * BLOCK * MR),
+                 BUFFER(buffer_b, BLOCK * p->nc)))
         return;
-    Epilogue e = {.y_stride = g->y_stride, .a_stride = g->a.row_stride};
     TileConfig before;
     amx_begin(&before);
     for (int64_t k = 0; k < p->depth; k += p->panel_kc) {
@@ -149,30 +128,25 @@ static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
                 stride2 = g->a2.row_stride;
                 a2 = pack_a(g->a2.data + (top + i) * stride2, &stride2, left, MR, kc2, strip2);
             }
-            e.prefetched_rows = left >= 2 * MR && g->a.column_stride == 1 ? (MR * BLOCK + columns - 1) / columns : 0;
             for (int64_t j = 0; j < columns; j += BLOCK) {
                 PackedB b = panel_block(panel, panel_blocks, j / BLOCK, (z - k) / BLOCK);
                 float *sums = waiting + (p->slices > 1 ? i : 0) * p->nc + j * MR, *c = sums;
                 int64_t place = (top + i) * g->y_stride + column + j, c_stride = BLOCK;
                 if (last && g->c) c = g->c + place, c_stride = g->y_stride;
-                else if (last) c = blocks + (turn = MR * BLOCK - turn);
+                else if (last) c = block;
                 Accumulator acc = acc_load(z ? sums : NULL, BLOCK, c, c_stride);
-                e.ahead = ADDRESS(g->a.data) + sizeof(bf16) * ((top + i + MR + j / BLOCK * e.prefetched_rows) * e.a_stride + z);
-                microkernel(&acc, a, stride, height, b, 1, kc / BLOCK, store_and_prefetch, &e);
+                microkernel(&acc, a, stride, height, b, kc / BLOCK);
                 if (kc2) {
                     PackedB b2 = panel_block(panel, panel_blocks, j / BLOCK, own);
-                    microkernel(&acc, a2, stride2, height, b2, 1, kc2 / BLOCK, nothing, NULL);
+                    microkernel(&acc, a2, stride2, height, b2, kc2 / BLOCK);
                 }
-                store_rows(&e, MR);
                 acc_store(&acc);
-                if (!last || g->c) continue;
-                e.sums = c, e.y = g->y + place, e.added = g->added ? g->added + place : NULL;
-                e.row = 0, e.rows = height;
+                AMX_FENCE;
+                if (last && !g->c) store_block(c, g->added ? g->added + place : NULL, g->y + place, g->y_stride, height);
             }
         }
     }
     AMX_FENCE;
-    store_rows(&e, MR);
     amx_end(&before);
 }
 

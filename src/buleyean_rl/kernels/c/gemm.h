@@ -93,21 +93,14 @@ static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, u
 /* Blocks of b one below the other: see the drawing. */
 typedef struct { uint32_t *words; int64_t row_stride, tile_stride, block_stride; } PackedB;
 
-/* Of a panel of b, `blocks` deep, one after the other with AMX, each of their halves elsewhere. */
+/* Of a panel of b, `blocks` deep: all left tiles of 32 columns, then all right ones. */
 static inline PackedB panel_block(uint32_t *panel, int64_t blocks, int64_t column_block, int64_t block) {
-#ifdef __AMX_BF16__
-    return (PackedB){panel + 2 * TILE_WORDS * (column_block * blocks + block), TILE, TILE_WORDS, 2 * TILE_WORDS};
-#else
     return (PackedB){panel + TILE_WORDS * (2 * column_block * blocks + block), TILE, TILE_WORDS * blocks, TILE_WORDS};
-#endif
 }
 
 /* Sums of a block: `acc_load` from where they are, or zeros if that is NULL; `microkernel`, once or more; `acc_store` has
  * them in c, which may be the same place. */
 typedef struct { const float *from; float *c; int64_t from_stride, c_stride; } Accumulator;
-
-typedef void (*Interleaved)(void *); /* work between two steps of the depth, of some hundred instructions */
-INLINE void nothing(void *state) { (void)state; }
 
 #ifdef __AMX_BF16__
 /* A compiler does not know what of memory these instructions read and write. */
@@ -148,24 +141,19 @@ INLINE void acc_store(const Accumulator *acc) {
     _tile_stored(3, acc->c + TILE * acc->c_stride + TILE, 4 * acc->c_stride);
 }
 
-/* `stream`: b is not to drive others from the cache. */
-INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int stream, int64_t blocks,
-                        Interleaved interleaved, void *state) {
+INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int64_t blocks) {
     (void)acc, (void)rows;
     for (int64_t k = 0; k < blocks; k++) {
         const Packed *a_k = a + k * BLOCK;
         const uint32_t *b_k = b.words + k * b.block_stride;
-        if (stream) _tile_stream_loadd(6, b_k, 4 * b.row_stride);
-        else _tile_loadd(6, b_k, 4 * b.row_stride);
+        _tile_loadd(6, b_k, 4 * b.row_stride);
         _tile_loadd(4, a_k, 2 * a_stride);
-        if (stream) _tile_stream_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
-        else _tile_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
+        _tile_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
         _tile_loadd(5, a_k + TILE * a_stride, 2 * a_stride);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        interleaved(state);
     }
 }
 #else
@@ -242,13 +230,10 @@ static __attribute__((noinline, unused)) void microkernel_block(Accumulator acc,
         }
 }
 
-INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int stream, int64_t blocks,
-                        Interleaved interleaved, void *state) {
-    (void)stream;
+INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int64_t blocks) {
     if (!blocks) return;
     microkernel_block(*acc, a, a_stride, rows, b, blocks * BLOCK_WORDS);
     acc->from = acc->c, acc->from_stride = acc->c_stride;
-    for (int64_t k = 0; k < blocks; k++) interleaved(state);
 }
 #endif
 

@@ -16,7 +16,7 @@ typedef struct { OnlineSoftmax softmaxes[NODES / BLOCK]; float *sums; } Share;
 /* Rows [first, end) of W, at the nodes from `start` on, whose rejections are [rejection, rejections). */
 static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int64_t end, int64_t start, int64_t rejection,
                       int64_t rejections) {
-    int64_t width = g->width, nodes = smaller(g->nodes - start, NODES), prefetched = width * BLOCK / round_up(nodes, BLOCK), *here;
+    int64_t width = g->width, nodes = smaller(g->nodes - start, NODES), *here;
     float scores[BLOCK * BLOCK], scale = LOG2E * g->scale;
     uint32_t *keys, *values;
     Packed *states, *weights;
@@ -32,7 +32,6 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
     amx_begin(&before);
     for (int64_t part = first; part < end; part += PART) {
         int64_t rows = smaller(end - part, PART), count = 0;
-        uintptr_t ahead = ADDRESS(g->weight + part * width) + sizeof(bf16) * rows * width; /* the next part comes to L2 */
         for (int64_t i = rejection; i < rejections; i++)
             if (g->rejected_token[i] >= part && g->rejected_token[i] < part + rows) here[count++] = i;
         pack_b_panel((Matrix){g->weight + part * width, 1, width}, width, rows, keys, width / BLOCK, 0);
@@ -42,7 +41,6 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
             float *sums = share->sums + node * width;
             for (int64_t done = 0; done < rows; done += BLOCK) {
                 PackedB b = panel_block(keys, width / BLOCK, done / BLOCK, 0);
-                for (int64_t row = 0; row < prefetched; row++, ahead += 64) PREFETCH_L2(ahead);
                 multiply(states + node * width, width, b, 0, BLOCK, BLOCK, width, 0, scores, BLOCK);
                 for (int64_t i = 0; i < count; i++) {
                     int64_t row = g->rejected_node[here[i]] - start - node, j = g->rejected_token[here[i]] - part - done;

@@ -6,7 +6,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-/* With the strides of its rows and columns. */
 typedef struct { const bf16 *data; int64_t row_stride, column_stride; } Matrix;
 
 /* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. a: (rows, depth), a2: (rows, depth2); b: (depth, columns), b2:
@@ -81,7 +80,6 @@ typedef struct {
     int64_t heads, key_heads, head_width;
 } DecoderLayer;
 
-/* cosine, sine: (tokens, head width). */
 typedef struct { const bf16 *cosine, *sine; int64_t tokens; CuSeqlens seqlens; } PackedSequence;
 
 /* What a layer's backward pass needs of its forward pass, of (tokens, some width) but lse: its input; queries, keys and
@@ -100,11 +98,6 @@ int scratch(const Buffer *buffers, int count);
 
 static inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* The cache line at an address, which may lie beyond an array's end. */
-#define PREFETCH_L1(address) __builtin_prefetch((const void *)(address))
-#define PREFETCH_L2(address) __builtin_prefetch((const void *)(address), 0, 2)
-#define ADDRESS(pointer) ((uintptr_t)(pointer))
 
 void gemm(const GemmArgs *g, int threads);
 void lora_linear(const Linear *l, const bf16 *x, const bf16 *added, int64_t rows, bf16 *lora_hidden, bf16 *y, int threads);

@@ -15,7 +15,7 @@ static void multiply(const Packed *a, int64_t a_stride, PackedB b, int64_t colum
         for (int64_t i = 0; i < rows; i += BLOCK) { /* these of b are in L1 now */
             float *sums = c + i * c_stride + j;
             Accumulator acc = acc_load(accumulate ? sums : NULL, c_stride, sums, c_stride);
-            microkernel(&acc, a + i * a_stride, a_stride, BLOCK, b, 0, depth / BLOCK, nothing, NULL);
+            microkernel(&acc, a + i * a_stride, a_stride, BLOCK, b, depth / BLOCK);
             acc_store(&acc);
         }
     AMX_FENCE;
@@ -24,12 +24,9 @@ static void multiply(const Packed *a, int64_t a_stride, PackedB b, int64_t colum
 /* Sums of a row's weights by the lane, and of the same as they are rounded for products. row_max is in powers of 2. */
 typedef struct { float row_max[BLOCK]; SimdF32 sum_exp[BLOCK], sum_rounded[BLOCK]; } OnlineSoftmax;
 
-/* The largest of 32 scores, without NaN. */
-static inline float block_max(const float *scores) {
-    SimdF32 max = simd_set(-INFINITY);
+static inline float block_max(const float *scores) { /* without NaN */
     float largest = -INFINITY;
-    for (int j = 0; j < BLOCK; j += LANES) max = simd_max(simd_load(scores + j), max);
-    for (int i = 0; i < LANES; i++) largest = fmaxf(largest, max[i]);
+    for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, scores[j]);
     return largest;
 }
 
@@ -53,7 +50,9 @@ INLINE void softmax_weights(OnlineSoftmax *softmax, const float *scores, float s
         Packed *to = weights + row * stride;
         SimdF32 above = {0}, sum_exp = softmax->sum_exp[row], sum_rounded = softmax->sum_rounded[row];
         for (int j = 0; j < BLOCK; j += LANES) above = simd_max(scale * simd_load(from + j) - softmax->row_max[row], above);
-        if (simd_any_above(above, MARGIN)) {
+        int exceeds = 0;
+        for (int i = 0; i < LANES; i++) exceeds |= above[i] > MARGIN;
+        if (exceeds) {
             float largest = scale * block_max(from) - softmax->row_max[row];
             raise_row_max(softmax, row, largest, to, done, sums ? sums + row * width : NULL, width);
             sum_exp = softmax->sum_exp[row], sum_rounded = softmax->sum_rounded[row];

@@ -102,12 +102,6 @@ static inline SimdF32 simd_exp2(SimdF32 x) {
     return simd_scale_by_power(p * r + 1, n);
 }
 
-static inline int simd_any_above(SimdF32 x, float limit) {
-    int any = 0;
-    for (int i = 0; i < LANES; i++) any |= x[i] > limit;
-    return any;
-}
-
 static inline float dot(const bf16 *x, const bf16 *y, int64_t size) {
     float sum = 0;
     for (int64_t j = 0; j < size; j++) sum += bf16_to_f32(x[j]) * bf16_to_f32(y[j]);
