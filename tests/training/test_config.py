@@ -27,7 +27,7 @@ def config_file(tmp_path: Path, text: str) -> Path:
 
 def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> None:
     config = BuleyeanConfig(output_dir=str(tmp_path))
-    assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
+    assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (16, 32, 0.0)
     assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
     assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
     assert config.get_warmup_steps(1125) == 100

@@ -95,7 +95,7 @@ def test_a_run_folder_is_complete_and_has_no_pickle(finished: Finished) -> None:
 def test_the_adapter_names_its_base_and_all_seven_layers(finished: Finished, base: Path) -> None:
     config = json.loads((finished.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
-    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 32, 0.05)
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 32, 0.0)
     adapted = {name.split(".")[-3] for name in load_file(finished.folder / "adapter_model.safetensors")}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

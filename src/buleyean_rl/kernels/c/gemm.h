@@ -146,9 +146,9 @@ INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int
     for (int64_t k = 0; k < blocks; k++) {
         const Packed *a_k = a + k * BLOCK;
         const uint32_t *b_k = b.words + k * b.block_stride;
-        _tile_loadd(6, b_k, 4 * b.row_stride);
+        _tile_stream_loadd(6, b_k, 4 * b.row_stride); /* b is not to drive a from L1 */
         _tile_loadd(4, a_k, 2 * a_stride);
-        _tile_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
+        _tile_stream_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
         _tile_loadd(5, a_k + TILE * a_stride, 2 * a_stride);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
