@@ -11,6 +11,7 @@ from typing import Any
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format, Preference
 from buleyean_rl.data.importers.rows import (
     ANSWER_KEYS,
+    accepted_record,
     answers_to_text,
     build_record,
     get_path,
@@ -20,7 +21,8 @@ from buleyean_rl.data.importers.rows import (
     refuse_row,
 )
 from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, pick
-from buleyean_rl.data.records.values import describe, fail, list_keys, parse_integer
+from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer
+from buleyean_rl.errors import RecordError
 
 Counted = tuple[list[Row], list[int], Any]  # candidates, how often each was rejected, rounds (unchecked)
 
@@ -77,6 +79,23 @@ def _build_records(
     else:
         discards.without_rejection += 1
     discards.chosen_discarded += len(candidates) - len(rejected)
+    yield from _accepted(row, candidates, counts, rounds)
+
+
+def _accepted(row: Row, candidates: Sequence[Row], counts: Sequence[int], rounds: object) -> Iterator[RejectionRecord]:
+    """The rounds that candidates at 0 won, as far as they can be read: they are only compared."""
+    won = max(counts, default=1) if rounds is None else rounds
+    if not isinstance(won, int) or not 1 <= won <= MAX_INTEGER:
+        return
+    try:
+        prompt = pick_prompt(row, Discards())
+    except RecordError:
+        return
+    for candidate, count in zip(candidates, counts, strict=True):
+        if not count:
+            yield from accepted_record(
+                prompt, next((candidate[key] for key in ANSWER_KEYS if key in candidate), None), won
+            )
 
 
 def _pick_candidates(row: Row) -> list[Row]:

@@ -49,6 +49,8 @@ class ImportReport:
         edited: answers that a person edited later, imported as the model wrote them.
         skipped: bad rows left out.
         errors: the first messages about those.
+        rounds_won: accepted answers that count as rounds of the same text, rejected elsewhere.
+        bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
         redacted: pieces of personal data taken out, by kind; None without redaction.
     """
 
@@ -73,6 +75,8 @@ class ImportReport:
     reasoning_removed: int = 0
     edited: int = 0
     skipped: int = 0
+    rounds_won: int = 0
+    bounded: int = 0
     errors: list[str] = field(default_factory=list)
     redacted: dict[str, int] | None = None
 
@@ -96,6 +100,8 @@ class ImportReport:
             "conversations parsed out of text": self.parsed_texts,
             **{f"rows left out: {reason}": number for reason, number in self.unusable.items()},
             **{f"rows without their {key}, which no prompt can hold": n for key, n in self.context_dropped.items()},
+            "accepted answers that are rounds of the same text, rejected elsewhere": self.rounds_won,
+            "answers whose rounds were scaled down to 2,147,483,647": self.bounded,
             "bad rows skipped": self.skipped,
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
@@ -180,12 +186,12 @@ def import_records(
         if not any_rejected:
             raise RecordError(_describe_nothing(report, discards), path=source)
 
-    rejections = (record for record in read_records() if any(record.rejection_counts))
-    folded = write_folded(output, rejections, limit=limit)
+    folded = write_folded(output, read_records(), limit=limit)
     for name, value in (asdict(discards) | asdict(folded)).items():
         if name != "answers_folded":
             setattr(report, name, value)
     report.duplicates_folded += folded.answers_folded
+    report.chosen_discarded -= folded.rounds_won
     report.redacted = {kind: redactions[kind] for kind in KINDS} if redact else None
     return report
 
