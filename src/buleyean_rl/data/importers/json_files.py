@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from buleyean_rl.data.importers.formats import FORMATS
@@ -16,7 +16,7 @@ from buleyean_rl.data.records.messages import is_message
 from buleyean_rl.data.records.values import describe, list_keys
 from buleyean_rl.errors import RecordError
 
-NumberedRows = Iterator[tuple[int, Row]]  # a file's line, or a data set's row, counted from 1
+NumberedRows = Generator[tuple[int, Row], None, None]  # a file's line, or a data set's row, counted from 1
 MAX_DAMAGED = 100  # values over several lines that may break off, before only single lines are read
 _SPACE = re.compile(r"\s*")
 
@@ -161,7 +161,7 @@ class _Values:
     def _end_of_value(self, position: int) -> int:
         return int(STRICT_JSON.raw_decode(self._text, position)[1])
 
-    def _read_list(self, start: int) -> Iterator[tuple[int, Row]]:
+    def _read_list(self, start: int) -> Generator[tuple[int, Row], None, int]:
         """The objects of the list that starts at a position, decoded one by one; returns where it ends."""
         position = self._skip_space(start + 1)
         if self._text[position : position + 1] == "]":

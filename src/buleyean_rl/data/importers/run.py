@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,9 @@ def import_records(
                 progress(report.rows)
             try:
                 for record in row_format.read_records(row, discards, choices):
-                    any_rejected = any_rejected or any(record.rejection_counts)
-                    yield redact_record(record, redactions) if redact else record
+                    rejected = any(record.rejection_counts)
+                    any_rejected = any_rejected or rejected
+                    yield redact_record(record, redactions if rejected else Counter()) if redact else record
             except UnsupportedContent as error:
                 discards.note_unusable(error.problem)
             except RecordError as error:
@@ -186,7 +188,8 @@ def import_records(
         if not any_rejected:
             raise RecordError(_describe_nothing(report, discards), path=source)
 
-    folded = write_folded(output, read_records(), limit=limit)
+    with closing(rows):
+        folded = write_folded(output, read_records(), limit=limit)
     for name, value in (asdict(discards) | asdict(folded)).items():
         if name != "answers_folded":
             setattr(report, name, value)

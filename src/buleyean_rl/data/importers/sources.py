@@ -6,7 +6,8 @@ source --open_rows--> numbered rows --the first of them--> their format: `open_s
 from __future__ import annotations
 
 import re
-from itertools import chain, islice
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from buleyean_rl.data.importers.arrow_files import (
@@ -21,7 +22,7 @@ from buleyean_rl.data.importers.json_files import NumberedRows, read_json
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Format
 from buleyean_rl.data.importers.tables import read_table
 from buleyean_rl.data.importers.text_files import open_text
-from buleyean_rl.data.records import SkipBad, read_text
+from buleyean_rl.data.records import Row, SkipBad, read_text
 from buleyean_rl.errors import RecordError
 
 ROWS_SAMPLED = 20  # to detect the format
@@ -53,12 +54,20 @@ def open_source(
     rows = open_rows(source, split=split, skip_bad=skip_bad, encoding=encoding)
     if row_format is not None:
         return row_format, rows
-    sample = list(islice(rows, ROWS_SAMPLED))
     try:
+        sample = list(islice(rows, ROWS_SAMPLED))
         detected = detect_format([row for _, row in sample], choices)
     except RecordError as error:
-        raise RecordError(error.problem, path=source) from error
-    return detected, chain(sample, rows)
+        rows.close()
+        raise RecordError(error.problem, path=error.path or source, line=error.line) from error
+    return detected, _chain(sample, rows)
+
+
+def _chain(sample: list[tuple[int, Row]], rows: NumberedRows) -> NumberedRows:
+    """The rows that were read ahead, and those after them; closing it closes the source."""
+    with closing(rows):
+        yield from sample
+        yield from rows
 
 
 def open_rows(

@@ -38,9 +38,11 @@ def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedRea
     try:
         with open(path, "rb") as raw:
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            with gzip.open(raw) if packed else raw as unpacked:
-                # A reader with a buffer of its own, so that its head can be looked at.
-                yield _to_utf8(io.BufferedReader(unpacked, HEAD_BYTES), path, encoding)  # type: ignore[type-var]
+            if packed:
+                with gzip.open(raw) as unpacked, io.BufferedReader(unpacked, HEAD_BYTES) as file:  # type: ignore[type-var]
+                    yield _to_utf8(file, path, encoding)
+            else:
+                yield _to_utf8(raw, path, encoding)
     except FileNotFoundError as error:
         raise RecordError("no such file: check the path", path=path) from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
