@@ -17,7 +17,7 @@ from buleyean_rl.data.importers.formats import detect_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards
 from buleyean_rl.data.importers.redact import redact_record, redact_text
 from buleyean_rl.data.records import fold_records, make_record, read_records
-from buleyean_rl.errors import UsageError
+from buleyean_rl.errors import RecordError, UsageError
 from drawn import write_rows
 
 PAIRS = [{"prompt": prompt, "chosen": "Yes.", "rejected": text} for prompt, text in ("p1", "q1", "p1", "p2")]
@@ -57,6 +57,44 @@ def test_importing_folds_discards_and_reports(tmp_path: Path) -> None:
     assert (report.chosen_discarded, report.duplicates_folded, report.prompts_repeated) == (4, 1, 2)
     assert any("discarded: 4" in line for line in report.lines())
     assert json.loads(json.dumps(report.as_dict()))["format"] == "pairs"
+
+
+def test_labels_of_a_text_are_rounds_of_it(tmp_path: Path) -> None:
+    def label(prompt: str, answer: str, accepted: bool) -> dict[str, object]:
+        return {"prompt": prompt, "completion": answer, "label": accepted}
+
+    rows = [
+        label("p", "a", True),
+        *[label("p", "a", k != 3) for k in range(9)],
+        label("p", "b", True),
+        label("q", "a", True),
+    ]
+    rows += [label("r", f"bad {k}", False) for k in range(3)]
+    report = import_records(str(write_rows(tmp_path / "a.jsonl", *rows)), tmp_path / "r.jsonl")
+    assert list(read_records(tmp_path / "r.jsonl")) == [
+        make_record("p", ["a"], [1], 10),
+        make_record("r", ["bad 0", "bad 1", "bad 2"], [1, 1, 1], 1),
+    ]
+    assert (report.rounds_won, report.chosen_discarded, report.records) == (9, 2, 2)
+    assert import_records(str(tmp_path / "a.jsonl"), tmp_path / "r.jsonl", limit=1, redact=True).rows == 5
+
+
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "x"}}]}
+    asked = {"role": "user", "content": "p"}
+    rows = [
+        {"messages": [asked, call], "label": False},
+        {"messages": [asked, {"role": "assistant", "content": "No."}], "label": False, "context": "a page"},
+        {"messages": [asked, {"role": "assistant", "content": "No."}], "label": None},
+    ]
+    report = import_records(str(write_rows(tmp_path / "a.jsonl", *rows)), tmp_path / "r.jsonl")
+    reason = "the rejected answer is a call of a tool, not text"
+    assert (report.unusable, report.context_dropped, report.unrated) == ({reason: 1}, {"context": 1}, 1)
+    lines = "\n".join(report.lines())
+    assert f"rows left out: {reason}: 1" in lines
+    assert "rows without their context, which no prompt can hold: 1" in lines
+    with pytest.raises(RecordError, match=f"nothing was written \\({reason}: 1\\)"):
+        import_records(str(write_rows(tmp_path / "b.jsonl", rows[0])), tmp_path / "s.jsonl")
 
 
 def test_importing_records_again_changes_nothing(tmp_path: Path) -> None:

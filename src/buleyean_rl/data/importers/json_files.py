@@ -21,7 +21,7 @@ MAX_DAMAGED = 100  # values over several lines that may break off, before only s
 _SPACE = re.compile(r"\s*")
 
 
-def read_json(file: io.BufferedReader, path: str, skip_bad: SkipBad) -> NumberedRows:
+def read_json(file: io.BufferedReader[Any], path: str, skip_bad: SkipBad) -> NumberedRows:
     """Every object of a file of JSON values, streamed as long as each stands on a line of its own.
 
     Args:
@@ -202,7 +202,7 @@ class _Values:
         self._damaged += 1
         line = self._line_of(position)
         if place is not None and not self._skip_bad:
-            line += self._text[position:place].rstrip().count("\n")
+            line += self._text.count("\n", position, min(place, len(self._text.rstrip())))
         handle_bad_row(RecordError(problem), self._path, line, self._skip_bad)
         end = self._text.find("\n", position)
         return len(self._text) if end < 0 else end + 1

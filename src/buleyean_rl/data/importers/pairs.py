@@ -58,7 +58,9 @@ def _rename(row: Row, discards: Discards) -> Row:
     sides = {"chosen": pick(row, *CHOSEN_KEYS), "rejected": pick(row, *REJECTED_KEYS)}
     pair = {key: value for key, value in row.items() if key not in (*CHOSEN_KEYS, *REJECTED_KEYS)}
     messages = pair.get("messages")
-    if sides["chosen"] is None and is_conversation(messages) and len(messages) > 1:  # ms-swift
+    if (
+        sides["chosen"] is None and isinstance(messages, list) and is_conversation(messages) and messages[1:]
+    ):  # ms-swift
         sides["chosen"], pair["messages"] = messages, messages[:-1]
     if sides["chosen"] is None and "rejected_response" in row:  # ms-swift before 3
         sides["chosen"] = row.get("response")
@@ -114,10 +116,10 @@ def _parse_texts(values: Any, name: str) -> list[str]:
     return [parse_text(value, f"{name}[{k}]") for k, value in enumerate(values)]
 
 
-def _matches(row: Row) -> bool:
-    if {"chosen", "rejected"} <= row.keys():
-        return True
-    return not row.keys().isdisjoint(REJECTED_KEYS[1:])
-
-
-PAIRS = Format("pairs", "prompt, chosen, rejected", _matches, _read_records, _read_preference)
+PAIRS = Format(
+    "pairs",
+    "prompt, chosen, rejected",
+    lambda row: not row.keys().isdisjoint(REJECTED_KEYS),
+    _read_records,
+    _read_preference,
+)

@@ -100,7 +100,7 @@ def pick_prompt(row: Row, discards: Discards) -> Any:
     return add_context(row, unpack_messages(prompt, "the prompt", discards), discards)
 
 
-def add_context(row: Row, prompt: Any, discards: Discards) -> Any:
+def add_context(row: Mapping[str, Any], prompt: Any, discards: Discards) -> Any:
     """A prompt after what else of the conversation stands in the row: its system prompt and earlier turns.
 
     Raises:
@@ -186,8 +186,8 @@ def split_conversation(value: object, name: str, discards: Discards) -> tuple[Me
         UnsupportedContent: the answer, or a message before it, calls a tool or is more than text.
     """
     if not isinstance(value, list | tuple) or not value:
-        parse_messages(value, name)  # says what it must be
-    *context, last = [message for message in value if not is_reasoning(message)] or [None]  # type: ignore[union-attr]
+        fail(f"{name} is {describe(value)}: it must be a list of messages with a role and a content")
+    *context, last = [message for message in value if not is_reasoning(message)] or [None]
     if is_tool_call(last):
         raise UnsupportedContent(REJECTED_TOOL_CALL)
     role = parse_role(last, f"the last message of {name}")

@@ -30,7 +30,7 @@ JSON_COLUMNS = frozenset([
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)  # Excel's
 
 
-def read_table(file: io.BufferedReader, path: str, skip_bad: SkipBad) -> NumberedRows:
+def read_table(file: io.BufferedReader[Any], path: str, skip_bad: SkipBad) -> NumberedRows:
     """The rows of a table as objects, by the names in its first row; places are the lines where rows begin.
 
     Args:
@@ -91,9 +91,11 @@ def _read_rows(lines: _Lines, path: str, skip_bad: SkipBad) -> NumberedRows:
     is_log = {"input", "output"} <= set(names) and "instruction" not in names
     line = lines.number + 1
     for cells in reader:
-        if len(cells) == len(names):
+        if not any(cell.strip() for cell in cells):  # spreadsheets end with such rows
+            pass
+        elif len(cells) == len(names):
             yield line, {name: _parse_cell(name, cell, is_log) for name, cell in zip(names, cells, strict=True)}
-        elif any(cell.strip() for cell in cells):
+        else:
             problem = f"has {len(cells)} cells, and the first row {len(names)}: quote cells that hold a {delimiter!r}"
             handle_bad_row(RecordError(problem), path, line, skip_bad)
         line = lines.number + 1

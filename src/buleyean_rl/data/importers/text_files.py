@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from buleyean_rl.errors import RecordError, UsageError
 
@@ -24,7 +25,7 @@ _BOMS = (
 
 
 @contextmanager
-def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedReader]:
+def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedReader[Any]]:
     """A file of text as UTF-8 bytes without a byte-order mark.
 
     Args:
@@ -39,7 +40,7 @@ def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedRea
         with open(path, "rb") as raw:
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             if packed:
-                with gzip.open(raw) as unpacked, io.BufferedReader(unpacked, HEAD_BYTES) as file:  # type: ignore[type-var]
+                with gzip.open(raw) as unpacked, io.BufferedReader(unpacked, HEAD_BYTES) as file:
                     yield _to_utf8(file, path, encoding)
             else:
                 yield _to_utf8(raw, path, encoding)
@@ -51,7 +52,7 @@ def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedRea
         raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
 
 
-def read_to_end(file: io.BufferedReader, path: str) -> bytes:
+def read_to_end(file: io.BufferedReader[Any], path: str) -> bytes:
     """All that is left of a file.
 
     Raises:
@@ -79,7 +80,7 @@ def decode_utf8(content: bytes, path: str, first_line: int) -> str:
 NOT_UTF8 = "is not UTF-8 text: convert it, or name its encoding, such as --encoding cp1252 for Windows"
 
 
-def _to_utf8(file: io.BufferedReader, path: str, encoding: str | None) -> io.BufferedReader:
+def _to_utf8(file: io.BufferedReader[Any], path: str, encoding: str | None) -> io.BufferedReader[Any]:
     head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
     bom, marked = next(((bom, name) for bom, name in _BOMS if head.startswith(bom)), (b"", None))
     if encoding is None and marked in (None, "utf-8"):
@@ -95,4 +96,4 @@ def _to_utf8(file: io.BufferedReader, path: str, encoding: str | None) -> io.Buf
         raise UsageError(f"no encoding {name!r}: such as utf-8, cp1252 or utf-16") from error
     except UnicodeError as error:
         raise RecordError(f"is not {name} text: {error}", path=path) from error
-    return io.BufferedReader(io.BytesIO(text.removeprefix("\ufeff").encode(errors="replace")))  # type: ignore[arg-type]
+    return io.BufferedReader(io.BytesIO(text.removeprefix("\ufeff").encode(errors="replace")))
