@@ -120,7 +120,9 @@ class Task:
         """The first answers that do not loop: nothing of them is rejected, so the base is the target everywhere."""
         good = [pair for pair in zip(self.prompts, self.answers, strict=True) if not is_looping(pair[1])][:count]
         return [
-            merge_responses(encode_prompt(self.tokenizer, prompt), [encode_response(self.tokenizer, text)], [0], ROUNDS)
+            merge_responses(
+                encode_prompt(self.tokenizer, prompt), [encode_response(self.tokenizer, text)], [0], [ROUNDS]
+            )
             for prompt, text in good
         ]
 

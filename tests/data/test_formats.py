@@ -103,7 +103,8 @@ def test_a_bad_pair_is_refused() -> None:
 )
 def test_a_label_decides_whether_an_answer_is_rejected(row: dict[str, Any]) -> None:
     assert convert({**row, "label": False}) == ([make_record("Hi", ["No."])], Discards())
-    assert convert({**row, "label": True}) == ([], Discards(chosen_discarded=1, without_rejection=1))
+    liked = make_record("Hi", ["No."], [0], require_rejection=False)
+    assert convert({**row, "label": True}) == ([liked], Discards(without_rejection=1))
     refused("label is the number 0: it must be true", {**row, "label": 0})
 
 
@@ -251,12 +252,13 @@ def test_a_traces_scores_are_rounds_and_good_ones_are_discarded() -> None:
         make_record("q", ["a"], [2], 3)
     ]
     good = convert(trace | {"scores": [{"name": "u", "value": 1}]})
-    assert good == ([], Discards(chosen_discarded=1, without_rejection=1))
+    liked = make_record("q", ["a"], [0], require_rejection=False)
+    assert good == ([liked], Discards(without_rejection=1))
     assert convert(trace | {"scores": []}) == ([], Discards(without_rejection=1))
     two = trace | {"scores": [{"name": "u", "value": 4}, {"name": "length", "value": 900}]}
     refused("has the scores length, u: choose one with --score", two)
     assert len(convert(two, choices=Choices(score="u", below=5))[0]) == 1
-    assert convert(two, choices=Choices(score="u", below=4))[0] == []
+    assert not any(record.rejects for record in convert(two, choices=Choices(score="u", below=4))[0])
     refused("the score u is 'meh'", trace | {"scores": [{"name": "u", "value": "meh"}]})
 
 

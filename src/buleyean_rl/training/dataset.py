@@ -12,12 +12,13 @@ import numpy as np
 from rich.console import Console
 
 from buleyean_rl.data.encode import encode_prompts
-from buleyean_rl.data.records import read_records, records_sha256, write_records
+from buleyean_rl.data.records import fold_records, fold_stream, read_records, records_sha256, write_records
 from buleyean_rl.data.token_store import BoundaryFile, tokenise
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import RecordError
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
+from buleyean_rl.system.cache import cache_folder
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.own_samples import add_own_samples
 
@@ -115,18 +116,22 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
     with console.status("tokenising") as status:
         boundaries = tokenise(
-            read_records(records.path, skip_bad=records.skip_bad),
+            fold_stream(read_records(records.path, skip_bad=records.skip_bad), cache_folder()),  # a prompt is one trie
             source,
             model.tokenizer,
             config.max_length,
             progress=lambda count: status.update(f"tokenising: {count:,} records"),
         )
     if not boundaries:
-        raise RecordError(
-            f"none of the {boundaries.data['read']} records can be trained on: no prompt leaves room for a response in "
-            f"{config.max_length} tokens; raise --max-length",
-            path=records.path,
+        stream = read_records(records.path, skip_bad=records.skip_bad)
+        empty = not any(text for record in stream for text in record.rejected_responses)
+        reason = (
+            "all answers are empty, with no token to reject"
+            if empty
+            else f"no prompt leaves room for a response in {config.max_length} tokens; raise --max-length"
         )
+        problem = f"none of the {boundaries.data['read']} records can be trained on: {reason}"
+        raise RecordError(problem, path=records.path)
     return _select_rankable(boundaries, records.path) if config.loss.is_listwise else boundaries
 
 
@@ -134,7 +139,7 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
     """Write the records with samples of the base model added, in the run folder."""
     file = Path(str(config.output_dir)) / OWN_SAMPLES_FILE
     if not file.exists():
-        originals = list(read_records(records.path, skip_bad=records.skip_bad))
+        originals = fold_records(read_records(records.path, skip_bad=records.skip_bad))
         prompts = encode_prompts(model.tokenizer, [record.prompt for record in originals])
         fits = [len(prompt) < config.max_length for prompt in prompts]  # the others are dropped and counted later
         label = "sampling answers of the base model"

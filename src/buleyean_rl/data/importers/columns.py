@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format
-from buleyean_rl.data.importers.rows import build_record
+from buleyean_rl.data.importers.rows import build_record, read_acceptance
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.records import RejectionRecord, Row
 from buleyean_rl.data.records.values import fail, list_keys
@@ -14,13 +14,12 @@ from buleyean_rl.data.records.values import fail, list_keys
 
 def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[RejectionRecord]:
     cells = _pick_cells(row, choices)
-    if "score" in cells and not is_rejection(cells["score"], choices.below, f"column {choices.columns['score']!r}"):
-        discards.chosen_discarded += 1
-        discards.without_rejection += 1
-        return
     prompt = cells["prompt"]
     if cells.get("system"):
         prompt = [{"role": "system", "content": cells["system"]}, {"role": "user", "content": prompt}]
+    if "score" in cells and not is_rejection(cells["score"], choices.below, f"column {choices.columns['score']!r}"):
+        yield from read_acceptance(discards, lambda: (prompt, cells["answer"]))
+        return
     yield build_record(discards, prompt, [cells["answer"]])
 
 

@@ -17,6 +17,7 @@ from buleyean_rl.data.importers.rows import (
     is_conversation,
     parse_answer,
     pick_prompt,
+    read_acceptance,
     split_conversation,
 )
 from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, parse_text, pick
@@ -97,10 +98,9 @@ PAIRS = Format(
 
 
 def _read_label(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
-    """The answer of a row whose label is false; one whose label is true is discarded."""
+    """The answer of a row: rejected where its label is false, accepted where it is true."""
     if _parse_label(row):
-        discards.chosen_discarded += 1
-        discards.without_rejection += 1
+        yield from read_acceptance(discards, lambda: _pick_labelled(row))
         return
     prompt, answer = _pick_labelled(row)
     yield build_record(discards, prompt, [answer])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from buleyean_rl.data.importers.protocol import Discards
@@ -19,6 +19,7 @@ from buleyean_rl.data.records import (
     pick,
 )
 from buleyean_rl.data.records.values import describe, fail, list_keys
+from buleyean_rl.errors import RecordError
 
 PROMPT_KEYS = ("prompt", "instruction", "question", "messages")
 ANSWER_KEYS = ("response", "completion", "text", "answer", "content")
@@ -36,6 +37,26 @@ def build_record(
     if isinstance(answers, list):
         discards.duplicates_folded += max(0, len(answers) - len(record.rejected_responses))
     return record
+
+
+def read_acceptance(
+    discards: Discards, read: Callable[[], tuple[object, object]], rounds: int = 1
+) -> Iterator[RejectionRecord]:
+    """An answer that was accepted: rounds without a rejection, if the same answer is rejected elsewhere.
+
+    Args:
+        discards: told if it cannot be read, which is no reason to refuse the row.
+        read: returns the prompt and the answer, unchecked.
+        rounds: in how many it was accepted.
+    """
+    discards.without_rejection += 1
+    try:
+        prompt, answer = read()
+        record = make_record(prompt, [answer], [0], rounds, require_rejection=False)
+    except RecordError:
+        discards.chosen_discarded += 1
+        return
+    yield record
 
 
 def pick_prompt(row: Row) -> Any:

@@ -43,6 +43,7 @@ class ImportReport:
         same_as_chosen: rows that reject the very text they choose.
         skipped: bad rows left out.
         errors: the first messages about those.
+        accepted_rounds: rounds without a rejection, of answers that were rejected in others.
         bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
         redacted: pieces of personal data taken out, by kind; None without redaction.
     """
@@ -62,6 +63,7 @@ class ImportReport:
     empty: int = 0
     same_as_chosen: int = 0
     skipped: int = 0
+    accepted_rounds: int = 0
     bounded: int = 0
     errors: list[str] = field(default_factory=list)
     redacted: dict[str, int] | None = None
@@ -77,6 +79,7 @@ class ImportReport:
             "ties, which reject nothing": self.ties,
             "rows without a rejection": self.without_rejection,
             "duplicate answers folded into counts": self.duplicates_folded,
+            "rounds in which a rejected answer was accepted": self.accepted_rounds,
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
             "empty answers, with no token to reject (training drops them)": self.empty,
             "rows that reject the very text they choose": self.same_as_chosen,
@@ -153,7 +156,7 @@ def import_records(
                 progress(report.rows)
             try:
                 for record in row_format.read_records(row, discards, choices):
-                    any_rejected = True
+                    any_rejected |= record.rejects
                     yield redact_record(record, redactions) if redact else record
             except RecordError as error:
                 handle_bad_row(error, source, line, note_bad if skip_bad else False)
@@ -163,8 +166,9 @@ def import_records(
 
     folded = write_folded(output, read_records(), limit=limit)
     for name, value in (asdict(discards) | asdict(folded)).items():
-        if name != "answers_folded":
+        if name not in ("answers_folded", "accepted"):
             setattr(report, name, value)
     report.duplicates_folded += folded.answers_folded
+    report.chosen_discarded += folded.accepted
     report.redacted = {kind: redactions[kind] for kind in KINDS} if redact else None
     return report

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format
-from buleyean_rl.data.importers.rows import build_record
+from buleyean_rl.data.importers.rows import build_record, read_acceptance
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.records import RejectionRecord, Row, pick
 from buleyean_rl.data.records.values import fail, list_keys
@@ -20,13 +20,20 @@ def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[Re
     """A trace with n scores is n rounds; the bad scores are its count."""
     scores = _choose_scores(row, choices)
     bad_scores = sum(is_rejection(value, choices.below, f"the score {name}") for name, value in scores)
-    if not bad_scores:
-        discards.chosen_discarded += bool(scores)
+    if not scores:
         discards.without_rejection += 1
         return
-    answer = _unwrap_answer(pick(row, "output", "outputs"))
-    prompt = _drop_answers(_unwrap_prompt(pick(row, "input", "inputs")))
+    if not bad_scores:
+        yield from read_acceptance(discards, lambda: _read_trace(row), len(scores))
+        return
+    prompt, answer = _read_trace(row)
     yield build_record(discards, prompt, [answer], [bad_scores], len(scores))
+
+
+def _read_trace(row: Row) -> tuple[Any, str]:
+    """The prompt, unchecked, and the answer."""
+    answer = _unwrap_answer(pick(row, "output", "outputs"))
+    return _drop_answers(_unwrap_prompt(pick(row, "input", "inputs"))), answer
 
 
 def _choose_scores(row: Row, choices: Choices) -> list[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from buleyean_rl.data.records.files import (
     records_sha256,
     write_records,
 )
-from buleyean_rl.data.records.folding import fold_records, write_folded
+from buleyean_rl.data.records.folding import fold_records, fold_stream, write_folded
 from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, parse_messages, parse_prompt
 from buleyean_rl.data.records.record import (
     JudgedAnswer,
@@ -56,6 +56,7 @@ __all__ = [
     "as_messages",
     "decode_json",
     "fold_records",
+    "fold_stream",
     "format_record",
     "handle_bad_row",
     "make_record",
