@@ -72,7 +72,7 @@ def test_labels_of_one_text_are_rounds_of_it(tmp_path: Path) -> None:
     bird, greeting = read_records(tmp_path / "r.jsonl")
     assert bird == make_record("Name a bird.", ["Owl."], [1], 10)
     assert set(zip(greeting.rejection_counts, greeting.rounds, strict=True)) == {(1, 1)}
-    assert (report.chosen_discarded, report.accepted_rounds, report.without_rejection) == (1, 9, 10)
+    assert (report.chosen_discarded, report.rounds_won, report.without_rejection) == (1, 9, 10)
 
 
 def test_importing_records_again_changes_nothing(tmp_path: Path) -> None:

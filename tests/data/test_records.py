@@ -144,7 +144,7 @@ BAD_FIELDS = {
         ([{"role": "user", "content": " "}], "every message is blank"),
         ([{"role": "assistant", "content": "Yes?"}], "ends with an assistant message"),
         ([{"content": "Hi"}], "has no role"),
-        ([{"role": "user", "content": [{"type": "image"}]}], r"prompt\[0\].content is a list"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a part of the kind 'image'"),
         (["Hi"], r"prompt\[0\] is text"),
     ],
     "messages": [([{"role": "user", "content": "Hi"}], "both 'prompt' and 'messages'")],

@@ -8,6 +8,7 @@ A preference is never trained on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,7 +65,8 @@ def read_preferences(
                 handle_bad_row(error, source, line, on_error)
 
     rankings = _merge_by_prompt(read_rows()) if row_format.one_answer_a_row else read_rows()
-    preferences = list(islice(rankings, limit))
+    with closing(rows):
+        preferences = list(islice(rankings, limit))
     filled = [preference.without_blank() for preference in preferences]
     items = tuple(preference for preference in filled if preference.answers)
     if not items:

@@ -95,8 +95,7 @@ class FoldReport:
         answers_folded: rejected answers that repeated an earlier one of the same prompt in another record.
         prompts_repeated: records whose prompt an earlier one had.
         empty: answers left that are "".
-        accepted: answers that were never rejected, left out.
-        accepted_rounds: rounds without a rejection, of answers that were rejected in others.
+        rounds_won: records without a rejection that count as rounds of a text rejected in another.
         bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
     """
 
@@ -106,14 +105,12 @@ class FoldReport:
     answers_folded: int = 0
     prompts_repeated: int = 0
     empty: int = 0
-    accepted: int = 0
-    accepted_rounds: int = 0
+    rounds_won: int = 0
     bounded: int = 0
 
     def add(self, record: RejectionRecord) -> None:
         """Count a record as if its prompt were new."""
         if not record.rejects:
-            self.accepted += len(record.rejected_responses)
             return
         self.records += 1
         self.rejections += sum(record.rejection_counts)
@@ -131,11 +128,11 @@ class FoldReport:
         self.empty += _count_empty(folded) - _count_empty(rejecting)
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
         rejected = {(prompt, text) for prompt, text, _ in answers}
-        for record in group:
-            if not record.rejects:
-                rounds = [a.rounds for a in record.entries() if (record.prompt, a.text) in rejected]
-                self.accepted -= len(rounds)
-                self.accepted_rounds += sum(rounds)
+        self.rounds_won += sum(
+            any((record.prompt, text) in rejected for text in record.rejected_responses)
+            for record in group
+            if not record.rejects
+        )
 
 
 def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
