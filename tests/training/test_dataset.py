@@ -34,7 +34,8 @@ def test_dropped_and_truncated_records_are_counted(base: Path, rejections: Path,
     )
     assert len(tokenizer(long).input_ids) > 64
     report = start(base, records, tmp_path / "run", max_length=64, held_out=0, max_steps=2)
-    assert report.data == {"read": 13, "dropped": 2, "truncated_responses": 1}
+    expected = {"read": 13, "dropped": 2, "truncated_responses": 1, "no_room": 1, "nothing_rejected": 1}
+    assert report.data == expected
     assert (report.records, report.records_held_out) == (11, 0)
 
 
