@@ -161,13 +161,11 @@ class Encoder:
 
     def _answers(self, record: RejectionRecord) -> list[AnswerText]:
         """The answers of a record, with their drawn ids where they are this tokenizer's."""
-        count = len(record.rejected_responses)
-        drawn = getattr(record, "token_ids", ()) or (None,) * count
-        if getattr(record, "tokenizer", None) != self._hash:
+        drawn = record.token_ids
+        if record.tokenizer != self._hash:
             self.counts["drawn_ids_unused"] += sum(ids is not None for ids in drawn)
-            drawn = (None,) * count
-        ended = getattr(record, "ended", ()) or (None,) * count
-        return list(map(AnswerText, record.rejected_responses, record.rejected_spans, drawn, ended))
+            drawn = (None,) * len(drawn)
+        return list(map(AnswerText, record.rejected_responses, record.rejected_spans, drawn, record.ended))
 
     def _count_prompts(self, conversations: Iterable[Messages]) -> None:
         for messages in conversations:

@@ -108,7 +108,7 @@ def _merge_record(record: RejectionRecord, question: EncodedQuestion, encoder: E
     room = encoder.max_length - len(prompt.ids)
     truncated = sum(answer.length > room for answer in question.answers)
     cut = [(answer.ids[:room], answer.rejected[:room]) for answer in question.answers]
-    boundary = merge_responses(prompt.ids, cut, record.rejection_counts, record.total_rounds, truncated)
+    boundary = merge_responses(prompt.ids, cut, record.rejection_counts, max(record.rounds), truncated)
     encoder.counts["nothing_rejected"] += not boundary.rejections
     return boundary if boundary.rejections else None
 
