@@ -28,7 +28,7 @@ def test_records_that_are_all_too_long_are_refused(base: Path, rejections: Path,
 def test_records_of_empty_answers_alone_say_so(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     write_records(path, [make_record("Hi", [""]), make_record("And?", [""])])
-    with pytest.raises(RecordError, match="none of the 2 records can be trained on: all answers are empty"):
+    with pytest.raises(RecordError, match="none of the 2 records can be trained on: every answer is empty"):
         start(base, path, tmp_path / "run")
 
 
@@ -54,7 +54,8 @@ def test_dropped_and_truncated_records_are_counted(base: Path, rejections: Path,
     )
     assert len(tokenizer(long).input_ids) > 64
     report = start(base, records, tmp_path / "run", max_length=64, held_out=0, max_steps=2)
-    assert report.data == {"read": 13, "dropped": 2, "truncated_responses": 1}
+    expected = {"read": 13, "dropped": 2, "truncated_responses": 1, "no_room": 1, "nothing_rejected": 1}
+    assert report.data == expected
     assert (report.records, report.records_held_out) == (11, 0)
 
 

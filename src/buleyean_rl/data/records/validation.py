@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from buleyean_rl.data.records.files import handle_bad_row, read_rows
 from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
 from buleyean_rl.errors import RecordError
 
-# For a record: the tokens of its prompt, and for each rejected answer which of its tokens are rejected.
-Measure = Callable[[RejectionRecord], tuple[int, Sequence[Sequence[bool]]]]
+
+class MeasuredRecord(NamedTuple):
+    """A record in tokens.
+
+    Args:
+        prompt: its tokens.
+        answers: of each, its tokens, and which of the first of them are rejected.
+        notes: what was changed or noticed in its text, with how often.
+    """
+
+    prompt: int
+    answers: Sequence[tuple[int, Sequence[bool]]]
+    notes: Mapping[str, int]
+
+
+# Raises RecordError for a record that the chat template refuses.
+Measure = Callable[[RejectionRecord], MeasuredRecord]
 
 MAX_ERRORS_LISTED = 20
 
@@ -30,6 +46,7 @@ class Tokens:
         truncated: answers cut to fit.
         cut: tokens cut off them.
         over_length: records dropped because the prompt leaves no room for an answer.
+        notes: what was changed or noticed in the text, with how often.
     """
 
     max_length: int
@@ -40,6 +57,7 @@ class Tokens:
     truncated: int = 0
     cut: int = 0
     over_length: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -106,6 +124,7 @@ class Validation:
                 f"prompts that leave no room within {self.tokens.max_length:,} tokens": self.tokens.over_length,
                 f"answers cut at {self.tokens.max_length:,} tokens": self.tokens.truncated,
                 "tokens cut off": self.tokens.cut,
+                **self.tokens.notes,
             }
         notes |= {"records dropped": self.dropped, "bad lines": self.bad}
         verdict = "usable" if self.usable else f"not usable: {self._remedy()}"
@@ -146,6 +165,7 @@ def validate_records(
     for line, row in read_rows(path, skip_bad=note):
         try:
             record = parse_record(row)
+            measured = measure(record) if measure is not None else None
         except RecordError as error:
             handle_bad_row(error, path, line, note)
             continue
@@ -160,25 +180,25 @@ def validate_records(
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts
         prompts.add(key)
-        if measure is None or report.tokens is None:
+        if measured is None or report.tokens is None:
             report.dropped += not any(record.rejected_responses)
         else:
-            report.dropped += not _count_tokens(report.tokens, *measure(record))
+            report.dropped += not _count_tokens(report.tokens, measured)
     return report
 
 
-def _count_tokens(tokens: Tokens, prompt: int, responses: Sequence[Sequence[bool]]) -> bool:
+def _count_tokens(tokens: Tokens, record: MeasuredRecord) -> bool:
     """Add a record to the token counts; whether a rejected token of it is left after cutting."""
-    tokens.longest_prompt = max(tokens.longest_prompt, prompt)
-    room = tokens.max_length - prompt
+    tokens.notes.update(record.notes)
+    tokens.longest_prompt = max(tokens.longest_prompt, record.prompt)
+    room = tokens.max_length - record.prompt
     if room < 1:
         tokens.over_length += 1
         return False
-    tokens.prompts += prompt
-    for response in responses:
-        length = len(response)
+    tokens.prompts += record.prompt
+    for length, _ in record.answers:
         tokens.responses += length
         tokens.longest_response = max(tokens.longest_response, length)
         tokens.truncated += length > room
         tokens.cut += max(0, length - room)
-    return any(any(response[:room]) for response in responses)
+    return any(any(rejected[:room]) for _, rejected in record.answers)
