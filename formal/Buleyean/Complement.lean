@@ -325,20 +325,21 @@ theorem ownTarget_odds :
 
 /-- Where all options have the same rounds it is the published target. -/
 theorem ownTarget_equal {T : Nat} (h : ∀ k, n k = T) : ownTarget options μ n v i = target options μ T v i := by
-  have each : ∀ k, ownMass μ n v k = mass μ T v k * (weight T 0 : Rat)⁻¹ := by
+  have hw := weight_cast_pos T 0
+  have each : ∀ k, mass μ T v k = ownMass μ n v k * (weight T 0 : Rat) := by
     intro k
-    unfold ownMass ratio mass
+    unfold mass ownMass ratio
     rw [h k]
+    generalize (weight T 0 : Rat) = w at *
     grind
-  have total : sumOver options (ownMass μ n v) = sumOver options (mass μ T v) * (weight T 0 : Rat)⁻¹ := by
+  have total : sumOver options (mass μ T v) = sumOver options (ownMass μ n v) * (weight T 0 : Rat) := by
     rw [← sumOver_mul_right]
     exact sumOver_congr fun k _ => each k
-  have hw := weight_cast_pos T 0
   unfold ownTarget target
   rw [each i, total]
   clear each total
-  generalize mass μ T v i = m
-  generalize sumOver options (mass μ T v) = S
+  generalize ownMass μ n v i = m
+  generalize sumOver options (ownMass μ n v) = S
   generalize (weight T 0 : Rat) = w at *
   grind
 
