@@ -26,7 +26,7 @@ EXPECTED = make_record("Name a tool.", ["Soup."])
 def convert(row: dict[str, Any], choices: Choices = NO_CHOICES) -> tuple[list[RejectionRecord], Discards]:
     discards = Discards()
     records = detect_format([row], choices).read_records(row, discards, choices)
-    return [record for record in records if any(record.rejection_counts)], discards
+    return [record for record in records if record.rejects], discards
 
 
 def shared_gpt(speaker: str, text: str) -> dict[str, str]:

@@ -34,13 +34,13 @@ def convert(
     discards = Discards()
     row_format = find_format(name, choices) if name else detect_format([row], choices)
     records = list(row_format.read_records(row, discards, choices))
-    return [record for record in records if any(record.rejection_counts)], discards
+    return [record for record in records if record.rejects], discards
 
 
 def accepted(row: dict[str, Any]) -> list[tuple[object, str]]:
     """The (prompt, answer) pairs of a row that are handed on as rounds without a rejection."""
     records = detect_format([row]).read_records(row, Discards(), NO_CHOICES)
-    return [(record.prompt, record.rejected_responses[0]) for record in records if not any(record.rejection_counts)]
+    return [(record.prompt, record.rejected_responses[0]) for record in records if not record.rejects]
 
 
 def refused(problem: str, row: dict[str, Any], **options: Any) -> None:

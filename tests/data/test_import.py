@@ -59,24 +59,20 @@ def test_importing_folds_discards_and_reports(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.as_dict()))["format"] == "pairs"
 
 
-def test_labels_of_a_text_are_rounds_of_it(tmp_path: Path) -> None:
-    def label(prompt: str, answer: str, accepted: bool) -> dict[str, object]:
-        return {"prompt": prompt, "completion": answer, "label": accepted}
-
+def test_labels_of_one_text_are_rounds_of_it(tmp_path: Path) -> None:
+    owl = {"prompt": "Name a bird.", "completion": "Owl."}
+    hello = [{"prompt": "hello", "completion": f"Bad greeting {k}.", "label": False} for k in range(30)]
     rows = [
-        label("p", "a", True),
-        *[label("p", "a", k != 3) for k in range(9)],
-        label("p", "b", True),
-        label("q", "a", True),
+        *[{**owl, "label": True}] * 9,
+        {**owl, "label": False},
+        {**owl, "completion": "Hen.", "label": True},
+        *hello,
     ]
-    rows += [label("r", f"bad {k}", False) for k in range(3)]
-    report = import_records(str(write_rows(tmp_path / "a.jsonl", *rows)), tmp_path / "r.jsonl")
-    assert list(read_records(tmp_path / "r.jsonl")) == [
-        make_record("p", ["a"], [1], 10),
-        make_record("r", ["bad 0", "bad 1", "bad 2"], [1, 1, 1], 1),
-    ]
-    assert (report.rounds_won, report.chosen_discarded, report.records) == (9, 2, 2)
-    assert import_records(str(tmp_path / "a.jsonl"), tmp_path / "r.jsonl", limit=1, redact=True).rows == 5
+    report = import_records(str(write_rows(tmp_path / "kto.jsonl", *rows)), tmp_path / "r.jsonl")
+    bird, greeting = read_records(tmp_path / "r.jsonl")
+    assert bird == make_record("Name a bird.", ["Owl."], [1], 10)
+    assert set(zip(greeting.rejection_counts, greeting.rounds, strict=True)) == {(1, 1)}
+    assert (report.chosen_discarded, report.rounds_won, report.without_rejection) == (1, 9, 10)
 
 
 def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:

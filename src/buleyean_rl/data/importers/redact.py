@@ -11,10 +11,9 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import accumulate
 
-from buleyean_rl.data.records import RejectionRecord, Spans, make_record, parse_prompt
+from buleyean_rl.data.records import RejectionRecord, Spans, make_record
 
 # No pattern may begin within what it failed on before: its time would be quadratic in a hostile text.
 _KEYS = (
@@ -67,8 +66,6 @@ def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRec
         spans.append(moved)
     if counts.total() == before:
         return record
-    if not any(record.rejection_counts):  # a round that its answer won
-        return replace(record, prompt=parse_prompt(prompt), rejected_responses=tuple(answers))
     return make_record(
         prompt,
         answers,
@@ -77,6 +74,7 @@ def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRec
         rounds=record.rounds,
         ended=record.ended,
         policy=record.policy,
+        require_rejection=False,
     )
 
 

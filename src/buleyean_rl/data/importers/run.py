@@ -178,9 +178,8 @@ def import_records(
                 progress(report.rows)
             try:
                 for record in row_format.read_records(row, discards, choices):
-                    rejected = any(record.rejection_counts)
-                    any_rejected = any_rejected or rejected
-                    yield redact_record(record, redactions if rejected else Counter()) if redact else record
+                    any_rejected = any_rejected or record.rejects
+                    yield redact_record(record, redactions if record.rejects else Counter()) if redact else record
             except UnsupportedContent as error:
                 discards.note_unusable(error.problem)
             except RecordError as error:

@@ -27,7 +27,7 @@ from buleyean_rl.data.records.files import (
     records_sha256,
     write_records,
 )
-from buleyean_rl.data.records.folding import fold_records, write_folded
+from buleyean_rl.data.records.folding import fold_records, fold_stream, write_folded
 from buleyean_rl.data.records.messages import Messages, parse_messages
 from buleyean_rl.data.records.prompt import Prompt, as_messages, parse_prompt
 from buleyean_rl.data.records.record import (
@@ -58,6 +58,7 @@ __all__ = [
     "as_messages",
     "decode_json",
     "fold_records",
+    "fold_stream",
     "format_record",
     "handle_bad_row",
     "make_record",
