@@ -31,6 +31,7 @@ from buleyean_rl import demo_data
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.models.adapt import attach_lora
@@ -85,7 +86,7 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
 def fitting(pairs: list[dict[str, str]], count: int) -> list[dict[str, str]]:
     """The first pairs whose prompt leaves room for an answer, so that a step is as many records for everybody."""
     records = [make_record(pair["prompt"], [pair["rejected"]], [1], 1) for pair in pairs]
-    boundaries = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
+    boundaries = build_boundaries(records, Encoder(load_tokenizer(BUNDLED), MAX_LENGTH))
     return list(itertools.islice((pair for pair, boundary in zip(pairs, boundaries, strict=True) if boundary), count))
 
 
@@ -160,7 +161,7 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
     reference = hidden + torch.randn_like(hidden) / 8
     node = torch.arange(POSITIONS)
     token = torch.randint(0, VOCABULARY, (POSITIONS,))
-    counts = Counts(node, token, torch.full((POSITIONS,), 10.0), torch.full((POSITIONS,), 10.0))
+    counts = Counts(node, token, torch.full((POSITIONS,), 10.0), torch.full((POSITIONS,), 10.0), POSITIONS)
     head = OutputHead(weight)
 
     hidden.requires_grad_()
@@ -204,8 +205,8 @@ def trie_ratio(model: Any) -> float:
     layout, head = LAYOUTS[probe_layout(model)], output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
-    together = [merge_responses(prompt, answers, [1] * 4, 4)]
-    apart = [merge_responses(prompt, [answer], [1], 4) for answer in answers]
+    together = [merge_responses(prompt, answers, [1] * 4, [4] * 4)]
+    apart = [merge_responses(prompt, [answer], [1], [4]) for answer in answers]
 
     def step(boundaries: Sequence[Boundary]) -> None:
         rows = bin_pack(boundaries, lambda boundary: boundary.size, micro_batch_tokens(model))

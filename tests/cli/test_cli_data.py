@@ -55,7 +55,7 @@ def test_validate_fails_on_an_unusable_file(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.usefixtures("pairs")
 def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from buleyean_rl.data.encode import encode_prompt
+    from buleyean_rl.data.encode import Encoder
     from buleyean_rl.models import weights as models
     from tiny import tiny_tokenizer
 
@@ -66,7 +66,7 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
         {"prompt": "Hi " * 50, "rejected": ["No."]},
     ]
     Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    room = len(encode_prompt(tokenizer, "Hi")) + 2
+    room = Encoder(tokenizer).encode_prompts(["Hi"])[0].length + 2
     words = ["data", "validate", "r.jsonl", "--model", "tiny", "--max-length", str(room), "--json"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
@@ -83,7 +83,11 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
         (["data", "import", "empty", "-o", "r"], 1, "error: empty: holds no .txt or .md file"),
         (["data", "import", "pairs.jsonl", "-o", "."], 1, "error: .: is a folder"),
         (["data", "import", "pairs.jsonl", "-o", "none/r"], 1, "create the folder"),
-        (["data", "import", "pairs.jsonl", "-o", "r", "--format", "kto"], 1, "pairs.jsonl:1: label is null"),
+        (
+            ["data", "import", "pairs.jsonl", "-o", "r", "--format", "kto"],
+            1,
+            "pairs.jsonl:1: has no label (its keys: prompt",
+        ),
         (["data", "import", "pairs.jsonl", "-o", "r", "--format", "zip"], 2, "error: no format 'zip'"),
         (["data", "import", "pairs.jsonl", "-o", "r", "--limit", "0"], 2, "must be 1 or more"),
         (["data", "import", "pairs.jsonl"], 2, "error: Missing option"),

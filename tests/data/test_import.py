@@ -17,7 +17,7 @@ from buleyean_rl.data.importers.formats import detect_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards
 from buleyean_rl.data.importers.redact import redact_record, redact_text
 from buleyean_rl.data.records import fold_records, make_record, read_records
-from buleyean_rl.errors import UsageError
+from buleyean_rl.errors import RecordError, UsageError
 from drawn import write_rows
 
 PAIRS = [{"prompt": prompt, "chosen": "Yes.", "rejected": text} for prompt, text in ("p1", "q1", "p1", "p2")]
@@ -50,13 +50,47 @@ def test_importing_folds_discards_and_reports(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", *PAIRS)
     report = import_records(str(source), tmp_path / "r.jsonl")
     assert list(read_records(tmp_path / "r.jsonl")) == [
-        make_record("p", ["1", "2"], [2, 1], 3),
+        make_record("p", ["1", "2"], [2, 1], rounds=[2, 1]),
         make_record("q", ["1"]),
     ]
     assert (report.rows, report.records, report.rejections, report.answers) == (4, 2, 4, 3)
     assert (report.chosen_discarded, report.duplicates_folded, report.prompts_repeated) == (4, 1, 2)
     assert any("discarded: 4" in line for line in report.lines())
     assert json.loads(json.dumps(report.as_dict()))["format"] == "pairs"
+
+
+def test_labels_of_one_text_are_rounds_of_it(tmp_path: Path) -> None:
+    owl = {"prompt": "Name a bird.", "completion": "Owl."}
+    hello = [{"prompt": "hello", "completion": f"Bad greeting {k}.", "label": False} for k in range(30)]
+    rows = [
+        *[{**owl, "label": True}] * 9,
+        {**owl, "label": False},
+        {**owl, "completion": "Hen.", "label": True},
+        *hello,
+    ]
+    report = import_records(str(write_rows(tmp_path / "kto.jsonl", *rows)), tmp_path / "r.jsonl")
+    bird, greeting = read_records(tmp_path / "r.jsonl")
+    assert bird == make_record("Name a bird.", ["Owl."], [1], 10)
+    assert set(zip(greeting.rejection_counts, greeting.rounds, strict=True)) == {(1, 1)}
+    assert (report.chosen_discarded, report.rounds_won, report.without_rejection) == (1, 9, 10)
+
+
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "x"}}]}
+    asked = {"role": "user", "content": "p"}
+    rows = [
+        {"messages": [asked, call], "label": False},
+        {"messages": [asked, {"role": "assistant", "content": "No."}], "label": False, "context": "a page"},
+        {"messages": [asked, {"role": "assistant", "content": "No."}], "label": None},
+    ]
+    report = import_records(str(write_rows(tmp_path / "a.jsonl", *rows)), tmp_path / "r.jsonl")
+    reason = "the rejected answer is a call of a tool, not text"
+    assert (report.unusable, report.context_dropped, report.unrated) == ({reason: 1}, {"context": 1}, 1)
+    lines = "\n".join(report.lines())
+    assert f"rows left out: {reason}: 1" in lines
+    assert "rows without their context, which no prompt can hold: 1" in lines
+    with pytest.raises(RecordError, match=f"nothing was written \\({reason}: 1\\)"):
+        import_records(str(write_rows(tmp_path / "b.jsonl", rows[0])), tmp_path / "s.jsonl")
 
 
 def test_importing_records_again_changes_nothing(tmp_path: Path) -> None:
@@ -130,7 +164,7 @@ def test_spans_move_with_the_text() -> None:
     assert redacted.rejected_responses == ("Hi [email], write [email] now.", "fine")
     parts = [redacted.rejected_responses[0][slice(*span)] for span in redacted.rejected_spans[0]]
     assert parts == ["[email]", "write", "now"]
-    assert (redacted.rejection_counts, redacted.total_rounds, counts) == ((2, 1), 3, Counter(email=3))
+    assert (redacted.rejection_counts, redacted.rounds, counts) == ((2, 1), (3, 3), Counter(email=3))
     plain = make_record([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], ["a"])
     assert redact_record(plain, counts) is plain
 

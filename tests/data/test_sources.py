@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from buleyean_rl.data.importers import Choices, import_records
 from buleyean_rl.data.importers.sources import is_hub_id
 from buleyean_rl.data.records import make_record, read_records
-from buleyean_rl.errors import RecordError
+from buleyean_rl.errors import RecordError, UsageError
 from drawn import write_rows
 
 ROWS = [{"prompt": "p", "chosen": "Yes.", "rejected": "No."}, {"prompt": "q", "chosen": "Yes.", "rejected": "No."}]
@@ -46,14 +47,14 @@ def test_json_files_of_every_layout(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"prompt": "p", "chosen": "", "rejected": "a"}\n\n{"prompt"\n', ":3: ", "not valid JSON"),
         ("a.jsonl", b'{"prompt": "p", "chosen": "", "rejected": "a"}\n{"prompt": "p"}\n', ":2: ", "no rejected"),
-        ("a.json", b'[\n{"prompt": "p", "label": false,\n"completion": "a"},\n{"label": 1}]', ":4: ", "label is"),
+        ("a.json", b'[\n{"prompt": "p", "label": false,\n"completion": "a"},\n{"label": 3}]', ":4: ", "label is"),
         ("a.json", b'[\n{"prompt": "p", "rejected": "a"}\n{"prompt"', ":3: ", "breaks off"),
         ("a.json", b'[\n{"prompt": "p", "rejected": "a"},\n', ":3: ", "not valid JSON"),
         ("a.json", b'[\n{"prompt": "p", "rejected": "a"},\n7]', ":3: ", "is the number 7"),
         ("a.json", b'[\n{"prompt": "p", "prompt": "a"}]', ":2: ", "stands twice"),
         ("a.json", b'[\n{"prompt": "\xe9"}]', ":2: ", "is not UTF-8"),
         ("a.json", b'{"x": ', ":1: ", "not valid JSON"),
-        ("a.json", b'{"x": [], "y": {}}', ": ", "holds 0 lists of objects"),
+        ("a.json", b'{"x": [], "y": {}}', ": ", "no known format: its first row has the keys x, y"),
         ("a.json", b'{"x": [{}], "y": [{}]}', ": ", "holds 2 lists of objects"),
         ("a.json", b"[]", ": ", "empty list"),
         ("a.json", b"\0\1", ": ", "is a binary file"),
@@ -70,7 +71,86 @@ def test_a_bad_file_is_refused_with_the_place(
     assert os.listdir(tmp_path) == [name]
 
 
+def test_values_one_after_another_are_all_read(tmp_path: Path) -> None:
+    rows = [{"prompt": str(k), "chosen": "Yes.", "rejected": "No."} for k in range(6)]
+    texts = [
+        json.dumps(rows[0]),
+        json.dumps(rows[1], indent=1),
+        json.dumps(rows[2]) + json.dumps(rows[3]),
+        json.dumps({"data": rows[4:5], "meta": {}}),
+        json.dumps(rows[5:], indent=2),
+    ]
+    for name in ("a.json", "a.jsonl"):
+        for content in ("\n".join(texts), "\n".join(texts[::-1])):
+            (tmp_path / name).write_text(content)
+            assert import_records(str(tmp_path / name), tmp_path / "r").rows == 6
+    (tmp_path / "a.jsonl").write_text("\n".join([texts[0], '{"prompt": "x",', *texts[1:]]))
+    refused("a.jsonl:3: is not valid JSON", tmp_path / "a.jsonl", tmp_path / "r")
+    report = import_records(str(tmp_path / "a.jsonl"), tmp_path / "r", skip_bad=True)
+    assert (report.records, report.skipped) == (6, 1)
+
+
+def test_packed_files_and_other_encodings(tmp_path: Path) -> None:
+    text = json.dumps({"prompt": "Grüße", "chosen": "a", "rejected": "Nö."}, ensure_ascii=False)
+    for name, content, options in (
+        ("a.jsonl.gz", gzip.compress(text.encode()), {}),
+        ("b.jsonl", text.encode("utf-16"), {}),
+        ("c.jsonl", text.encode("cp1252"), {"encoding": "cp1252"}),
+        ("d.csv", 'prompt;chosen;rejected\r\nGrüße;a;"Nö."\r\n'.encode("utf-16"), {}),
+    ):
+        (tmp_path / name).write_bytes(content)
+        import_records(str(tmp_path / name), tmp_path / "r", **options)
+        assert list(read_records(tmp_path / "r")) == [make_record("Grüße", ["Nö."])], name
+    refused("--encoding cp1252", tmp_path / "c.jsonl", tmp_path / "s")
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(text.encode() * 50)[:-9])
+    refused("damaged .gz", tmp_path / "e.jsonl.gz", tmp_path / "s")
+    with pytest.raises(UsageError, match="no encoding 'klingon'"):
+        import_records(str(tmp_path / "b.jsonl"), tmp_path / "s", encoding="klingon")
+
+
+def test_parquet_arrow_and_saved_data_sets(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(
+        [{"prompt": [{"role": "user", "content": "p"}], "chosen": "a", "rejected": "No."}]
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    saved = datasets.Dataset(table)
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=saved, test=saved).save_to_disk(tmp_path / "two")
+    datasets.DatasetDict(left=saved, right=saved).save_to_disk(tmp_path / "three")
+    for name in ("a.parquet", "one", "two", "one/data-00000-of-00001.arrow"):
+        import_records(str(tmp_path / name), tmp_path / "r")
+        assert list(read_records(tmp_path / "r")) == [make_record("p", ["No."])], name
+    refused("has the splits left, right: choose one with --split", tmp_path / "three", tmp_path / "s")
+    assert import_records(str(tmp_path / "three"), tmp_path / "r", split="left").rows == 1
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    refused("no Parquet or Arrow file", tmp_path / "a.parquet", tmp_path / "s")
+
+
 # --- tables
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nprompt;answer;rating\nHi;Go.;BAD\nHi;Hm.;--\n",
+        '"Prompt","answer"\n'.lower() + "Hi,Go.\n",
+        '"prompt\n(one line)",answer,score\nHi,Go.,0\n\n,,\n',
+        "prompt|response|rating\r\nHi|Go.|0\r\n",
+        'id,input,output,thumb,timestamp\n1,"""Hi""","{""content"": ""Go."", ""role"": ""assistant""}",[0],t\n',
+        "prompt,rejected_responses\nHi,\"['Go.']\"\n",
+    ],
+)
+def test_tables_as_tools_write_them(tmp_path: Path, text: str) -> None:
+    columns = {"prompt": text.splitlines()[0][1:7], "answer": "answer"} if "rat" not in text and "Hi,Go" in text else {}
+    if "(one line)" in text:
+        columns["prompt"] = "prompt (one line)"
+    report, records = import_table(tmp_path, text, columns)
+    assert records == [make_record("Hi", ["Go."])]
+    assert report.unrated == text.count("--")
+
 
 CSV = 'question,reply,stars\n"What, now?","It is\n""late"".",1\nHi,Hello,5\nHi,Go.,2\n'
 COLUMNS = {"prompt": "question", "answer": "reply", "score": "stars"}
@@ -99,9 +179,9 @@ def test_without_a_score_every_row_is_a_rejection_and_a_system_prompt_may_be_a_c
 def test_a_bad_table_is_refused_and_bad_rows_of_it_can_be_skipped(tmp_path: Path) -> None:
     for text, columns, problem in (
         (CSV, COLUMNS | {"answer": "a"}, r"t.csv:2: has no column 'a' \(its columns: question, reply, stars\)"),
-        (CSV + "Hi,Go\n", COLUMNS, "t.csv:6: has not 3 cells"),
-        (CSV + "Hi,Go,1,2\n", COLUMNS, "t.csv:6: has not 3 cells"),
-        (CSV.replace("5", "great"), COLUMNS, "t.csv:4: column 'stars' is 'great'"),
+        (CSV + "Hi,Go\n", COLUMNS, "t.csv:6: has . cells, and the first row 3"),
+        (CSV + "Hi,Go,1,2\n", COLUMNS, "t.csv:6: has . cells, and the first row 3"),
+        (CSV.replace("5", "so so"), COLUMNS, "t.csv:4: column 'stars' is 'so so'"),
         ("a,a\n1,2\n", COLUMNS, "two columns of one name"),
         ('question,reply,stars\n"open,1,2\n', COLUMNS, "is not a table"),
         ("question,reply,stars\n", COLUMNS, "has no rejected answer"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from buleyean_rl.cli.options import AsJson, print_report, running_count
 from buleyean_rl.errors import UsageError
+
+if TYPE_CHECKING:
+    from buleyean_rl.data.records.validation import Measure
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
 
@@ -22,12 +24,15 @@ def _help(context: typer.Context) -> None:
 @app.command("import")
 def data_import(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, or a Hub data set id."
+        ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
     format: Annotated[
         str,
-        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
+        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, librechat, traces or columns."),
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="The split of a Hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(help="Maximum number of records.")] = None,
@@ -36,7 +41,13 @@ def data_import(
         typer.Option(metavar="ROLE=NAME", help="Column for the role prompt, answer, score or system; repeatable."),
     ] = None,
     score: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the score to use in a trace.")] = None,
-    below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
+    below: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="A score below this is a rejection; without it 0.5, of scores from -1 to 1."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Encoding of a text file that is not UTF-8.")
+    ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
     as_json: AsJson = False,
@@ -61,6 +72,7 @@ def data_import(
             skip_bad=skip_bad,
             choices=choices,
             redact=redact,
+            encoding=encoding,
             progress=progress,
         )
     print_report(report.lines(), report.as_dict() if as_json else None)
@@ -79,7 +91,7 @@ def data_validate(
     """Report what training would use, fold, truncate and drop; exit 1 if the file cannot be trained on."""
     from buleyean_rl.data.records import validate_records
 
-    measure = _measure(model) if model is not None else None
+    measure = _measure(model, max_length) if model is not None else None
     with running_count("records checked") as progress:
         report = validate_records(path, measure=measure, max_length=max_length, progress=progress)
     print_report(report.lines(), report.as_dict() if as_json else None)
@@ -87,18 +99,9 @@ def data_validate(
         raise typer.Exit(1)
 
 
-def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
+def _measure(model: str, max_length: int) -> Measure:
     """The function by which `validate_records` counts tokens, as in training."""
-    from buleyean_rl.data.encode import encode_prompt, encode_response
-    from buleyean_rl.data.records import RejectionRecord
+    from buleyean_rl.data.encode import Encoder, make_measure
     from buleyean_rl.models.weights import load_tokenizer
 
-    tokenizer = load_tokenizer(model)
-
-    def measure(record: RejectionRecord) -> tuple[int, list[list[bool]]]:
-        answers = zip(record.rejected_responses, record.rejected_spans, strict=True)
-        return len(encode_prompt(tokenizer, record.prompt)), [
-            encode_response(tokenizer, text, spans)[1] for text, spans in answers
-        ]
-
-    return measure
+    return make_measure(Encoder(load_tokenizer(model), max_length))

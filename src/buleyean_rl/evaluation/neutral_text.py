@@ -34,7 +34,7 @@ def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | N
     ids = list(tokenizer(text).input_ids)[:max_length]
     if len(ids) < 2:
         return None
-    return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], 1)
+    return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], [1])
 
 
 @torch.no_grad()

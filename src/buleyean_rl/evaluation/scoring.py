@@ -17,7 +17,8 @@ from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import reference_hidden
 from buleyean_rl.batching.layout import make_batch
 from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
-from buleyean_rl.data.encode import encode_prompts, encode_responses
+from buleyean_rl.data.answer_text import AnswerText
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import Prompt, as_messages
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.evaluation.neutral_text import hidden_states, neutral_boundary
@@ -90,6 +91,7 @@ class PackedScorer:
     def __init__(self, model: Model, max_length: int, *, with_reference: bool = True) -> None:
         self.model, self.max_length = model, max_length
         self._has_reference, self._layout = with_reference and model.has_adapter, model.layout
+        self._encoder = Encoder(model.tokenizer, max_length)
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
         """See `Scorer.answers`."""
@@ -134,11 +136,9 @@ class PackedScorer:
         return scores
 
     def _encode(self, questions: Sequence[Question]) -> Iterator[tuple[list[int], list[list[int]]]]:
-        prompts = encode_prompts(self.model.tokenizer, [prompt for prompt, _ in questions])
-        texts = [answer for _, answers in questions for answer in answers]
-        encoded = iter(encode_responses(self.model.tokenizer, texts, [()] * len(texts)))
-        for ids, (_, answers) in zip(prompts, questions, strict=True):
-            yield ids, [next(encoded)[0] for _ in answers]
+        encoded = self._encoder.encode([(prompt, [AnswerText(text) for text in texts]) for prompt, texts in questions])
+        for question, (_, texts) in zip(encoded, questions, strict=True):
+            yield question.prompt.ids, [answer.ids for answer in question.answers] or [[] for _ in texts]
 
     def _trie(self, prompt: list[int], answers: list[list[int]]) -> tuple[Boundary | None, list[list[int]], list[bool]]:
         """The trie of answers, each answer's edges in it, and which were truncated; None if no token fits."""
@@ -148,7 +148,7 @@ class PackedScorer:
         if not any(fitting):
             return None, [[] for _ in answers], cut
         responses = [(ids, [True] * len(ids)) for ids in fitting]
-        boundary = merge_responses(prompt, responses, [1] * len(responses), len(responses))
+        boundary = merge_responses(prompt, responses, [1] * len(responses), [1] * len(responses))
         return boundary, response_edges(boundary), cut
 
     def _edge_nats(
@@ -237,7 +237,7 @@ def response_edges(boundary: Boundary) -> list[list[int]]:
     Args:
         boundary: every token of its responses rejected.
     """
-    number = {(node, token): edge for edge, (node, token, _) in enumerate(boundary.rejections)}
+    number = {(node, token): edge for edge, (node, token, *_) in enumerate(boundary.rejections)}
     return [[number[node, boundary.tokens[child - 1]] for node, child in boundary.steps(end)] for end in boundary.ends]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
+from buleyean_rl.data.chat_template import ChatTemplate, TemplateRefusal
+from buleyean_rl.data.encode import Encoder, end_token_ids
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Messages, Sampling, find_stop
 from buleyean_rl.models.private_interfaces import fits_static_cache
@@ -27,6 +30,7 @@ class TransformersEngine(BaseEngine):
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         ids = model.generation_config.eos_token_id if model.generation_config else None
         self._eos_token_ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
+        self._eos_token_ids |= end_token_ids(tokenizer)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -36,15 +40,15 @@ class TransformersEngine(BaseEngine):
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
         """The tokenizer's chat template applied to messages."""
-        if not self.tokenizer.chat_template:
-            raise EngineError("this tokenizer has no chat template; use an instruct model")
-        return self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        self._require_template()
+        with _as_engine_error():
+            return ChatTemplate(self.tokenizer).render(messages, add_generation_prompt=add_generation_prompt)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """The ids of the rendered template, which contains the BOS where the model has one."""
-        return self.tokenize(self.render(messages))
+        """The ids of the rendered template, as in training: control tokens that a message spells are text."""
+        self._require_template()
+        with _as_engine_error():
+            return self._encoder.encode_conversations([messages])[0].ids
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces."""
@@ -122,6 +126,14 @@ class TransformersEngine(BaseEngine):
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
+
+    def _require_template(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise EngineError("this tokenizer has no chat template; use an instruct model")
+
     def _forward(self, ids: Sequence[int], **settings: Any) -> Any:
         import torch
 
@@ -181,6 +193,15 @@ class TransformersEngine(BaseEngine):
         end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), None)
         cut = find_stop(text, sampling.stop)
         return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
+
+
+@contextmanager
+def _as_engine_error() -> Iterator[None]:
+    """A chat template's refusal as the failure of an engine."""
+    try:
+        yield
+    except TemplateRefusal as refusal:
+        raise EngineError(str(refusal)) from refusal
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A records file is JSON Lines, one `RejectionRecord` a line. It streams: a file o
 written without ever being in memory.
 
     values       JSON values: looked up, checked, described in error messages
+    messages     a conversation, as any tool writes it
     prompt       a text or a conversation
     record       RejectionRecord, and every check on one
     files        JSON Lines in and out
@@ -26,12 +27,16 @@ from buleyean_rl.data.records.files import (
     records_sha256,
     write_records,
 )
-from buleyean_rl.data.records.folding import accumulate_records, fold_records, write_folded
-from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, parse_messages, parse_prompt
+from buleyean_rl.data.records.folding import fold_records, fold_stream, write_folded
+from buleyean_rl.data.records.messages import Messages, parse_messages
+from buleyean_rl.data.records.prompt import Prompt, as_messages, parse_prompt
 from buleyean_rl.data.records.record import (
+    JudgedAnswer,
+    Policy,
     RejectionRecord,
     Span,
     Spans,
+    TokenIds,
     make_record,
     parse_record,
     pick_rejected_answers,
@@ -40,17 +45,20 @@ from buleyean_rl.data.records.validation import validate_records
 from buleyean_rl.data.records.values import parse_text, pick
 
 __all__ = [
+    "JudgedAnswer",
     "Messages",
+    "Policy",
     "Prompt",
     "RejectionRecord",
     "Row",
     "SkipBad",
     "Span",
     "Spans",
-    "accumulate_records",
+    "TokenIds",
     "as_messages",
     "decode_json",
     "fold_records",
+    "fold_stream",
     "format_record",
     "handle_bad_row",
     "make_record",
