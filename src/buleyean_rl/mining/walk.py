@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, accumulate_records, read_records, write_records
@@ -105,7 +106,8 @@ def walk(
     if stop:
         console.print(f"stopped after round {len(current.rounds) - 1}: {stop}")
     if best:
-        console.print(f"the best is round {best}: {folder / str(current.rounds[best].run)}")
+        run = escape(str(folder / str(current.rounds[best].run)))
+        console.print(f"the best is round {best}: {run}", soft_wrap=True)
     return current.summary(stop, best)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl.data.encode import encode_prompts
 from buleyean_rl.data.records import read_records, records_sha256, write_records
@@ -138,7 +139,7 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
         prompts = encode_prompts(model.tokenizer, [record.prompt for record in originals])
         fits = [len(prompt) < config.max_length for prompt in prompts]  # the others are dropped and counted later
         label = "sampling answers of the base model"
-        with console.status(f"loading {model.source.name}"):
+        with console.status(f"loading {escape(model.source.name)}"):
             engine = TransformersEngine(model.module, model.tokenizer, batch=SAMPLE_BATCH)
         with console.status(label) as status:
             extended = iter(

@@ -6,10 +6,11 @@ alone, where there is one. The files are memory-mapped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
 MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
+REFERENCE_FORMAT = 2  # of the files
+OF_LEARNING = (  # settings that decide nothing of the base model's states; any other may
+    *("alpha", "tau", "beta", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
+    *("guard", "guard_kl", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("logging_steps", "save_strategy", "save_steps", "save_total_limit"),
+)
 
 
 class CachedReference(NamedTuple):
@@ -111,7 +119,9 @@ def _map_file(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor
     return file[: rows * columns].view(rows, columns)
 
 
-def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig) -> ReferenceCache | None:
+def open_reference_cache(
+    model: Model, dataset: Dataset, config: BuleyeanConfig, compute: Mapping[str, Any]
+) -> ReferenceCache | None:
     """Open a run's cache; None for a single epoch, or where the states would exceed MAX_CACHE_BYTES.
 
     The folder is keyed by all that decides the last bits.
@@ -120,6 +130,7 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
         model: with its adapter.
         dataset: of the run.
         config: the settings.
+        compute: see `run.what_computes`.
     """
     training = dataset.training
     steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
@@ -132,8 +143,9 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
     if entry is None:
         return None
     key_inputs = [
-        *(*model.numerics_key, dataset.sha256, config.loss.is_listwise, micro_batch_limit(config, model.module)),
-        *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
+        *(REFERENCE_FORMAT, *compute.values(), dataset.sha256, micro_batch_limit(config, model.module)),
+        *(hashlib.sha256(column.tobytes()).hexdigest() for column in (training.sizes, training.nodes)),
+        *(value for name, value in config.settings().items() if name not in OF_LEARNING),
         entry.with_softmax,
     ]
     references = cache_folder() / "reference"

@@ -5,7 +5,7 @@
     name --open_model, adapter--> Model-+
 
 `settings.json` is written first and identifies the run; `run.json` is written last and marks its end. From the
-checkpoints between them a killed run resumes to the same bytes.
+checkpoints between them a killed run resumes to the same bytes. See `run_state`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from buleyean_rl import demo_data
@@ -26,14 +28,17 @@ from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.before_after import Measurement
-from buleyean_rl.training.checkpoints import discard_checkpoints, open_run, run_settings
+from buleyean_rl.training.checkpoints import Checkpoint, WriteCheckpoints
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.dataset import OWN_SAMPLES_FILE, Dataset, RecordsFile, load_dataset
+from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
-from buleyean_rl.training.guard import SOUND_ADAPTER_FILE, Guard, Limits
+from buleyean_rl.training.guard import Guard, Limits
+from buleyean_rl.training.limits import check_finite, check_rank, check_tau
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
+from buleyean_rl.training.run_state import RunState, open_run, run_settings
+from buleyean_rl.training.settings import check_one_process
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 MAX_LIKELY_NATS = 0.7  # per token: probability 1/2
@@ -74,29 +79,50 @@ def train(
         TrainingError: training failed or changed nothing.
         UsageError: the run folder cannot be used.
     """
+    check_one_process()
     console, folder = console or Console(quiet=True), Path(str(config.output_dir))
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
     source = resolve(model_name)
     settings = run_settings(source.absolute_name, records.sha256, config)
-    checkpoint = open_run(folder, settings, resume)
-    if checkpoint:  # a share became a number of steps, and transformers warns of differences
-        config.save_steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).save_steps
+    with open_run(folder, settings, resume, console) as state:
+        return _train(state, records, source, config, callbacks, console)
+
+
+def _train(
+    state: RunState,
+    records: RecordsFile,
+    source: Source,
+    config: BuleyeanConfig,
+    callbacks: Sequence[TrainerCallback],
+    console: Console,
+) -> RunReport:
+    """Train in a folder that is held."""
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
-
     model = open_model(source, config.device)
+    state.record("compute", model.numerics)
     dataset = load_dataset(records, model, config, console)
     console.print(dataset.describe())
+    check_tau(config.tau, dataset.training)
     attach_run_adapter(model, config, console)
-    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
+    compute = what_computes(model)
+    state.record("compute", compute)
+    checkpoints = _checkpoint_callback(state, config)
+    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config, compute)
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks], references)
     measurement = Measurement(model, dataset, config)
     guard = _add_guard(trainer, measurement.neutral, dataset) if config.guard else None
+    trainer.add_callback(checkpoints)
     with console.status("measuring the base model"):
         before = measurement.before(guard)
-    _print_estimate(trainer, dataset, before["rejected_nll"], console)
+    check_finite(before, model)
+    _print_estimate(trainer, dataset, before.get("rejected_nll"), console)
 
-    _fit(trainer, checkpoint, progress, guard)
+    try:
+        _fit(trainer, state.checkpoint, progress, guard)
+    except TrainingError as error:
+        state.fail(error)
+        raise
     if guard is not None and guard.stop_reason:
         console.print(
             f"[yellow]the guard ended the run at step {guard.checks[-1].step}:[/] {guard.stop_reason}; "
@@ -106,19 +132,26 @@ def train(
         after = measurement.objective()
         scale = _apply_scale(trainer, guard, console)
         if scale != 1:
-            after["rejected_nll"] = measurement.objective()["rejected_nll"]
+            after |= {name: value for name, value in measurement.objective().items() if name == "rejected_nll"}
         after |= measurement.neutral_nll()
 
-    trainer.save_model(str(folder))
-    trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    report = make_report(trainer, dataset, settings, before, after)
+    report = make_report(trainer, dataset, settings=state.settings, compute=compute, before=before, after=after)
     report = replace(report, guard=None if guard is None else guard.report(), adapter_scale=scale)
-    write_report(folder, report, trainer.state.log_history)
-    discard_checkpoints(folder)
-    for name in ("settings.json", SOUND_ADAPTER_FILE, OWN_SAMPLES_FILE):
-        (folder / name).unlink(missing_ok=True)
+    trainer.save_model(str(state.folder))
+    trainer.state.save_to_json(str(state.folder / "trainer_state.json"))
+    write_report(state.folder, report, trainer.state.log_history)
+    state.finish()
     console.print(result_lines(report))
     return report
+
+
+def what_computes(model: Model) -> dict[str, Any]:
+    """All that decides the last bits of a run, besides its settings and data; JSON values.
+
+    Args:
+        model: with its adapter.
+    """
+    return model.numerics | {"layout": model.layout, "processes": 1}
 
 
 def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -> None:
@@ -130,10 +163,11 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
         console: where the model is described.
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    with console.status(f"loading {model.source.name}"):
+    with console.status(f"loading {escape(model.source.name)}"):
+        check_rank(model.plain, config.lora_rank, config.lora_targets)
         set_seed(config.seed)
         model.attach_adapter(adapter)
-    console.print(model.describe())
+    console.print(escape(model.describe()))
 
 
 def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
@@ -169,22 +203,35 @@ def _add_guard(trainer: BuleyeanTrainer, neutral: Sequence[Boundary], dataset: D
     return guard
 
 
-def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, console: Console) -> None:
+def _checkpoint_callback(state: RunState, config: BuleyeanConfig) -> WriteCheckpoints:
+    """The callback that looks after checkpoints, in place of transformers' rotation."""
+    if state.checkpoint:  # shares became numbers of steps, and transformers warns of differences
+        earlier = TrainerState.load_from_json(str(state.checkpoint.path / "trainer_state.json"))
+        config.save_steps, config.logging_steps = earlier.save_steps, earlier.logging_steps
+    limit, config.save_total_limit = config.save_total_limit, None
+    return WriteCheckpoints(state.folder, limit, enabled=config.save_strategy != "no")
+
+
+def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float | None, console: Console) -> None:
     """Print the time and memory the run will take."""
     run_estimate = estimate(trainer, dataset.training)
     console.print(str(run_estimate))
-    if hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
+    if rejected_nll is not None and hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
         console.print(
             f"[yellow]note:[/] the model would give these answers itself ({rejected_nll:.2f} nats per token), "
             "so one rejection of each hardly moves the target: --tau 6 moves it as far as mining does"
         )
 
 
-def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgress, guard: Guard | None) -> None:
+def _fit(trainer: BuleyeanTrainer, checkpoint: Checkpoint | None, progress: ShowProgress, guard: Guard | None) -> None:
     """Train, and check that the adapter has changed."""
     checksum_before = _adapter_checksum(trainer.language_model)
+    path = None if checkpoint is None else checkpoint.path
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if path is not None and _is_trained(path, guard):
+            trainer.restore(path)
+        else:
+            trainer.train(resume_from_checkpoint=None if path is None else str(path))
     finally:
         progress.stop()
     if guard is not None and guard.restored_step == 0:
@@ -194,6 +241,14 @@ def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgre
         )
     if _adapter_checksum(trainer.language_model) == checksum_before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
+
+
+def _is_trained(checkpoint: Path, guard: Guard | None) -> bool:
+    """Whether nothing is left to train after a checkpoint; what it holds of the guard is restored."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if guard is not None:
+        guard.resume(state.stateful_callbacks[type(guard).__name__])
+    return state.global_step >= state.max_steps or (guard is not None and guard.stop_reason is not None)
 
 
 def _apply_scale(trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:

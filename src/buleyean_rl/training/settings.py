@@ -1,4 +1,4 @@
-"""The settings of a run, one by one: what each accepts, and what it does. `docs/settings.md` is written from this table.
+"""The settings of a run, one by one: what each accepts and does. `docs/settings.md` is written from this table.
 
 A setting that is not in the table has no effect here, so it is refused, with the nearest that has.
 """
@@ -143,17 +143,21 @@ SETTINGS: dict[str, Setting] = {
         Whole(1, 1e9, optional=True), "Maximum tokens of a forward pass; null: 1,280, in fp32 640, on a GPU 32,000."
     ),
     "held_out": Setting(Number(0, 1, "high"), "Share of the records that are measured on, not trained on."),
-    "lora_rank": Setting(Whole(1, 65536), "Rank of the adapter, at most the smaller side of every adapted layer."),
+    "lora_rank": Setting(Whole(1, 65536), "Rank of the adapter, at most a layer's smaller side."),
     "lora_alpha": Setting(Whole(1, MANY), "The adapter is scaled by lora_alpha / lora_rank."),
     "lora_dropout": Setting(Number(0, 1, "high"), "Dropout on the adapter's input."),
     "lora_targets": Setting(LayerNames(), "The adapted linear layers; null: all but the output head."),
-    "adapter_scale": Setting(Number(0, 1000, "low"), "Factor of the trained adapter; see [scale](training.md#adapter-scale)."),
+    "adapter_scale": Setting(
+        Number(0, 1000, "low"), "Factor of the trained adapter; see [why](training.md#adapter-scale)."
+    ),
     "guard": Setting(Switch(), "End the run before it ruins the model; see [guard](training.md#the-guard)."),
-    "guard_kl": Setting(Number(0, 1000, "low"), "The guard's limit of KL(base, model), nats per token of neutral text."),
+    "guard_kl": Setting(
+        Number(0, 1000, "low"), "The guard's limit of KL(base, model), nats per token of neutral text."
+    ),
     "learning_rate": Setting(Number(1e-9, 100), "The highest learning rate."),
     "lr_scheduler_type": Setting(
         Choice(("cosine", "linear", "constant_with_warmup", "inverse_sqrt")),
-        "How the learning rate falls after the warmup. No step has rate 0, the first and the last neither.",
+        "How the learning rate falls after the warmup; no step has 0.",
     ),
     "warmup_steps": Setting(StepCount(0, 1e9), "Steps in which the learning rate rises."),
     "num_train_epochs": Setting(Number(0, MANY, "low"), "Passes over the records."),
@@ -174,11 +178,11 @@ SETTINGS: dict[str, Setting] = {
     "seed": Setting(Whole(0, 2**32 - 1), "Same seed, same bytes."),
     "data_seed": Setting(Whole(0, 2**32 - 1, optional=True), "Seed of the records' order; null: `seed`."),
     "use_cpu": Setting(Switch(), "Train on the CPU where there is a GPU."),
-    "logging_steps": Setting(StepCount(0, 1e9, "low"), "Steps from one entry of the log to the next; the last step has one."),
-    "save_strategy": Setting(Choice(("steps", "epoch", "no")), "When checkpoints are written; `no`: never."),
-    "save_steps": Setting(
-        StepCount(0, 1e9, "low"), "Steps from one checkpoint to the next. After five minutes there is one in any case."
+    "logging_steps": Setting(
+        StepCount(0, 1e9, "low"), "Steps between two entries of the log; checkpoints have one too."
     ),
+    "save_strategy": Setting(Choice(("steps", "epoch", "no")), "When checkpoints are written; `no`: never."),
+    "save_steps": Setting(StepCount(0, 1e9, "low"), "Steps between two checkpoints; five minutes at most."),
     "save_total_limit": Setting(
         Whole(1, MANY, optional=True), "Number of checkpoints that are kept; one that is damaged needs the one before."
     ),
@@ -223,7 +227,8 @@ NEAR = 0.75  # of two names' letters are the same
 def unknown_setting(name: str) -> str:
     """A name that is no setting, and the nearest that is one, for an error message."""
     plain = name.lower().replace("-", "_").strip("_")
-    nearest = OTHER_NAMES.get(plain) or next(iter(difflib.get_close_matches(plain, [*SETTINGS, "preset"], 1, NEAR)), None)
+    matches = [OTHER_NAMES.get(plain, ""), *difflib.get_close_matches(plain, [*SETTINGS, "preset"], 1, NEAR)]
+    nearest = next(filter(None, matches), None)
     return f"{name} (did you mean {nearest}?)" if nearest else name
 
 

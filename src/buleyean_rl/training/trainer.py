@@ -12,12 +12,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references, batch_losses
@@ -163,6 +167,23 @@ class BuleyeanTrainer(Trainer):
         finally:
             self._gradients = None
 
+    def restore(self, checkpoint: Path) -> None:
+        """Restore adapter and state of a checkpoint after which nothing is left to train."""
+        weights = load_peft_weights(str(checkpoint), device=str(self.args.device))
+        set_peft_model_state_dict(self.language_model.module, weights)
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        """The schedule from its second point on, as if there were one step more: its first and last have rate 0.
+
+        See `Trainer.create_scheduler`.
+        """
+        if self.lr_scheduler is None:
+            schedule: Any = super().create_scheduler(num_training_steps + 1, optimizer)
+            factor = schedule.lr_lambdas[0]  # all groups of parameters have one schedule
+            self.lr_scheduler = LambdaLR(schedule.optimizer, lambda step: factor(step + 1))
+        return self.lr_scheduler
+
     def _clip_grad_norm(self, model: Any) -> Any:
         """See `Trainer._clip_grad_norm`; gradients in one tensor have their norm in one pass."""
         if self._gradients is None:
@@ -177,6 +198,8 @@ class BuleyeanTrainer(Trainer):
         """Add the parts of the loss to what transformers logs."""
         if "loss" in logs:
             logs |= self._logged.means()
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                raise TrainingError("the gradient is not a number: lower the learning rate")
             self._logged = _Totals()
         super().log(logs, start_time)
 
@@ -217,7 +240,7 @@ class _Totals:
     def means(self) -> dict[str, float]:
         loss, kl, contrast, floor = (self.sums / max(self.nodes, 1)).tolist()
         if not math.isfinite(loss):
-            raise TrainingError("the loss is not a number: lower the learning rate, or train in fp32")
+            raise TrainingError("the loss is not a number: lower the learning rate")
         seconds = time.monotonic() - self.started
         parts = {"loss": loss, "kl": kl, "contrast": contrast, "floor": floor, "gap": loss - floor}
         return parts | {"tokens": self.tokens, "seconds": seconds}
