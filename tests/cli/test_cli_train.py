@@ -110,7 +110,7 @@ def row(**changes: object) -> str:
         (row(rejection_counts=[0.5]), "r.jsonl:1: "),
         (row(prompt=""), "r.jsonl:1: the prompt is empty"),
         (row(rejected_responses=["   "]), "r.jsonl:1: "),
-        (row(prompt="word " * 3000), "no prompt leaves room for a response in 1024 tokens"),
+        (row(prompt="word " * 3000), "no prompt leaves room for a response in 512 tokens"),
     ],
 )
 def test_bad_records_are_one_line_and_no_model_is_loaded(

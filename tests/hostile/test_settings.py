@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from buleyean_rl.cli import app
 from buleyean_rl.errors import EngineError
 from buleyean_rl.training import before_after
 from buleyean_rl.training.settings import OTHER_NAMES, SETTINGS
-from hostile.attack import assert_clear, run_command, untouched
+from hostile.attack import HANG_SECONDS, assert_clear, run_command, untouched
 from hostile.scale import runs
 
 pytestmark = pytest.mark.slow
@@ -66,14 +68,14 @@ def options() -> list[tuple[str, str]]:
     """Each command with each of its options that has a value."""
 
     def below(command: Any, name: str) -> list[tuple[str, str]]:
-        found = [
+        valued = [
             (name, parameter.opts[0])
             for parameter in command.params
             if parameter.param_type_name == "option" and not parameter.is_flag and name
         ]
         for word, child in getattr(command, "commands", {}).items():
-            found += below(child, f"{name} {word}".strip())
-        return found
+            valued += below(child, f"{name} {word}".strip())
+        return valued
 
     return below(typer.main.get_command(app), "")
 
@@ -89,6 +91,22 @@ def cases() -> list[tuple[str, str, str]]:
     more = [(*draw.choice(options() + keys),) for _ in range(CASES)]
     attacks += [(command, option, draw.choice(YAML if "yaml:" in option else WORDS)) for command, option in more]
     return attacks[: runs(CASES)]
+
+
+@contextmanager
+def ended_within(seconds: int) -> Iterator[None]:
+    """End what hangs, with its traceback."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +145,9 @@ def test_an_absurd_value_is_taken_or_refused(command: str, option: str, value: s
         words += ["--config", "run.yaml"]
     else:
         words += [option, value]
-    with untouched(folder / "foreign"):
+    with untouched(folder / "foreign"), ended_within(HANG_SECONDS):
         outcome = run_command(*words)
+    assert "longer than" not in outcome.err
     assert_clear(outcome)
     assert (folder / "theirs.txt").read_text() == "theirs"
     assert "nan" not in outcome.err.lower().replace(value.lower(), "").split() or outcome.code != 0

@@ -34,12 +34,9 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
+from buleyean_rl.training.run_state import can_resume
 
 ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
-TRAINING_SETTINGS = (  # in walk.json: with others it is another walk
-    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "adapter_scale"),
-    *("per_device_train_batch_size", "lora_rank", "seed"),
-)
 MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
 
 
@@ -196,7 +193,7 @@ class _Walk:
             "held_out": len(self.held_out),
             "judges": [judge.name for judge in self.judges],
             "mining": asdict(self.settings),
-            "training": {name: getattr(config, name) for name in TRAINING_SETTINGS},
+            "training": config.settings(),
         }
         file = self.folder / "walk.json"
         if file.exists():
@@ -240,7 +237,7 @@ class _Walk:
                     folder / "records.jsonl",
                     self.base,
                     self.configure(folder / "run"),
-                    resume=(folder / "run" / "settings.json").exists(),
+                    resume=can_resume(folder / "run"),
                     console=self.console,
                 )
         return sum(1 for _ in read_records(folder / "records.jsonl"))

@@ -146,6 +146,11 @@ class Model:
         return [*self.numerics.values()]
 
     @property
+    def training_numerics(self) -> dict[str, Any]:
+        """All that decides, to the last bit, what training it computes on this machine; JSON values."""
+        return self.numerics | {"layout": self.layout, "processes": 1}
+
+    @property
     def has_adapter(self) -> bool:
         """Whether it is a PEFT model, whose adapter can be disabled."""
         return hasattr(self.module, "peft_config")

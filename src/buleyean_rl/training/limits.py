@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import ModelError, UsageError
 from buleyean_rl.models.model import Model
+from buleyean_rl.models.weights import load_config
+from buleyean_rl.training.config import BuleyeanConfig
 
 MAX_EXPONENT = 80.0  # e^-80 is near the smallest number of fp32
 SMALL_TAU = MAX_EXPONENT / math.log(2**31 + 1)  # records have at most 2^31 - 1 rounds
@@ -40,18 +43,19 @@ def check_tau(tau: float, boundaries: Iterable[Boundary]) -> None:
         )
 
 
-def check_rank(model: nn.Module, rank: int, targets: list[str] | None) -> None:
-    """Refuse a rank above a layer's sizes, and adapters on what is no linear layer.
+def check_adapter(model: Any, config: BuleyeanConfig) -> None:
+    """Refuse a rank above a layer's sizes, adapters on what is no linear layer, and checkpointing that a model lacks.
 
     Args:
         model: the base model.
-        rank: of the adapter.
-        targets: names of the layers; None for every linear layer but the output head.
+        config: the settings.
 
     Raises:
         UsageError: names the layer.
     """
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if config.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise UsageError(f"activation_checkpointing: {type(model).__name__} does not have it")
+    head, targets, rank = model.get_output_embeddings(), config.lora_targets, config.lora_rank
     for name, module in model.named_modules():
         if targets is not None and not any(name == target or name.endswith(f".{target}") for target in targets):
             continue
@@ -64,6 +68,20 @@ def check_rank(model: nn.Module, rank: int, targets: list[str] | None) -> None:
                 f"lora_rank {rank:,} is above the sizes of {name}, {rows:,} x {columns:,}: "
                 f"at most {min(rows, columns):,} has an effect"
             )
+
+
+def fit_length(config: BuleyeanConfig, model: Model, console: Console) -> None:
+    """Lower `max_length` to the longest context of a model, and say so.
+
+    Args:
+        config: the settings; changed in place.
+        model: the base model.
+        console: where it is said.
+    """
+    longest = getattr(load_config(model.source).get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 2 <= longest < config.max_length:
+        console.print(f"records are cut at {longest:,} tokens: the model has no longer context")
+        config.max_length = longest
 
 
 def check_finite(before: Mapping[str, float], model: Model) -> None:

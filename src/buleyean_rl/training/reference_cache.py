@@ -7,10 +7,10 @@ alone, where there is one. The files are memory-mapped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,9 +119,7 @@ def _map_file(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor
     return file[: rows * columns].view(rows, columns)
 
 
-def open_reference_cache(
-    model: Model, dataset: Dataset, config: BuleyeanConfig, compute: Mapping[str, Any]
-) -> ReferenceCache | None:
+def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig) -> ReferenceCache | None:
     """Open a run's cache; None for a single epoch, or where the states would exceed MAX_CACHE_BYTES.
 
     The folder is keyed by all that decides the last bits.
@@ -130,7 +128,6 @@ def open_reference_cache(
         model: with its adapter.
         dataset: of the run.
         config: the settings.
-        compute: see `run.what_computes`.
     """
     training = dataset.training
     steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
@@ -143,7 +140,7 @@ def open_reference_cache(
     if entry is None:
         return None
     key_inputs = [
-        *(REFERENCE_FORMAT, *compute.values(), dataset.sha256, micro_batch_limit(config, model.module)),
+        *(REFERENCE_FORMAT, *model.training_numerics.values(), dataset.sha256, micro_batch_limit(config, model.module)),
         *(hashlib.sha256(column.tobytes()).hexdigest() for column in (training.sizes, training.nodes)),
         *(value for name, value in config.settings().items() if name not in OF_LEARNING),
         entry.with_softmax,

@@ -53,7 +53,7 @@ class RunReport:
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected and neutral text from after.
-        numerics: see `run.what_computes`.
+        numerics: see `Model.training_numerics`.
     """
 
     model: str
@@ -143,7 +143,6 @@ def make_report(
     trainer: BuleyeanTrainer,
     dataset: Dataset,
     settings: Mapping[str, Any],
-    compute: Mapping[str, Any],
     before: Mapping[str, float],
     after: Mapping[str, float],
 ) -> RunReport:
@@ -153,7 +152,6 @@ def make_report(
         trainer: after training.
         dataset: what it trained on.
         settings: of `settings.json`.
-        compute: see `run.what_computes`.
         before: loss, floor, and nats of rejected and neutral text before training.
         after: the same after it.
 
@@ -191,7 +189,7 @@ def make_report(
         tokens_per_second=tokens / training_seconds,
         peak_rss_bytes=peak_rss_bytes(),
         compute=model.describe().removeprefix("compute: "),
-        numerics=dict(compute),
+        numerics=model.training_numerics,
         device=_device_name(model.device),
         parameters=parameters,
         data=dataset.counts,

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,13 +26,14 @@ from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.training.before_after import Measurement
-from buleyean_rl.training.checkpoints import Checkpoint, WriteCheckpoints
+from buleyean_rl.training.checkpoints import Checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.guard import Guard, Limits
-from buleyean_rl.training.limits import check_finite, check_rank, check_tau
+from buleyean_rl.training.limits import check_adapter, check_tau, fit_length
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
@@ -84,7 +84,7 @@ def train(
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
     source = resolve(model_name)
     settings = run_settings(source.absolute_name, records.sha256, config)
-    with open_run(folder, settings, resume, console) as state:
+    with open_run(folder, settings, resume, console) as state, name_full_disk(folder):
         return _train(state, records, source, config, callbacks, console)
 
 
@@ -101,41 +101,36 @@ def _train(
         console.print(PUBLISHED_WARNING)
     model = open_model(source, config.device)
     state.record("compute", model.numerics)
+    fit_length(config, model, console)
     dataset = load_dataset(records, model, config, console)
     console.print(dataset.describe())
     check_tau(config.tau, dataset.training)
     attach_run_adapter(model, config, console)
-    compute = what_computes(model)
-    state.record("compute", compute)
-    checkpoints = _checkpoint_callback(state, config)
-    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config, compute)
-    trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks], references)
+    state.record("compute", model.training_numerics)
+    _take_intervals(state.checkpoint, config)
     measurement = Measurement(model, dataset, config)
-    guard = _add_guard(trainer, measurement.neutral, dataset) if config.guard else None
-    trainer.add_callback(checkpoints)
+    guard = make_guard(model, measurement.neutral, dataset, config) if config.guard else None
     with console.status("measuring the base model"):
         before = measurement.before(guard)
-    check_finite(before, model)
+    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
+    guards = [] if guard is None else [guard]
+    trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references)
     _print_estimate(trainer, dataset, before.get("rejected_nll"), console)
 
-    try:
+    with state.failing():
         _fit(trainer, state.checkpoint, progress, guard)
-    except TrainingError as error:
-        state.fail(error)
-        raise
-    if guard is not None and guard.stop_reason:
-        console.print(
-            f"[yellow]the guard ended the run at step {guard.checks[-1].step}:[/] {guard.stop_reason}; "
-            f"the adapter of step {guard.restored_step} is restored"
-        )
-    with console.status("measuring the trained model"):
-        after = measurement.objective()
-        scale = _apply_scale(trainer, guard, console)
-        if scale != 1:
-            after |= {name: value for name, value in measurement.objective().items() if name == "rejected_nll"}
-        after |= measurement.neutral_nll()
-
-    report = make_report(trainer, dataset, settings=state.settings, compute=compute, before=before, after=after)
+        if guard is not None and guard.stop_reason:
+            console.print(
+                f"[yellow]the guard ended the run at step {guard.checks[-1].step}:[/] {guard.stop_reason}; "
+                f"the adapter of step {guard.restored_step} is restored"
+            )
+        with console.status("measuring the trained model"):
+            after = measurement.objective()
+            scale = _apply_scale(trainer, guard, console)
+            if scale != 1:
+                after |= {name: value for name, value in measurement.objective().items() if name == "rejected_nll"}
+            after |= measurement.neutral_nll()
+        report = make_report(trainer, dataset, settings=state.settings, before=before, after=after)
     report = replace(report, guard=None if guard is None else guard.report(), adapter_scale=scale)
     trainer.save_model(str(state.folder))
     trainer.state.save_to_json(str(state.folder / "trainer_state.json"))
@@ -143,15 +138,6 @@ def _train(
     state.finish()
     console.print(result_lines(report))
     return report
-
-
-def what_computes(model: Model) -> dict[str, Any]:
-    """All that decides the last bits of a run, besides its settings and data; JSON values.
-
-    Args:
-        model: with its adapter.
-    """
-    return model.numerics | {"layout": model.layout, "processes": 1}
 
 
 def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -> None:
@@ -164,7 +150,7 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     with console.status(f"loading {escape(model.source.name)}"):
-        check_rank(model.plain, config.lora_rank, config.lora_targets)
+        check_adapter(model.plain, config)
         set_seed(config.seed)
         model.attach_adapter(adapter)
     console.print(escape(model.describe()))
@@ -187,29 +173,31 @@ def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
     )
 
 
-def _add_guard(trainer: BuleyeanTrainer, neutral: Sequence[Boundary], dataset: Dataset) -> Guard:
-    """Add the guard, which uses neutral texts and the bundled prompts."""
-    config = trainer.args
+def make_guard(model: Model, neutral: Sequence[Boundary], dataset: Dataset, config: BuleyeanConfig) -> Guard:
+    """The guard of a run, which uses neutral texts and the bundled prompts.
+
+    Args:
+        model: with its adapter.
+        neutral: texts.
+        dataset: what is trained on.
+        config: the settings.
+    """
     records_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    guard = Guard(
-        trainer.language_model,
+    return Guard(
+        model,
         neutral,
         demo_data.held_out_prompts(),
         float(dataset.training.sizes.mean()) * records_per_step,
         Path(str(config.output_dir)),
         Limits(kl=config.guard_kl),
     )
-    trainer.add_callback(guard)
-    return guard
 
 
-def _checkpoint_callback(state: RunState, config: BuleyeanConfig) -> WriteCheckpoints:
-    """The callback that looks after checkpoints, in place of transformers' rotation."""
-    if state.checkpoint:  # shares became numbers of steps, and transformers warns of differences
-        earlier = TrainerState.load_from_json(str(state.checkpoint.path / "trainer_state.json"))
+def _take_intervals(checkpoint: Checkpoint | None, config: BuleyeanConfig) -> None:
+    """Take the intervals of a checkpoint: shares became numbers of steps, and transformers warns of differences."""
+    if checkpoint is not None:
+        earlier = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
         config.save_steps, config.logging_steps = earlier.save_steps, earlier.logging_steps
-    limit, config.save_total_limit = config.save_total_limit, None
-    return WriteCheckpoints(state.folder, limit, enabled=config.save_strategy != "no")
 
 
 def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float | None, console: Console) -> None:

@@ -74,9 +74,14 @@ class RunState:
             (self.folder / OWN_SAMPLES_FILE).unlink(missing_ok=True)  # which were drawn with others
         write_json(self.folder / SETTINGS_FILE, written | {name: earlier | dict(values)})
 
-    def fail(self, error: TrainingError) -> None:
-        """Remember that the run failed: it cannot be resumed, and may be begun anew."""
-        write_json(self.folder / SETTINGS_FILE, read_settings(self.folder) | {"failed": str(error)})
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Remember a failure of training within: the run cannot be resumed, and may be begun anew."""
+        try:
+            yield
+        except TrainingError as error:
+            write_json(self.folder / SETTINGS_FILE, read_settings(self.folder) | {"failed": str(error)})
+            raise
 
     def finish(self) -> None:
         """Delete what a finished run has no use for; `run.json` is written."""
@@ -111,6 +116,11 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, console: C
             yield RunState(folder, settings, None)
 
 
+def can_resume(folder: Path) -> bool:
+    """Whether a folder has a run that was stopped, and did not fail."""
+    return is_unfinished(folder) and "failed" not in read_settings(folder)
+
+
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder has a run of ours, finished or not."""
     for name in ("run.json", SETTINGS_FILE):
@@ -124,7 +134,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def _begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    if is_unfinished(folder) and "failed" not in read_settings(folder) and has_checkpoint(folder):
+    if can_resume(folder) and has_checkpoint(folder):
         raise UsageError(f"{folder} has an unfinished run: resume it with --resume, or delete it")
     _discard_work(folder, keep_settings=True)
     write_json(folder / SETTINGS_FILE, {"format": SETTINGS_FORMAT} | dict(settings))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from buleyean_rl.models.model import Model
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
+from buleyean_rl.training.checkpoints import WriteCheckpoints
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.reference_cache import CachedReference, ReferenceCache
 
@@ -63,12 +65,15 @@ class BuleyeanTrainer(Trainer):
         self.language_model = model if isinstance(model, Model) else Model.from_module(model)
         module = self.language_model.module
         self.layout, self.micro_batch_limit = self.language_model.layout, micro_batch_limit(args, module)
+        arguments = copy(args)
+        arguments.save_total_limit = None  # transformers would delete every folder named like a checkpoint
+        checkpoints = WriteCheckpoints(Path(str(args.output_dir)), args.save_total_limit, args.save_strategy != "no")
         super().__init__(
             module,
-            args,
+            arguments,
             data_collator=self.collate,
             train_dataset=_Numbered(train_dataset),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, checkpoints],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
