@@ -133,13 +133,10 @@ def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
     monkeypatch.setattr(reference_cache, "MAX_CACHE_BYTES", limit)
     monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
     config = load_config(None, tmp_path / "run", {"num_train_epochs": 2, "micro_batch_tokens": 64})
-    model: Any = SimpleNamespace(
-        head=None,
-        module=None,
-    )
+    model: Any = SimpleNamespace(head=None, module=None, training_numerics={})
     data: Any = SimpleNamespace(training=TenRecords(), sha256="")
-    references = reference_cache.open_reference_cache(model, data, config, {})
+    references = reference_cache.open_reference_cache(model, data, config)
     assert (references is None) == (not files)
     assert {path.name for path in tmp_path.rglob("reference/*/*")} == files
     config.num_train_epochs = 1
-    assert reference_cache.open_reference_cache(model, data, config, {}) is None
+    assert reference_cache.open_reference_cache(model, data, config) is None
