@@ -52,8 +52,9 @@ bench: $(INSTALLED)  ## time training beside its peers; writes this processor's 
 	$(BIN)/python bench/run.py
 
 .PHONY: docs
-docs: $(INSTALLED)  ## write the command reference again
+docs: $(INSTALLED)  ## write the command reference and the table of settings again
 	$(BIN)/python docs/commands.py > docs/commands.md
+	$(BIN)/python docs/settings.py > docs/settings.md
 
 .PHONY: prove
 prove: $(INSTALLED)  ## check the Lean proofs, and the bridge from them to the Python

@@ -21,6 +21,13 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
     assert (ROOT / "docs/commands.md").read_text() == generated.stdout, "run `make docs`"
 
 
+def test_the_table_of_settings_is_what_the_package_accepts() -> None:
+    generated = subprocess.run(
+        [sys.executable, "docs/settings.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (ROOT / "docs/settings.md").read_text() == generated.stdout, "run `make docs`"
+
+
 def tree() -> dict[Path, str]:
     """Each path in the tree of docs/architecture.md, and what its line says."""
     block = ARCHITECTURE.read_text(encoding="utf-8").split("## The tree\n\n```text\n")[1].split("```")[0]

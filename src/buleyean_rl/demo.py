@@ -179,7 +179,7 @@ def _side_by_side(prompt: str, before: GgufMeasurement, after: GgufMeasurement) 
 
 def _next_steps(folder: Path) -> str:
     return f"""Next:
-    buleyean chat {folder}/model.gguf
+    buleyean chat {escape(str(folder))}/model.gguf
     buleyean data import YOUR_LOG.jsonl -o records.jsonl
     buleyean train records.jsonl --model {BUNDLED} -o my-run
     buleyean export my-run -o my-model.gguf"""

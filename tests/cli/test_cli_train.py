@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer
+from safetensors.torch import load_file, save_file
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
@@ -105,7 +110,7 @@ def row(**changes: object) -> str:
         (row(rejection_counts=[0.5]), "r.jsonl:1: "),
         (row(prompt=""), "r.jsonl:1: the prompt is empty"),
         (row(rejected_responses=["   "]), "r.jsonl:1: "),
-        (row(prompt="word " * 3000), "no prompt leaves room for a response in 1024 tokens"),
+        (row(prompt="word " * 3000), "no prompt leaves room for a response in 512 tokens"),
     ],
 )
 def test_bad_records_are_one_line_and_no_model_is_loaded(
@@ -133,7 +138,7 @@ def test_bad_records_are_one_line_and_no_model_is_loaded(
         ("r.jsonl --model nonsense -o run", 1, "unknown model 'nonsense'"),
         ("r.jsonl --model org/no-such-model -o run", 1, "cannot load model 'org/no-such-model'"),
         ("r.jsonl --model {base} -o run --objective dpo", 2, "unknown objective 'dpo'"),
-        ("r.jsonl --model {base} -o run --alpha 7", 2, "alpha must be above 0"),
+        ("r.jsonl --model {base} -o run --alpha 7", 2, "alpha cannot be 7.0"),
         ("r.jsonl --model {base} -o run --lr fast", 2, "'--lr'"),
         ("r.jsonl --model {base} -o r.jsonl", 2, "r.jsonl is a file: name a folder for the run"),
         ("r.jsonl --model {base} -o r.jsonl/run", 1, "Not a directory"),
@@ -159,3 +164,100 @@ def test_a_wrong_request_is_one_line(
 def test_debug_shows_where_an_error_came_from(base: Path) -> None:
     with pytest.raises(RecordError):
         run("missing.jsonl", "--model", base, "-o", "run", "--debug")
+
+
+# --- few records
+
+
+def test_a_single_record_trains_and_changes_the_model(base: Path) -> None:
+    """The documentation's own example."""
+    Path("one.jsonl").write_text(GOOD)
+    assert run("one.jsonl", "--model", base, "-o", "run") == 0
+    report = json.loads(Path("run/run.json").read_text())
+    assert (report["steps"], report["records"]) == (1, 1)
+    assert report["loss_final"] < report["loss_start"]
+    assert report["rejected_nll_final"] > report["rejected_nll_base"]
+
+
+def test_one_step_of_many_records_changes_the_model(base: Path, rejections: Path) -> None:
+    assert run(rejections, "--model", base, "-o", "run", "--max-steps", 1, "--lr", "1e-3") == 0
+    report = json.loads(Path("run/run.json").read_text())
+    assert report["rejected_nll_final"] > report["rejected_nll_base"]
+
+
+def test_a_log_interval_above_the_steps_has_the_last_step(base: Path, rejections: Path) -> None:
+    Path("run.yaml").write_text("logging_steps: 500\nmax_steps: 3\nsave_strategy: 'no'\n")
+    assert run(rejections, "--model", base, "-o", "run", "--config", "run.yaml") == 0
+    log = json.loads(Path("run/trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "floor" in entry] == [3]
+
+
+# --- settings that make no sense for this model or data
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--lora-rank 33", r"lora_rank 33 is above the sizes of .*, 32 x 64: at most 32 has an effect"),
+        ("--tau 30", r"tau 30 is too large for answers that were judged in 60 rounds: .*; at most 19.4 works"),
+        ("--max-steps 0", "max_steps cannot be 0"),
+        ("--epochs inf", "num_train_epochs cannot be inf"),
+        ("--tau nan", "tau cannot be nan"),
+    ],
+)
+def test_absurd_values_are_refused_before_training(
+    words: str, problem: str, base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(rejections, "--model", base, "-o", "run", *words.split()) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert re.search(problem, err[-1])
+
+
+def test_weights_that_are_not_numbers_are_named(
+    base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(base, "damaged")
+    weights = load_file("damaged/model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 5] = float("nan")
+    save_file(weights, "damaged/model.safetensors", {"format": "pt"})
+    assert run(rejections, "--model", "damaged", "-o", "run") == 1
+    err = capsys.readouterr().err
+    assert "damaged" in err
+    assert "up_proj" in err
+    assert "nan" not in err.lower().replace("(nan or infinity)", "")
+    assert not Path("run/run.json").exists()
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    base: Path, rejections: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(rejections, "--model", base, "-o", "run") == 2
+    assert "training is one process, and WORLD_SIZE says that 2 were started" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+# --- names
+
+
+def test_a_name_in_brackets_is_used_as_it_is(base: Path, rejections: Path) -> None:
+    shutil.copytree(base, "[red]base[")
+    assert run(rejections, "--model", "[red]base[", "-o", "[bold]run", "--max-steps", 1) == 0
+    assert Path("[bold]run/run.json").exists()
+
+
+@pytest.mark.parametrize("words", [("-o", ""), ("--output=",), ("-o", "run", "--config", "")])
+def test_an_empty_value_is_refused(
+    words: tuple[str, ...], base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path.cwd().iterdir())
+    assert run(rejections, "--model", base, *words) == 2
+    assert "is empty: give a value" in capsys.readouterr().err
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_the_package_of_the_command_runs_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "buleyean_rl.cli", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from buleyean_rl.cli import app
 from buleyean_rl.errors import BuleyeanError, UsageError
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.config import PRESETS, BuleyeanConfig, Preset, load_config
+from buleyean_rl.training.settings import OTHER_NAMES, SETTINGS
 
 
 def config_file(tmp_path: Path, text: str) -> Path:
@@ -120,15 +125,18 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("lora_rnak: 8", "run.yaml: not a setting: lora_rnak (did you mean lora_rank?)"),
-        ("1: 2\nlr: 3", "run.yaml: not a setting: 1, lr"),
+        ("batch_size: 4", "batch_size (did you mean per_device_train_batch_size?)"),
+        ("gradient_checkpointing: true", "did you mean activation_checkpointing?"),
+        ("fp16: true\ntorch_compile: true", "run.yaml: not a setting: fp16, torch_compile; docs/settings.md"),
+        ("1: 2\nlr: 3", "run.yaml: not a setting: 1, lr (did you mean learning_rate?)"),
         ("output_dir: elsewhere", "run.yaml: not a setting: output_dir"),
-        ("learning_rate: fast", "run.yaml: learning_rate must be a number, not 'fast'"),
-        ("lora_rank: many", "run.yaml: lora_rank must be a number, not 'many'"),
-        ("lora_rank: 2.5", "run.yaml: lora_rank must be a whole number, not 2.5"),
-        ("lora_rank: [8]", "run.yaml: lora_rank must be a number, not [8]"),
-        ("weight_decay: some", "run.yaml: weight_decay must be a number, not 'some'"),
-        ("max_steps: true", "run.yaml: max_steps must be a number, not True"),
-        ("tau: null", "run.yaml: tau must be a number, not None"),
+        ("learning_rate: fast", "run.yaml: learning_rate cannot be 'fast': it must be a number from 1e-09 to 100"),
+        ("lora_rank: many", "run.yaml: lora_rank cannot be 'many': it must be a whole number from 1 to"),
+        ("lora_rank: 2.5", "run.yaml: lora_rank cannot be 2.5: it must be a whole number"),
+        ("lora_rank: [8]", "run.yaml: lora_rank cannot be [8]"),
+        ("weight_decay: some", "run.yaml: weight_decay cannot be 'some'"),
+        ("max_steps: true", "run.yaml: max_steps cannot be True"),
+        ("tau: null", "run.yaml: tau cannot be None"),
         ("lora_rank: 0", "lora_rank cannot be 0"),
         ("held_out: 1", "held_out cannot be 1"),
         ("max_length: 1", "max_length cannot be 1"),
@@ -138,12 +146,22 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
         ("lora_dropout: 1", "lora_dropout cannot be 1"),
         ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
-        ("alpha: much", "run.yaml: alpha must be a number, not 'much'"),
-        ("alpha: 2", "alpha must be above 0 and at most 1"),
-        ("tau: 0", "tau must be above 0"),
+        ("alpha: much", "run.yaml: alpha cannot be 'much'"),
+        ("alpha: 2", "alpha cannot be 2"),
+        ("tau: 0", "tau cannot be 0"),
+        ("tau: .nan", "tau cannot be nan"),
+        ("num_train_epochs: .inf", "num_train_epochs cannot be inf"),
+        ("max_steps: 0", "max_steps cannot be 0"),
+        ("max_steps: -1", "max_steps cannot be -1"),
+        ("guard: 'no'", "guard cannot be 'no': it must be true or false"),
+        ("lora_targets: q_proj", "lora_targets cannot be 'q_proj': it must be a list of names, or null"),
+        ("lora_targets: []", "lora_targets cannot be []"),
+        ("warmup_steps: 2.5", "warmup_steps cannot be 2.5"),
+        ("seed: -1", "seed cannot be -1"),
+        ("objective: [complement]", "objective cannot be ['complement']"),
         ("objective: ratio", "objective 'ratio' is called 'complement' now"),
         ("objective: dpo", "unknown objective 'dpo': choose one of complement, listwise, published"),
-        ("lr_scheduler_type: sawtooth", "run.yaml: "),
+        ("lr_scheduler_type: sawtooth", "it must be one of cosine, linear"),
         ("- a\n- b", "run.yaml: expected `name: value` lines"),
         ("a: [", "run.yaml: cannot be read as YAML"),
     ],
@@ -162,3 +180,57 @@ def test_a_binary_settings_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BuleyeanError, match="cannot be read"):
         load_config(path, tmp_path / "run", {})
+
+
+@pytest.mark.parametrize(
+    "text", ["!!float ''", "!!int ''", "? {a: b}\n: 1", "!!timestamp x", "seed: " + "9" * 5000, "a: " * 4000, "*x"]
+)
+def test_whatever_a_settings_file_has_is_one_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(config_file(tmp_path, text), tmp_path / "run", {})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+# --- those of transformers
+
+
+def test_every_setting_of_transformers_has_an_effect_or_is_refused(tmp_path: Path) -> None:
+    """Also from Python, where no file is read."""
+    values = {bool: True, int: 3, float: 0.5, str: "other"}
+    for setting in fields(TrainingArguments):
+        if setting.name in SETTINGS or setting.name == "output_dir" or not setting.init:
+            continue
+        default = getattr(BuleyeanConfig(output_dir=str(tmp_path)), setting.name)
+        value = not default if isinstance(default, bool) else values.get(type(default), "other")
+        with pytest.raises(UsageError, match=f"without effect in this training: {setting.name}"):
+            BuleyeanConfig(output_dir=str(tmp_path), **{setting.name: value})
+
+
+def test_a_setting_that_is_named_nearest_is_a_setting() -> None:
+    assert set(OTHER_NAMES.values()) <= SETTINGS.keys()
+    assert not OTHER_NAMES.keys() & SETTINGS.keys()
+    assert SETTINGS.keys() <= {setting.name for setting in fields(BuleyeanConfig)}
+
+
+@given(st.sampled_from(sorted(SETTINGS)), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()))
+def test_a_value_is_taken_as_it_is_or_refused_with_its_name(name: str, value: Any) -> None:
+    if SETTINGS[name].accepts.admits(value):
+        config = load_config(None, Path("run"), {name: value})
+        assert getattr(config, name) == value or value is None
+    else:
+        with pytest.raises(UsageError, match=name):
+            load_config(None, Path("run"), {name: value})
+
+
+# --- one process
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "ACCELERATE_USE_FSDP"])
+def test_several_processes_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "true" if "USE" in name else "2")
+    with pytest.raises(UsageError, match=f"training is one process.*{name}"):
+        load_config(None, tmp_path / "run", {})
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(name, "false" if "USE" in name else "1")
+    load_config(None, tmp_path / "run", {})

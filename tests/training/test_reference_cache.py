@@ -103,7 +103,7 @@ def test_the_reference_is_cached_for_the_same_answers_only(
 ) -> None:
     """Listwise adds answers to the same records: a cache of another objective must not change its result."""
     monkeypatch.setattr("buleyean_rl.training.own_samples.MAX_SAMPLE_TOKENS", 8)
-    settings: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 2, "objective": "listwise"}
+    settings: dict[str, Any] = {"max_steps": 10, "objective": "listwise"}
     for cache, before in (("used", ["complement"]), ("new", [])):
         use_cache(tmp_path / cache)
         for objective in before:
@@ -115,7 +115,7 @@ def test_the_reference_is_cached_for_the_same_answers_only(
 class TenRecords:
     """Ten records of ten nodes each."""
 
-    nodes = np.full(10, 10)
+    nodes = sizes = np.full(10, 10)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -132,8 +132,8 @@ def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reference_cache, "MAX_CACHE_BYTES", limit)
     monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(4, torch.float32, True))
-    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
-    model: Any = SimpleNamespace(head=None, module=None, numerics_key=[])
+    config = load_config(None, tmp_path / "run", {"num_train_epochs": 2, "micro_batch_tokens": 64})
+    model: Any = SimpleNamespace(head=None, module=None, training_numerics={})
     data: Any = SimpleNamespace(training=TenRecords(), sha256="")
     references = reference_cache.open_reference_cache(model, data, config)
     assert (references is None) == (not files)

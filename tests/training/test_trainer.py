@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.training.checkpoints import discard_checkpoints, last_checkpoint
 from buleyean_rl.training.held_out import HeldOut
 from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
@@ -103,34 +101,26 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         run.train()
 
 
-# --- checkpoints
+# --- the learning rate
 
 
-def checkpoint(folder: Path, step: int, state: str | None) -> None:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "adapter_model.safetensors").write_bytes(b"weights")
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
-
-
-def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
-    assert last_checkpoint(tmp_path / "nowhere") is None
-    for step in (9, 10, 8):
-        checkpoint(tmp_path, step, json.dumps({"global_step": step}))
-    checkpoint(tmp_path, 11, '{"global_')  # killed while it was written
-    checkpoint(tmp_path, 12, "{}")
-    checkpoint(tmp_path, 13, None)
-    (tmp_path / "checkpoint-14").write_text("a file")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-
-
-def test_only_checkpoints_are_discarded(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 1, None)
-    (tmp_path / "run.json").write_text("{}")
-    discard_checkpoints(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup", "inverse_sqrt"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 30])
+def test_no_step_has_learning_rate_0(kind: str, steps: int, tmp_path: Path) -> None:
+    run = trainer(adapted(KINDS["llama"]), tmp_path, learning_rate=1e-3, max_steps=steps, lr_scheduler_type=kind)
+    run.create_optimizer()
+    schedule = run.create_scheduler(steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        run.optimizer.step()
+        schedule.step()
+    assert min(rates) > 1e-6
+    assert max(rates) <= 1e-3
+    if steps == 1:
+        assert rates == [1e-3]
+    if kind == "cosine" and steps == 30:  # the warmup takes a share of 0.0888: three steps
+        assert rates[:4] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 0.998e-3], rel=2e-3)
 
 
 # --- micro-batches and the reference's cache

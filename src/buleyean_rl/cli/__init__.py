@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import typer
 
 from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, train
-from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.errors import BuleyeanError, UsageError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+TEXTS = ("--prompt", "--system", "--message")  # options whose value may be empty
 
 
 app.add_typer(data.app, name="data")
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in argument_list  # at any position
     argument_list = [word for word in argument_list if word != "--debug"]
     try:
+        _refuse_empty(argument_list)
         return app(args=argument_list, prog_name="buleyean", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return 130
@@ -68,6 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {problem[0]}", file=sys.stderr)
         return problem[1]
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an empty path or number, which would be read as the current folder or as left out."""
+    for before, word in pairwise(["", *arguments]):
+        name, equals, value = word.partition("=")
+        is_empty = not word or (name.startswith("-") and equals and not value)
+        option = name if equals else before if before.startswith("-") else "an argument"
+        if is_empty and option not in TEXTS:
+            raise UsageError(f"{option} is empty: give a value")
 
 
 def _describe_error(error: Exception) -> tuple[str, int] | None:

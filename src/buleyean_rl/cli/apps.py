@@ -30,7 +30,7 @@ def chat(
     compare: Annotated[str | None, typer.Option(metavar="BASE.GGUF", help="Another model, side by side.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this prompt and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; unused at temperature 0.")] = 0,
     engine: EngineName = "xllamacpp",

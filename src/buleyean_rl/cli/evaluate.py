@@ -37,8 +37,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of preferences, of records, of texts and of prompts.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 128,
-    max_length: Annotated[int, typer.Option(min=2, help="Maximum tokens of a prompt and one answer.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 128,
+    max_length: Annotated[
+        int, typer.Option(min=2, max=1_000_000, help="Maximum tokens of a prompt and one answer.")
+    ] = 1024,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,

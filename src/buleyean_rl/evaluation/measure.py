@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buleyean_rl.data.importers import Preference, Preferences
@@ -217,7 +218,7 @@ class _MeasuredModel:
                         f"{self.name}: its weights are scored in transformers, its answers come from llama.cpp"
                     )
                 scorer = PackedScorer(model, self.settings.max_length)
-                self.console.print(model.describe())
+                self.console.print(escape(model.describe()))
                 self._is_printed = True
                 yield scorer
                 return
@@ -240,7 +241,7 @@ class _MeasuredModel:
             yield None
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from buleyean_rl.evaluation.measure import Evaluation
@@ -138,7 +139,7 @@ def table(evaluations: Sequence[Evaluation], seed: int = 0) -> Table:
     shown = Table(title="measured; in brackets, where 95 of 100 repetitions fall")
     shown.add_column("", no_wrap=True)
     for evaluation in evaluations:
-        shown.add_column(evaluation.model, justify="right", overflow="fold")
+        shown.add_column(escape(evaluation.model), justify="right", overflow="fold")
     for number in range(len(others)):
         shown.add_column("difference" if len(others) == 1 else f"less the {number + 2}.", justify="right")
     differences = [_difference_intervals(first, other, seed) for other in others]

@@ -62,8 +62,11 @@ def export(
     check_request(paths)  # before minutes of loading
     source = find_model(run)
     about = _complete(about or About(), source, path)
-    with console.status(f"reading {run}") as status, _make_blueprint(source, path.parent, engine) as blueprint:
-        status.update(f"writing {path}, and checking it in llama.cpp")
+    with (
+        console.status(f"reading {escape(str(run))}") as status,
+        _make_blueprint(source, path.parent, engine) as blueprint,
+    ):
+        status.update(f"writing {escape(str(path))}, and checking it in llama.cpp")
         reports = write_gguf(blueprint, paths, engine=engine, about=about)
     notes = [note for report in reports for note in report.notes]
     if ollama:
@@ -100,7 +103,7 @@ def export_adapter(
     console = console or Console(quiet=True)
     source = find_model(run)
     about = _complete(about or About(), source, path)
-    with console.status(f"writing {path}, and checking it in llama.cpp with its base"):
+    with console.status(f"writing {escape(str(path))}, and checking it in llama.cpp with its base"):
         report = write_adapter(source, path, quant, engine=engine, about=about)
     return _show([report], report.notes, engine, console)
 
@@ -155,5 +158,6 @@ def _show(reports: Sequence[ExportReport], notes: Sequence[str], engine: str, co
     for note in dict.fromkeys(notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
     for report in reports:
-        console.print(f"{report.path}: {report.bytes / 1e6:,.1f} MB, {report.tensors} tensors, checked in {engine}")
+        size = f"{report.bytes / 1e6:,.1f} MB, {report.tensors} tensors"
+        console.print(f"{escape(str(report.path))}: {size}, checked in {engine}", soft_wrap=True)
     return {"files": [{**asdict(report), "path": str(report.path)} for report in reports]}

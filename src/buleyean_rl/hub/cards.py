@@ -157,10 +157,16 @@ def run_table(run: Mapping[str, Any], format: str) -> str:
         "Final loss": f"{run['loss_final']:.4f} {measured_on}, {run['loss_training']:.4f} in training",
         "Loss floor": f"{run['loss_floor']:.4f}",
         "Optimality gap": f"{run['optimality_gap']:.4f} nats{relative}",
-        "Rejected answers": f"{run['rejected_nll_base']:.3f} -> {run['rejected_nll_final']:.3f} nats per token",
+        **_rejected_row(run["rejected_nll_base"], run["rejected_nll_final"]),
         "Neutral text": f"{run['neutral_nll_base']:.3f} -> {run['neutral_nll_final']:.3f} nats per token",
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _rejected_row(base: float | None, final: float | None) -> dict[str, str]:
+    """The row of the rejected answers, if any was measured."""
+    is_measured = base is not None and final is not None
+    return {"Rejected answers": f"{base:.3f} -> {final:.3f} nats per token"} if is_measured else {}
 
 
 def front_matter(header: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -115,7 +116,7 @@ def talk(
         read: returns the next line, raises EOFError at the end; None reads from the console.
     """
     read = read or (lambda: console.input("[bold]> [/bold]"))
-    console.print(f"[dim]{' and '.join(model.name for model in models)}. {HELP}[/dim]")
+    console.print(f"[dim]{escape(' and '.join(model.name for model in models))}. {HELP}[/dim]")
     _reset(models, system)
     while True:
         try:
@@ -200,5 +201,5 @@ def _side_by_side(models: Sequence[ChatModel], answers: Sequence[str]) -> Table:
     row = Table.grid(expand=True)
     for _ in models:
         row.add_column(ratio=1)
-    row.add_row(*(Panel(Text(answer), title=model.name) for model, answer in zip(models, answers, strict=True)))
+    row.add_row(*(Panel(Text(answer), title=escape(model.name)) for model, answer in zip(models, answers, strict=True)))
     return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine
@@ -64,7 +65,7 @@ def open_engine(model: str | Source, kind: str = "auto", console: Console | None
     loaded = open_model(location)
     engine = TransformersEngine(loaded.module, loaded.tokenizer, batch=TRANSFORMERS_BATCH)
     if console is not None:
-        console.print(loaded.describe())
+        console.print(escape(loaded.describe()))
     return engine
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, fold_records, read_records, write_records
@@ -33,12 +34,9 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.files import write_json
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
+from buleyean_rl.training.run_state import can_resume
 
 ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
-TRAINING_SETTINGS = (  # in walk.json: with others it is another walk
-    *("objective", "alpha", "tau", "learning_rate", "num_train_epochs", "max_steps", "adapter_scale"),
-    *("per_device_train_batch_size", "lora_rank", "seed"),
-)
 MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
 
 
@@ -105,7 +103,8 @@ def walk(
     if stop:
         console.print(f"stopped after round {len(current.rounds) - 1}: {stop}")
     if best:
-        console.print(f"the best is round {best}: {folder / str(current.rounds[best].run)}")
+        run = escape(str(folder / str(current.rounds[best].run)))
+        console.print(f"the best is round {best}: {run}", soft_wrap=True)
     return current.summary(stop, best)
 
 
@@ -194,7 +193,7 @@ class _Walk:
             "held_out": len(self.held_out),
             "judges": [judge.name for judge in self.judges],
             "mining": asdict(self.settings),
-            "training": {name: getattr(config, name) for name in TRAINING_SETTINGS},
+            "training": config.settings(),
         }
         file = self.folder / "walk.json"
         if file.exists():
@@ -238,7 +237,7 @@ class _Walk:
                     folder / "records.jsonl",
                     self.base,
                     self.configure(folder / "run"),
-                    resume=(folder / "run" / "settings.json").exists(),
+                    resume=can_resume(folder / "run"),
                     console=self.console,
                 )
         return sum(1 for _ in read_records(folder / "records.jsonl"))

@@ -127,12 +127,28 @@ class Model:
         return build.status()
 
     @cached_property
+    def numerics(self) -> dict[str, Any]:
+        """All that decides, to the last bit, what its base computes on this machine; JSON values."""
+        library = self.kernels.library
+        return {
+            "weights": self.source.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self._describe_device(),
+            "kernels": f"{self.kernels.instruction_set} {library.stem[:12]}" if library else "off",
+            "vectors": torch.backends.cpu.get_cpu_capability(),  # of torch's own kernels
+            "threads": torch.get_num_threads(),
+            **{f"{name} version": version for name, version in sorted(library_versions().items())},
+        }
+
+    @property
     def numerics_key(self) -> list[Any]:
-        """A cache key of all that decides, to the last bit, what its base computes on this machine; JSON values."""
-        return [
-            *(self.source.fingerprint, str(self.dtype), str(self.device), self.kernels.instruction_set),
-            *(torch.get_num_threads(), sorted(library_versions().items())),
-        ]
+        """The values of `numerics`, for a cache key."""
+        return [*self.numerics.values()]
+
+    @property
+    def training_numerics(self) -> dict[str, Any]:
+        """All that decides, to the last bit, what training it computes on this machine; JSON values."""
+        return self.numerics | {"layout": self.layout, "processes": 1}
 
     @property
     def has_adapter(self) -> bool:
@@ -170,7 +186,7 @@ class Model:
         """
         parts = [DTYPE_NAMES.get(self.dtype, str(self.dtype))]
         on_cpu = self.device.type == "cpu"
-        parts.append(self._describe_kernels() if on_cpu else torch.cuda.get_device_name(self.device))
+        parts.append(self._describe_kernels() if on_cpu else self._describe_device())
         if "forward" in vars(self.backbone):  # which `fuse_decoder` replaces
             dropout = self.has_adapter and self.module.peft_config["default"].lora_dropout
             parts.append("fused decoder" + (" but for steps with LoRA dropout, which are slower" if dropout else ""))
@@ -180,6 +196,9 @@ class Model:
             threads = torch.get_num_threads()
             parts.append(f"{threads} thread{'s' * (threads != 1)}")
         return f"compute: {', '.join(parts)}"
+
+    def _describe_device(self) -> str:
+        return str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
 
     def _describe_kernels(self) -> str:
         if self.kernels.problem is not None:

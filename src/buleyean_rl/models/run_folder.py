@@ -13,7 +13,8 @@ from buleyean_rl.models.adapt import quiet_peft
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.models.weights import load_base, loading
 
-RUN_FORMAT = 2  # of run.json and settings.json; in 1, without a number, objectives had other losses
+RUN_FORMAT = 2  # of run.json; in 1, without a number, objectives had other losses
+SETTINGS_FORMAT = 3  # of settings.json and of the checkpoints beside it; below 3, learning rates were others
 
 
 def find_model(name: str | Path | Source) -> Source:
@@ -82,14 +83,19 @@ def run_base(run: Path) -> str:
     """The name of the base model that a run folder's adapter belongs to.
 
     Raises:
-        ModelError: it is not a run folder, or an earlier version wrote it.
+        ModelError: it is not a run folder, its training has not ended, or another version wrote it.
     """
+    if is_unfinished(run):
+        raise ModelError(f"{run} has an unfinished run: finish it with `buleyean train ... --resume`")
     config = run / "adapter_config.json"
     if not config.exists():
         raise ModelError(f"{run} has no adapter_config.json: it is not a run folder, or its training has not ended")
-    if (run / "run.json").exists():
+    if is_finished(run):
         read_run(run)
-    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    try:
+        return str(_read_json(config)["base_model_name_or_path"])
+    except KeyError:
+        raise ModelError(f"{config} names no base model (base_model_name_or_path)") from None
 
 
 def is_run(name: str) -> bool:
@@ -97,20 +103,55 @@ def is_run(name: str) -> bool:
     return (Path(name) / "adapter_config.json").exists()
 
 
-def read_run(run: Path, file: str = "run.json") -> dict[str, Any]:
-    """Read a run folder's report or settings.
+def is_finished(run: Path) -> bool:
+    """Whether a folder has a finished run, whatever else is there."""
+    return (run / "run.json").exists()
 
-    Args:
-        run: the folder.
-        file: `run.json`, or `settings.json` of a run that has not ended.
+
+def is_unfinished(run: Path) -> bool:
+    """Whether a folder has a run that has not ended."""
+    return (run / "settings.json").exists() and not is_finished(run)
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Read a run folder's report.
 
     Raises:
-        ModelError: an earlier version wrote it.
+        ModelError: it is damaged, or another version wrote it.
     """
-    values = dict(json.loads((run / file).read_text(encoding="utf-8")))
-    if values.get("format") != RUN_FORMAT:
+    values = _read_json(run / "run.json")
+    written = values.get("format", 1)
+    if written == RUN_FORMAT:
+        return values
+    if isinstance(written, int) and written > RUN_FORMAT:
+        raise ModelError(f"{run / 'run.json'} is of format {written}, of a later version: update buleyean-rl")
+    raise ModelError(
+        f"{run / 'run.json'} is of format {written}, whose objective names mean other losses than those of format "
+        f"{RUN_FORMAT}: train the run again in another folder"
+    )
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Read the settings of a run that has not ended.
+
+    Raises:
+        ModelError: they are damaged, or another version wrote them.
+    """
+    values = _read_json(run / "settings.json")
+    written = values.get("format", 1)
+    if written != SETTINGS_FORMAT:
         raise ModelError(
-            f"{run / file} is of format {values.get('format', 1)}, whose objective names mean other losses than those "
-            f"of format {RUN_FORMAT}: train the run again in another folder"
+            f"{run / 'settings.json'} is of format {written}, and this version goes on with runs of format "
+            f"{SETTINGS_FORMAT}: begin the run anew in another folder, or finish it with the version that began it"
         )
+    return values
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} is damaged: it is not a JSON object")
     return values

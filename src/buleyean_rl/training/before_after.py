@@ -14,6 +14,7 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.guard import DriftCheck, Guard
 from buleyean_rl.training.held_out import HeldOut
+from buleyean_rl.training.limits import check_finite
 
 MAX_NEUTRAL_TOKENS = 128
 
@@ -39,12 +40,17 @@ class Measurement:
         """Measure the base model, and set the guard's check of it.
 
         Drift and neutral texts do not depend on the records: they are cached for all runs.
+
+        Raises:
+            ModelError: a figure is not a number.
         """
+        figures = self.objective()
+        check_finite(figures, self._model)
         inputs = [*self._model.numerics_key, [text.prompt + text.tokens for text in self.neutral]]
         if guard is not None:
             base = memoize_to_disk("drift", [*inputs, guard.inputs], lambda: asdict(guard.check_base()))
             guard.base = DriftCheck(**base)
-        return self.objective() | memoize_to_disk("neutral", inputs, self.neutral_nll)
+        return figures | memoize_to_disk("neutral", inputs, self.neutral_nll)
 
     def objective(self) -> dict[str, float]:
         """See `HeldOut.measure`."""

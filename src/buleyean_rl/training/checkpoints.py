@@ -1,98 +1,188 @@
-"""Run folders while they are written: start, resume, checkpoints."""
+"""Checkpoints of a run: written in time, marked as ours, proven whole before one is resumed.
+
+    checkpoint-6/   adapter, optimizer.pt, scheduler.pt, rng_state.pth, trainer_state.json --sha256--> checkpoint.json
+
+The mark, `checkpoint.json`, is the first file of a checkpoint and, with the hash of every other, the last. Folders
+without one are somebody else's, and stay.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.models.run_folder import RUN_FORMAT, read_run
-from buleyean_rl.system.files import write_json
-from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.system.files import is_temporary, write_json
 
-RESULT_SETTINGS = (  # those that decide the result
-    *("objective", "alpha", "tau", "beta", "own_samples"),
-    *("max_length", "micro_batch_tokens", "held_out", "guard", "guard_kl"),
-    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "activation_checkpointing"),
-    *("num_train_epochs", "max_steps"),
-)
+CHECKPOINT_FORMAT = 1
+MARK = "checkpoint.json"
+MAX_SECONDS_BETWEEN = 300.0
 
 
-def run_settings(model_name: str, sha256: str, config: BuleyeanConfig) -> dict[str, Any]:
-    """The contents of `settings.json`: base model, records and the settings that decide the result.
+class Checkpoint(NamedTuple):
+    """A whole checkpoint.
 
     Args:
-        model_name: of the base model, absolute.
-        sha256: of the records file.
-        config: the settings.
+        path: its folder.
+        step: after which it was written.
     """
-    values = {name: getattr(config, name) for name in RESULT_SETTINGS}
-    plain = {name: str(value.value) if hasattr(value, "value") else value for name, value in values.items()}
-    return {"model": model_name, "records_sha256": sha256, "config": plain}
+
+    path: Path
+    step: int
 
 
-def open_run(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:
-    """Start or resume a run in a folder.
-
-    Args:
-        folder: of the run.
-        settings: from `run_settings`; a resumed run must have the same.
-        resume: resume a run that was stopped.
-
-    Returns:
-        The checkpoint to resume from, or None to start.
+def mark_unfinished(path: Path) -> None:
+    """Mark a folder as a checkpoint of ours that is being written; it is made.
 
     Raises:
-        UsageError: the folder has another run, or none to resume.
-        ModelError: an earlier version wrote the run to resume.
+        UsageError: somebody else's folder has the name.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: name a folder for the run")
-    file = folder / "settings.json"
-    if (folder / "run.json").exists():
-        raise UsageError(f"{folder} already has a finished run: name another folder, or delete this one")
-    if not resume:
-        if file.exists() and last_checkpoint(folder) is not None:
-            raise UsageError(f"{folder} has an unfinished run: resume it with --resume, or delete it")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"format": RUN_FORMAT} | settings)
-        return None
-    if not file.exists():
-        raise UsageError(f"nothing to resume in {folder}: start it without --resume")
-    earlier = read_run(folder, file.name)
-    differences = [name for name in ("model", "records_sha256") if earlier[name] != settings[name]] + [
-        f"{name} ({earlier['config'].get(name)} then, {value} now)"
-        for name, value in settings["config"].items()
-        if earlier["config"].get(name) != value
-    ]
-    if differences:
-        raise UsageError(f"cannot resume {folder} with other settings: {', '.join(differences)}")
-    checkpoint = last_checkpoint(folder)
-    discard_checkpoints(folder, keep=checkpoint)  # transformers' rotation would count an incomplete one
-    return checkpoint
+    if path.exists() and not _is_ours(path):
+        raise UsageError(f"{path} is not a checkpoint of ours: move it elsewhere, then go on with --resume")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / MARK, {"format": CHECKPOINT_FORMAT, "files": None})
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; a killed run may leave an incomplete one.
+def mark_whole(path: Path, step: int) -> None:
+    """Mark a checkpoint as whole, with the hashes of its files."""
+    files = {file.name: _sha256(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MARK}
+    write_json(path / MARK, {"format": CHECKPOINT_FORMAT, "step": step, "files": files})
+
+
+def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run.
 
     Args:
         folder: of the run.
+
+    Returns:
+        The checkpoint, or None; and what is wrong with newer ones, in words. One that was not written to its end is
+        nothing wrong.
     """
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        try:  # the state is the last file written
-            complete.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
-        except (OSError, ValueError, KeyError):
-            continue
-    return max(complete)[1] if complete else None
+    marks = {path: _read_mark(path) for path in _checkpoints(folder)}
+    damages = [f"{path} is damaged: {MARK} cannot be read" for path, mark in marks.items() if mark is None]
+    whole = {path: mark for path, mark in marks.items() if mark is not None and mark["files"] is not None}
+    for path, mark in sorted(whole.items(), key=lambda item: item[1]["step"], reverse=True):
+        if (damage := _find_damage(path, mark)) is None:
+            return Checkpoint(path, mark["step"]), damages
+        damages.append(f"{path} is damaged: {damage}")
+    return None, damages
 
 
-def discard_checkpoints(folder: Path, keep: Path | None = None) -> None:
-    """Delete all checkpoints in `folder` but one."""
-    for path in folder.glob("checkpoint-*"):
-        if path != keep:
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has written a checkpoint to its end, damaged since or not."""
+    return any(mark["files"] is not None for path in _checkpoints(folder) if (mark := _read_mark(path)))
+
+
+def discard_checkpoints(folder: Path, keep: int = 0, newest: int | None = None) -> None:
+    """Delete checkpoints of ours.
+
+    Args:
+        folder: of the run.
+        keep: number of whole ones that stay, the newest.
+        newest: step after which all are deleted first; None deletes none for that.
+    """
+    steps: dict[Path, int] = {}
+    for path in _checkpoints(folder):
+        mark = _read_mark(path)
+        step = mark["step"] if mark and mark["files"] is not None else -1
+        steps[path] = -1 if newest is not None and step > newest else step
+    whole = sorted((path for path, step in steps.items() if step >= 0), key=lambda path: steps[path])
+    for path in steps:
+        if path not in whole[len(whole) - keep :]:
             shutil.rmtree(path)
+
+
+class WriteCheckpoints(TrainerCallback):
+    """Has checkpoints written at least every five minutes, marks those that are whole, deletes older ones.
+
+    It must be the last callback: it sees whether one before it ends the run.
+
+    Args:
+        folder: of the run.
+        limit: number that are kept; None keeps all.
+        enabled: False writes none.
+    """
+
+    def __init__(self, folder: Path, limit: int | None, enabled: bool = True) -> None:
+        self._folder, self._limit, self._enabled = folder, limit, enabled
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._written = self._last_step = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Ask for a checkpoint where the next step might end too late; for an entry of the log with each."""
+        now = time.monotonic()
+        step_seconds, self._last_step = now - self._last_step, now
+        is_last = control.should_training_stop
+        if self._enabled and (is_last or now - self._written + step_seconds > MAX_SECONDS_BETWEEN):
+            control.should_save = True
+        if is_last or control.should_save:  # the log is in the checkpoint: what it lacks is lost
+            control.should_log = True
+        self._announce(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Mark the checkpoint of an epoch."""
+        self._announce(state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Mark the checkpoint, delete older ones."""
+        mark_whole(self._path(state), state.global_step)
+        if self._limit is not None:
+            discard_checkpoints(self._folder, keep=self._limit)
+        self._written = self._last_step = time.monotonic()
+
+    def _announce(self, state: Any, control: Any) -> None:
+        if control.should_save:
+            mark_unfinished(self._path(state))
+
+    def _path(self, state: Any) -> Path:
+        return self._folder / f"checkpoint-{state.global_step}"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of ours, whole or not."""
+    return [path for path in folder.glob("checkpoint-*") if path.is_dir() and not path.is_symlink() and _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / MARK).is_file() or all(is_temporary(file) for file in path.iterdir())
+
+
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    """A checkpoint's mark; None where it cannot be read."""
+    if not (path / MARK).exists():  # killed before it was written
+        return {"format": CHECKPOINT_FORMAT, "files": None}
+    try:
+        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
+        valid = mark["format"] == CHECKPOINT_FORMAT and (
+            mark["files"] is None or (isinstance(mark["files"], dict) and isinstance(mark["step"], int))
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return mark if valid else None
+
+
+def _find_damage(path: Path, mark: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint's files, in words; None if nothing is."""
+    for name, digest in mark["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if not file.stat().st_size:
+            return f"{name} is empty"
+        if _sha256(file) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+import enum
+import reprlib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,14 @@ from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
 from buleyean_rl.models.private_interfaces import use_one_gpu
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
+from buleyean_rl.training.settings import (
+    SETTINGS,
+    Number,
+    Whole,
+    check_one_process,
+    check_settings,
+    unknown_setting,
+)
 
 
 class Preset(NamedTuple):
@@ -37,11 +45,13 @@ PRESETS = {
     "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
+MAX_FILE_BYTES = 1 << 20
+NO_MAX_STEPS = -1  # transformers' word for it
 
 
 @dataclass
 class BuleyeanConfig(TrainingArguments):
-    """Every setting of a training run: transformers' `TrainingArguments`, and these.
+    """The settings of a training run: these, and of transformers' `TrainingArguments` those in `settings.SETTINGS`.
 
     Args:
         objective: `complement` to learn from rejections, `listwise` to learn a ranking of whole answers, `published`
@@ -63,7 +73,7 @@ class BuleyeanConfig(TrainingArguments):
         guard_kl: the guard's limit of KL(pi_ref || pi) on neutral text, in nats per token.
 
     Raises:
-        UsageError: a value is outside its range.
+        UsageError: a value is outside its range, a setting has no effect here, or there is more than one process.
     """
 
     objective: ObjectiveName = "complement"
@@ -89,35 +99,40 @@ class BuleyeanConfig(TrainingArguments):
     num_train_epochs: float = LOG.num_train_epochs
     logging_steps: float = 1
     save_steps: float = 0.1
-    save_total_limit: int | None = 1
+    save_total_limit: int | None = 2
+    activation_checkpointing: bool = False
     report_to: str | list[str] | None = "none"
     disable_tqdm: bool | None = True
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        tokens, batch = self.micro_batch_tokens, self.per_device_train_batch_size
-        for name, value, valid in (
-            ("max_length", self.max_length, self.max_length >= 2),
-            ("micro_batch_tokens", tokens, tokens is None or tokens >= 1),
-            ("held_out", self.held_out, 0 <= self.held_out < 1),
-            ("own_samples", self.own_samples, self.own_samples >= 0),
-            ("lora_rank", self.lora_rank, self.lora_rank >= 1),
-            ("lora_alpha", self.lora_alpha, self.lora_alpha > 0),
-            ("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1),
-            ("adapter_scale", self.adapter_scale, 0 < self.adapter_scale < math.inf),
-            ("guard_kl", self.guard_kl, self.guard_kl > 0),
-            ("learning_rate", self.learning_rate, self.learning_rate > 0),
-            ("num_train_epochs", self.num_train_epochs, self.num_train_epochs > 0),
-            ("per_device_train_batch_size", batch, batch >= 1),
-        ):
-            if not valid:
-                raise UsageError(f"{name} cannot be {value}")
+        check_one_process()  # before transformers joins the others
+        if without_effect := [f.name for f in fields(self) if f.name not in SETTINGS and self._is_changed(f)]:
+            raise UsageError(f"without effect in this training: {_list_unknown(without_effect)}")
+        values = self.settings()
+        if self.max_steps == NO_MAX_STEPS:
+            del values["max_steps"]
+        if isinstance(self.objective, str):
+            del values["objective"]  # `Objective` knows more of it
+        check_settings(values)
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta)
         self.alpha = self.loss.alpha
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
+        self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
         use_one_gpu(self)  # replicas would bypass the adapter switch
+
+    def settings(self) -> dict[str, Any]:
+        """The values of `SETTINGS`, as JSON has them."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
+
+    def _is_changed(self, setting: Any) -> bool:
+        if setting.name == "output_dir" or not setting.init:
+            return False
+        default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+        return getattr(self, setting.name) not in (default, None, [], "", [default])
 
 
 def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str = "log") -> BuleyeanConfig:
@@ -135,47 +150,58 @@ def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset
     settings = {"preset": preset} | (_read_settings(file) if file is not None else {}) | options
     name = settings.pop("preset")
     if name not in tuple(PRESETS):
-        raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise UsageError(f"unknown preset {reprlib.repr(name)}: choose one of {', '.join(PRESETS)}")
+    if "max_steps" in settings:
+        check_settings({"max_steps": settings["max_steps"]})
     try:
         return BuleyeanConfig(**{**PRESETS[name]._asdict(), **settings, "output_dir": str(folder)})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{file or 'settings'}: {error}") from error
+        raise UsageError(f"{file or 'settings'}: {str(error).splitlines()[0]}") from error
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
     """Read a YAML file's settings, with names checked and numbers converted."""
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        with file.open("rb") as stream:
+            text = stream.read(MAX_FILE_BYTES)
+        settings = yaml.safe_load(text) if len(text) < MAX_FILE_BYTES else f"{MAX_FILE_BYTES:,} bytes"
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # yaml raises any error of the conversions it calls
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{file}: cannot be read as YAML: {problem}") from error
+    if settings is None:
+        return {}
     if not isinstance(settings, dict):
         raise UsageError(f"{file}: expected `name: value` lines, such as `learning_rate: 2e-4`")
-    # of this package's fields the type is an annotation, of transformers' a type
-    types = {f.name: str(getattr(f.type, "__name__", f.type)) for f in fields(BuleyeanConfig) if f.init}
-    types = types | {"preset": "str"}
-    del types["output_dir"]  # an option of the command
-    if unknown := [name for name in settings if name not in types]:
-        raise UsageError(f"{file}: not a setting: {', '.join(_suggest_name(str(name), types) for name in unknown)}")
-    return {name: _convert_value(value, types[name], f"{file}: {name}") for name, value in settings.items()}
+    if unknown := [str(name) for name in settings if name not in (*SETTINGS, "preset")]:
+        raise UsageError(f"{file}: not a setting: {_list_unknown(unknown)}")
+    converted = {name: _convert_value(name, value) for name, value in settings.items()}
+    try:
+        check_settings({name: value for name, value in converted.items() if name not in ("preset", "objective")})
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+    return converted
 
 
-def _suggest_name(name: str, names: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, 1)
-    return f"{name} (did you mean {nearest[0]}?)" if nearest else name
+def _list_unknown(names: Sequence[str]) -> str:
+    listed = [unknown_setting(name[:60]) for name in names[:5]]
+    more = f", and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return f"{', '.join(listed)}{more}; docs/settings.md has all settings"
 
 
-def _convert_value(value: Any, kind: str, where: str) -> Any:
-    """Convert a YAML value to a type such as `int | None`: YAML reads 2e-4, without a dot, as text."""
-    kind, _, optional = kind.partition(" | ")
-    if kind not in ("float", "int") or (value is None and optional):
+def _convert_value(name: str, value: Any) -> Any:
+    """Convert a number of YAML, which reads 2e-4, without a dot, as text, to that of a setting."""
+    accepts = SETTINGS[name].accepts if name in SETTINGS else None
+    if not isinstance(accepts, Number) or isinstance(value, bool) or not isinstance(value, int | float | str):
         return value
     try:
-        number = float("a switch" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{where} must be a number, not {value!r}") from None
-    if kind == "int" and not number.is_integer():
-        raise UsageError(f"{where} must be a whole number, not {value!r}")
-    return int(number) if kind == "int" else number
+        number = float(value)
+    except (ValueError, OverflowError):
+        return value
+    if isinstance(accepts, Whole):
+        return int(number) if number.is_integer() else number
+    return number
 
 
 def micro_batch_limit(config: BuleyeanConfig, model: Any) -> int:

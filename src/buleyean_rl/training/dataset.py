@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl.data.chat_template import TemplateRefusal
 from buleyean_rl.data.encode import COUNT_LABELS, Encoder
@@ -152,7 +153,7 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
         prompts = encoder.encode_prompts([record.prompt for record in originals])
         fits = [encoder.has_room(prompt) for prompt in prompts]  # the others are dropped and counted later
         label = "sampling answers of the base model"
-        with console.status(f"loading {model.source.name}"):
+        with console.status(f"loading {escape(model.source.name)}"):
             engine = TransformersEngine(model.module, model.tokenizer, batch=SAMPLE_BATCH)
         with console.status(label) as status:
             extended = iter(

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
@@ -60,14 +61,14 @@ class DriftCheck:
 
     Args:
         step: of the optimiser.
-        kl: KL(pi_ref || pi) on the neutral texts, nats per token.
-        entropy: on the neutral texts, nats per token.
+        kl: KL(pi_ref || pi) on the neutral texts, nats per token; None where it is not a number.
+        entropy: on the neutral texts, nats per token; None where it is not a number.
         loop_rate: share of the prompts' greedy answers that loop; None without answers.
     """
 
     step: int
-    kl: float
-    entropy: float
+    kl: float | None
+    entropy: float | None
     loop_rate: float | None = None
 
 
@@ -79,16 +80,22 @@ def violated_limit(check: DriftCheck, base: DriftCheck, limits: Limits) -> str |
         base: of the base model, with answers.
         limits: of the drift.
     """
-    if not check.kl <= limits.kl:  # also where it is not a number
+    if check.kl is None or check.entropy is None or base.entropy is None:
+        return "probabilities of neutral text are not numbers any more"
+    if check.kl > limits.kl:
         return f"neutral text moved by KL {check.kl:.3f} nats per token, more than {limits.kl:g}"
-    if not abs(check.entropy / base.entropy - 1) <= limits.entropy:
+    if abs(check.entropy - base.entropy) > limits.entropy * base.entropy:
         return f"entropy of neutral text went from {base.entropy:.2f} to {check.entropy:.2f} nats per token"
     if check.loop_rate is not None and base.loop_rate is not None and check.loop_rate > base.loop_rate + limits.loops:
         return f"{check.loop_rate:.0%} of its answers loop, {base.loop_rate:.0%} of the base model's"
     return None
 
 
-class Guard(TrainerCallback):
+def _finite(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None
+
+
+class Guard(TrainerCallback, ExportableState):
     """Checks the model's drift at intervals, and ends the run where a limit is violated.
 
     Args:
@@ -145,7 +152,7 @@ class Guard(TrainerCallback):
             figures = compare_distributions(hidden, self._reference, self._model.head, entries.option)
             loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts else None
         assert figures.kl is not None
-        return DriftCheck(step, figures.kl.mean().item(), figures.entropy.mean().item(), loops)
+        return DriftCheck(step, _finite(figures.kl.mean()), _finite(figures.entropy.mean()), loops)
 
     def check_base(self) -> DriftCheck:
         """Measure the model with its adapter disabled; the KL is zero."""
@@ -157,6 +164,19 @@ class Guard(TrainerCallback):
         assert self.base is not None
         self.checks.append(self.check(step, with_answers))
         return violated_limit(self.checks[-1], self.base, self._limits)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "checks": [asdict(check) for check in self.checks],
+            "stop_reason": self.stop_reason,
+            "restored_step": self.restored_step,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint holds of it. See `state`."""
+        self.checks = [DriftCheck(**check) for check in state["checks"]]
+        self.stop_reason, self.restored_step = state["stop_reason"], state["restored_step"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Check the model at the end of an interval and of the run."""
@@ -175,9 +195,7 @@ class Guard(TrainerCallback):
         return {
             "limits": asdict(self._limits),
             "base": None if self.base is None else asdict(self.base),
-            "checks": [asdict(check) for check in self.checks],
-            "stop_reason": self.stop_reason,
-            "restored_step": self.restored_step,
+            **self.state(),
         }
 
     def restore(self) -> int:

@@ -30,7 +30,7 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Means of `loss`, `kl`, `contrast` and `floor` per node, and `rejected_nll` as by `mean_nll`."""
+        """Means of `loss`, `kl`, `contrast`, `floor` per node; `rejected_nll`, as by `mean_nll`, if any is rejected."""
         sums, nlls, terms = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
         for batch in self._batches:
             hidden = hidden_states(self._model, batch)
@@ -39,4 +39,4 @@ class HeldOut:
             nlls += sum_nll(hidden, self._model.head, batch.counts)
             terms += batch.terms
         means = dict(zip(NodeLosses._fields, (sums / terms).tolist(), strict=True))
-        return means | {"rejected_nll": (nlls[0] / nlls[1]).item()}
+        return means | ({"rejected_nll": (nlls[0] / nlls[1]).item()} if nlls[1] > 0 else {})

@@ -23,6 +23,13 @@ from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
 MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
+REFERENCE_FORMAT = 2  # of the files
+OF_LEARNING = (  # settings that decide nothing of the base model's states; any other may
+    *("alpha", "tau", "beta", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
+    *("guard", "guard_kl", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("logging_steps", "save_strategy", "save_steps", "save_total_limit"),
+)
 
 
 class CachedReference(NamedTuple):
@@ -132,8 +139,8 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
     if entry is None:
         return None
     key_inputs = [
-        *(*model.numerics_key, training.key, config.loss.is_listwise, micro_batch_limit(config, model.module)),
-        *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
+        *(REFERENCE_FORMAT, *model.training_numerics.values(), training.key, micro_batch_limit(config, model.module)),
+        *(value for name, value in config.settings().items() if name not in OF_LEARNING),
         entry.with_softmax,
     ]
     references = cache_folder() / "reference"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from buleyean_rl.errors import TrainingError
 from buleyean_rl.hub.cards import run_card
 from buleyean_rl.models.run_folder import RUN_FORMAT
 from buleyean_rl.system.files import write_json, write_text
@@ -35,7 +37,7 @@ class RunReport:
         optimality_gap: loss_final - loss_floor.
         optimality_gap_relative: optimality_gap / (loss_start - loss_floor).
         loss_training: mean training loss of the last tenth of the steps.
-        rejected_nll_base: nats per rejected token of the same records, before training.
+        rejected_nll_base: nats per rejected token of the same records, before training; None if nothing is rejected.
         rejected_nll_final: after training; higher is less likely.
         neutral_nll_base: nats per token of the bundled neutral texts, before training.
         neutral_nll_final: after training; the difference is drift.
@@ -51,6 +53,7 @@ class RunReport:
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected and neutral text from after.
+        numerics: see `Model.training_numerics`.
     """
 
     model: str
@@ -66,8 +69,8 @@ class RunReport:
     optimality_gap: float
     optimality_gap_relative: float | None
     loss_training: float
-    rejected_nll_base: float
-    rejected_nll_final: float
+    rejected_nll_base: float | None
+    rejected_nll_final: float | None
     neutral_nll_base: float
     neutral_nll_final: float
     seconds: float
@@ -81,6 +84,7 @@ class RunReport:
     config: dict[str, Any]
     guard: dict[str, Any] | None = None
     adapter_scale: float = 1.0
+    numerics: dict[str, Any] = field(default_factory=dict)
 
 
 def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
@@ -150,7 +154,12 @@ def make_report(
         settings: of `settings.json`.
         before: loss, floor, and nats of rejected and neutral text before training.
         after: the same after it.
+
+    Raises:
+        TrainingError: a figure is not a number: the model is ruined.
     """
+    if wrong := [name for name, value in after.items() if not math.isfinite(value)]:
+        raise TrainingError(f"the trained model's {' and '.join(wrong)} are not numbers: lower the learning rate")
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
     tokens, training_seconds = (sum(entry[key] for entry in log) for key in ("tokens", "seconds"))
     tail = log[-max(1, len(log) // 10) :]
@@ -172,14 +181,15 @@ def make_report(
         optimality_gap=gap,
         optimality_gap_relative=gap / gap_before if gap_before > 0 else None,
         loss_training=sum(entry["loss"] for entry in tail) / len(tail),
-        rejected_nll_base=before["rejected_nll"],
-        rejected_nll_final=after["rejected_nll"],
+        rejected_nll_base=before.get("rejected_nll"),
+        rejected_nll_final=after.get("rejected_nll"),
         neutral_nll_base=before["neutral_nll"],
         neutral_nll_final=after["neutral_nll"],
         seconds=training_seconds,
         tokens_per_second=tokens / training_seconds,
         peak_rss_bytes=peak_rss_bytes(),
         compute=model.describe().removeprefix("compute: "),
+        numerics=model.training_numerics,
         device=_device_name(model.device),
         parameters=parameters,
         data=dataset.counts,
@@ -190,13 +200,14 @@ def make_report(
 
 def result_lines(report: RunReport) -> str:
     """The result of a run, for the terminal."""
+    base, final = report.rejected_nll_base, report.rejected_nll_final
+    neutral = f"neutral text {report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f} nats per token"
     lines = [
         f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
         f"optimality gap {report.optimality_gap:.4f} nats",
-        f"rejected answers {report.rejected_nll_base:.3f} -> {report.rejected_nll_final:.3f} nats per token, "
-        f"neutral text {report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f}",
+        neutral if base is None or final is None else f"rejected answers {base:.3f} -> {final:.3f}, {neutral}",
     ]
-    if report.rejected_nll_final <= report.rejected_nll_base:
+    if base is not None and final is not None and final <= base:
         lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
     return "\n".join(lines)
 

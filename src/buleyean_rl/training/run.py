@@ -5,7 +5,7 @@
     name --open_model, adapter--> Model-+
 
 `settings.json` is written first and identifies the run; `run.json` is written last and marks its end. From the
-checkpoints between them a killed run resumes to the same bytes.
+checkpoints between them a killed run resumes to the same bytes. See `run_state`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from buleyean_rl import demo_data
@@ -25,15 +26,19 @@ from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.training.before_after import Measurement
-from buleyean_rl.training.checkpoints import discard_checkpoints, open_run, run_settings
+from buleyean_rl.training.checkpoints import Checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.dataset import OWN_SAMPLES_FILE, Dataset, RecordsFile, load_dataset
+from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
-from buleyean_rl.training.guard import SOUND_ADAPTER_FILE, Guard, Limits
+from buleyean_rl.training.guard import Guard, Limits
+from buleyean_rl.training.limits import check_adapter, check_tau, fit_length
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
+from buleyean_rl.training.run_state import RunState, open_run, run_settings
+from buleyean_rl.training.settings import check_one_process
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 MAX_LIKELY_NATS = 0.7  # per token: probability 1/2
@@ -74,49 +79,63 @@ def train(
         TrainingError: training failed or changed nothing.
         UsageError: the run folder cannot be used.
     """
+    check_one_process()
     console, folder = console or Console(quiet=True), Path(str(config.output_dir))
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
     source = resolve(model_name)
     settings = run_settings(source.absolute_name, records.sha256, config)
-    checkpoint = open_run(folder, settings, resume)
-    if checkpoint:  # a share became a number of steps, and transformers warns of differences
-        config.save_steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).save_steps
+    with open_run(folder, settings, resume, console) as state, name_full_disk(folder):
+        return _train(state, records, source, config, callbacks, console)
+
+
+def _train(
+    state: RunState,
+    records: RecordsFile,
+    source: Source,
+    config: BuleyeanConfig,
+    callbacks: Sequence[TrainerCallback],
+    console: Console,
+) -> RunReport:
+    """Train in a folder that is held."""
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
-
     model = open_model(source, config.device)
+    state.record("compute", model.numerics)
+    fit_length(config, model, console)
     dataset = load_dataset(records, model, config, console)
     console.print(dataset.describe())
+    check_tau(config.tau, dataset.training)
     attach_run_adapter(model, config, console)
-    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
-    trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks], references)
+    state.record("compute", model.training_numerics)
+    _take_intervals(state.checkpoint, config)
     measurement = Measurement(model, dataset, config)
-    guard = _add_guard(trainer, measurement.neutral, dataset) if config.guard else None
+    guard = make_guard(model, measurement.neutral, dataset, config) if config.guard else None
     with console.status("measuring the base model"):
         before = measurement.before(guard)
-    _print_estimate(trainer, dataset, before["rejected_nll"], console)
+    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
+    guards = [] if guard is None else [guard]
+    trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references)
+    _print_estimate(trainer, dataset, before.get("rejected_nll"), console)
 
-    _fit(trainer, checkpoint, progress, guard)
-    if guard is not None and guard.stop_reason:
-        console.print(
-            f"[yellow]the guard ended the run at step {guard.checks[-1].step}:[/] {guard.stop_reason}; "
-            f"the adapter of step {guard.restored_step} is restored"
-        )
-    with console.status("measuring the trained model"):
-        after = measurement.objective()
-        scale = _apply_scale(trainer, guard, console)
-        if scale != 1:
-            after["rejected_nll"] = measurement.objective()["rejected_nll"]
-        after |= measurement.neutral_nll()
-
-    trainer.save_model(str(folder))
-    trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    report = make_report(trainer, dataset, settings, before, after)
+    with state.failing():
+        _fit(trainer, state.checkpoint, progress, guard)
+        if guard is not None and guard.stop_reason:
+            console.print(
+                f"[yellow]the guard ended the run at step {guard.checks[-1].step}:[/] {guard.stop_reason}; "
+                f"the adapter of step {guard.restored_step} is restored"
+            )
+        with console.status("measuring the trained model"):
+            after = measurement.objective()
+            scale = _apply_scale(trainer, guard, console)
+            if scale != 1:
+                after |= {name: value for name, value in measurement.objective().items() if name == "rejected_nll"}
+            after |= measurement.neutral_nll()
+        report = make_report(trainer, dataset, settings=state.settings, before=before, after=after)
     report = replace(report, guard=None if guard is None else guard.report(), adapter_scale=scale)
-    write_report(folder, report, trainer.state.log_history)
-    discard_checkpoints(folder)
-    for name in ("settings.json", SOUND_ADAPTER_FILE, OWN_SAMPLES_FILE):
-        (folder / name).unlink(missing_ok=True)
+    trainer.save_model(str(state.folder))
+    trainer.state.save_to_json(str(state.folder / "trainer_state.json"))
+    write_report(state.folder, report, trainer.state.log_history)
+    state.finish()
     console.print(result_lines(report))
     return report
 
@@ -130,10 +149,11 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
         console: where the model is described.
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    with console.status(f"loading {model.source.name}"):
+    with console.status(f"loading {escape(model.source.name)}"):
+        check_adapter(model.plain, config)
         set_seed(config.seed)
         model.attach_adapter(adapter)
-    console.print(model.describe())
+    console.print(escape(model.describe()))
 
 
 def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
@@ -153,38 +173,53 @@ def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
     )
 
 
-def _add_guard(trainer: BuleyeanTrainer, neutral: Sequence[Boundary], dataset: Dataset) -> Guard:
-    """Add the guard, which uses neutral texts and the bundled prompts."""
-    config = trainer.args
+def make_guard(model: Model, neutral: Sequence[Boundary], dataset: Dataset, config: BuleyeanConfig) -> Guard:
+    """The guard of a run, which uses neutral texts and the bundled prompts.
+
+    Args:
+        model: with its adapter.
+        neutral: texts.
+        dataset: what is trained on.
+        config: the settings.
+    """
     records_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    guard = Guard(
-        trainer.language_model,
+    return Guard(
+        model,
         neutral,
         demo_data.held_out_prompts(),
         float(dataset.training.sizes.mean()) * records_per_step,
         Path(str(config.output_dir)),
         Limits(kl=config.guard_kl),
     )
-    trainer.add_callback(guard)
-    return guard
 
 
-def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float, console: Console) -> None:
+def _take_intervals(checkpoint: Checkpoint | None, config: BuleyeanConfig) -> None:
+    """Take the intervals of a checkpoint: shares became numbers of steps, and transformers warns of differences."""
+    if checkpoint is not None:
+        earlier = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
+        config.save_steps, config.logging_steps = earlier.save_steps, earlier.logging_steps
+
+
+def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float | None, console: Console) -> None:
     """Print the time and memory the run will take."""
     run_estimate = estimate(trainer, dataset.training)
     console.print(str(run_estimate))
-    if hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
+    if rejected_nll is not None and hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
         console.print(
             f"[yellow]note:[/] the model would give these answers itself ({rejected_nll:.2f} nats per token), "
             "so one rejection of each hardly moves the target: --tau 6 moves it as far as mining does"
         )
 
 
-def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgress, guard: Guard | None) -> None:
+def _fit(trainer: BuleyeanTrainer, checkpoint: Checkpoint | None, progress: ShowProgress, guard: Guard | None) -> None:
     """Train, and check that the adapter has changed."""
     checksum_before = _adapter_checksum(trainer.language_model)
+    path = None if checkpoint is None else checkpoint.path
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if path is not None and _is_trained(path, guard):
+            trainer.restore(path)
+        else:
+            trainer.train(resume_from_checkpoint=None if path is None else str(path))
     finally:
         progress.stop()
     if guard is not None and guard.restored_step == 0:
@@ -194,6 +229,14 @@ def _fit(trainer: BuleyeanTrainer, checkpoint: Path | None, progress: ShowProgre
         )
     if _adapter_checksum(trainer.language_model) == checksum_before:
         raise TrainingError("training left the adapter exactly as it was: raise the learning rate or the steps")
+
+
+def _is_trained(checkpoint: Path, guard: Guard | None) -> bool:
+    """Whether nothing is left to train after a checkpoint; what it holds of the guard is restored."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if guard is not None:
+        guard.resume(state.stateful_callbacks[type(guard).__name__])
+    return state.global_step >= state.max_steps or (guard is not None and guard.stop_reason is not None)
 
 
 def _apply_scale(trainer: BuleyeanTrainer, guard: Guard | None, console: Console) -> float:

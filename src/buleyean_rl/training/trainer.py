@@ -11,13 +11,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references, batch_losses
@@ -31,6 +36,7 @@ from buleyean_rl.models.model import Model
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
+from buleyean_rl.training.checkpoints import WriteCheckpoints
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.reference_cache import CachedReference, ReferenceCache
 
@@ -59,12 +65,15 @@ class BuleyeanTrainer(Trainer):
         self.language_model = model if isinstance(model, Model) else Model.from_module(model)
         module = self.language_model.module
         self.layout, self.micro_batch_limit = self.language_model.layout, micro_batch_limit(args, module)
+        arguments = copy(args)
+        arguments.save_total_limit = None  # transformers would delete every folder named like a checkpoint
+        checkpoints = WriteCheckpoints(Path(str(args.output_dir)), args.save_total_limit, args.save_strategy != "no")
         super().__init__(
             module,
-            args,
+            arguments,
             data_collator=self.collate,
             train_dataset=_Numbered(train_dataset),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, checkpoints],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -161,6 +170,23 @@ class BuleyeanTrainer(Trainer):
         finally:
             self._gradients = None
 
+    def restore(self, checkpoint: Path) -> None:
+        """Restore adapter and state of a checkpoint after which nothing is left to train."""
+        weights = load_peft_weights(str(checkpoint), device=str(self.args.device))
+        set_peft_model_state_dict(self.language_model.module, weights)
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        """The schedule from its second point on, as if there were one step more: its first and last have rate 0.
+
+        See `Trainer.create_scheduler`.
+        """
+        if self.lr_scheduler is None:
+            schedule: Any = super().create_scheduler(num_training_steps + 1, optimizer)
+            factor = schedule.lr_lambdas[0]  # all groups of parameters have one schedule
+            self.lr_scheduler = LambdaLR(schedule.optimizer, lambda step: factor(step + 1))
+        return self.lr_scheduler
+
     def _clip_grad_norm(self, model: Any) -> Any:
         """See `Trainer._clip_grad_norm`; gradients in one tensor have their norm in one pass."""
         if self._gradients is None:
@@ -175,6 +201,8 @@ class BuleyeanTrainer(Trainer):
         """Add the parts of the loss to what transformers logs."""
         if "loss" in logs:
             logs |= self._logged.means()
+            if not math.isfinite(logs.get("grad_norm", 0.0)):
+                raise TrainingError("the gradient is not a number: lower the learning rate")
             self._logged = _Totals()
         super().log(logs, start_time)
 
@@ -215,7 +243,7 @@ class _Totals:
     def means(self) -> dict[str, float]:
         loss, kl, contrast, floor = (self.sums / max(self.nodes, 1)).tolist()
         if not math.isfinite(loss):
-            raise TrainingError("the loss is not a number: lower the learning rate, or train in fp32")
+            raise TrainingError("the loss is not a number: lower the learning rate")
         seconds = time.monotonic() - self.started
         parts = {"loss": loss, "kl": kl, "contrast": contrast, "floor": floor, "gap": loss - floor}
         return parts | {"tokens": self.tokens, "seconds": seconds}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.open import is_endpoint, open_engine
@@ -60,9 +61,10 @@ def serve(model: str, folder: Path, host: str, port: int, *, console: Console) -
     """
     listener = _listen(host, port)
     try:
-        with console.status(f"loading {model}"):
+        with console.status(f"loading {escape(model)}"):
             server = prepare(model, folder, host, listener.getsockname()[1], console)
-        console.print(f"The Void is at [bold]{server.url}[/] (Ctrl-C ends it; what was rejected is in {folder})")
+        where = f"what was rejected is in {escape(str(folder))}"
+        console.print(f"The Void is at [bold]{server.url}[/] (Ctrl-C ends it; {where})", soft_wrap=True)
         server.uvicorn.run(sockets=[listener])
     finally:
         listener.close()

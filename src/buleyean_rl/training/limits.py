@@ -1,0 +1,104 @@
+"""Settings against the model and the data: what makes no sense is refused before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from buleyean_rl.data.trie import Boundary
+from buleyean_rl.errors import ModelError, UsageError
+from buleyean_rl.models.model import Model
+from buleyean_rl.models.weights import load_config
+from buleyean_rl.training.config import BuleyeanConfig
+
+MAX_EXPONENT = 80.0  # e^-80 is near the smallest number of fp32
+SMALL_TAU = MAX_EXPONENT / math.log(2**31 + 1)  # records have at most 2^31 - 1 rounds
+
+
+def check_tau(tau: float, boundaries: Iterable[Boundary]) -> None:
+    """Refuse a tau whose targets are smaller than any number.
+
+    Args:
+        tau: exponent of the complement weights.
+        boundaries: of the records.
+
+    Raises:
+        UsageError: says the largest that works.
+    """
+    if tau <= SMALL_TAU:
+        return
+    rounds = max(int(np.max(boundary.rounds)) for boundary in boundaries)
+    largest = MAX_EXPONENT / math.log(rounds + 1)
+    if tau > largest:
+        raise UsageError(
+            f"tau {tau:g} is too large for answers that were judged in {rounds:,} rounds: it divides their odds by "
+            f"more than a float can hold; at most {math.floor(largest * 10) / 10:g} works"
+        )
+
+
+def check_adapter(model: Any, config: BuleyeanConfig) -> None:
+    """Refuse a rank above a layer's sizes, adapters on what is no linear layer, and checkpointing that a model lacks.
+
+    Args:
+        model: the base model.
+        config: the settings.
+
+    Raises:
+        UsageError: names the layer.
+    """
+    if config.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise UsageError(f"activation_checkpointing: {type(model).__name__} does not have it")
+    head, targets, rank = model.get_output_embeddings(), config.lora_targets, config.lora_rank
+    for name, module in model.named_modules():
+        if targets is not None and not any(name == target or name.endswith(f".{target}") for target in targets):
+            continue
+        is_linear = isinstance(module, nn.Linear | Conv1D) and module is not head
+        if targets is not None and not is_linear:
+            raise UsageError(f"lora_targets: {name} is not a linear layer of the decoder: it cannot be adapted")
+        if is_linear and rank > min(module.weight.shape):
+            rows, columns = module.weight.shape
+            raise UsageError(
+                f"lora_rank {rank:,} is above the sizes of {name}, {rows:,} x {columns:,}: "
+                f"at most {min(rows, columns):,} has an effect"
+            )
+
+
+def fit_length(config: BuleyeanConfig, model: Model, console: Console) -> None:
+    """Lower `max_length` to the longest context of a model, and say so.
+
+    Args:
+        config: the settings; changed in place.
+        model: the base model.
+        console: where it is said.
+    """
+    longest = getattr(load_config(model.source).get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 2 <= longest < config.max_length:
+        console.print(f"records are cut at {longest:,} tokens: the model has no longer context")
+        config.max_length = longest
+
+
+def check_finite(before: Mapping[str, float], model: Model) -> None:
+    """Refuse a model whose losses are not numbers before it is trained.
+
+    Args:
+        before: measurements of the base model, by name.
+        model: with its adapter.
+
+    Raises:
+        ModelError: names the first of its tensors that is to blame, or says that none is.
+    """
+    wrong = [name for name, value in before.items() if not math.isfinite(value)]
+    if not wrong:
+        return
+    name = model.source.name
+    for tensor, weight in model.module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"{name} is damaged: {tensor} has values that are not numbers (NaN or infinity)")
+    raise ModelError(f"{name} cannot be trained: before training, {' and '.join(wrong)} on the records are not numbers")
