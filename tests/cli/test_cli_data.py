@@ -81,8 +81,9 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
     [
         (["data", "import", "none.jsonl", "-o", "r"], 1, "error: none.jsonl: no such file"),
         (["data", "import", "empty", "-o", "r"], 1, "error: empty: holds no .txt or .md file"),
-        (["data", "import", "pairs.jsonl", "-o", "."], 1, "error: .: is a folder"),
-        (["data", "import", "pairs.jsonl", "-o", "none/r"], 1, "create the folder"),
+        (["data", "import", "pairs.jsonl", "-o", "."], 2, "error: . is a folder"),
+        (["data", "import", "pairs.jsonl", "-o", "none/r"], 2, "create the folder"),
+        (["data", "import", "pairs.jsonl", "-o", "pairs.jsonl"], 2, "pairs.jsonl is there already"),
         (["data", "import", "pairs.jsonl", "-o", "r", "--format", "kto"], 1, "pairs.jsonl:1: label is null"),
         (["data", "import", "pairs.jsonl", "-o", "r", "--format", "zip"], 2, "error: no format 'zip'"),
         (["data", "import", "pairs.jsonl", "-o", "r", "--limit", "0"], 2, "must be 1 or more"),

@@ -56,7 +56,7 @@ def test_a_file_has_its_room_or_there_is_an_error(
 )
 def test_every_library_has_its_words_for_a_full_disk(tmp_path: Path, write: object) -> None:
     data = np.zeros(2 * LIMIT, dtype=np.uint8)
-    with files_at_most(LIMIT), pytest.raises(OSError, match="large|space") as caught, name_full_disk(tmp_path):
+    with files_at_most(LIMIT), pytest.raises(OSError, match=r"large|space") as caught, name_full_disk(tmp_path):
         write(tmp_path / "file", data)  # type: ignore[operator]
     assert caught.value.filename == str(tmp_path)
     assert full_disk(caught.value)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, print_report, running_count
+from buleyean_rl.cli.options import AsJson, Overwrite, print_report, running_count
 from buleyean_rl.errors import UsageError
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
@@ -39,6 +39,7 @@ def data_import(
     below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Import pairs, labels, scores, a table or an export as a records file. Chosen answers are discarded."""
@@ -61,6 +62,7 @@ def data_import(
             skip_bad=skip_bad,
             choices=choices,
             redact=redact,
+            overwrite=overwrite,
             progress=progress,
         )
     print_report(report.lines(), report.as_dict() if as_json else None)

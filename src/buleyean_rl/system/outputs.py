@@ -65,6 +65,8 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
             with path.open("ab") as file:
                 yield file
         else:
+            target = Path(os.path.realpath(path))
+            sweep_temporary(target.parent, target.name)
             with atomic_write(path) as file:
                 yield file
 
