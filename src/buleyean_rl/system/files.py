@@ -98,14 +98,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder for files on the way to another, deleted at the end.
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder for what a file is made from, deleted at the end.
 
     Args:
-        parent: the folder to make it in.
-        name: a word that says what it holds.
+        target: the file; the folder is made beside it.
     """
-    folder = _temporary_name(parent / name)
+    folder = _temporary_name(target)
     folder.mkdir()
     try:
         yield folder
