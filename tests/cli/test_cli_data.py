@@ -81,8 +81,13 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
     [
         (["data", "import", "none.jsonl", "-o", "r"], 1, "error: none.jsonl: no such file"),
         (["data", "import", "empty", "-o", "r"], 1, "error: empty: holds no .txt or .md file"),
-        (["data", "import", "pairs.jsonl", "-o", "."], 1, "error: .: is a folder"),
-        (["data", "import", "pairs.jsonl", "-o", "none/r"], 1, "create the folder"),
+        (["data", "import", "pairs.jsonl", "-o", "."], 2, "error: . is a folder"),
+        (["data", "import", "pairs.jsonl", "-o", ""], 2, "it is empty: name a file or a folder"),
+        (["walk", "-o", ""], 2, "it is empty"),
+        (["demo", "-o", ""], 2, "it is empty"),
+        (["export", "run", "-o", ""], 2, "it is empty"),
+        (["data", "import", "pairs.jsonl", "-o", "none/r"], 2, "create the folder"),
+        (["data", "import", "pairs.jsonl", "-o", "pairs.jsonl"], 2, "pairs.jsonl is there already"),
         (
             ["data", "import", "pairs.jsonl", "-o", "r", "--format", "kto"],
             1,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, print_report, running_count
+from buleyean_rl.cli.options import AsJson, Overwrite, name_output, print_report, running_count
 from buleyean_rl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def data_import(
             metavar="SRC", help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, or a Hub data set id."
         ),
     ],
-    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", callback=name_output, help="The records file to write.")],
     format: Annotated[
         str,
         typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, librechat, traces or columns."),
@@ -50,6 +50,7 @@ def data_import(
     ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Import pairs, labels, scores, a table or an export as a records file. Chosen answers are discarded."""
@@ -73,6 +74,7 @@ def data_import(
             choices=choices,
             redact=redact,
             encoding=encoding,
+            overwrite=overwrite,
             progress=progress,
         )
     print_report(report.lines(), report.as_dict() if as_json else None)

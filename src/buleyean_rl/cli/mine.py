@@ -12,6 +12,7 @@ from buleyean_rl.cli.options import (
     Prompts,
     default_temperature,
     find_judges,
+    name_output,
     print_json,
     print_report,
     read_prompts_or_bundled,
@@ -66,7 +67,9 @@ def mine(
 def walk(
     prompts: Prompts = None,
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
-    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=name_output, help="The folder of the walk.")
+    ] = "walk",
     rounds: Annotated[
         int, typer.Option(min=1, max=1000, help="Rounds in total; a higher number continues a walk.")
     ] = 3,
@@ -82,7 +85,7 @@ def walk(
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
-    adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1.7).")] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1).")] = None,
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
     max_drift: Annotated[
         float, typer.Option(help="Nats per token that neutral text may lose; a round that loses more is the last.")

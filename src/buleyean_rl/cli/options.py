@@ -13,6 +13,7 @@ import typer
 BUNDLED_DATA = "bundled"
 EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
 Prompts = Annotated[
     str | None,
     typer.Argument(
@@ -27,6 +28,13 @@ Judges = Annotated[
         "python:MODULE:FUNCTION, person, or an installed judge; repeatable: several vote.",
     ),
 ]
+
+
+def name_output(value: str) -> str:
+    """Refuse an empty name of an output, which would be the current folder."""
+    if not value:
+        raise typer.BadParameter("it is empty: name a file or a folder")
+    return value
 
 
 def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:

@@ -112,7 +112,7 @@ def _train(
     guard = make_guard(model, measurement.neutral, dataset, config) if config.guard else None
     with console.status("measuring the base model"):
         before = measurement.before(guard)
-    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
+    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config, console)
     guards = [] if guard is None else [guard]
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references)
     _print_estimate(trainer, dataset, before.get("rejected_nll"), console)

@@ -19,6 +19,7 @@ from buleyean_rl.data.importers.sources import open_source
 from buleyean_rl.data.records import RejectionRecord, handle_bad_row, write_folded
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED
 from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
+from buleyean_rl.system.outputs import check_output_file
 
 ROWS_PER_TICK = 1000
 
@@ -126,6 +127,7 @@ def import_records(
     choices: Choices = NO_CHOICES,
     redact: bool = False,
     encoding: str | None = None,
+    overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> ImportReport:
     """Turn a file, a folder or a Hub data set into a records file, one record per prompt.
@@ -140,11 +142,12 @@ def import_records(
         choices: the user's reading of rows that are ambiguous.
         redact: take e-mail addresses, phone numbers and keys out.
         encoding: of a text file that is not UTF-8, as Python calls it.
+        overwrite: replace the file at `output`, if there is one.
         progress: told the number of rows read, every thousand.
 
     Raises:
         RecordError: with the place of the first bad row; or nothing in the source is a rejection.
-        UsageError: no such format, or a limit below 1.
+        UsageError: no such format, a limit below 1, or an output that may not be written.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}: it must be 1 or more")
@@ -169,6 +172,7 @@ def import_records(
         encoding,
     )
     report.format = row_format.name
+    check_output_file(Path(output), overwrite=overwrite)
 
     def read_records() -> Iterator[RejectionRecord]:
         any_rejected = False

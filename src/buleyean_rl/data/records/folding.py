@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from buleyean_rl.data.records.files import decode_json, format_record, replace_file
+from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.prompt import Prompt
 from buleyean_rl.data.records.record import (
     JudgedAnswer,
@@ -28,6 +28,7 @@ from buleyean_rl.data.records.record import (
 )
 from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.outputs import check_output_file, is_stream, open_output
 
 FilePart = tuple[int, int]  # offset, length
 
@@ -141,16 +142,20 @@ def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit:
     The file appears whole or not at all, and not if there is no record.
 
     Args:
-        path: the target; replaced if it exists.
+        path: as for `write_records`.
         records: streamed once.
         limit: stop reading once there are so many records.
 
     Raises:
-        RecordError: as `write_records`, or no record came.
+        RecordError: no record came.
+        UsageError: as `write_records`.
     """
     report = FoldReport()
-    with replace_file(path) as target:
-        target.writelines(_fold_lines(records, report, limit, Path(target.name).parent))
+    output = Path(path)
+    check_output_file(output, overwrite=True)
+    folder = None if is_stream(output) else output.resolve().parent  # where there is room for the records
+    with open_output(output) as target:
+        target.writelines(_fold_lines(records, report, limit, folder))
         if not report.records:
             raise RecordError("no rejected answer was found, so nothing was written")
     return report
