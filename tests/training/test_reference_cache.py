@@ -118,7 +118,8 @@ def test_the_reference_is_cached_for_the_same_answers_only(
 class TenRecords:
     """Ten records of ten nodes each."""
 
-    nodes = sizes = np.full(10, 10)
+    nodes = np.full(10, 10)
+    key = ""
 
     def __len__(self) -> int:
         return len(self.nodes)
