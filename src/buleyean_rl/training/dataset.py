@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from buleyean_rl.data.chat_template import TemplateRefusal
-from buleyean_rl.data.encode import COUNT_LABELS, Encoder
+from buleyean_rl.data.encode import COUNT_LABELS, Encoder, describe_template
 from buleyean_rl.data.records import as_messages, parse_record, read_records, read_rows, records_sha256, write_records
 from buleyean_rl.data.token_store import BoundaryFile, tokenise
 from buleyean_rl.data.trie import Boundary
@@ -89,6 +90,8 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         ModelError: the model cannot be used.
     """
     source = records
+    for remark in describe_template(model.tokenizer):
+        console.print(f"[yellow]note:[/] {escape(remark)}")
     if config.loss.is_listwise and config.own_samples:
         records = _add_own_samples(records, model, config, console)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from buleyean_rl.data.records.files import handle_bad_row, read_rows
+from buleyean_rl.data.records.prompt import looks_rendered
 from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
 from buleyean_rl.errors import RecordError
 
@@ -31,6 +32,9 @@ class MeasuredRecord(NamedTuple):
 Measure = Callable[[RejectionRecord], MeasuredRecord]
 
 MAX_ERRORS_LISTED = 20
+RENDERED_LABEL = (
+    "prompts that look like a chat template's output and would be wrapped twice (give `messages` or the bare question)"
+)
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Tokens:
         cut: tokens cut off them.
         over_length: records dropped because the prompt leaves no room for an answer.
         notes: what was changed or noticed in the text, with how often.
+        remarks: on the model, in sentences.
     """
 
     max_length: int
@@ -58,6 +63,7 @@ class Tokens:
     cut: int = 0
     over_length: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -71,6 +77,7 @@ class Validation:
         records: lines that are one.
         rejections: the sum of their counts.
         duplicates: answers that repeat another of their line, folded into its count.
+        rendered: prompts that begin as a chat template's output does.
         repeated_prompts: records whose prompt an earlier line had.
         empty: rejected answers that are "", which have no token to reject.
         dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
@@ -84,6 +91,7 @@ class Validation:
     records: int = 0
     rejections: int = 0
     duplicates: int = 0
+    rendered: int = 0
     repeated_prompts: int = 0
     empty: int = 0
     dropped: int = 0
@@ -104,6 +112,7 @@ class Validation:
         notes = {
             "duplicate answers folded into counts": self.duplicates,
             "records that repeat a prompt (`buleyean data import` folds them)": self.repeated_prompts,
+            RENDERED_LABEL: self.rendered,
             "empty answers, with no token to reject": self.empty,
         }
         if self.tokens is not None:
@@ -126,6 +135,7 @@ class Validation:
         return [
             f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
+            *(f"  note: {remark}" for remark in (self.tokens.remarks if self.tokens else [])),
             *(f"  {error}" for error in self.errors),
         ]
 
@@ -171,6 +181,7 @@ def validate_records(
         report.rejections += sum(record.rejection_counts)
         report.duplicates += max(0, len(pick_rejected_answers(row)) - len(record.rejected_responses))
         report.empty += record.rejected_responses.count("")
+        report.rendered += looks_rendered(record.prompt)
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts
         prompts.add(key)
