@@ -161,7 +161,7 @@ def loss_cost(dtype: torch.dtype) -> dict[str, float]:
     reference = hidden + torch.randn_like(hidden) / 8
     node = torch.arange(POSITIONS)
     token = torch.randint(0, VOCABULARY, (POSITIONS,))
-    counts = Counts(node, token, torch.full((POSITIONS,), 10.0), torch.full((POSITIONS,), 10.0))
+    counts = Counts(node, token, torch.full((POSITIONS,), 10.0), torch.full((POSITIONS,), 10.0), POSITIONS)
     head = OutputHead(weight)
 
     hidden.requires_grad_()
@@ -205,8 +205,8 @@ def trie_ratio(model: Any) -> float:
     layout, head = LAYOUTS[probe_layout(model)], output_head(model)
     prompt = torch.randint(5, 40000, (256,)).tolist()
     answers = [(torch.randint(5, 40000, (128,)).tolist(), [True] * 128) for _ in range(4)]
-    together = [merge_responses(prompt, answers, [1] * 4, 4)]
-    apart = [merge_responses(prompt, [answer], [1], 4) for answer in answers]
+    together = [merge_responses(prompt, answers, [1] * 4, [4] * 4)]
+    apart = [merge_responses(prompt, [answer], [1], [4]) for answer in answers]
 
     def step(boundaries: Sequence[Boundary]) -> None:
         rows = bin_pack(boundaries, lambda boundary: boundary.size, micro_batch_tokens(model))

@@ -39,7 +39,7 @@ LENGTHS = (128, 256, 512, 1024, 2048)
 def random_record(length: int, vocabulary: int, seed: int) -> Boundary:
     ids = torch.randint(5, vocabulary, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
     half = length // 2
-    return merge_responses(ids[:half], [(ids[half:], [True] * (length - half))], [10], 10)
+    return merge_responses(ids[:half], [(ids[half:], [True] * (length - half))], [10], [10])
 
 
 class Memory(TrainerCallback):

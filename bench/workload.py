@@ -72,7 +72,7 @@ def full_boundaries(count: int, length: int) -> list[Boundary]:
     """Records of random words that fill the length: a prompt of half of it, and an answer."""
     tokens = torch.randint(100, 40_000, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
     half = length // 2
-    return [merge_responses(row[:half], [(row[half:], [True] * half)], [ROUNDS], ROUNDS) for row in tokens]
+    return [merge_responses(row[:half], [(row[half:], [True] * half)], [ROUNDS], [ROUNDS]) for row in tokens]
 
 
 def dense_step(base: Any, objective: Objective) -> Callable[[Sequence[Boundary]], None]:

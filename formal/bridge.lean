@@ -1,6 +1,6 @@
 /-!
 The bridge: `prove.py` appends this text and one `#eval` per case to `Buleyean/Complement.lean`, so what is
-evaluated is the very `weight` and `target` that the theorems are about.
+evaluated is the very `weight` and `ownTarget` that the theorems are about.
 -/
 
 namespace Buleyean
@@ -20,10 +20,10 @@ def spaced {α : Type} [ToString α] (f : Nat → α) : Nat → String
   | 0 => ""
   | n + 1 => spaced f n ++ " " ++ toString (f n)
 
-/-- A case of `n` options, printed as the weights, a bar, and the targets as fractions. -/
-def evaluate (n T : Nat) (v : List Nat) (μ : List Rat) : String :=
-  let p := target (upTo n []) (lookup μ) T (lookup v)
-  spaced (fun i => weight T (lookup v i)) n ++ " |" ++
+/-- A case of `n` options with their rounds, counts and base measure, printed as the weights, a bar, and the targets as fractions. -/
+def evaluate (n : Nat) (T v : List Nat) (μ : List Rat) : String :=
+  let p := ownTarget (upTo n []) (lookup μ) (lookup T) (lookup v)
+  spaced (fun i => weight (lookup T i) (lookup v i)) n ++ " |" ++
     spaced (fun i => toString (p i).num ++ "/" ++ toString (p i).den) n
 
 end Buleyean

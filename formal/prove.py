@@ -187,13 +187,13 @@ def check(lean: Lean, name: str, source: str) -> list[Theorem]:
     return stated
 
 
-Case = tuple[int, Sequence[int], Sequence[Fraction]]  # rounds, counts, base measure
+Case = tuple[Sequence[int], Sequence[int], Sequence[Fraction]]  # rounds, counts, base measure
 
 
 def evaluate(lean: Lean, cases: Sequence[Case]) -> list[tuple[list[int], list[Fraction]]]:
     """Weights and targets of each case, evaluated by Lean from the definitions of `Complement.lean`."""
     lines = (
-        f"#eval Buleyean.evaluate {len(counts)} {rounds} {list(counts)} [{', '.join(map(str, base))}]"
+        f"#eval Buleyean.evaluate {len(counts)} {list(rounds)} {list(counts)} [{', '.join(map(str, base))}]"
         for rounds, counts, base in cases
     )
     source = "\n".join(

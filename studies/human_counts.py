@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 
 import harness
 from buleyean_rl.data.importers.preferences import Preference, read_preferences
-from buleyean_rl.data.trie import Boundary
+from buleyean_rl.data.trie import Boundary, Rejection
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.evaluation.statistics import Figure, kendall_tau
@@ -57,10 +57,15 @@ def by_position(boundary: Boundary) -> Boundary:
     depths = [0]
     for parent, piece in zip(boundary.parents, boundary.run_slices(), strict=True):
         depths += range(depths[parent] + 1, depths[parent] + 1 + piece.stop - piece.start)
-    merged: dict[int, Counter[int]] = defaultdict(Counter)
-    for node, token, v in boundary.rejections:
-        merged[depths[node]][token] += v
-    rejections = [(node, token, v) for node, depth in enumerate(depths) for token, v in sorted(merged[depth].items())]
+    merged: dict[int, dict[int, tuple[int, int, int]]] = defaultdict(dict)
+    for node, token, rejected, judged, largest in boundary.rejections:
+        v, n, rounds = merged[depths[node]].get(token, (0, 0, 0))
+        merged[depths[node]][token] = v + rejected, n + judged, max(rounds, largest)
+    rejections = [
+        Rejection(node, token, *counts)
+        for node, depth in enumerate(depths)
+        for token, counts in sorted(merged[depth].items())
+    ]
     return replace(boundary, rejections=rejections)
 
 

@@ -122,7 +122,7 @@ class Task:
         """The first answers that do not loop: nothing of them is rejected, so the base is the target everywhere."""
         good = [pair for pair in zip(self.prompts, self.answers, strict=True) if not is_looping(pair[1])][:count]
         return [
-            merge_responses(prompt.ids, [(answer.ids, answer.rejected)], [0], ROUNDS)
+            merge_responses(prompt.ids, [(answer.ids, answer.rejected)], [0], [ROUNDS])
             for prompt, (answer,) in Encoder(self.tokenizer).encode([(p, [AnswerText(a)]) for p, a in good])
         ]
 

@@ -28,7 +28,7 @@ def random_counts(nodes: int, vocabulary: int, entries: int, rounds: int = 10) -
         if rows
         else (torch.zeros(0, dtype=torch.long),) * 3
     )
-    return Counts(node, option, count.float(), torch.full((nodes,), float(rounds)))
+    return Counts(node, option, count.float(), torch.full((len(rows),), float(rounds)), nodes)
 
 
 def dense_loss(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from buleyean_rl.objectives.complement import exact_target, target, weights
+from buleyean_rl.objectives.complement import exact_target, ratios, target
 
 FORMAL = Path(__file__).resolve().parent.parent / "formal"
 SOURCES = sorted((FORMAL / "Buleyean").glob("*.lean"))
@@ -115,14 +115,15 @@ def test_lean_itself_complains_of_a_hole_a_false_claim_and_an_unknown_name(lean)
 # ---- the bridge
 
 
-def random_cases(count: int) -> list[tuple[int, list[int], list[Fraction]]]:
-    """Rounds, counts, base measure: large and small rounds, counts beyond the clip, every kind of base."""
+def random_cases(count: int) -> list[tuple[list[int], list[int], list[Fraction]]]:
+    """Rounds, counts, base measure: one T or own rounds, counts beyond the clip, every kind of base."""
     dice = random.Random(20)
     cases = []
     for _ in range(count):
         options = dice.randint(1, 12)
-        rounds = dice.choice([1, 2, 10, 60, 10**6])
-        counts = [dice.choice([0, dice.randint(0, rounds), rounds, 2 * rounds + 1]) for _ in range(options)]
+        sizes = [1, 2, 10, 60, 10**6]
+        rounds = dice.choice([[dice.choice(sizes)] * options, dice.choices([0, *sizes], k=options)])
+        counts = [dice.choice([0, dice.randint(0, n), n, 2 * n + 1]) for n in rounds]
         base = [
             [Fraction(1)] * options,
             [Fraction(dice.randint(1, 1000)) for _ in range(options)],
@@ -141,11 +142,13 @@ def test_lean_and_python_compute_the_same_function(lean):
         assert lean_target == exact_target(counts, rounds, base)
         if set(base) == {1}:
             assert lean_target == exact_target(counts, rounds)
+        if len(set(rounds)) == 1:
+            assert lean_target == exact_target(counts, rounds[0], base)
 
-        float_weights = weights(torch.tensor(counts), torch.tensor(rounds))
-        assert float_weights.tolist() == lean_weights
+        float_ratios = ratios(torch.tensor(counts).double(), torch.tensor(rounds).double())
+        assert float_ratios.tolist() == [w / (n + 1) for w, n in zip(lean_weights, rounds, strict=True)]
         mu = torch.tensor([float(m) for m in base], dtype=torch.float64)
-        float_target = target(torch.tensor(counts), torch.tensor(rounds), mu)
+        float_target = target(torch.tensor(counts).double(), torch.tensor(rounds).double(), mu)
         torch.testing.assert_close(
             float_target, torch.tensor([float(p) for p in lean_target], dtype=torch.float64), rtol=1e-13, atol=0
         )

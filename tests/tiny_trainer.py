@@ -12,7 +12,7 @@ from buleyean_rl.training.reference_cache import ReferenceCache
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 RECORDS = [
-    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], 9)
+    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], [9, 9])
     for number in range(40, 48)
 ]
 

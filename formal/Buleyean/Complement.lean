@@ -3,13 +3,19 @@ module
 /-!
 The complement distribution and its axioms.
 
-`target` is the function of `src/buleyean_rl/objectives/complement.py::exact_target`: over a finite list of options, with
-rejection counts `v`, rounds `T` and a base measure `μ`,
+`target` is over a finite list of options, with rejection counts `v`, rounds `T` and a base measure `μ`,
 
     w i = T - min (v i) T + 1        P i = μ i * w i / ∑ j, μ j * w j
 
 in exact rational arithmetic. Counts above `T` are clipped. The base measure is any positive rational
 function, not necessarily normalised; `μ = 1` is the uniform one.
+
+`ownTarget` is the same where every option has rounds `n` of its own, the function of
+`src/buleyean_rl/objectives/complement.py::exact_target`:
+
+    r i = (n i - min (v i) (n i) + 1) / (n i + 1)        P i = μ i * r i / ∑ j, μ j * r j
+
+With one `n i = T` it is `target` (`ownTarget_equal`).
 -/
 
 @[expose] public section
@@ -228,6 +234,112 @@ theorem target_scale {c : Rat} (hc : 0 < c) :
   unfold target
   rw [this]
   unfold mass
+  grind
+
+end
+
+/-! ### Rounds of their own -/
+
+/-- What is left of an option rejected `v` times in `n` rounds of its own, relative to one that was never up. -/
+def ratio (n v : Nat) : Rat := (weight n v : Rat) / (weight n 0 : Rat)
+
+/-- The unnormalised complement distribution of options with rounds of their own. -/
+def ownMass (μ : ι → Rat) (n v : ι → Nat) (i : ι) : Rat := μ i * ratio (n i) (v i)
+
+/-- The complement distribution of options with rounds of their own. -/
+def ownTarget (options : List ι) (μ : ι → Rat) (n v : ι → Nat) (i : ι) : Rat :=
+  ownMass μ n v i / sumOver options (ownMass μ n v)
+
+theorem ratio_pos (n v : Nat) : 0 < ratio n v := by
+  unfold ratio
+  rw [Rat.lt_div_iff (weight_cast_pos n 0), Rat.zero_mul]
+  exact weight_cast_pos n v
+
+/-- What was never rejected keeps its base weight, in however many rounds it was up. -/
+theorem ratio_unrejected (n : Nat) : ratio n 0 = 1 := by
+  have h := weight_cast_pos n 0
+  unfold ratio
+  generalize (weight n 0 : Rat) = w at *
+  grind
+
+/-- In equal rounds the more rejected option keeps less. -/
+theorem ratio_lt {n v v' : Nat} (h : v < v') (hn : v < n) : ratio n v' < ratio n v := by
+  have hw : (weight n v' : Rat) < weight n v := by exact_mod_cast weight_lt h hn
+  unfold ratio
+  refine div_lt_div_of_mul_lt (weight_cast_pos n 0) (weight_cast_pos n 0) ?_
+  rw [Rat.mul_comm (weight n v' : Rat), Rat.mul_comm (weight n v : Rat)]
+  exact mul_lt_mul_pos (weight_cast_pos n 0) hw
+
+section
+variable {options : List ι} {μ : ι → Rat} {n v : ι → Nat} {i j : ι}
+
+theorem ownMass_pos (h : 0 < μ i) : 0 < ownMass μ n v i := Rat.mul_pos h (ratio_pos (n i) (v i))
+
+theorem ownTotal_pos (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) : 0 < sumOver options (ownMass μ n v) :=
+  sumOver_pos (fun k hk => ownMass_pos (hμ k hk)) hi
+
+/-- Positivity, with rounds of their own. -/
+theorem ownTarget_pos (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) : 0 < ownTarget options μ n v i := by
+  unfold ownTarget
+  rw [Rat.lt_div_iff (ownTotal_pos hμ hi), Rat.zero_mul]
+  exact ownMass_pos (hμ i hi)
+
+/-- Normalisation, with rounds of their own. -/
+theorem ownTarget_sum (hμ : ∀ k ∈ options, 0 < μ k) (hne : options ≠ []) :
+    sumOver options (ownTarget options μ n v) = 1 := by
+  obtain ⟨i, hi⟩ := List.exists_mem_of_ne_nil options hne
+  have hpos := ownTotal_pos (n := n) (v := v) hμ hi
+  have : sumOver options (ownTarget options μ n v) =
+      sumOver options (ownMass μ n v) * (sumOver options (ownMass μ n v))⁻¹ := by
+    rw [← sumOver_mul_right]
+    exact sumOver_congr fun k _ => by unfold ownTarget; grind
+  grind
+
+/-- Monotonicity at equal rounds: the more rejected of two options has the smaller ratio to its base weight. -/
+theorem ownTarget_monotone (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) (hj : j ∈ options)
+    (hn : n i = n j) (h : v i < v j) (hT : v i < n i) :
+    ownTarget options μ n v j / μ j < ownTarget options μ n v i / μ i := by
+  have hpos := ownTotal_pos (n := n) (v := v) hμ hi
+  have hr : ratio (n j) (v j) < ratio (n i) (v i) := by
+    rw [← hn]
+    exact ratio_lt h hT
+  have share : ∀ k ∈ options,
+      ownTarget options μ n v k / μ k = ratio (n k) (v k) / sumOver options (ownMass μ n v) := by
+    intro k hk
+    have := hμ k hk
+    unfold ownTarget
+    generalize sumOver options (ownMass μ n v) = S at *
+    unfold ownMass; grind
+  rw [share i hi, share j hj]
+  refine div_lt_div_of_mul_lt hpos hpos ?_
+  rw [Rat.mul_comm, Rat.mul_comm _ (sumOver _ _)]
+  exact mul_lt_mul_pos hpos hr
+
+/-- Two options stand to each other as their own counts say, whatever else was up: `P i : P j = μ i r i : μ j r j`. -/
+theorem ownTarget_odds :
+    ownTarget options μ n v i * (μ j * ratio (n j) (v j)) = ownTarget options μ n v j * (μ i * ratio (n i) (v i)) := by
+  unfold ownTarget
+  generalize sumOver options (ownMass μ n v) = S
+  unfold ownMass
+  grind
+
+/-- Where all options have the same rounds it is the published target. -/
+theorem ownTarget_equal {T : Nat} (h : ∀ k, n k = T) : ownTarget options μ n v i = target options μ T v i := by
+  have each : ∀ k, ownMass μ n v k = mass μ T v k * (weight T 0 : Rat)⁻¹ := by
+    intro k
+    unfold ownMass ratio mass
+    rw [h k]
+    grind
+  have total : sumOver options (ownMass μ n v) = sumOver options (mass μ T v) * (weight T 0 : Rat)⁻¹ := by
+    rw [← sumOver_mul_right]
+    exact sumOver_congr fun k _ => each k
+  have hw := weight_cast_pos T 0
+  unfold ownTarget target
+  rw [each i, total]
+  clear each total
+  generalize mass μ T v i = m
+  generalize sumOver options (mass μ T v) = S
+  generalize (weight T 0 : Rat) = w at *
   grind
 
 end

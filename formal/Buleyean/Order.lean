@@ -69,6 +69,14 @@ theorem atNode_order_independent {rs rs' : List (List ι)} (p : rs.Perm rs') (pr
   have : atNode rs pre = atNode rs' pre := funext fun i => p.countP_eq _
   rw [this]
 
+/-- The same with rounds of their own, those of all judged answers at the node: their order does not matter either. -/
+theorem ownTarget_order_independent {js js' rs rs' : List (List ι)} (pj : js.Perm js') (pr : rs.Perm rs')
+    (pre : List ι) :
+    ownTarget options μ (atNode js pre) (atNode rs pre) = ownTarget options μ (atNode js' pre) (atNode rs' pre) := by
+  have hj : atNode js pre = atNode js' pre := funext fun i => pj.countP_eq _
+  have hr : atNode rs pre = atNode rs' pre := funext fun i => pr.countP_eq _
+  rw [hj, hr]
+
 /-- At every node of the trie merging two boundaries adds their counts. -/
 theorem atNode_merge (rs rs' : List (List ι)) (pre : List ι) (i : ι) :
     atNode (rs ++ rs') pre i = atNode rs pre i + atNode rs' pre i := by

@@ -2,6 +2,7 @@
 
     BuleyeanError                 exit code 1: the input or the result is bad
     ├── RecordError               a rejection record, with the file and line it came from
+    │   └── UnsupportedContent    a row that is sound, but more than text
     ├── ModelError                a base model or run folder that cannot be loaded or trained
     ├── TrainingError             training could not start or continue, or did not change the model
     ├── EngineError               an inference engine failed or gave an invalid answer
@@ -38,6 +39,10 @@ class RecordError(BuleyeanError):
         self.problem, self.path, self.line = problem, path, line
         where = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
         super().__init__(where + problem)
+
+
+class UnsupportedContent(RecordError):
+    """A row that is sound, but is more than training on text can use: a call of a tool, an image."""
 
 
 class ModelError(BuleyeanError):

@@ -27,7 +27,9 @@ from buleyean_rl.objectives.complement import Counts
 from buleyean_rl.objectives.losses import Objective, published_loss
 from harness import Summary
 
-COUNTS = Counts(torch.tensor([0, 0, 2]), torch.tensor([1, 4, 3]), torch.tensor([1.0, 2.0, 2.0]), torch.full((3,), 2.0))
+COUNTS = Counts(
+    torch.tensor([0, 0, 2]), torch.tensor([1, 4, 3]), torch.tensor([1.0, 2.0, 2.0]), torch.full((3,), 2.0), 3
+)
 
 
 def test_on_a_uniform_base_the_published_contrast_makes_the_published_loss() -> None:
@@ -41,7 +43,7 @@ def test_on_a_uniform_base_the_published_contrast_makes_the_published_loss() -> 
 
 def test_published_contrast_by_hand() -> None:
     """Tokens of probability 3/4 and 1/4 now, 1/2 each in the base; the first was rejected in its one round: P = 1/3."""
-    counts = Counts(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([1.0]))
+    counts = Counts(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([1.0]), 1)
     model, base = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
     losses = published_contrast_loss(model, base, counts, Objective(alpha=0.5))
     kl = math.log(4 / 9) / 3 + 2 * math.log(8 / 3) / 3

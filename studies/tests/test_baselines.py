@@ -59,13 +59,13 @@ def pairs() -> list[Boundary]:
     answers = [([20, 30 + n, 31], [False] * 3) for n in range(4)]
     wrong = [([20, 40 + n, 41, 42], [True] * 4) for n in range(4)]
     return [
-        merge_responses(*row, [0, 1], 1)
+        merge_responses(*row, [0, 1], [1, 1])
         for row in zip(prompts, map(list, zip(answers, wrong, strict=True)), strict=True)
     ]
 
 
 def alone() -> list[Boundary]:
-    return [merge_responses([5 + n, 6, 7, 8], [([20, 40 + n, 41, 42], [True] * 4)], [1], 1) for n in range(4)]
+    return [merge_responses([5 + n, 6, 7, 8], [([20, 40 + n, 41, 42], [True] * 4)], [1], [1]) for n in range(4)]
 
 
 def logprob(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> Tensor:

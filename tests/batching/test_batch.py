@@ -15,6 +15,7 @@ from torch import Tensor
 
 from buleyean_rl.batching.batch import Batch, collect_answers, concatenate, pack, pad_paths
 from buleyean_rl.batching.forward import answer_logprobs, batch_losses, forward_hidden
+from buleyean_rl.batching.layout import make_batch
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
@@ -50,7 +51,7 @@ def boundary(prompt: list[int], *responses: list[int], counts: tuple[int, ...], 
     """Whole responses, but for the last one: of that only the second half is rejected."""
     flags = [[True] * len(ids) for ids in responses]
     flags[-1][: len(flags[-1]) // 2] = [False] * (len(flags[-1]) // 2)
-    return merge_responses(prompt, list(zip(responses, flags, strict=True)), counts, rounds)
+    return merge_responses(prompt, list(zip(responses, flags, strict=True)), counts, [rounds] * len(counts))
 
 
 TREE = boundary(
@@ -177,7 +178,7 @@ def test_prompt_tokens_have_no_loss(layout: Layout) -> None:
     model, head = Echo(), output_head(tiny_llama(TOKENIZER, hidden_size=8, num_attention_heads=2))
     results = []
     for prompt in ([11, 12, 13, 14, 15], [91, 92, 93, 94, 15]):
-        batch = layout([Boundary(prompt, TREE.tokens, TREE.runs, TREE.parents, TREE.rejections, TREE.rounds)])
+        batch = layout([Boundary(prompt, TREE.tokens, TREE.runs, TREE.parents, TREE.rejections)])
         model.zero_grad()
         states = forward_hidden(model, batch)
         got = fused_loss(states, head, batch.counts, Objective(), states.detach() / 2).loss
@@ -245,7 +246,7 @@ def test_every_index_of_a_batch_points_at_something(boundaries: list[Boundary]) 
     """No -100 and no padding id stands for a target: what has no loss is not in the batch."""
     for layout in (pack, pad_paths):
         batch = layout(boundaries)
-        assert len(batch.nodes) == len(batch.counts.rounds) == len(batch.record) == sum(b.nodes for b in boundaries)
+        assert len(batch.nodes) == batch.counts.nodes == len(batch.record) == sum(b.nodes for b in boundaries)
         assert ((batch.nodes >= 0) & (batch.nodes < batch.input_ids.numel())).all()
         assert ((batch.counts.node >= 0) & (batch.counts.node < len(batch.nodes))).all()
         assert (batch.counts.node.diff() >= 0).all()
@@ -297,9 +298,34 @@ def test_answers_are_the_separate_sequences() -> None:
 
 
 def test_an_answer_with_two_sets_of_spans_is_one_answer() -> None:
-    twice = merge_responses([1], [([2, 3], [True, False]), ([2, 3], [False, True])], [2, 3], 5)
+    twice = merge_responses([1], [([2, 3], [True, False]), ([2, 3], [False, True])], [2, 3], [5, 5])
     merged = collect_answers([twice])
     assert (merged.counts.count.tolist(), merged.rejected.tolist()) == ([5], [True, True])
+
+
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective("published"), Objective("listwise")], ids=lambda o: o.name
+)
+def test_a_rejection_weighs_the_same_whatever_else_its_prompt_has(objective: Objective) -> None:
+    """Thirty answers to one prompt, each rejected once, or one of them: rounds, and what a loss is divided by."""
+    answers = [([40 + k, 80 + k, 9], [True] * 3) for k in range(30)]
+    liked = ([39, 9], [True] * 2)
+    crowd = merge_responses([5, 6], [*answers, liked], [1] * 30 + [0], [1] * 30 + [7])
+    alone = merge_responses([5, 6], [answers[0], liked], [1, 0], [1, 7])
+    other = merge_responses([7], [([8, 9, 10, 11], [True] * 4)], [1], [1])
+    batches = [make_batch("packed", [trie, other], objective) for trie in (crowd, alone)]
+    assert batches[0].normaliser == batches[1].normaliser
+    for batch in batches:
+        counts = batch.counts if batch.answers is None else batch.answers.counts
+        rejected = counts.count > 0
+        assert set(counts.count[rejected].tolist()) == set(counts.rounds[rejected].tolist()) == {1}
+
+
+def test_published_reads_the_answers_of_a_record_as_judged_in_the_same_rounds() -> None:
+    shared = merge_responses([1], [([2, 3], [True] * 2), ([2, 4], [True] * 2)], [45, 12], [60, 60])
+    for objective, rounds in ((Objective(), [120, 60, 60]), (Objective("published"), [60, 60, 60])):
+        counts = make_batch("packed", [shared], objective).counts
+        assert (counts.count.tolist(), counts.rounds.tolist()) == ([57, 45, 12], rounds)
 
 
 def test_listwise_of_an_untrained_model_has_even_ratios() -> None:

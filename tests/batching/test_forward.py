@@ -23,7 +23,7 @@ from tiny import tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 RECORDS = [
-    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], 9)
+    merge_responses([5, 6, number], [([20, 21, 22], [True] * 3), ([20, 30], [True, False])], [9, 2], [9, 9])
     for number in range(40, 48)
 ]
 
@@ -92,4 +92,4 @@ def test_at_the_start_the_kl_of_an_unrejected_node_is_zero() -> None:
 def test_only_the_published_objective_leaves_anchors_out() -> None:
     assert len(make_batch("packed", RECORDS, Objective()).nodes) == sum(record.nodes for record in RECORDS)
     published = make_batch("packed", RECORDS, Objective("published"))
-    assert len(published.nodes) == len({(r, node) for r, b in enumerate(RECORDS) for node, _, _ in b.rejections})
+    assert len(published.nodes) == len({(r, node) for r, b in enumerate(RECORDS) for node, *_ in b.rejections})

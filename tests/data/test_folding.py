@@ -13,6 +13,7 @@ from buleyean_rl.data.records import (
     RejectionRecord,
     Spans,
     fold_records,
+    fold_stream,
     folding,
     make_record,
     read_records,
@@ -38,6 +39,27 @@ def test_an_answer_has_the_rounds_of_its_own_records() -> None:
     bad = [make_record("p", [f"answer {k}"]) for k in range(30)]
     (merged,) = fold_records(bad)
     assert set(zip(merged.rejection_counts, merged.rounds, strict=True)) == {(1, 1)}
+
+
+def accepted(prompt: str, answer: str, rounds: int = 1) -> RejectionRecord:
+    return make_record(prompt, [answer], [0], rounds, require_rejection=False)
+
+
+def test_likes_of_a_rejected_answer_are_rounds_of_it_and_others_are_left_out(tmp_path: Path) -> None:
+    likes = [accepted("p", "owl")] * 9
+    records = [*likes[:4], make_record("p", ["owl"]), *likes[4:], accepted("p", "hen"), accepted("q", "owl", 2)]
+    assert fold_records(records) == [make_record("p", ["owl"], [1], 10)]
+    report = write_folded(tmp_path / "r.jsonl", records)
+    assert list(read_records(tmp_path / "r.jsonl")) == list(fold_stream(records)) == fold_records(records)
+    assert (report.records, report.answers, report.answers_folded, report.prompts_repeated) == (1, 1, 0, 0)
+    assert report.rounds_won == 9
+    with pytest.raises(RecordError, match="nothing was written"):
+        write_folded(tmp_path / "none.jsonl", likes)
+
+
+def test_likes_of_an_answer_with_a_rejected_part_are_on_the_whole_of_it() -> None:
+    (merged,) = fold_records([make_record("p", ["a bc"], spans=[[[2, 4]]]), accepted("p", "a bc", 3)])
+    assert merged == make_record("p", ["a bc", "a bc"], [1, 0], spans=[[[2, 4]], []], rounds=[1, 3])
 
 
 def test_merged_counts_stay_within_what_a_record_can_say(tmp_path: Path) -> None:

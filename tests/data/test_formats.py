@@ -33,7 +33,14 @@ def convert(
 ) -> tuple[list[RejectionRecord], Discards]:
     discards = Discards()
     row_format = find_format(name, choices) if name else detect_format([row], choices)
-    return list(row_format.read_records(row, discards, choices)), discards
+    records = list(row_format.read_records(row, discards, choices))
+    return [record for record in records if any(record.rejection_counts)], discards
+
+
+def accepted(row: dict[str, Any]) -> list[tuple[object, str]]:
+    """The (prompt, answer) pairs of a row that are handed on as rounds without a rejection."""
+    records = detect_format([row]).read_records(row, Discards(), NO_CHOICES)
+    return [(record.prompt, record.rejected_responses[0]) for record in records if not any(record.rejection_counts)]
 
 
 def refused(problem: str, row: dict[str, Any], **options: Any) -> None:
@@ -104,7 +111,12 @@ def test_a_bad_pair_is_refused() -> None:
 def test_a_label_decides_whether_an_answer_is_rejected(row: dict[str, Any]) -> None:
     assert convert({**row, "label": False}) == ([make_record("Hi", ["No."])], Discards())
     assert convert({**row, "label": True}) == ([], Discards(chosen_discarded=1, without_rejection=1))
-    refused("label is the number 0: it must be true", {**row, "label": 0})
+    assert accepted({**row, "label": True}) == [("Hi", "No.")]
+    for label in (0, "False", "0", "undesirable", "Bad", "thumbsDown", "👎🏽", "👎\ufe0f"):
+        assert convert({**row, "label": label})[0] == [make_record("Hi", ["No."])], label
+    for label in (None, "--", "", "N/A", float("nan")):
+        assert convert({**row, "label": label}) == ([], Discards(unrated=1, without_rejection=1)), label
+    refused("its label is 'meh'", {**row, "label": "meh"})
 
 
 def test_a_labelled_conversation_rejects_its_last_answer() -> None:
@@ -201,7 +213,14 @@ def open_webui(rating: object) -> dict[str, Any]:
 
 
 def test_open_webui_feedback() -> None:
-    assert convert(open_webui("-1")) == convert(open_webui(-1)) == ([make_record(TURNS, ["No."])], Discards())
+    assert (
+        convert(open_webui("-1"))
+        == convert(open_webui(-1))
+        == (
+            [make_record(TURNS, ["No."])],
+            Discards(reasoning_removed=1),
+        )
+    )
     assert convert(open_webui(1)) == ([], Discards(chosen_discarded=1, without_rejection=1))
     row = open_webui(-1)
     row["snapshot"]["chat"]["chat"]["params"]["system"] = "Be kind."
@@ -217,7 +236,7 @@ def test_open_webui_chats() -> None:
     chat["history"]["messages"]["4"]["annotation"] = {"rating": -1}
     chat["history"]["messages"]["5"]["annotation"] = {"rating": 1}
     row = {"id": "c", "title": "t", "chat": chat}
-    assert convert(row) == ([make_record(TURNS, ["No."])], Discards(chosen_discarded=1))
+    assert convert(row) == ([make_record(TURNS, ["No."])], Discards(chosen_discarded=1, reasoning_removed=1))
 
 
 # --- traces
@@ -252,7 +271,7 @@ def test_a_traces_scores_are_rounds_and_good_ones_are_discarded() -> None:
     ]
     good = convert(trace | {"scores": [{"name": "u", "value": 1}]})
     assert good == ([], Discards(chosen_discarded=1, without_rejection=1))
-    assert convert(trace | {"scores": []}) == ([], Discards(without_rejection=1))
+    assert convert(trace | {"scores": []}) == ([], Discards(without_rejection=1, unrated=1))
     two = trace | {"scores": [{"name": "u", "value": 4}, {"name": "length", "value": 900}]}
     refused("has the scores length, u: choose one with --score", two)
     assert len(convert(two, choices=Choices(score="u", below=5))[0]) == 1

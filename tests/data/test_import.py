@@ -59,6 +59,22 @@ def test_importing_folds_discards_and_reports(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.as_dict()))["format"] == "pairs"
 
 
+def test_labels_of_one_text_are_rounds_of_it(tmp_path: Path) -> None:
+    owl = {"prompt": "Name a bird.", "completion": "Owl."}
+    hello = [{"prompt": "hello", "completion": f"Bad greeting {k}.", "label": False} for k in range(30)]
+    rows = [
+        *[{**owl, "label": True}] * 9,
+        {**owl, "label": False},
+        {**owl, "completion": "Hen.", "label": True},
+        *hello,
+    ]
+    report = import_records(str(write_rows(tmp_path / "kto.jsonl", *rows)), tmp_path / "r.jsonl")
+    bird, greeting = read_records(tmp_path / "r.jsonl")
+    assert bird == make_record("Name a bird.", ["Owl."], [1], 10)
+    assert set(zip(greeting.rejection_counts, greeting.rounds, strict=True)) == {(1, 1)}
+    assert (report.chosen_discarded, report.rounds_won, report.without_rejection) == (1, 9, 10)
+
+
 def test_importing_records_again_changes_nothing(tmp_path: Path) -> None:
     messages = [
         {"role": "user", "content": "a"},

@@ -44,12 +44,42 @@ def test_trie_by_hand() -> None:
     """ "a b c" four times, "a b d" twice, "e" once: one shared stem, two branches from it, one from the prompt."""
     a, b, c, d, e = 10, 11, 12, 13, 14
     whole = [True] * 3
-    got = merge_responses([1, 2], [([a, b, c], whole), ([a, b, d], whole), ([e], [True])], [4, 2, 1], 9)
+    got = merge_responses([1, 2], [([a, b, c], whole), ([a, b, d], whole), ([e], [True])], [4, 2, 1], [9] * 3)
     assert got.tokens == [a, b, c, d, e]
     assert (got.runs, got.parents) == ([0, 3, 4], [0, 2, 0])
-    assert got.rejections == [(0, a, 6), (0, e, 1), (1, b, 6), (2, c, 4), (2, d, 2)]
+    assert got.rejections == [
+        (0, a, 6, 18, 9),
+        (0, e, 1, 9, 9),
+        (1, b, 6, 18, 9),
+        (2, c, 4, 9, 9),
+        (2, d, 2, 9, 9),
+    ]
     assert got.nodes == 6
     assert [prefix(got, node) for node in range(6)] == [(), (a,), (a, b), (a, b, c), (a, b, d), (e,)]
+
+
+def test_rounds_add_up_where_answers_go_on_with_the_same_token() -> None:
+    """ "a b" rejected once of once, "a c" accepted nine times, "d" rejected twice of five."""
+    a, b, c, d = 10, 11, 12, 13
+    whole = [True] * 2
+    got = merge_responses([1], [([a, b], whole), ([a, c], whole), ([d], [True])], [1, 0, 2], [1, 9, 5])
+    assert got.rejections == [(0, a, 1, 10, 9), (0, d, 2, 5, 5), (1, b, 1, 1, 1)]
+    assert (got.counts, got.rounds) == ([1, 0, 2], [1, 9, 5])
+
+
+def test_a_token_outside_the_span_of_an_answer_has_none_of_its_rounds() -> None:
+    got = merge_responses([1], [([5, 6], [False, True]), ([5, 6], [True, True])], [2, 1], [3, 4])
+    assert got.rejections == [(0, 5, 1, 4, 4), (1, 6, 3, 7, 4)]
+
+
+def test_the_terms_of_an_average_rejected_answer() -> None:
+    whole = [True] * 4
+    answers = [([5, 6, 7, 8], whole), ([5, 9], [False, True]), ([4], [True]), ([], [])]
+    boundary = merge_responses([1], answers, [1, 1, 0, 1], [1, 1, 9, 1])
+    assert boundary.terms_per_answer() == (5 + 3) / 2  # neither the accepted answer nor the empty one
+    assert boundary.terms_per_answer(rejected_only=True) == (4 + 2) / 2
+    alone = merge_responses([1], answers[:1], [1], [1])
+    assert alone.terms_per_answer() == alone.nodes
 
 
 @given(counted_responses)
@@ -57,7 +87,7 @@ def test_trie_is_the_separate_sequences_with_counts_merged(
     drawn: list[tuple[tuple[list[int], list[bool]], int]],
 ) -> None:
     responses, counts = [response for response, _ in drawn], [count for _, count in drawn]
-    boundary = merge_responses([7], responses, counts, 99)
+    boundary = merge_responses([7], responses, counts, [99] * len(counts))
 
     prefixes = {tuple(ids[:n]) for ids, _ in responses for n in range(len(ids) + 1)}
     paths = [prefix(boundary, node) for node in range(boundary.nodes)]
@@ -69,7 +99,7 @@ def test_trie_is_the_separate_sequences_with_counts_merged(
         for n, token in enumerate(ids):
             if rejected[n]:
                 expected[tuple(ids[:n]), token] += count
-    assert {(paths[node], token): v for node, token, v in boundary.rejections} == expected
+    assert {(paths[node], token): v for node, token, v, *_ in boundary.rejections} == expected
     assert boundary.rejections == sorted(boundary.rejections)
 
     runs = boundary.run_slices()  # they tile the tokens and hang from earlier nodes
@@ -86,7 +116,7 @@ def test_outside_its_spans_a_response_has_nodes_but_no_rejections() -> None:
     boundary = build_boundary(record(text, spans=(((start, start + 4),),)), TOKENIZER, 512)
     assert boundary is not None
     assert boundary.nodes == len(TOKENIZER(text).input_ids) + 1
-    assert TOKENIZER.decode([token for _, token, _ in boundary.rejections]).strip() == "Lyon"
+    assert TOKENIZER.decode([token for _, token, *_ in boundary.rejections]).strip() == "Lyon"
 
 
 # --- what is cut, and what is dropped
@@ -112,12 +142,12 @@ def test_what_has_no_rejected_token_is_dropped() -> None:
 
 
 def test_an_empty_response_among_others_changes_nothing() -> None:
-    alone = RejectionRecord("Hi", ("No",), (2,), 5, ((),))
+    alone = RejectionRecord("Hi", ("No",), (2,), (5,), ((),))
     both = build_boundary(record("", "No", counts=(5, 2)), TOKENIZER, 512)
     expected = build_boundary(alone, TOKENIZER, 512)
     assert both is not None
     assert (both.ends, both.counts) == ([0, len(both.tokens)], [5, 2])
-    assert replace(both, ends=[], counts=[]) == replace(expected, ends=[], counts=[])
+    assert replace(both, ends=[], counts=[], rounds=[]) == replace(expected, ends=[], counts=[], rounds=[])
 
 
 def test_an_answer_never_rejected_has_nodes_but_no_rejections() -> None:
@@ -125,7 +155,7 @@ def test_an_answer_never_rejected_has_nodes_but_no_rejections() -> None:
     assert built is not None
     assert built.counts == [2, 0]
     assert len(built.tokens) == built.ends[1] > built.ends[0]
-    assert {node for node, _, _ in built.rejections} == set(range(built.ends[0]))
+    assert {node for node, *_ in built.rejections} == set(range(built.ends[0]))
 
 
 def test_the_same_text_with_other_spans_shares_its_nodes() -> None:
@@ -133,4 +163,4 @@ def test_the_same_text_with_other_spans_shares_its_nodes() -> None:
     boundary = build_boundary(record(text, text, counts=(2, 3), spans=(((0, 6),), ((7, 9),))), TOKENIZER, 512)
     assert boundary is not None
     assert boundary.nodes == len(TOKENIZER(text).input_ids) + 1
-    assert {v for _, _, v in boundary.rejections} == {2, 3}
+    assert {v for _, _, v, *_ in boundary.rejections} == {2, 3}

@@ -33,7 +33,7 @@ def test_mean_nll_of_texts_is_that_of_the_logits(limit: int, monkeypatch: pytest
 
 def test_mean_nll_of_rejections_weighs_each_by_its_rate() -> None:
     """Two answers of one token each, rejected in 3 and 1 of 4 rounds, beside a third never."""
-    boundary = merge_responses([5, 6, 7], [([20], [True]), ([30], [True]), ([40], [False])], [3, 1, 9], 4)
+    boundary = merge_responses([5, 6, 7], [([20], [True]), ([30], [True]), ([40], [False])], [3, 1, 9], [4] * 3)
     with torch.no_grad():
         log_pi = tiny_mistral(TOKENIZER)(torch.tensor([[5, 6, 7]])).logits[0, -1].log_softmax(-1)
     expected = -(0.75 * log_pi[20] + 0.25 * log_pi[30]).item()

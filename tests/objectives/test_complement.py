@@ -37,12 +37,11 @@ def tables(draw: st.DrawFn) -> tuple[Table, int]:
 def sparse(table: Table, rounds: int) -> Counts:
     entries = [(node, i, v) for node, row in enumerate(table) for i, v in enumerate(row) if v]
     node, option, count = torch.tensor(entries, dtype=torch.long).reshape(-1, 3).T.contiguous()
-    return Counts(node, option, count.double(), torch.full((len(table),), float(rounds), dtype=torch.double))
+    return Counts(node, option, count.double(), torch.full(count.shape, float(rounds), dtype=torch.double), len(table))
 
 
 def dense(table: Table, rounds: int, base: Tensor | None = None, tau: float = 1.0) -> Tensor:
-    T = torch.full((len(table),), float(rounds), dtype=torch.double)
-    return complement.target(torch.tensor(table).double(), T, base, tau)
+    return complement.target(torch.tensor(table).double(), torch.tensor(float(rounds)).double(), base, tau)
 
 
 def random_distributions(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -84,17 +83,44 @@ def test_target_by_hand() -> None:
     assert exact_target([0, 0], 9) == [Fraction(1, 2)] * 2
 
 
-def test_weights_by_hand() -> None:
-    v, T = torch.tensor([0.0, 1.0, 3.0, 7.0]), torch.tensor(3.0)
-    assert complement.weights(v, T).tolist() == [4, 3, 1, 1]
-    assert complement.weights(v, T, tau=2.0).tolist() == [16, 9, 1, 1]
+def test_ratios_by_hand() -> None:
+    v, n = torch.tensor([0.0, 1.0, 3.0, 7.0]), torch.tensor(3.0)
+    assert complement.ratios(v, n).tolist() == [1, 0.75, 0.25, 0.25]
+    assert complement.ratios(v, n, tau=2.0).tolist() == [1, 9 / 16, 1 / 16, 1 / 16]
+    own = torch.tensor([0.0, 1.0, 1.0, 9.0]), torch.tensor([0.0, 1.0, 9.0, 9.0])
+    torch.testing.assert_close(complement.ratios(*own), torch.tensor([1, 1 / 2, 9 / 10, 1 / 10]))
+
+
+judged_options = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 99))  # v, n - v, mu
+
+
+@given(st.lists(judged_options, min_size=2, max_size=6), judged_options)
+def test_options_with_own_rounds_hold_the_axioms_and_leave_each_other_alone(
+    options: list[tuple[int, int, int]], another: tuple[int, int, int]
+) -> None:
+    def exact(chosen: list[tuple[int, int, int]]) -> list[Fraction]:
+        return exact_target([v for v, _, _ in chosen], [v + other for v, other, _ in chosen], [mu for *_, mu in chosen])
+
+    P = exact(options)
+    assert all(p > 0 for p in P)
+    assert sum(P) == 1
+    per_mu = [p / mu for p, (*_, mu) in zip(P, options, strict=True)]
+    for share, (v, others, _) in zip(per_mu, options, strict=True):
+        for other_share, (other_v, other_others, _) in zip(per_mu, options, strict=True):
+            if v + others == other_v + other_others:
+                assert (v < other_v) == (share > other_share)
+    with_another = exact([*options, another])
+    assert [p / with_another[0] for p in with_another[:-1]] == [p / P[0] for p in P]
+    columns = [torch.tensor(column).double() for column in zip(*options, strict=True)]
+    got = complement.target(columns[0], columns[0] + columns[1], columns[2] / columns[2].sum())
+    torch.testing.assert_close(got, torch.tensor([float(p) for p in P], dtype=torch.double), rtol=1e-12, atol=0)
 
 
 def test_a_larger_tau_is_more_rounds_for_an_option_rejected_in_all_of_them() -> None:
     base = random_distributions((2, 5), 0)
     once, in_sixty = torch.eye(5, dtype=torch.double)[:2], 60 * torch.eye(5, dtype=torch.double)[:2]
-    larger = complement.target(once, torch.ones(2), base, math.log2(61))
-    torch.testing.assert_close(larger, complement.target(in_sixty, torch.full((2,), 60.0), base))
+    larger = complement.target(once, torch.ones(()), base, math.log2(61))
+    torch.testing.assert_close(larger, complement.target(in_sixty, torch.tensor(60.0), base))
 
 
 @given(tables(), st.data())
@@ -139,7 +165,7 @@ def test_sparse_target_is_the_dense_one(drawn: tuple[Table, int], tau: float, se
 
 def test_a_confident_token_is_protected() -> None:
     """The target of a token at p with ratio r is p r / (1 - p (1 - r)), up to p = 1 itself."""
-    counts = Counts(torch.arange(3), torch.zeros(3, dtype=torch.long), torch.ones(3), torch.full((3,), 3.0))
+    counts = Counts(torch.arange(3), torch.zeros(3, dtype=torch.long), torch.ones(3), torch.full((3,), 3.0), 3)
     p = torch.tensor([0.9, 1 - 1e-6, 1.0])
     got = complement.sparse_target(counts, p, options=5)
     torch.testing.assert_close(got.rejected, p * 0.75 / (1 - p * 0.25))
@@ -155,7 +181,7 @@ def test_counts_by_hand() -> None:
     assert counts.sum_by_node(counts.count).tolist() == [11, 0, 1]
     assert counts.dense(counts.count, 3).tolist() == [[0, 2, 9], [0, 0, 0], [1, 0, 0]]
     last = counts.select(slice(1, 3))
-    assert (last.node.tolist(), last.option.tolist(), last.rounds.tolist()) == ([1], [0], [4, 4])
+    assert (last.node.tolist(), last.option.tolist(), last.rounds.tolist(), last.nodes) == ([1], [0], [4], 2)
     assert len(counts.select(slice(1, 2)).node) == 0
 
 
@@ -197,7 +223,7 @@ def test_the_floor_is_zero_without_rejections_or_without_a_contrast(case: str, a
 def test_the_published_optimum_of_one_rejection() -> None:
     """At a 49,152-token vocabulary and v = T = 1 it gives the rejected token 0.30, at a floor of 0.611 nats."""
     vocabulary = 49_152
-    counts = Counts(*(torch.zeros(1, dtype=torch.long),) * 2, torch.ones(1).double(), torch.ones(1).double())
+    counts = Counts(*(torch.zeros(1, dtype=torch.long),) * 2, torch.ones(1).double(), torch.ones(1).double(), 1)
     floor = published_floor(counts, vocabulary, 0.7).item()
     assert floor == pytest.approx(0.611, abs=5e-4)
     P_rejected = 1 / (2 * vocabulary - 1)

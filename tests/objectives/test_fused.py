@@ -116,7 +116,7 @@ def test_in_tiles_fused_is_dense(objective: Objective, shape: tuple[int, int, in
 @pytest.mark.usefixtures("kernels")
 def test_in_tiles_a_model_like_its_reference_has_no_gradient() -> None:
     hidden, output, counts, _ = inputs((40, 64, 512), torch.bfloat16, COMPLEMENT)
-    none = Counts(*(x[:0] for x in (counts.node, counts.option, counts.count)), counts.rounds)
+    none = Counts(*(x[:0] for x in (counts.node, counts.option, counts.count, counts.rounds)), counts.nodes)
     hidden.requires_grad_()
     losses = fused_loss(hidden, output, none, COMPLEMENT, hidden.detach().clone())
     losses.loss.sum().backward()
@@ -144,7 +144,9 @@ def test_a_model_that_is_sure_of_a_rejected_token(margin: float, tau: float, dty
     reference[:, 0], reference[:, 1] = 1, 0
     hidden = reference.clone()
     hidden[2:, 0] = 0.75  # some nodes have moved away from the reference
-    counts = Counts(*torch.tensor([[0, 1, 1, 2], [3, 3, 7, 3]]), torch.tensor([60.0, 60, 2, 9]), torch.full((4,), 60.0))
+    counts = Counts(
+        *torch.tensor([[0, 1, 1, 2], [3, 3, 7, 3]]), torch.tensor([60.0, 60, 2, 9]), torch.full((4,), 60.0), 4
+    )
     objective = Objective(alpha=0.7, tau=tau)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-6  # nats of a sum whose terms are logits of up to 26
     # the gradient is small where the model is sure; its rounding is that of a push along the margin
@@ -166,7 +168,7 @@ def test_a_batch_without_nodes_is_a_differentiable_zero(objective: Objective, dt
     losses = fused_loss(
         hidden[:0],
         head,
-        Counts(nothing, nothing, nothing.float(), nothing.float()),
+        Counts(nothing, nothing, nothing.float(), nothing.float(), 0),
         objective,
         None if reference is None else reference[:0],
     )
@@ -181,7 +183,7 @@ def test_a_batch_without_nodes_is_a_differentiable_zero(objective: Objective, dt
 def test_nodes_without_rejections_are_worth_their_kl_alone(objective: Objective) -> None:
     hidden, head, _, reference = inputs((5, 4, 7), torch.float64, objective)
     nothing = torch.zeros(0, dtype=torch.long)
-    counts = Counts(nothing, nothing, nothing.double(), torch.full((5,), 3.0).double())
+    counts = Counts(nothing, nothing, nothing.double(), nothing.double(), 5)
     base = torch.full((5, 7), 1 / 7).double() if reference is None else head(reference).softmax(-1)
     losses = fused_loss(hidden, head, counts, objective, reference)
     kl = (base * (base.log() - head(hidden).log_softmax(-1))).sum(-1)

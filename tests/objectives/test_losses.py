@@ -29,7 +29,8 @@ def counts(v: dict[int, int], rounds: int) -> Counts:
         torch.zeros(len(v), dtype=torch.long),
         torch.tensor(list(v), dtype=torch.long),
         torch.tensor(list(v.values())).double(),
-        torch.tensor([rounds]).double(),
+        torch.full((len(v),), float(rounds), dtype=torch.double),
+        1,
     )
 
 
@@ -48,7 +49,7 @@ def random_node(seed: int) -> tuple[Tensor, Tensor, Counts]:
     logits, base = 3 * torch.randn(2, 5, 7, generator=generator, dtype=torch.double)
     v = torch.randint(-3, 6, (5, 7), generator=generator).clamp_min(0)
     node, option = v.nonzero(as_tuple=True)
-    return logits, base, Counts(node, option, v[node, option].double(), torch.full((5,), 4.0).double())
+    return logits, base, Counts(node, option, v[node, option].double(), torch.full(node.shape, 4.0).double(), 5)
 
 
 # --- complement
@@ -184,7 +185,9 @@ def test_complement_has_no_stationary_point_but_its_target(seed: int, alpha: flo
     logits, base, rejections = random_node(seed)
     logits.requires_grad_()
     grad = gradient(complement_loss(logits, base, rejections, Objective(alpha=alpha, tau=tau)).loss, logits)
-    P = complement.target(rejections.dense(rejections.count, 7), rejections.rounds, base.softmax(-1), tau)
+    P = complement.target(
+        rejections.dense(rejections.count, 7), rejections.dense(rejections.rounds, 7), base.softmax(-1), tau
+    )
     deficit = (P - logits.detach().softmax(-1)).amax(-1)
     assert (deficit > 0).all()
     assert (grad.amin(-1) <= -alpha * deficit + 1e-12).all()
@@ -197,8 +200,8 @@ def ranked(*records: tuple[list[int], int]) -> Counts:
     """The answers of some records: how often each was rejected, in how many rounds."""
     v = [float(count) for counts, _ in records for count in counts]
     node = [number for number, (counts, _) in enumerate(records) for _ in counts]
-    rounds = torch.tensor([float(rounds) for _, rounds in records]).double()
-    return Counts(torch.tensor(node), torch.arange(len(v)), torch.tensor(v).double(), rounds)
+    rounds = torch.tensor([float(rounds) for counts, rounds in records for _ in counts]).double()
+    return Counts(torch.tensor(node), torch.arange(len(v)), torch.tensor(v).double(), rounds, len(records))
 
 
 def test_listwise_by_hand() -> None:

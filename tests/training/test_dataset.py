@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from buleyean_rl.data.records import (
 )
 from buleyean_rl.errors import RecordError
 from buleyean_rl.models.model import open_model
+from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import dataset
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import RecordsFile, load_dataset, split_records
@@ -34,11 +36,28 @@ def test_records_that_are_all_too_long_are_refused(base: Path, rejections: Path,
         start(base, rejections, tmp_path / "run", max_length=5)
 
 
+def test_records_of_empty_answers_alone_say_so(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    write_records(path, [make_record("Hi", [""]), make_record("And?", [""])])
+    with pytest.raises(RecordError, match="none of the 2 records can be trained on: every answer is empty"):
+        start(base, path, tmp_path / "run")
+
+
+def test_equal_prompts_of_a_file_are_one_trie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "records.jsonl"
+    write_records(path, [make_record("Hi", ["No."]), make_record("And?", ["Go."]), make_record("Hi", ["Why?"])])
+    model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
+    config: Any = SimpleNamespace(loss=Objective(), own_samples=0, max_length=64, held_out=0.0, seed=0)
+    loaded = load_dataset(RecordsFile(path, records_sha256(path)), model, config, Console(quiet=True))
+    assert [(trie.counts, trie.rounds) for trie in loaded.training] == [([1, 1], [1, 1]), ([1], [1])]
+
+
 def test_dropped_and_truncated_records_are_counted(base: Path, rejections: Path, tmp_path: Path) -> None:
     records = tmp_path / "mixed.jsonl"
     lines = rejections.read_text().splitlines()
     tokenizer = tiny_tokenizer()
-    write_records(tmp_path / "odd.jsonl", [make_record("Hi", [""]), make_record("a " * 200, ["No"])])
+    write_records(tmp_path / "odd.jsonl", [make_record("Hm", [""]), make_record("a " * 200, ["No"])])
     long = "talk it through " * 30
     write_records(tmp_path / "long.jsonl", [make_record("Hi", [long, "No"])])
     records.write_text(

@@ -21,7 +21,7 @@ from tiny import tiny_llama, tiny_tokenizer
 
 
 def record(tokens: int) -> Boundary:
-    return merge_responses([5] * (tokens - 3), [([20, 21, 22], [True] * 3)], [1], 1)
+    return merge_responses([5] * (tokens - 3), [([20, 21, 22], [True] * 3)], [1], [1])
 
 
 def file_of(folder: Path, lengths: list[int]) -> BoundaryFile:

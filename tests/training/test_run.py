@@ -125,7 +125,7 @@ def test_all_objectives_but_published_make_rejected_answers_less_likely(finished
 
 
 def test_one_rejection_of_a_likely_answer_hardly_moves_the_target() -> None:
-    once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], rounds) for rounds in (1, 60))
+    once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], [rounds]) for rounds in (1, 60))
     assert hardly_moves_target([once, once], 0.24, Objective())
     assert not hardly_moves_target([once], 1.68, Objective())
     assert not hardly_moves_target([once, often], 0.24, Objective())

@@ -44,7 +44,7 @@ def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> 
     model = make()
     with torch.no_grad():
         likeliest = model(torch.tensor([[5, 6, 40]]), use_cache=False).logits[0, -1].topk(3).indices.tolist()
-    records = [merge_responses([5, 6, 40], [([token], [True]) for token in likeliest], [60] * 3, 60)] * 4
+    records = [merge_responses([5, 6, 40], [([token], [True]) for token in likeliest], [60] * 3, [60] * 3)] * 4
     targets = ["in_proj", "x_proj"] if model.config.model_type == "mamba" else None  # its kernel reads the others
     model = adapted(lambda: model, targets=targets)
     run = trainer(model, tmp_path, records, learning_rate=1e-3, max_steps=6, warmup_steps=0)
@@ -61,7 +61,7 @@ def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> 
 
 def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
     """Also where they hold different numbers of nodes: every node weighs the same."""
-    uneven = [*RECORDS[:3], merge_responses([7], [(list(range(50, 60)), [True] * 10)], [4], 9)]
+    uneven = [*RECORDS[:3], merge_responses([7], [(list(range(50, 60)), [True] * 10)], [4], [9])]
     results = []
     for size, accumulated in ((4, 1), (1, 4)):
         model = adapted(KINDS["llama"])
@@ -86,7 +86,7 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
 def test_the_published_kl_falls_fivefold_in_fifty_steps(tmp_path: Path) -> None:
     """From a base sure of itself to the nearly flat target; its width exceeds the vocabulary, so it can be flat."""
     model = adapted(lambda: tiny_llama(TOKENIZER, hidden_size=512))
-    records = [merge_responses([5, 6, n], [(list(range(n, n + 8)), [True] * 8)], [1], 1) for n in range(40, 60)]
+    records = [merge_responses([5, 6, n], [(list(range(n, n + 8)), [True] * 8)], [1], [1]) for n in range(40, 60)]
     run = trainer(model, tmp_path, records, objective="published", learning_rate=1e-2, max_steps=50)
     run.train()
     log = [entry for entry in run.state.log_history if "floor" in entry]

@@ -10,6 +10,7 @@ same hidden states at the same nodes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -69,6 +70,8 @@ class Batch:
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
         padding: number of padding tokens at the end of a packed sequence.
         numbers: indices of the records in the data set, the keys of cached references.
+        normaliser: what the sum of the losses is divided by, summed over the batches of a step; see
+            `layout.make_batch`.
         answers: for an objective of whole answers.
         reference: the reference's hidden states at the nodes, once computed. Shape: (nodes, width).
         reference_softmax: what the loss computes from `reference`, if it is cached.
@@ -83,6 +86,7 @@ class Batch:
     attention_mask: Tensor | None = None
     padding: int = 0
     numbers: tuple[int, ...] = ()
+    normaliser: float = 0.0
     answers: Answers | None = None
     reference: Tensor | None = None
     reference_softmax: ReferenceSoftmax | None = None
@@ -95,7 +99,7 @@ class Batch:
     @property
     def terms(self) -> int:
         """Number of terms of the loss: one per node, or for an objective of answers one per record."""
-        return len(self.nodes) if self.answers is None else len(self.answers.counts.rounds)
+        return len(self.nodes) if self.answers is None else self.answers.counts.nodes
 
     def to(self, device: torch.device, **_: Any) -> Batch:
         """The same batch on another device."""
@@ -118,7 +122,7 @@ class Batch:
         vocabulary.
         """
         rejected_nodes, node = torch.unique(self.counts.node, return_inverse=True)
-        counts = replace(self.counts, node=node, rounds=self.counts.rounds[rejected_nodes])
+        counts = replace(self.counts, node=node, nodes=len(rejected_nodes))
         return replace(self, nodes=self.nodes[rejected_nodes], counts=counts, record=self.record[rejected_nodes])
 
 
@@ -212,7 +216,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         input_ids=torch.cat([batch.input_ids for batch in batches], 1),
         position_ids=torch.cat([batch.position_ids for batch in batches], 1),
         nodes=torch.cat([batch.nodes + start for batch, start in zip(batches, starts, strict=False)]),
-        counts=Counts(empty, empty, empty, empty),
+        counts=Counts(empty, empty, empty, empty, 0),
         record=empty,
         segments=tuple(segments),
     )
@@ -221,7 +225,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
 def collect_answers(boundaries: Sequence[Boundary]) -> Answers:
     """The answers of boundaries, in the order of a batch.
 
-    An answer that a record has twice, with other spans, is one.
+    An answer that a record has twice, with other spans, is one: its counts and rounds add up.
 
     Args:
         boundaries: one per record, made by `merge_responses`.
@@ -233,12 +237,15 @@ def collect_answers(boundaries: Sequence[Boundary]) -> Answers:
     rejected: list[bool] = []
     record: list[int] = []
     count: list[int] = []
+    rounds: list[int] = []
     nodes = 0
     for number, boundary in enumerate(boundaries):
-        counts: dict[int, int] = {}
-        for end, rejections in zip(boundary.ends, boundary.counts, strict=True):
-            counts[end] = counts.get(end, 0) + rejections
-        first, rejected_edges = len(token), {(node, wrong) for node, wrong, _ in boundary.rejections}
+        counts: Counter[int] = Counter()
+        judged: Counter[int] = Counter()
+        for end, rejections, times in zip(boundary.ends, boundary.counts, boundary.rounds, strict=True):
+            counts[end] += rejections
+            judged[end] += times
+        first, rejected_edges = len(token), {(node, wrong) for node, wrong, *_ in boundary.rejections}
         parents = [0] * len(boundary.tokens)
         for end in counts:
             for node, child in boundary.steps(end):
@@ -248,12 +255,17 @@ def collect_answers(boundaries: Sequence[Boundary]) -> Answers:
                 rejected.append((node, boundary.tokens[child - 1]) in rejected_edges)
             record.append(number)
             count.append(counts[end])
+            rounds.append(judged[end])
         parent += [nodes + node for node in parents]
         token += boundary.tokens
         nodes += boundary.nodes
-    rounds = torch.tensor([boundary.rounds for boundary in boundaries], dtype=torch.float32)
-    records = torch.tensor(record)
-    answer_counts = Counts(records, torch.arange(len(record)), torch.tensor(count, dtype=torch.float32), rounds)
+    answer_counts = Counts(
+        torch.tensor(record),
+        torch.arange(len(record)),
+        torch.tensor(count, dtype=torch.float32),
+        torch.tensor(rounds, dtype=torch.float32),
+        len(boundaries),
+    )
     return Answers(
         torch.tensor(parent),
         torch.tensor(token),
@@ -279,17 +291,20 @@ def _make_counts(boundaries: Sequence[Boundary]) -> Counts:
     token: list[int] = []
     count: list[int] = []
     rounds: list[int] = []
+    nodes = 0
     for boundary in boundaries:
-        for local, rejected, v in boundary.rejections:
-            node.append(len(rounds) + local)
-            token.append(rejected)
-            count.append(v)
-        rounds += [boundary.rounds] * boundary.nodes
+        for rejection in boundary.rejections:
+            node.append(nodes + rejection.node)
+            token.append(rejection.token)
+            count.append(rejection.rejected)
+            rounds.append(rejection.judged)
+        nodes += boundary.nodes
     return Counts(
         torch.tensor(node, dtype=torch.long),
         torch.tensor(token, dtype=torch.long),
         torch.tensor(count, dtype=torch.float32),
         torch.tensor(rounds, dtype=torch.float32),
+        nodes,
     )
 
 

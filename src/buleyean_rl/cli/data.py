@@ -21,12 +21,15 @@ def _help(context: typer.Context) -> None:
 @app.command("import")
 def data_import(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, or a Hub data set id."
+        ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
     format: Annotated[
         str,
-        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
+        typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, librechat, traces or columns."),
     ] = "auto",
     split: Annotated[str | None, typer.Option(help="The split of a Hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(help="Maximum number of records.")] = None,
@@ -35,7 +38,13 @@ def data_import(
         typer.Option(metavar="ROLE=NAME", help="Column for the role prompt, answer, score or system; repeatable."),
     ] = None,
     score: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the score to use in a trace.")] = None,
-    below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
+    below: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="A score below this is a rejection; without it 0.5, of scores from -1 to 1."),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Encoding of a text file that is not UTF-8.")
+    ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
     as_json: AsJson = False,
@@ -60,6 +69,7 @@ def data_import(
             skip_bad=skip_bad,
             choices=choices,
             redact=redact,
+            encoding=encoding,
             progress=progress,
         )
     print_report(report.lines(), report.as_dict() if as_json else None)

@@ -69,7 +69,6 @@ class ChatTemplate:
         with _time_limit(SECONDS):
             for messages in conversations:
                 try:
-                    self._check_tools(messages)
                     folded = fold_system(messages) if self.needs_folding(messages) else messages
                     text = self._apply(folded, add_generation_prompt=add_generation_prompt)
                     _check_rendering(text, folded)
@@ -103,14 +102,6 @@ class ChatTemplate:
     @cached_property
     def _has_system(self) -> bool:
         return _PROBE["system"] in self._probe("system", "user") or not self._probe("user")
-
-    @cached_property
-    def _knows_tools(self) -> bool:
-        return "tool_calls" in str(self._tokenizer.chat_template)
-
-    def _check_tools(self, messages: Messages) -> None:
-        if not self._knows_tools and any(message.get("tool_calls") for message in messages):
-            raise TemplateRefusal("the chat template cannot show a tool call: leave the record out, or --skip-bad does")
 
     def _probe(self, *roles: str, add_generation_prompt: bool = False) -> str:
         messages = [{"role": role, "content": _PROBE[role]} for role in roles]

@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from buleyean_rl.data import answer_text, chat_template, control_tokens, encode, trie
 from buleyean_rl.data.encode import Encoder
-from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.data.trie import Boundary, build_boundaries
+from buleyean_rl.data.records import RejectionRecord, folding, record
+from buleyean_rl.data.trie import Boundary, Rejection, build_boundaries
 from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
 from buleyean_rl.system.files import atomic_write
 
@@ -35,15 +35,17 @@ BATCH_RECORDS = 256  # enough for a tokenizer's threads, some 100 MB where every
 CACHE_BYTES = 4 << 30
 
 _IDS = pa.list_(pa.int32())
+_REJECTIONS = [f"rejection_{name}" for name in Rejection._fields]
 # The sizes repeat the lists' lengths, so that they can be read without touching the lists.
 _SIZES = [pa.field("size", pa.int32()), pa.field("nodes", pa.int32())]
 _SCHEMA = pa.schema(
     [
         *_SIZES,
         *(pa.field(name, _IDS) for name in ("prompt", "tokens", "runs", "parents")),
-        *(pa.field(name, _IDS) for name in ("rejected_node", "rejected_token", "ends")),
-        *(pa.field(name, pa.list_(pa.int64())) for name in ("rejected_count", "counts")),
-        pa.field("rounds", pa.int64()),
+        *(pa.field(name, _IDS) for name in _REJECTIONS[:2]),
+        *(pa.field(name, pa.list_(pa.int64())) for name in _REJECTIONS[2:]),
+        pa.field("ends", _IDS),
+        *(pa.field(name, pa.list_(pa.int64())) for name in ("counts", "rounds")),
         pa.field("truncated", pa.int32()),
     ],
 )
@@ -56,6 +58,7 @@ class BoundaryFile(Sequence[Boundary]):
         path: a file that `write_boundaries` wrote.
 
     Attributes:
+        key: the file's name: in the cache a key of all that the boundaries depend on.
         data: counts for the whole file: records read and dropped, responses cut, and what the encoder counted.
         sizes: tokens of each boundary, prompt and trie. Shape: (boundaries,).
         nodes: nodes of each boundary. Shape: (boundaries,).
@@ -74,6 +77,7 @@ class BoundaryFile(Sequence[Boundary]):
         self.data: dict[str, int] = json.loads(metadata[b"data"])
         table = pa.Table.from_batches(batches, pa.schema(_SIZES))
         self.sizes, self.nodes = (table[field.name].to_numpy() for field in _SIZES)
+        self.key = path.stem
         self._rows = np.arange(len(table))
         self._batch_ends = np.cumsum([len(batch) for batch in batches])
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -115,13 +119,11 @@ class BoundaryFile(Sequence[Boundary]):
             tokens=integers("tokens"),
             runs=integers("runs"),
             parents=integers("parents"),
-            rejections=list(
-                zip(integers("rejected_node"), integers("rejected_token"), integers("rejected_count"), strict=True)
-            ),
-            rounds=batch.column("rounds")[row_in_batch].as_py(),
+            rejections=list(map(Rejection, *map(integers, _REJECTIONS))),
             truncated=batch.column("truncated")[row_in_batch].as_py(),
             ends=integers("ends"),
             counts=integers("counts"),
+            rounds=integers("rounds"),
             index=row,
         )
 
@@ -197,13 +199,9 @@ def _build_batches(records: Iterable[RejectionRecord], encoder: Encoder) -> Iter
 
 
 def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
-    rejections = [tuple(zip(*boundary.rejections, strict=True)) or ((), (), ()) for boundary in boundaries]
-    nodes, tokens, counts = zip(*rejections, strict=True) if rejections else ((), (), ())
-    columns = {
-        "size": [boundary.size for boundary in boundaries],
-        "rejected_node": nodes,
-        "rejected_token": tokens,
-        "rejected_count": counts,
+    columns: dict[str, list[Any]] = {
+        name: [[rejection[i] for rejection in boundary.rejections] for boundary in boundaries]
+        for i, name in enumerate(_REJECTIONS)
     }
     attributes = [field.name for field in _SCHEMA if field.name not in columns]
     columns |= {name: [getattr(boundary, name) for boundary in boundaries] for name in attributes}
@@ -216,6 +214,7 @@ def _store_key(source: str, tokenizer: Any, max_length: int) -> str:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-    sources = [inspect.getsource(module) for module in (answer_text, chat_template, control_tokens, encode, trie)]
+    modules = (answer_text, chat_template, control_tokens, encode, folding, record, trie)
+    sources = [inspect.getsource(module) for module in modules]
     code = [version("buleyean-rl"), *sources, _SCHEMA.to_string()]
     return cache_key([source, max_length, hashes, code])

@@ -3,20 +3,39 @@
     record --tokenizer--> prompt ids + responses' ids --merge shared prefixes--> Boundary
 
 A node is a point where the model chooses a next token: node 0 is the end of the prompt, node k the point
-after the k-th token of the trie. At a node, v_i counts the rejections that pass through it and go on with
-token i. Tokens outside the rejected spans add nothing to v, and neither does the end of a response: that an
-answer stopped there was never what was wrong with it.
+after the k-th token of the trie. At a node, n_i and v_i are the sums of rounds and rejections over the responses
+that pass through it and go on with token i. Tokens outside the rejected spans add nothing to them, and neither does
+the end of a response: that an answer stopped there was never what was wrong with it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from buleyean_rl.data.encode import EncodedQuestion, Encoder
 from buleyean_rl.data.records import RejectionRecord
+
+
+class Rejection(NamedTuple):
+    """A rejected continuation of a node.
+
+    Args:
+        node: where it stands.
+        token: the one that was rejected there.
+        rejected: v, in how many rounds.
+        judged: n, of how many, over all responses that go on with it.
+        largest_rounds: the largest T of one of them: the rounds where all responses were judged in the same ones.
+    """
+
+    node: int
+    token: int
+    rejected: int
+    judged: int
+    largest_rounds: int
 
 
 @dataclass(frozen=True)
@@ -31,11 +50,11 @@ class Boundary:
         tokens: token ids of the nodes 1, 2, ..., run after run.
         runs: where each run starts in `tokens`.
         parents: the node each run hangs from.
-        rejections: (node, token, v) of every rejected continuation, sorted by node.
-        rounds: T of the record.
+        rejections: every rejected continuation, sorted by node.
         truncated: how many responses lost tokens to the length limit.
         ends: the node at which each response ends.
         counts: how often each response was rejected.
+        rounds: how often each was judged.
         index: its number in the data set it was read from, if any; not compared.
     """
 
@@ -43,11 +62,11 @@ class Boundary:
     tokens: list[int]
     runs: list[int]
     parents: list[int]
-    rejections: list[tuple[int, int, int]]
-    rounds: int
+    rejections: list[Rejection]
     truncated: int = 0
     ends: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
     index: int | None = field(default=None, compare=False)
 
     @property
@@ -66,13 +85,28 @@ class Boundary:
 
     def path(self, node: int) -> list[slice]:
         """The tokens from the prompt to `node`, as slices of `tokens` in order."""
-        slices = self.run_slices()
         pieces = []
         while node > 0:
-            run = max(r for r, piece in enumerate(slices) if piece.start < node)
-            pieces.append(slice(slices[run].start, node))
+            run = bisect_left(self.runs, node) - 1  # the last that starts before the node
+            pieces.append(slice(self.runs[run], node))
             node = self.parents[run]
         return pieces[::-1]
+
+    def terms_per_answer(self, *, rejected_only: bool = False) -> float:
+        """How many nodes a rejected answer passes, on average: the terms that it has on a prompt of its own.
+
+        Args:
+            rejected_only: count only nodes at which something was rejected.
+        """
+        counted = {rejection.node for rejection in self.rejections} if rejected_only else range(self.nodes)
+        passed = [int(0 in counted)]
+        for run, parent in zip(self.run_slices(), self.parents, strict=True):
+            terms = passed[parent]
+            for node in range(run.start + 1, run.stop + 1):
+                terms += node in counted
+                passed.append(terms)
+        ends = {end for end, count in zip(self.ends, self.counts, strict=True) if end and count}
+        return sum(passed[end] for end in ends) / len(ends) if ends else float(len(counted))
 
     def steps(self, end: int) -> list[tuple[int, int]]:
         """Every (node, next node) from the end of the prompt to `end`; the token between them is next node - 1."""
@@ -108,7 +142,7 @@ def _merge_record(record: RejectionRecord, question: EncodedQuestion, encoder: E
     room = encoder.max_length - len(prompt.ids)
     truncated = sum(answer.length > room for answer in question.answers)
     cut = [(answer.ids[:room], answer.rejected[:room]) for answer in question.answers]
-    boundary = merge_responses(prompt.ids, cut, record.rejection_counts, max(record.rounds), truncated)
+    boundary = merge_responses(prompt.ids, cut, record.rejection_counts, record.rounds, truncated)
     encoder.counts["nothing_rejected"] += not boundary.rejections
     return boundary if boundary.rejections else None
 
@@ -117,7 +151,7 @@ def merge_responses(
     prompt: list[int],
     responses: Sequence[tuple[list[int], list[bool]]],
     counts: Sequence[int],
-    rounds: int,
+    rounds: Sequence[int],
     truncated: int = 0,
 ) -> Boundary:
     """The trie of some responses.
@@ -125,8 +159,8 @@ def merge_responses(
     Args:
         prompt: token ids.
         responses: token ids of each, and which of its tokens are rejected.
-        counts: how often each was rejected; one that never was only adds its nodes.
-        rounds: T.
+        counts: how often each was rejected; one that never was adds its nodes, and its rounds where it meets others.
+        rounds: how often each was judged.
         truncated: how many were cut.
     """
     children: list[dict[int, int]] = [{}]
@@ -134,12 +168,13 @@ def merge_responses(
     runs: list[int] = []
     parents: list[int] = []
     ends: list[int] = []
-    rejections: dict[tuple[int, int], int] = {}
-    for (ids, rejected), count in zip(responses, counts, strict=True):
+    judgements: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for (ids, rejected), count, judged in zip(responses, counts, rounds, strict=True):
         node, growing = 0, False
         for token, is_rejected in zip(ids, rejected, strict=True):
-            if is_rejected and count:
-                rejections[node, token] = rejections.get((node, token), 0) + count
+            if is_rejected:
+                v, n, largest = judgements.get((node, token), (0, 0, 0))
+                judgements[node, token] = v + count, n + judged, max(largest, judged)
             if token not in children[node]:
                 if not growing:
                     runs.append(len(tokens))
@@ -150,5 +185,5 @@ def merge_responses(
                 children.append({})
             node = children[node][token]
         ends.append(node)
-    entries = sorted((node, token, v) for (node, token), v in rejections.items())
-    return Boundary(prompt, tokens, runs, parents, entries, rounds, truncated, ends, list(counts))
+    entries = sorted(Rejection(*place, *sums) for place, sums in judgements.items() if sums[0])
+    return Boundary(prompt, tokens, runs, parents, entries, truncated, ends, list(counts), list(rounds))

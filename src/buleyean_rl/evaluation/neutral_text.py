@@ -33,7 +33,7 @@ def neutral_boundary(encoder: Encoder, text: str) -> Boundary | None:
     ids = encoder.encode_text(text)
     if len(ids) < 2:
         return None
-    return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], 1)
+    return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], [1])
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ class PackedScorer:
         if not any(fitting):
             return None, [[] for _ in answers], cut
         responses = [(ids, [True] * len(ids)) for ids in fitting]
-        boundary = merge_responses(prompt, responses, [1] * len(responses), len(responses))
+        boundary = merge_responses(prompt, responses, [1] * len(responses), [1] * len(responses))
         return boundary, response_edges(boundary), cut
 
     def _edge_nats(
@@ -242,7 +242,7 @@ def response_edges(boundary: Boundary) -> list[list[int]]:
     Args:
         boundary: every token of its responses rejected.
     """
-    number = {(node, token): edge for edge, (node, token, _) in enumerate(boundary.rejections)}
+    number = {(node, token): edge for edge, (node, token, *_) in enumerate(boundary.rejections)}
     return [[number[node, boundary.tokens[child - 1]] for node, child in boundary.steps(end)] for end in boundary.ends]
 
 

@@ -5,7 +5,7 @@ Each loss is
     L = alpha KL(P || pi) + (1 - alpha) C                                                  (2)
 
 with P the complement distribution (1) over some options, pi the model's distribution over them and
-c_i = min(v_i, T) / T the rejection rate of option i:
+c_i = min(v_i, n_i) / n_i the rejection rate of option i:
 
     complement   options: the vocabulary, at each trie node; P on the reference model;  C by (3)
     listwise     options: the answers to one prompt, pi by (5); P on a uniform base;    C by (3)
@@ -50,7 +50,7 @@ class Objective:
     Args:
         name: `complement`, `listwise` or `published`.
         alpha: weight of the KL against the contrast, in (0, 1]; None for the objective's `DEFAULT_ALPHA`.
-        tau: exponent of the complement weights, above 0; 1 is the published formula.
+        tau: exponent of the complement ratios, above 0; 1 is the published formula.
         beta: of equation (5), above 0; only `listwise` uses it.
 
     Raises:
@@ -169,9 +169,10 @@ def kl_to_target(log_pi: Tensor, base: Tensor | None, counts: Counts, tau: float
         log_pi: the model's. Shape: (nodes, vocabulary).
         base: the base measure of P, probabilities; None for a uniform one. Shape: (nodes, vocabulary).
         counts: rejections over the vocabulary at each node.
-        tau: exponent of the complement weights.
+        tau: exponent of the complement ratios.
     """
-    P = complement.target(counts.dense(counts.count, log_pi.shape[-1]), counts.rounds, base, tau)
+    v, n = (counts.dense(column, log_pi.shape[-1]) for column in (counts.count, counts.rounds))
+    P = complement.target(v, n, base, tau)
     return (torch.xlogy(P, P) - P * log_pi).sum(-1)
 
 

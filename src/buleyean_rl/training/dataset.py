@@ -15,12 +15,22 @@ from rich.markup import escape
 
 from buleyean_rl.data.chat_template import TemplateRefusal
 from buleyean_rl.data.encode import COUNT_LABELS, Encoder, describe_template
-from buleyean_rl.data.records import as_messages, parse_record, read_records, read_rows, records_sha256, write_records
+from buleyean_rl.data.records import (
+    as_messages,
+    fold_records,
+    fold_stream,
+    parse_record,
+    read_records,
+    read_rows,
+    records_sha256,
+    write_records,
+)
 from buleyean_rl.data.token_store import BoundaryFile, tokenise
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import RecordError
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
+from buleyean_rl.system.cache import cache_folder
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.own_samples import add_own_samples
 
@@ -124,7 +134,7 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
     with console.status("tokenising") as status:
         boundaries = tokenise(
-            read_records(records.path, skip_bad=records.skip_bad),
+            fold_stream(read_records(records.path, skip_bad=records.skip_bad), cache_folder()),  # a prompt is one trie
             source,
             model.tokenizer,
             config.max_length,
@@ -140,7 +150,7 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
     """Write the records with samples of the base model added, in the run folder."""
     file = Path(str(config.output_dir)) / OWN_SAMPLES_FILE
     if not file.exists():
-        originals = list(read_records(records.path, skip_bad=records.skip_bad))
+        originals = fold_records(read_records(records.path, skip_bad=records.skip_bad))
         encoder = Encoder(model.tokenizer, config.max_length, skip_refused=True)
         prompts = encoder.encode_prompts([record.prompt for record in originals])
         fits = [encoder.has_room(prompt) for prompt in prompts]  # the others are dropped and counted later

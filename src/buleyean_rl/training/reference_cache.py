@@ -132,7 +132,7 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
     if entry is None:
         return None
     key_inputs = [
-        *(*model.numerics_key, dataset.sha256, config.loss.is_listwise, micro_batch_limit(config, model.module)),
+        *(*model.numerics_key, training.key, config.loss.is_listwise, micro_batch_limit(config, model.module)),
         *(config.max_length, config.held_out, config.seed, config.data_seed, config.per_device_train_batch_size),
         entry.with_softmax,
     ]

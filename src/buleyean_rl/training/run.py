@@ -149,7 +149,7 @@ def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
         by_token
         and objective.tau <= 1
         and nats < MAX_LIKELY_NATS
-        and all(boundary.rounds == 1 for boundary in boundaries)
+        and all(rounds == 1 for boundary in boundaries for rounds in boundary.rounds)
     )
 
 

@@ -92,15 +92,13 @@ class BuleyeanTrainer(Trainer):
             ]
         }
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """The collated batches of a step, and how many terms its loss has. See `Trainer.get_batch_samples`."""
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The collated batches of a step, and what its loss is divided by. See `Trainer.get_batch_samples`."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples, sum(batch.terms for sample in samples for batch in sample["batches"])
+        return samples, sum(batch.normaliser for sample in samples for batch in sample["batches"])
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | float | None = None
     ) -> Tensor:
         """Forward and backward, by micro-batches. See `Trainer.training_step`."""
         # transformers' own step would visit all modules for each micro-batch: 15 ms
@@ -123,13 +121,13 @@ class BuleyeanTrainer(Trainer):
         model: Any,  # noqa: ARG002 - the signature is transformers'
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
     ) -> Any:
-        """Sum of the loss over the nodes of a micro-batch, over the nodes of the step. See `Trainer.compute_loss`."""
+        """Sum of the loss over a micro-batch, over the normaliser of the step. See `Trainer.compute_loss`."""
         batch: Batch = inputs["batch"].to(self.args.device)
         losses = self.losses(batch)
         self._logged.add(losses, batch.tokens)
-        loss = losses.loss.sum() / max(int(num_items_in_batch or batch.terms), 1)
+        loss = losses.loss.sum() / float(num_items_in_batch or batch.normaliser)
         return (loss, losses) if return_outputs else loss
 
     def losses(self, batch: Batch) -> NodeLosses:

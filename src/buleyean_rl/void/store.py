@@ -214,7 +214,12 @@ class Store:
         rows = self._all("SELECT prompt, answer, spans, count, rounds FROM rejections WHERE undone IS NULL ORDER BY id")
         return fold_records(
             make_record(
-                json.loads(row["prompt"]), [row["answer"]], [row["count"]], row["rounds"], [json.loads(row["spans"])]
+                json.loads(row["prompt"]),
+                [row["answer"]],
+                [row["count"]],
+                row["rounds"],
+                [json.loads(row["spans"])],
+                require_rejection=False,
             )
             for row in rows
         )

@@ -1,18 +1,21 @@
 """Other people's data -> rejection records.
 
-    protocol      Format: how one shape of row is read
-    formats       the table of formats, and which one a source is in
-      canonical   records, as training reads them
-      pairs       a chosen and a rejected answer; an answer and a label (KTO)
-      ranked      several answers with scores or counts
-      open_webui  Open WebUI's exports
-      traces      Langfuse and LangSmith
-      columns     tables whose columns the user names
-    rows, scores  what the formats share
-    sources       a file, a folder or a Hub data set -> numbered rows
-    redact        a record without e-mail addresses, phone numbers and keys
-    run           rows, folded by prompt, into a records file
-    preferences   rows, chosen answers too, as rankings: for measuring only
+    protocol       Format: how one shape of row is read
+    formats        the table of formats, and which one a source is in
+      canonical    records, as training reads them
+      pairs        a chosen and a rejected answer
+      labels       an answer and a label (KTO, thumbs)
+      ranked       several answers with scores or counts
+      open_webui   Open WebUI's exports
+      librechat    LibreChat's exports
+      traces       Langfuse and LangSmith
+      columns      tables whose columns the user names
+    rows, scores, literals, reasoning, threads, suggest   what the formats share
+    sources        a file, a folder or a Hub data set -> numbered rows
+      text_files, json_files, tables, arrow_files   by kind of file
+    redact         a record without e-mail addresses, phone numbers and keys
+    run            rows, folded by prompt, into a records file
+    preferences    rows, chosen answers too, as rankings: for measuring only
 
 What this package is not: no row's chosen answer, accepted answer or score ever reaches a record.
 """

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from buleyean_rl.data.importers.literals import parse_messages_text
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format
+from buleyean_rl.data.importers.rows import pick_prompt, refuse_row
 from buleyean_rl.data.records import RejectionRecord, Row, parse_record, pick_rejected_answers
 
 
 def _matches(row: Row) -> bool:
-    return "rejected_responses" in row or "rejectedResponses" in row or ("rejected" in row and "chosen" not in row)
+    if "rejected_responses" in row or "rejectedResponses" in row:
+        return True
+    return "rejected" in row and "chosen" not in row and not _holds_messages(row["rejected"])
+
+
+def _holds_messages(rejected: object) -> bool:
+    if isinstance(rejected, str):
+        return parse_messages_text(rejected, "rejected") is not None
+    first = rejected[0] if isinstance(rejected, list) and rejected else rejected
+    return isinstance(first, Mapping)
 
 
 def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
-    record = parse_record(row)
-    discards.duplicates_folded += len(pick_rejected_answers(row)) - len(record.rejected_responses)
+    answers = pick_rejected_answers(row)
+    if answers is None:
+        refuse_row("has no rejected answer", row)
+    record = parse_record({**row, "prompt": pick_prompt(row, discards), "messages": None})
+    discards.duplicates_folded += len(answers) - len(record.rejected_responses)
     yield record
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format
-from buleyean_rl.data.importers.rows import build_record
+from buleyean_rl.data.importers.rows import (
+    accepted_record,
+    add_context,
+    build_record,
+    get_path,
+    parse_answer,
+    strip_answer,
+    unpack_messages,
+)
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.records import RejectionRecord, Row
 from buleyean_rl.data.records.values import fail, list_keys
@@ -14,22 +22,37 @@ from buleyean_rl.data.records.values import fail, list_keys
 
 def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[RejectionRecord]:
     cells = _pick_cells(row, choices)
-    if "score" in cells and not is_rejection(cells["score"], choices.below, f"column {choices.columns['score']!r}"):
-        discards.chosen_discarded += 1
-        discards.without_rejection += 1
+    rejected: bool | None = True
+    if "score" in cells:
+        rejected = is_rejection(cells["score"], choices.below, f"column {choices.columns['score']!r}")
+    discards.unrated += rejected is None
+    discards.chosen_discarded += rejected is False
+    discards.without_rejection += not rejected
+    if rejected is None:
         return
-    prompt = cells["prompt"]
-    if cells.get("system"):
-        prompt = [{"role": "system", "content": cells["system"]}, {"role": "user", "content": prompt}]
-    yield build_record(discards, prompt, [cells["answer"]])
+    prompt = unpack_messages(cells["prompt"], "the prompt", discards)
+    prompt = add_context({"system": cells.get("system")}, prompt, discards)
+    if rejected:
+        answer = strip_answer(parse_answer(cells["answer"], "the answer", discards), discards)
+        yield build_record(discards, prompt, [answer])
+    else:
+        yield from accepted_record(prompt, cells["answer"])
 
 
 def _pick_cells(row: Row, choices: Choices) -> dict[str, Any]:
     """The cells of a row by their roles."""
-    for column in choices.columns.values():
-        if column not in row:
-            fail(f"has no column {column!r} (its columns: {list_keys(row)})")
-    return {role: row[column] for role, column in choices.columns.items()}
+    return {role: _pick_cell(row, column) for role, column in choices.columns.items()}
+
+
+def _pick_cell(row: Row, column: str) -> Any:
+    """The value of a column; a name with dots reaches into objects, and line ends in names count as spaces."""
+    if column in row:
+        return row[column]
+    for name in row:
+        if name.split() == column.split():
+            return row[name]
+    value = get_path(row, *column.split("."))
+    return fail(f"has no column {column!r} (its columns: {list_keys(row)})") if value is None else value
 
 
 # Never detected: the user asks for it by naming columns.

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from buleyean_rl.data.importers import canonical, columns, open_webui, pairs, ranked, traces
+from buleyean_rl.data.importers import canonical, columns, labels, librechat, open_webui, pairs, ranked, traces
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Format
+from buleyean_rl.data.importers.suggest import suggest_columns
 from buleyean_rl.data.records import Row
 from buleyean_rl.data.records.values import fail, list_keys
 from buleyean_rl.errors import UsageError
@@ -17,7 +18,8 @@ from buleyean_rl.errors import UsageError
 FORMATS = (
     canonical.RECORDS,
     pairs.PAIRS,
-    pairs.KTO,
+    librechat.LIBRECHAT,
+    labels.KTO,
     ranked.CANDIDATES,
     ranked.SCORED,
     open_webui.OPEN_WEBUI,
@@ -60,6 +62,10 @@ def detect_format(rows: Sequence[Row], choices: Choices = NO_CHOICES) -> Format:
         for format in FORMATS:
             if format.matches(row):
                 return format
-    problem = f"its first row has the keys {list_keys(rows[0])}" if rows else "it has no good row"
+    if not rows:
+        fail("is in no known format: it has no good row")
     known_formats = "; ".join(f"{format.name}: {format.keys}" for format in FORMATS)
-    fail(f"is in no known format: {problem}.\nKnown are {known_formats}")
+    fail(
+        f"is in no known format: its first row has the keys {list_keys(rows[0])}. Say which hold what, such as "
+        f"{suggest_columns(rows[0])}\nKnown are {known_formats}"
+    )

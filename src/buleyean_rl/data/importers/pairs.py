@@ -1,4 +1,4 @@
-"""Rows with a chosen and a rejected answer (pairs), and rows with one answer and a label (KTO)."""
+"""Rows with a chosen and a rejected answer, as TRL, LLaMA-Factory, Axolotl, ms-swift and OpenAI write them."""
 
 from __future__ import annotations
 
@@ -8,70 +8,95 @@ from typing import Any
 
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format, Preference
 from buleyean_rl.data.importers.rows import (
-    ANSWER_KEYS,
+    OTHER_PROMPT_KEYS,
     PROMPT_KEYS,
+    accepted_record,
+    add_context,
     answers_to_text,
     build_record,
     context_to_prompt,
-    get_path,
     is_conversation,
-    parse_answer,
     pick_prompt,
+    refuse_row,
     split_conversation,
+    unpack_messages,
 )
-from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, parse_text, pick
-from buleyean_rl.data.records.values import describe, fail, list_keys
+from buleyean_rl.data.records import RejectionRecord, Row, parse_messages, parse_prompt, parse_text, pick
+from buleyean_rl.data.records.values import describe, fail
 
-# --- pairs
+REJECTED_KEYS = ("rejected", "rejected_response", "non_preferred_output", "rejected_messages")
+CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output", "chosen_messages")
 
 
-def _read_pair(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
-    """The rejected answer of a pair; the chosen one is discarded.
+def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
+    """The rejected answer of a pair, and a round that the chosen one won.
 
     Answers are texts beside a prompt, message lists beside a prompt, or whole conversations that share
     everything but their last message, as messages or as a text of `Human:` and `Assistant:` (HH-RLHF).
     """
-    row = _split_transcripts(row)
-    prompt, answers = _pick_side(row, "rejected", "chosen")
+    pair = _rename(row, discards)
+    prompt, answers = _pick_side(pair, "rejected", "chosen", discards)
     yield build_record(discards, prompt, answers)
-    chosen = pick(row, "chosen")
-    if chosen is not None:
+    if pair.get("chosen") is not None:
         discards.chosen_discarded += 1
-        text = get_path(chosen[-1], "content") if is_conversation(chosen) else chosen
-        discards.same_as_chosen += text in answers
+        chosen = _chosen_texts(pair)
+        discards.same_as_chosen += isinstance(answers, list) and any(text in answers for text in chosen)
+        for text in chosen:
+            yield from accepted_record(prompt, text)
 
 
-def _rank_pair(row: Row) -> Preference:
-    row = _split_transcripts(answers_to_text(row, "chosen", "rejected"))
-    prompt, rejected = _pick_side(row, "rejected", "chosen")
-    chosen = [] if pick(row, "chosen") is None else _pick_side(row, "chosen", "rejected")[1]
+def _read_preference(row: Row) -> Preference:
+    pair = _rename(answers_to_text(row, (*CHOSEN_KEYS, *REJECTED_KEYS)), Discards())
+    prompt, rejected = _pick_side(pair, "rejected", "chosen", Discards())
+    chosen = [] if pair.get("chosen") is None else _pick_side(pair, "chosen", "rejected", Discards())[1]
     answers = [*_parse_texts(chosen, "chosen"), *_parse_texts(rejected, "rejected")]
     return Preference(parse_prompt(prompt), tuple(answers), (0,) * len(chosen) + (1,) * len(rejected), 1)
 
 
-def _pick_side(row: Row, side: str, other_side: str) -> tuple[Any, list[Any]]:
+def _rename(row: Row, discards: Discards) -> Row:
+    """A pair of any dialect with its sides under `chosen` and `rejected`, those that are messages as lists."""
+    sides = {"chosen": pick(row, *CHOSEN_KEYS), "rejected": pick(row, *REJECTED_KEYS)}
+    pair = {key: value for key, value in row.items() if key not in (*CHOSEN_KEYS, *REJECTED_KEYS)}
+    messages = pair.get("messages")
+    if sides["chosen"] is None and is_conversation(messages) and len(messages) > 1:  # ms-swift
+        sides["chosen"], pair["messages"] = messages, messages[:-1]
+    if sides["chosen"] is None and "rejected_response" in row:  # ms-swift before 3
+        sides["chosen"] = row.get("response")
+    for side, value in sides.items():
+        unpacked = unpack_messages(value, side, discards)
+        if pair.keys().isdisjoint({*PROMPT_KEYS, *OTHER_PROMPT_KEYS}):
+            unpacked = _parse_transcript(unpacked)
+        pair[side] = unpacked
+    return pair
+
+
+def _pick_side(row: Row, side: str, other_side: str, discards: Discards) -> tuple[Any, Any]:
     """The prompt of a pair, and the answers of one of its two sides, unchecked.
 
     The other side is looked at only where the prompt is the part that both share.
     """
-    answer, other = pick(row, side), pick(row, other_side)
+    answer, other = row[side], row[other_side]
     if answer is None:
-        fail(f"has no {side} answer (its keys: {list_keys(row)})")
+        refuse_row(f"has no {side} answer", row)
     if not is_conversation(answer):
-        return pick_prompt(row), [answer] if isinstance(answer, str) else answer
-    context, text = split_conversation(answer, side)
+        return pick_prompt(row, discards), [answer] if isinstance(answer, str) else answer
+    context, text = split_conversation(answer, side, discards)
     if context and context[0][0] == "assistant":
         fail(f"{side} is more than one answer: which of them was {side} is unclear")
-    if context and other is not None and split_conversation(other, other_side)[0] != context:
+    if not context:
+        return pick_prompt(row, discards), [text]
+    if is_conversation(other) and (len(other) < 2 or parse_messages(other[:-1], other_side) != context):
         fail(f"{other_side} and {side} part ways before their last answers: which was {side} is unclear")
-    return context_to_prompt(context) if context else pick_prompt(row), [text]
+    return add_context(row, context_to_prompt(context), discards), [text]
 
 
-def _split_transcripts(row: Row) -> Row:
-    """A pair without a prompt, its texts that are whole conversations as messages."""
-    if not row.keys().isdisjoint(PROMPT_KEYS):
-        return row
-    return {**row, **{side: _parse_transcript(row[side]) for side in ("chosen", "rejected") if side in row}}
+def _chosen_texts(row: Row) -> list[Any]:
+    """The chosen answers of a row as far as they can be read: they are only compared."""
+    chosen = row["chosen"]
+    if is_conversation(chosen):
+        last = chosen[-1]
+        return [last.get("content", last.get("value")) if isinstance(last, dict) else None]
+    return chosen if isinstance(chosen, list) else [chosen]
 
 
 def _parse_transcript(value: Any) -> Any:
@@ -89,49 +114,10 @@ def _parse_texts(values: Any, name: str) -> list[str]:
     return [parse_text(value, f"{name}[{k}]") for k, value in enumerate(values)]
 
 
-PAIRS = Format(
-    "pairs", "prompt, chosen, rejected", lambda row: {"chosen", "rejected"} <= row.keys(), _read_pair, _rank_pair
-)
-
-# --- labels
-
-
-def _read_label(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
-    """The answer of a row whose label is false; one whose label is true is discarded."""
-    if _parse_label(row):
-        discards.chosen_discarded += 1
-        discards.without_rejection += 1
-        return
-    prompt, answer = _pick_labelled(row)
-    yield build_record(discards, prompt, [answer])
+def _matches(row: Row) -> bool:
+    if {"chosen", "rejected"} <= row.keys():
+        return True
+    return not row.keys().isdisjoint(REJECTED_KEYS[1:])
 
 
-def _rank_label(row: Row) -> Preference:
-    prompt, answer = _pick_labelled(answers_to_text(row, *ANSWER_KEYS))
-    return Preference(parse_prompt(prompt), (answer,), (int(not _parse_label(row)),), 1)
-
-
-def _parse_label(row: Row) -> bool:
-    label = row.get("label")
-    if not isinstance(label, bool):
-        fail(f"label is {describe(label)}: it must be true (accepted) or false (rejected)")
-    return label
-
-
-def _pick_labelled(row: Row) -> tuple[Any, str]:
-    """The prompt, unchecked, and the answer."""
-    completion = pick(row, "completion", "response")
-    if completion is not None:
-        return pick_prompt(row), parse_answer(completion, "completion")
-    context, answer = split_conversation(pick(row, "messages", "prompt"), "messages")
-    return context_to_prompt(context), answer
-
-
-KTO = Format(
-    "kto",
-    "messages (or prompt, completion), label",
-    lambda row: "label" in row and not row.keys().isdisjoint({"messages", "completion", "response"}),
-    _read_label,
-    _rank_label,
-    one_answer_a_row=True,
-)
+PAIRS = Format("pairs", "prompt, chosen, rejected", _matches, _read_records, _read_preference)

@@ -8,6 +8,7 @@ A preference is never trained on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,7 +65,8 @@ def read_preferences(
                 handle_bad_row(error, source, line, on_error)
 
     rankings = _merge_by_prompt(read_rows()) if row_format.one_answer_a_row else read_rows()
-    preferences = list(islice(rankings, limit))
+    with closing(rows):
+        preferences = list(islice(rankings, limit))
     filled = [preference.without_blank() for preference in preferences]
     items = tuple(preference for preference in filled if preference.answers)
     if not items:
@@ -82,6 +84,8 @@ def _rank_row(row_format: Format, row: Row) -> Iterator[Preference]:
         yield row_format.read_preference(row)
         return
     for record in row_format.read_records(row, Discards(), NO_CHOICES):
+        if not record.rejects:
+            continue
         rounds = max(record.rounds)  # T is one number here: counts are scaled to it
         counts = tuple(round(answer.count * rounds / answer.rounds) for answer in record.entries())
         yield Preference(record.prompt, record.rejected_responses, counts, rounds)

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from buleyean_rl.data.records import Prompt, RejectionRecord, Row
 from buleyean_rl.errors import UsageError
 
 COLUMN_ROLES = ("prompt", "answer", "score", "system")
+MAX_REASONS = 30  # told apart; further ones are counted as one
+MAX_REASON = 60  # characters
 
 
 @dataclass
 class Discards:
-    """What importing left out on purpose.
+    """What importing left out on purpose, and what it read otherwise than it stands there.
 
     Args:
         chosen_discarded: answers that were chosen, accepted, or never rejected.
         ties: pairs of answers with equal scores, which are no rejection.
         without_rejection: rows in which nothing was rejected.
+        unrated: those of them that nobody rated.
         duplicates_folded: rejected answers that repeat another one of their row.
         same_as_chosen: rows that reject the very text they choose.
+        unusable: reason -> sound rows that training on text cannot use, such as a rejected call of a tool.
+        context_dropped: key -> rows that were imported without what they have under it.
+        parsed_texts: conversations that stood in the data as text.
+        reasoning_removed: rejected answers whose reasoning was taken out.
+        edited: answers that a person edited later, imported as the model wrote them.
     """
 
     chosen_discarded: int = 0
     ties: int = 0
     without_rejection: int = 0
+    unrated: int = 0
     duplicates_folded: int = 0
     same_as_chosen: int = 0
+    unusable: dict[str, int] = field(default_factory=dict)
+    context_dropped: dict[str, int] = field(default_factory=dict)
+    parsed_texts: int = 0
+    reasoning_removed: int = 0
+    edited: int = 0
+
+    def note_unusable(self, reason: str) -> None:
+        """Count a row that is left out."""
+        _count(self.unusable, reason)
+
+    def note_context(self, keys: Iterable[str]) -> None:
+        """Count a row that is imported without what it has under some keys."""
+        for key in keys:
+            _count(self.context_dropped, key[:MAX_REASON])
+
+
+def _count(counts: dict[str, int], reason: str) -> None:
+    key = reason if reason in counts or len(counts) < MAX_REASONS else "other"
+    counts[key] = counts.get(key, 0) + 1
 
 
 @dataclass(frozen=True)
@@ -38,12 +66,12 @@ class Choices:
     Args:
         columns: role -> the column that has it; roles are `COLUMN_ROLES`.
         score: the score that counts, where a trace has several.
-        below: a score below it is a rejection.
+        below: a score below it is a rejection; None: scores are labels between -1 and 1.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     score: str | None = None
-    below: float = 0.5
+    below: float | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.columns) - set(COLUMN_ROLES)
@@ -52,7 +80,7 @@ class Choices:
         missing = {"prompt", "answer"} - set(self.columns)
         if self.columns and missing:
             raise UsageError(f"no column for {' and '.join(sorted(missing))}: add --column {min(missing)}=NAME")
-        if not math.isfinite(self.below):
+        if self.below is not None and not math.isfinite(self.below):
             raise UsageError(f"--below {self.below}: it must be a number")
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format, Preference
 from buleyean_rl.data.importers.rows import (
     ANSWER_KEYS,
+    accepted_record,
     answers_to_text,
     build_record,
     get_path,
     parse_answer,
     parse_number,
     pick_prompt,
+    refuse_row,
 )
 from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, pick
-from buleyean_rl.data.records.values import describe, fail, list_keys, parse_integer
+from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer
+from buleyean_rl.errors import RecordError
 
 Counted = tuple[list[Row], list[int], Any]  # candidates, how often each was rejected, rounds (unchecked)
 
@@ -32,11 +36,13 @@ def _read_scored(row: Row, discards: Discards, _choices: Choices) -> Iterator[Re
 
 
 def _rank_candidates(row: Row) -> Preference:
-    candidates, counts, rounds = _count_rejections(row, Discards())
-    answers = [_parse_candidate(answers_to_text(candidate, *ANSWER_KEYS), k) for k, candidate in enumerate(candidates)]
+    discards = Discards()
+    candidates, counts, rounds = _count_rejections(row, discards)
+    texts = [answers_to_text(candidate, ANSWER_KEYS) for candidate in candidates]
+    answers = [_parse_candidate(candidate, k, discards) for k, candidate in enumerate(texts)]
     largest = max([1, *counts])
     checked_rounds = largest if rounds is None else parse_integer(rounds, "total_rounds", largest)
-    return Preference(parse_prompt(pick_prompt(row)), tuple(answers), tuple(counts), checked_rounds)
+    return Preference(parse_prompt(pick_prompt(row, discards)), tuple(answers), tuple(counts), checked_rounds)
 
 
 def _count_rejections(row: Row, discards: Discards) -> Counted:
@@ -56,8 +62,9 @@ def _compare_scores(row: Row, discards: Discards) -> Counted:
     """
     candidates = _pick_candidates(row)
     scores = [_parse_score(candidate, k, row) for k, candidate in enumerate(candidates)]
-    losses = [sum(score < other for other in scores) for score in scores]
-    discards.ties += sum(a == b for a, b in combinations(scores, 2))
+    ascending = sorted(scores)
+    losses = [len(scores) - bisect_right(ascending, score) for score in scores]
+    discards.ties += sum(number * (number - 1) // 2 for number in Counter(scores).values())
     return candidates, losses, max(1, len(candidates) - 1)
 
 
@@ -67,18 +74,35 @@ def _build_records(
     """The record of candidates with rejection counts: those at 0 are discarded."""
     rejected = [k for k, count in enumerate(counts) if count]
     if rejected:
-        answers = [_parse_candidate(candidates[k], k) for k in rejected]
-        yield build_record(discards, pick_prompt(row), answers, [counts[k] for k in rejected], rounds)
+        answers = [_parse_candidate(candidates[k], k, discards) for k in rejected]
+        yield build_record(discards, pick_prompt(row, discards), answers, [counts[k] for k in rejected], rounds)
     else:
         discards.without_rejection += 1
     discards.chosen_discarded += len(candidates) - len(rejected)
+    yield from _accepted(row, candidates, counts, rounds)
+
+
+def _accepted(row: Row, candidates: Sequence[Row], counts: Sequence[int], rounds: object) -> Iterator[RejectionRecord]:
+    """The rounds that candidates at 0 won, as far as they can be read: they are only compared."""
+    won = max(counts, default=1) if rounds is None else rounds
+    if not isinstance(won, int) or not 1 <= won <= MAX_INTEGER:
+        return
+    try:
+        prompt = pick_prompt(row, Discards())
+    except RecordError:
+        return
+    for candidate, count in zip(candidates, counts, strict=True):
+        if not count:
+            yield from accepted_record(
+                prompt, next((candidate[key] for key in ANSWER_KEYS if key in candidate), None), won
+            )
 
 
 def _pick_candidates(row: Row) -> list[Row]:
     """The answers of a row as objects, their texts unchecked."""
     value = pick(row, "completions", "candidates", "responses")
     if not isinstance(value, list):
-        fail(f"has no list of completions or candidates (its keys: {list_keys(row)})")
+        refuse_row("has no list of completions or candidates", row)
     scores = row.get("scores")
     if isinstance(scores, list) and all(isinstance(text, str) for text in value):
         if len(scores) != len(value):
@@ -90,12 +114,12 @@ def _pick_candidates(row: Row) -> list[Row]:
     return value
 
 
-def _parse_candidate(candidate: Row, k: int) -> str:
+def _parse_candidate(candidate: Row, k: int, discards: Discards) -> str:
     """The text of the k-th candidate."""
     answer = pick(candidate, *ANSWER_KEYS)
     if answer is None:
         fail(f"candidate {k} has no response (its keys: {list_keys(candidate)})")
-    return parse_answer(answer, f"the response of candidate {k}")
+    return parse_answer(answer, f"the response of candidate {k}", discards)
 
 
 def _parse_score(candidate: Row, k: int, row: Row) -> float:

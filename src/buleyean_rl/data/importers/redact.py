@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import accumulate
 
-from buleyean_rl.data.records import RejectionRecord, Span, Spans, make_record
+from buleyean_rl.data.records import RejectionRecord, Spans, make_record, parse_prompt
 
+# No pattern may begin within what it failed on before: its time would be quadratic in a hostile text.
 _KEYS = (
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     r"\b(?:sk|pk|rk)[-_](?:[A-Za-z]+[-_])*[A-Za-z0-9_-]{16,}",
@@ -20,11 +24,11 @@ _KEYS = (
     r"\bxox[abposr]-[A-Za-z0-9-]{10,}",
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     r"\bAIza[A-Za-z0-9_-]{30,}",
-    r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
+    r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
     r"(?<=\bBearer )[A-Za-z0-9._~+/-]{16,}=*",
     # after a word such as `password`: only the value goes
     r"(?i:\b(?:api[ _-]?key|access[ _-]?token|token|secret|passwor[dt]|passwd|pwd)\b[\"']?\s*(?:[:=]|\bis\b)\s*[\"']?)"
-    r"(?P<value>(?=\S*[\d\W_])[^\s\"',;]{6,})",
+    r"(?P<value>(?=[^\s\"',;]*[\d\W_])[^\s\"',;]{6,})",
 )
 _PHONES = (
     r"(?<![\w+])\+\d[\d ().\-/]{6,20}\d(?!\w)",
@@ -34,7 +38,7 @@ _PHONES = (
 )
 _PATTERNS = (
     ("key", tuple(re.compile(pattern, re.DOTALL) for pattern in _KEYS)),
-    ("email", (re.compile(r"(?<![\w.+-])[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+"),)),
+    ("email", (re.compile(r"(?<![\w.+%'-])[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+"),)),
     ("phone", tuple(re.compile(pattern) for pattern in _PHONES)),
 )
 PHONE_DIGITS = range(9, 16)  # dates and times have fewer, account numbers more
@@ -63,6 +67,8 @@ def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRec
         spans.append(moved)
     if counts.total() == before:
         return record
+    if not any(record.rejection_counts):  # a round that its answer won
+        return replace(record, prompt=parse_prompt(prompt), rejected_responses=tuple(answers))
     return make_record(
         prompt,
         answers,
@@ -71,6 +77,7 @@ def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRec
         rounds=record.rounds,
         ended=record.ended,
         policy=record.policy,
+        require_rejection=False,
     )
 
 
@@ -89,36 +96,36 @@ def redact_text(text: str, counts: Counter[str], spans: Spans = ()) -> tuple[str
         replacements.append((start, end, len(kind) + 2))
         position = end
     redacted = "".join([*pieces, text[position:]])
-    return redacted, tuple(_shift_span(span, replacements) for span in spans)
+    return redacted, _shift_spans(spans, replacements)
 
 
-def _shift_span(span: Span, replacements: list[tuple[int, int, int]]) -> Span:
-    """A span after replacements (start, end, new length): an edge within one moves to that one's edge."""
-    start, end = span
-    shift_start = shift_end = 0
-    for old_start, old_end, length in replacements:
-        growth = length - (old_end - old_start)
-        if old_end <= span[0]:
-            shift_start += growth
-        elif old_start < span[0]:
-            start = old_start
-        if old_end <= span[1]:
-            shift_end += growth
-        elif old_start < span[1]:
-            end = old_start + length
-    return start + shift_start, end + shift_end
+def _shift_spans(spans: Spans, replacements: list[tuple[int, int, int]]) -> Spans:
+    """Spans after replacements (start, end, new length): an edge within one moves to that one's edge."""
+    ends = [end for _, end, _ in replacements]
+    shifts = [0, *accumulate(length - (end - start) for start, end, length in replacements)]
+
+    def shift(position: int, inner: Callable[[int, int], int]) -> int:
+        k = bisect_right(ends, position)
+        within = k < len(replacements) and replacements[k][0] < position
+        return shifts[k] + (inner(replacements[k][0], replacements[k][2]) if within else position)
+
+    return tuple(
+        (shift(start, lambda first, _: first), shift(end, lambda first, length: first + length)) for start, end in spans
+    )
 
 
 def _find_matches(text: str) -> Iterator[tuple[int, int, str]]:
     """Disjoint (start, end, kind), in order; of those that overlap the first kind's wins."""
     matches: list[tuple[int, int, str]] = []
+    covered = bytearray(len(text))
     for kind, patterns in _PATTERNS:
         for pattern in patterns:
             for match in pattern.finditer(text):
                 start, end = match.span("value") if "value" in pattern.groupindex else match.span()
                 if kind == "phone" and not _is_phone(match.group(), start == match.start()):
                     continue
-                if all(end <= a or b <= start for a, b, _ in matches):
+                if covered.find(1, start, end) < 0:
+                    covered[start:end] = b"\1" * (end - start)
                     matches.append((start, end, kind))
     return iter(sorted(matches))
 

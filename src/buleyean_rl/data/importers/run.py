@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from buleyean_rl.data.importers.redact import KINDS, redact_record
 from buleyean_rl.data.importers.sources import open_source
 from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
-from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
 
 ROWS_PER_TICK = 1000
 
@@ -42,8 +43,15 @@ class ImportReport:
         empty: rejected answers that are "".
         same_as_chosen: rows that reject the very text they choose.
         rendered: prompts that begin as a chat template's output does.
+        unrated: rows without a rejection that nobody rated.
+        unusable: reason -> sound rows that training on text cannot use, left out.
+        context_dropped: key -> rows imported without what they have under it.
+        parsed_texts: conversations that stood in the data as text.
+        reasoning_removed: rejected answers whose reasoning was taken out.
+        edited: answers that a person edited later, imported as the model wrote them.
         skipped: bad rows left out.
         errors: the first messages about those.
+        rounds_won: accepted answers that count as rounds of the same text, rejected elsewhere.
         bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
         redacted: pieces of personal data taken out, by kind; None without redaction.
     """
@@ -63,7 +71,14 @@ class ImportReport:
     empty: int = 0
     same_as_chosen: int = 0
     rendered: int = 0
+    unrated: int = 0
+    unusable: dict[str, int] = field(default_factory=dict)
+    context_dropped: dict[str, int] = field(default_factory=dict)
+    parsed_texts: int = 0
+    reasoning_removed: int = 0
+    edited: int = 0
     skipped: int = 0
+    rounds_won: int = 0
     bounded: int = 0
     errors: list[str] = field(default_factory=list)
     redacted: dict[str, int] | None = None
@@ -78,10 +93,17 @@ class ImportReport:
             "chosen, accepted or never rejected answers discarded": self.chosen_discarded,
             "ties, which reject nothing": self.ties,
             "rows without a rejection": self.without_rejection,
+            "rows without a rating, which are among these": self.unrated,
             "duplicate answers folded into counts": self.duplicates_folded,
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
             "empty answers, with no token to reject (training drops them)": self.empty,
             "rows that reject the very text they choose": self.same_as_chosen,
+            "answers without the reasoning before them": self.reasoning_removed,
+            "answers as the model wrote them, before a person edited them": self.edited,
+            "conversations parsed out of text": self.parsed_texts,
+            **{f"rows left out: {reason}": number for reason, number in self.unusable.items()},
+            **{f"rows without their {key}, which no prompt can hold": n for key, n in self.context_dropped.items()},
+            "accepted answers that are rounds of the same text, rejected elsewhere": self.rounds_won,
             "answers whose rounds were scaled down to 2,147,483,647": self.bounded,
             RENDERED_LABEL: self.rendered,
             "bad rows skipped": self.skipped,
@@ -106,12 +128,13 @@ def import_records(
     skip_bad: bool = False,
     choices: Choices = NO_CHOICES,
     redact: bool = False,
+    encoding: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ImportReport:
     """Turn a file, a folder or a Hub data set into a records file, one record per prompt.
 
     Args:
-        source: a .jsonl, .json, .csv or .tsv file, a folder of bad answers, or a Hub data set id.
+        source: see `open_rows`.
         output: the records file to write; it appears whole or not at all.
         format: a format's name; "auto" looks at the first rows.
         split: the part of a Hub data set.
@@ -119,6 +142,7 @@ def import_records(
         skip_bad: leave bad rows out and count them, instead of stopping at the first.
         choices: the user's reading of rows that are ambiguous.
         redact: take e-mail addresses, phone numbers and keys out.
+        encoding: of a text file that is not UTF-8, as Python calls it.
         progress: told the number of rows read, every thousand.
 
     Raises:
@@ -145,6 +169,7 @@ def import_records(
         choices,
         split,
         note_unreadable if skip_bad else False,
+        encoding,
     )
     report.format = row_format.name
 
@@ -156,19 +181,37 @@ def import_records(
                 progress(report.rows)
             try:
                 for record in row_format.read_records(row, discards, choices):
-                    any_rejected = True
-                    report.rendered += looks_rendered(record.prompt)
-                    yield redact_record(record, redactions) if redact else record
+                    rejected = any(record.rejection_counts)
+                    any_rejected = any_rejected or rejected
+                    report.rendered += rejected and looks_rendered(record.prompt)
+                    yield redact_record(record, redactions if rejected else Counter()) if redact else record
+            except UnsupportedContent as error:
+                discards.note_unusable(error.problem)
             except RecordError as error:
                 handle_bad_row(error, source, line, note_bad if skip_bad else False)
         if not any_rejected:
-            problem = f"has no rejected answer in {report.rows:,} rows read as {report.format}"
-            raise RecordError(f"{problem}; nothing was written", path=source)
+            raise RecordError(_describe_nothing(report, discards), path=source)
 
-    folded = write_folded(output, read_records(), limit=limit)
+    with closing(rows):
+        folded = write_folded(output, read_records(), limit=limit)
     for name, value in (asdict(discards) | asdict(folded)).items():
         if name != "answers_folded":
             setattr(report, name, value)
     report.duplicates_folded += folded.answers_folded
+    report.chosen_discarded -= folded.rounds_won
     report.redacted = {kind: redactions[kind] for kind in KINDS} if redact else None
     return report
+
+
+def _describe_nothing(report: ImportReport, discards: Discards) -> str:
+    """That nothing was rejected, and what the rows were instead."""
+    rows = {
+        "accepted answers": discards.chosen_discarded,
+        "rows without a rating": discards.unrated,
+        "bad rows skipped": report.skipped,
+        **discards.unusable,
+    }
+    instead = "; ".join(f"{what}: {number:,}" for what, number in rows.items() if number)
+    problem = f"has no rejected answer in {report.rows:,} rows read as {report.format}; nothing was written"
+    hint = ". A score below 0.5 rejects: --below sets another limit" if discards.chosen_discarded else ""
+    return f"{problem} ({instead}){hint}" if instead else problem

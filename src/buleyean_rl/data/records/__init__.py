@@ -4,6 +4,7 @@ A records file is JSON Lines, one `RejectionRecord` a line. It streams: a file o
 written without ever being in memory.
 
     values       JSON values: looked up, checked, described in error messages
+    messages     a conversation, as any tool writes it
     prompt       a text or a conversation
     record       RejectionRecord, and every check on one
     files        JSON Lines in and out
@@ -26,8 +27,9 @@ from buleyean_rl.data.records.files import (
     records_sha256,
     write_records,
 )
-from buleyean_rl.data.records.folding import fold_records, write_folded
-from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, looks_rendered, parse_messages, parse_prompt
+from buleyean_rl.data.records.folding import fold_records, fold_stream, write_folded
+from buleyean_rl.data.records.messages import Messages, parse_messages
+from buleyean_rl.data.records.prompt import Prompt, as_messages, looks_rendered, parse_prompt
 from buleyean_rl.data.records.record import (
     JudgedAnswer,
     Policy,
@@ -56,6 +58,7 @@ __all__ = [
     "as_messages",
     "decode_json",
     "fold_records",
+    "fold_stream",
     "format_record",
     "handle_bad_row",
     "looks_rendered",

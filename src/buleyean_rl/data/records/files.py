@@ -29,7 +29,7 @@ SkipBad = bool | Callable[[RecordError], None]
 def read_records(path: Path | str, *, skip_bad: SkipBad = False) -> Iterator[RejectionRecord]:
     """Stream the records of a JSON Lines file.
 
-    Duplicates fold within a line, not across lines: `fold_records` or `buleyean data import` does that.
+    Duplicates fold within a line, not across lines: `fold_records` or `fold_stream` does that.
 
     Args:
         path: the file.

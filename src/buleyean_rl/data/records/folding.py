@@ -1,17 +1,18 @@
 """One record per prompt out of many: the labels of a text are rounds of it.
 
-merge_records   several records of one prompt
-fold_records    any records, in memory
-write_folded    any records, through a file: only an index in memory
+fold_records   in memory
+fold_stream    through a temporary file: only an index in memory
+write_folded   the same, into a records file
 
 An answer's rounds are those of the records it stands in, whatever else its prompt has: rejected once in two records of
-one round each it is 1 of 2; rejected in one and absent from the other, 1 of 1.
+one round each it is 1 of 2; rejected in one and absent from the other, 1 of 1. A record that rejects nothing is a
+round without a rejection of the texts that others reject; what else it has is left out.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -28,7 +29,6 @@ from buleyean_rl.data.records.record import (
 from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError
 
-COPY_BYTES = 1 << 20
 FilePart = tuple[int, int]  # offset, length
 
 
@@ -36,7 +36,7 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     """One record out of several of the same prompt: counts and rounds of equal answers add up.
 
     Args:
-        records: at least one; all with the first one's prompt.
+        records: all with the first one's prompt; at least one rejects something.
 
     Returns:
         The merged record, its answers in the order of their first appearance. Token ids are those of the first
@@ -45,16 +45,23 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     """
     if len(records) == 1:
         return records[0]
+    texts = _rejected_texts(records)
     tokenizer = next((record.tokenizer for record in records if record.tokenizer), None)
     answers = [
         answer if record.tokenizer == tokenizer else replace(answer, token_ids=None)
         for record in records
         for answer in record.entries()
+        if record.rejects or answer.text in texts
     ]
-    policy = records[0].policy
-    same_policy = all(record.policy == policy for record in records)
+    policies = [record.policy for record in records if record.rejects]
+    same_policy = all(policy == policies[0] for policy in policies)
     merged = [_bound(answer) for answer in merge_answers(answers)]
-    return build_record(records[0].prompt, merged, tokenizer, policy if same_policy else None)
+    return build_record(records[0].prompt, merged, tokenizer, policies[0] if same_policy else None)
+
+
+def _rejected_texts(records: Iterable[RejectionRecord]) -> set[str]:
+    """The answers of the records that reject any."""
+    return {text for record in records if record.rejects for text in record.rejected_responses}
 
 
 def _bound(answer: JudgedAnswer) -> JudgedAnswer:
@@ -74,20 +81,21 @@ def fold_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
     by_prompt: dict[Prompt, list[RejectionRecord]] = {}
     for record in records:
         by_prompt.setdefault(record.prompt, []).append(record)
-    return [merge_records(group) for group in by_prompt.values()]
+    return [merge_records(group) for group in by_prompt.values() if any(record.rejects for record in group)]
 
 
 @dataclass
 class FoldReport:
-    """What `write_folded` wrote, and how much of it was repetition.
+    """What folding made of a stream of records.
 
     Args:
-        records: lines written, one per prompt.
+        records: left, one per prompt.
         rejections: the sum of all counts.
-        answers: rejected answers written, each once.
+        answers: rejected answers left, each once.
         answers_folded: rejected answers that repeated an earlier one of the same prompt in another record.
         prompts_repeated: records whose prompt an earlier one had.
-        empty: answers written that are "".
+        empty: answers left that are "".
+        rounds_won: records without a rejection that count as rounds of a text rejected in another.
         bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
     """
 
@@ -97,30 +105,38 @@ class FoldReport:
     answers_folded: int = 0
     prompts_repeated: int = 0
     empty: int = 0
+    rounds_won: int = 0
     bounded: int = 0
 
     def add(self, record: RejectionRecord) -> None:
         """Count a record as if its prompt were new."""
+        if not record.rejects:
+            return
         self.records += 1
         self.rejections += sum(record.rejection_counts)
         self.answers += len(record.rejected_responses)
         self.empty += record.rejected_responses.count("")
 
-    def fold(self, group: list[RejectionRecord], folded: list[RejectionRecord]) -> None:
+    def fold(self, group: Sequence[RejectionRecord], folded: Sequence[RejectionRecord]) -> None:
         """Count records that were added before as those they were folded into."""
-        answers_folded = _count_answers(group) - _count_answers(folded)
-        self.records -= len(group) - len(folded)
-        self.prompts_repeated += len(group) - len(folded)
-        self.answers -= answers_folded
-        self.answers_folded += answers_folded
-        self.empty -= _count_empty(group) - _count_empty(folded)
+        rejecting = [record for record in group if record.rejects]
+        answers = [(record.prompt, answer.text, answer.spans) for record in rejecting for answer in record.entries()]
+        self.records -= len(rejecting) - len(folded)
+        self.prompts_repeated += len(rejecting) - len(folded)
+        self.answers += sum(len(record.rejected_responses) for record in folded) - len(answers)
+        self.answers_folded += len(answers) - len(set(answers))
+        self.empty += _count_empty(folded) - _count_empty(rejecting)
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
+        rejected = {(prompt, text) for prompt, text, _ in answers}
+        self.rounds_won += sum(
+            any((record.prompt, text) in rejected for text in record.rejected_responses)
+            for record in group
+            if not record.rejects
+        )
 
 
 def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
     """Write one record per prompt, in the order of first appearance, with only an index in memory.
-
-        records --> spool, and where the lines of each repeated prompt stand --second pass--> file
 
     The file appears whole or not at all, and not if there is no record.
 
@@ -133,42 +149,58 @@ def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit:
         RecordError: as `write_records`, or no record came.
     """
     report = FoldReport()
-    first_lines: dict[int, FilePart] = {}  # hash of a prompt -> its first line
-    repeats: dict[FilePart, list[FilePart]] = {}  # first line -> the later lines of that prompt
-    with replace_file(path) as target, tempfile.TemporaryFile(dir=Path(target.name).parent) as spool:
-        offset = 0
-        for record in records:
-            line = format_record(record).encode() + b"\n"
-            part = (offset, len(line))
-            first = first_lines.setdefault(hash(record.prompt), part)
-            if first is not part:
-                repeats.setdefault(first, []).append(part)
-            spool.write(line)
-            offset += len(line)
-            report.add(record)
-            if len(first_lines) == limit:
-                break
+    with replace_file(path) as target:
+        target.writelines(_fold_lines(records, report, limit, Path(target.name).parent))
         if not report.records:
             raise RecordError("no rejected answer was found, so nothing was written")
-        later_lines = (part for parts in repeats.values() for part in parts)
-        copied = 0
-        for start, length in sorted([*repeats, *later_lines]):
-            _copy(spool, target, copied, start)
-            copied = start + length
-            if (start, length) in repeats:
-                lines = [_read_part(spool, part) for part in [(start, length), *repeats[start, length]]]
-                group = [parse_record(decode_json(line)) for line in lines]
-                # By the prompt itself, so that two prompts of one hash stay two.
-                folded = fold_records(group)
-                for record in folded:
-                    target.write(format_record(record).encode() + b"\n")
-                report.fold(group, folded)
-        _copy(spool, target, copied, offset)
     return report
 
 
-def _count_answers(records: Iterable[RejectionRecord]) -> int:
-    return sum(len(record.rejected_responses) for record in records)
+def fold_stream(records: Iterable[RejectionRecord], folder: Path | None = None) -> Iterator[RejectionRecord]:
+    """One record per prompt, in the order of first appearance, with only an index in memory.
+
+    Args:
+        records: streamed once, all of them before the first is returned.
+        folder: where the temporary file is; None for the system's.
+    """
+    for line in _fold_lines(records, FoldReport(), folder=folder):
+        yield parse_record(decode_json(line))
+
+
+def _fold_lines(
+    records: Iterable[RejectionRecord], report: FoldReport, limit: int | None = None, folder: Path | None = None
+) -> Iterator[bytes]:
+    """The lines of the folded records.
+
+    records --> a temporary file, and where the lines of each prompt stand --second pass--> lines
+    """
+    lines: dict[int, list[FilePart]] = {}  # hash of a prompt -> its lines
+    rejecting: set[int] = set()  # hashes of prompts of which something was rejected
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        offset = 0
+        for record in records:
+            line = format_record(record).encode() + b"\n"
+            key = hash(record.prompt)
+            lines.setdefault(key, []).append((offset, len(line)))
+            spool.write(line)
+            offset += len(line)
+            report.add(record)
+            if record.rejects:
+                rejecting.add(key)
+            if len(rejecting) == limit:
+                break
+        for key, parts in lines.items():
+            if key not in rejecting:
+                continue
+            if len(parts) == 1:
+                yield _read_part(spool, parts[0])
+                continue
+            rows = (decode_json(_read_part(spool, part)) for part in parts)
+            group = [parse_record(row, require_rejection=False) for row in rows]
+            folded = fold_records(group)  # by the prompt itself, so that two prompts of one hash stay two
+            report.fold(group, folded)
+            for record in folded:
+                yield format_record(record).encode() + b"\n"
 
 
 def _count_empty(records: Iterable[RejectionRecord]) -> int:
@@ -179,11 +211,3 @@ def _read_part(file: IO[bytes], part: FilePart) -> bytes:
     offset, length = part
     file.seek(offset)
     return file.read(length)
-
-
-def _copy(source: IO[bytes], target: IO[bytes], start: int, end: int) -> None:
-    source.seek(start)
-    while start < end:
-        chunk = source.read(min(COPY_BYTES, end - start))
-        target.write(chunk)
-        start += len(chunk)

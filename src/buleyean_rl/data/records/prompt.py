@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-from buleyean_rl.data.records.values import describe, fail, parse_text
+from buleyean_rl.data.records.messages import Messages, parse_messages
+from buleyean_rl.data.records.values import fail, parse_text
 
-Messages = tuple[tuple[str, str], ...]  # (role, content)
 Prompt = str | Messages
 
 # The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek.
@@ -21,6 +20,7 @@ def parse_prompt(value: object) -> Prompt:
     """A prompt from JSON; a conversation of one user message becomes its text.
 
     Raises:
+        UnsupportedContent: a conversation that is more than text.
         RecordError: empty, not text, or a conversation that ends with an answer.
     """
     if isinstance(value, list | tuple):
@@ -34,31 +34,6 @@ def parse_prompt(value: object) -> Prompt:
     if not text.strip():
         fail("the prompt is empty: give the text the answers were for, or remove the record")
     return text
-
-
-def parse_messages(value: object, name: str) -> Messages:
-    """A conversation as (role, content) pairs.
-
-    Args:
-        value: a list of {"role", "content"} objects; content is text, or a list of text parts.
-        name: what to call it in an error.
-
-    Raises:
-        RecordError: not such a list, or empty.
-    """
-    if not isinstance(value, list | tuple) or not value:
-        fail(f"{name} is {describe(value)}: it must be a list of messages with a role and a content")
-    messages = []
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping):
-            fail(f'{name}[{i}] is {describe(message)}: it must be {{"role": "user", "content": "..."}}')
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not role.strip():
-            fail(f"{name}[{i}] has no role: it must be user, assistant or system")
-        if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
-            content = "".join(parse_text(part["text"], f"{name}[{i}].content") for part in content)
-        messages.append((role, parse_text(content, f"{name}[{i}].content")))
-    return tuple(messages)
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:

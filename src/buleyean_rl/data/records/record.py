@@ -80,6 +80,11 @@ class RejectionRecord:
         unrecorded = (None,) * len(self.rejected_responses)
         vars(self).update(token_ids=self.token_ids or unrecorded, ended=self.ended or unrecorded)  # frozen
 
+    @property
+    def rejects(self) -> bool:
+        """Whether any of its answers was rejected; only a record on its way to folding rejects none."""
+        return any(self.rejection_counts)
+
     def entries(self) -> Iterator[JudgedAnswer]:
         """Its answers, one by one."""
         columns = (self.rejected_responses, self.rejection_counts, self.rounds, self.rejected_spans)
@@ -99,6 +104,7 @@ def make_record(
     ended: object = None,
     tokenizer: object = None,
     policy: object = None,
+    require_rejection: bool = True,
 ) -> RejectionRecord:
     """Check everything about one record and fold its duplicate answers into counts.
 
@@ -113,6 +119,8 @@ def make_record(
         ended: per answer true, false or None.
         tokenizer: the hash of the tokenizer of `token_ids`.
         policy: what drew the answers, an object of texts and numbers.
+        require_rejection: refuse a record in which nothing was rejected. One of those is for folding alone: a round
+            without a rejection, of answers that other records reject.
 
     Returns:
         The record. Answers alike in text and spans are one: their counts add up, and so do their `rounds`. With one T
@@ -126,14 +134,14 @@ def make_record(
     texts = _parse_answers(responses)
     size = len(texts)
     checked_counts = [1] * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
-    if max(checked_counts) == 0:
+    if require_rejection and not any(checked_counts):
         fail("every rejection count is 0: a record needs at least one rejected answer")
     if rounds is not None and total_rounds is not None:
         fail("has both 'rounds' and 'total_rounds', which mean the same: keep one")
     if rounds is not None:
         checked_rounds = _parse_integers(rounds, "rounds", size, 1)
     else:
-        largest = max(checked_counts)
+        largest = max(1, *checked_counts)
         checked_rounds = [largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1)] * size
     for count, judged in zip(checked_counts, checked_rounds, strict=True):
         if count > judged:
@@ -161,12 +169,13 @@ def make_record(
     )
 
 
-def parse_record(row: Mapping[str, Any]) -> RejectionRecord:
+def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> RejectionRecord:
     """A record from one JSON object of a records file.
 
     Args:
         row: snake_case or camelCase keys; `messages` may stand for `prompt`, and `rejected` (a text or a
             list) for `rejected_responses`. Other keys are ignored.
+        require_rejection: as in `make_record`.
 
     Raises:
         RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it.
@@ -189,6 +198,7 @@ def parse_record(row: Mapping[str, Any]) -> RejectionRecord:
         ended=row.get("ended"),
         tokenizer=row.get("tokenizer"),
         policy=row.get("policy"),
+        require_rejection=require_rejection,
     )
 
 

@@ -76,6 +76,7 @@ class Validation:
         bad: lines that are no record; `errors` holds the first of them.
         records: lines that are one.
         rejections: the sum of their counts.
+        answers: their rejected answers, each once.
         duplicates: answers that repeat another of their line, folded into its count.
         rendered: prompts that begin as a chat template's output does.
         repeated_prompts: records whose prompt an earlier line had.
@@ -90,6 +91,7 @@ class Validation:
     bad: int = 0
     records: int = 0
     rejections: int = 0
+    answers: int = 0
     duplicates: int = 0
     rendered: int = 0
     repeated_prompts: int = 0
@@ -107,11 +109,18 @@ class Validation:
         """The report as one JSON object."""
         return {**asdict(self), "usable": self.usable}
 
+    def _remedy(self) -> str:
+        if self.bad:
+            return "mend or remove the bad lines"
+        if self.answers == self.empty:
+            return "all answers are empty, with no token to reject"
+        return "no record is left to train on"
+
     def lines(self) -> list[str]:
         """The report for a person, zeros left out."""
         notes = {
             "duplicate answers folded into counts": self.duplicates,
-            "records that repeat a prompt (`buleyean data import` folds them)": self.repeated_prompts,
+            "records that repeat a prompt, folded in training": self.repeated_prompts,
             RENDERED_LABEL: self.rendered,
             "empty answers, with no token to reject": self.empty,
         }
@@ -127,11 +136,7 @@ class Validation:
                 **self.tokens.notes,
             }
         notes |= {"records dropped": self.dropped, "bad lines": self.bad}
-        verdict = (
-            "usable"
-            if self.usable
-            else "not usable: " + ("mend or remove the bad lines" if self.bad else "no record is left to train on")
-        )
+        verdict = "usable" if self.usable else f"not usable: {self._remedy()}"
         return [
             f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
@@ -180,6 +185,7 @@ def validate_records(
             progress(report.rows)
         report.rejections += sum(record.rejection_counts)
         report.duplicates += max(0, len(pick_rejected_answers(row)) - len(record.rejected_responses))
+        report.answers += len(record.rejected_responses)
         report.empty += record.rejected_responses.count("")
         report.rendered += looks_rendered(record.prompt)
         key = hash(record.prompt)  # the text itself would be the whole file in memory

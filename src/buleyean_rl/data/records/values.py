@@ -32,23 +32,30 @@ def pick(row: Mapping[str, Any], *spellings: str) -> Any:
 
 
 def parse_text(value: object, name: str) -> str:
-    """Text that every tokenizer and every UTF-8 file can hold.
+    """Text that every tokenizer and every UTF-8 file can hold, see `replace_lone_surrogates`.
 
     Args:
         value: from JSON.
         name: what to call it in an error.
 
     Raises:
-        RecordError: not text, or text with half a surrogate pair in it.
+        RecordError: not text.
     """
     if not isinstance(value, str):
         fail(f"{name} is {describe(value)}: it must be text")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            fail(f"{name} has half a surrogate pair at character {error.start}, which is not text: remove it")
-    return value
+    return replace_lone_surrogates(value)
+
+
+def replace_lone_surrogates(text: str) -> str:
+    """A text in which each half of a surrogate pair became U+FFFD, as in a text that was cut inside an emoji.
+
+    A pair that stands as two halves becomes its character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def parse_integer(value: object, name: str, minimum: int) -> int:
