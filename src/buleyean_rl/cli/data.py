@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from buleyean_rl.cli.options import AsJson, Overwrite, name_output, print_report, running_count
 from buleyean_rl.errors import UsageError
-
-if TYPE_CHECKING:
-    from buleyean_rl.data.records.validation import Measure
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
 
@@ -91,19 +88,16 @@ def data_validate(
     as_json: AsJson = False,
 ) -> None:
     """Report what training would use, fold, truncate and drop; exit 1 if the file cannot be trained on."""
+    from buleyean_rl.data.encode import Encoder, describe_template, make_measure
     from buleyean_rl.data.records import validate_records
+    from buleyean_rl.models.weights import load_tokenizer
 
-    measure = _measure(model, max_length) if model is not None else None
+    tokenizer = load_tokenizer(model) if model is not None else None
+    measure = make_measure(Encoder(tokenizer, max_length)) if tokenizer is not None else None
     with running_count("records checked") as progress:
         report = validate_records(path, measure=measure, max_length=max_length, progress=progress)
+    if report.tokens is not None:
+        report.tokens.remarks = describe_template(tokenizer)
     print_report(report.lines(), report.as_dict() if as_json else None)
     if not report.usable:
         raise typer.Exit(1)
-
-
-def _measure(model: str, max_length: int) -> Measure:
-    """The function by which `validate_records` counts tokens, as in training."""
-    from buleyean_rl.data.encode import Encoder, make_measure
-    from buleyean_rl.models.weights import load_tokenizer
-
-    return make_measure(Encoder(load_tokenizer(model), max_length))

@@ -21,11 +21,6 @@ Messages = Sequence[Mapping[str, Any]]
 SECONDS = 10.0  # for all the conversations rendered at once
 MAX_CHARACTERS = 1 << 20  # beside 16 times those of the messages
 
-# The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek.
-_RENDERED = re.compile(
-    r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*"
-    r"(<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<\|(system|user|assistant|end)\|>|<\uff5cUser\uff5c>)"
-)
 _OPEN_REASONING = re.compile(r"[<\[](think|thinking|thought|reasoning|THINK)[>\]]\s*\Z")
 _CLOSING = {"[": "[/{}]", "<": "</{}>"}
 _PROBE = {role: f"message-of-the-{role}" for role in ("system", "user", "assistant")}
@@ -74,7 +69,6 @@ class ChatTemplate:
         with _time_limit(SECONDS):
             for messages in conversations:
                 try:
-                    self._check_tools(messages)
                     folded = fold_system(messages) if self.needs_folding(messages) else messages
                     text = self._apply(folded, add_generation_prompt=add_generation_prompt)
                     _check_rendering(text, folded)
@@ -108,14 +102,6 @@ class ChatTemplate:
     @cached_property
     def _has_system(self) -> bool:
         return _PROBE["system"] in self._probe("system", "user") or not self._probe("user")
-
-    @cached_property
-    def _knows_tools(self) -> bool:
-        return "tool_calls" in str(self._tokenizer.chat_template)
-
-    def _check_tools(self, messages: Messages) -> None:
-        if not self._knows_tools and any(message.get("tool_calls") for message in messages):
-            raise TemplateRefusal("the chat template cannot show a tool call: leave the record out, or --skip-bad does")
 
     def _probe(self, *roles: str, add_generation_prompt: bool = False) -> str:
         messages = [{"role": role, "content": _PROBE[role]} for role in roles]
@@ -153,11 +139,6 @@ def fold_system(messages: Messages) -> list[Mapping[str, Any]]:
     raise TemplateRefusal("the chat template has no place for a system message, and there is no user message after it")
 
 
-def looks_rendered(text: str) -> bool:
-    """Whether a text begins as some chat template's output does."""
-    return _RENDERED.match(text) is not None
-
-
 def _check_rendering(text: str, messages: Messages) -> None:
     """Refuse a rendering that is too long, or that leaves out what no reader of the conversation may miss."""
     characters = sum(len(message["content"]) for message in messages)
@@ -193,7 +174,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         yield
     except _TimeIsUp:
         raise TemplateRefusal(
-            f"the model's chat template has not ended after {seconds:.0f} s: use another model"
+            f"the model's chat template has not ended after {seconds:g} s: use another model"
         ) from None
     finally:
         with lock:

@@ -21,9 +21,9 @@ from buleyean_rl.data.answer_text import (
     prepare_answer,
     reject_tokens,
 )
-from buleyean_rl.data.chat_template import ChatTemplate, Messages, TemplateRefusal, looks_rendered
+from buleyean_rl.data.chat_template import ChatTemplate, Messages, TemplateRefusal
 from buleyean_rl.data.control_tokens import ControlTokens, TokenizedText, tail
-from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages
+from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, looks_rendered
 from buleyean_rl.data.records.validation import Measure, MeasuredRecord
 
 NO_LIMIT = 1 << 40
@@ -169,9 +169,9 @@ class Encoder:
 
     def _count_prompts(self, conversations: Iterable[Messages]) -> None:
         for messages in conversations:
-            texts = [message["content"] for message in messages]
-            spells = any(next(self._control.spans(text), None) or looks_rendered(text) for text in texts)
-            self.counts["control_tokens_in_prompts"] += spells
+            spells = any(next(self._control.spans(message["content"]), None) for message in messages)
+            as_prompt = tuple((message["role"], message["content"]) for message in messages)
+            self.counts["control_tokens_in_prompts"] += spells or looks_rendered(as_prompt)
             self.counts["system_folded"] += self._template is not None and self._template.needs_folding(messages)
 
     def _render(self, conversations: Sequence[Messages]) -> list[str | TemplateRefusal]:
@@ -302,6 +302,31 @@ def find_end_marks(tokenizer: Any, template: ChatTemplate | None, control: Contr
     end = template.answer_end if template is not None else ""
     marks = {end[start:stop] for start, stop in control.spans(end)} | {tokenizer.eos_token}
     return sorted(marks & control.names, key=len, reverse=True)
+
+
+def describe_template(tokenizer: Any) -> list[str]:
+    """What a user should know of a model's chat template, in sentences.
+
+    Args:
+        tokenizer: a fast one of transformers.
+    """
+    if tokenizer.chat_template is None:
+        return ["the tokenizer has no chat template: a prompt is its plain text"]
+    notes, template = [], ChatTemplate(tokenizer)
+    if template.open_reasoning:
+        opening, closing = template.open_reasoning
+        notes.append(
+            f"the chat template begins every answer with {opening}: an answer without {closing} is put behind an empty "
+            "reasoning, as the model itself would have to write it"
+        )
+    marks = find_end_marks(tokenizer, template, ControlTokens(tokenizer, template.turns))
+    others = [mark for mark in marks if mark in template.answer_end]
+    if others and tokenizer.eos_token not in others:
+        notes.append(
+            f"the chat template ends answers with {', '.join(others)}, which is not the tokenizer's EOS, "
+            f"{tokenizer.eos_token}: both end an answer"
+        )
+    return notes
 
 
 def end_token_ids(tokenizer: Any) -> set[int]:

@@ -115,10 +115,7 @@ class PackedScorer:
         """See `Scorer.texts`."""
         scores: list[TextScore | None] = []
         for start in range(0, len(texts), WINDOW_ITEMS):
-            window = [
-                neutral_boundary(self.model.tokenizer, text, self.max_length)
-                for text in texts[start : start + WINDOW_ITEMS]
-            ]
+            window = [neutral_boundary(self._encoder, text) for text in texts[start : start + WINDOW_ITEMS]]
             numbered = {i: boundary for i, boundary in enumerate(window) if boundary is not None}
             window_scores: list[TextScore | None] = [None] * len(window)
             done = start + len(window) - len(numbered)
@@ -205,7 +202,7 @@ class EngineScorer:
         for prompt, answers in questions:
             prompt_ids = self.engine.prompt_ids(as_messages(prompt))
             max_tokens = max(0, self.max_length - len(prompt_ids))
-            encoded = [self.engine.tokenize(answer) for answer in answers]
+            encoded = [self._continue_prompt(answer) for answer in answers]
             fitting = [ids[:max_tokens] for ids in encoded]
             scorable = [k for k, ids in enumerate(fitting) if ids]
             logprobs = self.engine.logprobs(
@@ -229,6 +226,14 @@ class EngineScorer:
         for i, values in zip(scorable, logprobs, strict=True):
             scores[i] = TextScore(-sum(values), len(values), None, None, None)
         return scores
+
+    def _continue_prompt(self, answer: str) -> list[int]:
+        """An answer's tokens after a prompt: as text, and without the space that some tokenizers put before a text."""
+        for before in ("\n", "a", "."):
+            first, joint = (self.engine.tokenize(text, parse_special=False) for text in (before, before + answer))
+            if joint[: len(first)] == first:
+                return joint[len(first) :]
+        return self.engine.tokenize(answer, parse_special=False)
 
 
 def response_edges(boundary: Boundary) -> list[list[int]]:

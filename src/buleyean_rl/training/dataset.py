@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from buleyean_rl.data.chat_template import TemplateRefusal
-from buleyean_rl.data.encode import COUNT_LABELS, Encoder
+from buleyean_rl.data.encode import COUNT_LABELS, Encoder, describe_template
 from buleyean_rl.data.records import (
     as_messages,
     fold_records,
@@ -100,6 +100,8 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         ModelError: the model cannot be used.
     """
     source = records
+    for remark in describe_template(model.tokenizer):
+        console.print(f"[yellow]note:[/] {escape(remark)}")
     if config.loss.is_listwise and config.own_samples:
         records = _add_own_samples(records, model, config, console)
     try:

@@ -16,8 +16,8 @@ from buleyean_rl.data.importers.formats import find_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards
 from buleyean_rl.data.importers.redact import KINDS, redact_record
 from buleyean_rl.data.importers.sources import open_source
-from buleyean_rl.data.records import RejectionRecord, handle_bad_row, write_folded
-from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED
+from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
+from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
 from buleyean_rl.system.outputs import check_output_file
 
@@ -43,6 +43,7 @@ class ImportReport:
         prompts_repeated: records that joined an earlier one of the same prompt.
         empty: rejected answers that are "".
         same_as_chosen: rows that reject the very text they choose.
+        rendered: prompts that begin as a chat template's output does.
         unrated: rows without a rejection that nobody rated.
         unusable: reason -> sound rows that training on text cannot use, left out.
         context_dropped: key -> rows imported without what they have under it.
@@ -70,6 +71,7 @@ class ImportReport:
     prompts_repeated: int = 0
     empty: int = 0
     same_as_chosen: int = 0
+    rendered: int = 0
     unrated: int = 0
     unusable: dict[str, int] = field(default_factory=dict)
     context_dropped: dict[str, int] = field(default_factory=dict)
@@ -104,6 +106,7 @@ class ImportReport:
             **{f"rows without their {key}, which no prompt can hold": n for key, n in self.context_dropped.items()},
             "accepted answers that are rounds of the same text, rejected elsewhere": self.rounds_won,
             "answers whose rounds were scaled down to 2,147,483,647": self.bounded,
+            RENDERED_LABEL: self.rendered,
             "bad rows skipped": self.skipped,
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
@@ -183,6 +186,7 @@ def import_records(
             try:
                 for record in row_format.read_records(row, discards, choices):
                     any_rejected = any_rejected or record.rejects
+                    report.rendered += record.rejects and looks_rendered(record.prompt)
                     yield redact_record(record, redactions if record.rejects else Counter()) if redact else record
             except UnsupportedContent as error:
                 discards.note_unusable(error.problem)

@@ -29,7 +29,7 @@ from buleyean_rl.data.records.files import (
 )
 from buleyean_rl.data.records.folding import fold_records, fold_stream, write_folded
 from buleyean_rl.data.records.messages import Messages, parse_messages
-from buleyean_rl.data.records.prompt import Prompt, as_messages, parse_prompt
+from buleyean_rl.data.records.prompt import Prompt, as_messages, looks_rendered, parse_prompt
 from buleyean_rl.data.records.record import (
     JudgedAnswer,
     Policy,
@@ -61,6 +61,7 @@ __all__ = [
     "fold_stream",
     "format_record",
     "handle_bad_row",
+    "looks_rendered",
     "make_record",
     "open_bytes",
     "parse_messages",

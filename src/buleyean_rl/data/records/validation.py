@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from buleyean_rl.data.records.files import handle_bad_row, read_rows
+from buleyean_rl.data.records.prompt import looks_rendered
 from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
 from buleyean_rl.errors import RecordError
 
@@ -31,6 +32,9 @@ class MeasuredRecord(NamedTuple):
 Measure = Callable[[RejectionRecord], MeasuredRecord]
 
 MAX_ERRORS_LISTED = 20
+RENDERED_LABEL = (
+    "prompts that look like a chat template's output and would be wrapped twice (give `messages` or the bare question)"
+)
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Tokens:
         cut: tokens cut off them.
         over_length: records dropped because the prompt leaves no room for an answer.
         notes: what was changed or noticed in the text, with how often.
+        remarks: on the model, in sentences.
     """
 
     max_length: int
@@ -58,6 +63,7 @@ class Tokens:
     cut: int = 0
     over_length: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -72,6 +78,7 @@ class Validation:
         rejections: the sum of their counts.
         answers: their rejected answers, each once.
         duplicates: answers that repeat another of their line, folded into its count.
+        rendered: prompts that begin as a chat template's output does.
         repeated_prompts: records whose prompt an earlier line had.
         empty: rejected answers that are "", which have no token to reject.
         dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
@@ -86,6 +93,7 @@ class Validation:
     rejections: int = 0
     answers: int = 0
     duplicates: int = 0
+    rendered: int = 0
     repeated_prompts: int = 0
     empty: int = 0
     dropped: int = 0
@@ -113,6 +121,7 @@ class Validation:
         notes = {
             "duplicate answers folded into counts": self.duplicates,
             "records that repeat a prompt, folded in training": self.repeated_prompts,
+            RENDERED_LABEL: self.rendered,
             "empty answers, with no token to reject": self.empty,
         }
         if self.tokens is not None:
@@ -131,6 +140,7 @@ class Validation:
         return [
             f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
+            *(f"  note: {remark}" for remark in (self.tokens.remarks if self.tokens else [])),
             *(f"  {error}" for error in self.errors),
         ]
 
@@ -177,6 +187,7 @@ def validate_records(
         report.duplicates += max(0, len(pick_rejected_answers(row)) - len(record.rejected_responses))
         report.answers += len(record.rejected_responses)
         report.empty += record.rejected_responses.count("")
+        report.rendered += looks_rendered(record.prompt)
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts
         prompts.add(key)
