@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import BUNDLED_DATA, print_json, print_report, read_prompts_or_bundled, stderr_console
+from buleyean_rl.cli.options import (
+    BUNDLED_DATA,
+    Context,
+    print_json,
+    print_report,
+    read_prompts_or_bundled,
+    stderr_console,
+)
 from buleyean_rl.errors import UsageError
 
 
@@ -39,6 +46,7 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of an answer.")] = 128,
     max_length: Annotated[int, typer.Option(min=2, help="Maximum tokens of a prompt and one answer.")] = 1024,
+    context: Context = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
@@ -74,7 +82,7 @@ def evaluate(
         for source in (pairs, records)
     )
     material = Material(preferences, rejections, texts, tuple(prompt_list[:limit]))
-    settings, console = Settings(max_length, max_tokens, engine), stderr_console()
+    settings, console = Settings(max_length, max_tokens, engine, context, model), stderr_console()
     evaluations = [run(model, material, settings, reference=reference, console=console)]
     for name in compare or []:
         evaluations.append(run(name, material, settings, reference=_reference_for(name, reference), console=console))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
@@ -64,3 +66,13 @@ def encode_responses(
 
 def _overlap(offsets: Sequence[tuple[int, int]], spans: Spans) -> list[bool]:
     return [any(start < span_end and end > span_start for span_start, span_end in spans) for start, end in offsets]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A hash of what token ids mean: of every token's id and text.
+
+    Args:
+        tokenizer: of transformers.
+    """
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:32]

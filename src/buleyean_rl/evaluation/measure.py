@@ -17,7 +17,7 @@ from buleyean_rl.evaluation.repetition import distinct, is_looping, overlap, pre
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
 from buleyean_rl.evaluation.statistics import Figure, kendall_tau, ndcg, preferred
 from buleyean_rl.inference.open import Location, is_gguf_file, locate, open_engine
-from buleyean_rl.inference.protocol import Answer, Engine, Sampling
+from buleyean_rl.inference.protocol import Answer, Engine, Outcome, Sampling, Unanswered
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
 
@@ -50,11 +50,15 @@ class Settings:
         max_length: maximum tokens of a prompt and one answer, or of a text; longer ones are truncated.
         max_tokens: maximum tokens of a greedy answer.
         engine: auto, transformers or llama.cpp.
+        context: see `open_engine`.
+        key_url: see `open_engine`; None for no endpoint.
     """
 
     max_length: int = 1024
     max_tokens: int = 128
     engine: str = "auto"
+    context: int | None = None
+    key_url: str | None = None
 
 
 @dataclass
@@ -135,6 +139,7 @@ def evaluate(
     regenerated = [preference.prompt for preference in material.records.items] if material.records else []
     if material.prompts or regenerated:
         replies = model.answer([*material.prompts, *regenerated])
+        _count_unanswered(result, replies)
         if material.prompts:
             _add_answers(result, replies[: len(material.prompts)])
         if material.records:
@@ -193,8 +198,8 @@ class _MeasuredModel:
             with self._progress_bar("scoring neutral texts", len(texts)) as on_done:
                 return answers, scorer.texts(texts, on_done)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Greedy answers."""
+    def answer(self, prompts: Sequence[Prompt]) -> list[Outcome]:
+        """Greedy answers, or why there are none."""
         with self._engine() as engine, self._progress_bar("answering prompts", len(prompts)) as on_done:
             sampling = Sampling(max_tokens=self.settings.max_tokens)
             return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
@@ -227,7 +232,11 @@ class _MeasuredModel:
 
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
-        engine = open_engine(self.location, self.settings.engine, None if self._is_printed else self.console)
+        console = None if self._is_printed else self.console
+        settings = self.settings
+        engine = open_engine(
+            self.location, settings.engine, console, context=settings.context, key_url=settings.key_url
+        )
         try:
             yield engine
         finally:
@@ -373,16 +382,33 @@ def _add_neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None
     result.counts["neutral_tokens"] = sum(score.tokens for score in scored)
 
 
-def _add_answers(result: Evaluation, answers: Sequence[Answer]) -> None:
+def _count_unanswered(result: Evaluation, outcomes: Sequence[Outcome]) -> None:
+    """Count the prompts without an answer, and note what the engine says about the first of each cause."""
+    for outcome in outcomes:
+        if isinstance(outcome, Unanswered):
+            note = f"{result.model}: prompts are left out, {outcome.cause}"
+            if not any(earlier.startswith(note) for earlier in result.notes):
+                result.notes.append(f"{note}, such as: {outcome.detail}")
+            result.counts["prompts_unanswered"] = result.counts.get("prompts_unanswered", 0) + 1
+    if all(isinstance(outcome, Unanswered) for outcome in outcomes):
+        raise EngineError(f"{result.model}: no prompt has an answer: {outcomes[0][1]}")
+
+
+def _add_answers(result: Evaluation, outcomes: Sequence[Outcome]) -> None:
     """Figures of greedy answers to prompts."""
-    result.figures["loop_rate"] = Figure([(float(is_looping(answer.text)), 1.0) for answer in answers])
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+
+    def figure(value: Callable[[Answer], float]) -> Figure:
+        return Figure([(value(outcome), 1.0) if isinstance(outcome, Answer) else UNCOUNTED for outcome in outcomes])
+
+    result.figures["loop_rate"] = figure(lambda answer: float(is_looping(answer.text)))
     result.distinct_4 = distinct([answer.text for answer in answers])
     if all(answer.tokens is not None for answer in answers):
-        result.figures["mean_length"] = Figure([(float(answer.tokens or 0), 1.0) for answer in answers])
-    result.figures["ended_share"] = Figure([(float(answer.ended), 1.0) for answer in answers])
+        result.figures["mean_length"] = figure(lambda answer: float(answer.tokens or 0))
+    result.figures["ended_share"] = figure(lambda answer: float(answer.ended))
 
 
-def _add_regeneration(result: Evaluation, records: Sequence[Preference], answers: Sequence[Answer]) -> None:
+def _add_regeneration(result: Evaluation, records: Sequence[Preference], outcomes: Sequence[Outcome]) -> None:
     """Similarity of greedy answers to rejected ones: for each record, the maximum over its rejected answers."""
     figures: dict[str, Callable[[str, str], float]] = {
         "regeneration_prefix": prefix_match,
@@ -390,7 +416,10 @@ def _add_regeneration(result: Evaluation, records: Sequence[Preference], answers
     }
     for name, similarity in figures.items():
         items = []
-        for record, answer in zip(records, answers, strict=True):
+        for record, outcome in zip(records, outcomes, strict=True):
+            if isinstance(outcome, Unanswered):
+                items.append(UNCOUNTED)
+                continue
             rejected = [text for text, v in zip(record.answers, record.rejections, strict=True) if v]
-            items.append(_make_item(max((similarity(answer.text, text) for text in rejected), default=None)))
+            items.append(_make_item(max((similarity(outcome.text, text) for text in rejected), default=None)))
         result.figures[name] = Figure(items)

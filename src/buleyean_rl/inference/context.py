@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from buleyean_rl.errors import UsageError
-from buleyean_rl.inference.protocol import TOO_LONG, Unanswered
+from buleyean_rl.inference.protocol import REFUSED, TOO_LONG, Messages, RefusedPrompt, Unanswered
 
 MEMORY_SHARE = 0.5  # of the free memory, for keys and values of all conversations
 DEFAULT_TOKENS = 2048  # where a model does not say
@@ -33,10 +35,25 @@ def choose_context(requested: int | None, own: int | None, affordable: int) -> i
     return min(own or DEFAULT_TOKENS, affordable)
 
 
-def too_long(prompt_tokens: int, context: int) -> Unanswered:
-    """A prompt that leaves no token of the context for its answer."""
+class ContextEngine(Protocol):
+    """An engine that knows its context."""
+
+    context: int
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        """See `Engine.prompt_ids`."""
+
+
+def fit_prompt(engine: ContextEngine, messages: Messages) -> list[int] | Unanswered:
+    """A conversation's token ids, which leave a token of the context for the answer; or why it cannot be answered."""
+    try:
+        ids = engine.prompt_ids(messages)
+    except RefusedPrompt as error:
+        return Unanswered(REFUSED, str(error))
+    if len(ids) < engine.context:
+        return ids
     return Unanswered(
         TOO_LONG,
-        f"the conversation has {prompt_tokens} tokens and the context holds {context}: "
+        f"the conversation has {len(ids)} tokens and the context holds {engine.context}: "
         "start a new one, or ask for a larger context",
     )

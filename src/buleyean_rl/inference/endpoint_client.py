@@ -64,6 +64,12 @@ def parse_address(url: str) -> Address:
     return Address(url.rstrip("/"), model)
 
 
+def is_same_host(url: str, other: str) -> bool:
+    """Whether two models' names are endpoints of the same scheme, host and port."""
+    both_are_urls = all(name.startswith(("http://", "https://")) for name in (url, other))
+    return both_are_urls and parse_address(url).origin == parse_address(other).origin
+
+
 def read_key(variable: str) -> str:
     """The key in an environment variable; "" if there is none.
 

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.context import too_long
+from buleyean_rl.inference.context import fit_prompt
 from buleyean_rl.inference.gguf_context import gguf_context
 from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
 from buleyean_rl.inference.protocol import (
     GREEDY,
-    REFUSED,
     Adapter,
     Answer,
     BaseEngine,
     Messages,
     Outcome,
+    RefusedPrompt,
     Sampling,
     Unanswered,
 )
@@ -108,7 +108,7 @@ class LlamaCppPythonEngine(BaseEngine):
         try:
             return formatter(messages=[dict(m) for m in messages]).prompt
         except ValueError as error:
-            raise _RefusedMessages(f"{self.path}: its chat template refuses these messages: {error}") from error
+            raise RefusedPrompt(f"{self.path}: its chat template refuses these messages: {error}") from error
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The ids `create_chat_completion` would evaluate: a BOS only from the template."""
@@ -116,7 +116,7 @@ class LlamaCppPythonEngine(BaseEngine):
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces."""
-        ids = self._fitting_prompt(messages)
+        ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
         for chunk in self._stream_chunks(ids, sampling):
@@ -128,7 +128,7 @@ class LlamaCppPythonEngine(BaseEngine):
     ) -> Generator[tuple[int, Outcome]]:
         """The answers in order, one after the other."""
         for index, messages in enumerate(conversations):
-            ids = self._fitting_prompt(messages)
+            ids = fit_prompt(self, messages)
             if isinstance(ids, Unanswered):
                 yield index, ids
                 continue
@@ -172,14 +172,6 @@ class LlamaCppPythonEngine(BaseEngine):
             if llama is not None:
                 llama.close()
         self._llama = self._scorer = None
-
-    def _fitting_prompt(self, messages: Messages) -> list[int] | Unanswered:
-        """A conversation's ids, or why it cannot be answered."""
-        try:
-            ids = self.prompt_ids(messages)
-        except _RefusedMessages as error:
-            return Unanswered(REFUSED, str(error))
-        return ids if len(ids) < self.context else too_long(len(ids), self.context)
 
     def _stream_chunks(self, ids: list[int], sampling: Sampling) -> Iterator[dict[str, Any]]:
         """The chunks of an answer; the last has its finish reason."""
@@ -235,10 +227,6 @@ class LlamaCppPythonEngine(BaseEngine):
             raise EngineError(f"{self.path}: llama.cpp: {error}") from error
         self._scored_ids = list(ids)
         return self._scorer.scores[: len(ids)]
-
-
-class _RefusedMessages(EngineError):
-    """The chat template has no place for these messages."""
 
 
 @contextmanager

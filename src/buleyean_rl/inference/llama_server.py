@@ -9,26 +9,29 @@ import secrets
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.context import too_long
+from buleyean_rl.errors import EngineError, ModelError
+from buleyean_rl.inference.context import fit_prompt
 from buleyean_rl.inference.gguf_context import gguf_context
 from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
 from buleyean_rl.inference.protocol import (
     GREEDY,
-    REFUSED,
     Adapter,
     Answer,
     BaseEngine,
     Messages,
     Outcome,
+    RefusedPrompt,
     Sampling,
     Unanswered,
 )
 from buleyean_rl.inference.token_budget import TokenBudget
+from buleyean_rl.models.source import resolve
+from buleyean_rl.models.weights import load_tokenizer
 
 T = TypeVar("T")
 
@@ -102,6 +105,14 @@ class LlamaCppEngine(BaseEngine):
         # Freed before its loop has started, a server never ends: wait for one token.
         self._force_token([self._ascii_token], self._ascii_token, 1)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The file's tokenizer in transformers; None where it has no such."""
+        try:
+            return load_tokenizer(resolve(str(self.path)))
+        except ModelError:
+            return None
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
         request = {"content": text, "add_special": add_special, "parse_special": parse_special}
@@ -118,7 +129,7 @@ class LlamaCppEngine(BaseEngine):
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces; closing the generator cancels it in the server."""
-        ids = self._fitting_prompt(messages)
+        ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
         request = {"prompt": ids, "stream": True, **_sampling_fields(sampling, self.context - len(ids))}
@@ -158,7 +169,7 @@ class LlamaCppEngine(BaseEngine):
         """The answers as they come, computed in `parallel` slots."""
 
         def answer(index: int) -> Outcome:
-            ids = self._fitting_prompt(conversations[index])
+            ids = fit_prompt(self, conversations[index])
             if isinstance(ids, Unanswered):
                 return ids
             fields = _sampling_fields(sampling, self.context - len(ids))
@@ -236,14 +247,6 @@ class LlamaCppEngine(BaseEngine):
         logprobs = self._complete(request)["choices"][0]["logprobs"]
         return logprobs["content"][0] if logprobs else {}
 
-    def _fitting_prompt(self, messages: Messages) -> list[int] | Unanswered:
-        """A conversation's ids, or why it cannot be answered."""
-        try:
-            ids = self.prompt_ids(messages)
-        except _RefusedRequest as error:
-            return Unanswered(REFUSED, str(error))
-        return ids if len(ids) < self.context else too_long(len(ids), self.context)
-
     def _run_in_slots(self, task: Callable[[int], T], count: int) -> Generator[tuple[int, T]]:
         """(index, task(index)) for every index below `count`, as they are done, one per slot at a time."""
         with ThreadPoolExecutor(self.parallel) as pool:
@@ -286,11 +289,7 @@ def _check_reply(reply: dict[str, Any]) -> dict[str, Any]:
             "start a new one, or ask for a larger context"
         )
     problem = f"llama.cpp: {error.get('message', error)}"
-    raise _RefusedRequest(problem) if error.get("code") == 400 else EngineError(problem)
-
-
-class _RefusedRequest(EngineError):
-    """The request is what the server does not take, such as a role that the chat template has no place for."""
+    raise RefusedPrompt(problem) if error.get("code") == 400 else EngineError(problem)
 
 
 def _sampling_fields(sampling: Sampling, free_tokens: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from buleyean_rl.errors import EngineError
 
@@ -73,6 +73,10 @@ class Unanswered(NamedTuple):
 Outcome = Answer | Unanswered
 
 
+class RefusedPrompt(EngineError):
+    """An engine cannot take this conversation, such as one with a role that the chat template refuses."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter in a GGUF file, applied to a model when it is loaded.
@@ -91,9 +95,14 @@ class Completer(Protocol):
 
     Args:
         is_batched: whether an answer may depend, in its last digits, on those that are computed beside it.
+        tokenizer: of transformers, whose ids the answers' token ids are; None where they have none.
     """
 
     is_batched: bool
+
+    @property
+    def tokenizer(self) -> Any:
+        """See above."""
 
     def answers(
         self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
@@ -181,6 +190,7 @@ class BaseEngine:
     """`answer_many` and `complete_many` from an engine's `answers`."""
 
     is_batched = False
+    tokenizer: Any = None
 
     def answers(
         self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None

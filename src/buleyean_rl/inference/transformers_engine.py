@@ -10,14 +10,14 @@ import psutil
 from jinja2 import TemplateError
 
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.context import affordable_tokens, choose_context, too_long
+from buleyean_rl.inference.context import affordable_tokens, choose_context, fit_prompt
 from buleyean_rl.inference.protocol import (
     GREEDY,
-    REFUSED,
     Answer,
     BaseEngine,
     Messages,
     Outcome,
+    RefusedPrompt,
     Sampling,
     Unanswered,
     find_stop,
@@ -63,7 +63,7 @@ class TransformersEngine(BaseEngine):
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except TemplateError as error:
-            raise _RefusedMessages(f"the chat template refuses these messages: {error}") from error
+            raise RefusedPrompt(f"the chat template refuses these messages: {error}") from error
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The ids of the rendered template, which contains the BOS where the model has one."""
@@ -73,7 +73,7 @@ class TransformersEngine(BaseEngine):
         """The answer, streamed in pieces."""
         import torch
 
-        ids = self._fitting_prompt(messages)
+        ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
         emitted, text, cache = 0, "", None
@@ -109,7 +109,7 @@ class TransformersEngine(BaseEngine):
         """The answers in batches of similar length."""
         prompts: dict[int, list[int]] = {}
         for index, messages in enumerate(conversations):
-            ids = self._fitting_prompt(messages)
+            ids = fit_prompt(self, messages)
             if isinstance(ids, Unanswered):
                 yield index, ids
             else:
@@ -151,14 +151,6 @@ class TransformersEngine(BaseEngine):
 
         with torch.inference_mode():
             return self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), **settings)
-
-    def _fitting_prompt(self, messages: Messages) -> list[int] | Unanswered:
-        """A conversation's ids, or why it cannot be answered."""
-        try:
-            ids = self.prompt_ids(messages)
-        except _RefusedMessages as error:
-            return Unanswered(REFUSED, str(error))
-        return ids if len(ids) < self.context else too_long(len(ids), self.context)
 
     def _batches(self, prompts: Mapping[int, Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
         """Indices of prompts in batches of similar length, within `batch` and MAX_BATCH_TOKENS.
@@ -224,10 +216,6 @@ class TransformersEngine(BaseEngine):
         ids = drawn if end is None else drawn[:end]
         is_exact = cut is None and self._special_ids.isdisjoint(ids)  # the text lacks special tokens
         return Answer(text[:cut], len(ids), end is not None or cut is not None, tuple(ids) if is_exact else None)
-
-
-class _RefusedMessages(EngineError):
-    """The chat template has no place for these messages."""
 
 
 def _choose_context(model: Any, requested: int | None) -> int:

@@ -23,7 +23,7 @@ from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, accumulate_records, read_records, write_records
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.repetition import loop_rate
-from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, neutral_nll
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
@@ -247,7 +247,7 @@ class _Walk:
         """Measure a round's model on the held-out prompts and the neutral texts."""
         folder = self._round_folder(number)
         with self._measure_time(number) as seconds:
-            greedy = MineSettings(max_tokens=self.settings.max_tokens)
+            greedy = MineSettings(max_tokens=self.settings.max_tokens, context=self.settings.context)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
             with self.console.status("scoring neutral texts"):
                 nats, tokens = neutral_nll(self._open_engine(number), demo_data.neutral_texts())
@@ -276,6 +276,7 @@ class _Walk:
             self.judges,
             output,
             settings,
+            policy=describe_policy(self._source(number)),
             console=self.console,
         )
 
@@ -283,7 +284,10 @@ class _Walk:
         """A round's engine, loaded once for mining and measuring."""
         if self._engine is None or self._engine[0] != number:
             self.close_engine()
-            self._engine = number, open_engine(self._source(number), ENGINE_KIND, self.console)
+            self._engine = (
+                number,
+                open_engine(self._source(number), ENGINE_KIND, self.console, context=self.settings.context),
+            )
         return self._engine[1]
 
     def close_engine(self) -> None:
@@ -319,7 +323,7 @@ class _SharedEngine:
     """An engine that `mine` does not close."""
 
     def __init__(self, engine: Engine) -> None:
-        self.complete_many = engine.complete_many
+        self.is_batched, self.tokenizer, self.answers = engine.is_batched, engine.tokenizer, engine.answers
 
     def close(self) -> None:
         """Do nothing: the engine is reused."""
