@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from buleyean_rl.data.records import RejectionRecord, Spans, accumulate_records, make_record
+from buleyean_rl.data.records import RejectionRecord, Spans, fold_records, make_record
 from buleyean_rl.errors import UsageError
 
 ROUNDS = 60  # a thumbs-down counts as 60 of 60
@@ -212,7 +212,7 @@ class Store:
     def records(self) -> list[RejectionRecord]:
         """All rejections as records, one per prompt."""
         rows = self._all("SELECT prompt, answer, spans, count, rounds FROM rejections WHERE undone IS NULL ORDER BY id")
-        return accumulate_records(
+        return fold_records(
             make_record(
                 json.loads(row["prompt"]), [row["answer"]], [row["count"]], row["rounds"], [json.loads(row["spans"])]
             )
@@ -292,7 +292,7 @@ class Store:
                 digest,
                 *texts,
                 record.rejection_counts[k],
-                record.total_rounds,
+                record.rounds[k],
                 reason,
                 source,
                 time.time(),
