@@ -36,7 +36,10 @@ class Parrot(BaseEngine):
         self.closed = 0
 
     def answers(
-        self, conversations: Sequence[Any], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None  # noqa: ARG002
+        self,
+        conversations: Sequence[Any],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,  # noqa: ARG002
     ) -> Generator[tuple[int, Outcome]]:
         self.asked.append((conversations, sampling))
         for index, conversation in enumerate(conversations):
@@ -275,7 +278,9 @@ def test_a_wrong_request(tmp_path: Path) -> None:
 def test_records_are_never_replaced_unasked(tmp_path: Path) -> None:
     records, journal = tmp_path / "r.jsonl", tmp_path / "r.mined.jsonl"
     records.write_text("theirs\n")
-    with pytest.raises(UsageError, match=r"r.jsonl is there already: name another file, or replace it with --overwrite"):
+    with pytest.raises(
+        UsageError, match=r"r.jsonl is there already: name another file, or replace it with --overwrite"
+    ):
         go(tmp_path, Talker())
     assert (records.read_text(), journal.exists()) == ("theirs\n", False)
     go(tmp_path, Talker(), overwrite=True)
