@@ -146,6 +146,12 @@ def test_a_wrong_request_is_an_error_at_once(server: StandIn, status: int, hint:
     assert len(server.requests) == 1
 
 
+def test_a_sound_endpoint_may_fail_in_any_way_once(server: StandIn) -> None:
+    server.faults = [None, 404, 418, 204]
+    with closing(connect(server, parallel=1)) as engine:
+        assert engine.complete_many(CONVERSATIONS) == ANSWERS
+
+
 def test_a_refused_connection_is_an_error() -> None:
     with pytest.raises(EngineError, match="the connection failed"):
         EndpointEngine("http://127.0.0.1:9/v1", patience=Patience(retries=1, pause=0.001))

@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 API_KEY_VARIABLE = "BULEYEAN_API_KEY"
 JUDGE_KEY_VARIABLE = "BULEYEAN_JUDGE_API_KEY"
+FINAL_STATUSES = {*range(300, 400), 400, 401, 402, 403, 413, 422, 451}  # of a sound endpoint too
 MAX_FAILURES = 8  # prompts in a row that end in failures: the endpoint is dead
 MAX_REFUSALS = 32  # prompts before the first answer: the endpoint takes no request of this kind
 
@@ -248,7 +249,7 @@ class EndpointEngine(BaseEngine):
             try:
                 await self._wait_for_retry_time()
                 reply = await self._client.send(method, path, request, max_reply_bytes(tokens), seconds)
-                if reply.status != 200:
+                if not 200 <= reply.status < 300:
                     return self._read_error(reply)
                 value = read(reply.body)
                 self._successes += 1
@@ -267,7 +268,7 @@ class EndpointEngine(BaseEngine):
 
     def _read_error(self, reply: Reply) -> Unanswered:
         status, shown = reply.status, self._client.show(error_message(reply.body))
-        if is_retried(status):
+        if is_retried(status) or (self._has_answered and status not in FINAL_STATUSES):
             raise TransientError(
                 f"status {status}", is_rate_limit=status == 429, retry_after=retry_after(reply.headers)
             )

@@ -153,11 +153,11 @@ class EndpointClient:
                     body += piece
                     if len(body) > max_bytes:
                         break
-                if len(body) > max_bytes and reply.status_code == 200:
+                if len(body) > max_bytes and 200 <= reply.status_code < 300:
                     raise TransientError(f"its reply is longer than {max_bytes:,} bytes")
                 return Reply(reply.status_code, reply.headers, bytes(body[:max_bytes]))
         except TimeoutError:
-            raise TransientError(f"timed out after {max_seconds:.0f} seconds") from None
+            raise TransientError(f"timed out after {max_seconds:g} seconds") from None
         except httpx2.RequestError as error:
             timed_out = isinstance(error, httpx2.TimeoutException)
             problem = self.show(str(error)) or type(error).__name__
