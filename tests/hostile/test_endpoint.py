@@ -25,6 +25,12 @@ REFUSED = ("longer than the context", "content filter", "refused")
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """What the command imports is no growth."""
+    run_command("mine", "no such file")
+
+
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     monkeypatch.chdir(tmp_path)
@@ -71,7 +77,7 @@ def test_a_fault_costs_no_answer(server: FaultyServer, name: str, times: float) 
     assert report["answers_reused"] >= 3
     assert report["answers"] + sum(report["unanswered"].values()) == PROMPTS
     assert set(report["unanswered"]) <= set(REFUSED)
-    rows = [json.loads(line) for line in Path("r.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("r.jsonl").read_text().split("\n")[:-1]]
     assert len(rows) == report["answers"]
     right = [row["rejected_responses"] == [f"answer {row['prompt'].split()[-1]}"] for row in rows]
     assert right.count(False) <= min(times, PROMPTS - 3)  # an odd answer is an answer

@@ -190,6 +190,14 @@ def test_the_model_and_the_key(server: StandIn, monkeypatch: pytest.MonkeyPatch)
         EndpointEngine(server.url, key_variable="A_KEY")
 
 
+def test_a_reply_of_many_values_is_not_parsed(server: StandIn) -> None:
+    server.faults = [(200, b'{"choices": [' + b"[]," * 5000 + b"[]]}")]
+    server.answer = lambda _: "[]," * 1000
+    with closing(connect(server)) as engine:
+        assert engine.complete_many(CONVERSATIONS[:1]) == ["[]," * 1000]
+    assert len(server.requests) == 2
+
+
 def test_halves_of_surrogate_pairs_are_replaced(server: StandIn) -> None:
     server.answer = lambda _: "a\ud800b\udc00\U0001f600"
     with closing(connect(server)) as engine:

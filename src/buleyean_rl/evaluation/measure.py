@@ -13,16 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.data.records import Prompt, as_messages, handle_bad_row, parse_text, read_rows
 from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
-from buleyean_rl.evaluation.repetition import distinct, is_looping, overlap, prefix_match
+from buleyean_rl.evaluation.answers import answer_figures, describe_unanswered, regeneration_figures
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
-from buleyean_rl.evaluation.statistics import Figure, kendall_tau, ndcg, preferred
+from buleyean_rl.evaluation.statistics import UNCOUNTED, Figure, kendall_tau, ndcg, preferred
 from buleyean_rl.inference.open import Location, is_gguf_file, locate, open_engine
-from buleyean_rl.inference.protocol import Answer, Engine, Outcome, Sampling, Unanswered
+from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
 
 LENGTH_TOLERANCE = 0.2  # difference of two answers' lengths, as a share of the longer, within which they match
-UNCOUNTED = (0.0, 0.0)  # an item of weight 0: all models have the same items
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,13 @@ def evaluate(
     regenerated = [preference.prompt for preference in material.records.items] if material.records else []
     if material.prompts or regenerated:
         replies = model.answer([*material.prompts, *regenerated])
-        _count_unanswered(result, replies)
+        result.counts["prompts_unanswered"], notes = describe_unanswered(result.model, replies)
+        result.notes.extend(notes)
         if material.prompts:
-            _add_answers(result, replies[: len(material.prompts)])
+            figures, result.distinct_4 = answer_figures(replies[: len(material.prompts)])
+            result.figures |= figures
         if material.records:
-            _add_regeneration(result, material.records.items, replies[len(material.prompts) :])
+            result.figures |= regeneration_figures(material.records.items, replies[len(material.prompts) :])
     return result
 
 
@@ -380,46 +381,3 @@ def _add_neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None
             items = [UNCOUNTED if score is None else (getattr(score, part), score.tokens) for score in scores]
             result.figures[figure] = Figure(items)
     result.counts["neutral_tokens"] = sum(score.tokens for score in scored)
-
-
-def _count_unanswered(result: Evaluation, outcomes: Sequence[Outcome]) -> None:
-    """Count the prompts without an answer, and note what the engine says about the first of each cause."""
-    for outcome in outcomes:
-        if isinstance(outcome, Unanswered):
-            note = f"{result.model}: prompts are left out, {outcome.cause}"
-            if not any(earlier.startswith(note) for earlier in result.notes):
-                result.notes.append(f"{note}, such as: {outcome.detail}")
-            result.counts["prompts_unanswered"] = result.counts.get("prompts_unanswered", 0) + 1
-    if all(isinstance(outcome, Unanswered) for outcome in outcomes):
-        raise EngineError(f"{result.model}: no prompt has an answer: {outcomes[0][1]}")
-
-
-def _add_answers(result: Evaluation, outcomes: Sequence[Outcome]) -> None:
-    """Figures of greedy answers to prompts."""
-    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-
-    def figure(value: Callable[[Answer], float]) -> Figure:
-        return Figure([(value(outcome), 1.0) if isinstance(outcome, Answer) else UNCOUNTED for outcome in outcomes])
-
-    result.figures["loop_rate"] = figure(lambda answer: float(is_looping(answer.text)))
-    result.distinct_4 = distinct([answer.text for answer in answers])
-    if all(answer.tokens is not None for answer in answers):
-        result.figures["mean_length"] = figure(lambda answer: float(answer.tokens or 0))
-    result.figures["ended_share"] = figure(lambda answer: float(answer.ended))
-
-
-def _add_regeneration(result: Evaluation, records: Sequence[Preference], outcomes: Sequence[Outcome]) -> None:
-    """Similarity of greedy answers to rejected ones: for each record, the maximum over its rejected answers."""
-    figures: dict[str, Callable[[str, str], float]] = {
-        "regeneration_prefix": prefix_match,
-        "regeneration_overlap": overlap,
-    }
-    for name, similarity in figures.items():
-        items = []
-        for record, outcome in zip(records, outcomes, strict=True):
-            if isinstance(outcome, Unanswered):
-                items.append(UNCOUNTED)
-                continue
-            rejected = [text for text, v in zip(record.answers, record.rejections, strict=True) if v]
-            items.append(_make_item(max((similarity(outcome.text, text) for text in rejected), default=None)))
-        result.figures[name] = Figure(items)

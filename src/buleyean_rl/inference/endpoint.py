@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from buleyean_rl.errors import EngineError
@@ -209,7 +210,8 @@ class EndpointEngine(BaseEngine):
             yield index, refusal
 
     async def _answer(self, request: Mapping[str, Any], max_tokens: int) -> Outcome:
-        outcome = await self._send("POST", "chat/completions", request, read_answer, max_tokens)
+        read = partial(read_answer, tokens_asked=max_tokens)
+        outcome = await self._send("POST", "chat/completions", request, read, max_tokens)
         return outcome if isinstance(outcome, Unanswered) else outcome._replace(text=self._client.redact(outcome.text))
 
     def _check_alive(self, outcome: Outcome) -> None:

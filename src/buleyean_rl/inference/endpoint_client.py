@@ -155,7 +155,8 @@ class EndpointClient:
                         break
                 if len(body) > max_bytes and 200 <= reply.status_code < 300:
                     raise TransientError(f"its reply is longer than {max_bytes:,} bytes")
-                return Reply(reply.status_code, reply.headers, bytes(body[:max_bytes]))
+                del body[max_bytes:]
+                return Reply(reply.status_code, reply.headers, bytes(body))
         except TimeoutError:
             raise TransientError(f"timed out after {max_seconds:g} seconds") from None
         except httpx2.RequestError as error:

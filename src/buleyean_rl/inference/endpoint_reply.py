@@ -13,6 +13,7 @@ from typing import Any
 from buleyean_rl.inference.endpoint_client import TransientError
 from buleyean_rl.inference.protocol import FILTERED, REFUSED, TOO_LONG, Answer, Unanswered
 
+ENVELOPE_VALUES = 4096  # of a reply beside its answer
 RETRIED_STATUSES = {408, 409, 425, 429}  # and all from 500 on
 REFUSAL_STATUSES = {400, 413, 422, 451}
 FLAGGED_STATUSES = {*REFUSAL_STATUSES, 403}  # that may be about a prompt's content
@@ -25,12 +26,19 @@ LENGTH = re.compile(
 CONTENT = re.compile(r"content[ _-]?(?:filter|policy|management)|responsibleai|moderation|flagged|safety")
 
 
-def read_answer(body: bytes) -> Answer | Unanswered:
+def read_answer(body: bytes, tokens_asked: int) -> Answer | Unanswered:
     """The answer in the reply of a chat completion.
+
+    Args:
+        body: of the reply.
+        tokens_asked: for the answer, which with an envelope bound the values in the reply: in memory a list of nothing
+            takes thirty times its two brackets.
 
     Raises:
         TransientError: there is none in it.
     """
+    if sum(map(body.count, (b"[", b"{", b","))) > ENVELOPE_VALUES + tokens_asked:
+        raise TransientError(f"its reply is no completion: {body[:80]!r}")
     try:
         reply = json.loads(body)
         choice = reply["choices"][0]

@@ -31,7 +31,6 @@ from buleyean_rl.inference.protocol import (
 )
 from buleyean_rl.inference.token_budget import TokenBudget
 from buleyean_rl.models.source import resolve
-from buleyean_rl.models.weights import load_tokenizer
 
 T = TypeVar("T")
 
@@ -108,6 +107,8 @@ class LlamaCppEngine(BaseEngine):
     @cached_property
     def tokenizer(self) -> Any:
         """The file's tokenizer in transformers; None where it has no such."""
+        from buleyean_rl.models.weights import load_tokenizer
+
         try:
             return load_tokenizer(resolve(str(self.path)))
         except ModelError:

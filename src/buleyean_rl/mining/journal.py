@@ -53,7 +53,10 @@ class Journal:
         self.path, self._header = path, {"format": FORMAT, **header}
         if path.exists() and not path.is_file():
             raise _foreign(path)
-        self._clear()
+        self.tokenizer: str | None = None
+        self.outcomes: dict[tuple[int, int], Answer | Unanswered] = {}
+        self.verdicts: dict[tuple[str, int, int], Verdict] = {}
+        self._written: set[str] = set()
         self._file = path.open("a+b")
         try:
             lock_file(self._file, path)
@@ -109,10 +112,10 @@ class Journal:
             self._written.add(sha256)
 
     def _clear(self) -> None:
-        self.tokenizer: str | None = None
-        self.outcomes: dict[tuple[int, int], Answer | Unanswered] = {}
-        self.verdicts: dict[tuple[str, int, int], Verdict] = {}
-        self._written: set[str] = set()
+        """Forget what was read."""
+        self.tokenizer = None
+        for lines in (self.outcomes, self.verdicts, self._written):
+            lines.clear()  # type: ignore[attr-defined]
 
     def _read(self) -> int:
         """Read an earlier journal; returns the size of its whole lines."""
