@@ -29,6 +29,7 @@ sys.modules["triton"] = None  # type: ignore[assignment] # 70 MB for the tests, 
 
 import torch
 
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries
 from buleyean_rl.kernels.precision import default_dtype
@@ -61,7 +62,7 @@ SHARED = {
 
 def our_boundaries(pairs: list[dict[str, str]]) -> Sequence[Boundary]:
     records = [make_record(pair["prompt"], [pair["rejected"]], [ROUNDS], ROUNDS) for pair in pairs]
-    boundaries = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
+    boundaries = build_boundaries(records, Encoder(load_tokenizer(BUNDLED), MAX_LENGTH))
     return [boundary for boundary in boundaries if boundary]
 
 

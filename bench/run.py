@@ -31,6 +31,7 @@ from buleyean_rl import demo_data
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import make_record
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.models.adapt import attach_lora
@@ -85,7 +86,7 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
 def fitting(pairs: list[dict[str, str]], count: int) -> list[dict[str, str]]:
     """The first pairs whose prompt leaves room for an answer, so that a step is as many records for everybody."""
     records = [make_record(pair["prompt"], [pair["rejected"]], [1], 1) for pair in pairs]
-    boundaries = build_boundaries(records, load_tokenizer(BUNDLED), MAX_LENGTH)
+    boundaries = build_boundaries(records, Encoder(load_tokenizer(BUNDLED), MAX_LENGTH))
     return list(itertools.islice((pair for pair, boundary in zip(pairs, boundaries, strict=True) if boundary), count))
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from baselines import BASELINES, NEEDS_BASE, Baseline, BaselineTrainer
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import as_messages
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
@@ -393,5 +394,6 @@ def neutral_texts(path: Path, tokenizer: Any, count: int) -> list[Boundary]:
     """The first texts of a JSONL file with `text`, as boundaries."""
     with path.open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line, _ in zip(file, range(count), strict=False)]
-    boundaries = (neutral_boundary(tokenizer, text, NEUTRAL_TOKENS) for text in texts)
+    encoder = Encoder(tokenizer, NEUTRAL_TOKENS)
+    boundaries = (neutral_boundary(encoder, text) for text in texts)
     return [boundary for boundary in boundaries if boundary is not None]

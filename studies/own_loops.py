@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from buleyean_rl.data.encode import encode_prompt, encode_response
+from buleyean_rl.data.answer_text import AnswerText
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.prompts import read_prompts
 from buleyean_rl.data.records import Prompt, RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
@@ -74,7 +75,8 @@ REFERENCE = METHODS[0].run  # what the others are compared with, prompt by promp
 def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
     """The first prompts of some files, to mine, and the last, to measure on; long ones left out."""
     every = dict.fromkeys(prompt for path in paths for prompt in read_prompts(path))
-    short = [prompt for prompt in every if len(encode_prompt(tokenizer, prompt)) <= PROMPT_TOKENS]
+    encoded = Encoder(tokenizer).encode_prompts(list(every))
+    short = [prompt for prompt, ids in zip(every, encoded, strict=True) if ids.length <= PROMPT_TOKENS]
     if len(short) < mined + UNSEEN:
         raise SystemExit(f"{len(short)} prompts of at most {PROMPT_TOKENS} tokens: {mined + UNSEEN} are needed")
     return short[:mined], short[-UNSEEN:]
@@ -114,14 +116,14 @@ class Task:
 
     def boundaries(self, records: Sequence[RejectionRecord]) -> list[Boundary]:
         """Records as they are trained on."""
-        return [b for b in build_boundaries(records, self.tokenizer, 1024) if b is not None]
+        return [b for b in build_boundaries(records, Encoder(self.tokenizer, 1024)) if b is not None]
 
     def anchors(self, count: int) -> list[Boundary]:
         """The first answers that do not loop: nothing of them is rejected, so the base is the target everywhere."""
         good = [pair for pair in zip(self.prompts, self.answers, strict=True) if not is_looping(pair[1])][:count]
         return [
-            merge_responses(encode_prompt(self.tokenizer, prompt), [encode_response(self.tokenizer, text)], [0], ROUNDS)
-            for prompt, text in good
+            merge_responses(prompt.ids, [(answer.ids, answer.rejected)], [0], ROUNDS)
+            for prompt, (answer,) in Encoder(self.tokenizer).encode([(p, [AnswerText(a)]) for p, a in good])
         ]
 
     def run(self, method: Method, boundaries: Sequence[Boundary], **options: Any) -> None:

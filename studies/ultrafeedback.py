@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 from baselines import NEEDS_CHOSEN
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.importers.preferences import Preference, read_preferences
 from buleyean_rl.data.records import RejectionRecord, read_records, write_records
 from buleyean_rl.data.trie import Boundary, build_boundaries
@@ -79,7 +80,7 @@ def boundaries_of(
     records: Sequence[RejectionRecord], tokenizer: Any, answers: int, max_length: int = MAX_LENGTH
 ) -> list[Boundary]:
     """Their tokens; a record that has fewer different answers left, once they are cut, is left out."""
-    boundaries = build_boundaries(records, tokenizer, max_length)
+    boundaries = build_boundaries(records, Encoder(tokenizer, max_length))
     return [boundary for boundary in boundaries if boundary is not None and len(set(boundary.ends)) >= answers]
 
 
@@ -147,7 +148,7 @@ def train(method: Method, items: Sequence[Preference], tokenizer: Any, samples: 
     with_chosen = method.name in NEEDS_CHOSEN
     records = records_of(items, with_chosen=with_chosen)
     if method.name == "listwise":
-        fitting = build_boundaries(records, tokenizer, MAX_LENGTH)
+        fitting = build_boundaries(records, Encoder(tokenizer, MAX_LENGTH))
         records = [record for record, boundary in zip(records, fitting, strict=True) if boundary]
         records = with_samples(records, tokenizer, samples, method.precision)
     answers = 2 if with_chosen or method.name == "listwise" else 1

@@ -90,7 +90,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def rejections(base: Path) -> Path:
     """Ten records: the tiny model's greedy answers, always rejected, and beside each one seldom rejected."""
-    from buleyean_rl.data.encode import encode_prompt
+    from buleyean_rl.data.encode import Encoder
     from buleyean_rl.data.records import make_record, write_records
     from tiny import tiny_llama, tiny_tokenizer
 
@@ -99,7 +99,7 @@ def rejections(base: Path) -> Path:
     records = []
     for number in range(10):
         prompt = f"Give me tip {number}."
-        ids = encode_prompt(tokenizer, prompt)
+        ids = Encoder(tokenizer).encode_prompts([prompt])[0].ids
         for _ in range(8):
             with torch.no_grad():
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1, 3:].argmax()) + 3)

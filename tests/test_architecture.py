@@ -39,7 +39,7 @@ NEVER = {  # neighbours that could import each other but must not
     "objectives": {"data"},
     "models": {"data"},
     "kernels": {"data"},
-    "inference": {"objectives", "data"},
+    "inference": {"objectives"},
     "gguf": {"batching", "hub"},
     "training": {"gguf"},
     "evaluation": {"gguf", "hub"},

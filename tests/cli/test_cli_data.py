@@ -55,7 +55,7 @@ def test_validate_fails_on_an_unusable_file(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.usefixtures("pairs")
 def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from buleyean_rl.data.encode import encode_prompt
+    from buleyean_rl.data.encode import Encoder
     from buleyean_rl.models import weights as models
     from tiny import tiny_tokenizer
 
@@ -66,7 +66,7 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
         {"prompt": "Hi " * 50, "rejected": ["No."]},
     ]
     Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    room = len(encode_prompt(tokenizer, "Hi")) + 2
+    room = Encoder(tokenizer).encode_prompts(["Hi"])[0].length + 2
     words = ["data", "validate", "r.jsonl", "--model", "tiny", "--max-length", str(room), "--json"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)

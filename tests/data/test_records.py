@@ -23,6 +23,7 @@ from buleyean_rl.data.records import (
     write_folded,
     write_records,
 )
+from buleyean_rl.data.records.validation import MeasuredRecord
 from buleyean_rl.errors import RecordError
 from drawn import drawn_records, write_rows
 
@@ -348,12 +349,13 @@ def test_validation_counts_tokens(tmp_path: Path) -> None:
         {"prompt": "0123456789", "rejected": ["a"]},
     )
 
-    def measure(record: RejectionRecord) -> tuple[int, list[list[bool]]]:
+    def measure(record: RejectionRecord) -> MeasuredRecord:
         """A tokenizer of one token per character."""
-        return len(record.prompt), [
+        answers = [
             [not spans or any(a <= i < b for a, b in spans) for i in range(len(text))]
             for text, spans in zip(record.rejected_responses, record.rejected_spans, strict=True)
         ]
+        return MeasuredRecord(len(record.prompt), [(len(answer), answer) for answer in answers], {"notes": 1})
 
     report = validate_records(path, measure=measure, max_length=10)
     assert report.tokens is not None
@@ -361,6 +363,7 @@ def test_validation_counts_tokens(tmp_path: Path) -> None:
     assert (tokens.prompts, tokens.responses) == (12, 16)
     assert (tokens.longest_prompt, tokens.longest_response) == (10, 7)
     assert (tokens.truncated, tokens.cut, tokens.over_length) == (2, 5, 1)
+    assert tokens.notes == {"notes": 3}
     assert report.dropped == 2, "one prompt leaves no room, and one answer's span was cut off"
     assert report.usable
     assert not validate_records(path, measure=measure, max_length=5).usable

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buleyean_rl.data import token_store
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord, make_record
 from buleyean_rl.data.token_store import BoundaryFile, tokenise, write_boundaries
 from buleyean_rl.data.trie import Boundary, build_boundaries, build_boundary
@@ -123,10 +124,10 @@ def test_boundaries_do_not_depend_on_their_batch(batch: int, monkeypatch: pytest
     file = tokenise(recorded(records, read), "some", TOKENIZER, 64, progress=note)
     alone = [build_boundary(record, TOKENIZER, 64) for record in records]
     assert list(file) == [boundary for boundary in alone if boundary is not None]
-    assert file.data == {"read": 20, "dropped": alone.count(None), "truncated_responses": 2}
+    assert file.data == {"read": 20, "dropped": alone.count(None), "truncated_responses": 2, "no_room": 1}
     assert alone.count(None) > 0
     assert told == [*range(batch, 20, batch), 20]
-    assert build_boundaries(records, TOKENIZER, 64) == alone
+    assert build_boundaries(records, Encoder(TOKENIZER, 64)) == alone
 
 
 def test_records_that_are_all_dropped_make_an_empty_file() -> None:
@@ -155,7 +156,7 @@ def test_another_tokenizer_tokenises_again() -> None:
     first = tokenise(some_records(), "some", TOKENIZER, 64)
     for other in (other_template, added_token, tiny_tokenizer("gpt-2")):
         second = tokenise(some_records(), "some", other, 64)
-        built = build_boundaries(some_records(), other, 64)
+        built = build_boundaries(some_records(), Encoder(other, 64))
         assert list(second) == [boundary for boundary in built if boundary is not None]
         assert list(second) != list(first)
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buleyean_rl.data.encode import encode_prompt, encode_response
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundary, merge_responses
-from tiny import SENTENCES, tiny_tokenizer
+from tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-BARE = tiny_tokenizer()
-BARE.chat_template = None
+PROMPT_TOKENS = Encoder(TOKENIZER).encode_prompts(["Hi"])[0].length
 
 tokens = st.lists(st.integers(0, 3), max_size=6)  # few kinds of token, so that prefixes are shared
 flagged = tokens.flatmap(
@@ -82,56 +80,6 @@ def test_trie_is_the_separate_sequences_with_counts_merged(
 # --- spans
 
 
-def rejected_text(text: str, *spans: tuple[int, int]) -> str:
-    ids, rejected = encode_response(TOKENIZER, text, spans)
-    return TOKENIZER.decode([token for token, is_rejected in zip(ids, rejected, strict=True) if is_rejected])
-
-
-def test_spans_are_characters_not_bytes() -> None:
-    for text, part in (
-        ("🙂🙂 yes", "🙂🙂"),  # four bytes and one character each: bytes would end in the middle
-        ("cafe\u0301 or cafe\u0301?", "?"),  # e and its accent are two characters
-        ("👩‍👧 1", "1"),
-    ):
-        start = text.rindex(part)
-        assert rejected_text(text, (start, start + len(part))).strip() == part.strip()
-
-
-def byte_ranges(text: str) -> list[tuple[int, int]]:
-    """Where each token stands in the text's bytes; byte-level BPE writes a byte as a character."""
-    ends = [0]
-    for token in TOKENIZER.convert_ids_to_tokens(TOKENIZER(text, add_special_tokens=False).input_ids):
-        ends.append(ends[-1] + len(token))
-    return list(pairwise(ends))
-
-
-@given(
-    st.lists(st.sampled_from([*"ab 1é🙂漢\n", "e\u0301", " the", "Ignore"]), min_size=1, max_size=12).map("".join),
-    st.data(),
-)
-def test_a_token_counts_exactly_if_it_reaches_into_a_span(text: str, data: st.DataObject) -> None:
-    place = st.tuples(st.integers(0, len(text)), st.integers(0, len(text))).filter(lambda pair: pair[0] < pair[1])
-    spans = data.draw(st.lists(place, min_size=1, max_size=2))
-    in_bytes = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
-    _, rejected = encode_response(TOKENIZER, text, spans)
-    assert rejected == [any(a < end and b > start for start, end in in_bytes) for a, b in byte_ranges(text)]
-
-
-def test_a_token_that_straddles_an_edge_counts() -> None:
-    ids, rejected = encode_response(TOKENIZER, "Paris", [(4, 5)])
-    pieces = [TOKENIZER.decode([token]) for token in ids]
-    assert len(pieces[-1]) > 1  # the last token begins before the span does
-    assert rejected == [False] * (len(ids) - 1) + [True]
-
-
-def test_no_spans_reject_every_token() -> None:
-    text = " ".join(SENTENCES)
-    ids, rejected = encode_response(TOKENIZER, text)
-    assert ids == TOKENIZER(text, add_special_tokens=False).input_ids
-    assert rejected == [True] * len(ids)
-    assert encode_response(TOKENIZER, text, [(0, len(text))]) == (ids, rejected)
-
-
 def test_outside_its_spans_a_response_has_nodes_but_no_rejections() -> None:
     text = "The capital of France is Lyon."
     start = text.index("Lyon")
@@ -141,26 +89,11 @@ def test_outside_its_spans_a_response_has_nodes_but_no_rejections() -> None:
     assert TOKENIZER.decode([token for _, token, _ in boundary.rejections]).strip() == "Lyon"
 
 
-# --- prompts
-
-
-def test_the_chat_template_wraps_the_prompt() -> None:
-    assert TOKENIZER.decode(encode_prompt(TOKENIZER, "Hi")) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    conversation = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?"))
-    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in conversation)
-    assert TOKENIZER.decode(encode_prompt(TOKENIZER, conversation)) == text + "<|im_start|>assistant\n"
-
-
-def test_without_a_template_the_prompt_is_its_text() -> None:
-    assert encode_prompt(BARE, "Hi there") == BARE("Hi there").input_ids
-    assert encode_prompt(BARE, (("system", "Be brief."), ("user", "Hi"))) == BARE("Be brief.\n\nHi\n\n").input_ids
-
-
 # --- what is cut, and what is dropped
 
 
 def test_long_responses_are_cut_at_the_end_and_counted() -> None:
-    room = len(encode_prompt(TOKENIZER, "Hi")) + 3
+    room = PROMPT_TOKENS + 3
     boundary = build_boundary(record("Ignore it, or talk", "No"), TOKENIZER, room)
     assert boundary is not None
     assert boundary.truncated == 1
@@ -169,7 +102,7 @@ def test_long_responses_are_cut_at_the_end_and_counted() -> None:
 
 
 def test_what_has_no_rejected_token_is_dropped() -> None:
-    length = len(encode_prompt(TOKENIZER, "Hi"))
+    length = PROMPT_TOKENS
     assert build_boundary(record("No"), TOKENIZER, length + 1) is not None
     for room in (length, length - 1):
         assert build_boundary(record("No"), TOKENIZER, room) is None

@@ -12,7 +12,8 @@ import torch
 
 from buleyean_rl import demo_data
 from buleyean_rl.cli import main
-from buleyean_rl.data.encode import encode_prompt, encode_response
+from buleyean_rl.data.answer_text import AnswerText
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate, read_texts
@@ -64,7 +65,8 @@ def in_memory(module: Any) -> Model:
 
 
 def plain_nats(prompt: Any, answer: str) -> tuple[float, int]:
-    before, ids = encode_prompt(TOKENIZER, prompt), encode_response(TOKENIZER, answer)[0]
+    (question,) = Encoder(TOKENIZER).encode([(prompt, [AnswerText(answer)])])
+    before, ids = question.prompt.ids, question.answers[0].ids
     with torch.no_grad():
         log_pi = tiny_llama(TOKENIZER)(torch.tensor([before + ids])).logits[0].log_softmax(-1)
     return -sum(log_pi[len(before) + k - 1, token].item() for k, token in enumerate(ids)), len(ids)
@@ -96,7 +98,7 @@ def test_the_base_of_a_peft_model_is_scored_with_reference() -> None:
 
 def test_max_length_truncates_answers() -> None:
     questions = [("Tips?", ("Sleep well and leave the phone.", "No"))]
-    room = len(encode_prompt(TOKENIZER, "Tips?"))
+    room = Encoder(TOKENIZER).encode_prompts(["Tips?"])[0].length
     scorer = PackedScorer(in_memory(tiny_llama(TOKENIZER)), room + 2)
     ((long, short),) = scorer.answers(questions)
     assert (long.tokens, long.cut) == (2, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.trie import merge_responses
 from buleyean_rl.evaluation.neutral_text import mean_nll, neutral_boundary
 from buleyean_rl.models.model import Model
@@ -24,7 +25,7 @@ def plain_nll(text: str) -> tuple[float, int]:
 @pytest.mark.parametrize("limit", [1, 40, 1000])
 def test_mean_nll_of_texts_is_that_of_the_logits(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buleyean_rl.evaluation.neutral_text.micro_batch_tokens", lambda _: limit)
-    texts = [neutral_boundary(TOKENIZER, text, 64) for text in SENTENCES[:5]]
+    texts = [neutral_boundary(Encoder(TOKENIZER, 64), text) for text in SENTENCES[:5]]
     nats, tokens = zip(*map(plain_nll, SENTENCES[:5]), strict=True)
     got = mean_nll(Model.from_module(tiny_mistral(TOKENIZER)), [text for text in texts if text is not None])
     assert got == pytest.approx(sum(nats) / sum(tokens), rel=1e-4)
@@ -40,8 +41,8 @@ def test_mean_nll_of_rejections_weighs_each_by_its_rate() -> None:
 
 
 def test_a_neutral_text_needs_two_tokens_and_is_cut() -> None:
-    assert neutral_boundary(TOKENIZER, "", 64) is None
-    assert neutral_boundary(TOKENIZER, "a", 64) is None
-    boundary = neutral_boundary(TOKENIZER, SENTENCES[0], 5)
+    assert neutral_boundary(Encoder(TOKENIZER), "") is None
+    assert neutral_boundary(Encoder(TOKENIZER), "a") is None
+    boundary = neutral_boundary(Encoder(TOKENIZER, 5), SENTENCES[0])
     assert boundary is not None
     assert boundary.prompt + boundary.tokens == TOKENIZER(SENTENCES[0]).input_ids[:5]

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from runs import start
 
-from buleyean_rl.data.records import RejectionRecord, make_record, write_records
+from buleyean_rl.data.records import (
+    RejectionRecord,
+    as_messages,
+    make_record,
+    read_records,
+    records_sha256,
+    write_records,
+)
 from buleyean_rl.errors import RecordError
+from buleyean_rl.models.model import open_model
 from buleyean_rl.training import dataset
-from buleyean_rl.training.dataset import split_records
-from tiny import tiny_tokenizer
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.dataset import RecordsFile, load_dataset, split_records
+from tiny import CHATML, tiny_tokenizer
 
 
 def test_records_that_are_all_too_long_are_refused(base: Path, rejections: Path, tmp_path: Path) -> None:
@@ -34,7 +46,8 @@ def test_dropped_and_truncated_records_are_counted(base: Path, rejections: Path,
     )
     assert len(tokenizer(long).input_ids) > 64
     report = start(base, records, tmp_path / "run", max_length=64, held_out=0, max_steps=2)
-    assert report.data == {"read": 13, "dropped": 2, "truncated_responses": 1}
+    expected = {"read": 13, "dropped": 2, "truncated_responses": 1, "no_room": 1, "nothing_rejected": 1}
+    assert report.data == expected
     assert (report.records, report.records_held_out) == (11, 0)
 
 
@@ -70,3 +83,49 @@ def test_no_sample_is_drawn_for_a_prompt_that_is_too_long(
     report = start(base, file, run, objective="listwise", held_out=0.0, max_length=64, max_steps=2)
     assert sampled_prompts == ["Hi", "Tip?"]
     assert report.records == 2
+
+
+def test_a_refusal_of_the_chat_template_names_the_line(base: Path, tmp_path: Path) -> None:
+    strict = tmp_path / "base"
+    shutil.copytree(base, strict)
+    template = "{% if messages | length > 1 %}{{ raise_exception('one message only') }}{% endif %}" + CHATML
+    (strict / "chat_template.jinja").write_text(template)
+    file = tmp_path / "records.jsonl"
+    prompts = ("Hi", (("user", "Hi"), ("assistant", "Yes?"), ("user", "Tip?")), "Tip?")
+    write_records(file, [make_record(as_messages(prompt), ["No."]) for prompt in prompts])
+    with pytest.raises(RecordError, match=r"records.jsonl:2: .* refuses it: one message only; .* --skip-bad"):
+        start(strict, file, tmp_path / "run", max_steps=1)
+    report = start(strict, file, tmp_path / "run", max_steps=2, skip_bad=True, held_out=0.0)
+    assert report.data == {"read": 3, "dropped": 1, "truncated_responses": 0, "refused_by_template": 1}
+
+
+def test_empty_answers_are_named_as_what_is_wrong(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    write_records(file, [make_record("Hi", [""]), make_record("Tip?", ["<|im_end|>"])])
+    with pytest.raises(RecordError, match="every answer is empty"):
+        start(base, file, tmp_path / "run", max_steps=1)
+
+
+def test_what_was_noticed_in_the_text_is_said_and_reported(base: Path, rejections: Path, tmp_path: Path) -> None:
+    clean, marked = (
+        load_dataset(
+            RecordsFile(file, records_sha256(file)),
+            open_model(str(base)),
+            BuleyeanConfig(output_dir=str(tmp_path), max_length=64),
+            Console(quiet=True),
+        )
+        for file in (rejections, _with_end_marks(rejections, tmp_path / "marked.jsonl"))
+    )
+    assert list(marked.training) == list(clean.training)
+    assert marked.counts["end_marks"] > 0
+    assert "end-of-turn tokens" in marked.describe()
+    assert "end-of-turn tokens" not in clean.describe()
+
+
+def _with_end_marks(source: Path, target: Path) -> Path:
+    records = (
+        replace(record, rejected_responses=tuple(f"{text}<|im_end|>\n" for text in record.rejected_responses))
+        for record in read_records(source)
+    )
+    write_records(target, records)
+    return target

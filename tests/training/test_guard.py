@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.models.lora import lora_config
@@ -51,7 +52,7 @@ def make_guard(folder: Path, **settings: Any) -> Guard:
     tokenizer = tiny_tokenizer()
     model = Model.from_module(tiny_llama(tokenizer), tokenizer)
     model.attach_adapter(lora_config(4, 8, 0.0, None))
-    texts = [boundary for text in SENTENCES[:4] if (boundary := neutral_boundary(tokenizer, text, 16))]
+    texts = [boundary for text in SENTENCES[:4] if (boundary := neutral_boundary(Encoder(tokenizer, 16), text))]
     return Guard(model, texts, ["Hi", "And?"], 100.0, folder, **settings)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -77,28 +76,16 @@ def data_validate(
     as_json: AsJson = False,
 ) -> None:
     """Report what training would use, fold, truncate and drop; exit 1 if the file cannot be trained on."""
+    from buleyean_rl.data.encode import Encoder, describe_template, make_measure
     from buleyean_rl.data.records import validate_records
+    from buleyean_rl.models.weights import load_tokenizer
 
-    measure = _measure(model) if model is not None else None
+    tokenizer = load_tokenizer(model) if model is not None else None
+    measure = make_measure(Encoder(tokenizer, max_length)) if tokenizer is not None else None
     with running_count("records checked") as progress:
         report = validate_records(path, measure=measure, max_length=max_length, progress=progress)
+    if report.tokens is not None:
+        report.tokens.remarks = describe_template(tokenizer)
     print_report(report.lines(), report.as_dict() if as_json else None)
     if not report.usable:
         raise typer.Exit(1)
-
-
-def _measure(model: str) -> Callable[[Any], tuple[int, list[list[bool]]]]:
-    """The function by which `validate_records` counts tokens, as in training."""
-    from buleyean_rl.data.encode import encode_prompt, encode_response
-    from buleyean_rl.data.records import RejectionRecord
-    from buleyean_rl.models.weights import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-
-    def measure(record: RejectionRecord) -> tuple[int, list[list[bool]]]:
-        answers = zip(record.rejected_responses, record.rejected_spans, strict=True)
-        return len(encode_prompt(tokenizer, record.prompt)), [
-            encode_response(tokenizer, text, spans)[1] for text, spans in answers
-        ]
-
-    return measure

@@ -13,7 +13,7 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from importlib.metadata import version
@@ -24,7 +24,8 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from buleyean_rl.data import encode, trie
+from buleyean_rl.data import answer_text, chat_template, control_tokens, encode, trie
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundaries
 from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
@@ -55,7 +56,7 @@ class BoundaryFile(Sequence[Boundary]):
         path: a file that `write_boundaries` wrote.
 
     Attributes:
-        data: how many records were read and dropped, and how many responses were cut, in the whole file.
+        data: counts for the whole file: records read and dropped, responses cut, and what the encoder counted.
         sizes: tokens of each boundary, prompt and trie. Shape: (boundaries,).
         nodes: nodes of each boundary. Shape: (boundaries,).
 
@@ -131,6 +132,7 @@ def tokenise(
     tokenizer: Any,
     max_length: int,
     *,
+    skip_refused: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> BoundaryFile:
     """The boundaries of records, from the user's cache if the same were tokenised before.
@@ -140,7 +142,11 @@ def tokenise(
         source: names the records: other records must have another name, such as a hash of their file.
         tokenizer: of the base model.
         max_length: tokens of prompt and response together; what is longer is cut.
+        skip_refused: drop records that the chat template refuses instead of raising.
         progress: told the number of records read, after each batch.
+
+    Raises:
+        TemplateRefusal: of the first record that the chat template refuses.
     """
     folder = cache_folder() / "tokens"
     path = folder / f"{_store_key(source, tokenizer, max_length)}.arrow"
@@ -148,14 +154,18 @@ def tokenise(
         os.utime(path)  # for evict_lru
         return BoundaryFile(path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_boundaries(path, _build_batches(records, tokenizer, max_length), progress)
+    encoder = Encoder(tokenizer, max_length, skip_refused=skip_refused)
+    write_boundaries(path, _build_batches(records, encoder), progress, encoder.counts)
     boundaries = BoundaryFile(path)
     evict_lru(folder, CACHE_BYTES)
     return boundaries
 
 
 def write_boundaries(
-    path: Path, batches: Iterable[Sequence[Boundary | None]], progress: Callable[[int], object] | None = None
+    path: Path,
+    batches: Iterable[Sequence[Boundary | None]],
+    progress: Callable[[int], object] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> None:
     """Write boundaries to a file that `BoundaryFile` reads, whole or not at all.
 
@@ -163,6 +173,7 @@ def write_boundaries(
         path: replaced if it exists.
         batches: streamed; None stands for a record that was dropped.
         progress: told the number of records after each batch.
+        counts: of the encoder, complete when the batches are; zeros are left out.
     """
     data = {"read": 0, "dropped": 0, "truncated_responses": 0}
     with atomic_write(path) as file, pa.ipc.new_file(file, _SCHEMA) as writer:
@@ -174,16 +185,15 @@ def write_boundaries(
             writer.write_batch(_to_columns(boundaries))
             if progress is not None:
                 progress(data["read"])
+        data |= {key: count for key, count in (counts or {}).items() if count}
         # The schema stands first in the file and the counts are known last: an empty batch carries them.
         writer.write_batch(_to_columns([]), custom_metadata={"data": json.dumps(data)})
 
 
-def _build_batches(
-    records: Iterable[RejectionRecord], tokenizer: Any, max_length: int
-) -> Iterator[Sequence[Boundary | None]]:
+def _build_batches(records: Iterable[RejectionRecord], encoder: Encoder) -> Iterator[Sequence[Boundary | None]]:
     stream = iter(records)
     while batch := list(islice(stream, BATCH_RECORDS)):
-        yield build_boundaries(batch, tokenizer, max_length)
+        yield build_boundaries(batch, encoder)
 
 
 def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
@@ -206,5 +216,6 @@ def _store_key(source: str, tokenizer: Any, max_length: int) -> str:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-    code = [version("buleyean-rl"), inspect.getsource(encode), inspect.getsource(trie), _SCHEMA.to_string()]
+    sources = [inspect.getsource(module) for module in (answer_text, chat_template, control_tokens, encode, trie)]
+    code = [version("buleyean-rl"), *sources, _SCHEMA.to_string()]
     return cache_key([source, max_length, hashes, code])

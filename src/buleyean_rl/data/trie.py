@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
-from buleyean_rl.data.encode import encode_prompts, encode_responses
+from buleyean_rl.data.encode import EncodedQuestion, Encoder
 from buleyean_rl.data.records import RejectionRecord
 
 
@@ -82,42 +82,34 @@ class Boundary:
 
 def build_boundary(record: RejectionRecord, tokenizer: Any, max_length: int) -> Boundary | None:
     """Tokenise one record, see `build_boundaries`."""
-    return build_boundaries([record], tokenizer, max_length)[0]
+    return build_boundaries([record], Encoder(tokenizer, max_length))[0]
 
 
-def build_boundaries(records: Sequence[RejectionRecord], tokenizer: Any, max_length: int) -> list[Boundary | None]:
+def build_boundaries(records: Sequence[RejectionRecord], encoder: Encoder) -> list[Boundary | None]:
     """Tokenise records and merge the responses of each into a trie.
 
     Args:
         records: what was rejected; so few that all their token ids fit in memory.
-        tokenizer: a transformers tokenizer; a fast one takes many records in several threads.
-        max_length: tokens of prompt and response together; longer responses are cut at the end.
+        encoder: of the base model; responses are cut at its `max_length`, and it counts what is left out.
 
     Returns:
-        Of each record the boundary, or None where the prompt leaves no room for a response or nothing rejected
-        remains.
+        Of each record the boundary, or None where the prompt leaves no room for a response, the chat template refuses
+        it, or nothing rejected remains.
     """
-    prompts = encode_prompts(tokenizer, [record.prompt for record in records])
-    fits = [bool(prompt) and len(prompt) < max_length for prompt in prompts]
-    fitting = [record for record, fit in zip(records, fits, strict=True) if fit]
-    texts = [text for record in fitting for text in record.rejected_responses]
-    spans = [spans for record in fitting for spans in record.rejected_spans]
-    encoded = iter(encode_responses(tokenizer, texts, spans))
-    return [
-        _merge_record(record, prompt, list(islice(encoded, len(record.rejected_responses))), max_length)
-        if fit
-        else None
-        for record, prompt, fit in zip(records, prompts, fits, strict=True)
-    ]
+    questions = encoder.encode_records(records)
+    return [_merge_record(record, question, encoder) for record, question in zip(records, questions, strict=True)]
 
 
-def _merge_record(
-    record: RejectionRecord, prompt: list[int], responses: list[tuple[list[int], list[bool]]], max_length: int
-) -> Boundary | None:
-    room = max_length - len(prompt)
-    truncated = sum(len(ids) > room for ids, _ in responses)
-    cut = [(ids[:room], rejected[:room]) for ids, rejected in responses]
-    boundary = merge_responses(prompt, cut, record.rejection_counts, max(record.rounds), truncated)
+def _merge_record(record: RejectionRecord, question: EncodedQuestion, encoder: Encoder) -> Boundary | None:
+    prompt = question.prompt
+    if not encoder.has_room(prompt):
+        encoder.counts["no_room"] += prompt.refusal is None
+        return None
+    room = encoder.max_length - len(prompt.ids)
+    truncated = sum(answer.length > room for answer in question.answers)
+    cut = [(answer.ids[:room], answer.rejected[:room]) for answer in question.answers]
+    boundary = merge_responses(prompt.ids, cut, record.rejection_counts, max(record.rounds), truncated)
+    encoder.counts["nothing_rejected"] += not boundary.rejections
     return boundary if boundary.rejections else None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.batching.layout import make_batch
 from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
@@ -20,18 +20,17 @@ from buleyean_rl.objectives.fused import token_logprobs
 from buleyean_rl.objectives.losses import Objective
 
 
-def neutral_boundary(tokenizer: Any, text: str, max_length: int) -> Boundary | None:
+def neutral_boundary(encoder: Encoder, text: str) -> Boundary | None:
     """A plain text as a boundary, all of whose tokens but the first are predicted.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        encoder: of the model; so many tokens are used as it allows.
         text: a plain text.
-        max_length: maximum tokens to use.
 
     Returns:
         The boundary, or None for a text of fewer than two tokens.
     """
-    ids = list(tokenizer(text).input_ids)[:max_length]
+    ids = encoder.encode_text(text)
     if len(ids) < 2:
         return None
     return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], 1)

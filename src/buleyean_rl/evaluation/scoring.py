@@ -17,7 +17,8 @@ from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import reference_hidden
 from buleyean_rl.batching.layout import make_batch
 from buleyean_rl.batching.micro_batch import bin_pack, micro_batch_tokens
-from buleyean_rl.data.encode import encode_prompts, encode_responses
+from buleyean_rl.data.answer_text import AnswerText
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import Prompt, as_messages
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.evaluation.neutral_text import hidden_states, neutral_boundary
@@ -90,6 +91,7 @@ class PackedScorer:
     def __init__(self, model: Model, max_length: int, *, with_reference: bool = True) -> None:
         self.model, self.max_length = model, max_length
         self._has_reference, self._layout = with_reference and model.has_adapter, model.layout
+        self._encoder = Encoder(model.tokenizer, max_length)
 
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
         """See `Scorer.answers`."""
@@ -113,10 +115,7 @@ class PackedScorer:
         """See `Scorer.texts`."""
         scores: list[TextScore | None] = []
         for start in range(0, len(texts), WINDOW_ITEMS):
-            window = [
-                neutral_boundary(self.model.tokenizer, text, self.max_length)
-                for text in texts[start : start + WINDOW_ITEMS]
-            ]
+            window = [neutral_boundary(self._encoder, text) for text in texts[start : start + WINDOW_ITEMS]]
             numbered = {i: boundary for i, boundary in enumerate(window) if boundary is not None}
             window_scores: list[TextScore | None] = [None] * len(window)
             done = start + len(window) - len(numbered)
@@ -134,11 +133,9 @@ class PackedScorer:
         return scores
 
     def _encode(self, questions: Sequence[Question]) -> Iterator[tuple[list[int], list[list[int]]]]:
-        prompts = encode_prompts(self.model.tokenizer, [prompt for prompt, _ in questions])
-        texts = [answer for _, answers in questions for answer in answers]
-        encoded = iter(encode_responses(self.model.tokenizer, texts, [()] * len(texts)))
-        for ids, (_, answers) in zip(prompts, questions, strict=True):
-            yield ids, [next(encoded)[0] for _ in answers]
+        encoded = self._encoder.encode([(prompt, [AnswerText(text) for text in texts]) for prompt, texts in questions])
+        for question, (_, texts) in zip(encoded, questions, strict=True):
+            yield question.prompt.ids, [answer.ids for answer in question.answers] or [[] for _ in texts]
 
     def _trie(self, prompt: list[int], answers: list[list[int]]) -> tuple[Boundary | None, list[list[int]], list[bool]]:
         """The trie of answers, each answer's edges in it, and which were truncated; None if no token fits."""
@@ -205,7 +202,7 @@ class EngineScorer:
         for prompt, answers in questions:
             prompt_ids = self.engine.prompt_ids(as_messages(prompt))
             max_tokens = max(0, self.max_length - len(prompt_ids))
-            encoded = [self.engine.tokenize(answer) for answer in answers]
+            encoded = [self._continue_prompt(answer) for answer in answers]
             fitting = [ids[:max_tokens] for ids in encoded]
             scorable = [k for k, ids in enumerate(fitting) if ids]
             logprobs = self.engine.logprobs(
@@ -229,6 +226,14 @@ class EngineScorer:
         for i, values in zip(scorable, logprobs, strict=True):
             scores[i] = TextScore(-sum(values), len(values), None, None, None)
         return scores
+
+    def _continue_prompt(self, answer: str) -> list[int]:
+        """An answer's tokens after a prompt: as text, and without the space that some tokenizers put before a text."""
+        for before in ("\n", "a", "."):
+            first, joint = (self.engine.tokenize(text, parse_special=False) for text in (before, before + answer))
+            if joint[: len(first)] == first:
+                return joint[len(first) :]
+        return self.engine.tokenize(answer, parse_special=False)
 
 
 def response_edges(boundary: Boundary) -> list[list[int]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import psutil
-from jinja2 import TemplateError
 
+from buleyean_rl.data.chat_template import ChatTemplate, TemplateRefusal
+from buleyean_rl.data.encode import Encoder, end_token_ids
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.context import affordable_tokens, choose_context, fit_prompt
 from buleyean_rl.inference.protocol import (
@@ -47,6 +49,7 @@ class TransformersEngine(BaseEngine):
         ids = model.generation_config.eos_token_id if model.generation_config else None
         self._special_ids = set(tokenizer.all_special_ids)
         self._eos_token_ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
+        self._eos_token_ids |= end_token_ids(tokenizer)
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -56,18 +59,15 @@ class TransformersEngine(BaseEngine):
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = True) -> str:
         """The tokenizer's chat template applied to messages."""
-        if not self.tokenizer.chat_template:
-            raise EngineError("this tokenizer has no chat template; use an instruct model")
-        try:
-            return self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:
-            raise RefusedPrompt(f"the chat template refuses these messages: {error}") from error
+        self._require_template()
+        with _as_engine_error():
+            return ChatTemplate(self.tokenizer).render(messages, add_generation_prompt=add_generation_prompt)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """The ids of the rendered template, which contains the BOS where the model has one."""
-        return self.tokenize(self.render(messages))
+        """The ids of the rendered template, as in training: control tokens that a message spells are text."""
+        self._require_template()
+        with _as_engine_error():
+            return self._encoder.encode_conversations([messages])[0].ids
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces."""
@@ -145,6 +145,14 @@ class TransformersEngine(BaseEngine):
 
     def close(self) -> None:
         """Nothing to do: the model belongs to the caller."""
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
+
+    def _require_template(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise EngineError("this tokenizer has no chat template; use an instruct model")
 
     def _forward(self, ids: Sequence[int], **settings: Any) -> Any:
         import torch
@@ -232,6 +240,15 @@ def _choose_context(model: Any, requested: int | None) -> int:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     affordable = affordable_tokens((cached + activations) * model.dtype.itemsize, free)
     return choose_context(requested, getattr(config, "max_position_embeddings", None) or affordable, affordable)
+
+
+@contextmanager
+def _as_engine_error() -> Iterator[None]:
+    """A chat template's refusal as an engine's."""
+    try:
+        yield
+    except TemplateRefusal as refusal:
+        raise RefusedPrompt(str(refusal)) from refusal
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from buleyean_rl import demo_data
+from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import mean_nll, neutral_boundary
 from buleyean_rl.models.model import Model
@@ -62,5 +63,6 @@ def neutral_boundaries(tokenizer: Any, max_length: int) -> list[Boundary]:
         tokenizer: a transformers tokenizer.
         max_length: maximum tokens of each.
     """
-    boundaries = (neutral_boundary(tokenizer, text, max_length) for text in demo_data.neutral_texts())
+    encoder = Encoder(tokenizer, max_length)
+    boundaries = (neutral_boundary(encoder, text) for text in demo_data.neutral_texts())
     return [boundary for boundary in boundaries if boundary is not None]

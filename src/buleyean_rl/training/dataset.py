@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
-from buleyean_rl.data.encode import encode_prompts
-from buleyean_rl.data.records import read_records, records_sha256, write_records
+from buleyean_rl.data.chat_template import TemplateRefusal
+from buleyean_rl.data.encode import COUNT_LABELS, Encoder, describe_template
+from buleyean_rl.data.records import as_messages, parse_record, read_records, read_rows, records_sha256, write_records
 from buleyean_rl.data.token_store import BoundaryFile, tokenise
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import RecordError
@@ -49,7 +52,7 @@ class Dataset:
         sha256: of the records file.
         training: for training.
         held_out: for measuring only.
-        counts: of records read and dropped, and of responses truncated.
+        counts: of records read and dropped, of responses truncated, and what the encoder counted.
     """
 
     sha256: str
@@ -63,14 +66,14 @@ class Dataset:
         return (self.held_out or self.training)[:MEASURED_RECORDS]
 
     def describe(self) -> str:
-        """The numbers of records, in one line."""
+        """The numbers of records, and below them what was noticed in their text, a line each."""
         training, held_out = len(self.training), len(self.held_out)
         parts = [f"{training:,} record{'s' * (training != 1)} to train on, {held_out:,} held out"]
         if self.counts["dropped"]:
-            parts.append(f"{self.counts['dropped']:,} dropped: no room for a response, or nothing in it")
+            parts.append(f"{self.counts['dropped']:,} dropped")
         if self.counts["truncated_responses"]:
             parts.append(f"{self.counts['truncated_responses']:,} responses cut")
-        return "; ".join(parts)
+        return "\n".join(["; ".join(parts), *_describe_counts(self.counts)])
 
 
 def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> Dataset:
@@ -86,9 +89,15 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         RecordError: the records cannot be used.
         ModelError: the model cannot be used.
     """
+    source = records
+    for remark in describe_template(model.tokenizer):
+        console.print(f"[yellow]note:[/] {escape(remark)}")
     if config.loss.is_listwise and config.own_samples:
         records = _add_own_samples(records, model, config, console)
-    boundaries = _tokenise(records, model, config, console)
+    try:
+        boundaries = _tokenise(records, model, config, console)
+    except TemplateRefusal as refusal:
+        raise _locate(refusal, source.path) from refusal
     training, held_out = split_records(len(boundaries), config.held_out, config.seed)
     return Dataset(records.sha256, boundaries.select(training), boundaries.select(held_out), boundaries.data)
 
@@ -119,14 +128,11 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
             source,
             model.tokenizer,
             config.max_length,
+            skip_refused=records.skip_bad,
             progress=lambda count: status.update(f"tokenising: {count:,} records"),
         )
     if not boundaries:
-        raise RecordError(
-            f"none of the {boundaries.data['read']} records can be trained on: no prompt leaves room for a response in "
-            f"{config.max_length} tokens; raise --max-length",
-            path=records.path,
-        )
+        raise RecordError(_explain_nothing_left(boundaries.data, config.max_length), path=records.path)
     return _select_rankable(boundaries, records.path) if config.loss.is_listwise else boundaries
 
 
@@ -135,8 +141,9 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
     file = Path(str(config.output_dir)) / OWN_SAMPLES_FILE
     if not file.exists():
         originals = list(read_records(records.path, skip_bad=records.skip_bad))
-        prompts = encode_prompts(model.tokenizer, [record.prompt for record in originals])
-        fits = [len(prompt) < config.max_length for prompt in prompts]  # the others are dropped and counted later
+        encoder = Encoder(model.tokenizer, config.max_length, skip_refused=True)
+        prompts = encoder.encode_prompts([record.prompt for record in originals])
+        fits = [encoder.has_room(prompt) for prompt in prompts]  # the others are dropped and counted later
         label = "sampling answers of the base model"
         with console.status(f"loading {model.source.name}"):
             engine = TransformersEngine(model.module, model.tokenizer, batch=SAMPLE_BATCH)
@@ -152,7 +159,30 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
             )
         pairs = zip(originals, fits, strict=True)
         write_records(file, (next(extended) if fit else record for record, fit in pairs))
-    return RecordsFile(file, records_sha256(file))
+    return RecordsFile(file, records_sha256(file), records.skip_bad)
+
+
+def _describe_counts(counts: Mapping[str, int]) -> list[str]:
+    return [f"{counts[key]:,} {label}" for key, label in COUNT_LABELS.items() if counts.get(key)]
+
+
+def _explain_nothing_left(counts: Mapping[str, int], max_length: int) -> str:
+    """Why no record can be trained on, by what the encoder counted."""
+    problem = f"none of the {counts['read']} records can be trained on"
+    if counts.get("no_room") == counts["read"]:
+        return f"{problem}: no prompt leaves room for a response in {max_length} tokens; raise --max-length"
+    if counts.get("nothing_rejected") == counts["read"] and not counts["truncated_responses"]:
+        return f"{problem}: every answer is empty, and an answer without a token cannot be rejected"
+    return f"{problem}: {'; '.join(_describe_counts(counts))}"
+
+
+def _locate(refusal: TemplateRefusal, path: Path) -> RecordError:
+    """A template's refusal with the line of the record it is about."""
+    for line, row in read_rows(path, skip_bad=True):
+        with suppress(RecordError):
+            if as_messages(parse_record(row).prompt) == refusal.messages:
+                return RecordError(refusal.problem, path=path, line=line)
+    return refusal
 
 
 def _select_rankable(boundaries: BoundaryFile, path: Path) -> BoundaryFile:

@@ -15,8 +15,8 @@ from buleyean_rl.data.importers.formats import find_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards
 from buleyean_rl.data.importers.redact import KINDS, redact_record
 from buleyean_rl.data.importers.sources import open_source
-from buleyean_rl.data.records import RejectionRecord, handle_bad_row, write_folded
-from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED
+from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
+from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UsageError
 
 ROWS_PER_TICK = 1000
@@ -41,6 +41,7 @@ class ImportReport:
         prompts_repeated: records that joined an earlier one of the same prompt.
         empty: rejected answers that are "".
         same_as_chosen: rows that reject the very text they choose.
+        rendered: prompts that begin as a chat template's output does.
         skipped: bad rows left out.
         errors: the first messages about those.
         bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
@@ -61,6 +62,7 @@ class ImportReport:
     prompts_repeated: int = 0
     empty: int = 0
     same_as_chosen: int = 0
+    rendered: int = 0
     skipped: int = 0
     bounded: int = 0
     errors: list[str] = field(default_factory=list)
@@ -81,6 +83,7 @@ class ImportReport:
             "empty answers, with no token to reject (training drops them)": self.empty,
             "rows that reject the very text they choose": self.same_as_chosen,
             "answers whose rounds were scaled down to 2,147,483,647": self.bounded,
+            RENDERED_LABEL: self.rendered,
             "bad rows skipped": self.skipped,
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
@@ -154,6 +157,7 @@ def import_records(
             try:
                 for record in row_format.read_records(row, discards, choices):
                     any_rejected = True
+                    report.rendered += looks_rendered(record.prompt)
                     yield redact_record(record, redactions) if redact else record
             except RecordError as error:
                 handle_bad_row(error, source, line, note_bad if skip_bad else False)

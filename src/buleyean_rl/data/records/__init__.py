@@ -27,7 +27,7 @@ from buleyean_rl.data.records.files import (
     write_records,
 )
 from buleyean_rl.data.records.folding import fold_records, write_folded
-from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, parse_messages, parse_prompt
+from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, looks_rendered, parse_messages, parse_prompt
 from buleyean_rl.data.records.record import (
     JudgedAnswer,
     Policy,
@@ -58,6 +58,7 @@ __all__ = [
     "fold_records",
     "format_record",
     "handle_bad_row",
+    "looks_rendered",
     "make_record",
     "open_bytes",
     "parse_messages",

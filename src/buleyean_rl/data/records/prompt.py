@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from buleyean_rl.data.records.values import describe, fail, parse_text
 
 Messages = tuple[tuple[str, str], ...]  # (role, content)
 Prompt = str | Messages
+
+# The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek.
+_RENDERED = re.compile(
+    r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*"
+    r"(<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<\|(system|user|assistant)\|>|<\uff5cUser\uff5c>)"
+)
 
 
 def parse_prompt(value: object) -> Prompt:
@@ -58,3 +65,8 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     """A prompt as a list of {"role", "content"} messages, for a chat template or an engine."""
     messages = (("user", prompt),) if isinstance(prompt, str) else prompt
     return [{"role": role, "content": content} for role, content in messages]
+
+
+def looks_rendered(prompt: Prompt) -> bool:
+    """Whether a text of a prompt begins as the output of some chat template does."""
+    return any(_RENDERED.match(message["content"]) for message in as_messages(prompt))

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from buleyean_rl.data.records.files import handle_bad_row, read_rows
+from buleyean_rl.data.records.prompt import looks_rendered
 from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
 from buleyean_rl.errors import RecordError
 
-# For a record: the tokens of its prompt, and for each rejected answer which of its tokens are rejected.
-Measure = Callable[[RejectionRecord], tuple[int, Sequence[Sequence[bool]]]]
+
+class MeasuredRecord(NamedTuple):
+    """A record in tokens.
+
+    Args:
+        prompt: its tokens.
+        answers: of each, its tokens, and which of the first of them are rejected.
+        notes: what was changed or noticed in its text, with how often.
+    """
+
+    prompt: int
+    answers: Sequence[tuple[int, Sequence[bool]]]
+    notes: Mapping[str, int]
+
+
+# Raises RecordError for a record that the chat template refuses.
+Measure = Callable[[RejectionRecord], MeasuredRecord]
 
 MAX_ERRORS_LISTED = 20
+RENDERED_LABEL = (
+    "prompts that look like a chat template's output and would be wrapped twice (give `messages` or the bare question)"
+)
 
 
 @dataclass
@@ -30,6 +50,8 @@ class Tokens:
         truncated: answers cut to fit.
         cut: tokens cut off them.
         over_length: records dropped because the prompt leaves no room for an answer.
+        notes: what was changed or noticed in the text, with how often.
+        remarks: on the model, in sentences.
     """
 
     max_length: int
@@ -40,6 +62,8 @@ class Tokens:
     truncated: int = 0
     cut: int = 0
     over_length: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -53,6 +77,7 @@ class Validation:
         records: lines that are one.
         rejections: the sum of their counts.
         duplicates: answers that repeat another of their line, folded into its count.
+        rendered: prompts that begin as a chat template's output does.
         repeated_prompts: records whose prompt an earlier line had.
         empty: rejected answers that are "", which have no token to reject.
         dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
@@ -66,6 +91,7 @@ class Validation:
     records: int = 0
     rejections: int = 0
     duplicates: int = 0
+    rendered: int = 0
     repeated_prompts: int = 0
     empty: int = 0
     dropped: int = 0
@@ -86,6 +112,7 @@ class Validation:
         notes = {
             "duplicate answers folded into counts": self.duplicates,
             "records that repeat a prompt (`buleyean data import` folds them)": self.repeated_prompts,
+            RENDERED_LABEL: self.rendered,
             "empty answers, with no token to reject": self.empty,
         }
         if self.tokens is not None:
@@ -97,6 +124,7 @@ class Validation:
                 f"prompts that leave no room within {self.tokens.max_length:,} tokens": self.tokens.over_length,
                 f"answers cut at {self.tokens.max_length:,} tokens": self.tokens.truncated,
                 "tokens cut off": self.tokens.cut,
+                **self.tokens.notes,
             }
         notes |= {"records dropped": self.dropped, "bad lines": self.bad}
         verdict = (
@@ -107,6 +135,7 @@ class Validation:
         return [
             f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
+            *(f"  note: {remark}" for remark in (self.tokens.remarks if self.tokens else [])),
             *(f"  {error}" for error in self.errors),
         ]
 
@@ -141,6 +170,7 @@ def validate_records(
     for line, row in read_rows(path, skip_bad=note):
         try:
             record = parse_record(row)
+            measured = measure(record) if measure is not None else None
         except RecordError as error:
             handle_bad_row(error, path, line, note)
             continue
@@ -151,28 +181,29 @@ def validate_records(
         report.rejections += sum(record.rejection_counts)
         report.duplicates += max(0, len(pick_rejected_answers(row)) - len(record.rejected_responses))
         report.empty += record.rejected_responses.count("")
+        report.rendered += looks_rendered(record.prompt)
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts
         prompts.add(key)
-        if measure is None or report.tokens is None:
+        if measured is None or report.tokens is None:
             report.dropped += not any(record.rejected_responses)
         else:
-            report.dropped += not _count_tokens(report.tokens, *measure(record))
+            report.dropped += not _count_tokens(report.tokens, measured)
     return report
 
 
-def _count_tokens(tokens: Tokens, prompt: int, responses: Sequence[Sequence[bool]]) -> bool:
+def _count_tokens(tokens: Tokens, record: MeasuredRecord) -> bool:
     """Add a record to the token counts; whether a rejected token of it is left after cutting."""
-    tokens.longest_prompt = max(tokens.longest_prompt, prompt)
-    room = tokens.max_length - prompt
+    tokens.notes.update(record.notes)
+    tokens.longest_prompt = max(tokens.longest_prompt, record.prompt)
+    room = tokens.max_length - record.prompt
     if room < 1:
         tokens.over_length += 1
         return False
-    tokens.prompts += prompt
-    for response in responses:
-        length = len(response)
+    tokens.prompts += record.prompt
+    for length, _ in record.answers:
         tokens.responses += length
         tokens.longest_response = max(tokens.longest_response, length)
         tokens.truncated += length > room
         tokens.cut += max(0, length - room)
-    return any(any(response[:room]) for response in responses)
+    return any(any(rejected[:room]) for _, rejected in record.answers)
