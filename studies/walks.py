@@ -83,7 +83,7 @@ def main() -> None:
             BUNDLED,
             folder,
             [find_judge("loops")],
-            walk_config(None, {}),
+            walk_config(None, {"adapter_scale": 1.7}),  # the scale that these walks were measured at
             rounds=arguments.rounds,
             console=Console(),
         )

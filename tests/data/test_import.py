@@ -163,3 +163,15 @@ def test_the_command_redacts_and_reports(tmp_path: Path, capsys: pytest.CaptureF
     assert "such as prompt=question" in capsys.readouterr().err
     assert main([*words, "--format", "columns"]) == 2
     assert "--column prompt=NAME" in capsys.readouterr().err
+
+
+def test_a_file_that_is_there_stays_until_it_may_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = tmp_path / "pairs.jsonl", tmp_path / "r.jsonl"
+    source.write_text('{"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}\n')
+    output.write_text("notes of mine\n")
+    words = ["data", "import", str(source), "-o", str(output)]
+    assert main(words) == 2
+    assert "r.jsonl is there already" in capsys.readouterr().err
+    assert output.read_text() == "notes of mine\n"
+    assert main([*words, "--overwrite"]) == 0
+    assert "notes" not in output.read_text()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate, read_texts
 from buleyean_rl.evaluation.scoring import EngineScorer, PackedScorer
-from buleyean_rl.evaluation.show import as_json, plot
+from buleyean_rl.evaluation.show import as_json, is_evaluation, is_our_plot, plot
 from buleyean_rl.evaluation.statistics import Figure
 from buleyean_rl.gguf import export_gguf
 from buleyean_rl.inference.transformers_engine import TransformersEngine
@@ -185,6 +187,8 @@ def test_the_command(base: Path, run: Path, tmp_path: Path, capsys: pytest.Captu
     low, high = other["differences"]["neutral_nll"]["interval"]
     assert low <= expected <= high
     assert picture.stat().st_size > 10_000
+    assert is_our_plot(picture)
+    assert is_evaluation(file)
     assert main([*words, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == result  # again, the same
 
@@ -201,7 +205,7 @@ def test_bundled_data_is_the_default(base: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "code", "problem"),
     [
-        (["--json", "nowhere/e.json"], 2, "the folder nowhere does not exist"),
+        (["--json", "nowhere/e.json"], 2, "create the folder"),
         (["--plot", "e.txt"], 2, "end it in .png"),
         (["--pairs", "missing.jsonl"], 1, "missing.jsonl: no such file"),
         (["--neutral", "missing.txt"], 1, "No such file"),
@@ -210,6 +214,29 @@ def test_bundled_data_is_the_default(base: Path, capsys: pytest.CaptureFixture[s
 def test_bad_requests(words: list[str], code: int, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "smollm2-135m", *words]) == code
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_file_of_somebody_else_stays(
+    option: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (theirs := tmp_path / "figure.png").write_bytes(b'{"model": "theirs"}')
+    words = ["evaluate", str(base), "--limit", "1", "--max-tokens", "1", option, str(theirs)]
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert theirs.read_bytes() == b'{"model": "theirs"}'
+    assert main([*words, "--overwrite"]) == 0
+    assert main(words) == 0  # its own file
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_pipe_is_written_into(option: str, base: Path, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    with ThreadPoolExecutor() as pool:
+        content = pool.submit(pipe.read_bytes)
+        assert main(["evaluate", str(base), "--limit", "1", "--max-tokens", "1", option, str(pipe)]) == 0
+        assert content.result(timeout=10).startswith(b"{" if option == "--json" else b"\x89PNG")
+    assert pipe.is_fifo()
 
 
 def test_texts_of_a_file(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.models import run_folder, source
 from go_template import parse_modelfile, render_go
+from hostile.attack import untouched
 from tiny import tiny_llama, tiny_run, tiny_tokenizer
 
 ASK = [{"role": "user", "content": "Hello!"}]
@@ -102,6 +103,45 @@ def test_a_modelfile(run: Path, tmp_path: Path) -> None:
     assert (modelfile["FROM"], modelfile["LICENSE"]) == (["./m.gguf"], ["mit"])
     expected = tiny_tokenizer().apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
     assert render_go(modelfile["TEMPLATE"][0], ASK) == expected
+
+
+def test_a_modelfile_of_another_model_stays(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = ("-o", tmp_path / "m.gguf", "--ollama"), ("-o", tmp_path / "n.gguf", "--ollama")
+    assert export(run, *first) == export(run, *first) == 0  # the same one again
+    with untouched(tmp_path):
+        assert export(run, *second) == 2
+        assert "Modelfile is there already, of another model or changed" in capsys.readouterr().err
+        assert export(run, *first, "--license", "mit") == 2
+    assert export(run, *second, "--overwrite") == 0
+    assert (tmp_path / "Modelfile").read_text().startswith("FROM ./n.gguf\n")
+
+
+@pytest.mark.parametrize("kind", [(), ("--adapter",)])
+def test_only_ggufs_of_ours_are_replaced(
+    kind: tuple[str, ...], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, pipe = tmp_path / "m.gguf", tmp_path / "pipe"
+    writer = gguf.GGUFWriter(output, "llama")  # somebody else's
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    os.mkfifo(pipe)
+    with untouched(tmp_path):
+        assert export(run, "-o", output, *kind) == 2
+        assert "m.gguf is there already" in capsys.readouterr().err
+        assert export(run, "-o", pipe, *kind) == 2
+    assert pipe.is_fifo()
+    assert export(run, "-o", output, *kind, "--overwrite") == 0
+    assert export(run, "-o", output, *kind) == 0
+
+
+def test_a_model_is_not_exported_onto_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = tiny_tokenizer()
+    base = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "base.gguf", "f32", gate=False).path
+    for model in (base, tiny_run(tmp_path / "run", base)):
+        with untouched(tmp_path):
+            assert export(model, "-o", base, "--overwrite") == 2
+        assert "is the model that is read" in capsys.readouterr().err
 
 
 def test_an_adapter(run: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

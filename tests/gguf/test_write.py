@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -148,14 +148,17 @@ def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_export_left_is_deleted_by_the_next(tmp_path: Path) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for name in (f".m.gguf.{ended.pid}-0a1b.tmp", f".m.gguf.{os.getpid()}-0a1b.tmp", f".n.gguf.{ended.pid}-0a1b.tmp"):
-        (tmp_path / name).touch()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from buleyean_rl.system.files import *\n"
+        "with temporary_folder(Path(sys.argv[1])) as folder, atomic_write(Path(sys.argv[1])):\n"
+        "    (folder / 'model.gguf').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("m.gguf", "n.gguf"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
     tokenizer = tiny_tokenizer()
     export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", gate=False)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"m.gguf", f".m.gguf.{os.getpid()}-0a1b.tmp", f".n.gguf.{ended.pid}-0a1b.tmp"}
+    assert [path.name for path in tmp_path.glob("*m.gguf*")] == ["m.gguf"]
+    assert len(list(tmp_path.glob(".n.gguf.*.tmp"))) == 2  # the next export of that file deletes them
 
 
 def test_a_full_disk_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from buleyean_rl.cli import main
 from buleyean_rl.data.records import read_records
 from buleyean_rl.mining import walk as walking
 from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
-from buleyean_rl.mining.walk_report import Round, plot_walk
+from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
+from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training import before_after
+from hostile.attack import untouched
 
 ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None)
 
@@ -102,6 +105,9 @@ def test_a_walk_has_rounds_and_resumes(work: list[str], capsys: pytest.CaptureFi
     assert first["run"] == "round-1/run"
     assert first["records"] == len(list(read_records("w/round-1/records.jsonl"))) > 0
     assert first["neutral_nll"] != base["neutral_nll"]
+    assert base["neutral_kl"] == 0 < first["neutral_kl"]
+    assert base["entropy"] != first["entropy"] > 0
+    assert walk["training"]["adapter_scale"] == 1
     assert first["seconds"] > 0
     assert {record.prompt for record in read_records("w/round-1/records.jsonl")} <= {f"prompt {i}" for i in range(8)}
     assert Path("w/round-1/run/run.json").exists()
@@ -145,6 +151,29 @@ def test_a_killed_walk_resumes_to_the_same_rounds(work: list[str]) -> None:
         assert Path("w", name).read_bytes() == Path("whole", name).read_bytes()
     without_seconds = [[{**r, "seconds": 0} for r in walk["rounds"]] for walk in (whole, read())]
     assert without_seconds[0] == without_seconds[1]
+
+
+@pytest.mark.parametrize("name", ["walk.json", "notes.txt"])
+def test_a_folder_of_somebody_else_is_refused(name: str, work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("w").mkdir()
+    Path("w", name).write_text('{"steps": 9000}')
+    with untouched(Path("w")):
+        assert main(work) == 2
+    assert "is not empty and has no walk of ours" in capsys.readouterr().err
+    Path("w", "walk.json").write_text('{"rounds": [')
+    assert main(work) == 2
+
+
+def test_one_process_walks_in_a_folder(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with claim_folder(Path("w"), lambda _: True, "walk"):
+        assert main(work) == 2
+    assert f"w is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_rounds_of_an_earlier_version_are_read() -> None:
+    values = {name: value for name, value in asdict(ROUND).items() if name not in ("neutral_kl", "entropy")}
+    assert Round(**values) == ROUND
+    rounds_table([ROUND])
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from buleyean_rl.cli import main
 from buleyean_rl.system.cache import evict_lru, memoize_to_disk
+from hostile.disk import files_at_most
 
 
 def entry(folder: Path, name: str, used: int, kilobytes: int) -> None:
@@ -29,6 +33,37 @@ def test_the_same_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert memoize_to_disk("nats", ["model", 8, ["a prompt"]], make) == first == {"nats": 0.1 + 0.2, "of": [1, None]}
     assert memoize_to_disk("nats", ["model", 8, ["another"]], make)["of"] == [2, None]
     assert memoize_to_disk("others", ["model", 8, ["a prompt"]], make)["of"] == [3, None]
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    memoize_to_disk("nats", [], lambda: {"nats": 1})
+    (file,) = tmp_path.rglob("nats-*.json")
+    file.write_text('{"nats"')
+    assert memoize_to_disk("nats", [], lambda: {"nats": 2}) == {"nats": 2}
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with files_at_most(10):
+        assert memoize_to_disk("answers", [], lambda: {"answers": ["a" * 100]}) == {"answers": ["a" * 100]}
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'buleyean-rl'}: File too large")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_killed_commands_left_is_swept_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = (
+        "import os, signal; from buleyean_rl.system.cache import cache_folder; from buleyean_rl.system.files import *\n"
+        "with atomic_folder(cache_folder() / 'models' / 'x') as folder, atomic_write(cache_folder() / 'y'):\n"
+        "    (folder / 'weights').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(list(tmp_path.rglob("*.tmp"))) == 2
+    assert main(["data", "validate", str(tmp_path / "none.jsonl")]) == 1
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from buleyean_rl.system.disk import allocate, full_disk, name_full_disk
+from hostile.disk import files_at_most
 
 LIMIT = 1 << 16
-
-
-@contextmanager
-def files_at_most(size: int) -> Iterator[None]:
-    """No file grows beyond a size, as on a disk that is full."""
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("is_posix", [True, False])
@@ -56,7 +43,7 @@ def test_a_file_has_its_room_or_there_is_an_error(
 )
 def test_every_library_has_its_words_for_a_full_disk(tmp_path: Path, write: object) -> None:
     data = np.zeros(2 * LIMIT, dtype=np.uint8)
-    with files_at_most(LIMIT), pytest.raises(OSError, match="large|space") as caught, name_full_disk(tmp_path):
+    with files_at_most(LIMIT), pytest.raises(OSError, match=r"large|space") as caught, name_full_disk(tmp_path):
         write(tmp_path / "file", data)  # type: ignore[operator]
     assert caught.value.filename == str(tmp_path)
     assert full_disk(caught.value)

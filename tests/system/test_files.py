@@ -140,7 +140,7 @@ def test_what_another_machine_left_is_swept_once_it_is_old(tmp_path: Path) -> No
 
 
 def test_a_temporary_folder_goes_and_is_told_from_others(tmp_path: Path) -> None:
-    with temporary_folder(tmp_path, "f32") as folder:
+    with temporary_folder(tmp_path / "model.gguf") as folder:
         (folder / "model").touch()
         assert is_temporary(folder)
     assert names(tmp_path) == []

@@ -105,6 +105,10 @@ def test_a_folder_is_new_empty_or_ours(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["mark"]
     with claim_folder(folder, has_mark, "run"):
         pass
+    (folder / ".tmpAb01xy").touch()  # safetensors writes to such files
+    (folder / ".tmp").touch()
+    with claim_folder(folder, has_mark, "run"):
+        assert sorted(path.name for path in folder.iterdir()) == [LOCK, ".tmp", "mark"]
     (theirs := tmp_path / "theirs").mkdir()
     with claim_folder(theirs, has_mark, "run"):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from runs import adapter_bytes, start
 
 from buleyean_rl.models.output_head import OutputHead
@@ -20,6 +22,7 @@ from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, referenc
 from buleyean_rl.training import reference_cache
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.reference_cache import CachedReference, EntryFormat, ReferenceCache, entry_format
+from hostile.disk import files_at_most
 
 
 def make_reference(nodes: int, width: int, dtype: torch.dtype, with_softmax: bool) -> CachedReference:
@@ -139,4 +142,22 @@ def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
     assert (references is None) == (not files)
     assert {path.name for path in tmp_path.rglob("reference/*/*")} == files
     config.num_train_epochs = 1
+    assert reference_cache.open_reference_cache(model, data, config) is None
+
+
+def test_a_run_goes_on_without_a_cache_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(1 << 12, torch.float32, False))
+    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
+    model: Any = SimpleNamespace(head=None, module=None, numerics_key=[])
+    data: Any = SimpleNamespace(training=TenRecords(), sha256="")
+    console = Console(file=StringIO(), width=1000)
+    with files_at_most(1 << 16):
+        assert reference_cache.open_reference_cache(model, data, config, console) is None
+    assert str(tmp_path / "buleyean-rl" / "reference") in console.file.getvalue()  # type: ignore[attr-defined]
+    assert not list(tmp_path.rglob("reference/*"))
+    assert reference_cache.open_reference_cache(model, data, config, console) is not None
+    (states,) = tmp_path.rglob("states")
+    assert states.stat().st_blocks * 512 >= states.stat().st_size > 1 << 20
+    monkeypatch.setattr(reference_cache, "FREE_BYTES", 1 << 60)
     assert reference_cache.open_reference_cache(model, data, config) is None

@@ -6,6 +6,7 @@ A command reads its options, calls one function of the package and prints the re
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,6 +16,8 @@ import typer
 from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, train
 from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
+from buleyean_rl.system.cache import sweep_cache
+from buleyean_rl.system.disk import full_disk
 
 app = typer.Typer(
     name="buleyean",
@@ -76,6 +79,8 @@ def _describe_error(error: Exception) -> tuple[str, int] | None:
         return str(error), error.exit_code
     if isinstance(error, typer.Abort):
         return "stopped", 130
+    if (number := full_disk(error)) is not None and not isinstance(error, OSError):
+        return f"a disk is full: {os.strerror(number)}", 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", 1
@@ -100,3 +105,5 @@ def _root(
         print(__version__)
     elif context.invoked_subcommand is None:
         print(context.get_help())
+    else:
+        sweep_cache()

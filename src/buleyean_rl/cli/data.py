@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, print_report, running_count
+from buleyean_rl.cli.options import AsJson, Overwrite, name_output, print_report, running_count
 from buleyean_rl.errors import UsageError
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
@@ -23,7 +23,7 @@ def data_import(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="A .jsonl, .json or .csv file, a folder, or a Hub data set id.")
     ],
-    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", callback=name_output, help="The records file to write.")],
     format: Annotated[
         str,
         typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, traces or columns."),
@@ -38,6 +38,7 @@ def data_import(
     below: Annotated[float, typer.Option(help="A score below this is a rejection.")] = 0.5,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Import pairs, labels, scores, a table or an export as a records file. Chosen answers are discarded."""
@@ -60,6 +61,7 @@ def data_import(
             skip_bad=skip_bad,
             choices=choices,
             redact=redact,
+            overwrite=overwrite,
             progress=progress,
         )
     print_report(report.lines(), report.as_dict() if as_json else None)

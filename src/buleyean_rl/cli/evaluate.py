@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from buleyean_rl.cli.options import (
     BUNDLED_DATA,
     Context,
+    Overwrite,
     print_json,
     print_report,
     read_prompts_or_bundled,
@@ -50,6 +52,7 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure a model without a judge: rankings, likelihoods, drift, loops; by default on bundled data."""
     from pathlib import Path
@@ -58,15 +61,15 @@ def evaluate(
     from buleyean_rl.data.importers import read_preferences
     from buleyean_rl.evaluation.measure import Material, Settings, read_texts
     from buleyean_rl.evaluation.measure import evaluate as run
-    from buleyean_rl.evaluation.show import PICTURES, as_json, lines, table
+    from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
-    from buleyean_rl.system.files import write_json
+    from buleyean_rl.system.outputs import check_output_file, open_output
 
-    for target in (json_file, plot):
-        if target is not None and target != "-" and not Path(target).parent.is_dir():
-            raise UsageError(f"{target}: the folder {Path(target).parent} does not exist: create it first")
     if plot is not None and Path(plot).suffix not in PICTURES:
         raise UsageError(f"--plot {plot}: end it in {', '.join(PICTURES)}")
+    for target, is_ours in ((json_file, is_evaluation), (plot, is_our_plot)):
+        if target is not None and target != "-":
+            check_output_file(Path(target), overwrite=overwrite, is_ours=is_ours)
     if not any((pairs, records, neutral, prompts)):
         neutral = prompts = BUNDLED_DATA
     texts: tuple[str, ...] = ()
@@ -92,7 +95,8 @@ def evaluate(
     if json_file == "-":
         print_json(result, True)
     elif json_file is not None:
-        write_json(Path(json_file), result)
+        with open_output(Path(json_file)) as file:
+            file.write((json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     if plot is not None:
         draw(Path(plot), evaluations, seed)
 

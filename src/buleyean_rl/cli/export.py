@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, EngineName, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, name_output, print_json, stderr_console
 
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a base model as for `train`.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", callback=name_output, help="The .gguf file to write.")],
     quant: Annotated[
         str | None,
         typer.Option(help="q8_0 (default), q6_k, q5_k_m, q4_k_m, q2_k ..., f16, bf16, f32; comma-separated."),
@@ -27,6 +27,7 @@ def export(
     license: Annotated[str | None, typer.Option(help="The licence, such as apache-2.0.")] = None,
     url: Annotated[str | None, typer.Option(help="URL of the model's card.")] = None,
     engine: EngineName = "xllamacpp",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge a run into its base model and write a GGUF file, checked in llama.cpp before it is renamed."""
@@ -42,10 +43,14 @@ def export(
     path, console = Path(output), stderr_console()
     with _sigterm_as_interrupt():
         if adapter:
-            written = exporting.export_adapter(run, path, quant or "f16", engine=engine, about=about, console=console)
+            written = exporting.export_adapter(
+                run, path, quant or "f16", overwrite=overwrite, engine=engine, about=about, console=console
+            )
         else:
             quants = (quant or "q8_0").split(",")
-            written = exporting.export(run, path, quants, ollama=ollama, engine=engine, about=about, console=console)
+            written = exporting.export(
+                run, path, quants, ollama=ollama, overwrite=overwrite, engine=engine, about=about, console=console
+            )
     print_json(written, as_json)
 
 

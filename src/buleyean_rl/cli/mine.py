@@ -14,6 +14,7 @@ from buleyean_rl.cli.options import (
     Prompts,
     default_temperature,
     find_judges,
+    name_output,
     print_json,
     print_report,
     read_prompts_or_bundled,
@@ -26,7 +27,9 @@ def mine(
     model: Annotated[
         str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
     ] = "smollm2-135m",
-    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=name_output, help="The records file to write.")
+    ] = "records.jsonl",
     judge: Judges = None,
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
@@ -73,7 +76,9 @@ def mine(
 def walk(
     prompts: Prompts = None,
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
-    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=name_output, help="The folder of the walk.")
+    ] = "walk",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in total; a higher number continues a walk.")] = 3,
     held_out: Annotated[
         str | None,
@@ -87,7 +92,7 @@ def walk(
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
-    adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1.7).")] = None,
+    adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1).")] = None,
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
     context: Context = None,
     max_drift: Annotated[

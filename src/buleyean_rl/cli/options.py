@@ -20,8 +20,8 @@ Context = Annotated[
         help="Maximum tokens of a prompt and its answer; default, and at most: the model's own, as memory allows.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output, whatever it is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
 Prompts = Annotated[
     str | None,
     typer.Argument(
@@ -36,6 +36,13 @@ Judges = Annotated[
         "python:MODULE:FUNCTION, person, or an installed judge; repeatable: several vote.",
     ),
 ]
+
+
+def name_output(value: str) -> str:
+    """Refuse an empty name of an output, which would be the current folder."""
+    if not value:
+        raise typer.BadParameter("it is empty: name a file or a folder")
+    return value
 
 
 def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:

@@ -5,8 +5,10 @@ evaluations of models, the first against the others --> one JSON object, one tab
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.table import Table
 
 from buleyean_rl.evaluation.measure import Evaluation
 from buleyean_rl.evaluation.statistics import Interval
+from buleyean_rl.system.outputs import open_output
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ LABELS = {
     "mean_length": Label("tokens in an answer", False, 0),
     "ended_share": Label("answers that end by themselves", True, 1),
 }
+MARK = "buleyean-rl evaluate"  # in a picture's metadata
 PICTURES = (".png", ".svg", ".pdf")
 FIRST_KEYS = (  # of the JSON object, in this order; null without a value
     "accuracy",
@@ -187,6 +191,20 @@ def _text(value: float | None, interval: Interval | None, is_share: bool, *, sig
     return form.format(value) + bounds.replace("[", "\\[")
 
 
+def is_evaluation(path: Path) -> bool:
+    """Whether a file holds what `as_json` returns."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and {"model", "intervals", *FIRST_KEYS} <= value.keys()
+
+
+def is_our_plot(path: Path) -> bool:
+    """Whether a file is a picture of `plot`."""
+    return MARK.encode() in path.read_bytes()
+
+
 def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
     """Draw the figures with their intervals: a panel for each figure, a point for each model.
 
@@ -212,7 +230,11 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
         for place, evaluation in enumerate(evaluations)
     ]
     canvas.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9)
-    canvas.savefig(path)
+    picture = BytesIO()
+    key = "Software" if path.suffix == ".png" else "Creator"
+    canvas.savefig(picture, format=path.suffix[1:], metadata={key: MARK})
+    with open_output(path) as file:
+        file.write(picture.getvalue())
 
 
 def _draw_panel(axes: Any, name: str, evaluations: Sequence[Evaluation], seed: int) -> None:

@@ -8,7 +8,6 @@ llama.cpp adds `scale alpha / rank B A` to a weight, with one alpha for the file
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from buleyean_rl.gguf.write import ExportReport, write_files, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.run_folder import find_model, run_tokenizer
 from buleyean_rl.models.source import Source
+from buleyean_rl.system.files import temporary_folder
 from gguf import GGUFType, Keys
 
 ADAPTER_QUANTS = ("f32", "f16", "bf16")
@@ -71,7 +71,7 @@ def write_adapter(
     blueprint = replace(blueprint, metadata=override_fields(blueprint.metadata, general))
 
     def prove(written: Path) -> ParityReport:
-        with _base_file(base_source, base, path.parent) as base_path:
+        with _base_file(base_source, base, path) as base_path:
             return check_adapter(base, blueprint, adapter, base_path, written, engine=engine)
 
     return write_files(blueprint, {quant: path}, prove if gate else None, progress)[0]
@@ -118,12 +118,12 @@ def _rescale_b(b: LazyTensor, pair: LoraPair, alpha: float) -> LazyTensor:
 
 
 @contextmanager
-def _base_file(source: Source, base: Blueprint, folder: Path) -> Iterator[Path]:
+def _base_file(source: Source, base: Blueprint, target: Path) -> Iterator[Path]:
     """The base model as a GGUF file: its own, or one in a temporary folder."""
     if source.gguf_path is not None:
         yield source.gguf_path
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".base-") as temporary:
-        path = Path(temporary) / "base.gguf"
+    with temporary_folder(target) as temporary:
+        path = temporary / "base.gguf"
         write_gguf(base, {"q8_0": path}, gate=False)
         yield path

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.models.run_folder import merge_run
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_base, load_tokenizer
+from buleyean_rl.system.files import temporary_folder
 
 VARIABLE = "LLAMA_CPP_DIR"
 _SCRIPT = "convert_hf_to_gguf.py"
@@ -48,13 +48,13 @@ def find_converter() -> Path | None:
 
 
 @contextmanager
-def convert(source: Source, script: Path, folder: Path, engine: str = DEFAULT_ENGINE) -> Iterator[Blueprint]:
+def convert(source: Source, script: Path, target: Path, engine: str = DEFAULT_ENGINE) -> Iterator[Blueprint]:
     """The blueprint of the file that llama.cpp's converter makes, proven; the file is deleted when the block ends.
 
     Args:
         source: of a run or a base model. The model is merged in memory.
         script: the converter.
-        folder: on a disk with room for the model twice.
+        target: the file to be made in the end, on a disk with room for the model twice.
         engine: what the file is proven in, one of `gguf_engines.ENGINES`.
 
     Raises:
@@ -65,8 +65,8 @@ def convert(source: Source, script: Path, folder: Path, engine: str = DEFAULT_EN
         model, tokenizer = load_base(source), load_tokenizer(source)
     else:
         model, tokenizer = merge_run(source)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as temporary:
-        saved, path = Path(temporary) / "model", Path(temporary) / "model.gguf"
+    with temporary_folder(target) as temporary:
+        saved, path = temporary / "model", temporary / "model.gguf"
         for part in (model, tokenizer):
             part.save_pretrained(saved)
         run_program([sys.executable, str(script), str(saved), "--outfile", str(path), "--outtype", "f32"], str(script))

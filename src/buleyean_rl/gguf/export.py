@@ -6,7 +6,7 @@ run --------------------------------------> write_adapter --> adapter file, note
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +20,17 @@ from buleyean_rl.gguf.adapter_file import write_adapter
 from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_run
 from buleyean_rl.gguf.converter import VARIABLE, convert, find_converter
 from buleyean_rl.gguf.k_quants import K_QUANTS
-from buleyean_rl.gguf.metadata import About
-from buleyean_rl.gguf.ollama import write_modelfile
+from buleyean_rl.gguf.metadata import About, is_ours
+from buleyean_rl.gguf.ollama import make_modelfile
 from buleyean_rl.gguf.quantise import QUANTS
 from buleyean_rl.gguf.write import ExportReport, check_request, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import HUB_ID, Source, public_name_and_license
+from buleyean_rl.system.files import write_text
+from buleyean_rl.system.outputs import check_output_file
+
+MODELFILE = "Modelfile"
 
 
 def export(
@@ -35,6 +39,7 @@ def export(
     quants: Sequence[str] = ("q8_0",),
     *,
     ollama: bool = False,
+    overwrite: bool = True,
     engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     console: Console | None = None,
@@ -46,6 +51,7 @@ def export(
         path: the .gguf file to write; with several quantisations each name gets its own, as in model-Q8_0.gguf.
         quants: of `QUANTS` and `K_QUANTS`.
         ollama: write a Modelfile beside the (first) file.
+        overwrite: replace files that are there and are not GGUFs of ours, and a Modelfile that differs.
         engine: what the files are checked in, one of `gguf_engines.ENGINES`.
         about: what the files say about themselves; the run and its base fill in what is None.
         console: for progress; None for silence.
@@ -56,18 +62,25 @@ def export(
     Raises:
         ExportError: it cannot be written, or a file does not behave like the model.
         ModelError: the run or its base model cannot be loaded.
+        UsageError: a file is there already and may not be replaced.
     """
     console = console or Console(quiet=True)
     paths = output_paths(path, quants)
     check_request(paths)  # before minutes of loading
     source = find_model(run)
+    _check_outputs(paths.values(), source, overwrite)
     about = _complete(about or About(), source, path)
-    with console.status(f"reading {run}") as status, _make_blueprint(source, path.parent, engine) as blueprint:
+    with console.status(f"reading {run}") as status, _make_blueprint(source, path, engine) as blueprint:
+        notes: list[str] = []
+        if ollama:
+            first, stops = next(iter(paths.values())), sorted(blueprint.end_tokens)
+            modelfile, notes = make_modelfile(first, blueprint.tokenizer, stops, about.license)
+            _check_modelfile(first, modelfile, overwrite)
         status.update(f"writing {path}, and checking it in llama.cpp")
         reports = write_gguf(blueprint, paths, engine=engine, about=about)
-    notes = [note for report in reports for note in report.notes]
+    notes = [note for report in reports for note in report.notes] + notes
     if ollama:
-        notes += write_modelfile(blueprint, reports[0].path, about.license)
+        write_text(first.with_name(MODELFILE), modelfile)
     return _show(reports, notes, engine, console)
 
 
@@ -76,6 +89,7 @@ def export_adapter(
     path: Path,
     quant: str = "f16",
     *,
+    overwrite: bool = True,
     engine: str = DEFAULT_ENGINE,
     about: About | None = None,
     console: Console | None = None,
@@ -86,6 +100,7 @@ def export_adapter(
         run: a run folder.
         path: the .gguf file to write.
         quant: one of `ADAPTER_QUANTS`.
+        overwrite: replace a file that is there and is not a GGUF of ours.
         engine: what base and file are checked in, one of `gguf_engines.ENGINES`.
         about: what the file says about itself; the run and its base fill in what is None.
         console: for progress; None for silence.
@@ -96,9 +111,11 @@ def export_adapter(
     Raises:
         ExportError: there is no adapter, it does what such a file cannot say, or it cannot be written.
         ModelError: the base model cannot be loaded.
+        UsageError: the file is there already and may not be replaced.
     """
     console = console or Console(quiet=True)
     source = find_model(run)
+    _check_outputs([path], source, overwrite)
     about = _complete(about or About(), source, path)
     with console.status(f"writing {path}, and checking it in llama.cpp with its base"):
         report = write_adapter(source, path, quant, engine=engine, about=about)
@@ -119,8 +136,29 @@ def output_paths(path: Path, quants: Sequence[str]) -> dict[str, Path]:
     return {quant: path.with_name(f"{path.stem}-{quant.upper()}.gguf") for quant in names}
 
 
+def _check_outputs(paths: Iterable[Path], source: Source, overwrite: bool) -> None:
+    """Refuse to replace what is not ours, and a file that the model itself is read from."""
+    inputs = [model.gguf_path for model in (source, source.base) if model is not None and model.gguf_path is not None]
+    for path in paths:
+        if any(path.exists() and path.samefile(file) for file in inputs):
+            raise UsageError(f"{path} is the model that is read: name another file")
+        check_output_file(path, overwrite=overwrite, is_ours=is_ours, streams=False)
+
+
+def _check_modelfile(model: Path, text: str, overwrite: bool) -> None:
+    """Refuse to replace the Modelfile of another model, or one that somebody has changed."""
+    path = model.with_name(MODELFILE)
+    try:
+        check_output_file(path, overwrite=overwrite, is_ours=lambda file: file.read_bytes() == text.encode())
+    except UsageError:
+        raise UsageError(
+            f"{path} is there already, of another model or changed: export into another folder, "
+            "or replace it with --overwrite"
+        ) from None
+
+
 @contextmanager
-def _make_blueprint(source: Source, folder: Path, engine: str) -> Iterator[Blueprint]:
+def _make_blueprint(source: Source, target: Path, engine: str) -> Iterator[Blueprint]:
     """A blueprint by this package's own tables, else by the converter of the user's checkout."""
     script = find_converter()
     try:
@@ -133,7 +171,7 @@ def _make_blueprint(source: Source, folder: Path, engine: str) -> Iterator[Bluep
     else:
         yield blueprint
         return
-    with convert(source, script, folder, engine) as blueprint:
+    with convert(source, script, target, engine) as blueprint:
         yield blueprint
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from buleyean_rl.gguf.private_interfaces import size_label
 from gguf import GGUFReader, GGUFValueType, Keys
+
+PROGRAM = "buleyean-rl"
 
 Value = bool | int | float | str | list[Any]
 
@@ -49,6 +52,15 @@ def read_fields(reader: GGUFReader) -> dict[str, Field]:
     }
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file is a GGUF that this package wrote."""
+    try:
+        field = GGUFReader(path).fields.get(Keys.General.QUANTIZED_BY)
+        return field is not None and field.contents() == PROGRAM
+    except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError):  # another file, or a damaged one
+        return False
+
+
 @dataclass(frozen=True)
 class About:
     """Who made a model, from what, and where to read about it; None stays out of the file.
@@ -85,7 +97,7 @@ class About:
             Keys.General.LICENSE: self.license,
             Keys.General.URL: self.url,
             Keys.General.DESCRIPTION: self.description,
-            Keys.General.QUANTIZED_BY: "buleyean-rl",
+            Keys.General.QUANTIZED_BY: PROGRAM,
             Keys.General.SIZE_LABEL: size_label(parameters) if parameters else None,
         }
         if self.base is not None:

@@ -16,9 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf.blueprint import Blueprint
 from buleyean_rl.gguf.vocabulary import adds_bos_and_eos
-from buleyean_rl.system.files import write_text
 
 Messages = Sequence[Mapping[str, str]]
 Separators = Mapping[tuple[str, str], str]  # by the roles of the messages before and after
@@ -37,22 +35,6 @@ _CHECKS: tuple[tuple[str, ...], ...] = (
     ("user", "assistant", "user", "assistant", "user"),
     ("system", "user", "assistant", "user", "assistant", "user"),
 )
-
-
-def write_modelfile(blueprint: Blueprint, model: Path, license: str | None = None) -> list[str]:
-    """Write the Modelfile beside a GGUF file.
-
-    Args:
-        blueprint: of the file.
-        model: the file.
-        license: an SPDX identifier.
-
-    Returns:
-        What the Modelfile leaves out, in sentences.
-    """
-    text, notes = make_modelfile(model, blueprint.tokenizer, sorted(blueprint.end_tokens), license)
-    write_text(model.with_name("Modelfile"), text)
-    return notes
 
 
 def make_modelfile(

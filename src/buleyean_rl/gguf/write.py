@@ -8,9 +8,7 @@ merge, and memory holds a block whatever the model.
 
 from __future__ import annotations
 
-import glob
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from torch import Tensor
 
 import gguf
@@ -32,7 +29,7 @@ from buleyean_rl.gguf.parity import check_blueprint
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.quantise import QUANTS, quantise, storage_type, stored_bytes
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
-from buleyean_rl.system.files import SUFFIX, atomic_path
+from buleyean_rl.system.files import atomic_path, sweep_temporary, temporary_folder
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
 METADATA_BYTES = 32 << 20  # allowed for the vocabulary when free disk space is checked
@@ -151,13 +148,11 @@ def write_files(
     k_quants = [quant for quant in paths if quant in K_QUANTS]
     with _write_errors(paths), ExitStack() as stack:
         for path in paths.values():
-            _sweep(path)
+            sweep_temporary(path.parent, path.name)  # gigabytes, in a folder of the user's
         written = {quant: stack.enter_context(atomic_path(path)) for quant, path in paths.items()}
         # llama.cpp quantises from a file in full precision, which is temporary unless it was asked for
         if k_quants and "f32" not in written:
-            folder = next(iter(paths.values())).parent
-            temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".f32-"))
-            written["f32"] = Path(temporary) / "model.gguf"
+            written["f32"] = stack.enter_context(temporary_folder(next(iter(paths.values())))) / "model.gguf"
         _check_disk(blueprint, {quant: paths.get(quant, path) for quant, path in written.items()})
         _stream(blueprint, {quant: path for quant, path in written.items() if quant in QUANTS}, progress)
         for quant in k_quants:
@@ -277,11 +272,3 @@ def _write_errors(paths: Mapping[str, Path]) -> Iterator[None]:
     except OSError as error:
         folders = ", ".join(sorted({str(path.parent) for path in paths.values()}))
         raise ExportError(f"{error.filename or folders}: cannot be written: {error.strerror or error}") from error
-
-
-def _sweep(path: Path) -> None:
-    """Delete what exports that were killed left of a file: gigabytes, in a folder of the user's."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name[:100])}.*{SUFFIX}"):
-        process = leftover.name.removesuffix(SUFFIX).rsplit(".", 1)[-1].split("-")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            leftover.unlink(missing_ok=True)

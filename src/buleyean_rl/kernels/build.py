@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from buleyean_rl.system.cache import cache_folder
+from buleyean_rl.system.files import temporary_folder
 
 FOLDER = Path(__file__).parent / "c"
 FLAGS = (
@@ -165,8 +166,8 @@ def _built(compiler: list[str], hiding: list[str], runtime: Path) -> Path:
     if owner.st_uid not in (os.getuid(), 0) or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise KernelsOff(f"others may write to {folder}: remove it, or set XDG_CACHE_HOME to a folder of your own")
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as built:
-            _compile(compiler, flags, Path(built), runtime).replace(library)
+        with temporary_folder(library) as built:
+            _compile(compiler, flags, built, runtime).replace(library)
     return library
 
 

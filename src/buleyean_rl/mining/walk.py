@@ -22,15 +22,18 @@ from rich.console import Console
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, fold_records, read_records, write_records
 from buleyean_rl.errors import UsageError
+from buleyean_rl.evaluation.measure import neutral_figures
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint, open_engine
-from buleyean_rl.inference.protocol import Engine, neutral_nll
+from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
 from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.run_folder import is_run
 from buleyean_rl.models.source import Source, resolve
+from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import write_json
+from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
 
@@ -73,7 +76,8 @@ def walk(
         The contents of `walk.json`.
 
     Raises:
-        UsageError: the folder has a walk with other settings, or the model cannot be trained.
+        UsageError: the folder has something else, a walk with other settings, or one that another process is at; or
+            the model cannot be trained.
     """
     console, settings = console or Console(quiet=True), settings or MineSettings()
     if is_endpoint(model) or is_run(model):
@@ -83,6 +87,12 @@ def walk(
     if not prompts:
         raise UsageError("every prompt is held out: there are none to mine")
     current = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, console)
+    with claim_folder(folder, _has_walk, "walk"), name_full_disk(folder):
+        return _take_rounds(current, rounds, max_drift, console)
+
+
+def _take_rounds(current: _Walk, rounds: int, max_drift: float, console: Console) -> dict[str, Any]:
+    folder = current.folder
     current.open()
     if not current.rounds:
         current.measure(0, 0, 0)
@@ -107,6 +117,20 @@ def walk(
     if best:
         console.print(f"the best is round {best}: {folder / str(current.rounds[best].run)}")
     return current.summary(stop, best)
+
+
+def _has_walk(folder: Path) -> bool:
+    return (folder / "walk.json").is_file() and "rounds" in _read_walk(folder / "walk.json")
+
+
+def _read_walk(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f"{file} is damaged: name another folder, or delete this one")
+    return value
 
 
 def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
@@ -198,14 +222,13 @@ class _Walk:
         }
         file = self.folder / "walk.json"
         if file.exists():
-            earlier = json.loads(file.read_text(encoding="utf-8"))
+            earlier = _read_walk(file)
             expected = json.loads(json.dumps(self.header))
             differences = [name for name in expected if earlier.get(name) != expected[name]]
             if differences:
                 raise UsageError(f"{self.folder} has a walk with another {', '.join(differences)}: name another folder")
             self.rounds = [Round(**entry) for entry in earlier["rounds"]]
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self.write(None, 0)
 
     def write(self, stop: str | None, best: int) -> None:
@@ -249,23 +272,26 @@ class _Walk:
         with self._measure_time(number) as seconds:
             greedy = MineSettings(max_tokens=self.settings.max_tokens, context=self.settings.context)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
+            self.close_engine()
             with self.console.status("scoring neutral texts"):
-                nats, tokens = neutral_nll(self._open_engine(number), demo_data.neutral_texts())
+                neutral = neutral_figures(self._source(number), demo_data.neutral_texts())
             result = Round(
                 round=number,
                 loop_rate=loop_rate([answer for answers in mined.answers for answer in answers]),
                 rejection_rate=mined.report.rejected / mined.report.answers,
-                neutral_nll=nats / tokens,
+                neutral_nll=neutral.nll,
                 records=records,
                 rejected=rejected,
                 seconds=seconds(),
                 run=f"{folder.name}/run" if number else None,
+                neutral_kl=neutral.kl,
+                entropy=neutral.entropy,
             )
         self.rounds.append(result)
         self.write(None, 0)
         self.console.print(
             f"round {number}: {result.loop_rate:.1%} of the held-out answers loop, "
-            f"neutral text {result.neutral_nll:.3f} nats per token"
+            f"neutral text {result.neutral_nll:.3f} nats per token, KL from the base {result.neutral_kl:.3f}"
         )
 
     def _mine(self, prompts: Sequence[Prompt], number: int, output: Path, settings: MineSettings) -> Mined:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from rich.table import Table
+
+from buleyean_rl.system.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Round:
         rejected: number of rejected answers of the previous round's model, mined in this round.
         seconds: spent on the round, over all processes.
         run: the run folder, relative to the walk's.
+        neutral_kl: KL(base || trained) on the neutral texts, in nats per token.
+        entropy: of the next token there; None in a walk of an earlier version.
     """
 
     round: int
@@ -32,6 +37,8 @@ class Round:
     rejected: int
     seconds: float
     run: str | None
+    neutral_kl: float = 0.0
+    entropy: float | None = None
 
     def drift(self, base: Round) -> float:
         """Increase of `neutral_nll` over the base, in nats per token."""
@@ -61,20 +68,25 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
     left.legend(frameon=False)
     right.axhline(0, color="0.3", linestyle="--")
     right.axhline(max_drift, color="C3", linestyle=":", label="ends the walk")
-    right.plot(numbers, [r.drift(rounds[0]) for r in rounds], "o-", color="C2")
-    right.set_title("drift of neutral text, nats per token")
+    right.plot(numbers, [r.drift(rounds[0]) for r in rounds], "o-", color="C2", label="NLL over the base's")
+    right.plot(numbers, [r.neutral_kl for r in rounds], "s--", color="C4", label="KL(base || trained)")
+    right.set_title("drift on neutral text, nats per token")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    figure.savefig(path)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    with atomic_write(path) as file:
+        file.write(picture.getvalue())
 
 
 def rounds_table(rounds: Sequence[Round]) -> Table:
     """A table of the rounds, for the terminal."""
-    table = Table(title="answers to unseen prompts, greedy")
-    for column in ("round", "loop", "rejected", "neutral nats", "drift", "newly rejected", "records", "seconds"):
+    table = Table(title="greedy answers to unseen prompts; neutral text, nats per token")
+    columns = ("round", "loop", "rejected", "neutral nats", "drift", "KL", "entropy", "mined", "records", "seconds")
+    for column in columns:
         table.add_column(column, justify="right")
     for r in rounds:
         table.add_row(
@@ -83,6 +95,8 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
             f"{r.rejection_rate:.1%}",
             f"{r.neutral_nll:.3f}",
             f"{r.drift(rounds[0]):+.3f}",
+            f"{r.neutral_kl:.3f}",
+            "" if r.entropy is None else f"{r.entropy:.3f}",
             str(r.rejected),
             str(r.records),
             f"{r.seconds:,.0f}",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,12 +38,22 @@ def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, A
         compute: returns the result, such that JSON can hold it.
     """
     file = cache_folder() / f"{kind}-{cache_key(inputs)}.json"
-    if file.exists():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+    with suppress(OSError, ValueError):  # missing or damaged: it is computed again
+        return dict(json.loads(file.read_bytes()))
     result = compute()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, result)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, result)
+    except OSError as error:
+        print(f"{file.parent}: {error.strerror}: the next run computes {kind} again", file=sys.stderr)
     return result
+
+
+def sweep_cache() -> None:
+    """Delete what killed processes left unfinished in the cache: up to the size of a model."""
+    root = cache_folder()
+    for folder in (root, *(path for path in root.glob("*") if path.is_dir())):
+        sweep_temporary(folder)
 
 
 def entry_bytes(entry: Path) -> int:

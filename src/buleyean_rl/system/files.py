@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from buleyean_rl.system.disk import name_full_disk
+
 SUFFIX = ".tmp"
 ABANDONED_SECONDS = 24 * 3600  # nothing is written for longer
 
@@ -44,10 +46,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise FileExistsError(errno.EEXIST, "is not a regular file", str(path))
     temporary = _temporary_name(target)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with name_full_disk(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+    except OSError as error:
+        if error.filename == str(temporary):  # a name that nobody asked for
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         with suppress(OSError):  # renamed by now, or never created
             temporary.unlink()
@@ -83,7 +90,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary_name(path)
     temporary.mkdir()
     try:
-        yield temporary
+        with name_full_disk(path):
+            yield temporary
         try:
             os.rename(temporary, path)
         except OSError:
@@ -94,17 +102,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder for files on the way to another, deleted at the end.
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder for what a file is made from, deleted at the end.
 
     Args:
-        parent: the folder to make it in.
-        name: a word that says what it holds.
+        target: the file; the folder is made beside it.
     """
-    folder = _temporary_name(parent / name)
+    folder = _temporary_name(target)
     folder.mkdir()
     try:
-        yield folder
+        with name_full_disk(target):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,6 +9,7 @@ Links are followed. A device or a pipe is written into, never replaced.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from buleyean_rl.system.files import atomic_write, is_temporary, sweep_temporary
 from buleyean_rl.system.locks import FileLock, check_unlocked
 
 LOCK = ".lock"
+_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # its unfinished files
 
 
 def check_output_file(
@@ -60,13 +62,14 @@ def open_output(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written; names the file.
     """
-    with name_full_disk(path):
-        if is_stream(path):
-            with path.open("ab") as file:
-                yield file
-        else:
-            with atomic_write(path) as file:
-                yield file
+    if is_stream(path):
+        with name_full_disk(path), path.open("ab") as file:
+            yield file
+    else:
+        target = Path(os.path.realpath(path))
+        sweep_temporary(target.parent, target.name)
+        with atomic_write(path) as file:
+            yield file
 
 
 @contextmanager
@@ -93,7 +96,7 @@ def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iter
         with FileLock(path / LOCK):
             if not _may_take(path, is_ours):  # another process was faster
                 raise foreign
-            sweep_temporary(path)
+            _sweep(path)
             yield
     finally:
         if is_new:
@@ -106,6 +109,14 @@ def is_stream(path: Path) -> bool:
     if str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
         return True
     return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a killed process left unfinished in a folder that is this process's alone."""
+    sweep_temporary(folder)
+    for path in folder.iterdir():
+        if _SAFETENSORS.fullmatch(path.name):
+            path.unlink()
 
 
 def _may_take(folder: Path, is_ours: Callable[[Path], bool]) -> bool:

@@ -33,7 +33,7 @@ class Preset(NamedTuple):
 PRESETS = {
     #              learning rate, epochs, batch, dropout, held out, adapter scale
     "log": Preset(2e-4, 1.0, 4, 0.05, 0.1, 1.0),  # the default: hundreds of rejections or more
-    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.7),  # mined answers that loop: `walk` and `demo`
+    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
     "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]

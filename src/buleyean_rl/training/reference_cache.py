@@ -6,23 +6,30 @@ alone, where there is one. The files are memory-mapped.
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.markup import escape
 from torch import Tensor
 
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, streams_logits
-from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
+from buleyean_rl.system.cache import cache_folder, cache_key, entry_bytes, evict_lru
+from buleyean_rl.system.disk import allocate
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
 MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
+FREE_BYTES = 256 << 20  # of disk that stay free, for checkpoints
 
 
 class CachedReference(NamedTuple):
@@ -70,6 +77,9 @@ class ReferenceCache:
         folder: of the cache; its name must be a key of all that decides the contents.
         nodes: number of nodes of each record.
         entry: what is cached for a node.
+
+    Raises:
+        OSError: the disk has no room for it.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[int], entry: EntryFormat) -> None:
@@ -106,13 +116,17 @@ class ReferenceCache:
 
 
 def _map_file(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Map a file, created if it does not exist, as a matrix."""
+    """Map a file, created if it does not exist, as a matrix; all of it has its room on the disk."""
+    with path.open("a+b") as room:
+        allocate(room, max(rows * columns, 1) * dtype.itemsize)
     file = torch.from_file(str(path), shared=True, size=max(rows * columns, 1), dtype=dtype)
     return file[: rows * columns].view(rows, columns)
 
 
-def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig) -> ReferenceCache | None:
-    """Open a run's cache; None for a single epoch, or where the states would exceed MAX_CACHE_BYTES.
+def open_reference_cache(
+    model: Model, dataset: Dataset, config: BuleyeanConfig, console: Console | None = None
+) -> ReferenceCache | None:
+    """Open a run's cache; None for a single epoch, or where it would exceed MAX_CACHE_BYTES or the disk.
 
     The folder is keyed by all that decides the last bits.
 
@@ -120,6 +134,7 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
         model: with its adapter.
         dataset: of the run.
         config: the settings.
+        console: is told that the disk has no room for it; None for no output.
     """
     training = dataset.training
     steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
@@ -138,7 +153,18 @@ def open_reference_cache(model: Model, dataset: Dataset, config: BuleyeanConfig)
     ]
     references = cache_folder() / "reference"
     folder = references / cache_key(key_inputs)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.touch()
-    evict_lru(references, MAX_CACHE_BYTES - nodes * entry.bytes)
-    return ReferenceCache(folder, training.nodes.tolist(), entry)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.touch()
+        evict_lru(references, MAX_CACHE_BYTES - nodes * entry.bytes)
+        if shutil.disk_usage(folder).free + entry_bytes(folder) < nodes * entry.bytes + FREE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        return ReferenceCache(folder, training.nodes.tolist(), entry)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if console is not None:
+            console.print(
+                f"[yellow]{escape(str(references))}: {error.strerror}:[/] "
+                "the reference is computed anew in each epoch, which is slower"
+            )
+        return None

@@ -88,7 +88,7 @@ def train(
     dataset = load_dataset(records, model, config, console)
     console.print(dataset.describe())
     attach_run_adapter(model, config, console)
-    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config)
+    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config, console)
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks], references)
     measurement = Measurement(model, dataset, config)
     guard = _add_guard(trainer, measurement.neutral, dataset) if config.guard else None

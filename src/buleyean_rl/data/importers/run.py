@@ -18,6 +18,7 @@ from buleyean_rl.data.importers.sources import open_source
 from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.system.outputs import check_output_file
 
 ROWS_PER_TICK = 1000
 
@@ -106,6 +107,7 @@ def import_records(
     skip_bad: bool = False,
     choices: Choices = NO_CHOICES,
     redact: bool = False,
+    overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> ImportReport:
     """Turn a file, a folder or a Hub data set into a records file, one record per prompt.
@@ -119,11 +121,12 @@ def import_records(
         skip_bad: leave bad rows out and count them, instead of stopping at the first.
         choices: the user's reading of rows that are ambiguous.
         redact: take e-mail addresses, phone numbers and keys out.
+        overwrite: replace the file at `output`, if there is one.
         progress: told the number of rows read, every thousand.
 
     Raises:
         RecordError: with the place of the first bad row; or nothing in the source is a rejection.
-        UsageError: no such format, or a limit below 1.
+        UsageError: no such format, a limit below 1, or an output that may not be written.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}: it must be 1 or more")
@@ -147,6 +150,7 @@ def import_records(
         note_unreadable if skip_bad else False,
     )
     report.format = row_format.name
+    check_output_file(Path(output), overwrite=overwrite)
 
     def read_records() -> Iterator[RejectionRecord]:
         any_rejected = False

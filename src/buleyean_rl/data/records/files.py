@@ -1,24 +1,23 @@
 """Records files: JSON Lines in, streamed and strict; JSON Lines out, whole or not at all.
 
 file --read_rows--> a JSON object a line --parse_record--> a stream of records: `read_records`
-records --format_record--> lines --replace_file--> file: `write_records`
+records --format_record--> lines --open_output--> file: `write_records`
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from buleyean_rl.data.records.record import FORMAT_VERSION, RejectionRecord, parse_record
 from buleyean_rl.data.records.values import describe, fail
 from buleyean_rl.errors import RecordError
-from buleyean_rl.system.files import atomic_write
+from buleyean_rl.system.outputs import check_output_file, open_output
 
 Row = dict[str, Any]
 
@@ -215,40 +214,19 @@ def write_records(path: Path | str, records: Iterable[RejectionRecord]) -> int:
     """Write a records file that appears whole or not at all.
 
     Args:
-        path: the target; replaced if it exists.
+        path: the target; a file is replaced, a device or pipe written into.
         records: written in their order, as they are.
 
     Returns:
         How many were written.
 
     Raises:
-        RecordError: the target is a folder, or its folder does not exist.
+        UsageError: the target is a folder, or its folder does not exist.
     """
-    count = 0
-    with replace_file(path) as file:
+    count, target = 0, Path(path)
+    check_output_file(target, overwrite=True)
+    with open_output(target) as file:
         for record in records:
             file.write(format_record(record).encode() + b"\n")
             count += 1
     return count
-
-
-@contextmanager
-def replace_file(path: Path | str) -> Iterator[BinaryIO]:
-    """`atomic_write` for an output that the user named: what cannot be written is refused before work begins.
-
-    Raises:
-        RecordError: it is a folder or no regular file, or its folder is missing or cannot be written to.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise RecordError("is a folder: name the file to write", path=path)
-    if target.exists() and not target.is_file():
-        raise RecordError("is not a regular file: name the file to write", path=path)
-    if not target.parent.is_dir():
-        raise RecordError(f"cannot be written: create the folder {target.parent} first", path=path)
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(atomic_write(target))
-        except OSError as error:
-            raise RecordError(f"cannot be written: {error.strerror or error}", path=path) from error
-        yield file

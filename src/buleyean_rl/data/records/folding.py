@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from buleyean_rl.data.records.files import decode_json, format_record, replace_file
+from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.prompt import Prompt
 from buleyean_rl.data.records.record import (
     JudgedAnswer,
@@ -27,6 +27,7 @@ from buleyean_rl.data.records.record import (
 )
 from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.outputs import check_output_file, is_stream, open_output
 
 COPY_BYTES = 1 << 20
 FilePart = tuple[int, int]  # offset, length
@@ -125,17 +126,21 @@ def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit:
     The file appears whole or not at all, and not if there is no record.
 
     Args:
-        path: the target; replaced if it exists.
+        path: as for `write_records`.
         records: streamed once.
         limit: stop reading once there are so many records.
 
     Raises:
-        RecordError: as `write_records`, or no record came.
+        RecordError: no record came.
+        UsageError: as `write_records`.
     """
     report = FoldReport()
     first_lines: dict[int, FilePart] = {}  # hash of a prompt -> its first line
     repeats: dict[FilePart, list[FilePart]] = {}  # first line -> the later lines of that prompt
-    with replace_file(path) as target, tempfile.TemporaryFile(dir=Path(target.name).parent) as spool:
+    output = Path(path)
+    check_output_file(output, overwrite=True)
+    folder = None if is_stream(output) else output.resolve().parent  # where there is room for the records
+    with open_output(output) as target, tempfile.TemporaryFile(dir=folder) as spool:
         offset = 0
         for record in records:
             line = format_record(record).encode() + b"\n"
