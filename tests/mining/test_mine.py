@@ -16,11 +16,11 @@ import pytest
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import make_record, read_records
-from buleyean_rl.errors import EngineError, RecordError, UsageError
+from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Outcome, Sampling, Unanswered
 from buleyean_rl.mining import mine as mining
 from buleyean_rl.mining.answer_cache import cached_answers
-from buleyean_rl.mining.journal import Journal, journal_path
+from buleyean_rl.mining.journal import journal_path
 from buleyean_rl.mining.judges import Verdict, find_judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
 from buleyean_rl.mining.votes import ROUNDS, record_votes, reject_loops
@@ -299,42 +299,6 @@ def test_a_journal_of_other_settings_is_replaced_only_when_asked(tmp_path: Path)
     ):
         go(tmp_path, Talker(), max_tokens=9, seed=3)
     assert go(tmp_path, Talker(), max_tokens=9, seed=3, overwrite=True).report.answers_reused == 0
-
-
-HEADER = {"model": "m", "prompts": "p"}
-
-
-@pytest.mark.parametrize(
-    "content", ['{"model": "m"}\n', "theirs", '{"half": ', "[]\n", "\n\n", "\0\1", '{"format": 3}\n']
-)
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "j.jsonl"
-    path.write_text(content)
-    for overwrite in (False, True):
-        with pytest.raises(UsageError, match=r"j.jsonl is there already and is no journal of ours: move it away"):
-            Journal(path, HEADER, overwrite=overwrite)
-    assert path.read_text() == content
-
-
-def test_a_journal_that_is_old_damaged_or_open_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "j.jsonl"
-    with Journal(path, HEADER), pytest.raises(UsageError, match="is in use by another process"):
-        Journal(path, HEADER)
-    assert json.loads(path.read_text()) == {"format": 3, **HEADER}
-    head = path.read_text()
-    for content, error, problem in (
-        (head.replace("3", "2"), UsageError, "is a journal of an earlier version, format 2: name another output"),
-        (head + '{"prompt": 0, "answ\n', RecordError, r"j.jsonl:2: is not valid JSON.*; name another output"),
-        (head + '{"prompt": 0, "sample": 0, "answer": 7}\n', RecordError, "j.jsonl:2: is no line of a journal"),
-        (head + '{"prompt": [], "sample": 0, "cause": "", "detail": ""}\n', RecordError, "j.jsonl:2: is no line"),
-        (head + "[]\n", RecordError, "j.jsonl:2: is no line"),
-    ):
-        path.write_text(content)
-        with pytest.raises(error, match=problem):
-            Journal(path, HEADER)
-        assert path.read_text() == content
-        with Journal(path, HEADER, overwrite=True):
-            assert path.read_text() == head
 
 
 def test_a_folder_or_a_pipe_is_no_output(tmp_path: Path) -> None:

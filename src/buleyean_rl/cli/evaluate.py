@@ -59,10 +59,11 @@ def evaluate(
 
     from buleyean_rl import demo_data
     from buleyean_rl.data.importers import read_preferences
-    from buleyean_rl.evaluation.measure import Material, Settings, read_texts
+    from buleyean_rl.evaluation.measure import Material, Settings
     from buleyean_rl.evaluation.measure import evaluate as run
     from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
+    from buleyean_rl.evaluation.texts import read_texts
     from buleyean_rl.system.outputs import check_output_file, open_output
 
     if plot is not None and Path(plot).suffix not in PICTURES:

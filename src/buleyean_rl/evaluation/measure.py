@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buleyean_rl.data.importers import Preference, Preferences
-from buleyean_rl.data.records import Prompt, as_messages, handle_bad_row, parse_text, read_rows
-from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
+from buleyean_rl.data.records import Prompt, as_messages
+from buleyean_rl.errors import EngineError, ModelError, UsageError
 from buleyean_rl.evaluation.answers import answer_figures, describe_unanswered, regeneration_figures
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
 from buleyean_rl.evaluation.statistics import UNCOUNTED, Figure, kendall_tau, ndcg, preferred
@@ -178,36 +177,6 @@ def neutral_figures(source: Source, texts: Sequence[str]) -> NeutralFigures:
     assert nll is not None
     assert entropy is not None
     return NeutralFigures(nll.value or 0.0, 0.0 if kl is None else kl.value or 0.0, entropy.value or 0.0)
-
-
-def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
-    """Read the texts of a file.
-
-    Args:
-        path: `.jsonl` has objects with `text` (or `content`), any other file a text a line.
-        limit: maximum number of texts.
-
-    Raises:
-        RecordError: it cannot be read, or has no text.
-    """
-    texts: list[str] = []
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        for line, row in read_rows(path):
-            try:
-                texts.append(parse_text(row.get("text", row.get("content")), "text"))
-            except RecordError as error:
-                handle_bad_row(error, path, line, False)
-    else:
-        try:
-            texts = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
-    stripped = tuple(text.strip() for text in texts if text.strip())
-    if not stripped:
-        raise RecordError("has no text: give one a line, or objects with `text`", path=path)
-    return stripped[:limit]
 
 
 # --- models -------------------------------------------------------------------------------------------
