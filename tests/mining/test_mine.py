@@ -228,6 +228,11 @@ def test_no_answer_at_all_is_an_error_and_nothing_is_written(tmp_path: Path) -> 
         go(tmp_path, Refusing(refusals))
     assert not (tmp_path / "r.jsonl").exists()
     assert go(tmp_path, Refusing({})).report.answers == 10
+    (tmp_path / "long").mkdir()
+    long = {prompt: Unanswered("longer than the context", "900 tokens") for prompt in PROMPTS}
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no prompt has an answer: longer than the context: 900 tokens"):
+            go(tmp_path / "long", Refusing(long))
 
 
 def test_other_judges_judge_the_same_answers(tmp_path: Path) -> None:

@@ -170,8 +170,9 @@ def mine(
         answers_reused = len(_distinct(prompts, settings, journal))
         failed = _draw_answers(prompts, engine, settings, journal, console)
         answers = _distinct(prompts, settings, journal)
-        if not answers and failed:
-            raise EngineError(f"no prompt has an answer: {failed[0].cause}: {failed[0].detail}")
+        refused = [outcome for outcome in journal.outcomes.values() if isinstance(outcome, Unanswered)]
+        if not answers and (unanswered := [*refused, *failed]):
+            raise EngineError(f"no prompt has an answer: {unanswered[0].cause}: {unanswered[0].detail}")
         for judge in judges:
             _collect_verdicts(judge, answers, journal, prompts, console)
         drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
@@ -182,7 +183,6 @@ def mine(
         with open_output(output) as target:
             target.write(lines)
     outcomes = {name: Counter(journal.verdicts[name, *draw].outcome for draw in answers) for name in names}
-    missing = [outcome for outcome in journal.outcomes.values() if isinstance(outcome, Unanswered)]
     texts: list[list[str]] = [[] for _ in prompts]
     for (index, _), answer in answers.items():
         texts[index].append(answer.text)
@@ -194,7 +194,7 @@ def mine(
         records=len(records),
         verdicts={name: {outcome: outcomes[name][outcome] for outcome in OUTCOMES} for name in names},
         answers_reused=answers_reused,
-        unanswered=dict(Counter(outcome.cause for outcome in [*missing, *failed])),
+        unanswered=dict(Counter(outcome.cause for outcome in [*refused, *failed])),
         asked_again=len(failed),
         seconds=time.monotonic() - started,
     )
