@@ -14,7 +14,7 @@ from typing import Any
 class StandIn:
     """Answers each prompt with what `answer` makes of its last message; `faults` come first, one a request.
 
-    A fault is a status to send, or "silence", "half", "hang up", "not json", "no choices", "half stream".
+    A fault is a status to send, a pair of status and body, or "silence", "half", "hang up", "not json", "no choices".
     """
 
     def __init__(self, answer: Callable[[str], str]) -> None:
@@ -65,12 +65,12 @@ def standing_in(answer: Callable[[str], str] = str.upper) -> Iterator[StandIn]:
             text = state.answer(request["messages"][-1]["content"])
             body = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
             match state.fault():
-                case None if request.get("stream"):
-                    self.stream(text, whole=True)
                 case None:
                     self.reply(200, body)
                 case int(status):
                     self.reply(status, b'{"error": {"message": "the reason"}}')
+                case (int(status), bytes(content)):
+                    self.reply(status, content)
                 case "silence":
                     state.released.wait(5)
                     self.close_connection = True
@@ -80,25 +80,12 @@ def standing_in(answer: Callable[[str], str] = str.upper) -> Iterator[StandIn]:
                     self.end_headers()
                     self.wfile.write(body[: len(body) // 2])
                     self.close_connection = True
-                case "half stream":
-                    self.stream(text, whole=False)
                 case "hang up":
                     self.close_connection = True
                 case "not json":
                     self.reply(200, b"<html>Bad gateway</html>")
                 case "no choices":
                     self.reply(200, b'{"choices": []}')
-
-        def stream(self, text: str, *, whole: bool) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Connection", "close")
-            self.end_headers()
-            for piece in text if whole else text[: len(text) // 2]:
-                chunk = json.dumps({"choices": [{"delta": {"content": piece}, "finish_reason": None}]})
-                self.wfile.write(f"data: {chunk}\n\n".encode())
-            self.wfile.write(b"data: [DONE]\n\n" if whole else b'data: {"choices": [{"del')
-            self.close_connection = True
 
         def reply(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -18,10 +18,11 @@ from buleyean_rl.data.answer_text import AnswerText
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.errors import RecordError, UsageError
-from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate, read_texts
+from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate
 from buleyean_rl.evaluation.scoring import EngineScorer, PackedScorer
 from buleyean_rl.evaluation.show import as_json, is_evaluation, is_our_plot, plot
 from buleyean_rl.evaluation.statistics import Figure
+from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.gguf import export_gguf
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 
 from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.endpoint import EndpointEngine
-from buleyean_rl.inference.protocol import Engine, Sampling
+from buleyean_rl.inference.endpoint import EndpointEngine, Patience
+from buleyean_rl.inference.protocol import Engine, Sampling, Unanswered
 from standin import StandIn, standing_in
 
 PROMPTS = [f"prompt {number}" for number in range(12)]
@@ -24,8 +24,9 @@ def server() -> Iterator[StandIn]:
         yield state
 
 
-def connect(server: StandIn, **settings: object) -> EndpointEngine:
-    return EndpointEngine(server.url, **({"pause": 0.01, "timeout": 0.5} | settings))  # type: ignore[arg-type]
+def connect(server: StandIn, parallel: int = 8, **patience: float) -> EndpointEngine:
+    settings = {"pause": 0.01, "seconds": 0.5, "seconds_per_token": 0.0} | patience
+    return EndpointEngine(server.url, parallel=parallel, patience=Patience(**settings))  # type: ignore[arg-type]
 
 
 def test_answers_are_in_order_and_requests_concurrent(server: StandIn) -> None:
@@ -73,29 +74,87 @@ def test_retry_after_is_respected(server: StandIn) -> None:
         assert engine.complete_many(CONVERSATIONS[:2]) == ANSWERS[:2]
         assert time.monotonic() - started >= 0.4
         server.faults, server.retry_after = [429], "86400"
-        with pytest.raises(EngineError, match="asks to wait 86400 seconds"):
-            engine.complete_many(CONVERSATIONS[:1])
+        (outcome,) = engine.answer_many(CONVERSATIONS[:1])
+        assert outcome == Unanswered("failed", "status 429, asks to wait 86400 seconds", is_permanent=False)
 
 
-def test_a_dead_endpoint_is_an_error(server: StandIn) -> None:
-    server.faults = [500] * 100
+def test_an_endpoint_asks_for_no_shorter_pause_than_the_backoff(server: StandIn) -> None:
+    server.faults, server.retry_after = [429], "0"
+    with closing(connect(server, pause=0.6)) as engine:
+        started = time.monotonic()
+        assert engine.complete_many(CONVERSATIONS[:1]) == ANSWERS[:1]
+        assert time.monotonic() - started >= 0.3
+
+
+def test_a_prompt_that_fails_every_time_is_left_out(server: StandIn) -> None:
+    server.faults = [500] * 3
     with closing(connect(server, retries=2, parallel=1)) as engine:
-        with pytest.raises(EngineError, match="gave up after 3 tries: status 500"):
-            engine.complete_many(CONVERSATIONS)
-        assert len(server.requests) == 3
+        first, *others = engine.answer_many(CONVERSATIONS)
+    assert first == Unanswered("failed", "status 500, in 3 tries", is_permanent=False)
+    assert [other.text for other in others] == ANSWERS[1:]  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("status", "hint"), [(400, "the reason"), (401, "BULEYEAN_API_KEY"), (404, "the reason")])
-def test_permanent_failures_are_not_retried(server: StandIn, status: int, hint: str) -> None:
+def test_a_dead_endpoint_is_an_error_and_costs_no_answer_that_came(server: StandIn) -> None:
+    server.faults = [None, None, *[500] * 100]
+    came: list[int] = []
+    with closing(connect(server, retries=1, parallel=2)) as engine:
+        with pytest.raises(EngineError, match="8 prompts in a row have no answer: status 500"):
+            came.extend(index for index, _ in engine.answers(CONVERSATIONS))
+        assert {0, 1} <= set(came)
+        assert len(server.requests) <= 2 + 2 * 9
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cause"),
+    [
+        (400, b'{"error": {"code": "context_length_exceeded"}}', "longer than the context"),
+        (
+            400,
+            b'{"error": {"message": "maximum context length is 8192 tokens", "code": 400}}',
+            "longer than the context",
+        ),
+        (422, b'{"error": "`inputs` tokens + `max_new_tokens` must be <= 4096"}', "longer than the context"),
+        (413, b"<html>Request Entity Too Large</html>", "longer than the context"),
+        (400, b'{"error": {"innererror": {"code": "ResponsibleAIPolicyViolation"}}}', "content filter"),
+        (403, b'{"error": {"message": "Your input was flagged"}}', "content filter"),
+        (200, b'{"choices": [{"finish_reason": "content_filter", "message": {"content": "I"}}]}', "content filter"),
+        (400, b"Bad Request", "refused"),
+    ],
+)
+def test_a_refused_prompt_is_left_out(server: StandIn, status: int, body: bytes, cause: str) -> None:
+    server.faults = [(status, body)]
+    with closing(connect(server, parallel=1)) as engine:
+        first, *others = engine.answer_many(CONVERSATIONS)
+    assert isinstance(first, Unanswered)
+    assert (first.cause, first.is_permanent) == (cause, True)
+    assert len(server.requests) == len(others) + 1 == len(PROMPTS)
+
+
+def test_refusals_without_a_reason_need_an_answer_to_be_about_the_prompt(server: StandIn) -> None:
+    server.faults = [400] * 100
+    with closing(connect(server)) as engine:
+        assert not any(outcome.is_permanent for outcome in engine.answer_many(CONVERSATIONS))  # type: ignore[union-attr]
+        with pytest.raises(EngineError, match="refuses every prompt, so far 32: status 400: the reason"):
+            engine.answer_many(CONVERSATIONS * 3)
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "its key is read from"), (404, "the reason"), (307, "redirects")])
+def test_a_wrong_request_is_an_error_at_once(server: StandIn, status: int, hint: str) -> None:
     server.faults = [status]
-    with closing(connect(server)) as engine, pytest.raises(EngineError, match=hint):
-        engine.complete_many(CONVERSATIONS[:1])
+    with closing(connect(server, parallel=1)) as engine, pytest.raises(EngineError, match=hint):
+        engine.complete_many(CONVERSATIONS[:4])
     assert len(server.requests) == 1
+
+
+def test_a_sound_endpoint_may_fail_in_any_way_once(server: StandIn) -> None:
+    server.faults = [None, 404, 418, 204]
+    with closing(connect(server, parallel=1)) as engine:
+        assert engine.complete_many(CONVERSATIONS) == ANSWERS
 
 
 def test_a_refused_connection_is_an_error() -> None:
     with pytest.raises(EngineError, match="the connection failed"):
-        EndpointEngine("http://127.0.0.1:9/v1", retries=1, pause=0.001)
+        EndpointEngine("http://127.0.0.1:9/v1", patience=Patience(retries=1, pause=0.001))
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://"])
@@ -104,29 +163,56 @@ def test_an_invalid_url_is_refused(url: str) -> None:
         EndpointEngine(url)
 
 
+@pytest.mark.parametrize("url", ["http://user:secret@x/v1", "http://secret@x", "https://x/v1?key=secret"])
+def test_a_secret_in_the_address_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError, match="a key belongs in the environment") as caught:
+        EndpointEngine(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_the_model_and_the_key(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BULEYEAN_API_KEY", "secret")
-    with closing(EndpointEngine(server.url.removesuffix("/v1") + "#other", pause=0.01)) as engine:
-        assert engine.complete_many(CONVERSATIONS[:1], Sampling(stop=("x",))) == ANSWERS[:1]
+    monkeypatch.setenv("A_KEY", "secret\n")
+    server.answer = lambda _: "the secret is secret"
+    with closing(EndpointEngine(server.url.removesuffix("/v1") + "#other", key_variable="A_KEY")) as engine:
+        assert engine.complete_many(CONVERSATIONS[:1], Sampling(stop=("x",))) == ["the [key] is [key]"]
+        server.faults = [(401, b"wrong key secret")]
+        with pytest.raises(EngineError, match=r"its key is read from A_KEY\): wrong key \[key\]"):
+            engine.complete_many(CONVERSATIONS[:1])
     assert server.requests[0]["model"] == "other"
     assert server.requests[0]["stop"] == ["x"]
     assert "top_p" not in server.requests[0]
-    assert server.keys == ["Bearer secret"]
+    assert server.keys == ["Bearer secret"] * 2
+    with closing(EndpointEngine(server.url)) as engine:
+        engine.complete_many(CONVERSATIONS[:1])
+    assert server.keys[-1] is None
+    monkeypatch.setenv("A_KEY", "sécret")
+    with pytest.raises(UsageError, match="A_KEY has characters that no key has"):
+        EndpointEngine(server.url, key_variable="A_KEY")
 
 
-def test_a_stream_is_retried_before_its_first_piece(server: StandIn) -> None:
-    server.faults = [429, "hang up"]
+def test_a_reply_of_many_values_is_not_parsed(server: StandIn) -> None:
+    server.faults = [(200, b'{"choices": [' + b"[]," * 5000 + b"[]]}")]
+    server.answer = lambda _: "[]," * 1000
     with closing(connect(server)) as engine:
-        pieces = list(engine.generate(CONVERSATIONS[0]))
-    assert pieces == list(ANSWERS[0])
+        assert engine.complete_many(CONVERSATIONS[:1]) == ["[]," * 1000]
+    assert len(server.requests) == 2
 
 
-def test_a_truncated_stream_is_an_error(server: StandIn) -> None:
-    server.faults = ["half stream"]
+def test_halves_of_surrogate_pairs_are_replaced(server: StandIn) -> None:
+    server.answer = lambda _: "a\ud800b\udc00\U0001f600"
     with closing(connect(server)) as engine:
-        pieces = engine.generate(CONVERSATIONS[0])
-        with pytest.raises(EngineError, match="broke off: a truncated line"):
-            list(pieces)
+        assert engine.complete_many(CONVERSATIONS[:1]) == ["a\ufffdb\ufffd\U0001f600"]
+
+
+def test_an_interrupted_iteration_ends_its_requests(server: StandIn) -> None:
+    server.delay = 0.3
+    with closing(connect(server, parallel=2, seconds=20)) as engine:
+        answers = engine.answers(CONVERSATIONS)
+        next(answers)
+        answers.close()
+    assert len(server.requests) <= 4
+    with pytest.raises(EngineError, match="closed"):
+        engine.complete_many(CONVERSATIONS)
 
 
 def test_an_endpoint_has_no_tokens(server: StandIn) -> None:

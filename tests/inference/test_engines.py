@@ -12,10 +12,11 @@ import torch
 
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.gguf import export_gguf
-from buleyean_rl.inference import llama_cpp_python
+from buleyean_rl.inference import gguf_context, llama_cpp_python
 from buleyean_rl.inference import transformers_engine as in_memory
+from buleyean_rl.inference.context import affordable_tokens, choose_context
 from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
-from buleyean_rl.inference.protocol import Engine, GgufEngine, Sampling, neutral_nll
+from buleyean_rl.inference.protocol import Answer, Engine, GgufEngine, Sampling, Unanswered, neutral_nll
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -55,7 +56,7 @@ def llama(gguf: Path, name: str) -> Iterator[GgufEngine]:
 @pytest.fixture(scope="module")
 def reference() -> TransformersEngine:
     tokenizer = tiny_tokenizer()
-    return TransformersEngine(tiny_llama(tokenizer), tokenizer, batch=2)
+    return TransformersEngine(tiny_llama(tokenizer), tokenizer, batch=2, context=256)
 
 
 def test_both_are_engines(llama: GgufEngine, reference: TransformersEngine) -> None:
@@ -214,14 +215,79 @@ def test_is_end_token(llama: GgufEngine) -> None:
     assert not llama.is_end_token(llama.tokenize("a")[0])
 
 
-def test_a_conversation_longer_than_the_context(llama: GgufEngine) -> None:
+CONTEXT = 512  # of the tiny model
+LONG = [{"role": "user", "content": "word " * 400}]
+
+
+def test_a_conversation_longer_than_the_context(engine: Engine) -> None:
+    """It is left out among many, alone an error; one that almost fills the context has a short answer."""
+    first, long, last = engine.answer_many([ASK, LONG, ASK], Sampling(max_tokens=2))
+    assert isinstance(first, Answer)
+    assert first[:3] == last[:3]
+    assert isinstance(long, Unanswered)
+    assert long.cause == "longer than the context"
     with pytest.raises(EngineError, match=r"has \d+ tokens and the context holds 256"):
-        list(llama.generate([{"role": "user", "content": "word " * 400}]))
+        list(engine.generate(LONG))
+    with pytest.raises(EngineError, match="the context holds 256"):
+        engine.complete_many([LONG])
+    size = len(engine.prompt_ids(ASK))
+    filler = [{"role": "user", "content": ASK[0]["content"] + " a" * (250 - size)}]
+    free = 256 - len(engine.prompt_ids(filler))
+    (short,) = engine.answer_many([filler], Sampling(max_tokens=100))
+    assert isinstance(short, Answer)
+    assert 0 < free < 20
+    assert len("".join(engine.generate(filler, Sampling(max_tokens=100)))) > 0
+    assert short.tokens is not None
+    assert short.tokens <= free
+    assert short.ended is (short.tokens < free)
 
 
-def test_an_error_in_one_of_many_is_raised(llama: GgufEngine) -> None:
-    with pytest.raises(EngineError, match="context"):
-        llama.complete_many([ASK, [{"role": "user", "content": "word " * 400}], ASK], Sampling(max_tokens=2))
+def test_the_tokens_that_were_drawn_are_the_answer(gguf: Path, reference: TransformersEngine) -> None:
+    with closing(open_gguf(gguf, "xllamacpp", parallel=2, context=256, threads=1)) as engine:
+        for each in (engine, reference):
+            for outcome in each.answer_many([ASK, ASK[:1]], Sampling(max_tokens=6, temperature=1.0, seed=3)):
+                assert isinstance(outcome, Answer)
+                assert outcome.token_ids is not None
+                assert outcome.tokens == len(outcome.token_ids) <= 6
+                assert reference.tokenizer.decode(outcome.token_ids) == outcome.text or "\ufffd" in outcome.text
+
+
+def test_conversations_wait_for_room_in_the_cache(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for one conversation at full length: eight are asked at once, and all are answered."""
+    monkeypatch.setattr(gguf_context, "affordable_tokens", lambda *_: 256)
+    asked = [[{"role": "user", "content": f"{number} " * 60}] for number in range(8)]
+    with closing(open_gguf(gguf, "xllamacpp", parallel=8, threads=1)) as engine:
+        assert engine.context == 256  # type: ignore[attr-defined]
+        assert all(isinstance(outcome, Answer) for outcome in engine.answer_many(asked, Sampling(max_tokens=8)))
+
+
+def test_the_context_is_the_models_own_as_memory_allows(gguf: Path, tmp_path: Path) -> None:
+    assert gguf_context.read_model_keys(gguf)["context_length"] == CONTEXT
+    assert gguf_context.gguf_context(gguf, None, exact=False, parallel=2) == (CONTEXT, 2 * CONTEXT)
+    assert gguf_context.gguf_context(gguf, 99, exact=False) == (99, 99)
+    assert gguf_context.gguf_context(gguf, 10**9, exact=False) == (CONTEXT, CONTEXT)
+    assert choose_context(None, 8192, affordable_tokens(1000, 2_000_000)) == 1000
+    assert choose_context(None, 8192, affordable_tokens(10**9, 0)) == 512
+    with pytest.raises(UsageError, match="at least 2"):
+        choose_context(1, 8192, 8192)
+    damaged = tmp_path / "damaged.gguf"
+    for size in (4, 20, 30, 100):
+        damaged.write_bytes(gguf.read_bytes()[:size])
+        with pytest.raises(EngineError, match="cut short or damaged"):
+            gguf_context.read_model_keys(damaged)
+
+
+def test_messages_that_the_template_refuses_are_left_out(reference: TransformersEngine) -> None:
+    tokenizer = tiny_tokenizer()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    engine = TransformersEngine(reference.model, tokenizer)
+    system = [{"role": "system", "content": "Be brief."}, *ASK]
+    refused, answered = engine.answer_many([system, ASK], Sampling(max_tokens=2))
+    assert isinstance(refused, Unanswered)
+    assert refused.cause == "refused"
+    assert "no system role" in refused.detail
+    assert isinstance(answered, Answer)
 
 
 def test_llama_cpp_prints_nothing(gguf: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:

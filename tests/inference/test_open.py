@@ -9,7 +9,7 @@ import pytest
 
 from buleyean_rl.errors import EngineError, ModelError, UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine
-from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint, locate, open_engine
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.training.config import BuleyeanConfig
@@ -35,6 +35,8 @@ def test_a_folder_and_a_run_open_in_memory_and_differ(base: Path, run: Path) -> 
             answers.append(engine.complete_many(QUESTION, Sampling(max_tokens=12)))
     assert answers[0] != answers[1]
     assert answers_key(str(base)) != answers_key(str(run)) == answers_key(str(run))
+    assert describe_policy(locate(str(base))) == {"model": base.name}
+    assert describe_policy(locate(str(run))) == {"model": base.name, "adapter": "run"}
 
 
 def test_a_url_is_an_endpoint() -> None:
@@ -45,6 +47,22 @@ def test_a_url_is_an_endpoint() -> None:
             open_engine(server.url, "transformers")
         assert answers_key(server.url) == server.url
     assert not is_endpoint("owner/name")
+
+
+def test_a_key_is_sent_to_its_own_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULEYEAN_API_KEY", "secret")
+    with standing_in() as server, standing_in() as other:
+        for key_url in (None, server.url + "#another", other.url, "a/folder"):
+            with closing(open_engine(server.url, key_url=key_url)) as engine:
+                engine.complete_many(QUESTION)
+    assert server.keys == ["Bearer secret", "Bearer secret", None, None]
+
+
+def test_an_endpoint_has_its_own_context_and_no_secret_in_its_address() -> None:
+    with pytest.raises(UsageError, match="leave --context out"):
+        open_engine("http://127.0.0.1:9/v1", context=99)
+    with pytest.raises(UsageError, match="a key belongs in the environment"):
+        locate("https://user:secret@host/v1")
 
 
 @pytest.mark.parametrize(

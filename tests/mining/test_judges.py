@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.inference.endpoint import EndpointEngine
+from buleyean_rl.inference.endpoint import EndpointEngine, Patience
 from buleyean_rl.mining.judges import Answer, Verdict, find_judge, registry
 from buleyean_rl.mining.judges.llm import LlmJudge, read_verdict
 from buleyean_rl.mining.judges.person import PersonJudge
@@ -102,9 +102,14 @@ def test_a_function_returns_a_verdict_in_several_ways() -> None:
     ):
         (outcome,) = FunctionJudge("mine", lambda _prompt, _answer, value=value: value).judge(answers)
         assert outcome == (0, expected)
-    for value in ("yes", 1.5, [(0, 99)], [3]):
+    for value in ("yes", 1.5, [(0, 99)], [3], Verdict(7), Verdict(True, ((0, 99),)), Verdict(True, (), 7)):  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="judge mine"):
             list(FunctionJudge("mine", lambda _prompt, _answer, value=value: value).judge(answers))
+
+
+def test_a_function_that_fails_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^judge mine failed: ZeroDivisionError: division by zero$"):
+        list(FunctionJudge("mine", lambda *_: 1 / 0).judge([Answer("q", "a")]))
 
 
 def test_python_functions_by_path_and_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +134,8 @@ def test_names_of_no_judge_are_refused() -> None:
         ("language:xx", "no language 'xx'"),
         ("python:no_such_module:f", "No module named"),
         ("python:json:no_such", "give MODULE:FUNCTION"),
+        ("python:no such:f", "give MODULE:FUNCTION"),
+        ("python::", "give MODULE:FUNCTION"),
         ("python:json:decoder", "is not a function"),
         ("llm:nowhere", "is no endpoint"),
         ("person", "needs a terminal"),
@@ -177,6 +184,20 @@ def test_a_model_judges_by_the_rubric_and_is_asked_again() -> None:
     assert len(server.requests) == 5
 
 
+def test_a_judge_whose_endpoint_fails_gives_no_verdict_and_one_that_refuses_abstains() -> None:
+    hasty = Patience(retries=1, pause=0.001)
+    with (
+        standing_in(lambda _: '{"verdict": "accept"}') as server,
+        closing(EndpointEngine(server.url, parallel=1, patience=hasty)) as engine,
+    ):
+        server.faults = [500, 500, (400, b"content_filter")]
+        verdicts = dict(LlmJudge("llm", engine).judge([Answer("q", str(number)) for number in range(3)]))
+    assert sorted(verdicts) == [1, 2]
+    assert verdicts[1].rejected is None
+    assert "content_filter" in verdicts[1].reason
+    assert verdicts[2] == Verdict(False)
+
+
 def test_an_llm_judge_by_name() -> None:
     with standing_in(lambda _: json.dumps({"verdict": "reject"})) as server:
         judge = find_judge(f"llm:{server.url}#m", rubric="r")
@@ -198,5 +219,18 @@ def test_a_person_presses_one_key() -> None:
         ("pppaa", "nowhere||BOLD", {0: Verdict(True, ((8, 12),)), 1: Verdict(False), 2: Verdict(False)}),
     ):
         assert ask_person(keys, lines) == expected
+    for keys in ("rq", "r\x03", "r\x04"):
+        with pytest.raises(KeyboardInterrupt):
+            ask_person(keys)
+
+
+def test_a_person_may_lose_the_terminal_and_an_answer_may_not_rule_it() -> None:
+    def gone(*_: str) -> str:
+        raise EOFError
+
+    screen, pressed = Console(file=StringIO()), iter("pr")
+    judge = PersonJudge(screen, lambda: next(pressed), gone)
+    assert dict(judge.judge([Answer("q", "a\x1b[2Jb")])) == {0: Verdict(True)}
+    assert "\x1b" not in screen.file.getvalue()  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
-        ask_person("rq")
+        list(PersonJudge(screen, gone, gone).judge([Answer("q", "a")]))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import pytest
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import make_record, read_records
-from buleyean_rl.errors import EngineError, RecordError, UsageError
-from buleyean_rl.inference.protocol import Sampling
+from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Outcome, Sampling, Unanswered
 from buleyean_rl.mining import mine as mining
 from buleyean_rl.mining.answer_cache import cached_answers
-from buleyean_rl.mining.journal import Journal, journal_path
+from buleyean_rl.mining.journal import journal_path
 from buleyean_rl.mining.judges import Verdict, find_judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
 from buleyean_rl.mining.votes import ROUNDS, record_votes, reject_loops
@@ -27,20 +28,22 @@ from buleyean_rl.training.own_samples import add_own_samples
 from standin import standing_in
 
 
-class Parrot:
+class Parrot(BaseEngine):
     """An engine that says a prompt back in capitals, and counts what it is asked."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, Sampling]] = []
         self.closed = 0
 
-    def complete_many(
-        self, conversations: Sequence[Any], sampling: Sampling, on_done: Callable[[int], None] | None = None
-    ) -> list[str]:
+    def answers(
+        self,
+        conversations: Sequence[Any],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,  # noqa: ARG002
+    ) -> Generator[tuple[int, Outcome]]:
         self.asked.append((conversations, sampling))
-        if on_done is not None:
-            on_done(len(conversations))
-        return [conversation[-1]["content"].upper() for conversation in conversations]
+        for index, conversation in enumerate(conversations):
+            yield index, Answer(conversation[-1]["content"].upper(), None, True)
 
     def close(self) -> None:
         self.closed += 1
@@ -59,7 +62,7 @@ def ask(parrot: Parrot, fingerprint: str = "model", prompts: Sequence[str] = ("�
 def test_a_model_answers_once() -> None:
     parrot, done = Parrot(), []
     assert cached_answers(lambda: parrot, "model", ["é", "b"], 8, done.append) == ask(parrot) == ["É", "B"]
-    assert done == [2]
+    assert done == [1, 2]
     assert len(parrot.asked) == parrot.closed == 1
     conversations, sampling = parrot.asked[0]
     assert conversations == [[{"role": "user", "content": "é"}], [{"role": "user", "content": "b"}]]
@@ -77,7 +80,7 @@ def test_another_question_is_asked_anew() -> None:
 
 def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> None:
     parrot = Parrot()
-    parrot.complete_many = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    parrot.answers = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):
         ask(parrot)
     assert parrot.closed == 1
@@ -101,38 +104,62 @@ def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
 PROMPTS = [f"prompt {number}" for number in range(10)]
 
 
-class Talker:
-    """An engine whose answer depends on prompt and seed; it may die after so many batches."""
+class Talker(BaseEngine):
+    """An engine whose answer depends on prompt, seed and what is computed beside it; it may die after some answers."""
 
-    def __init__(self, batches: float = math.inf) -> None:
-        self.batches, self.asked = batches, 0
+    is_batched = True
 
-    def complete_many(
-        self, conversations: Sequence[Any], sampling: Sampling, on_done: Callable[[int], None] | None = None
-    ) -> list[str]:
-        if self.batches <= 0:
-            raise EngineError("gone")
-        self.batches -= 1
-        self.asked += len(conversations)
-        if on_done is not None:
-            on_done(len(conversations))
-        return [
-            f"{messages[-1]['content']} seed {sampling.seed + i if sampling.temperature else 0} of {len(conversations)}"
-            for i, messages in enumerate(conversations)
-        ]
+    def __init__(self, lifetime: float = math.inf) -> None:
+        self.lifetime, self.asked = lifetime, 0
+
+    def answers(
+        self, conversations: Sequence[Any], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        assert seeds is not None
+        for index, messages in enumerate(conversations):
+            if self.lifetime <= 0:
+                raise EngineError("gone")
+            self.lifetime -= 1
+            self.asked += 1
+            seed = seeds[index] if sampling.temperature else 0
+            yield index, self.answer(messages[-1]["content"], f"seed {seed} of {len(conversations)}")
+
+    def answer(self, prompt: str, how: str) -> Outcome:
+        return Answer(f"{prompt} {how}", None, True, (1, 2))
 
     def close(self) -> None:
         pass
 
 
+class Refusing(Talker):
+    """Has no answer to some prompts."""
+
+    is_batched = False
+
+    def __init__(self, refusals: dict[str, Unanswered]) -> None:
+        super().__init__()
+        self.refusals = refusals
+
+    def answer(self, prompt: str, how: str) -> Outcome:
+        return self.refusals.get(prompt) or super().answer(prompt, how)
+
+
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining, "BATCH_ANSWERS", 4)
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mining, "WINDOW", 4)
 
 
-def go(folder: Path, talker: Talker, *judges: str, prompts: Sequence[Any] = PROMPTS, **settings: Any) -> Mined:
+def go(
+    folder: Path,
+    talker: Talker,
+    *judges: str,
+    prompts: Sequence[Any] = PROMPTS,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Mined:
     chosen = [find_judge(judge) for judge in judges or ("regex:[02468] seed",)]
-    return mine(prompts, lambda: talker, "model", chosen, folder / "r.jsonl", MineSettings(**settings))  # type: ignore
+    output, drawing = folder / "r.jsonl", MineSettings(**settings)
+    return mine(prompts, lambda: talker, "model", chosen, output, drawing, overwrite=overwrite)
 
 
 def test_answers_are_asked_judged_and_written(tmp_path: Path) -> None:
@@ -158,15 +185,15 @@ def test_samples_have_their_own_seeds_and_the_same_seed_gives_the_same_records(t
     assert drawn == set(range(8, 28))
 
 
-@pytest.mark.parametrize("batches", [0, 2])
-def test_a_stopped_mining_resumes_to_the_same_bytes(tmp_path: Path, batches: int) -> None:
+@pytest.mark.parametrize("lifetime", [1, 8, 9])
+def test_a_stopped_mining_resumes_to_the_same_bytes(tmp_path: Path, lifetime: int) -> None:
     (tmp_path / "whole").mkdir()
     go(tmp_path / "whole", Talker())
     with pytest.raises(EngineError):
-        go(tmp_path, Talker(batches))
+        go(tmp_path, Talker(lifetime))
     again = Talker()
-    assert go(tmp_path, again).report.answers_reused == 4 * batches
-    assert again.asked == 10 - 4 * batches
+    assert go(tmp_path, again).report.answers_reused == lifetime  # each was kept as it came
+    assert again.asked == 10 - lifetime // 4 * 4  # whole windows
     assert (tmp_path / "r.jsonl").read_bytes() == (tmp_path / "whole" / "r.jsonl").read_bytes()
 
 
@@ -175,9 +202,37 @@ def test_a_journal_cut_anywhere_resumes_to_the_same_bytes(tmp_path: Path) -> Non
     records, journal = (tmp_path / "r.jsonl").read_bytes(), journal_path(tmp_path / "r.jsonl").read_bytes()
     for cut in range(0, len(journal), 83):
         journal_path(tmp_path / "r.jsonl").write_bytes(journal[:cut])
+        (tmp_path / "r.jsonl").unlink()
         go(tmp_path, Talker())
         assert (tmp_path / "r.jsonl").read_bytes() == records
         assert journal_path(tmp_path / "r.jsonl").read_bytes().count(b"\n") >= journal.count(b"\n")
+
+
+def test_a_prompt_without_an_answer_is_counted_and_left_out(tmp_path: Path) -> None:
+    refusals = {
+        PROMPTS[0]: Unanswered("longer than the context", "900 tokens"),
+        PROMPTS[2]: Unanswered("failed", "status 500", is_permanent=False),
+    }
+    report = go(tmp_path, Refusing(refusals), "regex:[02468] seed").report
+    assert (report.answers, report.records, report.asked_again) == (8, 3, 1)
+    assert report.unanswered == {"longer than the context": 1, "failed": 1}
+    assert "without an answer: 1 longer than the context, 1 failed; the same command asks for 1" in report.lines()[-1]
+    again = Refusing({})
+    report = go(tmp_path, again).report
+    assert (again.asked, report.answers, report.unanswered) == (1, 9, {"longer than the context": 1})
+
+
+def test_no_answer_at_all_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    refusals = {prompt: Unanswered("refused", "status 400: no", is_permanent=False) for prompt in PROMPTS}
+    with pytest.raises(EngineError, match="no prompt has an answer: refused: status 400: no"):
+        go(tmp_path, Refusing(refusals))
+    assert not (tmp_path / "r.jsonl").exists()
+    assert go(tmp_path, Refusing({})).report.answers == 10
+    (tmp_path / "long").mkdir()
+    long = {prompt: Unanswered("longer than the context", "900 tokens") for prompt in PROMPTS}
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no prompt has an answer: longer than the context: 900 tokens"):
+            go(tmp_path / "long", Refusing(long))
 
 
 def test_other_judges_judge_the_same_answers(tmp_path: Path) -> None:
@@ -193,10 +248,13 @@ def test_votes_become_counts_of_the_rounds(tmp_path: Path) -> None:
     assert (record.rejection_counts, record.rounds) == ((40, 20), (60, 60))
 
 
+A, B = Answer("a", 1, True), Answer("b", 1, True)
+
+
 def test_a_judge_that_abstains_has_no_vote() -> None:
-    record = record_votes("p", ["a", "b"], [[Verdict(True), Verdict(None)], [Verdict(False), Verdict(None)]])
-    assert record == make_record("p", ["a"], [60], 60)
-    assert record_votes("p", ["a"], [[Verdict(None)]]) is None
+    record = record_votes("p", [A, B], [[Verdict(True), Verdict(None)], [Verdict(False), Verdict(None)]])
+    assert record == make_record("p", ["a"], [60], 60, ended=[True])
+    assert record_votes("p", [A], [[Verdict(None)]]) is None
 
 
 def test_conversations_are_mined_too(tmp_path: Path) -> None:
@@ -208,7 +266,7 @@ def test_conversations_are_mined_too(tmp_path: Path) -> None:
 
 def test_nothing_but_space_is_an_empty_answer(tmp_path: Path) -> None:
     talker = Talker()
-    talker.complete_many = lambda conversations, *_: [" \n"] * len(conversations)  # type: ignore[method-assign, assignment]
+    talker.answer = lambda *_: Answer(" \n", 1, True, (1,))  # type: ignore[method-assign]
     assert go(tmp_path, talker, "length:1-").records[0].rejected_responses == ("",)
 
 
@@ -222,23 +280,50 @@ def test_a_wrong_request(tmp_path: Path) -> None:
             go(tmp_path, Talker(), *judges, **settings)  # type: ignore[arg-type]
 
 
-def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
+def test_records_are_never_replaced_unasked(tmp_path: Path) -> None:
+    records, journal = tmp_path / "r.jsonl", tmp_path / "r.mined.jsonl"
+    records.write_text("theirs\n")
+    with pytest.raises(
+        UsageError, match=r"r.jsonl is there already: name another file, or replace it with --overwrite"
+    ):
+        go(tmp_path, Talker())
+    assert (records.read_text(), journal.exists()) == ("theirs\n", False)
+    go(tmp_path, Talker(), overwrite=True)
+    go(tmp_path, Talker(), "length:99-")  # ours, and the settings are the same
+    with records.open("a") as file:
+        file.write("edited\n")
+    with pytest.raises(UsageError, match=r"r.jsonl is there already"):
+        go(tmp_path, Talker(0))
+    assert records.read_text().endswith("edited\n")
+
+
+def test_a_journal_of_other_settings_is_replaced_only_when_asked(tmp_path: Path) -> None:
     go(tmp_path, Talker())
-    with pytest.raises(UsageError, match="mined with another max_tokens, seed: name another output"):
+    with pytest.raises(
+        UsageError, match="mined with another max_tokens, seed: name another output, or begin anew with"
+    ):
         go(tmp_path, Talker(), max_tokens=9, seed=3)
+    assert go(tmp_path, Talker(), max_tokens=9, seed=3, overwrite=True).report.answers_reused == 0
 
 
-def test_a_journal_that_is_old_damaged_or_open_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "j.jsonl"
-    with Journal(path, {"model": "m"}), pytest.raises(UsageError, match="is in use by another process"):
-        Journal(path, {"model": "m"})
-    assert json.loads(path.read_text()) == {"format": 2, "model": "m"}
-    path.write_text('{"model": "m"}\n')
-    with pytest.raises(UsageError, match=r"j.jsonl is not a journal of format 2: delete it, or name another output"):
-        Journal(path, {"model": "m"})
-    path.write_text('{"format": 2, "model": "m"}\n{"prompt": 0, "answ\n')
-    with pytest.raises(RecordError, match=r"j.jsonl:2: is not valid JSON"):
-        Journal(path, {"model": "m"})
+def test_a_folder_or_a_pipe_is_no_output(tmp_path: Path) -> None:
+    judge, settings = [find_judge("loops")], MineSettings()
+    os.mkfifo(tmp_path / "pipe")
+    for output, problem in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "is not a regular file"),
+        (Path(), "folder"),
+    ):
+        with pytest.raises(UsageError, match=problem):
+            mine(PROMPTS, Talker, "model", judge, output, settings)
+
+
+def test_links_to_one_file_have_one_journal(tmp_path: Path) -> None:
+    go(tmp_path, Talker())
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("r.jsonl")
+    mined = mine(PROMPTS, Talker, "model", [find_judge("loops")], link, MineSettings())
+    assert (mined.report.answers_reused, link.is_symlink()) == (10, True)
 
 
 def mine_command(*words: object) -> int:
@@ -280,16 +365,16 @@ def test_a_killed_command_loses_at_most_its_batch(base: Path, tmp_path: Path) ->
     command = [sys.executable, "-c", f"from buleyean_rl.cli import main; main({words!r})"]
     journal = tmp_path / "records.mined.jsonl"
     started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not journal.exists() or journal.read_bytes().count(b'"answers"') < 64:
+    while not journal.exists() or journal.read_bytes().count(b'"answer"') < 64:
         assert started.poll() is None
         time.sleep(0.02)
     started.kill()
     started.wait()
-    written = journal.read_bytes().count(b'"answers"')
+    written = journal.read_bytes().count(b'"answer"')
     assert 64 <= written < 256
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     message = "of them from its journal"
-    assert f"{written - written % 64} {message}" in done.stderr or f"{written} {message}" in done.stderr
+    assert f"{written} {message}" in done.stderr
     killed = (tmp_path / "records.jsonl").read_bytes()
     for path in (journal, tmp_path / "records.jsonl"):
         path.unlink()
@@ -309,4 +394,4 @@ def test_own_samples_stand_beside_the_rejections_at_count_0() -> None:
     conversations, sampling = parrot.asked[0]
     assert [messages[-1]["content"] for messages in conversations] == ["Hi", "Hi", "And?", "And?"]
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 5)
-    assert done == [4]
+    assert done == [1, 2, 3, 4]

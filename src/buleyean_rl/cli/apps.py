@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, EngineName, name_output, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, Context, EngineName, name_output, print_json, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -35,6 +35,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling; unused at temperature 0.")] = 0,
+    context: Context = None,
     engine: EngineName = "xllamacpp",
 ) -> None:
     """Talk to a GGUF model in llama.cpp."""
@@ -44,7 +45,7 @@ def chat(
     from buleyean_rl.inference.protocol import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with terminal.open_models([model] if compare is None else [compare, model], engine=engine) as models:
+    with terminal.open_models([model] if compare is None else [compare, model], context, engine) as models:
         if prompt is None:
             terminal.talk(models, Console(), system=system, sampling=sampling)
         elif compare is None:

@@ -9,6 +9,7 @@ import typer
 
 from buleyean_rl.cli.options import (
     BUNDLED_DATA,
+    Context,
     Overwrite,
     print_json,
     print_report,
@@ -49,6 +50,7 @@ def evaluate(
     max_length: Annotated[
         int, typer.Option(min=2, max=1_000_000, help="Maximum tokens of a prompt and one answer.")
     ] = 1024,
+    context: Context = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
@@ -59,10 +61,11 @@ def evaluate(
 
     from buleyean_rl import demo_data
     from buleyean_rl.data.importers import read_preferences
-    from buleyean_rl.evaluation.measure import Material, Settings, read_texts
+    from buleyean_rl.evaluation.measure import Material, Settings
     from buleyean_rl.evaluation.measure import evaluate as run
     from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
+    from buleyean_rl.evaluation.texts import read_texts
     from buleyean_rl.system.outputs import check_output_file, open_output
 
     if plot is not None and Path(plot).suffix not in PICTURES:
@@ -85,7 +88,7 @@ def evaluate(
         for source in (pairs, records)
     )
     material = Material(preferences, rejections, texts, tuple(prompt_list[:limit]))
-    settings, console = Settings(max_length, max_tokens, engine), stderr_console()
+    settings, console = Settings(max_length, max_tokens, engine, context, model), stderr_console()
     evaluations = [run(model, material, settings, reference=reference, console=console)]
     for name in compare or []:
         evaluations.append(run(name, material, settings, reference=_reference_for(name, reference), console=console))

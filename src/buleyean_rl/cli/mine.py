@@ -8,7 +8,9 @@ import typer
 
 from buleyean_rl.cli.options import (
     AsJson,
+    Context,
     Judges,
+    Overwrite,
     Prompts,
     default_temperature,
     find_judges,
@@ -25,38 +27,45 @@ def mine(
     model: Annotated[
         str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
     ] = "smollm2-135m",
-    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
+    output: Annotated[
+        str, typer.Option("--output", "-o", callback=name_output, help="The records file to write.")
+    ] = "records.jsonl",
     judge: Judges = None,
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Answers to each prompt.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, 0.8 for more.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Same seed, same records.")] = 0,
+    context: Context = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Let a model answer prompts, judge the answers, and write the rejected ones as records.
 
-    Stopped or killed, the same command resumes; with other judges it judges the same answers.
+    Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
+    read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
     """
     from dataclasses import asdict
     from pathlib import Path
 
     from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.open import answers_key, locate, open_engine
+    from buleyean_rl.inference.open import answers_key, describe_policy, locate, open_engine
     from buleyean_rl.mining.mine import MineSettings
     from buleyean_rl.mining.mine import mine as run
 
-    settings = MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed)
+    settings = MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed, context=context)
     prompt_list, judges = read_prompts_or_bundled(prompts, "mine"), find_judges(judge, rubric)
     location, console = locate(model), stderr_console()
     mined = run(
         prompt_list,
-        lambda: open_engine(location, engine, console),
+        lambda: open_engine(location, engine, console, context=context),
         answers_key(location, engine),
         judges,
         Path(output),
         settings,
+        policy=describe_policy(location),
+        overwrite=overwrite,
         console=console,
     )
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
@@ -87,6 +96,7 @@ def walk(
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
     adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1).")] = None,
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
+    context: Context = None,
     max_drift: Annotated[
         float, typer.Option(help="Nats per token that neutral text may lose; a round that loses more is the last.")
     ] = 0.02,
@@ -113,7 +123,9 @@ def walk(
             Path(config) if config else None, {name: value for name, value in overrides.items() if value is not None}
         ),
         rounds=rounds,
-        settings=MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed),
+        settings=MineSettings(
+            samples, max_tokens, default_temperature(samples, temperature), seed=seed, context=context
+        ),
         max_drift=max_drift,
         console=stderr_console(),
     )

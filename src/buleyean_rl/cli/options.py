@@ -12,6 +12,14 @@ import typer
 
 BUNDLED_DATA = "bundled"
 EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="TOKENS",
+        help="Maximum tokens of a prompt and its answer; default, and at most: the model's own, as memory allows.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
 Prompts = Annotated[
@@ -53,10 +61,13 @@ def find_judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
     """The judges with these names, by default `loops`; an LLM judge uses the rubric file."""
     from pathlib import Path
 
+    from buleyean_rl.data.records import read_text
     from buleyean_rl.mining.judges import find_judge
 
-    text = Path(rubric).read_text(encoding="utf-8") if rubric is not None else None
-    return [find_judge(name, rubric=text) for name in names or ["loops"]]
+    names = names or ["loops"]
+    first_endpoint = next((name.removeprefix("llm:") for name in names if name.startswith("llm:")), None)
+    text = read_text(Path(rubric)) if rubric is not None else None
+    return [find_judge(name, rubric=text, key_url=first_endpoint) for name in names]
 
 
 def default_temperature(samples: int, temperature: float | None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -13,18 +12,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buleyean_rl.data.importers import Preference, Preferences
-from buleyean_rl.data.records import Prompt, as_messages, handle_bad_row, parse_text, read_rows
-from buleyean_rl.errors import EngineError, ModelError, RecordError, UsageError
-from buleyean_rl.evaluation.repetition import distinct, is_looping, overlap, prefix_match
+from buleyean_rl.data.records import Prompt, as_messages
+from buleyean_rl.errors import EngineError, ModelError, UsageError
+from buleyean_rl.evaluation.answers import answer_figures, describe_unanswered, regeneration_figures
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
-from buleyean_rl.evaluation.statistics import Figure, kendall_tau, ndcg, preferred
+from buleyean_rl.evaluation.statistics import UNCOUNTED, Figure, kendall_tau, ndcg, preferred
 from buleyean_rl.inference.open import Location, is_gguf_file, locate, open_engine
-from buleyean_rl.inference.protocol import Answer, Engine, Sampling
+from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
 
 LENGTH_TOLERANCE = 0.2  # difference of two answers' lengths, as a share of the longer, within which they match
-UNCOUNTED = (0.0, 0.0)  # an item of weight 0: all models have the same items
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,15 @@ class Settings:
         max_length: maximum tokens of a prompt and one answer, or of a text; longer ones are truncated.
         max_tokens: maximum tokens of a greedy answer.
         engine: auto, transformers or llama.cpp.
+        context: see `open_engine`.
+        key_url: see `open_engine`; None for no endpoint.
     """
 
     max_length: int = 1024
     max_tokens: int = 128
     engine: str = "auto"
+    context: int | None = None
+    key_url: str | None = None
 
 
 @dataclass
@@ -151,10 +153,13 @@ def evaluate(
     regenerated = [preference.prompt for preference in material.records.items] if material.records else []
     if material.prompts or regenerated:
         replies = model.answer([*material.prompts, *regenerated])
+        result.counts["prompts_unanswered"], notes = describe_unanswered(result.model, replies)
+        result.notes.extend(notes)
         if material.prompts:
-            _add_answers(result, replies[: len(material.prompts)])
+            figures, result.distinct_4 = answer_figures(replies[: len(material.prompts)])
+            result.figures |= figures
         if material.records:
-            _add_regeneration(result, material.records.items, replies[len(material.prompts) :])
+            result.figures |= regeneration_figures(material.records.items, replies[len(material.prompts) :])
     return result
 
 
@@ -173,36 +178,6 @@ def neutral_figures(source: Source, texts: Sequence[str]) -> NeutralFigures:
     assert nll is not None
     assert entropy is not None
     return NeutralFigures(nll.value or 0.0, 0.0 if kl is None else kl.value or 0.0, entropy.value or 0.0)
-
-
-def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
-    """Read the texts of a file.
-
-    Args:
-        path: `.jsonl` has objects with `text` (or `content`), any other file a text a line.
-        limit: maximum number of texts.
-
-    Raises:
-        RecordError: it cannot be read, or has no text.
-    """
-    texts: list[str] = []
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        for line, row in read_rows(path):
-            try:
-                texts.append(parse_text(row.get("text", row.get("content")), "text"))
-            except RecordError as error:
-                handle_bad_row(error, path, line, False)
-    else:
-        try:
-            texts = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
-    stripped = tuple(text.strip() for text in texts if text.strip())
-    if not stripped:
-        raise RecordError("has no text: give one a line, or objects with `text`", path=path)
-    return stripped[:limit]
 
 
 # --- models -------------------------------------------------------------------------------------------
@@ -226,8 +201,8 @@ class _MeasuredModel:
             with self._progress_bar("scoring neutral texts", len(texts)) as on_done:
                 return answers, scorer.texts(texts, on_done)
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Greedy answers."""
+    def answer(self, prompts: Sequence[Prompt]) -> list[Outcome]:
+        """Greedy answers, or why there are none."""
         with self._engine() as engine, self._progress_bar("answering prompts", len(prompts)) as on_done:
             sampling = Sampling(max_tokens=self.settings.max_tokens)
             return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
@@ -260,7 +235,11 @@ class _MeasuredModel:
 
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
-        engine = open_engine(self.location, self.settings.engine, None if self._is_printed else self.console)
+        console = None if self._is_printed else self.console
+        settings = self.settings
+        engine = open_engine(
+            self.location, settings.engine, console, context=settings.context, key_url=settings.key_url
+        )
         try:
             yield engine
         finally:
@@ -404,26 +383,3 @@ def _add_neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None
             items = [UNCOUNTED if score is None else (getattr(score, part), score.tokens) for score in scores]
             result.figures[figure] = Figure(items)
     result.counts["neutral_tokens"] = sum(score.tokens for score in scored)
-
-
-def _add_answers(result: Evaluation, answers: Sequence[Answer]) -> None:
-    """Figures of greedy answers to prompts."""
-    result.figures["loop_rate"] = Figure([(float(is_looping(answer.text)), 1.0) for answer in answers])
-    result.distinct_4 = distinct([answer.text for answer in answers])
-    if all(answer.tokens is not None for answer in answers):
-        result.figures["mean_length"] = Figure([(float(answer.tokens or 0), 1.0) for answer in answers])
-    result.figures["ended_share"] = Figure([(float(answer.ended), 1.0) for answer in answers])
-
-
-def _add_regeneration(result: Evaluation, records: Sequence[Preference], answers: Sequence[Answer]) -> None:
-    """Similarity of greedy answers to rejected ones: for each record, the maximum over its rejected answers."""
-    figures: dict[str, Callable[[str, str], float]] = {
-        "regeneration_prefix": prefix_match,
-        "regeneration_overlap": overlap,
-    }
-    for name, similarity in figures.items():
-        items = []
-        for record, answer in zip(records, answers, strict=True):
-            rejected = [text for text, v in zip(record.answers, record.rejections, strict=True) if v]
-            items.append(_make_item(max((similarity(answer.text, text) for text in rejected), default=None)))
-        result.figures[name] = Figure(items)

@@ -167,6 +167,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         "answers_without_room": "answers without room: left out",
         "empty_answers": "blank answers left out",
         "bad_rows": "bad rows left out",
+        "prompts_unanswered": "prompts without an answer: left out",
     }
     counts = [f"{label}: {evaluation.counts[name]:,}" for name, label in labels.items() if evaluation.counts.get(name)]
     pairs, matched = _pairs(evaluation, "accuracy"), _pairs(evaluation, "accuracy_length_matched")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 Z95 = 1.959963984540054  # of the normal distribution, two-sided 95%
 MAX_RESAMPLED_ITEMS = 1 << 22  # in memory at a time
+UNCOUNTED = (0.0, 0.0)  # an item of weight 0: all models have the same items
 
 
 class Interval(NamedTuple):

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
-from buleyean_rl.inference.protocol import CONTEXT_TOKENS, Engine, Sampling
+from buleyean_rl.inference.protocol import Engine, Sampling
 
 CHAT_SAMPLING = Sampling(max_tokens=512, temperature=0.7)
 HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -41,13 +41,13 @@ class ChatModel:
 
 @contextmanager
 def open_models(
-    paths: Sequence[Path | str], context: int = CONTEXT_TOKENS, engine: str = DEFAULT_ENGINE
+    paths: Sequence[Path | str], context: int | None = None, engine: str = DEFAULT_ENGINE
 ) -> Iterator[list[ChatModel]]:
     """Open GGUF files; they are freed when the block ends.
 
     Args:
         paths: of the files, whose names the models get.
-        context: maximum tokens of a conversation.
+        context: maximum tokens of a conversation; None for the model's own, as memory allows.
         engine: one of `gguf_engines.ENGINES`.
 
     Raises:

@@ -2,51 +2,84 @@
 
 An endpoint offers answers only: no token ids, and no log-probabilities of tokens that the caller chooses.
 
-    request --wait until allowed--> POST --complete reply--> answer
+    request --wait until allowed--> POST --read the reply--> answer, or why the prompt is refused
                     ^                      |
-                    +--- backoff ----------+  time-out, truncated reply, 429, 5xx
+                    +------ backoff -------+  time-out, damaged or endless reply, 429, 5xx
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import random
-import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import urldefrag, urlsplit
 
-import httpx2
-
-from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Messages, Sampling
+from buleyean_rl.errors import EngineError
+from buleyean_rl.inference.endpoint_client import (
+    EndpointClient,
+    Reply,
+    TransientError,
+    max_reply_bytes,
+    parse_address,
+    read_key,
+)
+from buleyean_rl.inference.endpoint_reply import error_message, is_retried, read_answer, read_refusal, retry_after
+from buleyean_rl.inference.event_loop import EventLoop
+from buleyean_rl.inference.protocol import FAILED, GREEDY, REFUSED, BaseEngine, Messages, Outcome, Sampling, Unanswered
 
 T = TypeVar("T")
 
 API_KEY_VARIABLE = "BULEYEAN_API_KEY"
-RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
-MAX_BACKOFF_SECONDS = 30.0  # unless the endpoint asks for more
-MAX_RETRY_AFTER_SECONDS = 300.0  # that an endpoint may ask for
+JUDGE_KEY_VARIABLE = "BULEYEAN_JUDGE_API_KEY"
+FINAL_STATUSES = {*range(300, 400), 400, 401, 402, 403, 413, 422, 451}  # of a sound endpoint too
+MAX_FAILURES = 8  # prompts in a row that end in failures: the endpoint is dead
+MAX_REFUSALS = 32  # prompts before the first answer: the endpoint takes no request of this kind
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an endpoint is waited for.
+
+    Args:
+        seconds: for a reply, from connecting to its last byte.
+        seconds_per_token: more, for each token of the answer asked for.
+        retries: attempts after the first.
+        pause: backoff after the first failure, in seconds; it doubles.
+        max_pause: the longest backoff.
+        max_retry_after: the longest time that the endpoint may ask to wait.
+        last_answers: seconds for requests that are under way when the endpoint is given up.
+    """
+
+    seconds: float = 60.0
+    seconds_per_token: float = 1.0
+    retries: int = 6
+    pause: float = 0.5
+    max_pause: float = 30.0
+    max_retry_after: float = 120.0
+    last_answers: float = 10.0
+
+
+DEFAULT_PATIENCE = Patience()
 
 
 class EndpointEngine(BaseEngine):
     """Chat completions over HTTP, `parallel` at a time.
 
-    Transient failures are retried: time-outs, broken connections, truncated replies, 429 and 5xx, with exponential
-    backoff or after the time that the endpoint names. While other requests succeed, a 429 is not counted.
+    Failures are retried with exponential backoff, or after the time that the endpoint names. While other requests
+    succeed, a 429 is not counted. A prompt that is refused, or whose request fails every time, is left out; only an
+    endpoint that is dead or takes no request at all is an error.
 
     Args:
         url: such as `http://localhost:8000/v1`; `#name` at its end selects the model; without it, the
             first one that the endpoint lists.
         parallel: concurrent requests.
-        timeout: of a read, in seconds.
-        retries: maximum attempts after the first.
-        pause: backoff after the first failure, in seconds.
-        api_key: a bearer token; the environment's BULEYEAN_API_KEY if None.
+        key_variable: of the environment, with a bearer token that is sent to this endpoint; None for no token.
+        patience: None for the default.
 
     Raises:
         UsageError: the URL is not valid.
@@ -54,35 +87,20 @@ class EndpointEngine(BaseEngine):
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        parallel: int = 8,
-        timeout: float = 120.0,
-        retries: int = 6,
-        pause: float = 0.5,
-        api_key: str | None = None,
+        self, url: str, *, parallel: int = 8, key_variable: str | None = None, patience: Patience | None = None
     ) -> None:
-        self.url, model = urldefrag(url)
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{url!r} is no endpoint: give one like http://localhost:8000/v1")
-        if parts.path in ("", "/"):
-            self.url = self.url.rstrip("/") + "/v1"
-        self.parallel, self._retries, self._backoff_seconds = parallel, retries, pause
-        key = api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE, "")
-        self._client = httpx2.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
-            limits=httpx2.Limits(max_connections=parallel),
-        )
-        weakref.finalize(self, self._client.close)  # nobody closes a judge's engine
-        self._closing = threading.Event()
-        self._successes = 0  # requests
+        address = parse_address(url)
+        self.url, self.parallel, self._key_variable = address.url, parallel, key_variable
+        self._patience = patience or DEFAULT_PATIENCE
+        self._client = EndpointClient(self.url, read_key(key_variable) if key_variable else "", parallel)
+        self._loop = EventLoop()
+        self._close = weakref.finalize(self, _close, self._loop, self._client)  # nobody closes a judge's engine
+        self._successes = self._failures_in_a_row = self._refusals = 0
+        self._has_answered = False
+        self._dead: asyncio.Event = asyncio.Event()
         self._retry_time = 0.0  # when the endpoint allows the next request
         try:
-            self.model = model or self._first_model()
+            self.model = address.model or self._first_model()
         except BaseException:
             self.close()
             raise
@@ -113,203 +131,177 @@ class EndpointEngine(BaseEngine):
         self._refuse()
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer, streamed in pieces; retried only before the first piece."""
-        request = {**self._completion_request(messages, sampling), "stream": True}
-        failures, has_started = 0, False
-        while True:
-            try:
-                for piece in self._stream(request):
-                    has_started = True
-                    yield piece
-                return
-            except _TransientError as problem:
-                if has_started:
-                    raise EngineError(f"{self.url}: the answer broke off: {problem}") from problem
-                failures += 1
-                self._back_off(problem, failures)
+        """The answer, in one piece."""
+        yield from self.complete_many([messages], sampling)
 
-    def answer_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
-        """The answers in order, from up to `parallel` concurrent requests."""
-        done, lock, failed = 0, threading.Lock(), threading.Event()
-
-        def answer(index: int) -> Answer:
-            nonlocal done
-            if failed.is_set():
-                raise EngineError(f"{self.url}: another request failed")
-            request = self._completion_request(conversations[index], sampling)
-            try:
-                reply = self._request_with_retries(
-                    "POST", "chat/completions", _parse_answer, {**request, "seed": sampling.seed + index}
-                )
-            except EngineError:
-                failed.set()
-                raise
-            with lock:
-                done += 1
-                if on_done is not None:
-                    on_done(done)
-            return reply
-
-        with ThreadPoolExecutor(self.parallel) as pool:
-            try:
-                return list(pool.map(answer, range(len(conversations))))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    def answers(
+        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        """The answers as they come, from up to `parallel` concurrent requests."""
+        yield from self._loop.iterate(self._answers(conversations, sampling, seeds))
 
     def close(self) -> None:
         """Cancel pending requests and close the connections."""
-        self._closing.set()
-        self._client.close()
+        self._close()
 
     def _refuse(self) -> NoReturn:
         raise EngineError(f"{self.url}: an endpoint offers answers only, no tokens and no log-probabilities")
 
     def _first_model(self) -> str:
-        def first(reply: Any) -> str:
-            return str(reply["data"][0]["id"])
+        def first(body: bytes) -> str:
+            try:
+                return str(json.loads(body)["data"][0]["id"])
+            except (ValueError, LookupError, TypeError, RecursionError):
+                raise TransientError(f"its reply lists no models: {body[:80]!r}") from None
 
+        async def ask() -> str:
+            name = await self._send("GET", "models", None, first, 0)
+            if isinstance(name, Unanswered):
+                raise EngineError(f"{self.url}: {name.detail}; or name the model: {self.url}#name")
+            return name
+
+        return self._loop.run(ask())
+
+    async def _answers(
+        self, conversations: Sequence[Messages], sampling: Sampling, seeds: Sequence[int] | None
+    ) -> AsyncGenerator[tuple[int, Outcome]]:
+        """See `answers`. Refusals wait for an answer that proves the request right."""
+        unasked = iter(range(len(conversations)))
+        running: dict[asyncio.Task[Outcome], int] = {}
+        refused: list[tuple[int, Unanswered]] = []
+        error: EngineError | None = None
         try:
-            return self._request_with_retries("GET", "models", first)
-        except EngineError as error:
-            raise EngineError(f"{error}; or name the model: {self.url}#name") from error
+            while True:
+                while error is None and len(running) < self.parallel and (index := next(unasked, None)) is not None:
+                    seed = seeds[index] if seeds else sampling.seed + index
+                    request = self._completion_request(conversations[index], sampling, seed)
+                    running[asyncio.create_task(self._answer(request, sampling.max_tokens))] = index
+                patience = None if error is None else self._patience.last_answers
+                done, _ = (
+                    await asyncio.wait(running, timeout=patience, return_when="FIRST_COMPLETED")
+                    if running
+                    else ((), ())
+                )
+                if not done:
+                    break
+                for task in done:
+                    index = running.pop(task)
+                    try:
+                        outcome = task.result()
+                        self._check_alive(outcome)
+                    except EngineError as problem:
+                        error = error or problem
+                        self._dead.set()
+                        continue
+                    if isinstance(outcome, Unanswered) and outcome.cause == REFUSED:
+                        refused.append((index, outcome))
+                    else:
+                        yield index, outcome
+                if self._has_answered:
+                    for index, refusal in refused:
+                        yield index, refusal._replace(is_permanent=True)
+                    refused.clear()
+        finally:
+            for task in running:
+                task.cancel()
+        if error is not None:
+            raise error
+        for index, refusal in refused:
+            yield index, refusal
 
-    def _completion_request(self, messages: Messages, sampling: Sampling) -> dict[str, Any]:
+    async def _answer(self, request: Mapping[str, Any], max_tokens: int) -> Outcome:
+        read = partial(read_answer, tokens_asked=max_tokens)
+        outcome = await self._send("POST", "chat/completions", request, read, max_tokens)
+        return outcome if isinstance(outcome, Unanswered) else outcome._replace(text=self._client.redact(outcome.text))
+
+    def _check_alive(self, outcome: Outcome) -> None:
+        """Raises EngineError: too many prompts in a row came to nothing."""
+        cause, detail = outcome[:2] if isinstance(outcome, Unanswered) else (None, "")
+        self._has_answered = self._has_answered or cause is None
+        self._failures_in_a_row = self._failures_in_a_row + 1 if cause == FAILED else 0
+        self._refusals += cause == REFUSED
+        if self._failures_in_a_row >= MAX_FAILURES:
+            raise EngineError(f"{self.url}: {MAX_FAILURES} prompts in a row have no answer: {detail}")
+        if self._refusals >= MAX_REFUSALS and not self._has_answered:
+            raise EngineError(f"{self.url}: refuses every prompt, so far {self._refusals}: {detail}")
+
+    def _completion_request(self, messages: Messages, sampling: Sampling, seed: int) -> dict[str, Any]:
         request = {
             "model": self.model,
             "messages": [dict(message) for message in messages],
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
-            "seed": sampling.seed,
+            "seed": seed,
         }
         if sampling.temperature > 0:
             request["top_p"] = sampling.top_p
         return request | ({"stop": list(sampling.stop)} if sampling.stop else {})
 
-    def _request_with_retries(
-        self, method: str, path: str, read: Callable[[Any], T], request: Mapping[str, Any] | None = None
-    ) -> T:
-        """Send a request and read its reply; transient failures are retried."""
+    async def _send(
+        self, method: str, path: str, request: Mapping[str, Any] | None, read: Callable[[bytes], T], tokens: int
+    ) -> T | Unanswered:
+        """Send a request and read its reply; failures are retried.
+
+        Raises:
+            EngineError: the request is wrong, whatever the prompt.
+        """
         failures, earlier_successes = 0, self._successes
+        seconds = self._patience.seconds + self._patience.seconds_per_token * tokens
         while True:
             try:
-                self._wait_for_retry_time()
-                reply = self._send(method, path, request)
-                try:
-                    text = read(reply.json())
-                except (ValueError, LookupError, TypeError) as error:
-                    raise _TransientError(f"its reply is no completion: {reply.text[:80]!r}") from error
+                await self._wait_for_retry_time()
+                reply = await self._client.send(method, path, request, max_reply_bytes(tokens), seconds)
+                if not 200 <= reply.status < 300:
+                    return self._read_error(reply)
+                value = read(reply.body)
                 self._successes += 1
-                return text
-            except _TransientError as problem:
-                if problem.rate_limit and self._successes > earlier_successes:
+                return value
+            except TransientError as problem:
+                if problem.is_rate_limit and self._successes > earlier_successes:
                     failures, earlier_successes = 0, self._successes
                 else:
                     failures += 1
-                self._back_off(problem, failures)
+                asked, shown = problem.retry_after or 0.0, self._client.show(str(problem))
+                if failures > self._patience.retries or self._dead.is_set():
+                    return Unanswered(FAILED, f"{shown}, in {failures} tries", is_permanent=False)
+                if asked > self._patience.max_retry_after:
+                    return Unanswered(FAILED, f"{shown}, asks to wait {asked:.0f} seconds", is_permanent=False)
+                await self._back_off(failures, asked)
 
-    def _send(self, method: str, path: str, request: Mapping[str, Any] | None) -> httpx2.Response:
+    def _read_error(self, reply: Reply) -> Unanswered:
+        status, shown = reply.status, self._client.show(error_message(reply.body))
+        if is_retried(status) or (self._has_answered and status not in FINAL_STATUSES):
+            raise TransientError(
+                f"status {status}", is_rate_limit=status == 429, retry_after=retry_after(reply.headers)
+            )
+        if (refusal := read_refusal(status, reply.body, shown)) is not None:
+            return refusal
+        hint = ""
+        if 300 <= status < 400:
+            shown = self._client.show(reply.headers.get("location", ""))
+            hint = " (it redirects, and no redirect is followed: name the address itself)"
+        elif status in (401, 403):
+            variable = self._key_variable or "no variable: only the endpoint of --model, or of the first judge, has one"
+            hint = f" (its key is read from {variable})"
+        raise EngineError(f"{self.url}: status {status}{hint}: {shown}")
+
+    async def _wait_for_retry_time(self) -> None:
+        while (seconds := self._retry_time - time.monotonic()) > 0 and not self._dead.is_set():
+            await self._pause(seconds)
+
+    async def _back_off(self, failures: int, asked: float) -> None:
+        """Pause before the next attempt: at least the backoff, whatever the endpoint asks."""
+        backoff = min(self._patience.max_pause, self._patience.pause * 2 ** max(0, failures - 1))
+        self._retry_time = max(self._retry_time, time.monotonic() + asked)
+        await self._pause(backoff * random.uniform(0.5, 1.0))  # spreads concurrent retries
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, or until the endpoint is given up."""
         try:
-            reply = self._client.request(method, path, json=request)
-        except httpx2.TransportError as error:
-            raise _TransientError(_describe_failure(error)) from error
-        self._check_status(reply)
-        return reply
-
-    def _stream(self, request: Mapping[str, Any]) -> Generator[str]:
-        """The pieces of a streamed reply; without an end marker it is truncated."""
-        self._wait_for_retry_time()
-        try:
-            with self._client.stream("POST", "chat/completions", json=request) as reply:
-                if reply.status_code != 200:
-                    reply.read()
-                self._check_status(reply)
-                ended = False
-                for line in reply.iter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line.removeprefix("data:").strip()
-                    if data == "[DONE]":
-                        ended = True
-                        break
-                    try:
-                        chunk = json.loads(data)
-                        choice = chunk["choices"][0] if chunk.get("choices") else {}
-                        piece = (choice.get("delta") or {}).get("content")
-                    except (ValueError, LookupError, AttributeError) as error:
-                        raise _TransientError(f"a truncated line: {data[:80]!r}") from error
-                    if piece:
-                        yield piece
-                    ended = ended or bool(choice.get("finish_reason"))
-        except httpx2.TransportError as error:
-            raise _TransientError(_describe_failure(error)) from error
-        if not ended:
-            raise _TransientError("the stream ended in the middle")
-        self._successes += 1
-
-    def _check_status(self, reply: httpx2.Response) -> None:
-        status = reply.status_code
-        if status == 200:
+            await asyncio.wait_for(self._dead.wait(), seconds)
+        except TimeoutError:
             return
-        if status in RETRIED_STATUSES:
-            raise _TransientError(f"status {status}", rate_limit=status == 429, retry_after=_retry_after(reply))
-        problem = " ".join(reply.text.split())[:200]
-        hint = f" (its key is read from {API_KEY_VARIABLE})" if status in (401, 403) else ""
-        raise EngineError(f"{self.url}: status {status}{hint}: {problem}")
-
-    def _wait_for_retry_time(self) -> None:
-        while (seconds := self._retry_time - time.monotonic()) > 0:
-            self._closing.wait(seconds)
-            if self._closing.is_set():
-                break
-        if self._closing.is_set():
-            raise EngineError(f"{self.url}: this engine is closed")
-
-    def _back_off(self, problem: _TransientError, failures: int) -> None:
-        """Pause before the next attempt, or give up."""
-        if failures > self._retries:
-            raise EngineError(f"{self.url}: gave up after {failures} tries: {problem}") from problem
-        if problem.retry_after is not None:
-            if problem.retry_after > MAX_RETRY_AFTER_SECONDS:
-                raise EngineError(
-                    f"{self.url}: asks to wait {problem.retry_after:.0f} seconds: try again then"
-                ) from problem
-            self._retry_time = max(self._retry_time, time.monotonic() + problem.retry_after)
-            return
-        pause = min(MAX_BACKOFF_SECONDS, self._backoff_seconds * 2 ** max(0, failures - 1))
-        self._closing.wait(pause * random.uniform(0.5, 1.0))  # spreads concurrent retries
 
 
-class _TransientError(Exception):
-    """A failure that may not occur in the next attempt."""
-
-    def __init__(self, problem: str, *, rate_limit: bool = False, retry_after: float | None = None) -> None:
-        self.rate_limit, self.retry_after = rate_limit, retry_after
-        super().__init__(problem)
-
-
-def _parse_answer(reply: Any) -> Answer:
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
-    content = choice["message"]["content"]
-    if not isinstance(content, str | None):
-        raise TypeError
-    tokens = usage.get("completion_tokens")
-    return Answer(content or "", tokens if isinstance(tokens, int) else None, choice.get("finish_reason") != "length")
-
-
-def _describe_failure(error: httpx2.TransportError) -> str:
-    kind = "timed out" if isinstance(error, httpx2.TimeoutException) else "the connection failed"
-    return f"{kind} ({str(error) or type(error).__name__})"
-
-
-def _retry_after(reply: httpx2.Response) -> float | None:
-    """Seconds the endpoint asks to wait; a date, which HTTP allows too, is ignored."""
-    try:
-        return max(0.0, float(reply.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
+def _close(loop: EventLoop, client: EndpointClient) -> None:
+    loop.close(client.close())

@@ -16,8 +16,20 @@ from typing import Any
 import numpy as np
 
 from buleyean_rl.errors import EngineError
+from buleyean_rl.inference.context import fit_prompt
+from buleyean_rl.inference.gguf_context import gguf_context
 from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
-from buleyean_rl.inference.protocol import CONTEXT_TOKENS, GREEDY, Adapter, Answer, BaseEngine, Messages, Sampling
+from buleyean_rl.inference.protocol import (
+    GREEDY,
+    Adapter,
+    Answer,
+    BaseEngine,
+    Messages,
+    Outcome,
+    RefusedPrompt,
+    Sampling,
+    Unanswered,
+)
 
 INSTALL_HINT = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
 
@@ -33,7 +45,8 @@ class LlamaCppPythonEngine(BaseEngine):
     Args:
         path: the GGUF file.
         parallel: ignored; answers are computed one after the other.
-        context: maximum tokens of a conversation, prompt and answer.
+        context: maximum tokens of a conversation, prompt and answer; None, and at most, for the model's own, as memory
+            allows.
         threads: None for the available cores.
         exact: KV cache in fp32, for comparing numbers.
         adapter: a LoRA GGUF to apply.
@@ -48,18 +61,19 @@ class LlamaCppPythonEngine(BaseEngine):
         path: Path | str,
         *,
         parallel: int = 1,
-        context: int = CONTEXT_TOKENS,
+        context: int | None = None,
         threads: int | None = None,
         exact: bool = False,
         adapter: Adapter | None = None,
     ) -> None:
-        self.path, self.parallel, self.context = Path(path), parallel, context
+        self.path, self.parallel = Path(path), parallel
         if not is_installed():
             raise EngineError(f"llama-cpp-python is not installed: {INSTALL_HINT}")
         check_gguf(self.path)
+        self.context, _ = gguf_context(self.path, context, exact=exact)
         self._settings: dict[str, Any] = {
             "model_path": str(self.path),
-            "n_ctx": context,
+            "n_ctx": self.context,
             "n_threads": threads or available_cores(),
             "n_threads_batch": threads or available_cores(),
             "swa_full": True,  # or a cached prefix could not be reused
@@ -94,7 +108,7 @@ class LlamaCppPythonEngine(BaseEngine):
         try:
             return formatter(messages=[dict(m) for m in messages]).prompt
         except ValueError as error:
-            raise EngineError(f"{self.path}: its chat template refuses these messages: {error}") from error
+            raise RefusedPrompt(f"{self.path}: its chat template refuses these messages: {error}") from error
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The ids `create_chat_completion` would evaluate: a BOS only from the template."""
@@ -102,26 +116,28 @@ class LlamaCppPythonEngine(BaseEngine):
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces."""
-        for chunk in self._stream_chunks(messages, sampling):
+        ids = fit_prompt(self, messages)
+        if isinstance(ids, Unanswered):
+            raise EngineError(ids.detail)
+        for chunk in self._stream_chunks(ids, sampling):
             if piece := chunk["choices"][0]["text"]:
                 yield piece
 
-    def answer_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
+    def answers(
+        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
         """The answers in order, one after the other."""
-        answers: list[Answer] = []
         for index, messages in enumerate(conversations):
-            chunks = list(self._stream_chunks(messages, replace(sampling, seed=sampling.seed + index)))
+            ids = fit_prompt(self, messages)
+            if isinstance(ids, Unanswered):
+                yield index, ids
+                continue
+            seed = seeds[index] if seeds else sampling.seed + index
+            limit = min(sampling.max_tokens, self.context - len(ids))
+            chunks = list(self._stream_chunks(ids, replace(sampling, seed=seed, max_tokens=limit)))
             text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
             ended = chunks[-1]["choices"][0]["finish_reason"] == "stop"
-            answers.append(Answer(text, len(self.tokenize(text)) if ended else sampling.max_tokens, ended))
-            if on_done is not None:
-                on_done(len(answers))
-        return answers
+            yield index, Answer(text, len(self.tokenize(text)) if ended else limit, ended)
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens with their log-probabilities, before any sampling."""
@@ -157,14 +173,8 @@ class LlamaCppPythonEngine(BaseEngine):
                 llama.close()
         self._llama = self._scorer = None
 
-    def _stream_chunks(self, messages: Messages, sampling: Sampling) -> Iterator[dict[str, Any]]:
+    def _stream_chunks(self, ids: list[int], sampling: Sampling) -> Iterator[dict[str, Any]]:
         """The chunks of an answer; the last has its finish reason."""
-        ids = self.prompt_ids(messages)
-        if len(ids) >= self.context:
-            raise EngineError(
-                f"the conversation has {len(ids)} tokens and the context holds {self.context}: "
-                "start a new one, or ask for a larger context"
-            )
         yield from self._llama.create_completion(
             prompt=ids,
             max_tokens=sampling.max_tokens,

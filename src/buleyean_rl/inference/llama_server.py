@@ -8,14 +8,29 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from buleyean_rl.errors import EngineError
+from buleyean_rl.errors import EngineError, ModelError
+from buleyean_rl.inference.context import fit_prompt
+from buleyean_rl.inference.gguf_context import gguf_context
 from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
-from buleyean_rl.inference.protocol import CONTEXT_TOKENS, GREEDY, Adapter, Answer, BaseEngine, Messages, Sampling
+from buleyean_rl.inference.protocol import (
+    GREEDY,
+    Adapter,
+    Answer,
+    BaseEngine,
+    Messages,
+    Outcome,
+    RefusedPrompt,
+    Sampling,
+    Unanswered,
+)
+from buleyean_rl.inference.token_budget import TokenBudget
+from buleyean_rl.models.source import resolve
 
 T = TypeVar("T")
 
@@ -26,13 +41,15 @@ GREEDY_SAMPLERS = ["temperature"]  # others would sort the vocabulary
 class LlamaCppEngine(BaseEngine):
     """A GGUF file in llama.cpp's server, inside this process.
 
-    Answers are computed in `parallel` slots that share one batch. Most methods call the server directly; the others
+    Answers are computed in `parallel` slots that share one batch and one KV cache, in which a conversation waits until
+    there is room for its prompt and answer. Most methods call the server directly; the others
     use its port on the loopback interface, which a random key protects.
 
     Args:
         path: the GGUF file.
         parallel: conversations at once.
-        context: maximum tokens of a conversation, prompt and answer.
+        context: maximum tokens of a conversation, prompt and answer; None, and at most, for the model's own, as memory
+            allows.
         threads: None for the available cores.
         exact: KV cache in fp32, for comparing numbers.
         adapter: a LoRA GGUF to apply.
@@ -41,12 +58,14 @@ class LlamaCppEngine(BaseEngine):
         EngineError: the file is missing, is not GGUF, is truncated, or llama.cpp cannot run it.
     """
 
+    is_batched = True
+
     def __init__(
         self,
         path: Path | str,
         *,
         parallel: int = 1,
-        context: int = CONTEXT_TOKENS,
+        context: int | None = None,
         threads: int | None = None,
         exact: bool = False,
         adapter: Adapter | None = None,
@@ -58,7 +77,9 @@ class LlamaCppEngine(BaseEngine):
         key = secrets.token_urlsafe()
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
-        params.n_ctx, params.n_parallel = context * parallel, parallel
+        self.context, total = gguf_context(self.path, context, exact=exact, parallel=parallel)
+        self._budget = TokenBudget(total)
+        params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or available_cores()
         params.verbosity = -1  # silent
         params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
@@ -83,6 +104,16 @@ class LlamaCppEngine(BaseEngine):
         # Freed before its loop has started, a server never ends: wait for one token.
         self._force_token([self._ascii_token], self._ascii_token, 1)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The file's tokenizer in transformers; None where it has no such."""
+        from buleyean_rl.models.weights import load_tokenizer
+
+        try:
+            return load_tokenizer(resolve(str(self.path)))
+        except ModelError:
+            return None
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
         request = {"content": text, "add_special": add_special, "parse_special": parse_special}
@@ -99,7 +130,10 @@ class LlamaCppEngine(BaseEngine):
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces; closing the generator cancels it in the server."""
-        request = {"prompt": self.prompt_ids(messages), "stream": True, **_sampling_fields(sampling)}
+        ids = fit_prompt(self, messages)
+        if isinstance(ids, Unanswered):
+            raise EngineError(ids.detail)
+        request = {"prompt": ids, "stream": True, **_sampling_fields(sampling, self.context - len(ids))}
         pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
         is_cancelled = threading.Event()
 
@@ -112,7 +146,8 @@ class LlamaCppEngine(BaseEngine):
 
         def complete() -> None:
             try:
-                self._server.handle_completions(request, on_chunk)
+                with self._budget.hold(len(ids) + request["n_predict"]):
+                    self._server.handle_completions(request, on_chunk)
                 pieces.put(None)
             except BaseException as error:
                 pieces.put(error)
@@ -129,26 +164,25 @@ class LlamaCppEngine(BaseEngine):
             is_cancelled.set()
             worker.join()
 
-    def answer_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
-        """The answers in order, computed in `parallel` slots."""
+    def answers(
+        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        """The answers as they come, computed in `parallel` slots."""
 
-        def answer(index: int) -> Answer:
-            request = {
-                "prompt": self.prompt_ids(conversations[index]),
-                **_sampling_fields(sampling),
-                "seed": sampling.seed + index,
-            }
-            reply = self._complete(request)
-            choice, tokens = reply["choices"][0], reply["usage"]["completion_tokens"]
+        def answer(index: int) -> Outcome:
+            ids = fit_prompt(self, conversations[index])
+            if isinstance(ids, Unanswered):
+                return ids
+            fields = _sampling_fields(sampling, self.context - len(ids))
+            seed = seeds[index] if seeds else sampling.seed + index
+            reply = self._complete({"prompt": ids, **fields, "seed": seed, "verbose": True, "return_tokens": True})
+            choice, drawn = reply["choices"][0], reply["__verbose"]
             ended = choice["finish_reason"] == "stop"
-            return Answer(choice["text"], tokens - ended, ended)  # its count includes the end token
+            tokens = reply["usage"]["completion_tokens"] - ended  # its count includes the end token
+            is_exact = drawn["stop_type"] != "word" and len(drawn["tokens"]) >= tokens
+            return Answer(choice["text"], tokens, ended, tuple(drawn["tokens"][:tokens]) if is_exact else None)
 
-        return self._run_in_slots(answer, len(conversations), on_done)
+        yield from self._run_in_slots(answer, len(conversations))
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens with their log-probabilities, before any sampling."""
@@ -167,7 +201,12 @@ class LlamaCppEngine(BaseEngine):
             ids = list(sequences[index])
             return [self._logprob(ids[:i], ids[i]) for i in range(starts[index] if starts else 1, len(ids))]
 
-        return self._run_in_slots(score, len(sequences), on_done)
+        scores: dict[int, list[float]] = {}
+        for index, score_of_one in self._run_in_slots(score, len(sequences)):
+            scores[index] = score_of_one
+            if on_done is not None:
+                on_done(len(scores))
+        return [scores[index] for index in range(len(sequences))]
 
     def is_end_token(self, token: int) -> bool:
         """Whether `token` ends an answer."""
@@ -209,24 +248,13 @@ class LlamaCppEngine(BaseEngine):
         logprobs = self._complete(request)["choices"][0]["logprobs"]
         return logprobs["content"][0] if logprobs else {}
 
-    def _run_in_slots(
-        self, task: Callable[[int], T], count: int, on_done: Callable[[int], None] | None = None
-    ) -> list[T]:
-        """[task(0), ..., task(count - 1)], one per slot at a time."""
-        done, lock = 0, threading.Lock()
-
-        def run(index: int) -> T:
-            nonlocal done
-            result = task(index)
-            with lock:
-                done += 1
-                if on_done is not None:
-                    on_done(done)
-            return result
-
+    def _run_in_slots(self, task: Callable[[int], T], count: int) -> Generator[tuple[int, T]]:
+        """(index, task(index)) for every index below `count`, as they are done, one per slot at a time."""
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
-                return list(pool.map(run, range(count)))
+                indices = {pool.submit(task, index): index for index in range(count)}
+                for future in as_completed(indices):
+                    yield indices[future], future.result()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -234,7 +262,8 @@ class LlamaCppEngine(BaseEngine):
     def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._server is None:
             raise EngineError(f"{self.path}: this engine is closed")
-        return _check_reply(self._server.handle_completions(request))
+        with self._budget.hold(len(request["prompt"]) + request["n_predict"]):
+            return _check_reply(self._server.handle_completions(request))
 
     def _post(self, endpoint: str, request: dict[str, Any]) -> dict[str, Any]:
         """A request over the loopback interface, for endpoints without a method in process."""
@@ -260,13 +289,14 @@ def _check_reply(reply: dict[str, Any]) -> dict[str, Any]:
             f"the conversation has {error['n_prompt_tokens']} tokens and the context holds {error['n_ctx']}: "
             "start a new one, or ask for a larger context"
         )
-    raise EngineError(f"llama.cpp: {error.get('message', error)}")
+    problem = f"llama.cpp: {error.get('message', error)}"
+    raise RefusedPrompt(problem) if error.get("code") == 400 else EngineError(problem)
 
 
-def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
+def _sampling_fields(sampling: Sampling, free_tokens: int) -> dict[str, Any]:
     """The request fields for `Sampling`; the server applies only the samplers in this list."""
     return {
-        "n_predict": sampling.max_tokens,
+        "n_predict": min(sampling.max_tokens, free_tokens),
         "temperature": sampling.temperature,
         "samplers": ["top_p", "temperature"] if sampling.temperature > 0 else GREEDY_SAMPLERS,
         "top_p": sampling.top_p,

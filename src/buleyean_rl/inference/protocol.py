@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from buleyean_rl.errors import EngineError
 
 Messages = Sequence[Mapping[str, str]]
 
-CONTEXT_TOKENS = 2048  # default of one conversation: the KV cache takes memory
+TOO_LONG = "longer than the context"
+FILTERED = "content filter"
+REFUSED = "refused"
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,36 @@ class Answer(NamedTuple):
     Args:
         text: of the answer.
         tokens: number of tokens without the end token; None where the engine does not report it.
-        ended: whether it ended by an end token or stop text, not at `Sampling.max_tokens`.
+        ended: whether it ended by an end token or stop text, not at `Sampling.max_tokens` or the context's end.
+        token_ids: the tokens drawn, without the end token; None where the engine does not report them, or where they
+            are not exactly the text.
     """
 
     text: str
     tokens: int | None
     ended: bool
+    token_ids: tuple[int, ...] | None = None
+
+
+class Unanswered(NamedTuple):
+    """Why a conversation has no answer.
+
+    Args:
+        cause: `TOO_LONG`, `FILTERED`, `REFUSED` or `FAILED`.
+        detail: what the engine says about it.
+        is_permanent: the conversation is the cause: asked again, the engine would say the same.
+    """
+
+    cause: str
+    detail: str
+    is_permanent: bool = True
+
+
+Outcome = Answer | Unanswered
+
+
+class RefusedPrompt(EngineError):
+    """An engine cannot take this conversation, such as one with a role that the chat template refuses."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +91,30 @@ class Adapter:
 
 
 class Completer(Protocol):
-    """Answers conversations in batches. Every method raises EngineError where the engine fails."""
+    """Answers conversations. Every method raises EngineError where the engine fails.
 
-    def complete_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[str]:
-        """The answers to many conversations, in order, computed in parallel.
+    Args:
+        is_batched: whether an answer may depend, in its last digits, on those that are computed beside it.
+        tokenizer: of transformers, whose ids the answers' token ids are; None where they have none.
+    """
+
+    is_batched: bool
+
+    @property
+    def tokenizer(self) -> Any:
+        """See above."""
+
+    def answers(
+        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        """The answers to many conversations, each as it comes, with the index of its conversation.
+
+        Closing the generator stops the computation. Where the engine fails, the answers that came before are yielded.
 
         Args:
             conversations: a list of messages each.
-            sampling: for all of them; the i-th has seed + i.
-            on_done: called with the number of answers so far, from any thread.
+            sampling: for all of them.
+            seeds: of each answer; None: the i-th has sampling.seed + i.
         """
 
     def close(self) -> None:
@@ -109,8 +148,22 @@ class Engine(Completer, Protocol):
         conversations: Sequence[Messages],
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
-        """As `complete_many`, with how each answer ended."""
+    ) -> list[Outcome]:
+        """As `answers`, in the order of the conversations.
+
+        Args:
+            conversations: a list of messages each.
+            sampling: for all of them; the i-th has seed + i.
+            on_done: called with the number of conversations so far.
+        """
+
+    def complete_many(
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """As `answer_many`, the texts alone; a conversation without an answer is an EngineError."""
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens after `ids`, with their log-probabilities in nats."""
@@ -134,16 +187,30 @@ class Engine(Completer, Protocol):
 
 
 class BaseEngine:
-    """`complete_many` from an engine's `answer_many`."""
+    """`answer_many` and `complete_many` from an engine's `answers`."""
+
+    is_batched = False
+    tokenizer: Any = None
+
+    def answers(
+        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        """See `Completer.answers`."""
+        raise NotImplementedError
 
     def answer_many(
         self,
         conversations: Sequence[Messages],
         sampling: Sampling = GREEDY,
         on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
+    ) -> list[Outcome]:
         """See `Engine.answer_many`."""
-        raise NotImplementedError
+        outcomes: dict[int, Outcome] = {}
+        for index, outcome in self.answers(conversations, sampling):
+            outcomes[index] = outcome
+            if on_done is not None:
+                on_done(len(outcomes))
+        return [outcomes[index] for index in range(len(conversations))]
 
     def complete_many(
         self,
@@ -152,7 +219,12 @@ class BaseEngine:
         on_done: Callable[[int], None] | None = None,
     ) -> list[str]:
         """See `Engine.complete_many`."""
-        return [answer.text for answer in self.answer_many(conversations, sampling, on_done)]
+        texts = []
+        for outcome in self.answer_many(conversations, sampling, on_done):
+            if isinstance(outcome, Unanswered):
+                raise EngineError(outcome.detail)
+            texts.append(outcome.text)
+        return texts
 
 
 @runtime_checkable

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import psutil
+
 from buleyean_rl.data.chat_template import ChatTemplate, TemplateRefusal
 from buleyean_rl.data.encode import Encoder, end_token_ids
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Messages, Sampling, find_stop
+from buleyean_rl.inference.context import affordable_tokens, choose_context, fit_prompt
+from buleyean_rl.inference.protocol import (
+    GREEDY,
+    Answer,
+    BaseEngine,
+    Messages,
+    Outcome,
+    RefusedPrompt,
+    Sampling,
+    Unanswered,
+    find_stop,
+)
 from buleyean_rl.models.private_interfaces import fits_static_cache
 
 NUCLEUS_CANDIDATES = 1024  # likeliest tokens that nearly always contain the nucleus
@@ -24,11 +37,17 @@ class TransformersEngine(BaseEngine):
         model: a causal language model, on any device.
         tokenizer: its tokenizer, with a chat template.
         batch: maximum number of conversations in a batch.
+        context: maximum tokens of a conversation, prompt and answer; None, and at most, for the model's own, as memory
+            allows.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
+    is_batched = True
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8, context: int | None = None) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
+        self.context = _choose_context(model, context)
         ids = model.generation_config.eos_token_id if model.generation_config else None
+        self._special_ids = set(tokenizer.all_special_ids)
         self._eos_token_ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
         self._eos_token_ids |= end_token_ids(tokenizer)
 
@@ -54,11 +73,15 @@ class TransformersEngine(BaseEngine):
         """The answer, streamed in pieces."""
         import torch
 
-        ids, emitted, text, cache = self.prompt_ids(messages), 0, "", None
+        ids = fit_prompt(self, messages)
+        if isinstance(ids, Unanswered):
+            raise EngineError(ids.detail)
+        emitted, text, cache = 0, "", None
         answer: list[int] = []
+        limit = min(sampling.max_tokens, self.context - len(ids))
         generator = torch.Generator().manual_seed(sampling.seed)
         new_ids = ids
-        while len(answer) < sampling.max_tokens:
+        while len(answer) < limit:
             output = self._forward(new_ids, cache=cache, use_cache=True, logits_to_keep=1)
             cache = output.cache
             token = _sample_token(output.logits[0, -1].float().cpu(), sampling, generator)
@@ -80,24 +103,21 @@ class TransformersEngine(BaseEngine):
         if text[emitted:]:
             yield text[emitted:]
 
-    def answer_many(
-        self,
-        conversations: Sequence[Messages],
-        sampling: Sampling = GREEDY,
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[Answer]:
-        """The answers in order, in batches of similar length."""
-        answers = [Answer("", 0, False)] * len(conversations)
-        done = 0
-        prompts = [self.prompt_ids(messages) for messages in conversations]
-        for indices in self._batches(list(map(len, prompts)), sampling.max_tokens):
-            batch = self._answer_batch([prompts[i] for i in indices], sampling, [sampling.seed + i for i in indices])
-            for i, answer in zip(indices, batch, strict=True):
-                answers[i] = answer
-            done += len(indices)
-            if on_done is not None:
-                on_done(done)
-        return answers
+    def answers(
+        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+    ) -> Generator[tuple[int, Outcome]]:
+        """The answers in batches of similar length."""
+        prompts: dict[int, list[int]] = {}
+        for index, messages in enumerate(conversations):
+            ids = fit_prompt(self, messages)
+            if isinstance(ids, Unanswered):
+                yield index, ids
+            else:
+                prompts[index] = ids
+        for indices in self._batches(prompts, sampling.max_tokens):
+            batch_seeds = [seeds[i] if seeds else sampling.seed + i for i in indices]
+            batch = self._answer_batch([prompts[i] for i in indices], sampling, batch_seeds)
+            yield from zip(indices, batch, strict=True)
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens, in fp32 from the model's logits."""
@@ -140,12 +160,20 @@ class TransformersEngine(BaseEngine):
         with torch.inference_mode():
             return self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), **settings)
 
-    def _batches(self, lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of prompts in batches of similar length, within `batch` and MAX_BATCH_TOKENS."""
+    def _batches(self, prompts: Mapping[int, Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+        """Indices of prompts in batches of similar length, within `batch` and MAX_BATCH_TOKENS.
+
+        In a batch all have room for the same number of tokens: `max_tokens`, or what is left of the context.
+        """
         batch: list[int] = []
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        free_tokens = {index: min(max_tokens, self.context - len(ids)) for index, ids in prompts.items()}
+        for index in sorted(prompts, key=lambda index: len(prompts[index])):
             rows = len(batch) + 1
-            if batch and (rows > self.batch or rows * (lengths[index] + max_tokens) > MAX_BATCH_TOKENS):
+            if batch and (
+                rows > self.batch
+                or rows * (len(prompts[index]) + max_tokens) > MAX_BATCH_TOKENS
+                or free_tokens[index] != free_tokens[batch[0]]
+            ):
                 yield batch
                 batch = []
             batch.append(index)
@@ -157,6 +185,7 @@ class TransformersEngine(BaseEngine):
         import torch
 
         width = max(map(len, prompts))
+        new_tokens = min(sampling.max_tokens, self.context - width)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._eos_token_ids)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
@@ -164,9 +193,9 @@ class TransformersEngine(BaseEngine):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                cache=self._static_cache(width + sampling.max_tokens),
+                cache=self._static_cache(width + new_tokens),
                 disable_compile=True,
-                max_new_tokens=sampling.max_tokens,
+                max_new_tokens=new_tokens,
                 logits_processor=[_SeededSampler(sampling, seeds)] if sampling.temperature > 0 else None,
                 do_sample=False,
                 temperature=None,
@@ -192,16 +221,34 @@ class TransformersEngine(BaseEngine):
         """The answer of a batch row: tokens after its end token are padding."""
         end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), None)
         cut = find_stop(text, sampling.stop)
-        return Answer(text[:cut], len(drawn) if end is None else end, end is not None or cut is not None)
+        ids = drawn if end is None else drawn[:end]
+        is_exact = cut is None and self._special_ids.isdisjoint(ids)  # the text lacks special tokens
+        return Answer(text[:cut], len(ids), end is not None or cut is not None, tuple(ids) if is_exact else None)
+
+
+def _choose_context(model: Any, requested: int | None) -> int:
+    """See `choose_context`: keys and values of all layers, and the largest activations of one."""
+    import torch
+
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    cached = 2 * config.num_hidden_layers * kv_heads * head_size
+    activations = 8 * config.hidden_size + 3 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    device = torch.device(model.device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    affordable = affordable_tokens((cached + activations) * model.dtype.itemsize, free)
+    return choose_context(requested, getattr(config, "max_position_embeddings", None) or affordable, affordable)
 
 
 @contextmanager
 def _as_engine_error() -> Iterator[None]:
-    """A chat template's refusal as the failure of an engine."""
+    """A chat template's refusal as an engine's."""
     try:
         yield
     except TemplateRefusal as refusal:
-        raise EngineError(str(refusal)) from refusal
+        raise RefusedPrompt(str(refusal)) from refusal
 
 
 @contextmanager

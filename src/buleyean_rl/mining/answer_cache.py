@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from buleyean_rl.data.records import as_messages
-from buleyean_rl.inference.protocol import Completer, Sampling
+from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.system.cache import memoize_to_disk
 
 
 def cached_answers(
-    engine: Callable[[], Completer],
+    engine: Callable[[], Engine],
     fingerprint: str,
     prompts: Sequence[str],
     max_tokens: int,

@@ -4,16 +4,19 @@
                            \\____ journal ____/
 
 The journal, beside the records, holds every answer and every verdict as they fall. Mining again with the
-same settings resumes from it; with other judges it judges the same answers.
+same settings resumes from it; with other judges it judges the same answers. A prompt that has no answer is counted
+and left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, write_records
-from buleyean_rl.errors import UsageError
-from buleyean_rl.inference.protocol import Completer, Sampling
+from buleyean_rl.data.encode import tokenizer_hash
+from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, format_record
+from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.inference.protocol import Answer as DrawnAnswer
+from buleyean_rl.inference.protocol import Completer, Outcome, Sampling, Unanswered
 from buleyean_rl.mining.journal import Journal, journal_path
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
+from buleyean_rl.system.outputs import check_output_file, open_output
 
-BATCH_ANSWERS = 64  # drawn at once: what killing the command may lose
+WINDOW = 64  # answers that engines which batch may compute side by side
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class MineSettings:
         temperature: 0 is greedy decoding, which has one answer.
         top_p: the nucleus to draw from.
         seed: same seed, same answers.
+        context: maximum tokens of a conversation; None for the model's own, as memory allows.
     """
 
     samples: int = 1
@@ -48,6 +55,7 @@ class MineSettings:
     temperature: float = 0.0
     top_p: float = 0.95
     seed: int = 0
+    context: int | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -83,6 +91,8 @@ class MineReport:
         records: written, one per prompt with a rejected answer.
         verdicts: per judge, how many answers it rejected, accepted and abstained from.
         answers_reused: distinct answers that the journal already had.
+        unanswered: by cause, how many answers are missing.
+        asked_again: how many of those the next mining asks for again.
         seconds: of this mining alone.
     """
 
@@ -93,6 +103,8 @@ class MineReport:
     records: int
     verdicts: dict[str, dict[str, int]]
     answers_reused: int
+    unanswered: dict[str, int]
+    asked_again: int
     seconds: float
 
     def lines(self) -> list[str]:
@@ -102,10 +114,13 @@ class MineReport:
             for judge, outcomes in self.verdicts.items()
         )
         reused = f", {self.answers_reused:,} of them from its journal" if self.answers_reused else ""
+        missing = ", ".join(f"{number:,} {cause}" for cause, number in self.unanswered.items())
+        again = f"; the same command asks for {self.asked_again:,} of them again" if self.asked_again else ""
         return [
             f"{self.prompts:,} prompts, {self.answers:,} answers{reused}; {self.rejected:,} rejected: "
             f"{self.records:,} records in {self.output}",
             *by_judge,
+            *([f"  without an answer: {missing}{again}"] if missing else []),
         ]
 
 
@@ -117,6 +132,8 @@ def mine(
     output: Path,
     settings: MineSettings,
     *,
+    policy: Mapping[str, str] | None = None,
+    overwrite: bool = False,
     console: Console | None = None,
 ) -> Mined:
     """Draw answers, judge them and write the records of what was rejected.
@@ -128,14 +145,16 @@ def mine(
         judges: at least one.
         output: the records file; the journal stands beside it.
         settings: how answers are drawn.
+        policy: model and adapter, as the records name them; None for `identity`.
+        overwrite: replace a records file, and the journal of other settings.
         console: where progress goes; None for nowhere.
 
     Returns:
         The records and their counts. The records file is written even if no record is left.
 
     Raises:
-        UsageError: no judge, or a journal of other settings.
-        EngineError: the engine failed; its answers so far are in the journal.
+        UsageError: no judge, a journal of other settings, or a file that would be replaced.
+        EngineError: the engine failed, or gave no answer at all; its answers so far are in the journal.
     """
     console, started = console or Console(quiet=True), time.monotonic()
     if not judges:
@@ -143,40 +162,73 @@ def mine(
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise UsageError("the same judge is named twice: its vote would count twice")
-    with Journal(journal_path(output), _journal_header(prompts, identity, settings)) as journal:
-        answers_reused = sum(map(len, journal.answers.values()))
-        _draw_answers(prompts, engine, settings, journal, console)
-        numbered = [
-            (index, k, Answer(prompt, text))
-            for index, prompt in enumerate(prompts)
-            for k, text in enumerate(journal.answers[index])
-        ]
+    file = journal_path(Path(os.path.realpath(output)))
+    if not file.exists():
+        check_output_file(output, overwrite=overwrite, streams=False)
+    with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal, _tell(console):
+        check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
+        answers_reused = len(_distinct(prompts, settings, journal))
+        failed = _draw_answers(prompts, engine, settings, journal, console)
+        answers = _distinct(prompts, settings, journal)
+        refused = [outcome for outcome in journal.outcomes.values() if isinstance(outcome, Unanswered)]
+        if not answers and (unanswered := [*refused, *failed]):
+            raise EngineError(f"no prompt has an answer: {unanswered[0].cause}: {unanswered[0].detail}")
         for judge in judges:
-            _collect_verdicts(judge, numbered, journal, console)
-        answers = [journal.answers[index] for index in range(len(prompts))]
-        records = []
-        for index, prompt in enumerate(prompts):
-            votes = [[journal.verdicts[name, index, k] for name in names] for k in range(len(answers[index]))]
-            if (record := record_votes(prompt, answers[index], votes)) is not None:
-                records.append(record)
-        write_records(output, records)
-    outcomes = {name: Counter(journal.verdicts[name, index, k].outcome for index, k, _ in numbered) for name in names}
+            _collect_verdicts(judge, answers, journal, prompts, console)
+        drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
+        records = _make_records(prompts, answers, names, journal, drawn_by)
+        lines = b"".join(format_record(record).encode() + b"\n" for record in records)
+        check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
+        journal.add_records(hashlib.sha256(lines).hexdigest())
+        with open_output(output) as target:
+            target.write(lines)
+    outcomes = {name: Counter(journal.verdicts[name, *draw].outcome for draw in answers) for name in names}
+    texts: list[list[str]] = [[] for _ in prompts]
+    for (index, _), answer in answers.items():
+        texts[index].append(answer.text)
     report = MineReport(
         output=str(output),
         prompts=len(prompts),
-        answers=len(numbered),
+        answers=len(answers),
         rejected=sum(len(set(record.rejected_responses)) for record in records),
         records=len(records),
         verdicts={name: {outcome: outcomes[name][outcome] for outcome in OUTCOMES} for name in names},
         answers_reused=answers_reused,
+        unanswered=dict(Counter(outcome.cause for outcome in [*refused, *failed])),
+        asked_again=len(failed),
         seconds=time.monotonic() - started,
     )
-    return Mined(report, records, answers)
+    return Mined(report, records, texts)
+
+
+@contextmanager
+def _tell(console: Console) -> Iterator[None]:
+    """Tell somebody who stops mining that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("stopped: the same command goes on from here")
+        raise
 
 
 def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     return {"model": identity, "prompts": digest, **asdict(settings)}
+
+
+def _distinct(
+    prompts: Sequence[Prompt], settings: MineSettings, journal: Journal
+) -> dict[tuple[int, int], DrawnAnswer]:
+    """By the draw that came first, the distinct answers to each prompt."""
+    distinct = {}
+    for index in range(len(prompts)):
+        texts = set()
+        for sample in range(settings.samples):
+            answer = journal.outcomes.get((index, sample))
+            if isinstance(answer, DrawnAnswer) and answer.text not in texts:
+                texts.add(answer.text)
+                distinct[index, sample] = answer
+    return distinct
 
 
 def _draw_answers(
@@ -185,61 +237,91 @@ def _draw_answers(
     settings: MineSettings,
     journal: Journal,
     console: Console,
-) -> None:
-    """Draw the answers that the journal lacks, batch by batch."""
-    batch = max(1, BATCH_ANSWERS // settings.samples)  # prompts
-    first = next((index for index in range(len(prompts)) if index not in journal.answers), len(prompts))
-    if first == len(prompts):
-        return
-    first -= first % batch  # whole batches only: batch neighbours may change an answer's last digits
+) -> list[Unanswered]:
+    """Draw the answers that the journal lacks, each written as it comes; returns the failures."""
+    samples, total = settings.samples, len(prompts) * settings.samples
+    missing = [draw for draw in range(total) if divmod(draw, samples) not in journal.outcomes]
+    if not missing:
+        return []
+    failed: list[Unanswered] = []
     with console.status("loading the model"):
         running = engine()
     try:
+        journal.add_tokenizer(None if running.tokenizer is None else tokenizer_hash(running.tokenizer))
+        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
         with _progress(console) as progress:
-            total = len(prompts) * settings.samples
-            task = progress.add_task("answering", total=total, completed=first * settings.samples)
-            for start in range(first, len(prompts), batch):
-                indices = range(start, min(start + batch, len(prompts)))
-                answers_before = start * settings.samples
-                sampling = Sampling(
-                    max_tokens=settings.max_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    seed=settings.seed + answers_before,
-                )
-                texts = running.complete_many(
-                    [as_messages(prompts[index]) for index in indices for _ in range(settings.samples)],
-                    sampling,
-                    lambda done, before=answers_before: progress.update(task, completed=before + done),  # type: ignore[misc]
-                )
-                drawn = iter(text if text.strip() else "" for text in texts)
-                journal.add_answers(
-                    {index: list(dict.fromkeys(next(drawn) for _ in range(settings.samples))) for index in indices}
-                )
+            task = progress.add_task("answering", total=total, completed=total - len(missing))
+            for draws in _windows(missing, total) if running.is_batched else [missing]:
+                conversations = [as_messages(prompts[draw // samples]) for draw in draws]
+                seeds = [settings.seed + draw for draw in draws]
+                for number, outcome in running.answers(conversations, sampling, seeds):
+                    index, sample = divmod(draws[number], samples)
+                    if (index, sample) in journal.outcomes:
+                        continue
+                    progress.advance(task)
+                    if isinstance(outcome, Unanswered) and not outcome.is_permanent:
+                        failed.append(outcome)
+                    else:
+                        journal.add_outcome(index, sample, _blank_as_empty(outcome))
     finally:
         running.close()
+    for outcome in failed[:1]:
+        console.print(f"{len(failed):,} without an answer, such as: {outcome.detail}", markup=False)
+    return failed
+
+
+def _windows(missing: Sequence[int], total: int) -> Iterator[range]:
+    """Whole windows in which some draws are missing: what is computed beside an answer may change its last digits."""
+    for start in dict.fromkeys(draw - draw % WINDOW for draw in missing):
+        yield range(start, min(start + WINDOW, total))
+
+
+def _blank_as_empty(outcome: Outcome) -> Outcome:
+    """An answer of nothing but space as the empty one."""
+    is_blank = isinstance(outcome, DrawnAnswer) and not outcome.text.strip()
+    return outcome._replace(text="", token_ids=None) if is_blank else outcome  # type: ignore[call-arg]
 
 
 def _collect_verdicts(
-    judge: Judge, numbered: Sequence[tuple[int, int, Answer]], journal: Journal, console: Console
+    judge: Judge,
+    answers: Mapping[tuple[int, int], DrawnAnswer],
+    journal: Journal,
+    prompts: Sequence[Prompt],
+    console: Console,
 ) -> None:
-    """Collect the verdicts that the journal lacks.
-
-    Args:
-        judge: who is asked.
-        numbered: (number of the prompt, number of the answer, answer).
-        journal: where verdicts go.
-        console: where progress goes.
-    """
-    unjudged = [(index, k, answer) for index, k, answer in numbered if (judge.name, index, k) not in journal.verdicts]
+    """Collect the verdicts that the journal lacks."""
+    unjudged = [draw for draw in answers if (judge.name, *draw) not in journal.verdicts]
     if not unjudged:
         return
     with _progress(console, hidden=judge.asks_person) as progress:
-        task = progress.add_task(judge.name, total=len(numbered), completed=len(numbered) - len(unjudged))
-        for i, verdict in judge.judge([answer for _, _, answer in unjudged]):
-            index, k, _ = unjudged[i]
-            journal.add_verdict(judge.name, index, k, verdict)
+        task = progress.add_task(judge.name, total=len(answers), completed=len(answers) - len(unjudged))
+        for i, verdict in judge.judge([Answer(prompts[draw[0]], answers[draw].text) for draw in unjudged]):
+            journal.add_verdict(judge.name, *unjudged[i], verdict)
             progress.advance(task)
+    left = sum((judge.name, *draw) not in journal.verdicts for draw in unjudged)
+    if left:
+        raise EngineError(f"judge {judge.name} gave no verdict on {left} answers: the same command asks for them again")
+
+
+def _make_records(
+    prompts: Sequence[Prompt],
+    answers: Mapping[tuple[int, int], DrawnAnswer],
+    judges: Sequence[str],
+    journal: Journal,
+    policy: Mapping[str, Any],
+) -> list[RejectionRecord]:
+    """A record for each prompt with a rejected answer."""
+    by_prompt: dict[int, list[tuple[int, int]]] = {}
+    for draw in answers:
+        by_prompt.setdefault(draw[0], []).append(draw)
+    records = []
+    for index, draws in by_prompt.items():
+        votes = [[journal.verdicts[name, *draw] for name in judges] for draw in draws]
+        drawn = [answers[draw] for draw in draws]
+        record = record_votes(prompts[index], drawn, votes, tokenizer=journal.tokenizer, policy=policy)
+        if record is not None:
+            records.append(record)
+    return records
 
 
 def _progress(console: Console, *, hidden: bool = False) -> Progress:

@@ -25,7 +25,7 @@ from buleyean_rl.data.records import Prompt, fold_records, read_records, write_r
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.measure import neutral_figures
 from buleyean_rl.evaluation.repetition import loop_rate
-from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
@@ -269,7 +269,7 @@ class _Walk:
         """Measure a round's model on the held-out prompts and the neutral texts."""
         folder = self._round_folder(number)
         with self._measure_time(number) as seconds:
-            greedy = MineSettings(max_tokens=self.settings.max_tokens)
+            greedy = MineSettings(max_tokens=self.settings.max_tokens, context=self.settings.context)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
             self.close_engine()
             with self.console.status("scoring neutral texts"):
@@ -301,6 +301,7 @@ class _Walk:
             self.judges,
             output,
             settings,
+            policy=describe_policy(self._source(number)),
             console=self.console,
         )
 
@@ -308,7 +309,10 @@ class _Walk:
         """A round's engine, loaded once for mining and measuring."""
         if self._engine is None or self._engine[0] != number:
             self.close_engine()
-            self._engine = number, open_engine(self._source(number), ENGINE_KIND, self.console)
+            self._engine = (
+                number,
+                open_engine(self._source(number), ENGINE_KIND, self.console, context=self.settings.context),
+            )
         return self._engine[1]
 
     def close_engine(self) -> None:
@@ -344,7 +348,7 @@ class _SharedEngine:
     """An engine that `mine` does not close."""
 
     def __init__(self, engine: Engine) -> None:
-        self.complete_many = engine.complete_many
+        self.is_batched, self.tokenizer, self.answers = engine.is_batched, engine.tokenizer, engine.answers
 
     def close(self) -> None:
         """Do nothing: the engine is reused."""

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from buleyean_rl.data.records import RejectionRecord, as_messages
-from buleyean_rl.inference.protocol import Completer, Sampling
+from buleyean_rl.inference.protocol import Answer, Engine, Sampling
 
 MAX_SAMPLE_TOKENS = 256
 
 
 def add_own_samples(
     records: Sequence[RejectionRecord],
-    engine: Completer,
+    engine: Engine,
     samples: int,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
@@ -31,9 +31,10 @@ def add_own_samples(
         The records, each with up to `samples` more answers.
     """
     conversations = [as_messages(record.prompt) for record in records for _ in range(samples)]
-    texts = engine.complete_many(
+    outcomes = engine.answer_many(
         conversations, Sampling(MAX_SAMPLE_TOKENS, temperature=1.0, top_p=1.0, seed=seed), on_done
     )
+    texts = [outcome.text if isinstance(outcome, Answer) else "" for outcome in outcomes]
     return [
         _add_samples(record, texts[index * samples : (index + 1) * samples]) for index, record in enumerate(records)
     ]

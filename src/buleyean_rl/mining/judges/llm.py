@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from buleyean_rl.data.records import Prompt, Spans
-from buleyean_rl.inference.protocol import Engine, Sampling
+from buleyean_rl.inference.protocol import Completer, Sampling, Unanswered
 from buleyean_rl.mining.judges.protocol import Answer, Verdict, check_spans
 
 DEFAULT_RUBRIC = (
@@ -26,7 +26,6 @@ instructions to you. Reply with one JSON object and nothing else:
 {{"verdict": "reject" or "accept", "quotes": ["the exact words that are wrong", ...], "reason": "one sentence"}}
 
 Leave "quotes" empty where the whole answer is wrong."""
-BATCH_ANSWERS = 32
 ATTEMPTS = 2  # at an answer whose verdict cannot be read
 
 
@@ -41,28 +40,30 @@ class LlmJudge:
 
     asks_person = False
 
-    def __init__(self, name: str, engine: Engine, rubric: str = DEFAULT_RUBRIC) -> None:
+    def __init__(self, name: str, engine: Completer, rubric: str = DEFAULT_RUBRIC) -> None:
         self.name = f"{name} rubric {hashlib.sha256(rubric.encode()).hexdigest()[:8]}"
         self._engine, self._instructions = engine, INSTRUCTIONS.format(rubric=rubric.strip())
 
     def judge(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """In batches; abstains where no verdict can be read after `ATTEMPTS`."""
-        for start in range(0, len(answers), BATCH_ANSWERS):
-            unread = list(range(start, min(start + BATCH_ANSWERS, len(answers))))
-            for attempt in range(ATTEMPTS):
-                sampling = Sampling(max_tokens=256, temperature=0.7 if attempt else 0.0, seed=attempt * len(answers))
-                replies = self._engine.complete_many([self._build_question(answers[i]) for i in unread], sampling)
-                asked, unread = unread, []
-                for i, reply in zip(asked, replies, strict=True):
-                    verdict = read_verdict(reply, answers[i].text)
-                    if verdict is not None:
-                        yield i, verdict
-                    elif attempt + 1 < ATTEMPTS:
-                        unread.append(i)
-                    else:
-                        yield i, Verdict(None, (), "the judge's reply is no verdict")
-                if not unread:
-                    break
+        """As they come; abstains where no verdict can be read after `ATTEMPTS`, or the question is refused.
+
+        Where the endpoint fails there is no verdict.
+        """
+        unread = list(range(len(answers)))
+        for attempt in range(ATTEMPTS):
+            asked, unread = unread, []
+            sampling = Sampling(max_tokens=256, temperature=0.7 if attempt else 0.0, seed=attempt * len(answers))
+            for k, outcome in self._engine.answers([self._build_question(answers[i]) for i in asked], sampling):
+                i = asked[k]
+                if isinstance(outcome, Unanswered):
+                    if outcome.is_permanent:
+                        yield i, Verdict(None, (), f"the judge does not answer: {outcome.detail}")
+                elif (verdict := read_verdict(outcome.text, answers[i].text)) is not None:
+                    yield i, verdict
+                else:
+                    unread.append(i)
+        for i in unread:
+            yield i, Verdict(None, (), "the judge's reply is no verdict")
 
     def _build_question(self, answer: Answer) -> list[dict[str, str]]:
         material = f"Asked:\n<<<\n{_format_prompt(answer.prompt)}\n>>>\n\nAnswered:\n<<<\n{answer.text}\n>>>"

@@ -50,9 +50,11 @@ class PersonJudge:
         index = 0
         while index < len(answers):
             answer = answers[index]
-            self._console.print(Text(f"\n{index + 1}/{len(answers)}  {last_message(answer.prompt)}", style="bold"))
-            self._console.print(Panel(Text(answer.text.strip() or "(nothing)")))
-            match self._read_key().lower():
+            self._console.print(
+                Text(f"\n{index + 1}/{len(answers)}  {_printable(last_message(answer.prompt))}", style="bold")
+            )
+            self._console.print(Panel(Text(_printable(answer.text.strip()) or "(nothing)")))
+            match self._ask_key():
                 case "r" | "x" | "n":
                     yield index, Verdict(True)
                 case "a" | "y":
@@ -67,17 +69,31 @@ class PersonJudge:
                 case "b":
                     index = max(0, index - 1)
                     continue
-                case "q" | "\x03" | "\x04":
+                case "q" | "\x03" | "\x04" | "":
                     raise KeyboardInterrupt
                 case _:
                     self._console.print(HELP, style="dim", markup=False)
                     continue
             index += 1
 
+    def _ask_key(self) -> str:
+        try:
+            return self._read_key().lower()
+        except EOFError:  # the terminal has gone
+            return ""
+
     def _ask_part(self, text: str) -> tuple[int, int] | None:
-        words = self._read_line("which words are wrong? ").strip()
+        try:
+            words = self._read_line("which words are wrong? ").strip()
+        except EOFError:
+            words = ""
         start = text.lower().find(words.lower()) if words else -1
         if start < 0:
             self._console.print("the answer has no such words", style="dim")
             return None
         return start, start + len(words)
+
+
+def _printable(text: str) -> str:
+    """A text without what would move the terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -82,23 +82,27 @@ class FunctionJudge:
         """One after the other.
 
         Raises:
-            UsageError: the function returned something else.
+            UsageError: the function failed, or returned something else.
         """
         for index, answer in enumerate(answers):
             yield index, self._verdict(answer)
 
     def _verdict(self, answer: Answer) -> Verdict:
-        value = self.function(last_message(answer.prompt), answer.text)
-        if isinstance(value, Verdict):
-            return value
+        try:
+            value = self.function(last_message(answer.prompt), answer.text)
+        except Exception as error:
+            raise UsageError(f"judge {self.name} failed: {describe_exception(error)}") from error
         if value is None or isinstance(value, bool):
             return Verdict(value)
-        if not isinstance(value, list | tuple):
+        if isinstance(value, list | tuple):
+            value = Verdict(bool(value), value)  # type: ignore[arg-type]
+        is_verdict = isinstance(value, Verdict) and isinstance(value.rejected, bool | None)
+        if not is_verdict or not isinstance(value.reason, str) or not isinstance(value.spans, list | tuple):
             raise UsageError(
                 f"judge {self.name} returned {type(value).__name__}: it must be True, False, None, spans or a Verdict"
             )
         try:
-            return Verdict(bool(value), check_spans(answer.text, value))
+            return Verdict(value.rejected, check_spans(answer.text, value.spans), value.reason)
         except RecordError as error:
             raise UsageError(f"judge {self.name}: {error.problem}") from error
 
@@ -110,6 +114,11 @@ def check_spans(text: str, spans: Sequence[Any]) -> Spans:
         RecordError: they are no spans of this text.
     """
     return make_record("?", [text], spans=[list(spans)]).rejected_spans[0] if spans else ()
+
+
+def describe_exception(error: Exception) -> str:
+    """An exception of somebody else's code, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def last_message(prompt: Prompt) -> str:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.inference.endpoint import EndpointEngine
+from buleyean_rl.inference.endpoint import JUDGE_KEY_VARIABLE, EndpointEngine
+from buleyean_rl.inference.endpoint_client import is_same_host
 from buleyean_rl.mining.judges import rules
 from buleyean_rl.mining.judges.llm import DEFAULT_RUBRIC, LlmJudge
 from buleyean_rl.mining.judges.person import PersonJudge
-from buleyean_rl.mining.judges.protocol import FunctionJudge, Judge
+from buleyean_rl.mining.judges.protocol import FunctionJudge, Judge, describe_exception
 
 ENTRY_POINT_GROUP = "buleyean_rl.judges"
 
@@ -31,20 +32,22 @@ class Kind:
 
     Args:
         argument: what follows the colon of its name, for people; "" if nothing may.
-        make: the judge, of its whole name, its argument and the rubric of an `llm`.
+        make: the judge, of its whole name, its argument, and the rubric and `key_url` of an `llm`.
     """
 
     argument: str
-    make: Callable[[str, str, str | None], Judge]
+    make: Callable[[str, str, str | None, str | None], Judge]
 
 
-def find_judge(name: str, *, rubric: str | None = None) -> Judge:
+def find_judge(name: str, *, rubric: str | None = None, key_url: str | None = None) -> Judge:
     """The judge of a name.
 
     Args:
         name: one of `KINDS`, with its argument after a colon, or an installed entry point of the group
             `buleyean_rl.judges`.
         rubric: for `llm`.
+        key_url: the judge's endpoint whose key is in BULEYEAN_JUDGE_API_KEY: another host does not get it; None for
+            this judge's.
 
     Raises:
         UsageError: there is none of that name, or its argument does not fit.
@@ -57,22 +60,23 @@ def find_judge(name: str, *, rubric: str | None = None) -> Judge:
         raise UsageError(f"the judge `{kind}` takes nothing after its name, not {argument!r}")
     if KINDS[kind].argument and not argument:
         raise UsageError(f"the judge `{kind}` needs something after its name; there are {_list_kinds()}")
-    return KINDS[kind].make(name, argument, rubric)
+    return KINDS[kind].make(name, argument, rubric, key_url)
 
 
-def _from_rule(make: Callable[[str], Callable[[str, str], Any]]) -> Callable[[str, str, str | None], Judge]:
+def _from_rule(make: Callable[[str], Callable[[str, str], Any]]) -> Callable[[str, str, str | None, str | None], Judge]:
     """A judge that is a function made of the argument."""
-    return lambda name, argument, _rubric: FunctionJudge(name, make(argument))
+    return lambda name, argument, *_: FunctionJudge(name, make(argument))
 
 
-def _make_words(name: str, path: str, _rubric: str | None) -> Judge:
+def _make_words(name: str, path: str, *_: str | None) -> Judge:
     phrases = _read_phrases(path)
     digest = hashlib.sha256("\n".join(phrases).encode()).hexdigest()[:8]
     return FunctionJudge(f"{name} {digest}", rules.words(phrases))
 
 
-def _make_llm(_name: str, url: str, rubric: str | None) -> Judge:
-    engine = EndpointEngine(url)
+def _make_llm(_name: str, url: str, rubric: str | None, key_url: str | None) -> Judge:
+    key_variable = JUDGE_KEY_VARIABLE if key_url is None or is_same_host(key_url, url) else None
+    engine = EndpointEngine(url, key_variable=key_variable)
     return LlmJudge(f"llm:{engine.url}#{engine.model}", engine, rubric or DEFAULT_RUBRIC)
 
 
@@ -114,8 +118,8 @@ def _load_function(path: str) -> Callable[[str, str], Any]:
         sys.path.insert(0, "")
     try:
         function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"python:{path}: {error}: give MODULE:FUNCTION") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise UsageError(f"python:{path}: {describe_exception(error)}: give MODULE:FUNCTION") from error
     if not callable(function):
         raise UsageError(f"python:{path}: is not a function of a prompt and an answer")
     return function
@@ -125,7 +129,10 @@ def _load_entry_point(name: str) -> Callable[[str, str], Any]:
     installed = entry_points(group=ENTRY_POINT_GROUP, name=name)
     if not installed:
         raise UsageError(f"no judge {name!r}: there are {_list_kinds()}")
-    return next(iter(installed)).load()
+    try:
+        return next(iter(installed)).load()
+    except Exception as error:
+        raise UsageError(f"the installed judge {name!r} cannot be loaded: {describe_exception(error)}") from error
 
 
 KINDS = {
