@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from buleyean_rl.system.files import (
     atomic_folder,
     atomic_path,
     atomic_write,
+    is_temporary,
     sweep_temporary,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -95,12 +99,49 @@ def test_a_folder_that_failed_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_what_killed_processes_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
-    old, new, other = tmp_path / ".a.1-2.tmp", tmp_path / ".b.1-2.tmp", tmp_path / "notes.tmp"
-    for path in (old, new, other):
-        path.write_text("x")
+def leave_unfinished(target: Path) -> Path:
+    """Write to `target` in a process that is killed meanwhile; returns what it left."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from buleyean_rl.system.files import *\n"
+        "with atomic_write(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    (leftover,) = target.parent.glob(f".{target.name}.*.tmp")
+    return leftover
+
+
+def test_what_a_killed_process_left_is_swept_at_once(tmp_path: Path) -> None:
+    leave_unfinished(tmp_path / "killed")
+    leave_unfinished(tmp_path / "other")
+    (tmp_path / ".notes.tmp").touch()
+    with atomic_write(tmp_path / "running") as file:
+        file.write(b"half")
+        sweep_temporary(tmp_path, "killed")
+        assert not list(tmp_path.glob(".killed*"))
+        assert list(tmp_path.glob(".other*"))
+        sweep_temporary(tmp_path)
+        assert not list(tmp_path.glob(".other*"))
+    assert names(tmp_path) == [".notes.tmp", "running"]
+
+
+def test_what_another_machine_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    left = leave_unfinished(tmp_path / "file").name
+    machine, _, process = left.removeprefix(".file.").partition("-")
+    other = f"{int(machine, 16) ^ 1:06x}-{process}"
+    old, new, earlier = (tmp_path / f".{name}" for name in (f"a.{other}", f"b.{other}", "c.1-12345678.tmp"))
+    for path in (old, new, earlier):
+        path.touch()
     then = time.time() - ABANDONED_SECONDS - 1
-    for path in (old, other):
+    for path in (old, earlier, tmp_path / left):
         os.utime(path, (then, then))
     sweep_temporary(tmp_path)
-    assert names(tmp_path) == [".b.1-2.tmp", "notes.tmp"]
+    assert names(tmp_path) == [new.name, "new"]
+
+
+def test_a_temporary_folder_goes_and_is_told_from_others(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path, "f32") as folder:
+        (folder / "model").touch()
+        assert is_temporary(folder)
+    assert names(tmp_path) == []
+    assert not is_temporary(tmp_path / ".notes.tmp")

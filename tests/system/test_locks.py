@@ -5,22 +5,42 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.system import locks
-from buleyean_rl.system.locks import FileLock
+from buleyean_rl.system.locks import FileLock, check_unlocked
 
 
 def test_the_second_is_told_and_the_next_one_gets_it(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with FileLock(path):
         assert path.read_text() == f"{os.getpid()}\n"
-        with pytest.raises(UsageError, match="in use by another process"), FileLock(path):
+        with pytest.raises(UsageError, match=f"is in use by process {os.getpid()}"), FileLock(path):
             pass
+        with pytest.raises(UsageError, match=f"is in use by process {os.getpid()}"):
+            check_unlocked(path)
+    assert not path.exists()
+    check_unlocked(path)
     with FileLock(path):
         pass
+
+
+def test_a_lock_file_that_its_holder_deletes_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".lock"
+    lock, deleted = locks._lock, []
+
+    def lock_after_the_holder_left(file: BinaryIO, name: Path) -> bool:
+        if not deleted:
+            deleted.append(name)
+            name.unlink()
+        return lock(file, name)
+
+    monkeypatch.setattr(locks, "_lock", lock_after_the_holder_left)
+    with FileLock(path):
+        assert path.read_text() == f"{os.getpid()}\n"
 
 
 def test_an_error_that_is_no_lock_is_reported_as_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """The machine: nothing here knows of models.
 
+outputs       files and folders that the user names: checked, claimed, written
 files         files and folders written whole or not at all
 locks         locks between processes
 cache         results kept on disk between runs
+disk          room for what is written, and full disks
 memory        what becomes of freed memory
 environment   what the libraries below torch read when they are loaded
 host          versions of libraries, peak memory

@@ -3,21 +3,27 @@
     a unique name in the same folder --write, fsync--> rename --> the name that was asked for
 
 A link is followed, so that what it points to is replaced and the link stays. Killed in the middle, a process leaves a
-file that ends in `.tmp`, which `sweep_temporary` deletes later.
+file that ends in `.tmp`; its name says whose it was, and `sweep_temporary` deletes it.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import psutil
 
 SUFFIX = ".tmp"
 ABANDONED_SECONDS = 24 * 3600  # nothing is written for longer
@@ -87,14 +93,61 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep_temporary(folder: Path) -> None:
-    """Delete the temporary files and folders that killed processes left in a folder of ours."""
+@contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder for files on the way to another, deleted at the end.
+
+    Args:
+        parent: the folder to make it in.
+        name: a word that says what it holds.
+    """
+    folder = _temporary_name(parent / name)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path has the name of an unfinished file or folder of ours."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep_temporary(folder: Path, name: str | None = None) -> None:
+    """Delete the unfinished files and folders that killed processes left in a folder.
+
+    Those of processes of this machine that have ended; of other machines and containers, which may share the folder,
+    and of earlier versions, those that are a day old.
+
+    Args:
+        folder: which may not exist.
+        name: of a file: sweep only what was to become it.
+    """
+    start = "" if name is None else f".{name[:60]}."
     for path in folder.glob(f".*{SUFFIX}"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or not path.name.startswith(start):
+            continue
         with suppress(OSError):  # another process was faster
-            if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+            is_local = match["machine"] == _machine()
+            if is_local and psutil.pid_exists(int(match["pid"])):
+                continue
+            if is_local or path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+_TEMPORARY = re.compile(rf"\..*\.(?:(?P<machine>[0-9a-f]{{6}})-)?(?P<pid>\d+)-[0-9a-f]{{8}}{re.escape(SUFFIX)}")
 
 
 def _temporary_name(target: Path) -> Path:
     # names have at most 255 bytes
-    return target.with_name(f".{target.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+    return target.with_name(f".{target.name[:60]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+
+
+@cache
+def _machine() -> str:
+    """What process ids are counted in: the machine, or a container on it."""
+    namespace = Path("/proc/self/ns/pid")
+    name = f"{platform.node()} {os.readlink(namespace) if namespace.is_symlink() else ''}"
+    return hashlib.sha256(name.encode()).hexdigest()[:6]

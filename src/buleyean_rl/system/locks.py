@@ -25,24 +25,18 @@ def lock_file(file: BinaryIO, path: Path) -> None:
         UsageError: another process has it.
         OSError: it cannot be locked for another reason, such as a network file system without locks.
     """
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"{path} is in use by another process: wait for it, or stop it") from None
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(path)) from error
+    if not _lock(file, path):
+        raise UsageError(f"{path} is in use by another process: wait for it, or stop it")
 
 
 class FileLock:
     """Holds a lock file as long as the context lasts.
 
     Args:
-        path: the lock file; it is created, says which process holds it, and stays.
+        path: the lock file; it is created, says which process holds it, and is deleted at the end.
 
     Raises:
-        UsageError: another process holds it.
+        UsageError: another process holds it, which is named.
         OSError: it cannot be created or locked.
     """
 
@@ -51,18 +45,66 @@ class FileLock:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> FileLock:
-        file = self.path.open("a+b")
-        try:
-            lock_file(file, self.path)
-        except BaseException:
-            file.close()
-            raise
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode())
-        file.flush()
-        self._file = file
+        while self._file is None:
+            file = self.path.open("a+b")
+            try:
+                if not _lock(file, self.path):
+                    raise _in_use(file, self.path.parent)
+                if _is_still(file, self.path):  # otherwise its holder deleted it between the two steps above
+                    file.truncate(0)
+                    file.write(f"{os.getpid()}\n".encode())
+                    file.flush()
+                    self._file = file
+            finally:
+                if self._file is None:
+                    file.close()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
+            if fcntl is not None:
+                self.path.unlink(missing_ok=True)
             self._file.close()
+            self._file = None
+
+
+def check_unlocked(path: Path) -> None:
+    """Refuse a lock file that another process holds.
+
+    Args:
+        path: of a `FileLock`; it may not exist, and is not changed.
+
+    Raises:
+        UsageError: it is held.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if not _lock(file, path):
+                raise _in_use(file, path.parent)
+
+
+def _in_use(file: BinaryIO, folder: Path) -> UsageError:
+    file.seek(0)
+    holder = file.read(32).decode(errors="replace").strip()
+    process = f"process {holder}" if holder.isdigit() else "another process"
+    return UsageError(f"{folder} is in use by {process}: wait for it, or stop it")
+
+
+def _lock(file: BinaryIO, path: Path) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(path)) from error
+    return True
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return fcntl is None or os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

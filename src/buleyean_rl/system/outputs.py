@@ -1,0 +1,112 @@
+"""Outputs that the user names: no command deletes, empties or replaces what it did not make.
+
+    a file     check_output_file, before any work --> open_output --> the file, whole or not at all
+    a folder   claim_folder: new, empty or ours, and this process's alone
+
+Links are followed. A device or a pipe is written into, never replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from buleyean_rl.errors import UsageError
+from buleyean_rl.system.disk import name_full_disk
+from buleyean_rl.system.files import atomic_write, is_temporary, sweep_temporary
+from buleyean_rl.system.locks import FileLock, check_unlocked
+
+LOCK = ".lock"
+
+
+def check_output_file(
+    path: Path, *, overwrite: bool = False, is_ours: Callable[[Path], bool] | None = None, streams: bool = True
+) -> None:
+    """Refuse a file that cannot be written, or that would replace what is not ours. An empty file may be replaced.
+
+    Args:
+        path: the file to write.
+        overwrite: replace a regular file, whatever it is.
+        is_ours: whether a file is of the kind that is about to be written; None: no file is.
+        streams: whether what is written can go into a device or a pipe.
+
+    Raises:
+        UsageError: says what is there, and what to do.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the file to write")
+    if is_stream(path):
+        if not streams:
+            raise UsageError(f"{path} is not a regular file: name the file to write")
+        return
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: create the folder {target.parent} first")
+    if target.exists() and target.stat().st_size and not overwrite and not (is_ours and is_ours(target)):
+        raise UsageError(f"{path} is there already: name another file, or replace it with --overwrite")
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its name once all is written; a device or pipe is written into.
+
+    Args:
+        path: see `check_output_file`.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    with name_full_disk(path):
+        if is_stream(path):
+            with path.open("ab") as file:
+                yield file
+        else:
+            with atomic_write(path) as file:
+                yield file
+
+
+@contextmanager
+def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iterator[None]:
+    """Make a folder, or take one that is empty or ours, and hold it for this process while the context lasts.
+
+    Args:
+        path: the folder; its parents are made.
+        is_ours: whether a folder that is not empty is one that the command made.
+        what: it is to hold, such as "run".
+
+    Raises:
+        UsageError: it is a file, is not empty and not ours, or another process holds it. Nothing was written.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: name a folder for the {what}")
+    foreign = UsageError(f"{path} is not empty and has no {what} of ours: name another folder")
+    is_new = not path.exists()
+    if not is_new and not _may_take(path, is_ours):
+        check_unlocked(path / LOCK)
+        raise foreign
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path / LOCK):
+            if not _may_take(path, is_ours):  # another process was faster
+                raise foreign
+            sweep_temporary(path)
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe, a socket or one of this process's open files."""
+    if str(path).startswith(("/dev/std", "/dev/fd/", "/proc/self/fd/")):
+        return True
+    return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+
+
+def _may_take(folder: Path, is_ours: Callable[[Path], bool]) -> bool:
+    return all(is_temporary(path) or path.name == LOCK for path in folder.iterdir()) or is_ours(folder)
