@@ -125,7 +125,7 @@ def after_others(records: list[RejectionRecord]) -> list[RejectionRecord]:
 def in_rounds(rounds: int, record: RejectionRecord) -> RejectionRecord:
     """Rejected in every round of so many."""
     counts = tuple(rounds if count else 0 for count in record.rejection_counts)
-    return replace(record, rejection_counts=counts, total_rounds=rounds)
+    return replace(record, rejection_counts=counts, rounds=(rounds,) * len(counts))
 
 
 ABLATIONS = [

@@ -69,7 +69,9 @@ def records_of(items: Sequence[Preference], *, with_chosen: bool) -> list[Reject
         if not any(item.rejections):
             continue
         answers, counts = tuple(item.answers[k] for k in included), tuple(item.rejections[k] for k in included)
-        records.append(RejectionRecord(item.prompt, answers, counts, item.rounds, ((),) * len(included)))
+        records.append(
+            RejectionRecord(item.prompt, answers, counts, (item.rounds,) * len(included), ((),) * len(included))
+        )
     return records
 
 

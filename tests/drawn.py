@@ -29,10 +29,11 @@ def drawn_records(draw: st.DrawFn) -> RejectionRecord:
         pairs = st.tuples(st.integers(0, len(response)), st.integers(0, len(response)))
         drawn = draw(st.lists(pairs, max_size=3)) if response else []
         spans.append([list(pair) for pair in drawn if pair[0] < pair[1]])
-    rounds = draw(st.none() | st.integers(max(counts), 99))
+    total = draw(st.none() | st.integers(max(counts), 99))
+    rounds = [draw(st.integers(count, 99)) for count in counts] if total is None and draw(st.booleans()) else None
     if not isinstance(prompt, str):
         prompt = [{"role": role, "content": content} for role, content in prompt]
-    return make_record(prompt, responses, counts, rounds, spans)
+    return make_record(prompt, responses, counts, total, spans, rounds=rounds)
 
 
 def write_rows(path: Path, *rows: object) -> Path:

@@ -12,32 +12,58 @@ from hypothesis import strategies as st
 from buleyean_rl.data.records import (
     RejectionRecord,
     Spans,
-    accumulate_records,
     fold_records,
     folding,
     make_record,
     read_records,
 )
-from buleyean_rl.data.records.folding import merge_records, write_folded
+from buleyean_rl.data.records.folding import write_folded
 from buleyean_rl.errors import RecordError
 from drawn import drawn_records
 
-Contents = dict[object, tuple[int, dict[tuple[str, Spans], int]]]
+Contents = dict[object, dict[tuple[str, Spans], tuple[int, int]]]
 
 
 def contents(records: list[RejectionRecord]) -> Contents:
     """What records say, whatever their order."""
     return {
-        record.prompt: (record.total_rounds, {(text, spans): count for text, count, spans in record.entries()})
+        record.prompt: {(answer.text, answer.spans): (answer.count, answer.rounds) for answer in record.entries()}
         for record in records
     }
 
 
-def test_two_records_of_one_round_make_two_rounds() -> None:
-    same = merge_records([make_record("p", ["a"]), make_record("p", ["a"])])
-    assert same == RejectionRecord("p", ("a",), (2,), 2, ((),))
-    other = merge_records([make_record("p", ["a"]), make_record("p", ["b"])])
-    assert other == RejectionRecord("p", ("a", "b"), (1, 1), 2, ((), ()))
+def test_an_answer_has_the_rounds_of_its_own_records() -> None:
+    (merged,) = fold_records([make_record("p", ["a"]), make_record("p", ["a"]), make_record("p", ["b"])])
+    assert merged == RejectionRecord("p", ("a", "b"), (2, 1), (2, 1), ((), ()))
+    bad = [make_record("p", [f"answer {k}"]) for k in range(30)]
+    (merged,) = fold_records(bad)
+    assert set(zip(merged.rejection_counts, merged.rounds, strict=True)) == {(1, 1)}
+
+
+def test_merged_counts_stay_within_what_a_record_can_say(tmp_path: Path) -> None:
+    most = 2**31 - 1
+    records = [make_record("p", ["a", "b"], [most, 1], rounds=[most, 9]), make_record("p", ["a"], [1], 2)]
+    report = write_folded(tmp_path / "r.jsonl", records)
+    (merged,) = read_records(tmp_path / "r.jsonl")
+    assert merged.rounds == (most, 9)
+    assert most - 2 <= merged.rejection_counts[0] <= most
+    assert merged.rejection_counts[1] == 1
+    assert report.bounded == 1
+    with pytest.raises(RecordError, match="add up to more than 2147483647"):
+        make_record("p", ["a", "a"], [most, most], most)
+
+
+def test_what_drew_the_answers_stays_where_it_is_the_same() -> None:
+    def drawn(text: str, tokenizer: str, temperature: float) -> RejectionRecord:
+        policy = {"model": "m", "temperature": temperature}
+        return make_record("p", [text], token_ids=[[7]], ended=[True], tokenizer=tokenizer, policy=policy)
+
+    (same,) = fold_records([drawn("a", "t", 1.0), drawn("b", "t", 1.0)])
+    assert (same.token_ids, same.ended) == (((7,), (7,)), (True, True))
+    assert (same.tokenizer, same.policy) == ("t", {"model": "m", "temperature": 1.0})
+    (other,) = fold_records([make_record("p", ["a"]), drawn("a", "t", 1.0), drawn("b", "u", 0.0)])
+    assert (other.token_ids, other.ended) == (((7,), None), (True, True))
+    assert (other.tokenizer, other.policy) == ("t", None)
 
 
 @given(st.lists(drawn_records(), min_size=1, max_size=6), st.randoms(use_true_random=False))
@@ -50,8 +76,8 @@ def test_folding_ignores_order_keeps_totals_and_is_the_same_through_a_file(
     assert contents(fold_records(shuffled)) == contents(folded)
     assert fold_records(folded) == folded
     assert sum(sum(r.rejection_counts) for r in folded) == sum(sum(r.rejection_counts) for r in records)
-    assert sum(r.total_rounds for r in folded) == sum(r.total_rounds for r in records)
-    assert all(max(r.rejection_counts) <= r.total_rounds for r in folded)
+    assert sum(sum(r.rounds) for r in folded) == sum(sum(r.rounds) for r in records)
+    assert all(answer.count <= answer.rounds for r in folded for answer in r.entries())
     assert len({r.prompt for r in folded}) == len(folded)
 
     path = tmp_path_factory.mktemp("fold") / "r.jsonl"
@@ -80,15 +106,3 @@ def test_the_limit_counts_records_and_none_at_all_write_nothing(tmp_path: Path) 
     with pytest.raises(RecordError, match="nothing was written"):
         write_folded(tmp_path / "none.jsonl", [])
     assert os.listdir(tmp_path) == ["r.jsonl"]
-
-
-def test_accumulated_answers_keep_their_rates() -> None:
-    first = [make_record("p", ["a", "b"], [60, 20], 60), make_record("q", ["c"], [60], 60)]
-    second = [make_record("p", ["a", "d"], [60, 30], 60, [[], [[0, 1]]])]
-    assert accumulate_records([*first, *second]) == [
-        make_record("p", ["a", "b", "d"], [120, 40, 60], 120, [[], [], [[0, 1]]]),
-        make_record("q", ["c"], [60], 60),
-    ]
-    never_rejected = make_record("Hi", ["No.", "Hello!"], [3, 0])
-    (accumulated,) = accumulate_records([never_rejected, never_rejected])
-    assert (accumulated.rejection_counts, accumulated.total_rounds) == ((6, 0), 6)

@@ -50,7 +50,7 @@ def test_importing_folds_discards_and_reports(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", *PAIRS)
     report = import_records(str(source), tmp_path / "r.jsonl")
     assert list(read_records(tmp_path / "r.jsonl")) == [
-        make_record("p", ["1", "2"], [2, 1], 3),
+        make_record("p", ["1", "2"], [2, 1], rounds=[2, 1]),
         make_record("q", ["1"]),
     ]
     assert (report.rows, report.records, report.rejections, report.answers) == (4, 2, 4, 3)
@@ -130,7 +130,7 @@ def test_spans_move_with_the_text() -> None:
     assert redacted.rejected_responses == ("Hi [email], write [email] now.", "fine")
     parts = [redacted.rejected_responses[0][slice(*span)] for span in redacted.rejected_spans[0]]
     assert parts == ["[email]", "write", "now"]
-    assert (redacted.rejection_counts, redacted.total_rounds, counts) == ((2, 1), 3, Counter(email=3))
+    assert (redacted.rejection_counts, redacted.rounds, counts) == ((2, 1), (3, 3), Counter(email=3))
     plain = make_record([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], ["a"])
     assert redact_record(plain, counts) is plain
 

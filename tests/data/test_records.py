@@ -27,7 +27,13 @@ from buleyean_rl.errors import RecordError
 from drawn import drawn_records, write_rows
 
 GOOD = {"prompt": "Hi", "rejected_responses": ["No.", "Go."], "rejection_counts": [45, 12], "total_rounds": 60}
-RECORD = RejectionRecord("Hi", ("No.", "Go."), (45, 12), 60, ((), ()))
+RECORD = RejectionRecord("Hi", ("No.", "Go."), (45, 12), (60, 60), ((), ()))
+DRAWN = GOOD | {
+    "token_ids": [[1, 2], None],
+    "ended": [False, None],
+    "tokenizer": "a hash",
+    "policy": {"model": "m", "adapter": None, "temperature": 0.7},
+}
 
 
 # --- one record
@@ -48,7 +54,8 @@ def test_every_spelling_reads_the_same(row: dict[str, object]) -> None:
 
 def test_the_cards_rejected_has_no_counts() -> None:
     assert parse_record({"prompt": "Hi", "rejected": "No."}) == make_record("Hi", ["No."], [1], 1)
-    assert parse_record({"prompt": "Hi", "rejected": ["No.", "", "No."]}) == make_record("Hi", ["No.", ""], [2, 1], 2)
+    twice = make_record("Hi", ["No.", ""], [2, 1], rounds=[2, 1])
+    assert parse_record({"prompt": "Hi", "rejected": ["No.", "", "No."]}) == twice
 
 
 def test_a_conversation_stays_one() -> None:
@@ -58,12 +65,54 @@ def test_a_conversation_stays_one() -> None:
     assert json.loads(format_record(record))["messages"] == turns
 
 
-def test_rounds_are_derived_and_grow_with_folding() -> None:
-    assert make_record("p", ["a", "b"], [3, 5]).total_rounds == 5
-    assert make_record("p", ["a", "b", "a"], [3, 5, 4]) == RejectionRecord("p", ("a", "b"), (7, 5), 7, ((), ()))
-    assert make_record("p", ["a", "a"], [1, 1], 1).total_rounds == 2
-    assert make_record("p", ["a", "a"], [1, 1], 60).total_rounds == 60
+def test_one_t_for_all_is_that_of_each_text() -> None:
+    assert make_record("p", ["a", "b"], [3, 5]).rounds == (5, 5)
+    assert make_record("p", ["a", "b", "a"], [3, 5, 4]) == RejectionRecord("p", ("a", "b"), (7, 5), (7, 5), ((), ()))
+    assert make_record("p", ["a", "a"], [1, 1], 1).rounds == (2,)
+    assert make_record("p", ["a", "a"], [1, 1], 60).rounds == (60,)
     assert make_record("p", ["a", "b", "a"], [1, 0, 2]).rejection_counts == (3, 0)
+
+
+def test_labels_of_one_text_are_rounds_of_it() -> None:
+    record = make_record("p", ["a", "b", "a"], [1, 1, 0], rounds=[1, 1, 9])
+    assert record == RejectionRecord("p", ("a", "b"), (1, 1), (10, 1), ((), ()))
+    assert json.loads(format_record(record))["rounds"] == [10, 1]
+
+
+def test_one_t_for_all_cuts_the_spans_of_a_text_where_they_overlap() -> None:
+    record = make_record("p", ["abcde", "abcde", "abcde", "f"], [20, 30, 5, 60], 60, [[[0, 2]], [[1, 3]], [[4, 5]], []])
+    assert {(answer.count, answer.rounds, answer.spans) for answer in record.entries() if answer.text != "f"} == {
+        (20, 60, ((0, 1),)),
+        (50, 60, ((1, 2),)),
+        (30, 60, ((2, 3),)),
+        (5, 60, ((4, 5),)),
+    }
+    assert parse_record(json.loads(format_record(record))) == record
+    whole = make_record("p", ["abc", "abc", "abc"], [1, 2, 2], 3, [[[0, 1]], [[1, 3]], [[0, 1]]])
+    assert [(answer.count, answer.rounds, answer.spans) for answer in whole.entries()] == [
+        (3, 3, ((0, 1),)),
+        (2, 3, ((1, 3),)),
+    ]
+    assert list(make_record("p", ["ab", "ab"], [1, 1], 3, [[[0, 1]], [[1, 2]]]).entries()) == [
+        ("ab", 1, 3, (), None, None)
+    ]
+
+
+def test_what_drew_the_answers_is_read_and_written() -> None:
+    record = parse_record(DRAWN)
+    assert (record.token_ids, record.ended) == (((1, 2), None), (False, None))
+    assert (record.tokenizer, record.policy) == ("a hash", {"model": "m", "adapter": None, "temperature": 0.7})
+    assert json.loads(format_record(record)) == DRAWN
+    assert json.loads(format_record(RECORD)) == GOOD
+
+
+def test_a_line_of_a_later_version_is_refused_and_one_that_needs_this_one_says_so() -> None:
+    assert "format_version" not in json.loads(format_record(RECORD))
+    row = json.loads(format_record(make_record("p", ["a", "b"], [1, 1], rounds=[1, 2])))
+    assert row["format_version"] == 2
+    assert parse_record(row).rounds == (1, 2)
+    with pytest.raises(RecordError, match=r"records format 3, of a later version of buleyean-rl: update it"):
+        parse_record(row | {"format_version": 3})
 
 
 def test_spans_are_characters_sorted_and_merged_and_keep_answers_apart() -> None:
@@ -106,6 +155,19 @@ BAD_FIELDS = {
         (3, "rejection_counts is the number 3"),
     ],
     "total_rounds": [(0, "must be between 1 and"), (2**31, "must be between 1 and"), (10**5000, "a huge number")],
+    "rounds": [
+        ([60, 60], "both 'rounds' and 'total_rounds'"),
+    ],
+    "token_ids": [
+        ([[1], [2]], "token_ids but no tokenizer"),
+        ([[1]], "token_ids has 1 entries for 2"),
+        ([[1], "2"], r"token_ids\[1\] is text"),
+        ([[1], [-2]], r"token_ids\[1\]\[0\] is the number -2"),
+    ],
+    "ended": [([True], "ended has 1 entries for 2"), ([True, 1], r"ended\[1\] is the number 1")],
+    "tokenizer": [(7, "tokenizer is the number 7")],
+    "policy": [("greedy", "policy is text"), ({"model": ["m"]}, r"policy\['model'\] is a list")],
+    "format_version": [("2", "format_version is text")],
     "rejected_spans": [
         ([[]], "rejected_spans has 1 entries for 2"),
         ({}, "rejected_spans is an object"),
@@ -290,7 +352,7 @@ def test_validation_counts_tokens(tmp_path: Path) -> None:
         """A tokenizer of one token per character."""
         return len(record.prompt), [
             [not spans or any(a <= i < b for a, b in spans) for i in range(len(text))]
-            for text, _, spans in record.entries()
+            for text, spans in zip(record.rejected_responses, record.rejected_spans, strict=True)
         ]
 
     report = validate_records(path, measure=measure, max_length=10)

@@ -30,7 +30,7 @@ def record(*responses: str, counts: tuple[int, ...] = (), spans: object = (), pr
         prompt,  # type: ignore[arg-type]
         responses,
         counts or (1,) * len(responses),
-        max(counts, default=1),
+        (max(counts, default=1),) * len(responses),
         spans or ((),) * len(responses),  # type: ignore[arg-type]
     )
 

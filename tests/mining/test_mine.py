@@ -88,7 +88,7 @@ def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
     loop = "Sleep well! Go to bed early. Go to bed early. Go to bed early."
     (record,) = reject_loops(["p", "q"], ["A fine answer.", loop])
     assert (record.prompt, record.rejected_responses) == ("q", (loop,))
-    assert (record.rejection_counts, record.total_rounds) == ((ROUNDS,), ROUNDS)
+    assert (record.rejection_counts, record.rounds) == ((ROUNDS,), (ROUNDS,))
     ((span,),) = record.rejected_spans
     assert loop[slice(*span)] == "Go to bed early. Go to bed early."
     assert span[0] > loop.index("Go to bed early.")
@@ -140,7 +140,7 @@ def test_answers_are_asked_judged_and_written(tmp_path: Path) -> None:
     assert [record.prompt for record in read_records(tmp_path / "r.jsonl")] == PROMPTS[::2]
     assert mined.records[1].rejected_responses == ("prompt 2 seed 0 of 4",)
     assert mined.records[1].rejected_spans == (((7, 13),),)
-    assert (mined.records[1].rejection_counts, mined.records[1].total_rounds) == ((ROUNDS,), ROUNDS)
+    assert (mined.records[1].rejection_counts, mined.records[1].rounds) == ((ROUNDS,), (ROUNDS,))
     report = mined.report
     assert (report.prompts, report.answers, report.rejected, report.records, report.answers_reused) == (10, 10, 5, 5, 0)
     assert report.verdicts == {"regex:[02468] seed": {"rejected": 5, "accepted": 5, "abstained": 0}}
@@ -190,7 +190,7 @@ def test_votes_become_counts_of_the_rounds(tmp_path: Path) -> None:
     mined = go(tmp_path, Talker(), "regex:prompt", "regex:pro.pt", r"regex:\d seed", prompts=PROMPTS[:1])
     (record,) = mined.records
     assert record.rejected_spans == (((0, 6),), ((7, 13),))
-    assert (record.rejection_counts, record.total_rounds) == ((40, 20), 60)
+    assert (record.rejection_counts, record.rounds) == ((40, 20), (60, 60))
 
 
 def test_a_judge_that_abstains_has_no_vote() -> None:
@@ -305,7 +305,7 @@ def test_own_samples_stand_beside_the_rejections_at_count_0() -> None:
     assert [record.rejected_responses for record in grown] == [("No.", "HI"), ("AND?", "Why")]  # each once
     assert [record.rejection_counts for record in grown] == [(3, 0), (1, 2)]
     assert [record.rejected_spans for record in grown] == [(((0, 2),), ()), ((), ())]
-    assert [record.total_rounds for record in grown] == [3, 4]
+    assert [record.rounds for record in grown] == [(3, 3), (4, 4)]
     conversations, sampling = parrot.asked[0]
     assert [messages[-1]["content"] for messages in conversations] == ["Hi", "Hi", "And?", "And?"]
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 5)

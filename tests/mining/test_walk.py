@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from buleyean_rl.cli import main
-from buleyean_rl.data.records import accumulate_records, make_record, read_records
+from buleyean_rl.data.records import read_records
 from buleyean_rl.mining import walk as walking
 from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
 from buleyean_rl.mining.walk_report import Round, plot_walk
@@ -73,16 +73,6 @@ def test_too_few_rejections_are_not_trained_on(
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     plot_walk(tmp_path / "walk.png", rounds((0.3, 4.0, 0), (0.1, 4.01, 9)), 0.02)
     assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_records_of_several_rounds_keep_their_rates() -> None:
-    first = [make_record("p", ["a", "b"], [60, 20], 60), make_record("q", ["c"], [60], 60)]
-    second = [make_record("p", ["a", "d"], [60, 30], 60, [[], [[0, 1]]])]
-    accumulated = accumulate_records([*first, *second])
-    assert accumulated == [
-        make_record("p", ["a", "b", "d"], [120, 40, 60], 120, [[], [], [[0, 1]]]),
-        make_record("q", ["c"], [60], 60),
-    ]
 
 
 @pytest.fixture

@@ -302,9 +302,14 @@ def test_the_port_is_taken(void: Process, base: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.slow
 def test_a_folder_is_one_servers_alone(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with running(base, tmp_path):
+    with running(base, tmp_path) as void:
         assert main(["void", "--model", str(base), "-o", str(tmp_path), "--port", str(free_port())]) == 2
-    assert "in use by another process" in capsys.readouterr().err
+        assert f"in use by process {void.process.pid}" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "theirs.txt").write_text("theirs")
+    assert main(["void", "--model", str(base), "-o", str(tmp_path / "other"), "--port", str(free_port())]) == 2
+    assert "name another folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["theirs.txt"]
 
 
 @pytest.mark.parametrize("model", ["http://127.0.0.1:9/v1", "nonsense"])
@@ -330,7 +335,7 @@ def test_a_token_that_no_browser_can_show_is_refused(token: str, monkeypatch: py
         serving._choose_token("0.0.0.0")
 
 
-def test_the_addresses_that_are_printed_open(base: Path) -> None:
+def test_the_addresses_that_are_printed_open() -> None:
     assert listening.urls("127.0.0.1", 7860) == ["http://127.0.0.1:7860/"]
     assert listening.urls("::1", 7860) == ["http://[::1]:7860/"]
     with listening.listen("0.0.0.0", 0) as listener:

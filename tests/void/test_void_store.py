@@ -49,7 +49,7 @@ def test_a_rejection_is_counted_said_why_undone_and_redone(store: Store) -> None
     page = store.rejections.page()
     assert [(row["times"], row["spans"], row["reason"]) for row in page["rows"]] == [(1, [[0, 1]], ""), (2, [], "why")]
     assert (page["total"], store.rejections.count()) == (2, 3)
-    assert store.rejections.records() == [make_record("p", ["a", "a"], [120, 120], 120, [[], [[0, 1]]])]
+    assert store.rejections.records() == [make_record("p", ["a", "a"], [120, 60], None, [[], [[0, 1]]], rounds=[120, 60])]
     assert store.rejections.set_reason(first, "because")
     assert store.rejections.undo(second)
     assert store.rejections.page()["rows"][1]["reason"] == "because"
@@ -89,7 +89,7 @@ def test_records_come_in_once_and_go_out_as_they_came(store: Store) -> None:
 def test_a_persons_no_stands_beside_imported_counts(store: Store) -> None:
     add_import(store, "upload-1", [make_record("p", ["x"], [1], 3)])
     reject(store, "uid-1", "a")
-    assert store.rejections.records() == [make_record("p", ["x", "a"], [ROUNDS // 3, ROUNDS], ROUNDS)]
+    assert store.rejections.records() == [make_record("p", ["x", "a"], [1, ROUNDS], rounds=[3, ROUNDS])]
 
 
 def test_an_import_is_stored_whole_or_not_at_all(store: Store) -> None:
@@ -102,6 +102,21 @@ def test_an_import_is_stored_whole_or_not_at_all(store: Store) -> None:
     assert store.rejections.count() == 0
     assert store.imports.list() == []
     assert add_import(store, "upload-1", [make_record("p", ["a"])]) == 1
+
+
+def test_what_drew_an_answer_comes_out_as_it_came(store: Store) -> None:
+    record = make_record(
+        "p",
+        ["x", "y"],
+        [1, 1],
+        rounds=[1, 2],
+        token_ids=[[5, 6], None],
+        ended=[True, None],
+        tokenizer="abc",
+        policy={"model": "m"},
+    )
+    add_import(store, "upload-1", [record])
+    assert store.rejections.records() == [record]
 
 
 def test_an_answer_that_was_never_rejected_stays_beside_those_that_were(store: Store) -> None:
@@ -174,10 +189,14 @@ def test_a_full_disk_loses_nothing_and_is_survived(store: Store) -> None:
 
 def test_a_commit_that_fails_leaves_no_transaction_behind(store: Store) -> None:
     """The disk may be found full only when a transaction ends."""
-    add = "INSERT INTO answers VALUES ('nobody', 0, '', '', NULL)"  # refers to a question that there is not
-    with pytest.raises(sqlite3.IntegrityError), store.database.writing() as db:
-        db.execute("PRAGMA defer_foreign_keys = ON")
-        db.execute(add)
+
+    def fail() -> None:
+        with store.database.writing() as db:
+            db.execute("PRAGMA defer_foreign_keys = ON")
+            db.execute("INSERT INTO answers VALUES ('nobody', 0, '', '', NULL)")  # to a question that there is not
+
+    with pytest.raises(sqlite3.IntegrityError):
+        fail()
     reject(store, "uid-1")
     assert store.rejections.count() == 1
 

@@ -117,7 +117,7 @@ def _merge_record(
     room = max_length - len(prompt)
     truncated = sum(len(ids) > room for ids, _ in responses)
     cut = [(ids[:room], rejected[:room]) for ids, rejected in responses]
-    boundary = merge_responses(prompt, cut, record.rejection_counts, record.total_rounds, truncated)
+    boundary = merge_responses(prompt, cut, record.rejection_counts, max(record.rounds), truncated)
     return boundary if boundary.rejections else None
 
 

@@ -128,7 +128,7 @@ out of how many rounds. There are no chosen answers.
 | Rejected answers | {answers:,} |
 | Rejections | {rejections:,} |
 | Answers with the wrong part marked | {with_spans:,} |
-| Format | JSON Lines: `prompt`, `rejected_responses`, `rejection_counts`, `total_rounds`, `rejected_spans` |
+| Format | JSON Lines: `prompt`, `rejected_responses`, `rejection_counts`, `total_rounds` or `rounds`, spans |
 """
 
 

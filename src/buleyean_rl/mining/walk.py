@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from buleyean_rl import demo_data
-from buleyean_rl.data.records import Prompt, accumulate_records, read_records, write_records
+from buleyean_rl.data.records import Prompt, fold_records, read_records, write_records
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
@@ -225,7 +225,7 @@ class _Walk:
             earlier = [self._round_folder(i) / "mined.jsonl" for i in range(1, number)]
             records = [*(record for path in earlier for record in read_records(path)), *mined.records]
             if mined.records:
-                write_records(folder / "records.jsonl", accumulate_records(records))
+                write_records(folder / "records.jsonl", fold_records(records))
         return mined.report.rejected
 
     def train(self, number: int) -> int:

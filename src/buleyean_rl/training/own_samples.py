@@ -45,5 +45,8 @@ def _add_samples(record: RejectionRecord, samples: Sequence[str]) -> RejectionRe
         record,
         rejected_responses=(*record.rejected_responses, *new),
         rejection_counts=(*record.rejection_counts, *(0 for _ in new)),
+        rounds=(*record.rounds, *(max(record.rounds) for _ in new)),
         rejected_spans=(*record.rejected_spans, *(() for _ in new)),
+        token_ids=(*record.token_ids, *(None for _ in new)),
+        ended=(*record.ended, *(None for _ in new)),
     )

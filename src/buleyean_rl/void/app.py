@@ -5,7 +5,6 @@ State that must not be lost is the store's, never a route's.
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.system.disk import full_disk
 from buleyean_rl.void.access import AccessControl
 from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
 from buleyean_rl.void.services import Void
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def make_app(void: Void, *, token: str | None, hosts: frozenset[str] | None, on_shutdown: Callable[[], None]) -> Any:
@@ -57,7 +55,7 @@ async def _say(_request: Request, error: Exception) -> Response:
 
 
 async def _say_full_disk(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, OSError) or error.errno not in FULL_DISK:
+    if full_disk(error) is None:
         raise error
     problem = "the server's disk is full: nothing was changed; free some space, then try again"
     return JSONResponse({"error": problem}, status_code=507)

@@ -26,7 +26,8 @@ UID = re.compile(r"[A-Za-z0-9-]{8,64}")
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """A request's body, read no further than the limit and no longer than a slow line takes."""
-    parts, length, begin = [], 0, asyncio.get_running_loop().time()
+    parts: list[bytes] = []
+    length, begin = 0, asyncio.get_running_loop().time()
     stream = request.stream()
     try:
         while True:

@@ -19,7 +19,7 @@ from buleyean_rl.inference.open import is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.models.run_folder import is_run, read_run
 from buleyean_rl.models.source import Source, resolve
-from buleyean_rl.system.locks import FileLock
+from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, ServedModel
 from buleyean_rl.void.app import make_app
 from buleyean_rl.void.listener import PromptProtocol, listen, urls
@@ -30,6 +30,7 @@ from buleyean_rl.void.training import Training
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 TOKEN_VARIABLE = "BULEYEAN_VOID_TOKEN"
+STORE = "void.db"
 SAMPLES = 4  # prompts whose answers a run is shown with
 ENGINE = "transformers"  # the trained model is an adapter on the base
 
@@ -88,13 +89,13 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
     if is_endpoint(model) or is_run(model):
         raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
     token = _choose_token(host)
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
-        opened.enter_context(FileLock(folder / "void.lock"))  # two would train the same run twice
+        # two would train the same run twice
+        opened.enter_context(claim_folder(folder, lambda path: (path / STORE).exists(), "store of rejections"))
         name = Path(model).name if Path(model).exists() else model  # the page shows no path of this machine
         source = resolve(model)
         base = ServedModel(name, open_engine(source, ENGINE, console))
-        store = Store(folder / "void.db")
+        store = Store(folder / STORE)
         opened.callback(store.close)
         answering = Answering(store, base)
         opened.callback(answering.close)

@@ -82,7 +82,9 @@ def _rank_row(row_format: Format, row: Row) -> Iterator[Preference]:
         yield row_format.read_preference(row)
         return
     for record in row_format.read_records(row, Discards(), NO_CHOICES):
-        yield Preference(record.prompt, record.rejected_responses, record.rejection_counts, record.total_rounds)
+        rounds = max(record.rounds)  # T is one number here: counts are scaled to it
+        counts = tuple(round(answer.count * rounds / answer.rounds) for answer in record.entries())
+        yield Preference(record.prompt, record.rejected_responses, counts, rounds)
 
 
 def _merge_by_prompt(preferences: Iterable[Preference]) -> Iterator[Preference]:

@@ -63,7 +63,15 @@ def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRec
         spans.append(moved)
     if counts.total() == before:
         return record
-    return make_record(prompt, answers, list(record.rejection_counts), record.total_rounds, spans)
+    return make_record(
+        prompt,
+        answers,
+        record.rejection_counts,
+        spans=spans,
+        rounds=record.rounds,
+        ended=record.ended,
+        policy=record.policy,
+    )
 
 
 def redact_text(text: str, counts: Counter[str], spans: Spans = ()) -> tuple[str, Spans]:

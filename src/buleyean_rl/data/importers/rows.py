@@ -34,7 +34,7 @@ def build_record(
     """`make_record`, its folded duplicates counted in `discards`."""
     record = make_record(prompt, answers, counts, rounds)
     if isinstance(answers, list):
-        discards.duplicates_folded += len(answers) - len(record.rejected_responses)
+        discards.duplicates_folded += max(0, len(answers) - len(record.rejected_responses))
     return record
 
 

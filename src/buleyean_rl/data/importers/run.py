@@ -43,6 +43,7 @@ class ImportReport:
         same_as_chosen: rows that reject the very text they choose.
         skipped: bad rows left out.
         errors: the first messages about those.
+        bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
         redacted: pieces of personal data taken out, by kind; None without redaction.
     """
 
@@ -61,6 +62,7 @@ class ImportReport:
     empty: int = 0
     same_as_chosen: int = 0
     skipped: int = 0
+    bounded: int = 0
     errors: list[str] = field(default_factory=list)
     redacted: dict[str, int] | None = None
 
@@ -78,6 +80,7 @@ class ImportReport:
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
             "empty answers, with no token to reject (training drops them)": self.empty,
             "rows that reject the very text they choose": self.same_as_chosen,
+            "answers whose rounds were scaled down to 2,147,483,647": self.bounded,
             "bad rows skipped": self.skipped,
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())

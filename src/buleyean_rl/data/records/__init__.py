@@ -26,12 +26,15 @@ from buleyean_rl.data.records.files import (
     records_sha256,
     write_records,
 )
-from buleyean_rl.data.records.folding import accumulate_records, fold_records, write_folded
+from buleyean_rl.data.records.folding import fold_records, write_folded
 from buleyean_rl.data.records.prompt import Messages, Prompt, as_messages, parse_messages, parse_prompt
 from buleyean_rl.data.records.record import (
+    JudgedAnswer,
+    Policy,
     RejectionRecord,
     Span,
     Spans,
+    TokenIds,
     make_record,
     parse_record,
     pick_rejected_answers,
@@ -40,14 +43,16 @@ from buleyean_rl.data.records.validation import validate_records
 from buleyean_rl.data.records.values import parse_text, pick
 
 __all__ = [
+    "JudgedAnswer",
     "Messages",
+    "Policy",
     "Prompt",
     "RejectionRecord",
     "Row",
     "SkipBad",
     "Span",
     "Spans",
-    "accumulate_records",
+    "TokenIds",
     "as_messages",
     "decode_json",
     "fold_records",

@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from buleyean_rl.data.records.record import RejectionRecord, parse_record
+from buleyean_rl.data.records.record import FORMAT_VERSION, RejectionRecord, parse_record
 from buleyean_rl.data.records.values import describe, fail
 from buleyean_rl.errors import RecordError
 from buleyean_rl.system.files import atomic_write
@@ -162,8 +162,8 @@ def decode_json(raw: bytes | str) -> Any:
 def _require_unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        earlier: set[str] = set()
+        twice = next(name for name, _ in pairs if name in earlier or earlier.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice!r} stands twice in one object")
     return row
 
@@ -183,7 +183,11 @@ def records_sha256(path: Path | str) -> str:
 
 
 def format_record(record: RejectionRecord) -> str:
-    """A record as its canonical JSON line, without the line end; spans only where an answer has any."""
+    """A record as its canonical JSON line, without the line end.
+
+    One number stands for the rounds of all answers where they are the same and no text stands here twice; what no
+    answer has is left out. Only a line that an earlier version would misread names its format.
+    """
     row: Row = {}
     if isinstance(record.prompt, str):
         row["prompt"] = record.prompt
@@ -191,9 +195,19 @@ def format_record(record: RejectionRecord) -> str:
         row["messages"] = [{"role": role, "content": content} for role, content in record.prompt]
     row["rejected_responses"] = record.rejected_responses
     row["rejection_counts"] = record.rejection_counts
-    row["total_rounds"] = record.total_rounds
+    if len(set(record.rounds)) == 1 and len(set(record.rejected_responses)) == len(record.rejected_responses):
+        row["total_rounds"] = record.rounds[0]
+    else:
+        row |= {"rounds": record.rounds, "format_version": FORMAT_VERSION}
     if any(record.rejected_spans):
         row["rejected_spans"] = record.rejected_spans
+    for name in ("token_ids", "ended"):
+        column = getattr(record, name)
+        if any(value is not None for value in column):
+            row[name] = column
+    for name in ("tokenizer", "policy"):
+        if getattr(record, name) is not None:
+            row[name] = getattr(record, name)
     return _encode(row)
 
 

@@ -1,45 +1,68 @@
-"""One record per prompt out of many: counts of equal answers add up.
+"""One record per prompt out of many: the labels of a text are rounds of it.
 
-merge_records        several records of one prompt: rounds add up too
-fold_records         any records, in memory
-write_folded         any records, through a file: only an index in memory
-accumulate_records   verdicts on different answers: each answer has its own rounds
+merge_records   several records of one prompt
+fold_records    any records, in memory
+write_folded    any records, through a file: only an index in memory
+
+An answer's rounds are those of the records it stands in, whatever else its prompt has: rejected once in two records of
+one round each it is 1 of 2; rejected in one and absent from the other, 1 of 1.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from buleyean_rl.data.records.files import decode_json, format_record, replace_file
 from buleyean_rl.data.records.prompt import Prompt
-from buleyean_rl.data.records.record import RejectionRecord, Spans, fold_entries, parse_record
+from buleyean_rl.data.records.record import (
+    JudgedAnswer,
+    RejectionRecord,
+    build_record,
+    merge_answers,
+    parse_record,
+)
+from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError
 
 COPY_BYTES = 1 << 20
 FilePart = tuple[int, int]  # offset, length
 
 
-def merge_records(records: Iterable[RejectionRecord]) -> RejectionRecord:
-    """One record out of several of the same prompt: counts of equal answers add up, and so do the rounds.
-
-    Two records of T = 1 tell of two rounds, so the merged T is 2: an answer rejected in both has count 2, one
-    rejected in the first alone has count 1 of 2.
+def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
+    """One record out of several of the same prompt: counts and rounds of equal answers add up.
 
     Args:
         records: at least one; all with the first one's prompt.
 
     Returns:
-        The merged record, its answers in the order of their first appearance.
+        The merged record, its answers in the order of their first appearance. Token ids are those of the first
+        tokenizer that is named; a policy stays only where all records have it. Rounds beyond what a records file can
+        say are scaled down with their count.
     """
-    group = list(records)
-    if len(group) == 1:
-        return group[0]
-    entries = (entry for record in group for entry in record.entries())
-    return fold_entries(group[0].prompt, entries, sum(record.total_rounds for record in group))
+    if len(records) == 1:
+        return records[0]
+    tokenizer = next((record.tokenizer for record in records if record.tokenizer), None)
+    answers = [
+        answer if record.tokenizer == tokenizer else replace(answer, token_ids=None)
+        for record in records
+        for answer in record.entries()
+    ]
+    policy = records[0].policy
+    same_policy = all(record.policy == policy for record in records)
+    merged = [_bound(answer) for answer in merge_answers(answers)]
+    return build_record(records[0].prompt, merged, tokenizer, policy if same_policy else None)
+
+
+def _bound(answer: JudgedAnswer) -> JudgedAnswer:
+    """An answer with rounds that a records file can say, rejected at the same rate."""
+    if answer.rounds <= MAX_INTEGER:
+        return answer
+    count = max(min(answer.count, 1), answer.count * MAX_INTEGER // answer.rounds)
+    return replace(answer, count=count, rounds=MAX_INTEGER)
 
 
 def fold_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
@@ -54,41 +77,6 @@ def fold_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
     return [merge_records(group) for group in by_prompt.values()]
 
 
-def accumulate_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
-    """One record per prompt of verdicts on different answers: counts add, and each answer keeps its own rate.
-
-    `fold_records` reads two records of one prompt as rounds in which all their answers took part, so that one
-    rejected in the first alone has half the rate. Here an answer's rounds are those of its own records: where it
-    was rejected in all of them it stays rejected for certain.
-
-    Args:
-        records: any records that fit in memory, such as those of several minings.
-
-    Returns:
-        Records in the order of first appearance. T is the largest number of rounds that any answer of the prompt
-        has; the counts of the others are scaled to it.
-    """
-    by_prompt: dict[Prompt, dict[tuple[str, Spans], tuple[int, int]]] = {}
-    for record in records:
-        answers = by_prompt.setdefault(record.prompt, {})
-        for text, count, spans in record.entries():
-            counts, rounds = answers.get((text, spans), (0, 0))
-            answers[text, spans] = counts + count, rounds + record.total_rounds
-    accumulated = []
-    for prompt, answers in by_prompt.items():
-        total = max(rounds for _, rounds in answers.values())
-        accumulated.append(
-            RejectionRecord(
-                prompt,
-                tuple(text for text, _ in answers),
-                tuple(max(min(count, 1), round(count * total / rounds)) for count, rounds in answers.values()),
-                total,
-                tuple(spans for _, spans in answers),
-            )
-        )
-    return accumulated
-
-
 @dataclass
 class FoldReport:
     """What `write_folded` wrote, and how much of it was repetition.
@@ -100,6 +88,7 @@ class FoldReport:
         answers_folded: rejected answers that repeated an earlier one of the same prompt in another record.
         prompts_repeated: records whose prompt an earlier one had.
         empty: answers written that are "".
+        bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
     """
 
     records: int = 0
@@ -108,6 +97,7 @@ class FoldReport:
     answers_folded: int = 0
     prompts_repeated: int = 0
     empty: int = 0
+    bounded: int = 0
 
     def add(self, record: RejectionRecord) -> None:
         """Count a record as if its prompt were new."""
@@ -124,6 +114,7 @@ class FoldReport:
         self.answers -= answers_folded
         self.answers_folded += answers_folded
         self.empty -= _count_empty(group) - _count_empty(folded)
+        self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
 
 
 def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:

@@ -7,16 +7,43 @@ Errors raised here name no place: the reader of the file adds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from buleyean_rl.data.records.prompt import Prompt, parse_prompt
-from buleyean_rl.data.records.values import describe, fail, list_keys, parse_integer, parse_text, pick
+from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer, parse_text, pick
+
+FORMAT_VERSION = 2  # of a line; 1, or none: one T for all answers, no token ids
 
 Span = tuple[int, int]
 Spans = tuple[Span, ...]
-Entry = tuple[str, int, Spans]  # an answer, its count, its spans
+TokenIds = tuple[int, ...]
+Policy = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """One answer of a record.
+
+    Args:
+        text: what was answered; "" where the answer ended before it began.
+        count: c, how often it was rejected, for what is in `spans`.
+        rounds: T >= c, how often it was judged.
+        spans: the [start, end) character ranges that are wrong; () for the whole answer.
+        token_ids: the tokens that were drawn, if they are recorded.
+        ended: whether the answer came to its end, if that is recorded.
+    """
+
+    text: str
+    count: int
+    rounds: int
+    spans: Spans = ()
+    token_ids: TokenIds | None = None
+    ended: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -31,19 +58,33 @@ class RejectionRecord:
             answer that ended before it began.
         rejection_counts: c_k >= 0, how often each was rejected, one of them at least 1. 0 means an answer that
             was up for rejection and never was, such as a sample of the model's own.
-        total_rounds: T >= max(c_k), how often each could have been rejected.
+        rounds: T_k >= c_k, how often each was judged. Of a text with several spans, each entry has its own rounds.
         rejected_spans: per answer, the [start, end) character ranges that are wrong; () for the whole answer.
+        token_ids: per answer the tokens that were drawn, None where they are not recorded.
+        ended: per answer whether it came to its end, None where that is not recorded.
+        tokenizer: the hash of the tokenizer that `token_ids` belong to.
+        policy: what drew the answers: model, adapter, temperature.
     """
 
     prompt: Prompt
     rejected_responses: tuple[str, ...]
     rejection_counts: tuple[int, ...]
-    total_rounds: int
+    rounds: tuple[int, ...]
     rejected_spans: tuple[Spans, ...]
+    token_ids: tuple[TokenIds | None, ...] = ()
+    ended: tuple[bool | None, ...] = ()
+    tokenizer: str | None = None
+    policy: Policy | None = field(default=None, hash=False)
 
-    def entries(self) -> Iterable[Entry]:
-        """(answer, count, spans) of each answer."""
-        return zip(self.rejected_responses, self.rejection_counts, self.rejected_spans, strict=True)
+    def __post_init__(self) -> None:
+        unrecorded = (None,) * len(self.rejected_responses)
+        vars(self).update(token_ids=self.token_ids or unrecorded, ended=self.ended or unrecorded)  # frozen
+
+    def entries(self) -> Iterator[JudgedAnswer]:
+        """Its answers, one by one."""
+        columns = (self.rejected_responses, self.rejection_counts, self.rounds, self.rejected_spans)
+        for column in zip(*columns, self.token_ids, self.ended, strict=True):
+            yield JudgedAnswer(*column)
 
 
 def make_record(
@@ -52,6 +93,12 @@ def make_record(
     counts: object = None,
     total_rounds: object = None,
     spans: object = None,
+    *,
+    rounds: object = None,
+    token_ids: object = None,
+    ended: object = None,
+    tokenizer: object = None,
+    policy: object = None,
 ) -> RejectionRecord:
     """Check everything about one record and fold its duplicate answers into counts.
 
@@ -59,33 +106,59 @@ def make_record(
         prompt: text, or a list of {"role", "content"} messages; one user message alone becomes its text.
         responses: the rejected answers, a list of texts.
         counts: how often each was rejected; None for once each.
-        total_rounds: T; None derives it as the largest count after folding.
+        total_rounds: T, how often every answer was judged; None with no `rounds` for the largest count.
         spans: per answer a list of [start, end) character offsets, [] for the whole answer; None: all whole.
+        rounds: T_k, how often each answer was judged, instead of `total_rounds`.
+        token_ids: per answer the ids that were drawn, or None; they need `tokenizer`.
+        ended: per answer true, false or None.
+        tokenizer: the hash of the tokenizer of `token_ids`.
+        policy: what drew the answers, an object of texts and numbers.
 
     Returns:
-        The record. Answers alike in text and spans are one, their counts added; T grows if the sum needs it.
+        The record. Answers alike in text and spans are one: their counts add up, and so do their `rounds`. With one T
+        for all answers, a text that stands here several times was judged T times in all, or as often as its counts add
+        up to; its spans are cut where they overlap, and the counts add up there.
 
     Raises:
         RecordError: says which part is wrong, without a place: the caller knows the file and line.
     """
     checked_prompt = parse_prompt(prompt)
-    if not isinstance(responses, list | tuple):
-        fail(f"rejected_responses is {describe(responses)}: it must be a list of texts")
-    if not responses:
-        fail("rejected_responses is empty: a record needs at least one rejected answer")
-    texts = [_parse_answer(value, k) for k, value in enumerate(responses)]
-    checked_counts = [1] * len(texts) if counts is None else _parse_counts(counts, len(texts))
-    largest = max(checked_counts)
-    if largest == 0:
+    texts = _parse_answers(responses)
+    size = len(texts)
+    checked_counts = [1] * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
+    if max(checked_counts) == 0:
         fail("every rejection count is 0: a record needs at least one rejected answer")
-    rounds = largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1)
-    if largest > rounds:
-        fail(
-            f"a rejection count is {largest} but total_rounds is {rounds}: "
-            "no answer can be rejected in more rounds than there were"
-        )
-    checked_spans: list[Spans] = [()] * len(texts) if spans is None else _parse_all_spans(spans, texts)
-    return fold_entries(checked_prompt, zip(texts, checked_counts, checked_spans, strict=True), rounds)
+    if rounds is not None and total_rounds is not None:
+        fail("has both 'rounds' and 'total_rounds', which mean the same: keep one")
+    if rounds is not None:
+        checked_rounds = _parse_integers(rounds, "rounds", size, 1)
+    else:
+        largest = max(checked_counts)
+        checked_rounds = [largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1)] * size
+    for count, judged in zip(checked_counts, checked_rounds, strict=True):
+        if count > judged:
+            name = "total_rounds is" if rounds is None else "its rounds are"
+            fail(
+                f"a rejection count is {count} but {name} {judged}: "
+                "no answer can be rejected in more rounds than there were"
+            )
+    checked_spans: list[Spans] = [()] * size if spans is None else _parse_all_spans(spans, texts)
+    checked_ids = [None] * size if token_ids is None else _parse_token_ids(token_ids, size)
+    if any(ids is not None for ids in checked_ids) and tokenizer is None:
+        fail("has token_ids but no tokenizer: name the hash of the tokenizer they belong to, or leave them out")
+    checked_ended = [None] * size if ended is None else _parse_ended(ended, size)
+    columns = (texts, checked_counts, checked_rounds, checked_spans, checked_ids, checked_ended)
+    answers = [JudgedAnswer(*column) for column in zip(*columns, strict=True)]
+    if len(set(texts)) < size:
+        answers = _share_rounds(answers) if rounds is None else merge_answers(answers)
+        if max(answer.rounds for answer in answers) > MAX_INTEGER:
+            fail(f"the rounds of one answer add up to more than {MAX_INTEGER}: give smaller ones")
+    return build_record(
+        checked_prompt,
+        answers,
+        None if tokenizer is None else parse_text(tokenizer, "tokenizer"),
+        None if policy is None else _parse_policy(policy),
+    )
 
 
 def parse_record(row: Mapping[str, Any]) -> RejectionRecord:
@@ -96,8 +169,11 @@ def parse_record(row: Mapping[str, Any]) -> RejectionRecord:
             list) for `rejected_responses`. Other keys are ignored.
 
     Raises:
-        RecordError: as `make_record`, or a key is missing or given in two spellings.
+        RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it.
     """
+    version = pick(row, "format_version", "formatVersion")
+    if version is not None and parse_integer(version, "format_version", 1) > FORMAT_VERSION:
+        fail(f"is of records format {version}, of a later version of buleyean-rl: update it to read this file")
     prompt, responses = pick(row, "prompt", "messages"), pick_rejected_answers(row)
     if prompt is None or responses is None:
         missing = "prompt" if prompt is None else "rejected_responses"
@@ -108,6 +184,11 @@ def parse_record(row: Mapping[str, Any]) -> RejectionRecord:
         pick(row, "rejection_counts", "rejectionCounts"),
         pick(row, "total_rounds", "totalRounds"),
         pick(row, "rejected_spans", "rejectedSpans"),
+        rounds=row.get("rounds"),
+        token_ids=pick(row, "token_ids", "tokenIds"),
+        ended=row.get("ended"),
+        tokenizer=row.get("tokenizer"),
+        policy=row.get("policy"),
     )
 
 
@@ -117,50 +198,138 @@ def pick_rejected_answers(row: Mapping[str, Any]) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def fold_entries(prompt: Prompt, entries: Iterable[Entry], rounds: int) -> RejectionRecord:
-    """A record of answers that may repeat: counts of equal (text, spans) add up.
+def merge_answers(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
+    """Answers, those alike in text and spans as one: counts and rounds add up, what is recorded of any is kept."""
+    merged: dict[tuple[str, Spans], JudgedAnswer] = {}
+    for answer in answers:
+        first = merged.setdefault((answer.text, answer.spans), answer)
+        if first is not answer:
+            merged[answer.text, answer.spans] = replace(
+                first,
+                count=first.count + answer.count,
+                rounds=first.rounds + answer.rounds,
+                token_ids=answer.token_ids if first.token_ids is None else first.token_ids,
+                ended=answer.ended if first.ended is None else first.ended,
+            )
+    return list(merged.values())
 
-    The same text with other spans stays apart, so that every token has exactly the rejections that meant it; the
-    prefix trie adds them up where they meet.
 
-    Args:
-        prompt: checked.
-        entries: checked, at least one.
-        rounds: T; it grows where a sum exceeds it.
-    """
-    totals: dict[tuple[str, Spans], int] = {}
-    for text, count, spans in entries:
-        totals[text, spans] = totals.get((text, spans), 0) + count
+def _share_rounds(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
+    """Answers that were all judged in the same T rounds: one that stands here several times is cut into parts."""
+    by_text: dict[str, list[JudgedAnswer]] = {}
+    for answer in answers:
+        by_text.setdefault(answer.text, []).append(answer)
+    return [part for group in by_text.values() for part in (_cut_into_parts(group) if len(group) > 1 else group)]
+
+
+def _cut_into_parts(group: Sequence[JudgedAnswer]) -> Iterator[JudgedAnswer]:
+    """One text with several spans in the same rounds as parts that do not overlap, each rejected equally often."""
+    (whole,) = merge_answers(replace(answer, spans=()) for answer in group)
+    length, total = len(whole.text), group[0].rounds
+    changes: Counter[int] = Counter()  # offset -> how the count changes there
+    for answer in group:
+        for start, end in answer.spans or ((0, length),):
+            changes[start] += answer.count
+            changes[end] -= answer.count
+    parts: dict[int, list[Span]] = {}
+    count = 0
+    for start, end in pairwise(sorted(changes)):
+        count += changes[start]
+        parts.setdefault(count, []).append((start, end))
+    parts.pop(0, None)
+    for count, spans in (parts or {whole.count: []}).items():
+        merged = merge_spans(spans)
+        yield replace(whole, count=count, rounds=max(total, count), spans=() if merged == ((0, length),) else merged)
+
+
+def build_record(
+    prompt: Prompt, answers: Sequence[JudgedAnswer], tokenizer: str | None = None, policy: Policy | None = None
+) -> RejectionRecord:
+    """A record of answers that are checked and stand in it once each, at least one."""
     return RejectionRecord(
         prompt,
-        tuple(text for text, _ in totals),
-        tuple(totals.values()),
-        max(rounds, *totals.values()),
-        tuple(spans for _, spans in totals),
+        tuple(answer.text for answer in answers),
+        tuple(answer.count for answer in answers),
+        tuple(answer.rounds for answer in answers),
+        tuple(answer.spans for answer in answers),
+        tuple(answer.token_ids for answer in answers),
+        tuple(answer.ended for answer in answers),
+        tokenizer,
+        policy,
     )
 
 
-def _parse_answer(value: object, k: int) -> str:
-    text = parse_text(value, f"rejected_responses[{k}]")
+def _parse_answers(value: object) -> list[str]:
+    if not isinstance(value, list | tuple):
+        fail(f"rejected_responses is {describe(value)}: it must be a list of texts")
+    if not value:
+        fail("rejected_responses is empty: a record needs at least one rejected answer")
+    return [_parse_answer(text, f"rejected_responses[{k}]") for k, text in enumerate(value)]
+
+
+def _parse_answer(value: object, name: str) -> str:
+    text = parse_text(value, name)
     if text and text.isspace():
-        fail(f'rejected_responses[{k}] is only whitespace: remove it, or write "" if the answer was empty')
+        fail(f'{name} is only whitespace: remove it, or write "" if the answer was empty')
     return text
 
 
-def _parse_counts(value: object, answers: int) -> list[int]:
+def _parse_column(value: object, name: str, answers: int, items: str) -> Sequence[object]:
+    """A list with one entry for each answer."""
     if not isinstance(value, list | tuple):
-        fail(f"rejection_counts is {describe(value)}: it must be a list of whole numbers")
+        fail(f"{name} is {describe(value)}: it must be a list of {items}, one for each answer")
     if len(value) != answers:
-        fail(f"rejection_counts has {len(value)} entries for {answers} rejected_responses: give each a count")
-    return [parse_integer(count, f"rejection_counts[{k}]", 0) for k, count in enumerate(value)]
+        fail(f"{name} has {len(value)} entries for {answers} rejected_responses: give each answer one")
+    return value
+
+
+def _parse_integers(value: object, name: str, answers: int, minimum: int) -> list[int]:
+    column = _parse_column(value, name, answers, "whole numbers")
+    return [parse_integer(count, f"{name}[{k}]", minimum) for k, count in enumerate(column)]
+
+
+def _parse_token_ids(value: object, answers: int) -> list[TokenIds | None]:
+    column = _parse_column(value, "token_ids", answers, "lists of token ids")
+    return [None if ids is None else _parse_ids(ids, f"token_ids[{k}]") for k, ids in enumerate(column)]
+
+
+def _parse_ids(value: object, name: str) -> TokenIds:
+    if not isinstance(value, list | tuple):
+        fail(f"{name} is {describe(value)}: it must be a list of token ids, or null")
+    return tuple(parse_integer(token, f"{name}[{i}]", 0) for i, token in enumerate(value))
+
+
+def _parse_ended(value: object, answers: int) -> list[bool | None]:
+    column = _parse_column(value, "ended", answers, "true, false or null")
+    checked: list[bool | None] = []
+    for k, ended in enumerate(column):
+        if ended is not None and not isinstance(ended, bool):
+            fail(f"ended[{k}] is {describe(ended)}: it must be true, false or null")
+        checked.append(ended)
+    return checked
+
+
+def _parse_policy(value: object) -> Policy:
+    if not isinstance(value, Mapping):
+        fail(f'policy is {describe(value)}: it must be an object, such as {{"model": ..., "temperature": ...}}')
+    return {
+        parse_text(name, "a key of policy"): _parse_scalar(entry, f"policy[{name!r}]") for name, entry in value.items()
+    }
+
+
+def _parse_scalar(value: object, name: str) -> object:
+    if isinstance(value, str):
+        return parse_text(value, name)
+    if value is not None and not isinstance(value, bool | int | float):
+        fail(f"{name} is {describe(value)}: it must be text, a number, true, false or null")
+    if isinstance(value, float) and not math.isfinite(value):
+        fail(f"{name} is {value}, which JSON cannot say: leave it out")
+    return value
 
 
 def _parse_all_spans(value: object, texts: Sequence[str]) -> list[Spans]:
-    if not isinstance(value, list | tuple):
-        fail(f"rejected_spans is {describe(value)}: it must be a list, one list of [start, end] per answer")
-    if len(value) != len(texts):
-        fail(f"rejected_spans has {len(value)} entries for {len(texts)} rejected_responses: give each a list")
-    return [_parse_spans(spans, text, k) for k, (spans, text) in enumerate(zip(value, texts, strict=True))]
+    column = _parse_column(value, "rejected_spans", len(texts), "lists of [start, end]")
+    return [_parse_spans(spans, text, k) for k, (spans, text) in enumerate(zip(column, texts, strict=True))]
 
 
 def _parse_spans(value: object, text: str, k: int) -> Spans:
@@ -178,8 +347,13 @@ def _parse_spans(value: object, text: str, k: int) -> Spans:
                 f"it needs 0 <= start < end <= {len(text)}"
             )
         checked.append((start, end))
+    return merge_spans(checked)
+
+
+def merge_spans(spans: Iterable[Span]) -> Spans:
+    """Spans in order; those that overlap or touch are one."""
     merged: list[Span] = []
-    for start, end in sorted(checked):
+    for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:

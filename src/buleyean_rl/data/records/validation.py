@@ -149,7 +149,7 @@ def validate_records(
         if progress is not None and report.rows % 100 == 0:
             progress(report.rows)
         report.rejections += sum(record.rejection_counts)
-        report.duplicates += len(pick_rejected_answers(row)) - len(record.rejected_responses)
+        report.duplicates += max(0, len(pick_rejected_answers(row)) - len(record.rejected_responses))
         report.empty += record.rejected_responses.count("")
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts

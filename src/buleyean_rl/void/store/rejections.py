@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from buleyean_rl.data.records import RejectionRecord, Spans, accumulate_records, make_record
+from buleyean_rl.data.records import RejectionRecord, Spans, fold_records, make_record
 from buleyean_rl.void.store.database import Database, Row
 
 ROUNDS = 60  # a thumbs-down counts as 60 of 60
@@ -15,11 +15,12 @@ PAGE = 50  # rejections on a page
 # An answer that was up for rejection and never was stays beside its prompt's rejections; it is none itself.
 ACTIVE = "undone IS NULL AND count > 0"
 INSERT = """INSERT OR IGNORE INTO rejections
-    (uid, digest, prompt, answer, spans, count, rounds, reason, source, created, question, slot, import)
-    VALUES (:uid, :digest, :prompt, :answer, :spans, :count, :rounds, :reason, :source, :created, :question, :slot,
-    :import)"""
+    (uid, digest, prompt, answer, spans, count, rounds, drawn, reason, source, created, question, slot, import)
+    VALUES (:uid, :digest, :prompt, :answer, :spans, :count, :rounds, :drawn, :reason, :source, :created, :question,
+    :slot, :import)"""
 UNDONE_REASON = """SELECT reason FROM rejections
-    WHERE question = ? AND slot = ? AND spans = ? AND undone IS NOT NULL AND reason != '' ORDER BY undone DESC LIMIT 1"""
+    WHERE question = ? AND slot = ? AND spans = ? AND undone IS NOT NULL AND reason != ''
+    ORDER BY undone DESC LIMIT 1"""
 
 
 class Rejections:
@@ -105,9 +106,9 @@ class Rejections:
     def records(self) -> list[RejectionRecord]:
         """All rejections as records, one per prompt, with the answers that were up for rejection and never were."""
         rows = self._database.all(
-            "SELECT prompt, answer, spans, count, rounds FROM rejections WHERE undone IS NULL ORDER BY id"
+            "SELECT prompt, answer, spans, count, rounds, drawn FROM rejections WHERE undone IS NULL ORDER BY id"
         )
-        records = accumulate_records(map(_row_record, rows))
+        records = fold_records(map(_row_record, rows))
         return [record for record in records if any(record.rejection_counts)]
 
 
@@ -117,11 +118,14 @@ def record_rows(record: RejectionRecord) -> list[Row]:
     if not isinstance(prompt, str):
         prompt = [{"role": role, "content": content} for role, content in prompt]
     rows = []
-    for answer, count, spans in record.entries():
-        texts = json.dumps(prompt), answer, json.dumps(spans)
+    for judged in record.entries():
+        texts = json.dumps(prompt), judged.text, json.dumps(judged.spans)
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         row = dict(zip(("prompt", "answer", "spans"), texts, strict=True))
-        rows.append(row | {"digest": digest, "count": count, "rounds": record.total_rounds})
+        drawn = {"token_ids": judged.token_ids, "ended": judged.ended}
+        drawn |= {"tokenizer": record.tokenizer, "policy": record.policy}
+        row |= {"drawn": json.dumps(drawn) if any(value is not None for value in drawn.values()) else None}
+        rows.append(row | {"digest": digest, "count": judged.count, "rounds": judged.rounds})
     return rows
 
 
@@ -131,7 +135,19 @@ def _row_record(row: Row) -> RejectionRecord:
     if not isinstance(prompt, str):
         prompt = tuple((message["role"], message["content"]) for message in prompt)
     spans = tuple((start, end) for start, end in json.loads(row["spans"]))
-    return RejectionRecord(prompt, (row["answer"],), (row["count"],), row["rounds"], (spans,))
+    drawn = json.loads(row["drawn"] or "{}")
+    ids = drawn.get("token_ids")
+    return RejectionRecord(
+        prompt,
+        (row["answer"],),
+        (row["count"],),
+        (row["rounds"],),
+        (spans,),
+        (None if ids is None else tuple(ids),),
+        (drawn.get("ended"),),
+        drawn.get("tokenizer"),
+        drawn.get("policy"),
+    )
 
 
 def _as_text(prompt: Any) -> str:

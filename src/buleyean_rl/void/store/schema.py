@@ -45,6 +45,7 @@ MIGRATIONS = (
     );
     CREATE INDEX imports_by_sha256 ON imports (sha256);
     ALTER TABLE rejections ADD COLUMN import INTEGER REFERENCES imports;
+    ALTER TABLE rejections ADD COLUMN drawn TEXT;
     CREATE INDEX rejections_by_import ON rejections (import) WHERE import IS NOT NULL;
     DROP INDEX rejections_by_digest;
     CREATE INDEX rejections_by_digest ON rejections (undone, digest, id, count)
