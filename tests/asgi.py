@@ -33,7 +33,7 @@ async def send(
 ) -> Reply:
     """One request; a stream is listened to until a client would hang up, after `seconds`."""
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http"}
-    scope |= {"path": path, "raw_path": path.encode("utf-8", "surrogateescape"), "query_string": query}
+    scope |= {"path": path, "raw_path": path.encode("utf-8", "surrogatepass"), "query_string": query}
     scope |= {"headers": list(headers), "root_path": "", "server": ("127.0.0.1", 7860), "client": ("127.0.0.1", 1)}
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     started: dict[str, Any] = {}

@@ -18,7 +18,7 @@ import pytest
 from buleyean_rl.data.records import RejectionRecord, make_record
 from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.void.store import ImportedFile, Store
-from buleyean_rl.void.store.rejections import ROUNDS, record_rows
+from buleyean_rl.void.store.rejections import MAX_SHOWN, ROUNDS, record_rows
 from buleyean_rl.void.store.schema import MIGRATIONS
 
 
@@ -49,7 +49,9 @@ def test_a_rejection_is_counted_said_why_undone_and_redone(store: Store) -> None
     page = store.rejections.page()
     assert [(row["times"], row["spans"], row["reason"]) for row in page["rows"]] == [(1, [[0, 1]], ""), (2, [], "why")]
     assert (page["total"], store.rejections.count()) == (2, 3)
-    assert store.rejections.records() == [make_record("p", ["a", "a"], [120, 60], None, [[], [[0, 1]]], rounds=[120, 60])]
+    assert store.rejections.records() == [
+        make_record("p", ["a", "a"], [120, 60], None, [[], [[0, 1]]], rounds=[120, 60])
+    ]
     assert store.rejections.set_reason(first, "because")
     assert store.rejections.undo(second)
     assert store.rejections.page()["rows"][1]["reason"] == "because"
@@ -170,6 +172,14 @@ def test_a_reason_outlives_an_undo_and_a_later_rejection_without_one(store: Stor
     assert [(row["times"], row["reason"]) for row in rows] == [(2, "why"), (1, "")]
     assert store.rejections.undo(first, undone=False)
     assert store.rejections.page()["rows"][0]["times"] == 3
+
+
+def test_a_book_is_shown_in_part_and_exported_whole(store: Store) -> None:
+    record = make_record("p" * 50_000, ["a" * 50_000])
+    add_import(store, "upload-1", [record])
+    (row,) = store.rejections.page()["rows"]
+    assert (len(row["prompt"]), len(row["answer"])) == (MAX_SHOWN + 1, MAX_SHOWN)
+    assert store.rejections.records() == [record]
 
 
 def test_a_full_disk_loses_nothing_and_is_survived(store: Store) -> None:

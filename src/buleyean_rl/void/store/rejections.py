@@ -12,6 +12,7 @@ from buleyean_rl.void.store.database import Database, Row
 
 ROUNDS = 60  # a thumbs-down counts as 60 of 60
 PAGE = 50  # rejections on a page
+MAX_SHOWN = 10_000  # characters of a prompt or an answer there: an imported one may be a book
 # An answer that was up for rejection and never was stays beside its prompt's rejections; it is none itself.
 ACTIVE = "undone IS NULL AND count > 0"
 INSERT = """INSERT OR IGNORE INTO rejections
@@ -86,7 +87,8 @@ class Rejections:
         """A page of rejected answers, newest first: how often each was rejected, and the last reason given."""
         with self._database.reading():
             groups = self._database.select(
-                f"""SELECT last.id, times, prompt, answer, spans, source, created, COALESCE((
+                f"""SELECT last.id, times, substr(prompt, 1, {MAX_SHOWN}) AS prompt, length(prompt) AS length,
+                substr(answer, 1, {MAX_SHOWN}) AS answer, spans, source, created, COALESCE((
                     SELECT reason FROM rejections AS given
                     WHERE given.undone IS NULL AND given.digest = rejections.digest AND reason != ''
                     ORDER BY given.id DESC LIMIT 1
@@ -100,7 +102,9 @@ class Rejections:
             )
             (total,) = self._database.select(f"SELECT COUNT(DISTINCT digest) AS n FROM rejections WHERE {ACTIVE}")
         for group in groups:
-            group |= {"prompt": _as_text(json.loads(group["prompt"])), "spans": json.loads(group["spans"])}
+            is_cut = group.pop("length") > MAX_SHOWN
+            prompt = group["prompt"] + "…" if is_cut else _as_text(json.loads(group["prompt"]))
+            group |= {"prompt": prompt, "spans": json.loads(group["spans"])}
         return {"rows": groups, "total": total["n"], "page": page, "page_size": PAGE}
 
     def records(self) -> list[RejectionRecord]:
