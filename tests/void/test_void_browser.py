@@ -334,7 +334,7 @@ def test_a_token_is_asked_for_and_kept_out_of_the_address(base: Path, browser: B
         assert not browser.find("#token-problem").is_displayed()
         for wrong in ("the-tokem", "žluť"):
             browser.find("#token").send_keys(wrong, Keys.ENTER)
-            browser.until(lambda: browser.all("#token-dialog[open]") and browser.find("#token-problem").is_displayed())
+            browser.until(lambda: browser.all("#token-dialog[open]") and browser.all("#token-problem:not([hidden])"))
         browser.find("#token").clear()
         browser.find("#token").send_keys("the-token", Keys.ENTER)
         browser.until(lambda: browser.text("#models").startswith("base: "))

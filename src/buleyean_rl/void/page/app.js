@@ -236,7 +236,7 @@ async function showRun(id) {
 
 function verdictWords({ rejected_nll: [before, after], kl, entropy, stop_reason: reason }) {
   const words = [`Rejected answers: ${after > before ? "less likely" : "no less likely"}.`];
-  if (kl != null) words.push(`Other text: drift ${kl.toFixed(3)} (KL, nats per token), entropy ${entropy[0].toFixed(2)} to ${entropy[1].toFixed(2)}.`);
+  if ([kl, ...entropy].every((figure) => figure != null)) words.push(`Other text: drift ${kl.toFixed(3)} (KL, nats per token), entropy ${entropy[0].toFixed(2)} to ${entropy[1].toFixed(2)}.`);
   if (reason) words.push(`Ended early: ${reason}.`);
   return words.join(" ");
 }

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from buleyean_rl.data.importers.protocol import COLUMN_ROLES
 from buleyean_rl.void.importing import UnreadableFile, read_upload
 from buleyean_rl.void.requests import parse_text, parse_uid, path_id, query_number, read_body
 from buleyean_rl.void.services import Void, services
@@ -24,7 +25,6 @@ from buleyean_rl.void.store import ImportedFile, Row
 
 MAX_UPLOAD = 16 * 1024 * 1024  # bytes
 MAX_NAME = 255  # characters
-COLUMN_ROLES = ("prompt", "answer", "score", "system")
 
 
 async def _import(request: Request) -> Response:
