@@ -1,4 +1,4 @@
-"""A Void with a tiny model, in a process of its own that tests may kill."""
+"""A Void in a process of its own that tests may kill, or in this one with a model that is none."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from buleyean_rl.inference.protocol import GREEDY, Messages, Sampling
+from buleyean_rl.void.answering import Answering, ServedModel
+from buleyean_rl.void.app import make_app
+from buleyean_rl.void.services import Void
+from buleyean_rl.void.store import Store
+from buleyean_rl.void.training import Training
 
 
 def free_port() -> int:
@@ -88,3 +95,24 @@ def events(reply: httpx2.Response) -> Iterator[dict[str, Any]]:
     for line in reply.iter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
+
+
+class Echo:
+    """An engine that answers with what it was asked."""
+
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Iterator[str]:  # noqa: ARG002
+        yield from (f"You said {word} " for word in messages[-1]["content"].split()[:20])
+
+
+@contextmanager
+def void_in_process(folder: Path, *, token: str | None = None, model: str = "none") -> Iterator[tuple[Any, Void]]:
+    """The application and its parts, with an engine that echoes; training fails, unless it is told a model."""
+    store = Store(folder / "void.db")
+    answering = Answering(store, ServedModel("echo", Echo()))  # type: ignore[arg-type]
+    void = Void(store, answering, Training(store, folder / "runs", model, lambda _run, _folder: None))
+    try:
+        yield make_app(void, token=token, hosts=None, on_shutdown=lambda: None), void
+    finally:
+        void.training.close()
+        answering.close()
+        store.close()

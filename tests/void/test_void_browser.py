@@ -164,6 +164,49 @@ def test_a_bad_upload_is_explained(void: Process, browser: Browser, tmp_path: Pa
     assert browser.all("#rows tr") == []
 
 
+def test_a_file_is_asked_about_where_it_was_there_before_or_has_columns_of_its_own(
+    void: Process, browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "log.jsonl").write_text('{"prompt": "p", "rejected": "a"}\n')
+    (tmp_path / "ours.csv").write_text("question,reply,stars\nWhy?,Because.,1\n")
+    browser.open(void, "#rejections")
+    browser.find("#import-file").send_keys(str(tmp_path / "log.jsonl"))
+    browser.until(lambda: "1 rejection of 1 prompt imported" in browser.text("#import-state"))
+    browser.find("#import-file").send_keys(str(tmp_path / "log.jsonl"))
+    browser.until(lambda: "imported before" in browser.text("#import-dialog"))
+    browser.look("imported-before")
+    browser.find("#import-dialog button[value='']").click()
+    browser.until(lambda: "is not imported" in browser.text("#import-state"))
+    browser.find("#import-file").send_keys(str(tmp_path / "ours.csv"))
+    browser.until(lambda: "Which columns" in browser.text("#import-dialog"))
+    for role, column in (("prompt", "question"), ("answer", "reply")):
+        browser.find(f"#import-dialog select[name='{role}'] option[value='{column}']").click()
+    browser.look("columns")
+    browser.find("#import-dialog button[value='ok']").click()
+    browser.until(lambda: browser.text("#count") == "2")
+    browser.click("#imports button")
+    browser.until(lambda: browser.text("#count") == "1")
+    assert "undone" in browser.text("#imports")
+
+
+def test_an_undone_rejection_comes_back_with_its_reason(void: Process, browser: Browser) -> None:
+    browser.open(void)
+    browser.ask("Give me a tip.")
+    browser.press("1")
+    browser.until(lambda: browser.all(".said input"))
+    browser.find(".said input").send_keys("It is nonsense.")  # typed, and not sent
+    browser.click(".said button[type='button']")
+    browser.until(lambda: browser.text("#count") == "0")
+    browser.click("#toast button")
+    browser.until(lambda: browser.text("#count") == "1")
+    browser.until(lambda: void.get("rejections")["rows"][0]["reason"] == "It is nonsense.")
+    browser.press("u")
+    browser.until(lambda: browser.text("#count") == "0")
+    browser.press("1")
+    browser.until(lambda: browser.text("#count") == "1")
+    assert void.get("rejections")["rows"][0]["reason"] == "It is nonsense."
+
+
 def test_a_reload_in_the_middle_of_an_answer_loses_nothing(void: Process, browser: Browser) -> None:
     browser.open(void)
     browser.find("#prompt").send_keys("A very long story, please.", Keys.ENTER)
@@ -222,6 +265,7 @@ def test_a_server_that_comes_back_finds_its_page_waiting(base: Path, browser: Br
         browser.find("#train-button").click()
         browser.until(lambda: ((void.get("runs")["runs"] or [{}])[0].get("step") or 0) > 12)
         void.stop(signal.SIGKILL)
+    browser.until(lambda: browser.find("#away").is_displayed(), 5)
     browser.press("u")  # while nobody listens: it is sent again until somebody does
     again = Process(base, tmp_path / "void", void.port)
     try:
@@ -287,6 +331,11 @@ def test_a_token_is_asked_for_and_kept_out_of_the_address(base: Path, browser: B
     with running(base, tmp_path / "void", "--host", "0.0.0.0", BULEYEAN_VOID_TOKEN="the-token") as void:
         browser.open(void)
         browser.until(lambda: browser.find("#token-dialog").is_displayed())
+        assert not browser.find("#token-problem").is_displayed()
+        for wrong in ("the-tokem", "žluť"):
+            browser.find("#token").send_keys(wrong, Keys.ENTER)
+            browser.until(lambda: browser.all("#token-dialog[open]") and browser.all("#token-problem:not([hidden])"))
+        browser.find("#token").clear()
         browser.find("#token").send_keys("the-token", Keys.ENTER)
         browser.until(lambda: browser.text("#models").startswith("base: "))
         browser.driver.execute_script("sessionStorage.clear()")

@@ -23,7 +23,7 @@ class AccessControl:
 
     Args:
         app: the application.
-        token: must be shown to `/api`; None for none.
+        token: of visible ASCII, must be shown to `/api`; None for none.
         hosts: names under which the page may be asked for, without ports; None for any.
         on_shutdown: called at the end.
     """
@@ -63,16 +63,15 @@ class AccessControl:
         await send({"type": "http.response.body", "body": body})
 
     def _problem(self, scope: Any) -> tuple[int, str] | None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             return 421, "this page goes by another name"
         if scope["path"].startswith("/api/"):
             presented = headers.get("authorization", "")
-            if self._token is not None and not hmac.compare_digest(
-                presented.encode("latin-1"), f"Bearer {self._token}".encode("latin-1")
-            ):
-                return 401, "show the token that the server printed"
+            if self._token is not None and not _is_bearer(presented, self._token):
+                problem = "is not the one the server printed" if presented else "is needed: the server printed it"
+                return 401, f"the token {problem}"
             if scope["method"] == "POST":
                 origin = headers.get("origin")
                 if origin is not None and origin.partition("://")[2] != host:
@@ -90,6 +89,10 @@ class AccessControl:
                 self._on_shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def _is_bearer(presented: str, token: str) -> bool:
+    return hmac.compare_digest(presented.encode("latin-1"), f"Bearer {token}".encode("ascii"))
 
 
 def _name(host: str) -> str:

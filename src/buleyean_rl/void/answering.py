@@ -81,12 +81,14 @@ class Answering:
                     if self._stopping.is_set():
                         return
                     answer.text += piece
-            self._store.finish_answer(*key, answer.text)
-            with self._lock:
-                self._partial.pop(key, None)
+            self._store.questions.finish_answer(*key, answer.text)
         except BuleyeanError as error:
             answer.error = str(error)
+        except OSError as error:
+            answer.error = f"the answer cannot be stored: {error.strerror}: free some space, then ask again"
         except Exception as error:  # a page that waits must be told
             answer.error = f"the model failed: {error}"
         finally:
+            with self._lock:  # what has failed is begun anew when it is asked for again
+                self._partial.pop(key, None)
             answer.done = True

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
-import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
-from buleyean_rl.errors import UsageError
+from buleyean_rl.errors import BuleyeanError, ModelError, UsageError
 from buleyean_rl.inference.open import is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, Sampling
-from buleyean_rl.models.run_folder import is_run
+from buleyean_rl.models.run_folder import is_run, read_run
 from buleyean_rl.models.source import Source, resolve
-from buleyean_rl.system.locks import FileLock
+from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, ServedModel
-from buleyean_rl.void.app import Void, make_app
+from buleyean_rl.void.app import make_app
+from buleyean_rl.void.listener import PromptProtocol, listen, urls
+from buleyean_rl.void.routes.questions import MAX_PROMPT
+from buleyean_rl.void.services import Void
 from buleyean_rl.void.store import Store
 from buleyean_rl.void.training import Training
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 TOKEN_VARIABLE = "BULEYEAN_VOID_TOKEN"
+STORE = "void.db"
 SAMPLES = 4  # prompts whose answers a run is shown with
 ENGINE = "transformers"  # the trained model is an adapter on the base
 
@@ -37,12 +42,12 @@ class Server:
     Args:
         uvicorn: runs the application until it is told to exit.
         void: what the page works on.
-        url: where the page is, with its token if it has one.
+        urls: where the page is, with its token if it has one.
     """
 
     uvicorn: uvicorn.Server
     void: Void
-    url: str
+    urls: list[str]
 
 
 def serve(model: str, folder: Path, host: str, port: int, *, console: Console) -> None:
@@ -59,12 +64,13 @@ def serve(model: str, folder: Path, host: str, port: int, *, console: Console) -
         UsageError: the model cannot be trained, or the address cannot be had.
         ModelError: the model cannot be loaded.
     """
-    listener = _listen(host, port)
+    listener = listen(host, port)
     try:
         with console.status(f"loading {escape(model)}"):
             server = prepare(model, folder, host, listener.getsockname()[1], console)
-        where = f"what was rejected is in {escape(str(folder))}"
-        console.print(f"The Void is at [bold]{server.url}[/] (Ctrl-C ends it; {where})", soft_wrap=True)
+        addresses = "\n               ".join(escape(url) for url in server.urls)
+        console.print(f"The Void is at [bold]{addresses}[/]", soft_wrap=True)
+        console.print(f"Ctrl-C ends it; what was rejected is in {escape(str(folder))}", soft_wrap=True)
         server.uvicorn.run(sockets=[listener])
     finally:
         listener.close()
@@ -78,43 +84,74 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
         folder: holds the store and the runs.
         host: the address it will listen on.
         port: the port there.
-        console: where the base model says what it computes with; None for nowhere.
+        console: where the base model says what it computes with, and runs that cannot be used; None for nowhere.
     """
     if is_endpoint(model) or is_run(model):
         raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
-    folder.mkdir(parents=True, exist_ok=True)
+    token = _choose_token(host)
     with ExitStack() as opened:
-        opened.enter_context(FileLock(folder / "void.lock"))  # two would train the same run twice
+        # two would train the same run twice
+        opened.enter_context(claim_folder(folder, lambda path: (path / STORE).exists(), "store of rejections"))
         name = Path(model).name if Path(model).exists() else model  # the page shows no path of this machine
         source = resolve(model)
         base = ServedModel(name, open_engine(source, ENGINE, console))
-        store = Store(folder / "void.db")
+        store = Store(folder / STORE)
         opened.callback(store.close)
         answering = Answering(store, base)
         opened.callback(answering.close)
 
         def swap_in(run: int, run_folder: Path) -> None:
             trained = _trained(run, source.with_adapter(run_folder))
-            prompts = list(dict.fromkeys(row["prompt"] for row in store.rejections()["rows"]))[:SAMPLES]
+            prompts = _sample_prompts(store)
             before, after = _answers(base.engine, prompts), _answers(trained.engine, prompts)
-            store.add_samples(run, list(zip(prompts, before, after, strict=True)))
+            store.runs.add_samples(run, list(zip(prompts, before, after, strict=True)))
             answering.models["trained"] = trained
 
         training = Training(store, folder / "runs", model, swap_in)
         opened.callback(training.close)
-        last = next((run for run in store.runs() if run["state"] == "done" and is_run(run["folder"])), None)
-        if last is not None:
-            answering.models["trained"] = _trained(last["id"], source.with_adapter(Path(last["folder"])))
+        for run in store.runs.list():  # the newest that can be used
+            try:
+                if (run_folder := training.finished_folder(run)) is not None:
+                    answering.models["trained"] = _trained(run["id"], _with_run(source, run_folder))
+                    break
+            except BuleyeanError as error:
+                if console is not None:
+                    console.print(f"[yellow]run {run['id']} cannot be used:[/] {escape(str(error))}")
         training.resume()
         shut_down = opened.pop_all().close
 
     void = Void(store, answering, training)
-    is_local = host in ("127.0.0.1", "localhost", "::1")
-    token = None if is_local else os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(16)
-    app = make_app(void, token=token, hosts=LOOPBACK if is_local else None, on_shutdown=shut_down)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none", server_header=False)
-    address = f"[{host}]" if ":" in host else host
-    return Server(uvicorn.Server(config), void, f"http://{address}:{port}/" + (f"#token={token}" if token else ""))
+    hosts = LOOPBACK if token is None else None
+    app = make_app(void, token=token, hosts=hosts, on_shutdown=shut_down)
+    settings = uvicorn.Config(
+        app, http=PromptProtocol, ws="none", log_level="error", timeout_graceful_shutdown=1, server_header=False
+    )
+    fragment = "" if token is None else f"#token={quote(token, safe='')}"
+    return Server(uvicorn.Server(settings), void, [url + fragment for url in urls(host, port)])
+
+
+def _choose_token(host: str) -> str | None:
+    """The token of an address; None for one that only this machine reaches."""
+    if host in ("127.0.0.1", "localhost", "::1"):
+        return None
+    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(16)
+    if not re.fullmatch(r"[!-~]+", token):  # browsers send no other in a header
+        raise UsageError(f"{TOKEN_VARIABLE} must be ASCII letters, digits and signs, without spaces: choose another")
+    return token
+
+
+def _with_run(source: Source, folder: Path) -> Source:
+    """A base model with the adapter of a run, which must be its own."""
+    trained_on = read_run(folder)["model"]
+    if trained_on != source.absolute_name:
+        raise ModelError(f"it was trained on {trained_on}")
+    return source.with_adapter(folder)
+
+
+def _sample_prompts(store: Store) -> list[str]:
+    """The newest rejected prompts that a person might have asked: an imported one may be a book."""
+    prompts = (row["prompt"] for row in store.rejections.page()["rows"])
+    return list(dict.fromkeys(prompt for prompt in prompts if len(prompt) <= MAX_PROMPT))[:SAMPLES]
 
 
 def _trained(run: int, source: Source) -> ServedModel:
@@ -125,21 +162,3 @@ def _answers(engine: Engine, prompts: list[str]) -> list[str]:
     """Generated as the page generates them, so that they equal what was rejected: batches differ in the last digits."""
     sampling = Sampling(max_tokens=MAX_TOKENS)
     return ["".join(engine.generate([{"role": "user", "content": prompt}], sampling)) for prompt in prompts]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """The address, taken before minutes of loading."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Unless its protocol is named, asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for it.
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen()
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}: choose another --port") from error
-    return listener

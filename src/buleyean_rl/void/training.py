@@ -1,23 +1,30 @@
-"""A training run in a process of its own: it can be stopped, it ends with the server, and its memory is freed.
+"""Training runs, each in a process of its own: its memory is freed, and it ends with the server.
 
-    server --stdin, held open--> child: train(...) --stdout, a JSON line a step--> server --> store
+    server --stdin, held open--> training_process: train(...) --stdout, a JSON line a step--> server --> store
 
-A child whose server is gone exits at once; the next server resumes from its last checkpoint.
+A process whose server is gone exits at once; the next server resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from buleyean_rl.data.records import write_records
-from buleyean_rl.void.store import Store
+from buleyean_rl.void.store import Row, Store
+from buleyean_rl.void.store.runs import UNFINISHED
+
+PROCESS = "buleyean_rl.void.training_process"
+STOP = b"stop\n"
+RETRY_SECONDS = 5.0  # until the end of a run can be written to a full disk
+SPARE_BYTES = 1 << 20  # less is a full disk
+GONE = "the server ended before anything was learnt: train again"
 
 
 class Training:
@@ -28,150 +35,180 @@ class Training:
         folder: gets a folder for each run.
         model: the base model.
         on_trained: called with a run's id and folder before it counts as done; what it raises fails the run.
+
+    Attributes:
+        running: id of the run under way, if any.
     """
 
     def __init__(self, store: Store, folder: Path, model: str, on_trained: Callable[[int, Path], None]) -> None:
         self._store, self._folder, self._model, self._on_trained = store, folder, model, on_trained
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._watcher: threading.Thread | None = None
-        self._stopped = self._closing = False
+        self._closing = threading.Event()
+        self._killed = False
+        self._unwritten: dict[int, tuple[str, str]] = {}  # run -> state and error that the full disk did not take
         self.running: int | None = None
 
     def start(self, uid: str, steps: int) -> int | None:
         """Start a run on all rejections; returns its id, or None while another one runs.
 
         Raises:
-            UsageError: there is nothing to train on.
+            OSError: the disk is full.
         """
         with self._lock:
-            earlier = self._store.find_run(uid)
+            earlier = self._store.runs.find(uid)
             if earlier is not None:
                 return int(earlier["id"])
             if self.running is not None:
                 return None
-            records = self._store.records()
-            number = 1 + max((int(run["id"]) for run in self._store.runs()), default=0)
-            folder = self._folder / f"run-{number}"
+            records = self._store.rejections.records()
+            folder = self._folder / f"run-{1 + max((int(run['id']) for run in self._store.runs.list()), default=0)}"
             self._folder.mkdir(parents=True, exist_ok=True)
             write_records(folder.with_suffix(".jsonl"), records)
-            run = self._store.add_run(uid, str(folder), len(records), steps)
+            run = self._store.runs.add(uid, str(folder), len(records), steps)
             self._begin(run, folder, steps)
             return run
 
     def resume(self) -> None:
-        """Resume the run that an earlier server left unfinished."""
+        """Resume the newest run that an earlier server left unfinished; others, and what was not begun, have failed."""
         with self._lock:
-            for run in self._store.runs():
-                if run["state"] == "running":
-                    self._begin(run["id"], Path(run["folder"]), run["steps"])
-                    return
+            for run in self._store.runs.list():
+                if run["state"] not in UNFINISHED:
+                    continue
+                folder, stopping = self.folder(run), run["state"] == "stopping"
+                if self.running is not None or not folder.with_suffix(".jsonl").exists():
+                    self._end(run["id"], "failed", GONE)
+                elif stopping and not any(folder.glob("checkpoint-*")) and not (folder / "run.json").exists():
+                    self._end(run["id"], "stopped", GONE)
+                else:
+                    with suppress(OSError):  # it has failed, and says so
+                        self._begin(run["id"], folder, run["steps"], stopping)
 
     def stop(self, run: int) -> bool:
-        """Stop a run; returns whether it was running."""
+        """End a run with what it has learnt, or at once where that is nothing or it was told before.
+
+        Returns:
+            Whether it was running.
+        """
         with self._lock:
-            if self.running != run or self._child is None:
+            row = self._store.runs.get(run)
+            if self.running != run or self._process is None or row is None:
                 return False
-            self._stopped = True
-            self._child.kill()
+            if not row["points"] or row["state"] == "stopping":
+                self._killed = True
+                self._process.kill()
+            else:
+                self._store.runs.mark_stopping(run)
+                _tell(self._process, STOP)
             return True
+
+    def folder(self, run: Row) -> Path:
+        """A run's folder, also where all of it was moved."""
+        return self._folder / Path(run["folder"]).name
+
+    def finished_folder(self, run: Row) -> Path | None:
+        """The folder of a run that ended with a model; None of another."""
+        folder = self.folder(run)
+        return folder if run["state"] in ("done", "stopped") and (folder / "run.json").exists() else None
+
+    def describe(self, run: Row) -> Row:
+        """A run of the store as it stands: its end may not have been written yet."""
+        if run["id"] in self._unwritten:
+            state, error = self._unwritten[run["id"]]
+            return run | {"state": state, "error": error}
+        return run
 
     def close(self) -> None:
         """Stop with the server; the run stays unfinished and is resumed by the next."""
         with self._lock:
-            self._closing = True
-            if self._child is not None:
-                self._child.kill()
+            self._closing.set()
+            if self._process is not None:
+                self._process.kill()
         if self._watcher is not None:
             self._watcher.join()
 
-    def _begin(self, run: int, folder: Path, steps: int) -> None:
+    def _begin(self, run: int, folder: Path, steps: int, stopping: bool = False) -> None:
         settings = {"model": self._model, "folder": str(folder), "steps": steps}
-        log = folder.with_suffix(".log").open("ab")
-        with log:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self.running, self._stopped = run, False
-        self._watcher = threading.Thread(target=self._watch, args=(run, folder, self._child), daemon=True)
+        try:
+            with folder.with_suffix(".log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", PROCESS, json.dumps(settings)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                )
+        except OSError as error:
+            self._end(run, "failed", f"could not be started: {error.strerror}: train again")
+            raise
+        self.running, self._killed = run, False
+        if stopping:
+            _tell(self._process, STOP)
+        self._watcher = threading.Thread(target=self._watch, args=(run, folder, self._process), daemon=True)
         self._watcher.start()
 
-    def _watch(self, run: int, folder: Path, child: subprocess.Popen[str]) -> None:
-        assert child.stdout is not None
-        assert child.stdin is not None
-        for line in child.stdout:
-            if line.endswith("\n"):  # killing may leave half a line
-                self._store.add_point(run, json.loads(line))
-        code = child.wait()
-        child.stdout.close()
-        child.stdin.close()
-        if self._closing:
-            return
+    def _watch(self, run: int, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        """Store a run's steps as they come, and how it ended."""
         try:
-            if code == 0:
-                self._on_trained(run, folder)
-                self._store.end_run(run, "done")
-            elif self._stopped:
-                self._store.end_run(run, "stopped")
-            else:
-                self._store.end_run(run, "failed", _last_line(folder.with_suffix(".log")))
-        except Exception as error:  # otherwise the run would be shown as running for ever
-            self._store.end_run(run, "failed", f"trained, but its model cannot be used: {error}")
+            code = self._read_steps(run, process)
+            if self._closing.is_set():
+                return
+            state, error = self._outcome(run, folder, code)
+        except OSError as problem:
+            state, error = "failed", f"{problem.strerror}: free some space, then train again"
+        except Exception as problem:  # otherwise the run would be shown as running for ever
+            state, error = "failed", f"trained, but its model cannot be used: {problem}"
         finally:
-            self.running = None
+            process.kill()
+            process.wait()
+        written = self._end(run, state, error)
+        self.running = None
+        while not written and not self._closing.wait(RETRY_SECONDS):
+            written = self._end(run, state, error)
+
+    def _end(self, run: int, state: str, error: str) -> bool:
+        """Write how a run ended; returns whether the disk took it."""
+        self._unwritten[run] = state, error
+        try:
+            self._store.runs.end(run, state, error)
+        except OSError:
+            return False
+        del self._unwritten[run]
+        return True
+
+    def _read_steps(self, run: int, process: subprocess.Popen[bytes]) -> int:
+        """Store the steps of a process until it ends; returns its exit code."""
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with process.stdout, process.stdin:
+            for line in process.stdout:
+                if line.endswith(b"\n"):  # killing may leave half a line
+                    self._store.runs.add_point(run, json.loads(line))
+            return process.wait()
+
+    def _outcome(self, run: int, folder: Path, code: int) -> tuple[str, str]:
+        """The state that a run ended in, and why."""
+        if self._killed:
+            return "stopped", ""
+        if code != 0:
+            return "failed", _reason(folder)
+        stored = self._store.runs.get(run)
+        self._on_trained(run, folder)
+        return ("stopped" if stored and stored["state"] == "stopping" else "done"), ""
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:500] if lines else "exited without a message"
-
-
-def child(settings: dict[str, Any]) -> None:
-    """Train, in the child process.
-
-    Args:
-        settings: model, folder and steps.
-    """
-    steps_out, sys.stdout = sys.stdout, sys.stderr  # stdout carries the steps alone
-    threading.Thread(target=_exit_with_server, daemon=True).start()
-    from transformers import TrainerCallback
-
-    from buleyean_rl.errors import BuleyeanError
-    from buleyean_rl.training.config import load_config
-    from buleyean_rl.training.run import train
-
-    def report(logs: dict[str, Any], step: int) -> None:
-        if "floor" in logs:
-            point = {"step": step} | {name: logs[name] for name in ("loss", "floor", "gap")}
-            print(json.dumps(point), file=steps_out, flush=True)
-
-    class ReportSteps(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            for logs in state.log_history:  # a killed server may have missed the last ones
-                report(logs, logs["step"])
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            report(kwargs["logs"], state.global_step)
-
-    folder = Path(settings["folder"])
-    config = load_config(None, folder, {"max_steps": settings["steps"]}, preset="few")
-    if (folder / "run.json").exists():  # finished, but the server was gone by then
-        return
+def _tell(process: subprocess.Popen[bytes], message: bytes) -> None:
+    assert process.stdin is not None
     try:
-        resume = (folder / "settings.json").exists()
-        train(folder.with_suffix(".jsonl"), settings["model"], config, resume=resume, callbacks=[ReportSteps()])
-    except BuleyeanError as error:
-        sys.exit(f"{error}")
+        process.stdin.write(message)
+        process.stdin.flush()
+    except OSError:  # it has ended by itself
+        return
 
 
-def _exit_with_server() -> None:
-    os.read(0, 1)  # returns once the server's end of the pipe is closed
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    child(json.loads(sys.argv[1]))
+def _reason(folder: Path) -> str:
+    """Why a run's process failed."""
+    if shutil.disk_usage(folder.parent).free < SPARE_BYTES:
+        return "the disk is full: free some space, then train again"
+    lines = folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:500] if lines else "it exited without a message"

@@ -1,107 +1,11 @@
 // The page. Every text of a model or a person becomes a text node: nothing here parses HTML.
 
 import { chart } from "./chart.js";
+import { $, button, complaining, counted, make, toast } from "./dom.js";
+import { importFile, showImports } from "./imports.js";
+import { ask, call, insist, isToken, keepListening, newUid, onServer } from "./server.js";
 
-const $ = (id) => document.getElementById(id);
 const state = { question: null, panes: [], last: null, page: 0, events: null, stream: null, stepsTouched: false, known: {} };
-
-// --- the server -------------------------------------------------------------------------------------------
-
-function headers(more = {}) {
-  const token = sessionStorage.getItem("token");
-  return token ? { ...more, Authorization: `Bearer ${token}` } : more;
-}
-
-async function call(path, body, options = {}) {
-  const post = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
-  const type = body === undefined ? {} : { "Content-Type": "application/json" };
-  const reply = await fetch(`api/${path}`, { ...post, ...options, headers: headers({ ...type, ...options.headers }) });
-  if (reply.status === 401) askForToken();
-  if (!reply.ok) {
-    const problem = await reply.json().catch(() => ({}));
-    throw new Error(problem.error || `the server answered ${reply.status}`);
-  }
-  return reply;
-}
-
-const ask = async (path, body) => (await call(path, body)).json();
-
-// The same uid is sent again where the connection breaks, so that nothing is done twice.
-async function insist(path, body) {
-  for (let pause = 300; ; pause = Math.min(pause * 2, 5000)) {
-    try {
-      return await ask(path, body);
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // an answer, if no good one
-      toast("The server is away; trying again");
-      await new Promise((resolve) => setTimeout(resolve, pause));
-    }
-  }
-}
-
-// Server-sent events by hand: EventSource cannot show a token.
-async function listen(path, heard, signal) {
-  const reply = await call(path, undefined, { signal });
-  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) heard(JSON.parse(event.replace(/^data: /, "")));
-  }
-}
-
-async function keepListening(path, heard, signal, finished = () => false) {
-  while (!signal.aborted && !finished()) {
-    try {
-      await listen(path, heard, signal);
-    } catch (error) {
-      if (signal.aborted) return;
-      if (!(error instanceof TypeError)) throw error;
-    }
-    if (!finished()) await new Promise((resolve) => setTimeout(resolve, 500));
-  }
-}
-
-function newUid() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-function askForToken() {
-  if (!$("token-dialog").open) $("token-dialog").showModal();
-}
-
-// --- small things -----------------------------------------------------------------------------------------
-
-function make(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-let toastTimer;
-function toast(words) {
-  $("toast").textContent = words;
-  $("toast").hidden = false;
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => { $("toast").hidden = true; }, 4000);
-}
-
-const complaining = (action) => async (...words) => {
-  try {
-    await action(...words);
-  } catch (error) {
-    toast(error.message);
-  }
-};
-
-const counted = (number, what) => `${number.toLocaleString()} ${what}${number === 1 ? "" : "s"}`;
 
 // Offsets here are in UTF-16 units; the server counts characters.
 const characters = (text, units) => Array.from(text.slice(0, units)).length;
@@ -216,10 +120,10 @@ async function reject(made, spans) {
   const whole = !spans.length;
   if (!made?.done || made.error || (whole && made.noes.some((no) => no.whole))) return;
   const sent = { uid: newUid(), question: state.question.id, slot: made.slot, spans };
-  const { id } = await insist("rejections", sent);
+  const { id, reason } = await insist("rejections", sent); // a reason that was given before it was undone is there again
   getSelection().removeAllRanges();
   state.last = { id, made };
-  showNoes(made, [...made.noes.filter((no) => no.id !== id), { id, spans, reason: "" }]);
+  showNoes(made, [...made.noes.filter((no) => no.id !== id), { id, spans, reason }]);
 }
 
 // What was rejected of an answer, here or elsewhere: a reload finds it too.
@@ -227,29 +131,45 @@ function showNoes(made, noes) {
   made.noes = noes.map((no) => ({ ...no, whole: !no.spans.length }));
   draw(made);
   const last = made.noes.at(-1);
-  if (last && last.id !== made.asked) made.said.replaceChildren(askWhy(made, last));
-  else if (!last && made.asked) made.said.replaceChildren(make("span", { class: "quiet" }, "Taken back."));
+  if (last?.id === made.asked) return;
+  made.saveReason?.(); // what was typed and not sent
+  made.saveReason = null;
+  if (last) made.said.replaceChildren(askWhy(made, last));
+  else made.said.replaceChildren(make("span", { class: "quiet" }, "Undone."));
   made.asked = last?.id;
 }
 
-function askWhy(made, { id, reason: known }) {
-  const reason = make("input", { type: "text", maxlength: "1000", placeholder: "Why? (optional)", "aria-label": "Reason", value: known });
+function askWhy(made, no) {
+  const reason = make("input", { type: "text", maxlength: "1000", placeholder: "Why? (optional)", "aria-label": "Reason", value: no.reason });
   const form = make("form", { class: "row" }, make("span", { class: "quiet" }, "Rejected."), reason,
-    make("button", { type: "submit" }, "Say why"), make("button", { type: "button", onclick: complaining(() => undo(id, made)) }, "Undo"));
-  form.addEventListener("submit", complaining(async (event) => {
+    make("button", { type: "submit" }, "Say why"), button("Undo", () => undo(no.id, made)));
+  made.saveReason = complaining(async () => {
+    if (reason.value === no.reason) return;
+    no.reason = reason.value;
+    await insist(`rejections/${no.id}/reason`, { reason: no.reason });
+    toast("Reason saved");
+  });
+  reason.addEventListener("change", made.saveReason);
+  form.addEventListener("submit", (event) => {
     event.preventDefault();
-    await insist(`rejections/${id}/reason`, { reason: reason.value });
-    toast("Kept");
     reason.blur();
-  }));
+    made.saveReason?.();
+  });
   return form;
 }
 
 async function undo(id, made) {
+  const no = made?.noes.find((one) => one.id === id);
+  await made?.saveReason?.();
   await insist(`rejections/${id}/undo`, {});
   if (state.last?.id === id) state.last = null;
-  if (made) showNoes(made, made.noes.filter((no) => no.id !== id));
-  toast("Taken back");
+  if (made) showNoes(made, made.noes.filter((one) => one.id !== id));
+  toast("Undone ", button("Redo", async () => {
+    await insist(`rejections/${id}/redo`, {});
+    if (no) showNoes(made, [...made.noes, no]);
+    toast("Rejected again");
+    await refresh();
+  }));
 }
 
 async function submitQuestion() {
@@ -269,8 +189,7 @@ async function showRejections() {
   $("rows").replaceChildren(...rows.map((row) => {
     const answer = make("div", { class: "clamp" });
     showMarked(answer, row.answer, row.spans);
-    const take = make("button", { type: "button" }, "Undo");
-    take.addEventListener("click", complaining(async () => { await undo(row.id); await showRejections(); }));
+    const take = button("Undo", async () => { await undo(row.id); await showRejections(); });
     return make("tr", {},
       make("td", { "data-label": "times" }, String(row.times)), make("td", { class: "long" }, row.prompt),
       make("td", { class: "long" }, answer), make("td", { class: "long", "data-label": "reason" }, row.reason), make("td", {}, take));
@@ -279,6 +198,7 @@ async function showRejections() {
   $("where").textContent = `${counted(total, "rejected answer")}, page ${state.page + 1} of ${pages}`;
   $("newer").disabled = state.page === 0;
   $("older").disabled = state.page + 1 >= pages;
+  await showImports(showRejections);
 }
 
 async function exportRecords() {
@@ -286,21 +206,6 @@ async function exportRecords() {
   const link = make("a", { href: URL.createObjectURL(await reply.blob()), download: "records.jsonl" });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
-async function importFile(file) {
-  if (file.size > 16 * 1024 * 1024) throw new Error("too large: 16 MB at most");
-  $("import-state").textContent = `reading ${file.name}`;
-  try {
-    const query = new URLSearchParams({ uid: newUid(), name: file.name });
-    const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
-    const { rejections, records } = await (await call(`import?${query}`, undefined, options)).json();
-    $("import-state").textContent = `${counted(rejections, "rejection")} of ${counted(records, "prompt")} imported`;
-    await showRejections();
-  } catch (error) {
-    $("import-state").textContent = error.message;
-    throw error;
-  }
 }
 
 // --- runs -------------------------------------------------------------------------------------------------
@@ -318,6 +223,7 @@ async function showRun(id) {
   const run = await ask(`runs/${id}`);
   $("run-title").textContent = `Run ${run.id}`;
   $("run-state").textContent = `${run.state}${run.error ? `: ${run.error}` : ""}, ${counted(run.records, "record")}, ${run.points.length} of ${run.steps} steps`;
+  $("verdict").textContent = run.verdict ? verdictWords(run.verdict) : "";
   chart($("run-chart"), run.points);
   $("samples").replaceChildren(...run.samples.flatMap((sample) => [
     make("p", { class: "asked" }, sample.prompt),
@@ -326,6 +232,13 @@ async function showRun(id) {
       make("article", {}, make("h2", {}, "after"), make("div", { class: "text" }, sample.after)))]));
   if (!run.samples.length) $("samples").replaceChildren(make("p", { class: "quiet" }, "They come when the run is done."));
   $("card").replaceChildren(...cardNodes(run.card));
+}
+
+function verdictWords({ rejected_nll: [before, after], kl, entropy, stop_reason: reason }) {
+  const words = [`Rejected answers: ${after > before ? "less likely" : "no less likely"}.`];
+  if ([kl, ...entropy].every((figure) => figure != null)) words.push(`Other text: drift ${kl.toFixed(3)} (KL, nats per token), entropy ${entropy[0].toFixed(2)} to ${entropy[1].toFixed(2)}.`);
+  if (reason) words.push(`Ended early: ${reason}.`);
+  return words.join(" ");
 }
 
 // The model card is Markdown that we write ourselves: headings, a table, paragraphs, code.
@@ -368,16 +281,18 @@ const hearState = complaining(async (news) => {
   if (run) {
     const point = run.points[0];
     $("stop").dataset.run = run.id;
+    $("stop").textContent = run.state === "stopping" ? "Stop at once" : "Stop";
     $("train-progress").max = run.steps;
     $("train-progress").value = point?.step ?? 0;
-    $("train-state").textContent = point
+    $("train-state").textContent = run.state === "stopping" ? `run ${run.id}: stopping, with what it has learnt` : point
       ? point.step < run.steps ? `run ${run.id}: step ${point.step} of ${run.steps}, loss ${point.loss.toFixed(4)}, gap ${point.gap.toFixed(4)}` : `run ${run.id}: measuring, and loading the new model`
       : `run ${run.id}: loading the model`;
     chart($("live-chart"), (await ask(`runs/${run.id}`)).points);
     $("live-chart").hidden = false;
   } else if (before.running) {
     const ended = (await ask(`runs/${before.running.id}`));
-    $("train-state").textContent = ended.state === "done" ? `run ${ended.id} is done: ask again to hear it` : `run ${ended.id} ${ended.state}${ended.error ? `: ${ended.error}` : ""}`;
+    const fate = ended.state === "done" ? "is done" : `${ended.state}${ended.error ? `: ${ended.error}` : ""}`;
+    $("train-state").textContent = `run ${ended.id} ${fate}${ended.verdict ? `: ask again to hear it. ${verdictWords(ended.verdict)}` : ""}`;
   }
   if (news.changes !== before.changes) await refresh();
 });
@@ -432,11 +347,18 @@ $("export").addEventListener("click", complaining(exportRecords));
 $("import-file").addEventListener("change", complaining(async (event) => {
   const [file] = event.target.files;
   event.target.value = "";
-  if (file) await importFile(file);
+  if (file) await importFile(file, showRejections);
 }));
 $("newer").addEventListener("click", complaining(async () => { state.page -= 1; await showRejections(); }));
 $("older").addEventListener("click", complaining(async () => { state.page += 1; await showRejections(); }));
-$("token-form").addEventListener("submit", () => { sessionStorage.setItem("token", $("token").value.trim()); location.reload(); });
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const token = $("token").value.trim();
+  $("token-problem").hidden = isToken(token);
+  if (!isToken(token)) return;
+  sessionStorage.setItem("token", token);
+  location.reload();
+});
 document.addEventListener("selectionchange", () => {
   for (const made of state.panes) made.part.hidden = !made.done || !selectionIn(made).length;
 });
@@ -455,6 +377,10 @@ document.addEventListener("keydown", complaining(async (event) => {
   }
 }));
 addEventListener("hashchange", complaining(route));
+onServer((away) => { $("away").hidden = !away; }, (wrong) => {
+  $("token-problem").hidden = !wrong;
+  if (!$("token-dialog").open) $("token-dialog").showModal();
+});
 
 const shown = new URLSearchParams(location.hash.slice(1)).get("token");
 if (shown) { // out of the address bar, and out of what one copies from it
@@ -462,4 +388,4 @@ if (shown) { // out of the address bar, and out of what one copies from it
   history.replaceState(null, "", location.pathname);
 }
 complaining(route)();
-keepListening("events", hearState, new AbortController().signal).catch(() => {});
+keepListening("events", hearState, new AbortController().signal).catch((error) => toast(error.message));

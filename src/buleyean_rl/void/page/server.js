@@ -1,0 +1,91 @@
+// The server: requests, and streams of events. It says when the server is away, and when it wants another token.
+
+const SILENCE = 15000; // milliseconds; the server gives a sign of life every five seconds
+const AWAY = [502, 503, 504]; // what a proxy says of a server that is gone, or a server that is busy
+export const isToken = (text) => /^[!-~]+$/.test(text); // a header can hold no other
+
+const listeners = { away: () => {}, token: () => {} };
+export function onServer(away, token) { Object.assign(listeners, { away, token }); }
+
+class Away extends Error {}
+
+function headers(more) {
+  const token = sessionStorage.getItem("token");
+  if (!token) return more;
+  if (!isToken(token)) refuseToken(true);
+  return { ...more, Authorization: `Bearer ${token}` };
+}
+
+function refuseToken(wrong) {
+  sessionStorage.removeItem("token");
+  listeners.token(wrong);
+  throw new Error(wrong ? "The token is wrong" : "The server wants its token");
+}
+
+export async function call(path, body, options = {}) {
+  const post = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const type = body === undefined ? {} : { "Content-Type": "application/json" };
+  const request = { ...post, ...options, headers: headers({ ...type, ...options.headers }) };
+  const reply = await fetch(`api/${path}`, request).catch((error) => {
+    if (!(error instanceof TypeError)) throw error;
+    listeners.away(true);
+    throw new Away("The server is away");
+  });
+  if (reply.status === 401) refuseToken("Authorization" in request.headers);
+  if (!reply.ok) {
+    const problem = await reply.json().catch(() => ({}));
+    const words = problem.error || `the server answered ${reply.status}`;
+    throw Object.assign(AWAY.includes(reply.status) ? new Away(words) : new Error(words), { status: reply.status, problem });
+  }
+  listeners.away(false);
+  return reply;
+}
+
+export const ask = async (path, body) => (await call(path, body)).json();
+
+// The same uid is sent again where the connection breaks, so that nothing is done twice.
+export async function insist(path, body) {
+  for (let pause = 300; ; pause = Math.min(pause * 2, 5000)) {
+    try {
+      return await ask(path, body);
+    } catch (error) {
+      if (!(error instanceof Away)) throw error; // an answer, if no good one
+      listeners.away(true);
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+  }
+}
+
+// Server-sent events by hand: EventSource cannot show a token.
+async function listen(path, heard, signal) {
+  const silence = new AbortController();
+  const reply = await call(path, undefined, { signal: AbortSignal.any([signal, silence.signal]) });
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const timer = setTimeout(() => silence.abort(), SILENCE);
+    const { done, value } = await reader.read().catch(() => ({ done: true })).finally(() => clearTimeout(timer));
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) if (event.startsWith("data: ")) heard(JSON.parse(event.slice("data: ".length)));
+  }
+}
+
+export async function keepListening(path, heard, signal, finished = () => false) {
+  while (!signal.aborted && !finished()) {
+    try {
+      await listen(path, heard, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!(error instanceof Away) && error.name !== "AbortError") throw error;
+    }
+    if (signal.aborted || finished()) return;
+    listeners.away(true);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}
+
+export function newUid() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,48 @@
+"""Questions, answers, rejections, imports and runs, in one SQLite file.
+
+Every method that writes returns after the write is on disk. What clients send carries a name of theirs (`uid`), so
+that sending it again after a broken connection changes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from buleyean_rl.void.store.database import MAX_INTEGER, Database, Row
+from buleyean_rl.void.store.imports import ImportedFile, Imports
+from buleyean_rl.void.store.questions import Questions
+from buleyean_rl.void.store.rejections import Rejections
+from buleyean_rl.void.store.runs import Runs
+
+__all__ = ["MAX_INTEGER", "Database", "ImportedFile", "Imports", "Questions", "Rejections", "Row", "Runs", "Store"]
+
+
+class Store:
+    """The file, for any number of threads.
+
+    Args:
+        path: made if it does not exist; see `Database`.
+
+    Attributes:
+        database: the file itself.
+        questions: see `Questions`.
+        rejections: see `Rejections`.
+        imports: see `Imports`.
+        runs: see `Runs`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.database = Database(path)
+        self.questions = Questions(self.database)
+        self.rejections = Rejections(self.database)
+        self.imports = Imports(self.database)
+        self.runs = Runs(self.database)
+
+    @property
+    def changes(self) -> int:
+        """Counts writes: pages poll it."""
+        return self.database.changes
+
+    def close(self) -> None:
+        """Close the file."""
+        self.database.close()

@@ -1,0 +1,91 @@
+"""Imported files: each is known by its bytes, and undone as one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from buleyean_rl.void.store.database import Database, Row
+from buleyean_rl.void.store.rejections import INSERT
+
+
+@dataclass(frozen=True)
+class ImportedFile:
+    """A file to import.
+
+    Args:
+        uid: the client's name for the import.
+        sha256: of the file's bytes.
+        name: of the file.
+    """
+
+    uid: str
+    sha256: str
+    name: str
+
+
+class Imports:
+    """The table `imports`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, file: ImportedFile, format: str, records: int, rows: Iterable[Row]) -> Row:
+        """Add an import with its rejections, all or none; returns it, or the one with this uid.
+
+        Args:
+            file: what is imported.
+            format: that it was read as.
+            records: prompts in it.
+            rows: see `record_rows`.
+        """
+        now = time.time()
+        with self._database.writing() as db:
+            added = db.execute(
+                """INSERT OR IGNORE INTO imports (uid, sha256, name, format, records, rejections, created)
+                VALUES (?, ?, ?, ?, ?, 0, ?)""",
+                (file.uid, file.sha256, file.name, format, records, now),
+            )
+            if added.rowcount:
+                identity = added.lastrowid
+                shared = {"reason": "", "source": "import", "created": now, "question": None, "slot": None}
+                shared |= {"import": identity}
+                numbered = (row | shared | {"uid": f"{file.uid}/{number}"} for number, row in enumerate(rows))
+                db.executemany(INSERT, numbered)
+                count = "SELECT COUNT(*) FROM rejections WHERE import = ? AND count > 0"
+                db.execute(f"UPDATE imports SET rejections = ({count}) WHERE id = ?", (identity, identity))
+        stored = self.find(file.uid)
+        assert stored is not None
+        return stored
+
+    def find(self, uid: str) -> Row | None:
+        """The import of a uid."""
+        return self._database.one("SELECT * FROM imports WHERE uid = ?", uid)
+
+    def find_file(self, sha256: str) -> Row | None:
+        """The newest import of a file that is not undone."""
+        return self._database.one(
+            "SELECT * FROM imports WHERE sha256 = ? AND undone IS NULL ORDER BY id DESC LIMIT 1", sha256
+        )
+
+    def list(self) -> list[Row]:
+        """All imports, newest first."""
+        return self._database.all("SELECT * FROM imports ORDER BY id DESC")
+
+    def undo(self, identity: int, undone: bool = True) -> bool:
+        """Undo all rejections of an import, or redo those that were undone with it; returns whether it exists."""
+        now = time.time()
+        with self._database.writing() as db:
+            if undone:
+                rejections = "UPDATE rejections SET undone = ? WHERE import = ? AND undone IS NULL"
+                changed = db.execute("UPDATE imports SET undone = ? WHERE id = ? AND undone IS NULL", (now, identity))
+                if changed.rowcount:
+                    db.execute(rejections, (now, identity))
+            else:
+                rejections = "UPDATE rejections SET undone = NULL WHERE import = ? AND undone = ?"
+                found = db.execute("SELECT undone FROM imports WHERE id = ?", (identity,)).fetchone()
+                if found and found["undone"] is not None:
+                    db.execute(rejections, (identity, found["undone"]))
+                    db.execute("UPDATE imports SET undone = NULL WHERE id = ?", (identity,))
+            return bool(db.execute("SELECT 1 FROM imports WHERE id = ?", (identity,)).fetchone())

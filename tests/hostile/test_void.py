@@ -1,0 +1,317 @@
+"""The Void under attack: hostile requests, half requests, kills, two on one folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import httpx2
+import pytest
+
+from asgi import BINARY, JSON, send
+from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
+from buleyean_rl.void.store import Store
+from hostile.attack import HANG_SECONDS, run_process
+from hostile.scale import runs as scaled
+from voids import Process, free_port, until, void_in_process
+
+pytestmark = pytest.mark.slow
+
+SEED = 33
+PATHS = [route.path for part in (page, state, questions, rejections, imports, runs) for route in part.ROUTES]
+METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "")
+FIELDS = ("uid", "prompt", "blind", "question", "slot", "spans", "reason", "steps", "name", "again", "page", "below")
+ATOMS: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 1 << 31, 1 << 63, 1 << 64, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan")),
+    *("", " ", "a", "\x00", "\ud800", "\udfff\ud800", "💥", "a" * 9_000, "../../etc/passwd", "%00", "' OR 1=1 --"),
+    *("asked-0001", "<script>", "\u202e", "1e999", [], {}, [[]], [[0, 1]], [[1, 0]], [[0, 1 << 63]], [0, 1], {"0": 1}),
+)
+FILES = (
+    b'{"prompt": "p", "rejected": "a"}\n',
+    b'{"prompt": "p", "rejected_responses": ["a", "b"], "rejection_counts": [1, 0], "total_rounds": 1}\n',
+    b"question;reply;vote\nq;a;0\n",
+    b'[{"prompt": "p", "chosen": "a", "rejected": "b"}]',
+    b'{"prompt": "p", "rejected": "\\ud800"}\n',
+    b"\x1f\x8b\x08\x00" + b"\xff" * 40,
+    b"PAR1" + b"\x00" * 40,
+)
+
+
+def a_body(draw: random.Random) -> bytes:
+    kind = draw.randrange(10)
+    if kind == 0:
+        return draw.randbytes(draw.randrange(200))
+    if kind == 1:
+        return draw.choice([b"[" * 50_000, b'{"a":' * 50_000, b"", b"null", b"0" * 6_000, b"\xff\xfe", b" " * 300_000])
+    fields = {name: draw.choice(ATOMS) for name in draw.sample(FIELDS, draw.randrange(len(FIELDS)))}
+    if draw.random() < 0.5:  # all right but for one field
+        right = {
+            "uid": f"hostile-{draw.randrange(9)}",
+            "prompt": "hi",
+            "question": "asked-0001",
+            "slot": 0,
+            "spans": [],
+        }
+        fields = right | dict(list(fields.items())[:1])
+    body = json.dumps(fields).encode()
+    if kind == 2:
+        at = draw.randrange(len(body))
+        body = body[:at] + draw.randbytes(3) + body[at + draw.randrange(4) :]
+    return body
+
+
+def a_path(draw: random.Random) -> str:
+    path = draw.choice(PATHS)
+    for name in ("{id}", "{uid}"):
+        value = draw.choice(ATOMS)
+        path = path.replace(name, draw.choice(["1", "asked-0001", str(value) if not isinstance(value, str) else value]))
+    if draw.random() < 0.1:
+        path += draw.choice(["/", "/..", "/undo", "\x00", "//", "?", "#"])
+    return path
+
+
+def headers(draw: random.Random) -> list[tuple[bytes, bytes]]:
+    sent = list(draw.choice([JSON, BINARY]))
+    if draw.random() < 0.2:
+        name = draw.choice(
+            [b"authorization", b"origin", b"host", b"content-type", b"content-length", b"range", b"cookie"]
+        )
+        sent.append(
+            (name, draw.choice([b"", b"\xff\xfe", b"Bearer \xc5\xbe", b"bytes=9-1", b"-1", b"http://x", b"a" * 9_000]))
+        )
+    return sent
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Any]:
+    with void_in_process(tmp_path) as (app, void):
+        asked = json.dumps({"uid": "asked-0001", "prompt": "hello there"}).encode()
+        assert asyncio.run(send(app, "POST", "/api/questions", headers=JSON, body=asked)).status == 200
+        assert asyncio.run(send(app, "GET", "/api/questions/asked-0001/stream", headers=JSON)).status == 200
+        void.training.start = lambda _uid, _steps: None  # type: ignore[method-assign]
+        yield app
+
+
+def test_hostile_requests(app: Any) -> None:
+    """Thousands of requests: each is answered, none by an error of the server's, and the store still works."""
+    draw = random.Random(SEED)
+
+    async def attack() -> None:
+        for number in range(scaled(40_000)):
+            method, path = draw.choice(METHODS), a_path(draw)
+            query = quote_from_bytes(draw.randbytes(9), safe="=&").encode() if draw.random() < 0.3 else b"page=1"
+            if path.startswith("/api/import"):
+                query = b""  # see the files below
+            request = send(app, method, path, query=query, headers=headers(draw), body=a_body(draw), seconds=0.01)
+            reply = await asyncio.wait_for(request, HANG_SECONDS)
+            assert reply.status < 500, (number, method, path, reply)
+
+    asyncio.run(attack())
+    assert asyncio.run(send(app, "GET", "/api/state", headers=JSON)).status == 200
+    assert asyncio.run(send(app, "GET", "/api/export", headers=JSON)).status == 200
+
+
+def test_hostile_files(app: Any) -> None:
+    """Mutated files: each is imported or refused with its reason, and all that was imported can be exported."""
+    draw = random.Random(SEED)
+
+    async def attack() -> None:
+        for number in range(scaled(800)):
+            content = bytearray(draw.choice(FILES) * draw.choice([1, 3]))
+            for _ in range(draw.randrange(4)):
+                content[draw.randrange(len(content))] = draw.randrange(256)
+            name = draw.choice(
+                [b"x.jsonl", b"x.json", b"x.csv", b"x.parquet", b"x.jsonl.gz", b"", b"..", b"%00", b"%ff"]
+            )
+            columns = draw.choice([b"", b"&prompt=question&answer=reply", b"&prompt=prompt&answer=rejected&below=1e9"])
+            query = b"uid=upload-%d&again=1&name=%s%s" % (number, name, columns)
+            sending = send(app, "POST", "/api/import", query=query, headers=BINARY, body=bytes(content))
+            reply = await asyncio.wait_for(sending, HANG_SECONDS)
+            assert reply.status in (200, 400), (number, bytes(content), reply)
+            assert reply.status == 200 or reply.json()["error"]
+            assert "Traceback" not in reply.body.decode()
+
+    asyncio.run(attack())
+    assert asyncio.run(send(app, "GET", "/api/export", headers=JSON)).status == 200
+
+
+# Texts of some size that are slow to read for one reason or another.
+HEAVY = (
+    lambda n: b'{"prompt": "p", "rejected": "' + b"a@" * (n // 2) + b'"}',
+    lambda n: b"{" + b",".join(b'"k%d": 1' % k for k in range(n // 10)) + b"}",
+    lambda n: json.dumps({"prompt": "p", "rejected": [str(k) for k in range(n // 10)]}).encode(),
+    lambda n: b"\n".join(b'{"prompt": "p", "rejected": "%d"}' % k for k in range(n // 40)),
+    lambda n: b'{"prompt": "p", "rejected": "' + b'\\"' * (n // 2) + b'"}',
+    lambda n: b'{"prompt": "p", "rejected": "' + b"<think>" * (n // 7) + b'"}',
+    lambda n: b"[" * n,
+    lambda n: b'"' * n,
+    lambda n: b"a,b\n" + b'"' * n,
+)
+
+
+def test_heavy_text_keeps_nobody_waiting(app: Any) -> None:
+    """While 5 MB are read, every other request is answered within two seconds."""
+    size = 5_000_000
+
+    async def attack(content: bytes, name: bytes, number: int) -> None:
+        query = b"uid=upload-%d&again=1&name=%s" % (number, name)
+        reading = asyncio.create_task(send(app, "POST", "/api/import", query=query, headers=BINARY, body=content))
+        while not reading.done():
+            sent = time.monotonic()
+            assert (await send(app, "GET", "/api/rejections", headers=JSON)).status == 200
+            assert time.monotonic() - sent < 2
+            await asyncio.sleep(0.05)
+        assert (await reading).status in (200, 400)
+
+    for number, kind in enumerate(HEAVY[: scaled(60)]):
+        for name in (b"x.jsonl", b"x.csv"):
+            asyncio.run(asyncio.wait_for(attack(kind(size), name, 10 * number + len(name)), 2 * HANG_SECONDS))
+
+
+def test_half_requests_are_closed_and_others_answered(base: Path, tmp_path: Path) -> None:
+    void = Process(base, tmp_path, free_port())
+    try:
+        heads = [
+            b"",
+            b"G",
+            b"GET / HTTP/1.1\r\n",
+            b"POST /api/questions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9",
+        ]
+        heads.append(
+            b"POST /api/questions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 99\r\n\r\n{"
+        )
+        lines = [socket.create_connection(("127.0.0.1", void.port)) for _ in range(scaled(400))]
+        begun = time.monotonic()
+        for number, line in enumerate(lines):
+            line.sendall(heads[number % len(heads)])
+        while time.monotonic() < begun + 8:  # they trickle
+            for number, line in enumerate(lines):
+                if number % len(heads) in (3, 4):
+                    line.sendall(b" ")
+            assert void.client.get("/api/state").status_code == 200
+            time.sleep(0.5)
+        for line in lines:
+            line.settimeout(max(1.0, begun + 25 - time.monotonic()))
+            with closing(line):
+                while line.recv(1024):  # what it may be told before it is closed
+                    pass
+    finally:
+        void.stop()
+
+
+def test_kills_lose_nothing_that_was_acknowledged(base: Path, tmp_path: Path) -> None:
+    """Killed while it answers, trains and imports: all that it acknowledged is there, and no run is left running."""
+    draw = random.Random(SEED)
+    acknowledged: dict[str, int] = {}
+    for life in range(max(2, scaled(40))):
+        void = Process(base, tmp_path, free_port())
+        asked = f"life-{life:04}"
+        void.ask(asked, "Give me a tip.")
+        if not void.get("runs")["runs"] or void.get("state")["running"] is None:
+            void.post("rejections", uid=f"first-{life:04}", question=asked, slot=0).raise_for_status()
+            void.post("runs", uid=f"run-{life:04}", steps=40).raise_for_status()
+        threading.Timer(draw.uniform(0.1, 6), void.process.send_signal, [signal.SIGKILL]).start()
+        number = 0
+        while True:
+            try:
+                uid = f"reject-{life:04}-{number}"
+                reply = void.post("rejections", uid=uid, question=asked, slot=0)
+                acknowledged[uid] = reply.raise_for_status().json()["id"]
+                if number % 20 == 0:
+                    row = json.dumps({"prompt": uid, "rejected": "a"}).encode()
+                    kind = {"Content-Type": "application/octet-stream"}
+                    reply = void.client.post(f"/api/import?uid=import-{uid}", content=row, headers=kind)
+                    reply.raise_for_status()
+                    acknowledged[f"import-{uid}/0"] = -1
+            except httpx2.TransportError:
+                break
+            number += 1
+        void.process.wait(HANG_SECONDS)
+        void.client.close()
+        void.process.stderr.close()  # type: ignore[union-attr]
+        with closing(Store(tmp_path / "void.db")) as store:
+            stored = {row["uid"] for row in store.database.all("SELECT uid FROM rejections WHERE undone IS NULL")}
+            assert acknowledged.keys() <= stored
+    with_runs = Process(base, tmp_path, free_port())
+    try:
+        until(lambda: with_runs.get("state")["running"] is None, 4 * HANG_SECONDS)
+        assert {run["state"] for run in with_runs.get("runs")["runs"]} <= {"done", "failed"}
+        assert "done" in {run["state"] for run in with_runs.get("runs")["runs"]}
+    finally:
+        with_runs.stop()
+
+
+def test_two_at_once(base: Path, tmp_path: Path) -> None:
+    """The second is told who holds the folder, and the first goes on."""
+    void = Process(base, tmp_path, free_port())
+    try:
+        for _ in range(max(1, scaled(20))):
+            outcome = run_process("void", "--model", base, "-o", tmp_path, "--port", str(free_port()))
+            assert outcome.code == 2
+            assert f"process {void.process.pid}" in outcome.err
+            assert "Traceback" not in outcome.err
+        assert void.get("state")["rejections"] == 0
+    finally:
+        void.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk(base: Path, small_disk: Path) -> None:
+    """Whatever is left of the disk: 507 or done, no run that seems to run for ever, and with space all goes on."""
+    draw = random.Random(SEED)
+    void, ballast, accepted = Process(base, small_disk / "void", free_port()), small_disk / "ballast", 0
+    try:
+        void.ask("asked-0001", "Give me a tip.")
+        void.post("rejections", uid="first-001", question="asked-0001", slot=0).raise_for_status()
+        for level in range(max(2, scaled(40))):
+            spare = draw.choice([0, 4, 40, 200, 600, 2_000]) * 1024
+            free = shutil.disk_usage(small_disk).free
+            ballast.write_bytes(b"x" * max(0, free - spare))
+            reply = void.post("runs", uid=f"run-{level:05}", steps=20)
+            assert reply.status_code in (200, 507), reply.text
+            for number in range(20):
+                uid, reason = f"more-{level:03}-{number}", "why " * 200
+                reply = void.post("rejections", uid=uid, question="asked-0001", slot=0, reason=reason)
+                assert reply.status_code in (200, 507), reply.text
+                accepted += reply.status_code == 200
+            until(lambda: void.get("state")["running"] is None, 2 * HANG_SECONDS)
+            assert all(run["state"] in ("done", "failed") for run in void.get("runs")["runs"])
+            ballast.unlink()
+            reply = void.post("rejections", uid=f"last-{level:05}", question="asked-0001", slot=0)
+            assert reply.status_code == 200
+            accepted += 1
+            for folder in (small_disk / "void" / "runs").glob("run-*"):  # the disk stays small
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        assert void.get("state")["rejections"] == 1 + accepted
+        void.stop(signal.SIGKILL)
+        void = Process(base, small_disk / "void", free_port())
+        assert void.get("state")["rejections"] == 1 + accepted
+        assert void.get("state")["running"] is None
+    finally:
+        void.stop()

@@ -1,0 +1,255 @@
+"""No request is an error of the server's: every route, every field, every type."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.routing import Route
+
+from asgi import BINARY, JSON, Reply, call, send
+from buleyean_rl.void import requests as checks
+from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
+from voids import void_in_process
+
+ROUTES: list[Route] = [route for part in (page, state, questions, rejections, imports, runs) for route in part.ROUTES]
+UID = "asked-0001"
+STREAM_SECONDS = 0.05
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with void_in_process(tmp_path_factory.mktemp("requests")) as (app, void):
+        assert call(app, "POST", "/api/questions", {"uid": UID, "prompt": "hello there"}).status == 200
+        assert call(app, "GET", f"/api/questions/{UID}/stream").status == 200  # ends when it is answered
+        assert call(app, "POST", "/api/rejections", {"uid": "reject-01", "question": UID, "slot": 0}).status == 200
+        void.training.start = lambda _uid, _steps: None  # type: ignore[method-assign]
+        yield app
+
+
+# Half surrogates, and NUL, among all others.
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
+IDS = st.one_of(
+    st.integers(0, 3).map(str),
+    st.sampled_from(
+        ["9223372036854775807", "9223372036854775808", "1" * 5000, "-1", "1.0", "٣", "1e3", "0x1", "", "%"]
+    ),
+    st.integers(min_value=1 << 62).map(str),
+    TEXT,
+)
+NUMBERS = st.one_of(st.integers(-1, 2), st.integers(), st.integers(min_value=1 << 63), st.floats())
+SPANS = st.lists(st.lists(st.one_of(NUMBERS, st.none(), st.booleans()), max_size=3), max_size=3)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, TEXT, st.just(UID)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "uid": st.one_of(st.from_regex(r"[A-Za-z0-9-]{8,64}", fullmatch=True), VALUES),
+    "prompt": st.one_of(TEXT, VALUES),
+    "blind": st.one_of(st.booleans(), VALUES),
+    "question": st.one_of(st.just(UID), VALUES),
+    "slot": st.one_of(st.integers(0, 1), VALUES),
+    "spans": st.one_of(SPANS, VALUES),
+    "reason": st.one_of(TEXT, VALUES),
+    "steps": st.one_of(st.integers(1, 10), VALUES),
+}
+QUERIES = ("uid", "name", "again", "prompt", "answer", "score", "system", "below", "page")
+FILES = st.one_of(
+    st.binary(max_size=60),
+    st.fixed_dictionaries({"prompt": VALUES, "rejected": VALUES}).map(lambda row: json.dumps(row).encode()),
+)
+
+
+@st.composite
+def hostile_requests(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
+    """A method, a path and the rest of a request to one of the routes."""
+    route = draw(st.sampled_from(ROUTES))
+    path = route.path
+    for name, values in (("{id}", IDS), ("{uid}", st.one_of(st.just(UID), TEXT))):
+        path = path.replace(name, draw(values))
+    body = json.dumps(draw(st.fixed_dictionaries({}, optional=FIELDS))).encode()
+    body = draw(st.sampled_from([body, body, body, b"[" * 100_000, b"\xff"]))
+    query = {name: draw(TEXT) for name in draw(st.sets(st.sampled_from(QUERIES), max_size=4))}
+    headers = draw(st.sampled_from([JSON, JSON, BINARY]))
+    if path == "/api/import":  # reading takes a process
+        body, query = b"", {"uid": draw(TEXT)} | query
+    raw_query = draw(st.one_of(st.just(urlencode(query, errors="surrogatepass").encode()), st.binary(max_size=20)))
+    others = st.sampled_from(["GET", "POST", "PUT", "DELETE", "OPTIONS", "X"])
+    method = draw(st.one_of(st.sampled_from(sorted(route.methods or {"GET"})), others))
+    return method, path, {"query": raw_query, "headers": headers, "body": body, "seconds": STREAM_SECONDS}
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(request=hostile_requests())
+def test_no_request_is_an_error_of_the_servers(app: Any, request: tuple[str, str, dict[str, Any]]) -> None:
+    method, path, options = request
+    reply = asyncio.run(send(app, method, path, **options))
+    assert reply.status < 500
+    if reply.status >= 400 and method != "HEAD":
+        assert reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/rejections/9223372036854775808/undo", {}, 404),
+        (f"/api/rejections/{'9' * 5000}/reason", {"reason": "x"}, 404),
+        ("/api/imports/9223372036854775808/undo", {}, 404),
+        ("/api/runs/9223372036854775808/stop", {}, 404),
+        ("/api/rejections", {"uid": "reject-02", "question": UID, "slot": 0, "spans": None}, 400),
+        ("/api/rejections", {"uid": "reject-02", "question": UID, "slot": 0, "spans": {}}, 400),
+        ("/api/rejections", {"uid": "reject-02", "question": UID, "slot": 0, "spans": [[0, 1 << 70]]}, 400),
+        ("/api/rejections", {"uid": "reject-02", "question": "\ud800", "slot": 0}, 400),
+        ("/api/rejections", {"uid": "reject-02", "question": UID, "slot": 0, "reason": "\udfff"}, 400),
+        ("/api/questions", {"uid": "asked-0002", "prompt": "hi", "blind": "no"}, 400),
+    ],
+)
+def test_what_the_store_cannot_hold_is_refused(app: Any, path: str, body: dict[str, Any], status: int) -> None:
+    reply = call(app, "POST", path, body)
+    assert reply.status == status
+    assert reply.json()["error"]
+
+
+@pytest.mark.parametrize("presented", [b"", b"Bearer ", "Bearer žluť".encode(), b"Bearer \xff\x00", b"the-token"])
+def test_no_other_token_is_an_error(tmp_path: Path, presented: bytes) -> None:
+    with void_in_process(tmp_path, token="the-token") as (app, _):
+        wrong = call(app, "GET", "/api/state", headers=[*JSON, (b"authorization", presented)])
+        assert wrong.status == 401
+        assert ("is needed" if not presented else "is not the one") in wrong.json()["error"]
+        assert call(app, "GET", "/api/state", headers=[*JSON, (b"authorization", b"Bearer the-token")]).status == 200
+
+
+class Slow:
+    """A client that sends a byte a tenth of a second, for ever."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def __call__(self) -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        self.sent += 1
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+
+def test_a_body_that_trickles_is_given_up(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "BODY_SECONDS", 0.2)
+    scope = {"type": "http", "method": "POST", "path": "/api/questions", "query_string": b"", "headers": JSON}
+    scope |= {"raw_path": b"/api/questions", "root_path": "", "scheme": "http", "http_version": "1.1"}
+    heard: list[dict[str, Any]] = []
+
+    async def hear(message: dict[str, Any]) -> None:
+        heard.append(message)
+
+    client = Slow()
+    asyncio.run(asyncio.wait_for(app(scope, client, hear), 20))
+    assert heard[0]["status"] == 408
+    assert (b"connection", b"close") in heard[0]["headers"]
+    assert client.sent
+
+
+def test_a_full_disk_is_answered_507_and_nothing_is_lost(tmp_path: Path) -> None:
+    with void_in_process(tmp_path) as (app, void):
+        ask(app, "asked-0001")
+        (pages,) = void.store.database.all("PRAGMA page_count")
+        limit = f"PRAGMA max_page_count = {pages['page_count']}"
+        void.store.database._writer.execute(limit)  # as if the file could not grow
+        long = {"uid": "asked-0002", "prompt": "word " * 1500}
+        statuses = {call(app, "POST", "/api/questions", long | {"uid": f"asked-00{n}"}).status for n in range(10, 20)}
+        assert 507 in statuses
+        assert statuses <= {200, 507}
+        full = upload(app, "upload-01", {"prompt": "p", "rejected": "words " * 10_000})
+        assert (full.status, "disk is full" in full.json()["error"]) == (507, True)
+        assert call(app, "GET", "/api/questions/asked-0001").status == 200
+        void.store.database._writer.execute("PRAGMA max_page_count = 1000000")
+        assert upload(app, "upload-01", {"prompt": "p", "rejected": "words " * 10_000}).status == 200
+
+
+def ask(app: Any, uid: str) -> None:
+    assert call(app, "POST", "/api/questions", {"uid": uid, "prompt": "hello there"}).status == 200
+    assert call(app, "GET", f"/api/questions/{uid}/stream").status == 200
+
+
+def upload(app: Any, uid: str, content: Any, **query: str) -> Reply:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    names = urlencode({"uid": uid, "name": "log.jsonl"} | query, quote_via=quote).encode()
+    return asyncio.run(send(app, "POST", "/api/import", query=names, headers=BINARY, body=body))
+
+
+def test_imports_are_known_by_their_bytes_and_undone_as_one(tmp_path: Path) -> None:
+    row = {"prompt": "p", "rejected_responses": ["a", "b"], "rejection_counts": [2, 0], "total_rounds": 2}
+    with void_in_process(tmp_path) as (app, _):
+        first = upload(app, "upload-01", row)
+        assert (first.status, first.json()["rejections"], first.json()["records"]) == (200, 1, 1)
+        assert upload(app, "upload-01", row).json()["id"] == first.json()["id"]  # sent again
+    with void_in_process(tmp_path) as (app, _):  # after a restart
+        asked = upload(app, "upload-02", row, name="other.jsonl")
+        assert (asked.status, asked.json()["earlier"]["name"]) == (409, "log.jsonl")
+        again = upload(app, "upload-02", row, again="1")
+        assert again.status == 200
+        assert call(app, "GET", "/api/state").json()["rejections"] == 2
+        for imported in call(app, "GET", "/api/imports").json()["imports"]:
+            assert call(app, "POST", f"/api/imports/{imported['id']}/undo", {}).status == 200
+        assert call(app, "GET", "/api/state").json()["rejections"] == 0
+        assert call(app, "GET", "/api/export").body == b""
+        assert call(app, "POST", f"/api/imports/{first.json()['id']}/redo", {}).status == 200
+        assert call(app, "GET", "/api/export").json()["rejection_counts"] == [2, 0]
+
+
+def test_a_table_of_its_own_is_read_by_the_columns_that_are_named(tmp_path: Path) -> None:
+    table = b"when;question;reply;stars\nmon;Why?;Because.;1\ntue;How?;So.;5\n"
+    with void_in_process(tmp_path) as (app, _):
+        asked = upload(app, "upload-01", table, name="ours.csv")
+        assert asked.status == 400
+        assert asked.json()["columns"] == ["when", "question", "reply", "stars"]
+        assert asked.json()["sample"][0]["reply"] == "Because."
+        half = upload(app, "upload-01", table, name="ours.csv", prompt="question")
+        assert (half.status, "prompt and the answer" in half.json()["error"]) == (400, True)
+        named = {"name": "ours.csv", "prompt": "question", "answer": "reply", "score": "stars", "below": "3"}
+        assert upload(app, "upload-01", table, **named | {"below": "nan"}).status == 400
+        taken = upload(app, "upload-01", table, **named)
+        assert (taken.status, taken.json()["rejections"]) == (200, 1)
+        assert any("1" in note for note in taken.json()["notes"])  # what was left out is said
+        record = call(app, "GET", "/api/export").json()
+        assert (record["prompt"], record["rejected_responses"]) == ("Why?", ["Because."])
+
+
+def test_an_import_that_takes_too_long_or_too_much_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from buleyean_rl.void import importing
+
+    with void_in_process(tmp_path) as (app, _):
+        monkeypatch.setattr(importing, "MAX_SECONDS", 0.01)
+        slow = upload(app, "upload-01", {"prompt": "p", "rejected": "a"})
+        assert (slow.status, "seconds to read" in slow.json()["error"]) == (400, True)
+        monkeypatch.setattr(importing, "MAX_SECONDS", 60)
+        large = upload(app, "upload-01", {"prompt": "p", "rejected": [str(n) for n in range(100_001)]})
+        assert (large.status, "more than 100,000 answers" in large.json()["error"]) == (400, True)
+        assert upload(app, "upload-01", {"prompt": "p", "rejected": "a"}).status == 200
+        assert not list(tmp_path.glob(".import*"))
+
+
+def test_an_import_that_is_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Reading is hostile text's; every other request is answered before it is done."""
+    rows = "\n".join(json.dumps({"prompt": "p", "rejected": f"{n} " + "a@" * 50}) for n in range(5_000)).encode()
+
+    async def race(app: Any) -> int:
+        query = b"uid=upload-01&name=log.jsonl"
+        reading = asyncio.create_task(send(app, "POST", "/api/import", query=query, headers=BINARY, body=rows))
+        answered = 0
+        with contextlib.suppress(TimeoutError):
+            while not reading.done():
+                assert (await send(app, "GET", "/api/state", headers=JSON)).status == 200
+                answered += 1
+        assert (await reading).status == 200
+        return answered
+
+    with void_in_process(tmp_path) as (app, _):
+        assert asyncio.run(race(app)) > 5

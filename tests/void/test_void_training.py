@@ -1,0 +1,247 @@
+"""Runs of the Void: how they end, and what is left of them where the disk, the server or their process gives out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buleyean_rl.void import training as module
+from buleyean_rl.void.store import Store
+from buleyean_rl.void.training import Training
+from buleyean_rl.void.verdict import read_verdict
+from voids import Process, running, until
+
+# A run's process without a model: what it does is the name of its model.
+STANDIN = """
+import json, os, sys, threading, time
+from pathlib import Path
+settings = json.loads(sys.argv[1])
+folder, how = Path(settings["folder"]), settings["model"]
+folder.mkdir(exist_ok=True)
+stop = threading.Event()
+def obey():
+    while os.read(0, 64):
+        stop.set()
+    os._exit(1)
+threading.Thread(target=obey, daemon=True).start()
+for step in range(1, settings["steps"] + 1):
+    print(json.dumps({"step": step, "loss": 1.0, "floor": 0.25, "gap": 0.75}), flush=True)
+    if how == "fails" and step == 2:
+        sys.exit("the model is broken")
+    if how == "waits":
+        if stop.wait(30):
+            break
+(folder / "run.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    (tmp_path / "standin_run.py").write_text(STANDIN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(module, "PROCESS", "standin_run")
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    opened = Store(tmp_path / "void.db")
+    opened.rejections.add("uid-1", "p", "a", (), "", "page")
+    yield opened
+    opened.close()
+
+
+def trains(store: Store, how: str, on_trained: Callable[[int, Path], None] = lambda _run, _folder: None) -> Training:
+    return Training(store, store.database.path.parent / "runs", how, on_trained)
+
+
+def ended(store: Store, training: Training) -> dict[str, Any]:
+    until(lambda: training.running is None, 60)
+    (run,) = store.runs.list()
+    return run
+
+
+def test_a_run_is_done_when_its_model_is_in_use(store: Store) -> None:
+    used: list[int] = []
+    training = trains(store, "ends", lambda run, _folder: used.append(run))
+    assert training.start("run-uid", 3) == training.start("run-uid", 3) == 1
+    run = ended(store, training)
+    assert (run["state"], run["step"], used) == ("done", 3, [1])
+    assert training.finished_folder(run) == store.database.path.parent / "runs/run-1"
+    training.close()
+
+
+def test_a_run_that_fails_says_why(store: Store) -> None:
+    training = trains(store, "fails")
+    training.start("run-uid", 3)
+    run = ended(store, training)
+    assert (run["state"], run["error"]) == ("failed", "the model is broken")
+    assert training.finished_folder(run) is None
+
+    def refuse(_run: int, _folder: Path) -> None:
+        raise ValueError("no such layer")
+
+    training = trains(store, "ends", refuse)
+    training.start("run-uid-2", 3)
+    until(lambda: training.running is None, 60)
+    assert "no such layer" in store.runs.list()[0]["error"]
+
+
+def test_stop_ends_a_run_with_what_it_has_learnt_and_once_more_without(store: Store) -> None:
+    used: list[int] = []
+    training = trains(store, "waits", lambda run, _folder: used.append(run))
+    first = training.start("run-uid", 9)
+    assert first is not None
+    until(lambda: store.runs.list()[0]["step"], 60)
+    assert training.stop(first)
+    run = ended(store, training)
+    assert (run["state"], run["error"], used) == ("stopped", "", [first])
+    assert training.finished_folder(run) is not None
+    assert not training.stop(first)
+
+    second = training.start("run-uid-2", 9)
+    assert second is not None
+    until(lambda: store.runs.list()[0]["step"], 60)
+    store.runs.mark_stopping(second)  # as if it had been told, and were slow
+    assert training.stop(second)
+    until(lambda: training.running is None, 60)
+    assert store.runs.list()[0]["state"] == "stopped"
+    assert training.finished_folder(store.runs.list()[0]) is None
+    assert used == [first]
+
+
+def test_a_full_disk_fails_the_run_at_once_and_its_end_is_written_when_there_is_space(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trains(store, "waits")
+    is_full = [False]
+    end = store.runs.end
+
+    def writing(*words: Any) -> None:
+        if is_full[0]:
+            raise OSError(28, "No space left on device")
+        end(*words)
+
+    monkeypatch.setattr(store.runs, "end", writing)
+    monkeypatch.setattr(store.runs, "add_point", lambda *words: is_full.__setitem__(0, True) or writing(*words))
+    training.start("run-uid", 9)
+    run = ended(store, training)
+    assert run["state"] == "running"  # on disk; what is shown is the truth
+    shown = training.describe(run)
+    assert (shown["state"], "free some space" in shown["error"]) == ("failed", True)
+    is_full[0] = False
+    until(lambda: store.runs.list()[0]["state"] == "failed", 60)
+    assert "free some space" in store.runs.list()[0]["error"]
+    training.close()
+
+
+def test_what_a_killed_server_left_is_resumed_or_has_failed(store: Store) -> None:
+    training = trains(store, "ends")
+    runs = store.database.path.parent / "runs"
+    runs.mkdir()
+    for number, state in enumerate(["running", "stopping", "running", "running"], start=1):
+        store.runs.add(f"run-uid-{number}", f"elsewhere/run-{number}", 1, 3)
+        if state == "stopping":
+            store.runs.mark_stopping(number)
+        if number < 4:
+            (runs / f"run-{number}.jsonl").write_text("{}")
+    training.resume()
+    assert training.running == 3
+    until(lambda: training.running is None, 60)
+    assert [run["state"] for run in store.runs.list()] == ["failed", "done", "failed", "failed"]
+    assert "train again" in store.runs.list()[0]["error"]
+
+
+def test_a_stop_outlives_the_server(store: Store) -> None:
+    training = trains(store, "waits")
+    folder = store.database.path.parent / "runs"
+    folder.mkdir()
+    for number in (1, 2):
+        store.runs.add(f"run-uid-{number}", f"runs/run-{number}", 1, 9)
+        store.runs.mark_stopping(number)
+        (folder / f"run-{number}.jsonl").write_text("{}")
+    (folder / "run-1" / "checkpoint-5").mkdir(parents=True)
+    training.resume()
+    until(lambda: training.running is None, 60)
+    nothing_learnt, learnt = store.runs.list()
+    assert (nothing_learnt["state"], training.finished_folder(nothing_learnt)) == ("stopped", None)
+    assert (learnt["state"], training.finished_folder(learnt)) == ("stopped", folder / "run-1")
+
+
+def test_a_verdict_is_of_the_adapter_that_the_run_ended_with(tmp_path: Path) -> None:
+    import json
+
+    assert read_verdict(tmp_path) is None
+    base = {"step": 0, "kl": 0.0, "entropy": 3.0}
+    checks = [{"step": 5, "kl": 0.02, "entropy": 3.1}, {"step": 10, "kl": 0.9, "entropy": 5.0}]
+    report = {"rejected_nll_base": 0.5, "rejected_nll_final": 2.5}
+    guard = {"base": base, "checks": checks, "stop_reason": "too far", "restored_step": 5}
+    (tmp_path / "run.json").write_text(json.dumps(report | {"guard": guard}))
+    verdict = read_verdict(tmp_path)
+    assert verdict == {"rejected_nll": [0.5, 2.5], "kl": 0.02, "entropy": [3.0, 3.1], "stop_reason": "too far"}
+    (tmp_path / "run.json").write_text(json.dumps(report | {"guard": guard | {"stop_reason": None}}))
+    assert read_verdict(tmp_path)["kl"] == 0.9  # type: ignore[index]
+    (tmp_path / "run.json").write_text(json.dumps(report | {"guard": None}))
+    assert read_verdict(tmp_path)["kl"] is None  # type: ignore[index]
+
+
+def begin(void: Process, steps: int) -> int:
+    void.ask("train-001", "Give me a tip.")
+    void.post("rejections", uid="rejection-1", question="train-001", slot=0).raise_for_status()
+    return int(void.post("runs", uid="run-00001", steps=steps).json()["id"])
+
+
+def finished(void: Process, run: int) -> dict[str, Any]:
+    return until(lambda: (found := void.get(f"runs/{run}"))["state"] not in ("running", "stopping") and found, 180)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_a_model_that_answers(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path) as void:
+        run = begin(void, 10_000)
+        until(lambda: len(void.get(f"runs/{run}")["points"]) >= 3, 120)
+        void.post(f"runs/{run}/stop").raise_for_status()
+        done = finished(void, run)
+        assert (done["state"], done["error"]) == ("stopped", "")
+        assert 3 <= len(done["points"]) < 10_000
+        assert done["verdict"]["rejected_nll"][1] > done["verdict"]["rejected_nll"][0]
+        assert done["verdict"]["kl"] > 0
+        assert done["verdict"]["entropy"][0] > 0
+        assert done["samples"]
+        assert void.get("state")["models"]["trained"] == f"run {run}"
+    with running(base, tmp_path) as void:
+        assert void.get("state")["models"]["trained"] == f"run {run}"
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_moved_and_another_model(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path / "void") as void:
+        run = begin(void, 3)
+        assert finished(void, run)["state"] == "done"
+    (tmp_path / "void").rename(tmp_path / "moved")
+    with running(base, tmp_path / "moved") as void:
+        assert void.get("state")["models"]["trained"] == f"run {run}"
+    other = tmp_path / "other"
+    other.symlink_to(base)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in base.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    with running(copy, tmp_path / "moved") as void:  # an adapter of another model is not put on this one
+        assert "trained" not in void.get("state")["models"]
+
+
+@pytest.mark.slow
+def test_a_stop_that_a_kill_interrupted_ends_after_the_restart(base: Path, tmp_path: Path) -> None:
+    with running(base, tmp_path) as void:
+        run = begin(void, 400)
+        folder = tmp_path / "runs" / f"run-{run}"
+        until(lambda: any(folder.glob("checkpoint-*/trainer_state.json")), 120)
+        void.post(f"runs/{run}/stop").raise_for_status()
+        void.stop(signal.SIGKILL)
+        time.sleep(0.5)
+    with running(base, tmp_path) as void:
+        assert finished(void, run)["state"] == "stopped"
+        assert void.get("state")["models"]["trained"] == f"run {run}"
