@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import Any
 
 from buleyean_rl.data.importers.formats import FORMATS
+from buleyean_rl.data.importers.rows import PROMPT_KEYS
 from buleyean_rl.data.importers.text_files import decode_utf8, read_to_end
 from buleyean_rl.data.records import Row, SkipBad, decode_json, handle_bad_row
 from buleyean_rl.data.records.files import STRICT_JSON
@@ -134,7 +135,7 @@ class _Values:
 
     def _unwrap(self, value: Any, start: int) -> NumberedRows:
         """The rows of a file's only value: an object that is a row, or has one list of rows."""
-        if not isinstance(value, dict) or _matches_any(value):
+        if not isinstance(value, dict) or _matches_any(value) or not value.keys().isdisjoint(PROMPT_KEYS):
             yield from _rows_of(value, self._line_of(start), self._path, self._skip_bad)
             return
         starts = self._find_lists(value, start)
