@@ -67,7 +67,7 @@ def test_views_of_a_record() -> None:
     ]
     once = in_rounds(1, record)
     assert once.rejection_counts == (1, 0)
-    assert once.rounds == (1,)
+    assert once.rounds == (1, 1)
     assert once.rejected_spans == record.rejected_spans
 
 

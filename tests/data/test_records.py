@@ -97,6 +97,26 @@ def test_one_t_for_all_cuts_the_spans_of_a_text_where_they_overlap() -> None:
     assert make_record("p", ["ab", "ab"], [1, 1], 3, [[[0, 1]], [[1, 2]]]) == make_record("p", ["ab"], [1], 3)
 
 
+spans_of_eight = st.lists(
+    st.tuples(st.integers(0, 7), st.integers(1, 8)).filter(lambda span: span[0] < span[1]), max_size=3
+)
+
+
+judged_spans = st.lists(st.tuples(st.integers(0, 9), spans_of_eight), min_size=1, max_size=4)
+
+
+@given(judged_spans.filter(lambda rows: any(count for count, _ in rows)))
+def test_one_t_for_all_keeps_the_count_of_every_character(rows: list[tuple[int, list[tuple[int, int]]]]) -> None:
+    def counts_at(entries: list[tuple[int, list[tuple[int, int]]]]) -> list[int]:
+        return [sum(c for c, spans in entries if not spans or any(a <= i < b for a, b in spans)) for i in range(8)]
+
+    record = make_record("p", ["a b c d "] * len(rows), [c for c, _ in rows], 9, [spans for _, spans in rows])
+    parts = [(answer.count, list(answer.spans)) for answer in record.entries()]
+    assert counts_at(parts) == counts_at(rows)
+    assert all(answer.rounds == max(9, answer.count) for answer in record.entries())
+    assert parse_record(json.loads(format_record(record))) == record
+
+
 def test_what_drew_the_answers_is_read_and_written() -> None:
     record = parse_record(DRAWN)
     assert (record.token_ids, record.ended) == (((1, 2), None), (False, None))

@@ -20,7 +20,7 @@ from tiny import tiny_llama, tiny_tokenizer
 def test_mean_losses_are_the_dense_ones_without_dropout(name: str) -> None:
     objective = Objective(name)  # type: ignore[arg-type]
     boundaries = [
-        merge_responses([5, 6, 7], [([20, 21], [True, True]), ([20, 30, 31], [True] * 3)], [3, 1], [4, 4]),
+        merge_responses([5, 6, 7], [([20, 21], [True, True]), ([25, 30, 31], [True] * 3)], [3, 1], [4, 4]),
         merge_responses([9], [([21, 22, 23, 24], [False, False, True, True])], [2], [2]),
         merge_responses([9, 8], [([50], [True])], [1], [2]),
     ]

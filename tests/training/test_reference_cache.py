@@ -116,6 +116,7 @@ class TenRecords:
     """Ten records of ten nodes each."""
 
     nodes = np.full(10, 10)
+    key = ""
 
     def __len__(self) -> int:
         return len(self.nodes)

@@ -39,7 +39,7 @@ def test_a_rejection_is_counted_said_why_undone_and_redone(store: Store) -> None
     page = store.rejections()
     assert [(row["times"], row["spans"], row["reason"]) for row in page["rows"]] == [(1, [[0, 1]], ""), (2, [], "why")]
     assert (page["total"], store.count()) == (2, 3)
-    assert store.records() == [make_record("p", ["a", "a"], [120, 120], 120, [[], [[0, 1]]])]
+    assert store.records() == [make_record("p", ["a", "a"], [120, 60], spans=[[], [[0, 1]]], rounds=[120, 60])]
     assert store.set_reason(first, "because")
     assert store.undo(second)
     assert store.rejections()["rows"][1]["reason"] == "because"
@@ -79,7 +79,7 @@ def test_records_come_in_once_and_go_out_as_they_came(store: Store) -> None:
 def test_a_persons_no_stands_beside_imported_counts(store: Store) -> None:
     store.import_records("upload-1", [make_record("p", ["x"], [1], 3)], "import")
     reject(store, "uid-1", "a")
-    assert store.records() == [make_record("p", ["x", "a"], [ROUNDS // 3, ROUNDS], ROUNDS)]
+    assert store.records() == [make_record("p", ["x", "a"], [1, ROUNDS], rounds=[3, ROUNDS])]
 
 
 def test_an_upload_is_kept_whole_or_not_at_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
