@@ -81,7 +81,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
     rows = [
         {"messages": [asked, call], "label": False},
         {"messages": [asked, {"role": "assistant", "content": "No."}], "label": False, "context": "a page"},
-        {"messages": [asked, {"role": "assistant", "content": "No."}], "label": None},
+        {"messages": [asked, {"role": "assistant", "content": "No."}], "label": float("nan")},
     ]
     report = import_records(str(write_rows(tmp_path / "a.jsonl", *rows)), tmp_path / "r.jsonl")
     reason = "the rejected answer is a call of a tool, not text"

@@ -9,9 +9,10 @@ from collections.abc import Generator
 from typing import Any
 
 from buleyean_rl.data.importers.formats import FORMATS
+from buleyean_rl.data.importers.rows import PROMPT_KEYS
 from buleyean_rl.data.importers.text_files import decode_utf8, read_to_end
 from buleyean_rl.data.records import Row, SkipBad, decode_json, handle_bad_row
-from buleyean_rl.data.records.files import STRICT_JSON
+from buleyean_rl.data.records.files import LENIENT_JSON
 from buleyean_rl.data.records.messages import is_message
 from buleyean_rl.data.records.values import describe, list_keys
 from buleyean_rl.errors import RecordError
@@ -57,7 +58,7 @@ class _SeveralLines(Exception):
 
 def _decode_line(raw: bytes) -> Any:
     try:
-        return decode_json(raw)
+        return decode_json(raw, LENIENT_JSON)
     except RecordError as error:
         cause = error.__context__
         goes_on = isinstance(cause, json.JSONDecodeError) and (
@@ -134,7 +135,7 @@ class _Values:
 
     def _unwrap(self, value: Any, start: int) -> NumberedRows:
         """The rows of a file's only value: an object that is a row, or has one list of rows."""
-        if not isinstance(value, dict) or _matches_any(value):
+        if not isinstance(value, dict) or _matches_any(value) or not value.keys().isdisjoint(PROMPT_KEYS):
             yield from _rows_of(value, self._line_of(start), self._path, self._skip_bad)
             return
         starts = self._find_lists(value, start)
@@ -159,7 +160,7 @@ class _Values:
         return starts
 
     def _end_of_value(self, position: int) -> int:
-        return int(STRICT_JSON.raw_decode(self._text, position)[1])
+        return int(LENIENT_JSON.raw_decode(self._text, position)[1])
 
     def _read_list(self, start: int) -> Generator[tuple[int, Row], None, int]:
         """The objects of the list that starts at a position, decoded one by one; returns where it ends."""
@@ -188,7 +189,7 @@ class _Values:
     def _decode(self, position: int) -> tuple[tuple[Any] | None, int]:
         """The value at a position, and where it ends; None, and where to go on, if it is bad and may be skipped."""
         try:
-            value, end = STRICT_JSON.raw_decode(self._text, position)
+            value, end = LENIENT_JSON.raw_decode(self._text, position)
         except json.JSONDecodeError as error:
             return None, self._pass_over(position, f"is not valid JSON ({error.msg})", error.pos)
         except RecursionError:
@@ -213,7 +214,7 @@ class _Values:
         for text in io.StringIO(self._text[position:], newline="\n"):
             if text.strip():
                 try:
-                    value = decode_json(text)
+                    value = decode_json(text, LENIENT_JSON)
                 except RecordError as error:
                     handle_bad_row(error, self._path, line, self._skip_bad)
                 else:

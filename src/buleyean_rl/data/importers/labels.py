@@ -23,7 +23,7 @@ from buleyean_rl.data.importers.rows import (
 )
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, pick
-from buleyean_rl.errors import RecordError
+from buleyean_rl.errors import RecordError, UnsupportedContent
 
 DATASET_LABELS = ("label", "kto_tag")
 LABEL_KEYS = (*DATASET_LABELS, "rating", "feedback", "thumb", "thumbs", "vote", "score")
@@ -54,7 +54,7 @@ def _read_preference(row: Row) -> Preference:
     prompt, answer = _pick_labelled(answers_to_text(row, ANSWER_KEYS), Discards())
     rejected = _parse_label(row, NO_CHOICES)
     if rejected is None:
-        refuse_row("has no rating", row)
+        raise UnsupportedContent("nobody rated it")
     return Preference(parse_prompt(prompt), (answer,), (int(rejected),), 1)
 
 

@@ -13,9 +13,9 @@ from buleyean_rl.data.records.values import fail
 from buleyean_rl.errors import RecordError
 
 MAX_PYTHON_TEXT = 1 << 22  # characters; Python's parser takes some hundred bytes for each
-_BEGINS_LIKE_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|from|content|value|lc|type)["']\s*:""")
+_BEGINS_LIKE_MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|from|content|value|lc|type)["']\s*:""")
 # NumPy prints no commas; a real line end never stands within a text that Python prints.
-_NUMPY_GAP = re.compile(r"\}\s*\n\s*\{")
+_NUMPY_GAP = re.compile(r"\}[^\S\n]*\n\s*\{")
 
 
 def parse_literal(text: str) -> Any:

@@ -16,7 +16,7 @@ from buleyean_rl.data.importers.formats import find_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards, Format, Preference
 from buleyean_rl.data.importers.sources import open_source
 from buleyean_rl.data.records import Prompt, Row, handle_bad_row
-from buleyean_rl.errors import RecordError
+from buleyean_rl.errors import RecordError, UnsupportedContent
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Preferences:
         format: the format it was read as.
         items: those with an answer left, in the order of the data.
         empty: answers left out as they are blank.
-        skipped: bad rows left out.
+        skipped: rows left out as they are bad, are more than text, or were rated by nobody.
     """
 
     format: str
@@ -61,6 +61,8 @@ def read_preferences(
         for line, row in rows:
             try:
                 yield from _rank_row(row_format, row)
+            except UnsupportedContent as error:
+                errors.append(error)
             except RecordError as error:
                 handle_bad_row(error, source, line, on_error)
 

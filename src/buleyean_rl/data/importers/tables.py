@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,10 @@ class _Lines:
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
-        self._ahead: list[str] = []
+        self._ahead: deque[str] = deque()
         self.number = 0
 
-    def peek(self, characters: int) -> list[str]:
+    def peek(self, characters: int) -> Sequence[str]:
         """The next lines, as many as have so many characters."""
         size = sum(map(len, self._ahead))
         while size < characters and (line := self._text.readline()):
@@ -70,7 +71,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._ahead.pop(0) if self._ahead else self._text.readline()
+        line = self._ahead.popleft() if self._ahead else self._text.readline()
         if not line:
             raise StopIteration
         self.number += 1
@@ -101,7 +102,7 @@ def _read_rows(lines: _Lines, path: str, skip_bad: SkipBad) -> NumberedRows:
         line = lines.number + 1
 
 
-def _choose_delimiter(head: list[str], path: Path) -> str:
+def _choose_delimiter(head: Sequence[str], path: Path) -> str:
     """The delimiter by which the first two rows have the same number of cells, and the most."""
 
     def count_cells(delimiter: str) -> tuple[bool, int, bool]:

@@ -8,11 +8,10 @@ from typing import Any
 from buleyean_rl.data.importers.protocol import Discards
 from buleyean_rl.data.importers.rows import accepted_record, get_path
 from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.data.records.values import fail
 from buleyean_rl.errors import RecordError, UnsupportedContent
 
 # The prompt of every rated answer is its whole conversation: without a limit, time is quadratic in a chat's length.
-MAX_MESSAGES = 1000
+MAX_MESSAGES = 200
 
 
 def follow_parents(messages: Mapping[str, Any], message_id: str, parent_key: str) -> list[Any]:
@@ -24,14 +23,16 @@ def follow_parents(messages: Mapping[str, Any], message_id: str, parent_key: str
         parent_key: where a message names the one before it.
 
     Raises:
-        RecordError: the conversation is a circle, or absurdly long.
+        UnsupportedContent: the conversation is a circle, or too long for any prompt.
     """
     thread = []
     current: Any = message_id
     while isinstance(current, str) and current in messages:
         thread.append(messages[current])
         if len(thread) > MAX_MESSAGES:
-            fail(f"a rated answer stands after more than {MAX_MESSAGES} messages: is it a circle?")
+            raise UnsupportedContent(
+                f"a rated answer stands after more than {MAX_MESSAGES} messages, or its chat is a circle"
+            )
         current = get_path(messages[current], parent_key)
     return thread[::-1]
 

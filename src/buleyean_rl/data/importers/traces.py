@@ -31,7 +31,8 @@ from buleyean_rl.errors import RecordError, UnsupportedContent
 
 INPUT_KEYS = ("input", "inputs")
 OUTPUT_KEYS = ("output", "outputs")
-PROMPT_KEYS = ("messages", "question", "prompt", "input", "query", "text", "content")
+# `kwargs` and `args` are those of a function that Langfuse observes.
+PROMPT_KEYS = ("messages", "question", "prompt", "input", "query", "text", "content", "kwargs", "args")
 ANSWER_KEYS = ("content", "answer", "output", "text", "completion", "response", "message", "messages", "result")
 CHOICE_KEYS = ("choices", "generations", "candidates")
 # Settings of a call, which are no part of what the model read.
@@ -96,6 +97,7 @@ def _unwrap_prompt(value: Any, discards: Discards, depth: int = 0) -> Any:
     if isinstance(value, str):
         inner = parse_literal(value) if value[:1] == "{" else None
         if isinstance(inner, Mapping) and not inner.keys().isdisjoint(PROMPT_KEYS):
+            discards.parsed_texts += 1
             return _unwrap_prompt(inner, discards, depth + 1)
         return unpack_messages(value, "the input", discards)
     if is_message(value):
@@ -109,7 +111,7 @@ def _unwrap_prompt(value: Any, discards: Discards, depth: int = 0) -> Any:
         used = {key, *SYSTEM_KEYS, *HISTORY_KEYS, *DROPPED_KEYS, *MEDIA_KEYS, *SETTINGS}
         discards.note_context(str(name) for name in value if name not in used and not is_nothing(value[name]))
         return add_context(value, _unwrap_prompt(value[key], discards, depth + 1), discards)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+    if isinstance(value, list) and len(value) == 1 and not is_message(value[0]):
         return _unwrap_prompt(value[0], discards, depth + 1)  # LangSmith nests a batch of one conversation
     return value
 

@@ -140,14 +140,18 @@ def read_text(path: Path | str) -> str:
         raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path, line=line) from error
 
 
-def decode_json(raw: bytes | str) -> Any:
+def decode_json(raw: bytes | str, decoder: json.JSONDecoder | None = None) -> Any:
     """One JSON value, strictly: UTF-8, no NaN or Infinity, no key twice in an object.
+
+    Args:
+        raw: the value and nothing else.
+        decoder: `LENIENT_JSON` lets NaN and Infinity through.
 
     Raises:
         RecordError: says what is wrong, without a place.
     """
     try:
-        return STRICT_JSON.decode(raw.decode() if isinstance(raw, bytes) else raw)
+        return (decoder or STRICT_JSON).decode(raw.decode() if isinstance(raw, bytes) else raw)
     except UnicodeDecodeError as error:
         fail(f"is not UTF-8 text (byte {error.start + 1} of the line): convert the file to UTF-8")
     except json.JSONDecodeError as error:
@@ -172,6 +176,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 STRICT_JSON = json.JSONDecoder(object_pairs_hook=_require_unique_keys, parse_constant=_refuse_constant)
+# Of other people's data: Python writes a missing label as NaN.
+LENIENT_JSON = json.JSONDecoder(object_pairs_hook=_require_unique_keys)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 

@@ -6,7 +6,7 @@ write_folded   the same, into a records file
 
 An answer's rounds are those of the records it stands in, whatever else its prompt has: rejected once in two records of
 one round each it is 1 of 2; rejected in one and absent from the other, 1 of 1. A record that rejects nothing is a
-round without a rejection of the texts that others reject; what else it has is left out.
+round without a rejection of the texts that others reject; into a file goes nothing else of it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,11 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     """
     if len(records) == 1:
         return records[0]
-    texts = _rejected_texts(records)
     tokenizer = next((record.tokenizer for record in records if record.tokenizer), None)
     answers = [
         answer if record.tokenizer == tokenizer else replace(answer, token_ids=None)
         for record in records
         for answer in record.entries()
-        if record.rejects or answer.text in texts
     ]
     policies = [record.policy for record in records if record.rejects]
     same_policy = all(policy == policies[0] for policy in policies)
@@ -60,9 +58,13 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     return build_record(records[0].prompt, merged, tokenizer, policies[0] if same_policy else None)
 
 
-def _rejected_texts(records: Iterable[RejectionRecord]) -> set[str]:
-    """The answers of the records that reject any."""
-    return {text for record in records if record.rejects for text in record.rejected_responses}
+def _drop_accepted(records: Sequence[RejectionRecord]) -> Iterator[RejectionRecord]:
+    """Records, those that reject nothing with only the answers that others reject."""
+    rejected = {(record.prompt, text) for record in records if record.rejects for text in record.rejected_responses}
+    for record in records:
+        answers = [a for a in record.entries() if record.rejects or (record.prompt, a.text) in rejected]
+        if answers:
+            yield build_record(record.prompt, answers, record.tokenizer, record.policy)
 
 
 def _bound(answer: JudgedAnswer) -> JudgedAnswer:
@@ -74,10 +76,11 @@ def _bound(answer: JudgedAnswer) -> JudgedAnswer:
 
 
 def fold_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
-    """One record per prompt, in the order of first appearance.
+    """One record per prompt of which something was rejected, in the order of first appearance.
 
     Args:
-        records: few enough for memory; see `write_folded` for others.
+        records: few enough for memory; see `write_folded` for others. What one that rejects nothing holds stays, at
+            count 0.
     """
     by_prompt: dict[Prompt, list[RejectionRecord]] = {}
     for record in records:
@@ -119,7 +122,7 @@ class FoldReport:
         self.empty += record.rejected_responses.count("")
 
     def fold(self, group: Sequence[RejectionRecord], folded: Sequence[RejectionRecord]) -> None:
-        """Count records that were added before as those they were folded into."""
+        """Count records that were added before as those they were folded into; others won a round."""
         rejecting = [record for record in group if record.rejects]
         answers = [(record.prompt, answer.text, answer.spans) for record in rejecting for answer in record.entries()]
         self.records -= len(rejecting) - len(folded)
@@ -128,12 +131,7 @@ class FoldReport:
         self.answers_folded += len(answers) - len(set(answers))
         self.empty += _count_empty(folded) - _count_empty(rejecting)
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
-        rejected = {(prompt, text) for prompt, text, _ in answers}
-        self.rounds_won += sum(
-            any((record.prompt, text) in rejected for text in record.rejected_responses)
-            for record in group
-            if not record.rejects
-        )
+        self.rounds_won += len(group) - len(rejecting)
 
 
 def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
@@ -201,7 +199,7 @@ def _fold_lines(
                 yield _read_part(spool, parts[0])
                 continue
             rows = (decode_json(_read_part(spool, part)) for part in parts)
-            group = [parse_record(row, require_rejection=False) for row in rows]
+            group = list(_drop_accepted([parse_record(row, require_rejection=False) for row in rows]))
             folded = fold_records(group)  # by the prompt itself, so that two prompts of one hash stay two
             report.fold(group, folded)
             for record in folded:

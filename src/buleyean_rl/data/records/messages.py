@@ -42,12 +42,18 @@ def parse_messages(value: object, name: str) -> Messages:
     """
     if not isinstance(value, list | tuple) or not value:
         fail(f"{name} is {describe(value)}: it must be a list of messages with a role and a content")
-    messages = [
-        (parse_role(message, f"{name}[{i}]"), parse_content(message, f"{name}[{i}]", TOOL_CALL_IN_CONTEXT))
-        for i, message in enumerate(value)
-        if not is_reasoning(message)
-    ]
+    messages = [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(value) if not is_reasoning(message)]
     return tuple(messages) or fail(f"{name} has no message but reasoning")
+
+
+def _parse_message(message: object, name: str) -> tuple[str, str]:
+    if isinstance(message, dict) and message.keys() == {"role", "content"}:
+        role, content = message["role"], message["content"]
+        if (
+            isinstance(content, str) and isinstance(role, str) and role in _SPELLINGS
+        ):  # most are: no other look is needed
+            return role, parse_text(content, f"{name}.content")
+    return parse_role(message, name), parse_content(message, name, TOOL_CALL_IN_CONTEXT)
 
 
 def parse_role(message: object, name: str) -> str:
