@@ -8,7 +8,7 @@ import pytest
 
 from buleyean_rl.data import chat_template
 from buleyean_rl.data.answer_text import AnswerText
-from buleyean_rl.data.chat_template import ChatTemplate, TemplateRefusal
+from buleyean_rl.data.chat_template import ChatTemplate, EndlessTemplate, TemplateRefusal
 from buleyean_rl.data.encode import Encoder, describe_template, end_token_ids
 from buleyean_rl.data.records import looks_rendered
 from tiny import CHATML, tiny_tokenizer
@@ -90,8 +90,11 @@ def test_no_message_is_left_out() -> None:
 )
 def test_a_template_without_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "SECONDS", 0.2)
-    with pytest.raises(TemplateRefusal, match=r"has not ended after 0.2 s"):
-        ChatTemplate(with_template(template)).render([USER])
+    for messages in ([USER], [SYSTEM, USER]):
+        with pytest.raises(EndlessTemplate, match=r"has not ended after 0.2 s"):
+            ChatTemplate(with_template(template)).render(messages)
+    with pytest.raises(EndlessTemplate):
+        Encoder(with_template(template), skip_refused=True)
 
 
 def test_a_template_that_writes_too_much_is_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -30,6 +31,10 @@ class TemplateRefusal(RecordError):
     """A conversation that a chat template cannot render; says why and what to do."""
 
     messages: Messages = ()
+
+
+class EndlessTemplate(TemplateRefusal):
+    """A template that does not come to an end, whatever the conversation."""
 
 
 class ChatTemplate:
@@ -63,13 +68,14 @@ class ChatTemplate:
             add_generation_prompt: end with the beginning of an answer.
 
         Raises:
-            TemplateRefusal: the template does not come to an end.
+            EndlessTemplate: the template does not come to an end.
         """
         rendered: list[str | TemplateRefusal] = []
+        folding = [self.needs_folding(messages) for messages in conversations]  # by a probe with its own time limit
         with _time_limit(SECONDS):
-            for messages in conversations:
+            for messages, needs_folding in zip(conversations, folding, strict=True):
                 try:
-                    folded = fold_system(messages) if self.needs_folding(messages) else messages
+                    folded = fold_system(messages) if needs_folding else messages
                     text = self._apply(folded, add_generation_prompt=add_generation_prompt)
                     _check_rendering(text, folded)
                     rendered.append(text)
@@ -108,6 +114,8 @@ class ChatTemplate:
         try:
             with _time_limit(SECONDS):
                 return self._apply(messages, add_generation_prompt=add_generation_prompt)
+        except EndlessTemplate:
+            raise
         except TemplateRefusal:
             return ""
 
@@ -158,25 +166,23 @@ class _TimeIsUp(Exception):
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """End what runs in this thread after some seconds, with a `TemplateRefusal`."""
-    thread, lock, ended = threading.get_ident(), threading.Lock(), False
+    """End what runs in this thread after some seconds of the processor's time, with an `EndlessTemplate`."""
+    thread, lock, ended, began = threading.get_ident(), threading.Lock(), threading.Event(), time.process_time()
 
-    def interrupt() -> None:
-        with lock:
-            if not ended:
-                # The only way to end a loop in the interpreter from outside, whichever thread it is in.
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TimeIsUp))
+    def watch() -> None:
+        while not ended.wait(max(0.05, began + seconds - time.process_time())):
+            with lock:
+                if not ended.is_set() and time.process_time() >= began + seconds:
+                    # The only way to end a loop in the interpreter from outside, whichever thread it is in.
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TimeIsUp))
+                    return
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except _TimeIsUp:
-        raise TemplateRefusal(
-            f"the model's chat template has not ended after {seconds:g} s: use another model"
-        ) from None
+        problem = f"the model's chat template has not ended after {seconds:g} s: use another model"
+        raise EndlessTemplate(problem) from None
     finally:
         with lock:
-            ended = True
-        timer.cancel()
+            ended.set()

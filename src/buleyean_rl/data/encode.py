@@ -106,7 +106,7 @@ class Encoder:
         self._template = ChatTemplate(tokenizer) if tokenizer.chat_template is not None else None
         turns = self._template.turns if self._template else ""
         self._control = ControlTokens(tokenizer, turns)
-        self._end_marks = find_end_marks(tokenizer, self._template, self._control)
+        self._end_marks = find_end_marks(tokenizer, self._template)
         self._end_ids = set(tokenizer.convert_tokens_to_ids(self._end_marks))
         self._reasoning_tags = self._template.open_reasoning if self._template else None
         self._hash = tokenizer_hash(tokenizer)
@@ -297,11 +297,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:32]
 
 
-def find_end_marks(tokenizer: Any, template: ChatTemplate | None, control: ControlTokens) -> list[str]:
-    """The control tokens that end an answer: those the chat template writes after one, and EOS."""
+def find_end_marks(tokenizer: Any, template: ChatTemplate | None) -> list[str]:
+    """The tokens that end an answer: those the chat template writes after one, and EOS."""
     end = template.answer_end if template is not None else ""
-    marks = {end[start:stop] for start, stop in control.spans(end)} | {tokenizer.eos_token}
-    return sorted(marks & control.names, key=len, reverse=True)
+    marks = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content in end}
+    marks |= {tokenizer.eos_token or ""}
+    return sorted((mark for mark in marks if len(mark) > 1 and not mark.isspace()), key=len, reverse=True)
 
 
 def describe_template(tokenizer: Any) -> list[str]:
@@ -319,8 +320,7 @@ def describe_template(tokenizer: Any) -> list[str]:
             f"the chat template begins every answer with {opening}: an answer without {closing} is put behind an empty "
             "reasoning, as the model itself would have to write it"
         )
-    marks = find_end_marks(tokenizer, template, ControlTokens(tokenizer, template.turns))
-    others = [mark for mark in marks if mark in template.answer_end]
+    others = [mark for mark in find_end_marks(tokenizer, template) if mark in template.answer_end]
     if others and tokenizer.eos_token not in others:
         notes.append(
             f"the chat template ends answers with {', '.join(others)}, which is not the tokenizer's EOS, "
@@ -336,8 +336,7 @@ def end_token_ids(tokenizer: Any) -> set[int]:
         tokenizer: a fast one of transformers.
     """
     template = ChatTemplate(tokenizer) if tokenizer.chat_template is not None else None
-    marks = find_end_marks(tokenizer, template, ControlTokens(tokenizer, template.turns if template else ""))
-    return set(tokenizer.convert_tokens_to_ids(marks))
+    return set(tokenizer.convert_tokens_to_ids(find_end_marks(tokenizer, template)))
 
 
 def _join_messages(prompt: Prompt) -> str:
