@@ -213,6 +213,30 @@ def test_absurd_values_are_refused_before_training(
     assert re.search(problem, err[-1])
 
 
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [
+        ("[lm_head]", "lora_targets: lm_head is not a linear layer of the decoder"),
+        ("[q_proj, input_layernorm]", r"lora_targets: .*input_layernorm is not a linear layer of the decoder"),
+        ("[nothing]", "cannot attach an adapter to LlamaForCausalLM"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_named(
+    targets: str, problem: str, base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run.yaml").write_text(f"lora_targets: {targets}\n")
+    assert run(rejections, "--model", base, "-o", "run", "--config", "run.yaml") in (1, 2)
+    assert re.search(problem, capsys.readouterr().err)
+
+
+def test_records_are_cut_at_the_models_longest_context(
+    base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("-o", "run", "--max-steps", 1, "--max-length", 5000)
+    assert run(rejections, "--model", base, *words) == 0
+    assert "records are cut at 512 tokens: the model has no longer context" in capsys.readouterr().err
+
+
 def test_weights_that_are_not_numbers_are_named(
     base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

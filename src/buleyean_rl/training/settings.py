@@ -76,7 +76,7 @@ class StepCount(Number):
         return super().admits(value) and (value < 1 or float(value).is_integer())
 
     def __str__(self) -> str:
-        return f"a whole number of steps {super().__str__().removeprefix('a number ')}, or a share of all below 1"
+        return f"whole steps, {super().__str__().removeprefix('a number ')}, or a share below 1"
 
 
 @dataclass(frozen=True)
