@@ -212,12 +212,14 @@ class EndpointEngine(BaseEngine):
     async def _answer(self, request: Mapping[str, Any], max_tokens: int) -> Outcome:
         read = partial(read_answer, tokens_asked=max_tokens)
         outcome = await self._send("POST", "chat/completions", request, read, max_tokens)
-        return outcome if isinstance(outcome, Unanswered) else outcome._replace(text=self._client.redact(outcome.text))
+        if isinstance(outcome, Unanswered):
+            return outcome
+        self._has_answered = True
+        return outcome._replace(text=self._client.redact(outcome.text))
 
     def _check_alive(self, outcome: Outcome) -> None:
         """Raises EngineError: too many prompts in a row came to nothing."""
         cause, detail = outcome[:2] if isinstance(outcome, Unanswered) else (None, "")
-        self._has_answered = self._has_answered or cause is None
         self._failures_in_a_row = self._failures_in_a_row + 1 if cause == FAILED else 0
         self._refusals += cause == REFUSED
         if self._failures_in_a_row >= MAX_FAILURES:
