@@ -9,6 +9,7 @@ import pytest
 
 from buleyean_rl.data.prompts import read_prompts
 from buleyean_rl.errors import RecordError
+from drawn import write_rows
 
 TALK = [{"role": "human", "content": "Hi"}, {"role": "bot", "content": "Hello."}, {"role": "user", "content": "And?"}]
 PARSED = (("user", "Hi"), ("assistant", "Hello."), ("user", "And?"))
@@ -39,3 +40,24 @@ def test_a_row_that_is_no_prompt_is_named(tmp_path: Path) -> None:
         path.write_text(json.dumps(row))
         with pytest.raises(RecordError, match=problem):
             read_prompts(path)
+
+
+def test_prompts_are_lines_or_objects(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\ufeffone\n\n two \none\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
+    conversation = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    path = write_rows(tmp_path / "p.jsonl", {"prompt": "é", "x": 1}, {"messages": conversation})
+    assert read_prompts(path) == ["é", (("system", "s"), ("user", "u"))]
+
+
+def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    for name, content, problem in (
+        ("p.txt", b"\n \n", "holds no prompt"),
+        ("p.txt", b"one\n\xffwo", "p.txt:2: is not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ""}\n', "p.jsonl:2: the prompt is empty"),
+        ("missing.txt", None, "missing.txt: no such file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(RecordError, match=problem):
+            read_prompts(tmp_path / name)

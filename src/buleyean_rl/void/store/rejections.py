@@ -125,9 +125,13 @@ def record_rows(record: RejectionRecord) -> list[Row]:
     for judged in record.entries():
         texts = json.dumps(prompt), judged.text, json.dumps(judged.spans)
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-        row = dict(zip(("prompt", "answer", "spans"), texts, strict=True))
-        drawn = {"token_ids": judged.token_ids, "ended": judged.ended}
-        drawn |= {"tokenizer": record.tokenizer, "policy": record.policy}
+        row: Row = dict(zip(("prompt", "answer", "spans"), texts, strict=True))
+        drawn: dict[str, Any] = {
+            "token_ids": judged.token_ids,
+            "ended": judged.ended,
+            "tokenizer": record.tokenizer,
+            "policy": record.policy,
+        }
         row |= {"drawn": json.dumps(drawn) if any(value is not None for value in drawn.values()) else None}
         rows.append(row | {"digest": digest, "count": judged.count, "rounds": judged.rounds})
     return rows
