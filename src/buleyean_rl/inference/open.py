@@ -62,7 +62,8 @@ def open_engine(model: str | Source, kind: str = "auto", console: Console | None
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=SERVER_SLOTS)
     loaded = open_model(location)
-    engine = TransformersEngine(loaded.module, loaded.tokenizer, batch=TRANSFORMERS_BATCH)
+    tokenizer = loaded.tokenizer  # checks the files, before their weights are read
+    engine = TransformersEngine(loaded.module, tokenizer, batch=TRANSFORMERS_BATCH)
     if console is not None:
         console.print(loaded.describe())
     return engine

@@ -9,6 +9,7 @@ from typing import Any
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Messages, Sampling, find_stop
 from buleyean_rl.models.private_interfaces import fits_static_cache
+from buleyean_rl.models.template_end import template_end_token
 
 NUCLEUS_CANDIDATES = 1024  # likeliest tokens that nearly always contain the nucleus
 MAX_BATCH_TOKENS = 1 << 15  # rows times the longest prompt and answer
@@ -26,7 +27,8 @@ class TransformersEngine(BaseEngine):
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         ids = model.generation_config.eos_token_id if model.generation_config else None
-        self._eos_token_ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
+        ends = (tokenizer.eos_token_id, template_end_token(tokenizer), *(ids if isinstance(ids, list) else [ids]))
+        self._eos_token_ids = set(ends) - {None}
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,19 @@ import torch
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.adapt import quiet_peft
+from buleyean_rl.models.adapter_folder import adapter_weights, check_adapter, read_adapter_config, untie_head
+from buleyean_rl.models.model_folder import read_json
 from buleyean_rl.models.source import Source, resolve
-from buleyean_rl.models.weights import load_base, loading
+from buleyean_rl.models.weights import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    check_model,
+    load_base,
+    load_config,
+    load_tokenizer,
+    loading,
+    read_tokenizer,
+)
 
 RUN_FORMAT = 2  # of run.json and settings.json; in 1, without a number, objectives had other losses
 
@@ -41,6 +51,7 @@ def merge_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[A
         ModelError: it is not a run folder, or its base model cannot be loaded.
     """
     model, tokenizer = load_run(run)
+    untie_head(model)
     return model.merge_and_unload().eval().to(dtype), tokenizer
 
 
@@ -61,21 +72,35 @@ def load_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[An
 
     source = run if isinstance(run, Source) else resolve(run_base(run)).with_adapter(run)
     folder = Path(str(source.run))
+    check_files(source)
     base = load_base(source, dtype)
     with loading(source), quiet_peft():
-        return PeftModel.from_pretrained(base, str(folder)).eval(), run_tokenizer(folder)
+        return PeftModel.from_pretrained(base, str(folder)).eval(), run_tokenizer(source)
 
 
-def run_tokenizer(run: Path) -> Any:
-    """The tokenizer of a run folder.
+def check_files(source: Source) -> None:
+    """Check a model's files, and those of a run's adapter, without loading either.
+
+    Raises:
+        ModelError: what is wrong, with the tensor or key.
+    """
+    check_model(source)
+    if source.run is not None:
+        with loading(source):
+            check_adapter(source.run, load_config(source))
+
+
+def run_tokenizer(run: Source) -> Any:
+    """The tokenizer of a run: its folder's own, or its base model's where the folder has none.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
-    with loading(Source(str(run), str(run))):
-        return AutoTokenizer.from_pretrained(str(run))
+    folder = Path(str(run.run))
+    if not any((folder / file).exists() for file in (*TOKENIZER_FILES, *VOCABULARY_FILES)):
+        return load_tokenizer(run)
+    with loading(run):
+        return read_tokenizer(folder)
 
 
 def run_base(run: Path) -> str:
@@ -87,9 +112,10 @@ def run_base(run: Path) -> str:
     config = run / "adapter_config.json"
     if not config.exists():
         raise ModelError(f"{run} has no adapter_config.json: it is not a run folder, or its training has not ended")
+    adapter_weights(run)
     if (run / "run.json").exists():
         read_run(run)
-    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    return str(read_adapter_config(run)["base_model_name_or_path"])
 
 
 def is_run(name: str) -> bool:
@@ -107,7 +133,7 @@ def read_run(run: Path, file: str = "run.json") -> dict[str, Any]:
     Raises:
         ModelError: an earlier version wrote it.
     """
-    values = dict(json.loads((run / file).read_text(encoding="utf-8")))
+    values = read_json(run / file)
     if values.get("format") != RUN_FORMAT:
         raise ModelError(
             f"{run / file} is of format {values.get('format', 1)}, whose objective names mean other losses than those "
