@@ -171,7 +171,17 @@ def test_a_models_own_code_is_never_run(model_type: str, folder: Path, capfd: py
     assert not any(capfd.readouterr())  # nothing was asked
 
 
+def test_of_the_generation_settings_only_the_end_tokens_are_kept(folder: Path) -> None:
+    settings = {"eos_token_id": [2, 0], "repetition_penalty": 3.0, "use_cache": [], "max_new_tokens": 1}
+    change_json(folder, settings, "generation_config.json")
+    loaded = load_base(str(folder)).generation_config
+    assert (loaded.eos_token_id, loaded.repetition_penalty, loaded.max_new_tokens) == ([2, 0], None, None)
+    assert loaded.use_cache in (None, True)
+
+
 def test_an_end_token_is_a_token(folder: Path) -> None:
     change_json(folder, {"eos_token_id": [2, 4000]}, "generation_config.json")
+    with pytest.raises(ModelError, match="eos_token_id 4000 is none of its 400 tokens"):
+        load_base(str(folder))
     with pytest.raises(ModelError, match="eos_token_id 4000 is none of its 400 tokens"):
         eos_token_ids(str(folder), load_config(str(folder)))

@@ -47,7 +47,17 @@ def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
     source = resolve(name)
     model = _load(source, dtype=dtype)
     weight_checks.check_finite(source.name, dict(model.named_parameters()))
+    _keep_end_tokens(model, source)
     return model.eval()
+
+
+def _keep_end_tokens(model: Any, source: Source) -> None:
+    """Forget a model's generation settings but for its end tokens: a penalty or a cache of its own is no sampling."""
+    from transformers import GenerationConfig
+
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    _check_ends(source, model.config, set(ends if isinstance(ends, list) else [ends]) - {None})
+    model.generation_config = GenerationConfig(eos_token_id=ends)
 
 
 def check_model(name: str | Source) -> None:
@@ -151,10 +161,14 @@ def eos_token_ids(name: str | Source, config: Any) -> set[int]:
             generation = GenerationConfig.from_pretrained(str(_configuration_folder(source)), trust_remote_code=False)
     ids = generation.eos_token_id
     ends = set(ids if isinstance(ids, list) else [ids]) - {None}
+    _check_ends(source, config, ends)
+    return ends
+
+
+def _check_ends(source: Source, config: Any, ends: set[Any]) -> None:
     size = config.get_text_config().vocab_size
     if wrong := [end for end in ends if not isinstance(end, int) or not 0 <= end < size]:
         raise ModelError(f"{source.name}: eos_token_id {wrong[0]!r} is none of its {size} tokens")
-    return ends
 
 
 def weight_files(name: str | Source) -> list[Path]:
