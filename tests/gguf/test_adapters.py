@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_export import needs_llama_cpp_python
 
 import gguf
-from buleyean_rl.errors import ExportError, ParityError
+from buleyean_rl.errors import ExportError, ModelError, ParityError
 from buleyean_rl.gguf import (
     adapter_file,
     architectures,
@@ -206,7 +206,7 @@ def test_an_adapter_of_another_model(base: Path, tmp_path: Path) -> None:
         part.save_pretrained(other)
     config = json.loads((run / "adapter_config.json").read_text())
     (run / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(other)}))
-    with pytest.raises(ExportError, match="base model"):
+    with pytest.raises(ModelError, match="base model"):
         blueprint_from_run(str(run))
     with pytest.raises(ExportError, match="base model"):
         write_adapter(run, tmp_path / "a.gguf")

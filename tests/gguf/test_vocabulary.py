@@ -12,7 +12,8 @@ from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
 from buleyean_rl.errors import ExportError
-from buleyean_rl.gguf import export_gguf
+from buleyean_rl.gguf import About, blueprint_from_model, export_gguf
+from buleyean_rl.gguf.ollama import make_modelfile
 from buleyean_rl.models import pre_tokenizers
 from tiny import SENTENCES, tiny_llama, tiny_qwen2, tiny_tokenizer
 
@@ -40,6 +41,21 @@ def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         unk_token="<unk>",
         chat_template="{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + eos_token }}{% endfor %}",
+    )
+
+
+def swallowing_tokenizer() -> PreTrainedTokenizerFast:
+    """As Phi-3's: control tokens take the white space after them, but for the first and the end."""
+    backend = byte_fallback_tokenizer().backend_tokenizer
+    for token, takes_space in (("<|endoftext|>", False), ("<|user|>", True)):
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False, rstrip=takes_space)])
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["content"].startswith("<0x")]
+    for token in spec["added_tokens"]:
+        token["rstrip"] |= token["content"] == "</s>"
+    backend = Tokenizer.from_str(json.dumps(spec))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", unk_token="<unk>"
     )
 
 
@@ -93,3 +109,27 @@ def test_splits_and_their_names() -> None:
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         assert pre_tokenizers.find_name(spec["pre_tokenizer"]) == name
     assert pre_tokenizers.make_pre_tokenizer("unheard of") is None
+
+
+def test_a_name_says_how_llama_cpp_reads_control_tokens(tmp_path: Path) -> None:
+    """llama.cpp takes the white space after them in models with Phi-3 in their name, whatever the model."""
+    swallowing = swallowing_tokenizer()
+    names = {}
+    for stem, tokenizer in (("my-model", swallowing), ("my-phi3", swallowing), ("beats-Phi-3", tiny_tokenizer())):
+        path = tmp_path / f"{stem}.gguf"
+        report = export_gguf(tiny_llama(tokenizer), tokenizer, path, about=About(name=stem))
+        names[stem] = read_metadata(path)["general.name"]
+        assert any("the name in the file" in note for note in report.notes) == (names[stem] != stem)
+    assert names == {"my-model": "my-model (Phi-3)", "my-phi3": "my-phi3", "beats-Phi-3": "beats-Phi 3"}
+
+
+def test_the_templates_end_token_ends_an_answer(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # as a base model's, though the template ends answers with another
+    report = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf")
+    assert read_metadata(tmp_path / "m.gguf")["tokenizer.ggml.eot_token_id"] == tokenizer.vocab["<|im_end|>"]
+    assert any("ends an answer with '<|im_end|>'" in note for note in report.notes)
+    blueprint = blueprint_from_model(tiny_llama(tokenizer), tokenizer)
+    text, _ = make_modelfile(tmp_path / "m.gguf", tokenizer, sorted(blueprint.end_tokens))
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert 'PARAMETER stop "<|endoftext|>"' in text

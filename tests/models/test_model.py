@@ -201,6 +201,7 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The Hub and an empty cache of it."""
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("buleyean_rl.models.hub.is_reachable", lambda: True)
     monkeypatch.setattr(Hub, "commit", "a" * 40)
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -225,16 +226,18 @@ def test_a_hub_models_fingerprint_is_its_commit(hub: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_hub_model_is_loaded_at_the_commit_that_was_fingerprinted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_is_loaded_at_the_commit_that_was_fingerprinted(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     revisions: list[str] = []
     monkeypatch.setattr(
-        "transformers.AutoTokenizer.from_pretrained", lambda *_, revision, **__: revisions.append(revision)
+        "huggingface_hub.snapshot_download", lambda *_, revision, **__: revisions.append(revision) or str(base)
     )
     model = open_model("org/model")
     assert model.source.fingerprint == "a" * 16
     monkeypatch.setattr(Hub, "commit", "b" * 40)  # somebody uploads another version meanwhile
-    assert model.tokenizer is None
-    assert revisions == ["a" * 40]
+    assert model.tokenizer.eos_token == "<|im_end|>"
+    assert set(revisions) == {"a" * 40}
 
 
 def test_a_runs_fingerprint_is_of_base_and_adapter(base: Path, tmp_path: Path) -> None:

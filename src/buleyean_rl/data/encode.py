@@ -329,6 +329,19 @@ def describe_template(tokenizer: Any) -> list[str]:
     return notes
 
 
+def template_end_token(tokenizer: Any) -> int | None:
+    """The first control token that the chat template writes after an answer, which need not be EOS; None without one.
+
+    Args:
+        tokenizer: a fast one of transformers.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    template = ChatTemplate(tokenizer)
+    marks = [mark for mark in find_end_marks(tokenizer, template) if mark in template.answer_end]
+    return tokenizer.convert_tokens_to_ids(min(marks, key=template.answer_end.index)) if marks else None
+
+
 def end_token_ids(tokenizer: Any) -> set[int]:
     """The ids of the tokens that end an answer: EOS, and those the chat template writes after one.
 

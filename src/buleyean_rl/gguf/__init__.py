@@ -6,7 +6,8 @@
 
 A blueprint says what a file will hold: `architectures` names and permutes the tensors, `tensors` reads them a block at
 a time, `vocabulary` and `metadata` give the rest. `export_gguf` does all of it for a model in memory, `write_gguf` for
-any blueprint, `export.export` for the command. `check_parity` is the proof alone.
+any blueprint, `export.export` for the command. `check_parity` is the proof alone; `trained_model` proves that what a
+blueprint merged is what was trained.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.tensors import LazyTensor, scale
 from buleyean_rl.gguf.write import ExportReport, write_files, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
-from buleyean_rl.models.run_folder import find_model, run_tokenizer
+from buleyean_rl.models.run_folder import check_files, find_model, run_tokenizer
 from buleyean_rl.models.source import Source
 from buleyean_rl.system.files import temporary_folder
 from gguf import GGUFType, Keys
@@ -65,8 +65,9 @@ def write_adapter(
     if source.run is None or source.base is None:
         raise ExportError(f"{source.name}: has no adapter; name a run folder")
     base_source = source.base
-    base, adapter = blueprint_from_base(base_source, run_tokenizer(source.run)), read_adapter(source.run)
+    base, adapter = blueprint_from_base(base_source, run_tokenizer(source)), read_adapter(source.run)
     blueprint = blueprint_from_adapter(base, adapter)
+    check_files(source)
     general = (about or About()).fields(GGUFType.ADAPTER)
     blueprint = replace(blueprint, metadata=override_fields(blueprint.metadata, general))
 

@@ -7,7 +7,6 @@ An adapter's `other_features` decide whether it can be merged tensor by tensor, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from safetensors import SafetensorError
 
 from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf.tensors import LazyTensor, add_lora, open_safetensors
+from buleyean_rl.models.adapter_folder import read_adapter_config
+from buleyean_rl.models.skeleton import EMBED_TOKENS, LM_HEAD
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -59,6 +60,11 @@ class LoraAdapter:
         """The names of the base model's tensors that it changes."""
         return [*self.whole_tensors, *(f"{module}.weight" for module in self.pairs)]
 
+    @property
+    def unties(self) -> bool:
+        """Whether it changes one of output head and embedding, so that a model that has them in one needs two."""
+        return not {LM_HEAD, EMBED_TOKENS}.isdisjoint(self.changed_tensors)
+
     def merge_into(self, parameters: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """A base model's parameters with this adapter merged in, tensor by tensor.
 
@@ -72,12 +78,12 @@ class LoraAdapter:
         merged = {**parameters, **self.whole_tensors}
         for module, pair in self.pairs.items():
             name, shape = f"{module}.weight", (pair.b.shape[0], pair.a.shape[1])
-            if parameters[name].shape != shape:
+            if merged[name].shape != shape:
                 raise ExportError(
-                    f"the adapter changes {name} as {shape}, and the base model has it as {parameters[name].shape}: "
+                    f"the adapter changes {name} as {shape}, and the base model has it as {merged[name].shape}: "
                     "they do not belong together"
                 )
-            merged[name] = add_lora(parameters[name], pair.a, pair.b, pair.scaling)
+            merged[name] = add_lora(merged[name], pair.a, pair.b, pair.scaling)
         return merged
 
 
@@ -90,14 +96,15 @@ def read_adapter(folder: Path) -> LoraAdapter:
     Raises:
         ExportError: the weights are missing, damaged, or of another method than LoRA.
     """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_adapter_config(folder)
     if config.get("peft_type") != "LORA":
         raise ExportError(f"{folder}: is an adapter of type {config.get('peft_type')!r}; only LoRA can be exported")
     try:
         stored = open_safetensors(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{folder / WEIGHTS}: cannot be read: {error}") from error
-    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+    # an embedding or head is saved as it was, beside the update of it
+    tensors = {name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor for name, tensor in stored.items()}
     pairs, paired = {}, set()
     for name in tensors:
         if name.endswith(".lora_A.weight"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from buleyean_rl.data.encode import template_end_token
 from buleyean_rl.errors import ExportError, UnsupportedArchitecture
 from buleyean_rl.gguf.adapters import LoraAdapter, read_adapter
 from buleyean_rl.gguf.architectures import (
@@ -25,12 +26,12 @@ from buleyean_rl.gguf.architectures import (
     tensor_layouts,
 )
 from buleyean_rl.gguf.metadata import Field, make_field, read_fields
-from buleyean_rl.gguf.skeleton import LM_HEAD, parameter_names
 from buleyean_rl.gguf.tensors import LazyTensor, open_gguf_tensor, open_safetensors, wrap_tensor
 from buleyean_rl.gguf.vocabulary import tokenizer_metadata
-from buleyean_rl.models.run_folder import find_model, merge_run, run_tokenizer
+from buleyean_rl.models.run_folder import check_files, find_model, merge_run, run_tokenizer
+from buleyean_rl.models.skeleton import EMBED_TOKENS, LM_HEAD, parameter_names
 from buleyean_rl.models.source import Source
-from buleyean_rl.models.weights import eos_token_ids, load_config, load_tokenizer, weight_files
+from buleyean_rl.models.weights import check_model, eos_token_ids, load_config, load_tokenizer, weight_files
 from gguf import GGUFReader
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
+END_OF_TURN = "tokenizer.ggml.eot_token_id"
 _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Metadata of a GGUF base that is not true of a file made from it.
 _STALE_METADATA = ("general.file_type", "general.quantization_version", "general.base_model.", "split.", "quantize.")
@@ -100,9 +102,10 @@ def blueprint_from_run(run: str | Path | Source) -> Blueprint:
     if source.run is None or source.base is None:
         return blueprint_from_base(source, load_tokenizer(source))
     adapter = read_adapter(source.run)
+    check_files(source)
     if adapter.other_features:  # PEFT merges these, with the whole model in memory
         return blueprint_from_model(*merge_run(source))
-    return blueprint_from_base(source.base, run_tokenizer(source.run), adapter)
+    return blueprint_from_base(source.base, run_tokenizer(source), adapter)
 
 
 def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | None = None) -> Blueprint:
@@ -117,6 +120,7 @@ def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | N
         ModelError: the base model cannot be read.
         ExportError: as `blueprint_from_model`.
     """
+    check_model(source)
     config = load_config(source)
     find_architecture(config)
     if getattr(config, "quantization_config", None) is not None and source.gguf is None:
@@ -134,6 +138,8 @@ def blueprint_from_base(source: Source, tokenizer: Any, adapter: LoraAdapter | N
         raise ExportError(f"{source.name}: the model's {missing[0]} is in none of its files")
     parameters = {parameter: stored[parameter] for parameter in names}
     if adapter is not None:
+        if is_tied and adapter.unties:
+            parameters[LM_HEAD], is_tied = parameters[EMBED_TOKENS], False
         parameters = adapter.merge_into(parameters)
     return _from_parameters(config, tokenizer, end_tokens, parameters, is_tied=is_tied)
 
@@ -186,8 +192,8 @@ def _from_parameters(
     size = tensors[EMBEDDING].shape[0]
     values |= {f"{architecture}.vocab_size": size} | tokenizer_metadata(tokenizer, size)
     if others := sorted(end_tokens - {tokenizer.eos_token_id}):
-        values["tokenizer.ggml.eot_token_id"] = others[0]
-    return Blueprint(
+        values[END_OF_TURN] = others[0]
+    blueprint = Blueprint(
         config=config,
         tokenizer=tokenizer,
         end_tokens=_with_eos(end_tokens, tokenizer),
@@ -197,6 +203,7 @@ def _from_parameters(
         layouts=layouts,
         notes=tuple(notes),
     )
+    return _with_template_end(blueprint)
 
 
 def _from_gguf_base(
@@ -205,6 +212,8 @@ def _from_gguf_base(
     """A GGUF file's own blueprint, but for the tensors that an adapter changes."""
     blueprint = blueprint_from_file(path, config, tokenizer, end_tokens)
     tensors = dict(blueprint.tensors)
+    if adapter is not None and adapter.unties:
+        tensors.setdefault(OUTPUT, tensors[EMBEDDING])
     parameters = [name for name in parameter_names(config) if OUTPUT in tensors or name != LM_HEAD]
     layouts = tensor_layouts(config, parameters)
     names = {layout.name for layout in layouts.values()}
@@ -215,7 +224,24 @@ def _from_gguf_base(
     if adapter is not None:
         merged = adapter.merge_into(gguf_to_parameters(tensors, layouts))
         tensors |= {layouts[name].name: layouts[name].to_gguf(merged[name]) for name in adapter.changed_tensors}
-    return replace(blueprint, tensors=tensors, layouts=layouts)
+    return _with_template_end(replace(blueprint, tensors=tensors, layouts=layouts))
+
+
+def _with_template_end(blueprint: Blueprint) -> Blueprint:
+    """A blueprint whose answers also end where its chat template ends them, though no setting of the model says so."""
+    token = template_end_token(blueprint.tokenizer)
+    if token is None or token in blueprint.end_tokens:
+        return blueprint
+    note = (
+        f"the chat template ends an answer with {blueprint.tokenizer.convert_ids_to_tokens(token)!r}, which is not the "
+        "model's end token: the file has it as its end of turn"
+    )
+    return replace(
+        blueprint,
+        end_tokens=blueprint.end_tokens | {token},
+        metadata={**blueprint.metadata, END_OF_TURN: make_field(token)},
+        notes=(*blueprint.notes, note),
+    )
 
 
 def _with_eos(end_tokens: frozenset[int], tokenizer: Any) -> frozenset[int]:

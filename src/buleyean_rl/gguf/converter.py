@@ -14,15 +14,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf.blueprint import Blueprint, blueprint_from_file, generation_ends
 from buleyean_rl.gguf.parity import CONTEXT, TOLERANCE, compare_behaviour, open_written_file
 from buleyean_rl.gguf.program import run_program
+from buleyean_rl.gguf.streaming_model import ModelInMemory
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.models.run_folder import merge_run
 from buleyean_rl.models.source import Source
@@ -74,21 +71,5 @@ def convert(source: Source, script: Path, target: Path, engine: str = DEFAULT_EN
             raise ExportError(f"{script} failed: it wrote no file")
         blueprint = blueprint_from_file(path, model.config, tokenizer, generation_ends(model))
         with open_written_file(path) as reader, closing(open_gguf(path, engine, context=CONTEXT, exact=True)) as llama:
-            proof = compare_behaviour(blueprint, _ModelInMemory(model), llama, reader, TOLERANCE["F32"])
+            proof = compare_behaviour(blueprint, ModelInMemory(model), llama, reader, TOLERANCE["F32"])
         yield replace(blueprint, proof=proof)
-
-
-class _ModelInMemory:
-    """A transformers model as the gate's reference."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def logprobs(self, sequences: list[list[int]], lengths: list[list[int]]) -> list[np.ndarray]:
-        """See `StreamingModel.logprobs`."""
-        logprobs = []
-        for ids, prefixes in zip(sequences, lengths, strict=True):
-            with torch.inference_mode():
-                rows = self._model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-            logprobs.append(rows[[length - 1 for length in prefixes]].numpy())
-        return logprobs

@@ -23,6 +23,7 @@ from buleyean_rl.gguf.k_quants import K_QUANTS
 from buleyean_rl.gguf.metadata import About, is_ours
 from buleyean_rl.gguf.ollama import make_modelfile
 from buleyean_rl.gguf.quantise import QUANTS
+from buleyean_rl.gguf.trained_model import compare_with_trained
 from buleyean_rl.gguf.write import ExportReport, check_request, write_gguf
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.run_folder import find_model
@@ -80,11 +81,16 @@ def export(
             modelfile, notes = make_modelfile(first, blueprint.tokenizer, stops, about.license)
             _check_modelfile(first, modelfile, overwrite)
         status.update(f"writing {escape(str(path))}, and checking it in llama.cpp")
+        trained = compare_with_trained(source, blueprint) if source.run and blueprint.layouts else None
         reports = write_gguf(blueprint, paths, engine=engine, about=about)
+    if trained is not None and trained.precision is not None:
+        console.print(
+            f"KL to the model as it was trained, with its base in {trained.precision}: {trained.divergence:.5f} nats"
+        )
     notes = [note for report in reports for note in report.notes] + notes
     if ollama:
         write_text(first.with_name(MODELFILE), modelfile)
-    return _show(reports, notes, engine, console)
+    return {**_show(reports, notes, engine, console), "trained": None if trained is None else asdict(trained)}
 
 
 def export_adapter(

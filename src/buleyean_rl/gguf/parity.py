@@ -83,7 +83,7 @@ def check_blueprint(
         reference = None
         if blueprint.proof is None:
             stored = {name: open_gguf_tensor(tensor) for name, tensor in tensors.items()}
-            reference = StreamingModel(blueprint.config, gguf_to_parameters(stored, blueprint.layouts))
+            reference = StreamingModel.from_config(blueprint.config, gguf_to_parameters(stored, blueprint.layouts))
         if tolerance is None:
             tolerance = _tolerance(reader)
         with closing(open_gguf(path, engine, context=_context(blueprint.config), exact=True)) as llama:
@@ -114,10 +114,12 @@ def check_adapter(
     Raises:
         ParityError: something differs; the message says what, with the numbers.
     """
-    with open_written_file(base_path) as reader, open_written_file(path) as adapter_reader:
+    with open_written_file(base_path) as reader, open_written_file(path, model=False) as adapter_reader:
         checks.check_tensors(blueprint.tensors, {tensor.name: tensor for tensor in adapter_reader.tensors})
         stored = {tensor.name: open_gguf_tensor(tensor) for tensor in reader.tensors}
-        reference = StreamingModel(base.config, adapter.merge_into(gguf_to_parameters(stored, base.layouts)))
+        reference = StreamingModel.from_config(
+            base.config, adapter.merge_into(gguf_to_parameters(stored, base.layouts))
+        )
         settings = {"context": _context(base.config), "exact": True, "adapter": Adapter(path)}
         with closing(open_gguf(base_path, engine, **settings)) as llama:
             return compare_behaviour(base, reference, llama, reader, _tolerance(reader, adapter_reader))
@@ -166,10 +168,10 @@ def compare_behaviour(
 
 
 @contextmanager
-def open_written_file(path: Path | str) -> Iterator[GGUFReader]:
+def open_written_file(path: Path | str, *, model: bool = True) -> Iterator[GGUFReader]:
     """A reader of a GGUF file; every failure to read it is a ParityError."""
     try:
-        check_gguf(path)
+        check_gguf(path, model=model)
         yield GGUFReader(path)
     except EngineError as error:
         raise ParityError(f"llama.cpp cannot run the written file: {error}") from error

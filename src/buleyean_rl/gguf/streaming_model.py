@@ -16,26 +16,30 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl.errors import ParityError
-from buleyean_rl.gguf.skeleton import LM_HEAD, build_skeleton
 from buleyean_rl.gguf.tensors import LazyTensor
+from buleyean_rl.models.skeleton import LM_HEAD, build_skeleton
 
 
 class StreamingModel:
     """A model that reads its parameters when it needs them.
 
     Args:
-        config: of transformers.
-        parameters: by name; without an output matrix the embedding is used.
+        module: without weights.
+        parameters: by name.
     """
 
-    def __init__(self, config: Any, parameters: Mapping[str, LazyTensor]) -> None:
-        self._model = build_skeleton(config)
-        self._parameters = dict(parameters)
-        self._parameters.setdefault(LM_HEAD, parameters["model.embed_tokens.weight"])
+    def __init__(self, module: Any, parameters: Mapping[str, LazyTensor]) -> None:
+        self._model, self._parameters = module, parameters
         for path, module in self._model.named_modules():
             names = [name for name, _ in module.named_parameters(recurse=False)]
             if names:
                 _StreamedWeights(self, f"{path}." if path else "", names).attach(module)
+
+    @classmethod
+    def from_config(cls, config: Any, parameters: Mapping[str, LazyTensor]) -> StreamingModel:
+        """The model of a transformers configuration; without an output matrix the embedding is used."""
+        head = parameters.get(LM_HEAD, parameters["model.embed_tokens.weight"])
+        return cls(build_skeleton(config), {**parameters, LM_HEAD: head})
 
     def logprobs(self, sequences: list[list[int]], lengths: list[list[int]]) -> list[np.ndarray]:
         """Log-probabilities of the next token after prefixes of sequences.
@@ -85,3 +89,19 @@ class _StreamedWeights:
     def drop(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
         for name in self.names:
             module.register_parameter(name, nn.Parameter(torch.empty(0, device="meta"), requires_grad=False))
+
+
+class ModelInMemory:
+    """A transformers or PEFT model in memory, as a reference."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def logprobs(self, sequences: list[list[int]], lengths: list[list[int]]) -> list[np.ndarray]:
+        """See `StreamingModel.logprobs`."""
+        logprobs = []
+        for ids, prefixes in zip(sequences, lengths, strict=True):
+            with torch.inference_mode():
+                rows = self._model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            logprobs.append(rows[[length - 1 for length in prefixes]].numpy())
+        return logprobs

@@ -10,12 +10,16 @@ description; the parity gate compares token ids afterwards.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf.metadata import Value
 from buleyean_rl.models import pre_tokenizers
 from gguf import TokenType
+
+_PHI_3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
+_PHI_3 = re.compile(r"(phi)-?3", re.IGNORECASE)
 
 
 def tokenizer_metadata(tokenizer: Any, size: int) -> dict[str, Value]:
@@ -93,6 +97,20 @@ def adds_bos_and_eos(tokenizer: Any) -> tuple[bool, bool]:
     full = tokenizer("a", add_special_tokens=True)["input_ids"]
     adds_bos = full[: max(0, len(full) - len(bare))] == [tokenizer.bos_token_id] or full[:1] != bare[:1]
     return adds_bos, full[-1:] != bare[-1:]
+
+
+def name_for_llama_cpp(name: str | None, tokenizer: Any) -> str | None:
+    """A model's name that has "Phi-3" in it where control tokens take the white space after them, and only there.
+
+    GGUF has no place for that; llama.cpp (`llama-vocab.cpp`) concludes it from phi-3 or phi3 in `general.name`.
+    """
+    takes_space = any(token.rstrip and token.special for token in tokenizer.added_tokens_decoder.values())
+    if takes_space and not all(token in tokenizer.get_vocab() for token in _PHI_3_TOKENS):
+        return name  # llama.cpp does not load such a file by that name; the parity gate says what differs
+    has_name = name is not None and _PHI_3.search(name) is not None
+    if takes_space and not has_name:
+        return "Phi-3" if name is None else f"{name} (Phi-3)"
+    return _PHI_3.sub(r"\1 3", name) if name is not None and has_name and not takes_space else name
 
 
 def chat_template(tokenizer: Any) -> str | None:

@@ -28,7 +28,9 @@ from buleyean_rl.gguf.metadata import About, override_fields
 from buleyean_rl.gguf.parity import check_blueprint
 from buleyean_rl.gguf.parity_report import ParityReport
 from buleyean_rl.gguf.quantise import QUANTS, quantise, storage_type, stored_bytes
+from buleyean_rl.gguf.vocabulary import name_for_llama_cpp
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
+from buleyean_rl.models.weight_checks import is_finite
 from buleyean_rl.system.files import atomic_path, sweep_temporary, temporary_folder
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
@@ -117,13 +119,25 @@ def write_gguf(
         ParityError: a written file does not behave like the model.
     """
     parameters = sum(tensor.numel for tensor in blueprint.tensors.values())
-    general = (about or About()).fields(GGUFType.MODEL, parameters)
-    blueprint = replace(blueprint, metadata=override_fields(blueprint.metadata, general))
+    about, notes = _name_for_llama_cpp(about or About(), blueprint)
+    metadata = override_fields(blueprint.metadata, about.fields(GGUFType.MODEL, parameters))
+    blueprint = replace(blueprint, metadata=metadata, notes=(*blueprint.notes, *notes))
 
     def prove(path: Path) -> ParityReport:
         return check_blueprint(blueprint, path, engine=engine)
 
     return write_files(blueprint, paths, prove if gate else None, progress)
+
+
+def _name_for_llama_cpp(about: About, blueprint: Blueprint) -> tuple[About, list[str]]:
+    """What a file says about itself, by a name from which llama.cpp concludes what is true; and a note on a change."""
+    stored = blueprint.metadata.get("general.name")
+    name = about.name or (None if stored is None else str(stored.value))
+    true_name = name_for_llama_cpp(name, blueprint.tokenizer)
+    if true_name == name:
+        return about, []
+    note = f"the name in the file is {true_name!r}: by the name llama.cpp tells how control tokens are read"
+    return replace(about, name=true_name), [note]
 
 
 def write_files(
@@ -204,6 +218,8 @@ def _stream(blueprint: Blueprint, paths: Mapping[str, Path], progress: Progress 
         files = [stack.enter_context(_create(blueprint, quant, path)) for quant, path in paths.items()]
         for done, (name, tensor) in enumerate(tensors.items(), start=1):
             for block in tensor.blocks():
+                if not is_finite(block):
+                    raise ExportError(f"{name} holds NaN or infinity: the base model or the adapter is damaged")
                 for file in files:
                     file.append(name, tensor.shape, block)
             for file in files:

@@ -143,7 +143,7 @@ def _read_quantisation(path: Path) -> str:
     from buleyean_rl.inference.gguf_file import check_gguf
     from gguf import GGUFReader, LlamaFileType
 
-    check_gguf(path)
+    check_gguf(path, model=False)
     fields = GGUFReader(path).fields
     kind = fields.get("general.type")
     file_type = fields.get("general.file_type")

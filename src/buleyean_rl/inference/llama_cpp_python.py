@@ -18,7 +18,7 @@ import numpy as np
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.context import fit_prompt
 from buleyean_rl.inference.gguf_context import gguf_context
-from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
+from buleyean_rl.inference.gguf_file import LOAD_FAILURE, available_cores, check_gguf
 from buleyean_rl.inference.protocol import (
     GREEDY,
     Adapter,
@@ -82,7 +82,7 @@ class LlamaCppPythonEngine(BaseEngine):
         if exact:
             self._settings |= {"type_k": 0, "type_v": 0}  # GGML_TYPE_F32
         if adapter is not None:
-            check_gguf(adapter.path)
+            check_gguf(adapter.path, model=False)
             self._settings |= {"lora_path": str(adapter.path), "lora_scale": adapter.scale}
         self._scorer: Any = None
         self._scored_ids: list[int] = []
@@ -195,7 +195,7 @@ class LlamaCppPythonEngine(BaseEngine):
             with _amx_disabled():
                 return Llama(**self._settings, **settings)
         except (ValueError, RuntimeError):
-            raise EngineError(f"{self.path}: llama.cpp cannot load it: {load_failure_reason(self.path)}") from None
+            raise EngineError(f"{self.path}: llama.cpp cannot load it: {LOAD_FAILURE}") from None
 
     def _model(self) -> Any:
         if self._llama is None:

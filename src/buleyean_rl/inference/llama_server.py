@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from buleyean_rl.errors import EngineError, ModelError
 from buleyean_rl.inference.context import fit_prompt
 from buleyean_rl.inference.gguf_context import gguf_context
-from buleyean_rl.inference.gguf_file import available_cores, check_gguf, load_failure_reason
+from buleyean_rl.inference.gguf_file import LOAD_FAILURE, available_cores, check_gguf
 from buleyean_rl.inference.protocol import (
     GREEDY,
     Adapter,
@@ -86,7 +86,7 @@ class LlamaCppEngine(BaseEngine):
         params.cache_ram_mib = 0  # prompts rarely repeat
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
         if adapter is not None:
-            check_gguf(adapter.path)
+            check_gguf(adapter.path, model=False)
             lora = xllamacpp.CommonAdapterLoraInfo()
             lora.path, lora.scale = str(adapter.path), adapter.scale
             params.lora_adapters = [lora]
@@ -96,7 +96,7 @@ class LlamaCppEngine(BaseEngine):
         try:
             self._server: Any = xllamacpp.Server(params)
         except RuntimeError:
-            raise EngineError(f"{self.path}: llama.cpp cannot load it: {load_failure_reason(self.path)}") from None
+            raise EngineError(f"{self.path}: llama.cpp cannot load it: {LOAD_FAILURE}") from None
         self.parallel = parallel
         self._address = urlsplit(self._server.listening_address).netloc
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}

@@ -80,7 +80,8 @@ def open_engine(
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=SERVER_SLOTS, context=context)
     loaded = open_model(location)
-    engine = TransformersEngine(loaded.module, loaded.tokenizer, batch=TRANSFORMERS_BATCH, context=context)
+    tokenizer = loaded.tokenizer  # checks the files, before their weights are read
+    engine = TransformersEngine(loaded.module, tokenizer, batch=TRANSFORMERS_BATCH, context=context)
     if console is not None:
         console.print(escape(loaded.describe()))
     return engine

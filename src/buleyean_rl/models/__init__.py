@@ -3,7 +3,10 @@
 name --source--> location --weights--> transformers model --adapt--> PEFT model; `model.Model` owns all of them
 
 model                               one model: source, tokenizer, module, head, layout, dtype, kernels
-source, weights, run_folder         locate and load
+source, hub, weights, run_folder    locate and load
+model_folder, gguf_header           what must be right before anything is loaded
+weight_checks, adapter_folder       what must be right of the weights, and of an adapter's
+skeleton, template_end              parameters without weights; where a template ends an answer
 placement, layout_probe, output_head  dtype and device; packed or padded; logits
 views                               a module's parts: decoder, head, the base without its adapter
 adapt, lora, adapted_linear         LoRA layers

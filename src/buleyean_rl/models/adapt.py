@@ -60,5 +60,6 @@ def quiet_peft() -> Iterator[None]:
     """Hide PEFT's warnings about its own calls."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # untied when merged
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # GPT-2: PEFT corrects it
         yield

@@ -24,9 +24,10 @@ from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.layout_probe import Layout, probe_layout
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.placement import default_device, load_for_inference, preferred_dtype
-from buleyean_rl.models.run_folder import find_model, load_run, run_tokenizer
+from buleyean_rl.models.run_folder import check_files, find_model, load_run, run_tokenizer
 from buleyean_rl.models.source import Source
-from buleyean_rl.models.weights import load_tokenizer
+from buleyean_rl.models.weight_checks import check_token_ids
+from buleyean_rl.models.weights import load_config, load_tokenizer
 from buleyean_rl.system.host import library_versions
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -77,12 +78,15 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Its transformers tokenizer.
+        """Its transformers tokenizer; the model's files are checked before it is loaded.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: it cannot be loaded, or the model's files are not right.
         """
-        return load_tokenizer(self.source) if self.source.run is None else run_tokenizer(self.source.run)
+        check_files(self.source)
+        tokenizer = load_tokenizer(self.source) if self.source.run is None else run_tokenizer(self.source)
+        check_token_ids(self.source.name, tokenizer, load_config(self.source).get_text_config().vocab_size)
+        return tokenizer
 
     @cached_property
     def module(self) -> Any:

