@@ -116,7 +116,7 @@ class Journal:
         """Forget what was read."""
         self.tokenizer = None
         for lines in (self.outcomes, self.verdicts, self._written):
-            lines.clear()  # type: ignore[attr-defined]
+            lines.clear()
 
     def _read(self) -> int:
         """Read an earlier journal; returns the size of its whole lines."""
