@@ -32,7 +32,11 @@ def test_a_journal_that_is_old_damaged_or_open_is_refused(tmp_path: Path) -> Non
     assert json.loads(path.read_text()) == {"format": 3, **HEADER}
     head = path.read_text()
     for content, error, problem in (
-        (head.replace("3", "2"), UsageError, "is a journal of an earlier version, format 2: name another output"),
+        (
+            head.replace("3", "2") + "{}\n",
+            UsageError,
+            "is a journal of an earlier version, format 2: name another output",
+        ),
         (head + '{"prompt": 0, "answ\n', RecordError, r"j.jsonl:2: is not valid JSON.*; name another output"),
         (head + '{"prompt": 0, "sample": 0, "answer": 7}\n', RecordError, "j.jsonl:2: is no line of a journal"),
         (head + '{"prompt": [], "sample": 0, "cause": "", "detail": ""}\n', RecordError, "j.jsonl:2: is no line"),
@@ -44,3 +48,10 @@ def test_a_journal_that_is_old_damaged_or_open_is_refused(tmp_path: Path) -> Non
         assert path.read_text() == content
         with Journal(path, HEADER, overwrite=True):
             assert path.read_text() == head
+
+
+def test_a_header_without_answers_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    for seed in (1, 2):
+        with Journal(path, {**HEADER, "seed": seed}):
+            assert json.loads(path.read_text())["seed"] == seed

@@ -63,7 +63,8 @@ class Journal:
             try:
                 size = self._read()
             except (_DifferentJournal, RecordError):
-                if not overwrite:
+                self._file.seek(0)
+                if not overwrite and sum(1 for _ in self._file) > 1:  # a header alone holds nothing to lose
                     raise
                 self._clear()
                 size = 0
