@@ -126,7 +126,7 @@ def record_rows(record: RejectionRecord) -> list[Row]:
         texts = json.dumps(prompt), judged.text, json.dumps(judged.spans)
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         row = dict(zip(("prompt", "answer", "spans"), texts, strict=True))
-        drawn = {"token_ids": judged.token_ids, "ended": judged.ended}
+        drawn: Row = {"token_ids": judged.token_ids, "ended": judged.ended}
         drawn |= {"tokenizer": record.tokenizer, "policy": record.policy}
         row |= {"drawn": json.dumps(drawn) if any(value is not None for value in drawn.values()) else None}
         rows.append(row | {"digest": digest, "count": judged.count, "rounds": judged.rounds})
