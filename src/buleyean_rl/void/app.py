@@ -41,6 +41,7 @@ def make_app(void: Void, *, token: str | None, hosts: frozenset[str] | None, on_
             ClientDisconnect: _say,
         },
     )
+    app.router.redirect_slashes = False  # it would decode whatever stands in the query
     app.state.void = void
     return AccessControl(app, token=token, hosts=hosts, on_shutdown=on_shutdown)
 

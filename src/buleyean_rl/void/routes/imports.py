@@ -65,7 +65,7 @@ async def _list(request: Request) -> Response:
 
 
 async def _undo(request: Request) -> Response:
-    identity, undone = path_id(request), request.url.path.endswith("/undo")
+    identity, undone = path_id(request), request.scope["path"].endswith("/undo")
     if not await run_in_threadpool(services(request).store.imports.undo, identity, undone):
         raise HTTPException(404, "there is no such import")
     return JSONResponse({"id": identity})

@@ -55,7 +55,7 @@ async def _set_reason(request: Request) -> Response:
 
 
 async def _undo(request: Request) -> Response:
-    identity, undone = path_id(request), request.url.path.endswith("/undo")
+    identity, undone = path_id(request), request.scope["path"].endswith("/undo")
     if not await run_in_threadpool(services(request).store.rejections.undo, identity, undone):
         raise HTTPException(404, "there is no such rejection")
     return JSONResponse({"id": identity})
