@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -79,20 +78,6 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
 
-class NeutralFigures(NamedTuple):
-    """Figures of neutral texts, in nats per token.
-
-    Args:
-        nll: -log pi(text).
-        kl: KL(base || trained); 0 for a base model.
-        entropy: of the next token.
-    """
-
-    nll: float
-    kl: float
-    entropy: float
-
-
 def evaluate(
     name: str | Source,
     material: Material,
@@ -155,23 +140,6 @@ def evaluate(
         if material.records:
             _add_regeneration(result, material.records.items, replies[len(material.prompts) :])
     return result
-
-
-def neutral_figures(source: Source, texts: Sequence[str]) -> NeutralFigures:
-    """What training did to neutral texts.
-
-    Args:
-        source: of a base model, or of a run.
-        texts: plain texts.
-
-    Raises:
-        ModelError: the model cannot be loaded.
-    """
-    figures = evaluate(source, Material(texts=tuple(texts)), Settings(engine="transformers")).figures
-    nll, kl, entropy = (figures.get(name) for name in ("neutral_nll", "neutral_kl", "entropy"))
-    assert nll is not None
-    assert entropy is not None
-    return NeutralFigures(nll.value or 0.0, 0.0 if kl is None else kl.value or 0.0, entropy.value or 0.0)
 
 
 def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from rich.console import Console
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, accumulate_records, read_records, write_records
 from buleyean_rl.errors import UsageError
-from buleyean_rl.evaluation.measure import neutral_figures
+from buleyean_rl.evaluation.drift import neutral_figures
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.open import answers_key, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine
