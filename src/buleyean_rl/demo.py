@@ -26,7 +26,7 @@ from rich.table import Table
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import write_records
-from buleyean_rl.evaluation.measure import NeutralFigures, neutral_figures
+from buleyean_rl.evaluation.drift import NeutralFigures, neutral_figures
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf

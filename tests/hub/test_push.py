@@ -181,9 +181,14 @@ def test_gguf_files_and_the_run_they_came_from(standin: StandIn, run: Path, tmp_
     assert b"| `m.gguf` | Q8_0 |" in standin.files["README.md"]
     assert b"| Optimality gap |" in standin.files["README.md"]
     assert standin.commits == ["as trained"]
+
+
+def test_a_card_that_is_there_stays_unless_it_may_go(standin: StandIn, run: Path) -> None:
     standin.files["README.md"] = b"written by hand"
-    assert push(standin, path, "--to", "me/model-GGUF", "--yes").returncode == 0
+    assert push(standin, run, "--to", "me/model", "--yes").returncode == 0
     assert standin.files["README.md"] == b"written by hand"
+    assert push(standin, run, "--to", "me/model", "--yes", "--overwrite").returncode == 0
+    assert standin.files["README.md"].startswith(b"---")
 
 
 def test_records(standin: StandIn, tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ def test_a_path_that_names_no_file_is_refused(tmp_path: Path, monkeypatch: pytes
         check_output_file(Path(path))
 
 
+def test_a_folder_that_is_read_only_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UsageError, match="is read-only to you"):
+        check_output_file(tmp_path / "file")
+
+
 def test_a_file_of_somebody_else_stays_unless_it_may_go(tmp_path: Path) -> None:
     (file := tmp_path / "notes.txt").write_text("theirs")
     with pytest.raises(UsageError, match=r"is there already.*--overwrite"):

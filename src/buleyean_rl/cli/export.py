@@ -61,6 +61,7 @@ def push(
     license: Annotated[str | None, typer.Option(help="The licence on the card, such as apache-2.0.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     message: Annotated[str | None, typer.Option(help="The commit message.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the repository's README.md.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Upload without confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +78,7 @@ def push(
         if not sys.stdin.isatty():
             raise UsageError("stdin is not a terminal to confirm on: add --yes to upload")
         typer.confirm("upload?", abort=True, err=True)
-    address = upload(plan, to, private=not public, message=message)
+    address = upload(plan, to, private=not public, overwrite_card=overwrite, message=message)
     print(address, file=sys.stderr)
     print_json({"url": address, "files": list(plan.files)}, as_json)
 

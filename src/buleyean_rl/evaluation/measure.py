@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -82,20 +81,6 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
 
-class NeutralFigures(NamedTuple):
-    """Figures of neutral texts, in nats per token.
-
-    Args:
-        nll: -log pi(text).
-        kl: KL(base || trained); 0 for a base model.
-        entropy: of the next token.
-    """
-
-    nll: float
-    kl: float
-    entropy: float
-
-
 def evaluate(
     name: str | Source,
     material: Material,
@@ -161,23 +146,6 @@ def evaluate(
         if material.records:
             result.figures |= regeneration_figures(material.records.items, replies[len(material.prompts) :])
     return result
-
-
-def neutral_figures(source: Source, texts: Sequence[str]) -> NeutralFigures:
-    """What training did to neutral texts.
-
-    Args:
-        source: of a base model, or of a run.
-        texts: plain texts.
-
-    Raises:
-        ModelError: the model cannot be loaded.
-    """
-    figures = evaluate(source, Material(texts=tuple(texts)), Settings(engine="transformers")).figures
-    nll, kl, entropy = (figures.get(name) for name in ("neutral_nll", "neutral_kl", "entropy"))
-    assert nll is not None
-    assert entropy is not None
-    return NeutralFigures(nll.value or 0.0, 0.0 if kl is None else kl.value or 0.0, entropy.value or 0.0)
 
 
 # --- models -------------------------------------------------------------------------------------------

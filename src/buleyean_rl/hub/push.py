@@ -36,19 +36,17 @@ class Upload:
         kind: of repository: model or dataset.
         files: by their names in the repository; bytes are the contents of one.
         card: README.md.
-        keep_card: leave a README.md that the repository already has.
     """
 
     kind: str
     files: dict[str, Path | bytes]
     card: str
-    keep_card: bool
 
     def lines(self) -> list[str]:
         """A line for each file, to be confirmed by a person."""
         sizes = {n: len(f) if isinstance(f, bytes) else f.stat().st_size for n, f in self.files.items()}
         lines = [f"{name} ({size / 1e6:,.1f} MB)" for name, size in sizes.items()]
-        return [*lines, f"{CARD} (unless there is one)" if self.keep_card else CARD]
+        return [*lines, f"{CARD} (one that is there stays, without --overwrite)"]
 
 
 def plan_upload(paths: Sequence[Path], repo: str, *, run: Path | None = None, license: str | None = None) -> Upload:
@@ -71,27 +69,30 @@ def plan_upload(paths: Sequence[Path], repo: str, *, run: Path | None = None, li
         report = None if run is None else _read_run_report(run)
         files = [(path.name, _read_quantisation(path), path.stat().st_size) for path in paths]
         card = gguf_card(files, report, name=name, license=license)
-        return Upload("model", {path.name: path for path in paths}, card, keep_card=True)
+        return Upload("model", {path.name: path for path in paths}, card)
     if len(paths) == 1 and paths[0].is_dir():
         card = run_card(_read_run_report(paths[0]), license=license)
         present: dict[str, Path | bytes] = {f: paths[0] / f for f in RUN_FILES if (paths[0] / f).exists()}
         present |= {
             name: _without_local_path(paths[0] / name, key) for name, key in BASE_MODEL_KEYS.items() if name in present
         }
-        return Upload("model", present, card, keep_card=False)
+        return Upload("model", present, card)
     if len(paths) == 1 and paths[0].suffix == ".jsonl":
         card = data_card(paths[0], name=name, file=paths[0].name, license=license)
-        return Upload("dataset", {paths[0].name: paths[0]}, card, keep_card=True)
+        return Upload("dataset", {paths[0].name: paths[0]}, card)
     raise UsageError("give one run folder, or one .jsonl file of records, or GGUF files: not a mixture")
 
 
-def upload(plan: Upload, repo: str, *, private: bool = True, message: str | None = None) -> str:
+def upload(
+    plan: Upload, repo: str, *, private: bool = True, overwrite_card: bool = False, message: str | None = None
+) -> str:
     """Upload in one commit; the repository is made if it is not there.
 
     Args:
         plan: from `plan_upload`.
         repo: as owner/name.
         private: whether a new repository is private; an existing one is not changed.
+        overwrite_card: replace a README.md that the repository has, which somebody may have written.
         message: of the commit.
 
     Returns:
@@ -109,7 +110,7 @@ def upload(plan: Upload, repo: str, *, private: bool = True, message: str | None
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in plan.files.items()
         ]
-        if not (plan.keep_card and api.file_exists(repo, CARD, repo_type=plan.kind)):
+        if overwrite_card or not api.file_exists(repo, CARD, repo_type=plan.kind):
             operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=plan.card.encode()))
         summary = message or f"Upload {', '.join(plan.files)}"
         api.create_commit(repo, operations, commit_message=summary, repo_type=plan.kind)

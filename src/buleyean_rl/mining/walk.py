@@ -23,7 +23,7 @@ from rich.markup import escape
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, fold_records, read_records, write_records
 from buleyean_rl.errors import UsageError
-from buleyean_rl.evaluation.measure import neutral_figures
+from buleyean_rl.evaluation.drift import neutral_figures
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine

@@ -51,9 +51,10 @@ def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, A
 
 def sweep_cache() -> None:
     """Delete what killed processes left unfinished in the cache: up to the size of a model."""
-    root = cache_folder()
-    for folder in (root, *(path for path in root.glob("*") if path.is_dir())):
-        sweep_temporary(folder)
+    with suppress(OSError, RuntimeError):  # no cache here, or nobody's: whoever needs it says so
+        root = cache_folder()
+        for folder in (root, *(path for path in root.glob("*") if path.is_dir())):
+            sweep_temporary(folder)
 
 
 def entry_bytes(entry: Path) -> int:

@@ -48,6 +48,8 @@ def check_output_file(
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise UsageError(f"{path} cannot be written: create the folder {target.parent} first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {target.parent} is read-only to you")
     if target.exists() and target.stat().st_size and not overwrite and not (is_ours and is_ours(target)):
         raise UsageError(f"{path} is there already: name another file, or replace it with --overwrite")
 
