@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -70,18 +69,18 @@ def check_adapter(model: Any, config: BuleyeanConfig) -> None:
             )
 
 
-def fit_length(config: BuleyeanConfig, model: Model, console: Console) -> None:
-    """Lower `max_length` to the longest context of a model, and say so.
+def fit_length(config: BuleyeanConfig, model: Model) -> str | None:
+    """Lower `max_length` to the longest context of a model; returns what to say of it.
 
     Args:
         config: the settings; changed in place.
         model: the base model.
-        console: where it is said.
     """
     longest = getattr(load_config(model.source).get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and 2 <= longest < config.max_length:
-        console.print(f"records are cut at {longest:,} tokens: the model has no longer context")
         config.max_length = longest
+        return f"records are cut at {longest:,} tokens: the model has no longer context"
+    return None
 
 
 def check_finite(before: Mapping[str, float], model: Model) -> None:

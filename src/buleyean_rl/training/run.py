@@ -101,9 +101,11 @@ def _train(
         console.print(PUBLISHED_WARNING)
     model = open_model(source, config.device)
     state.record("compute", model.numerics)
-    fit_length(config, model, console)
+    cut = fit_length(config, model)
     dataset = load_dataset(records, model, config, console)
     console.print(dataset.describe())
+    if cut:
+        console.print(cut)
     check_tau(config.tau, dataset.training)
     attach_run_adapter(model, config, console)
     state.record("compute", model.training_numerics)
