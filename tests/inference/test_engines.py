@@ -279,14 +279,14 @@ def test_the_context_is_the_models_own_as_memory_allows(gguf: Path, tmp_path: Pa
 
 def test_messages_that_the_template_refuses_are_left_out(reference: TransformersEngine) -> None:
     tokenizer = tiny_tokenizer()
-    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    refusal = "{% if 'brief' in messages[-1].content %}{{ raise_exception('not so') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
     engine = TransformersEngine(reference.model, tokenizer)
-    system = [{"role": "system", "content": "Be brief."}, *ASK]
-    refused, answered = engine.answer_many([system, ASK], Sampling(max_tokens=2))
+    brief = [*ASK[:-1], {"role": "user", "content": "Be brief."}]
+    refused, answered = engine.answer_many([brief, ASK], Sampling(max_tokens=2))
     assert isinstance(refused, Unanswered)
     assert refused.cause == "refused"
-    assert "no system role" in refused.detail
+    assert "not so" in refused.detail
     assert isinstance(answered, Answer)
 
 

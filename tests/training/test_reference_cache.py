@@ -149,8 +149,8 @@ def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
 def test_a_run_goes_on_without_a_cache_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reference_cache, "entry_format", lambda *_: EntryFormat(1 << 12, torch.float32, False))
-    config = load_config(None, tmp_path / "run", {"max_steps": -1, "num_train_epochs": 2, "micro_batch_tokens": 64})
-    model: Any = SimpleNamespace(head=None, module=None, numerics_key=[])
+    config = load_config(None, tmp_path / "run", {"num_train_epochs": 2, "micro_batch_tokens": 64})
+    model: Any = SimpleNamespace(head=None, module=None, training_numerics={})
     data: Any = SimpleNamespace(training=TenRecords(), sha256="")
     console = Console(file=StringIO(), width=1000)
     with files_at_most(1 << 16):

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Context, EngineName, name_output, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, Context, EngineName, print_json, stderr_console
 from buleyean_rl.errors import UsageError
 
 
 def demo(
-    output: Annotated[
-        str, typer.Option("--output", "-o", callback=name_output, help="The folder to write.")
-    ] = "buleyean-demo",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
     quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: two to three minutes.")] = False,
     engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
@@ -56,9 +54,7 @@ def chat(
 
 def void(
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
-    output: Annotated[
-        str, typer.Option("--output", "-o", callback=name_output, help="The folder for rejections and runs.")
-    ] = "void",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder for rejections and runs.")] = "void",
     host: Annotated[
         str, typer.Option(help="The address to listen on. Any but a loopback address requires a token.")
     ] = "127.0.0.1",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Overwrite, name_output, print_report, running_count
+from buleyean_rl.cli.options import AsJson, Overwrite, print_report, running_count
 from buleyean_rl.errors import UsageError
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
@@ -26,7 +26,7 @@ def data_import(
             metavar="SRC", help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, or a Hub data set id."
         ),
     ],
-    output: Annotated[str, typer.Option("--output", "-o", callback=name_output, help="The records file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
     format: Annotated[
         str,
         typer.Option(help="auto, records, pairs, kto, scored, candidates, openwebui, librechat, traces or columns."),

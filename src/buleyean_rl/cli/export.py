@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, name_output, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, print_json, stderr_console
 
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a base model as for `train`.")],
-    output: Annotated[str, typer.Option("--output", "-o", callback=name_output, help="The .gguf file to write.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The .gguf file to write.")],
     quant: Annotated[
         str | None,
         typer.Option(help="q8_0 (default), q6_k, q5_k_m, q4_k_m, q2_k ..., f16, bf16, f32; comma-separated."),

@@ -14,7 +14,6 @@ from buleyean_rl.cli.options import (
     Prompts,
     default_temperature,
     find_judges,
-    name_output,
     print_json,
     print_report,
     read_prompts_or_bundled,
@@ -27,9 +26,7 @@ def mine(
     model: Annotated[
         str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
     ] = "smollm2-135m",
-    output: Annotated[
-        str, typer.Option("--output", "-o", callback=name_output, help="The records file to write.")
-    ] = "records.jsonl",
+    output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
     judge: Judges = None,
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Answers to each prompt.")] = 1,
@@ -76,9 +73,7 @@ def mine(
 def walk(
     prompts: Prompts = None,
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
-    output: Annotated[
-        str, typer.Option("--output", "-o", callback=name_output, help="The folder of the walk.")
-    ] = "walk",
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
     rounds: Annotated[
         int, typer.Option(min=1, max=1000, help="Rounds in total; a higher number continues a walk.")
     ] = 3,

@@ -38,13 +38,6 @@ Judges = Annotated[
 ]
 
 
-def name_output(value: str) -> str:
-    """Refuse an empty name of an output, which would be the current folder."""
-    if not value:
-        raise typer.BadParameter("it is empty: name a file or a folder")
-    return value
-
-
 def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:
     """The prompts of a file, or the bundled ones of a split."""
     from pathlib import Path

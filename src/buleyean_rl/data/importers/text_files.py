@@ -14,6 +14,7 @@ from typing import Any
 from buleyean_rl.errors import RecordError, UsageError
 
 HEAD_BYTES = 8192
+CHUNK_BYTES = 1 << 20
 MAX_IN_MEMORY = 1 << 31  # bytes of text that is read as a whole
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -58,10 +59,12 @@ def read_to_end(file: io.BufferedReader[Any], path: str) -> bytes:
     Raises:
         RecordError: more than fits.
     """
-    content = file.read(MAX_IN_MEMORY + 1)
-    if len(content) > MAX_IN_MEMORY:
-        raise RecordError("holds more than 2 GiB as one piece: write it as JSON Lines, an object a line", path=path)
-    return content
+    content = bytearray()  # in chunks: to read so many bytes at once would allocate them all
+    while chunk := file.read(CHUNK_BYTES):
+        content += chunk
+        if len(content) > MAX_IN_MEMORY:
+            raise RecordError("holds more than 2 GiB as one piece: write it as JSON Lines, an object a line", path=path)
+    return bytes(content)
 
 
 def decode_utf8(content: bytes, path: str, first_line: int) -> str:
