@@ -46,7 +46,7 @@ class Measurement:
             ModelError: a figure is not a number.
         """
         figures = self.objective()
-        check_finite(figures, self._model)
+        check_finite(figures, self._model.source.name)
         inputs = [*self._model.numerics_key, [text.prompt + text.tokens for text in self.neutral]]
         if guard is not None:
             base = memoize_to_disk("drift", [*inputs, guard.inputs], lambda: asdict(guard.check_base()))

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -83,21 +82,18 @@ def fit_length(config: BuleyeanConfig, model: Model) -> str | None:
     return None
 
 
-def check_finite(before: Mapping[str, float], model: Model) -> None:
+def check_finite(before: Mapping[str, float], name: str) -> None:
     """Refuse a model whose losses are not numbers before it is trained.
 
     Args:
         before: measurements of the base model, by name.
-        model: with its adapter.
+        name: of the model.
 
     Raises:
-        ModelError: names the first of its tensors that is to blame, or says that none is.
+        ModelError: which of them.
     """
-    wrong = [name for name, value in before.items() if not math.isfinite(value)]
-    if not wrong:
-        return
-    name = model.source.name
-    for tensor, weight in model.module.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise ModelError(f"{name} is damaged: {tensor} has values that are not numbers (NaN or infinity)")
-    raise ModelError(f"{name} cannot be trained: before training, {' and '.join(wrong)} on the records are not numbers")
+    wrong = [figure for figure, value in before.items() if not math.isfinite(value)]
+    if wrong:
+        raise ModelError(
+            f"{name} cannot be trained: before training, {' and '.join(wrong)} on the records are not numbers"
+        )
