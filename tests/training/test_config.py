@@ -150,6 +150,8 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
         ("micro_batch_tokens: 0", "micro_batch_tokens cannot be 0"),
         ("learning_rate: -1", "learning_rate cannot be -1"),
         ("adapter_scale: 0", "adapter_scale cannot be 0"),
+        ("adapter_scale: 1e-300", "adapter_scale cannot be 1e-300"),  # fp32 has no such factor
+        ("adam_epsilon: 1e-46", "adam_epsilon cannot be 1e-46"),  # 0 / 0 for a gradient of 0
         ("lora_dropout: 1", "lora_dropout cannot be 1"),
         ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
