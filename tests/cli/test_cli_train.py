@@ -217,9 +217,10 @@ def test_absurd_values_are_refused_before_training(
 @pytest.mark.parametrize(
     ("targets", "problem"),
     [
+        ("[q_proj, q_porj]", "lora_targets: 'q_porj' is no layer of the model"),
         ("[lm_head]", "lora_targets: lm_head is not a linear layer of the decoder"),
         ("[q_proj, input_layernorm]", r"lora_targets: .*input_layernorm is not a linear layer of the decoder"),
-        ("[nothing]", "cannot attach an adapter to LlamaForCausalLM"),
+        ("[nothing]", "lora_targets: 'nothing' is no layer of the model"),
     ],
 )
 def test_layers_that_cannot_be_adapted_are_named(

@@ -144,6 +144,18 @@ def test_a_model_is_not_exported_onto_itself(tmp_path: Path, capsys: pytest.Capt
         assert "is the model that is read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [(), ("--adapter",)])
+def test_what_a_run_is_read_from_is_not_replaced_through_a_link(
+    kind: tuple[str, ...], run: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, file in enumerate((run / "adapter_model.safetensors", base / "model.safetensors")):
+        link = tmp_path / f"{number}.gguf"
+        link.symlink_to(file)
+        with untouched(run, base):
+            assert export(run, "-o", link, *kind, "--overwrite") == 2
+        assert "is the model that is read" in capsys.readouterr().err
+
+
 def test_an_adapter(run: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(run, "-o", tmp_path / "a.gguf", "--adapter", "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)["files"]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.model import open_model
-from buleyean_rl.models.run_folder import find_model, load_run, merge_run
+from buleyean_rl.models.run_folder import RUN_FORMAT, check_files, find_model, load_run, merge_run
+from buleyean_rl.models.source import resolve
 from tiny import tiny_run, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 33, 60]])
@@ -24,6 +25,21 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> Path:
     return tiny_run(tmp_path / "run", base)
+
+
+def test_a_base_whose_weights_were_replaced_is_refused(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "base.gguf"
+    file.write_bytes(b"GGUF of the run")
+    config = json.loads((run / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(file)}
+    (run / "adapter_config.json").write_text(json.dumps(config))
+    trained_on = resolve(str(file)).fingerprint
+    (run / "run.json").write_text(json.dumps({"format": RUN_FORMAT, "numerics": {"weights": trained_on}}))
+    with pytest.raises(ModelError) as error:
+        check_files(find_model(run))
+    assert "other weights" not in str(error.value)  # it is damaged, as it was
+    file.write_bytes(b"GGUF of another")
+    with pytest.raises(ModelError, match=r"was trained on other weights than .*base\.gguf has now"):
+        check_files(find_model(run))
 
 
 @pytest.mark.parametrize(

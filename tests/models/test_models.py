@@ -62,6 +62,7 @@ def test_without_the_bundled_file_its_name_says_how_to_install_it(monkeypatch: p
     [
         ("smollm3", "unknown model 'smollm3': give smollm2-135m, smollm2-360m, a Hub id like org/name"),
         ("a/b/c", "unknown model 'a/b/c'"),
+        ("~nobody-has-this-name/m", "unknown model '~nobody-has-this-name/m'"),
         ("org/missing.gguf", "unknown model 'org/missing.gguf'"),
         ("notes.txt", "notes.txt is not a GGUF file"),
         ("empty", "empty has no config.json: it is not a transformers model folder"),

@@ -66,6 +66,22 @@ def test_what_killed_commands_left_is_swept_by_the_next(tmp_path: Path, monkeypa
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_without_a_home_it_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert main(["data", "validate", str(tmp_path / "none.jsonl")]) == 1  # it needs none
+    assert "none.jsonl" in capsys.readouterr().err
+    assert main(["doctor"]) == 2
+    assert (
+        capsys.readouterr().err == "error: there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one\n"
+    )
+
+
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     for used, name in enumerate(("old", "older", "new")):
         entry(tmp_path, name, 3 - used if name != "new" else 9, 64)

@@ -111,6 +111,13 @@ def test_an_unknown_preset_is_refused(text: str, tmp_path: Path) -> None:
 # --- the settings file
 
 
+@pytest.mark.parametrize("word", ["no", "No", "'no'", "off"])
+def test_no_is_a_word_where_a_setting_has_it(word: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"save_strategy: {word}\nguard: no\n")
+    config = load_config(tmp_path / "run.yaml", tmp_path, {})
+    assert (config.save_strategy, config.guard) == ("no", False)
+
+
 def test_options_override_the_settings_file(tmp_path: Path) -> None:
     text = "learning_rate: 5e-4\nlora_rank: 8\nweight_decay: 1e-2\ntau: 2\nalpha: 5e-1\nmicro_batch_tokens: null\n"
     file = config_file(tmp_path, text)
@@ -143,6 +150,8 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
         ("micro_batch_tokens: 0", "micro_batch_tokens cannot be 0"),
         ("learning_rate: -1", "learning_rate cannot be -1"),
         ("adapter_scale: 0", "adapter_scale cannot be 0"),
+        ("adapter_scale: 1e-300", "adapter_scale cannot be 1e-300"),  # fp32 has no such factor
+        ("adam_epsilon: 1e-46", "adam_epsilon cannot be 1e-46"),  # 0 / 0 for a gradient of 0
         ("lora_dropout: 1", "lora_dropout cannot be 1"),
         ("num_train_epochs: 0", "num_train_epochs cannot be 0"),
         ("per_device_train_batch_size: 0", "per_device_train_batch_size cannot be 0"),
@@ -163,7 +172,12 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
         ("objective: dpo", "unknown objective 'dpo': choose one of complement, listwise, published"),
         ("lr_scheduler_type: sawtooth", "it must be one of cosine, linear"),
         ("- a\n- b", "run.yaml: expected `name: value` lines"),
-        ("a: [", "run.yaml: cannot be read as YAML"),
+        ("a: [", "run.yaml:1: cannot be read as YAML"),
+        ("seed: 1\ntau: 2\nseed: 1", "run.yaml:3: cannot be read as YAML: 'seed' is there twice"),
+        ('"a\\nb": 1\n"a\\nb": 1', "run.yaml:2: cannot be read as YAML"),
+        ("seed: 1\n? [a]\n: 1", "run.yaml:2: cannot be read as YAML: found unhashable key"),
+        ("!!map x", "run.yaml:1: cannot be read as YAML: expected a mapping"),
+        ("optim: no", "run.yaml: optim cannot be False"),
     ],
 )
 def test_invalid_settings_are_refused(text: str, problem: str, tmp_path: Path) -> None:

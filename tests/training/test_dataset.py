@@ -53,6 +53,21 @@ def test_equal_prompts_of_a_file_are_one_trie(tmp_path: Path, monkeypatch: pytes
     assert [(trie.counts, trie.rounds) for trie in loaded.training] == [([1, 1], [1, 1]), ([1], [1])]
 
 
+def test_a_file_that_is_written_to_is_not_cached_under_its_earlier_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "records.jsonl"
+    write_records(path, [make_record("Hi", ["No."])])
+    earlier = records_sha256(path)
+    write_records(path, [make_record("Hi", ["No."]), make_record("And?", ["Go."])])
+    model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
+    config: Any = SimpleNamespace(loss=Objective(), own_samples=0, max_length=64, held_out=0.0, seed=0)
+    with pytest.raises(RecordError, match=r"records\.jsonl: was changed while it was read"):
+        load_dataset(RecordsFile(path, earlier), model, config, Console(quiet=True))
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
 def test_dropped_and_truncated_records_are_counted(base: Path, rejections: Path, tmp_path: Path) -> None:
     records = tmp_path / "mixed.jsonl"
     lines = rejections.read_text().splitlines()

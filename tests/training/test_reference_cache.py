@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -53,12 +54,30 @@ def test_written_references_are_read(tmp_path: Path, dtype: torch.dtype, with_so
     cache.write([1], select(written, [3, 4, 5, 6]))
     for again in (cache, ReferenceCache(tmp_path / "new", [2, 4, 1], entry)):
         assert are_equal(again.read([0, 1, 2]), select(written, [1, 2, 3, 4, 5, 6, 0]))
-    files = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
-    assert sum(files.values()) == 7 * entry.bytes + files["is_cached"]
+    assert (tmp_path / "new").stat().st_size == 7 * entry.bytes + 3
 
 
 def test_an_empty_cache(tmp_path: Path) -> None:
-    assert ReferenceCache(tmp_path, [1], EntryFormat(3, torch.float32, True)).read([0]) is None
+    assert ReferenceCache(tmp_path / "new", [1], EntryFormat(3, torch.float32, True)).read([0]) is None
+
+
+@pytest.mark.parametrize("size", range(0, 7 * 12 + 3, 5))
+def test_of_a_file_cut_short_no_lost_state_is_read(tmp_path: Path, size: int) -> None:
+    written, entry = make_reference(7, 3, torch.float32, False), EntryFormat(3, torch.float32, False)
+    ReferenceCache(tmp_path / "cut", [2, 4, 1], entry).write([0, 1, 2], written)
+    os.truncate(tmp_path / "cut", size)
+    read = ReferenceCache(tmp_path / "cut", [2, 4, 1], entry).read([0])
+    assert read is None or are_equal(read, select(written, [0, 1]))
+
+
+def test_a_file_that_another_run_deletes_stays_this_ones(tmp_path: Path) -> None:
+    written, entry = make_reference(2, 3, torch.float32, True), EntryFormat(3, torch.float32, True)
+    first = ReferenceCache(tmp_path / "same", [2], entry)
+    (tmp_path / "same").unlink()
+    second = ReferenceCache(tmp_path / "same", [2], entry)
+    first.write([0], written)
+    assert are_equal(first.read([0]), written)
+    assert second.read([0]) is None
 
 
 @pytest.mark.usefixtures("kernels")
@@ -126,12 +145,12 @@ class TenRecords:
 
 
 @pytest.mark.parametrize(
-    ("limit", "files"),
-    [(4000, {"is_cached", "states", "lse", "mean"}), (3999, {"is_cached", "states"}), (1599, set())],
+    ("limit", "sizes"),
+    [(4000, [4000 + 10]), (3999, [1600 + 10]), (1599, [])],
     ids=str,
 )
 def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
-    limit: int, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(reference_cache, "MAX_CACHE_BYTES", limit)
@@ -140,8 +159,8 @@ def test_the_reference_is_cached_as_far_as_it_fits_on_disk(
     model: Any = SimpleNamespace(head=None, module=None, training_numerics={})
     data: Any = SimpleNamespace(training=TenRecords(), sha256="")
     references = reference_cache.open_reference_cache(model, data, config)
-    assert (references is None) == (not files)
-    assert {path.name for path in tmp_path.rglob("reference/*/*")} == files
+    assert (references is None) == (not sizes)
+    assert [path.stat().st_size for path in tmp_path.rglob("reference/*")] == sizes
     config.num_train_epochs = 1
     assert reference_cache.open_reference_cache(model, data, config) is None
 
@@ -158,7 +177,7 @@ def test_a_run_goes_on_without_a_cache_where_the_disk_is_full(tmp_path: Path, mo
     assert str(tmp_path / "buleyean-rl" / "reference") in console.file.getvalue()  # type: ignore[attr-defined]
     assert not list(tmp_path.rglob("reference/*"))
     assert reference_cache.open_reference_cache(model, data, config, console) is not None
-    (states,) = tmp_path.rglob("states")
+    (states,) = tmp_path.rglob("reference/*")
     assert states.stat().st_blocks * 512 >= states.stat().st_size > 1 << 20
     monkeypatch.setattr(reference_cache, "FREE_BYTES", 1 << 60)
     assert reference_cache.open_reference_cache(model, data, config) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated
 
@@ -56,16 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 bad input or result, 2 wrong usage, 130 interrupted.
     """
+    _open_standard_streams()
     argument_list = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argument_list  # at any position
     argument_list = [word for word in argument_list if word != "--debug"]
     try:
         _refuse_empty(argument_list)
-        return app(args=argument_list, prog_name="buleyean", standalone_mode=False) or 0
+        code = app(args=argument_list, prog_name="buleyean", standalone_mode=False) or 0
+        _flush_stdout()
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of stdout has ended, as `head` does
-        sys.stdout = None  # or Python would flush it at exit
+        sys.stdout = None
         return 1
     except Exception as error:
         if debug:
@@ -73,8 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = _describe_error(error)
         if problem is None:
             raise
+        with suppress(OSError):
+            _flush_stdout()
         print(f"error: {problem[0]}", file=sys.stderr)
         return problem[1]
+
+
+def _open_standard_streams() -> None:
+    """Open those that are closed on nothing: the next file would take their place, and get what C code prints."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", errors="backslashreplace", closefd=False))
+
+
+def _flush_stdout() -> None:
+    """Write what is printed, while a failure can still be told.
+
+    Raises:
+        OSError: its reader has ended, or its disk is full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # or Python would flush it at exit
+        raise
 
 
 def _refuse_empty(arguments: Sequence[str]) -> None:

@@ -147,9 +147,13 @@ def output_paths(path: Path, quants: Sequence[str]) -> dict[str, Path]:
 
 def _check_outputs(paths: Iterable[Path], source: Source, overwrite: bool) -> None:
     """Refuse to replace what is not ours, and a file that the model itself is read from."""
-    inputs = [model.gguf_path for model in (source, source.base) if model is not None and model.gguf_path is not None]
+    models = [model for model in (source, source.base) if model is not None]
+    inputs = [model.gguf_path for model in models if model.gguf_path is not None]
+    folders = [model.run or model.location for model in models if model.run is not None or model.gguf is None]
+    files = [file for folder in map(Path, folders) if folder.is_dir() for file in folder.iterdir() if file.is_file()]
+    inputs += [file for file in files if file.suffix != ".gguf"]  # which may be an earlier export
     for path in paths:
-        if any(path.exists() and path.samefile(file) for file in inputs):
+        if path.exists() and any(path.samefile(file) for file in inputs):
             raise UsageError(f"{path} is the model that is read: name another file")
         check_output_file(path, overwrite=overwrite, is_ours=is_ours, streams=False)
 

@@ -9,10 +9,11 @@ folder has all of its state; the same command resumes it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from buleyean_rl.training.run import train
 from buleyean_rl.training.run_state import can_resume
 
 ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
+WALK_FORMAT = 2  # of walk.json; in 1, without a number, prompts were counted, not compared
 MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
 
 
@@ -132,6 +134,10 @@ def _read_walk(file: Path) -> dict[str, Any]:
     return value
 
 
+def _sha256(prompts: Sequence[Prompt]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
 def walk_config(file: Path | None, options: dict[str, Any]) -> Callable[[Path], BuleyeanConfig]:
     """Settings of a walk's training: the preset `loops`, overridden by a YAML file's, overridden by options.
 
@@ -212,9 +218,12 @@ class _Walk:
         self._engine: tuple[int, Engine] | None = None
         config = self.configure(self.folder / "run")
         self.header = {
+            "format": WALK_FORMAT,
             "model": answers_key(self.base, ENGINE_KIND),
             "prompts": len(self.prompts),
+            "prompts_sha256": _sha256(self.prompts),
             "held_out": len(self.held_out),
+            "held_out_sha256": _sha256(self.held_out),
             "judges": [judge.name for judge in self.judges],
             "mining": asdict(self.settings),
             "training": config.settings(),
@@ -222,11 +231,16 @@ class _Walk:
         file = self.folder / "walk.json"
         if file.exists():
             earlier = _read_walk(file)
+            if earlier.get("format", 1) != WALK_FORMAT:
+                raise UsageError(f"{self.folder} has a walk of another version of buleyean-rl: name another folder")
             expected = json.loads(json.dumps(self.header))
             differences = [name for name in expected if earlier.get(name) != expected[name]]
             if differences:
                 raise UsageError(f"{self.folder} has a walk with another {', '.join(differences)}: name another folder")
-            self.rounds = [Round(**entry) for entry in earlier["rounds"]]
+            try:
+                self.rounds = [Round(**entry) for entry in earlier["rounds"]]
+            except TypeError:
+                raise UsageError(f"{file} is damaged: name another folder, or delete this one") from None
         else:
             self.write(None, 0)
 
@@ -333,7 +347,9 @@ class _Walk:
     def _measure_time(self, number: int) -> Iterator[Callable[[], float]]:
         """A clock of the seconds spent on a round, over all processes."""
         file, started = self._round_folder(number) / "seconds.json", time.monotonic()
-        earlier_seconds = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+        earlier_seconds = 0.0
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: the round has less time
+            earlier_seconds = float(json.loads(file.read_bytes())["seconds"])
 
         def seconds() -> float:
             return earlier_seconds + time.monotonic() - started

@@ -26,7 +26,7 @@ class Round:
         seconds: spent on the round, over all processes.
         run: the run folder, relative to the walk's.
         neutral_kl: KL(base || trained) on the neutral texts, in nats per token.
-        entropy: of the next token there; None in a walk of an earlier version.
+        entropy: of the next token there.
     """
 
     round: int
@@ -37,8 +37,8 @@ class Round:
     rejected: int
     seconds: float
     run: str | None
-    neutral_kl: float = 0.0
-    entropy: float | None = None
+    neutral_kl: float
+    entropy: float
 
     def drift(self, base: Round) -> float:
         """Increase of `neutral_nll` over the base, in nats per token."""
@@ -96,7 +96,7 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
             f"{r.neutral_nll:.3f}",
             f"{r.drift(rounds[0]):+.3f}",
             f"{r.neutral_kl:.3f}",
-            "" if r.entropy is None else f"{r.entropy:.3f}",
+            f"{r.entropy:.3f}",
             str(r.rejected),
             str(r.records),
             f"{r.seconds:,.0f}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,7 +62,7 @@ class Source:
     @property
     def absolute_name(self) -> str:
         """The name, with a path made absolute."""
-        path = Path(self.name).expanduser()
+        path = Path(os.path.expanduser(self.name))
         return str(path.resolve()) if path.exists() else self.name
 
     @cached_property
@@ -132,7 +133,7 @@ def resolve(name: str | Source) -> Source:
         return Source(name, str(bundled.parent), bundled.name)
     if name in HUB_IDS:
         return Source(name, HUB_IDS[name])
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves the home of nobody as it is
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":

@@ -12,12 +12,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from buleyean_rl.errors import UsageError
 from buleyean_rl.system.files import SUFFIX, sweep_temporary, write_json
 
 
 def cache_folder() -> Path:
-    """`buleyean-rl` in the user's cache: converted models, kernels, token stores, answers."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
+    """`buleyean-rl` in the user's cache: converted models, kernels, token stores, answers.
+
+    Raises:
+        UsageError: nobody knows where that is, as for a container's user without a name.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
+    except RuntimeError:
+        raise UsageError("there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one") from None
 
 
 def cache_key(inputs: object) -> str:
@@ -51,7 +59,7 @@ def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, A
 
 def sweep_cache() -> None:
     """Delete what killed processes left unfinished in the cache: up to the size of a model."""
-    with suppress(OSError, RuntimeError):  # no cache here, or nobody's: whoever needs it says so
+    with suppress(OSError, UsageError):  # no cache here, or nobody's: whoever needs it says so
         root = cache_folder()
         for folder in (root, *(path for path in root.glob("*") if path.is_dir())):
             sweep_temporary(folder)

@@ -19,6 +19,7 @@ from buleyean_rl.models.private_interfaces import use_one_gpu
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 from buleyean_rl.training.settings import (
     SETTINGS,
+    Choice,
     Number,
     Whole,
     check_one_process,
@@ -164,9 +165,12 @@ def _read_settings(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             text = stream.read(MAX_FILE_BYTES)
-        settings = yaml.safe_load(text) if len(text) < MAX_FILE_BYTES else f"{MAX_FILE_BYTES:,} bytes"
+        settings = yaml.load(text, _Loader) if len(text) < MAX_FILE_BYTES else f"{MAX_FILE_BYTES:,} bytes"
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{file}{line}: cannot be read as YAML: {error.problem}") from error
     except Exception as error:  # yaml raises any error of the conversions it calls
         problem = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"{file}: cannot be read as YAML: {problem}") from error
@@ -184,6 +188,22 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return converted
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in names:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value[:60]!r} is there twice", key.start_mark
+                )
+            names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _list_unknown(names: Sequence[str]) -> str:
     listed = [unknown_setting(name[:60]) for name in names[:5]]
     more = f", and {len(names) - 5:,} more" if len(names) > 5 else ""
@@ -191,8 +211,10 @@ def _list_unknown(names: Sequence[str]) -> str:
 
 
 def _convert_value(name: str, value: Any) -> Any:
-    """Convert a number of YAML, which reads 2e-4, without a dot, as text, to that of a setting."""
+    """Convert what YAML reads otherwise to a setting's value: 2e-4, without a dot, as text, and `no` as false."""
     accepts = SETTINGS[name].accepts if name in SETTINGS else None
+    if value is False and isinstance(accepts, Choice) and accepts.admits("no"):
+        return "no"
     if not isinstance(accepts, Number) or isinstance(value, bool) or not isinstance(value, int | float | str):
         return value
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
@@ -16,6 +16,7 @@ from rich.markup import escape
 from buleyean_rl.data.chat_template import TemplateRefusal
 from buleyean_rl.data.encode import COUNT_LABELS, Encoder, describe_template
 from buleyean_rl.data.records import (
+    RejectionRecord,
     as_messages,
     fold_records,
     fold_stream,
@@ -134,7 +135,7 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
     with console.status("tokenising") as status:
         boundaries = tokenise(
-            fold_stream(read_records(records.path, skip_bad=records.skip_bad), cache_folder()),  # a prompt is one trie
+            fold_stream(_read_unchanged(records), cache_folder()),  # a prompt is one trie
             source,
             model.tokenizer,
             config.max_length,
@@ -144,6 +145,13 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
     if not boundaries:
         raise RecordError(_explain_nothing_left(boundaries.data, config.max_length), path=records.path)
     return _select_rankable(boundaries, records.path) if config.loss.is_listwise else boundaries
+
+
+def _read_unchanged(records: RecordsFile) -> Iterator[RejectionRecord]:
+    """The records, if at their end the file still is the one that names them in the cache: a log may be written to."""
+    yield from read_records(records.path, skip_bad=records.skip_bad)
+    if records_sha256(records.path) != records.sha256:
+        raise RecordError("was changed while it was read: train on a copy that nobody writes to", path=records.path)
 
 
 def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> RecordsFile:

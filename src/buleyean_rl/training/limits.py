@@ -42,7 +42,7 @@ def check_tau(tau: float, boundaries: Iterable[Boundary]) -> None:
 
 
 def check_adapter(model: Any, config: BuleyeanConfig) -> None:
-    """Refuse a rank above a layer's sizes, adapters on what is no linear layer, and checkpointing that a model lacks.
+    """Refuse what a model lacks: layers of a name, linear ones, of sizes above the rank, activation checkpointing.
 
     Args:
         model: the base model.
@@ -54,6 +54,10 @@ def check_adapter(model: Any, config: BuleyeanConfig) -> None:
     if config.activation_checkpointing and not model.supports_gradient_checkpointing:
         raise UsageError(f"activation_checkpointing: {type(model).__name__} does not have it")
     head, targets, rank = model.get_output_embeddings(), config.lora_targets, config.lora_rank
+    names = [name for name, _ in model.named_modules()]
+    for target in targets or ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UsageError(f"lora_targets: {target[:60]!r} is no layer of the model")
     for name, module in model.named_modules():
         if targets is not None and not any(name == target or name.endswith(f".{target}") for target in targets):
             continue

@@ -1,15 +1,19 @@
 """The reference's hidden states, cached on disk for later epochs and runs.
 
 Hidden states rather than logits: 576 numbers a node instead of 49,152; and the part of the loss that depends on them
-alone, where there is one. The files are memory-mapped.
+alone, where there is one. A run's entry is one file, memory-mapped: it is there as a whole or not at all.
+
+    lse | mean | states of all nodes | is_cached of all records, written after what it stands for
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +33,7 @@ from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
 MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
-REFERENCE_FORMAT = 2  # of the files
+REFERENCE_FORMAT = 3  # of the files; below 3 an entry was a folder of several
 OF_LEARNING = (  # settings that decide nothing of the base model's states; any other may
     *("alpha", "tau", "beta", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
     *("guard", "guard_kl", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
@@ -81,7 +85,7 @@ class ReferenceCache:
     """The reference at the nodes of numbered records, on disk.
 
     Args:
-        folder: of the cache; its name must be a key of all that decides the contents.
+        path: of the file; its name must be a key of all that decides the contents.
         nodes: number of nodes of each record.
         entry: what is cached for a node.
 
@@ -89,21 +93,25 @@ class ReferenceCache:
         OSError: the disk has no room for it.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[int], entry: EntryFormat) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, nodes: Sequence[int], entry: EntryFormat) -> None:
         self.with_softmax = entry.with_softmax
         self._starts = list(accumulate(nodes, initial=0))
-        columns = [("states", entry.width, entry.dtype)]
+        columns = [(entry.width, entry.dtype)]
         if entry.with_softmax:
-            columns += [("lse", 1, torch.float64), ("mean", entry.width, torch.float32)]
-        self._files = [_map_file(folder / name, self._starts[-1], width, dtype) for name, width, dtype in columns]
-        self._is_cached = _map_file(folder / "is_cached", len(nodes), 1, torch.bool)
+            columns = [(1, torch.float64), (entry.width, torch.float32), *columns]
+        rows = self._starts[-1]
+        contents = _map_file(path, rows * entry.bytes + len(nodes))
+        *parts, is_cached = contents.split([*(rows * width * dtype.itemsize for width, dtype in columns), len(nodes)])
+        self._columns = [
+            part.view(dtype).view(rows, width) for part, (width, dtype) in zip(parts, columns, strict=True)
+        ]
+        self._is_cached = is_cached.view(torch.bool)
 
     def read(self, records: Sequence[int]) -> CachedReference | None:
         """The reference at the nodes of records, concatenated; None if any record is not cached."""
         if not all(self._is_cached[record] for record in records):
             return None
-        states, *softmax = (torch.cat([file[self._nodes(record)] for record in records]) for file in self._files)
+        *softmax, states = (torch.cat([column[self._nodes(record)] for record in records]) for column in self._columns)
         return CachedReference(states, ReferenceSoftmax(softmax[0].flatten(), softmax[1]) if softmax else None)
 
     def write(self, records: Sequence[int], reference: CachedReference) -> None:
@@ -111,10 +119,10 @@ class ReferenceCache:
         sizes = [self._starts[record + 1] - self._starts[record] for record in records]
         columns = [reference.states]
         if reference.softmax is not None:
-            columns += [reference.softmax.lse.unsqueeze(1), reference.softmax.mean]
-        for file, values in zip(self._files, columns, strict=True):
+            columns = [reference.softmax.lse.unsqueeze(1), reference.softmax.mean, *columns]
+        for column, values in zip(self._columns, columns, strict=True):
             for record, part in zip(records, values.split(sizes), strict=True):
-                file[self._nodes(record)] = part.to(file.device)
+                column[self._nodes(record)] = part.to(column.device)
         for record in records:
             self._is_cached[record] = True
 
@@ -122,12 +130,11 @@ class ReferenceCache:
         return slice(self._starts[record], self._starts[record + 1])
 
 
-def _map_file(path: Path, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Map a file, created if it does not exist, as a matrix; all of it has its room on the disk."""
-    with path.open("a+b") as room:
-        allocate(room, max(rows * columns, 1) * dtype.itemsize)
-    file = torch.from_file(str(path), shared=True, size=max(rows * columns, 1), dtype=dtype)
-    return file[: rows * columns].view(rows, columns)
+def _map_file(path: Path, size: int) -> Tensor:
+    """Map a file's bytes, created if it does not exist; all of it has its room on the disk."""
+    with path.open("a+b") as file:
+        allocate(file, size)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)  # of this file, whoever deletes it
 
 
 def open_reference_cache(
@@ -135,7 +142,7 @@ def open_reference_cache(
 ) -> ReferenceCache | None:
     """Open a run's cache; None for a single epoch, or where it would exceed MAX_CACHE_BYTES or the disk.
 
-    The folder is keyed by all that decides the last bits.
+    The file is keyed by all that decides the last bits.
 
     Args:
         model: with its adapter.
@@ -159,16 +166,17 @@ def open_reference_cache(
         entry.with_softmax,
     ]
     references = cache_folder() / "reference"
-    folder = references / cache_key(key_inputs)
+    path = references / cache_key(key_inputs)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.touch()
+        references.mkdir(parents=True, exist_ok=True)
+        path.touch()
         evict_lru(references, MAX_CACHE_BYTES - nodes * entry.bytes)
-        if shutil.disk_usage(folder).free + entry_bytes(folder) < nodes * entry.bytes + FREE_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-        return ReferenceCache(folder, training.nodes.tolist(), entry)
+        if shutil.disk_usage(references).free + entry_bytes(path) < nodes * entry.bytes + FREE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return ReferenceCache(path, training.nodes.tolist(), entry)
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
         if console is not None:
             console.print(
                 f"[yellow]{escape(str(references))}: {error.strerror}:[/] "

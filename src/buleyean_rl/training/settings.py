@@ -148,7 +148,7 @@ SETTINGS: dict[str, Setting] = {
     "lora_dropout": Setting(Number(0, 1, "high"), "Dropout on the adapter's input."),
     "lora_targets": Setting(LayerNames(), "The adapted linear layers; null: all but the output head."),
     "adapter_scale": Setting(
-        Number(0, 1000, "low"), "Factor of the trained adapter; see [why](training.md#adapter-scale)."
+        Number(0.001, 1000), "Factor of the trained adapter; see [why](training.md#adapter-scale)."
     ),
     "guard": Setting(Switch(), "End the run before it ruins the model; see [guard](training.md#the-guard)."),
     "guard_kl": Setting(
@@ -170,7 +170,7 @@ SETTINGS: dict[str, Setting] = {
     "weight_decay": Setting(Number(0, 10), "Of AdamW."),
     "adam_beta1": Setting(Number(0, 1, "high"), "Of AdamW."),
     "adam_beta2": Setting(Number(0, 1, "high"), "Of AdamW."),
-    "adam_epsilon": Setting(Number(0, 1, "low"), "Of AdamW."),
+    "adam_epsilon": Setting(Number(1e-30, 1), "Of AdamW; less is 0 in fp32."),
     "max_grad_norm": Setting(Number(0, MANY), "Gradients are clipped to this norm; 0: not at all."),
     "activation_checkpointing": Setting(
         Switch(), "Compute activations again in the backward pass: less memory, a third more time."
