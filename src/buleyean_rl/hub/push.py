@@ -142,11 +142,9 @@ def _without_local_path(path: Path, key: str) -> bytes:
 def _read_quantisation(path: Path) -> str:
     """A GGUF file's quantisation by its own header, and whether it is an adapter."""
     from buleyean_rl.inference.gguf_file import check_gguf
-    from gguf import GGUFReader, LlamaFileType
+    from gguf import LlamaFileType
 
-    check_gguf(path, model=False)
-    fields = GGUFReader(path).fields
-    kind = fields.get("general.type")
-    file_type = fields.get("general.file_type")
-    name = LlamaFileType(file_type.contents()).name.split("_", 1)[1] if file_type is not None else "unknown"
-    return f"{name} adapter" if kind is not None and kind.contents() == "adapter" else name
+    metadata = check_gguf(path, model=False).metadata
+    file_type = metadata.get("general.file_type")
+    name = LlamaFileType(file_type).name.split("_", 1)[1] if file_type is not None else "unknown"
+    return f"{name} adapter" if metadata.get("general.type") == "adapter" else name
