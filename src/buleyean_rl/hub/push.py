@@ -17,6 +17,7 @@ from typing import Any
 
 from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
+from buleyean_rl.models.model_folder import read_json
 from buleyean_rl.models.source import public_name_and_license
 
 CARD = "README.md"
@@ -134,7 +135,9 @@ def _read_run_report(run: Path) -> dict[str, Any]:
 
 def _without_local_path(path: Path, key: str) -> bytes:
     """A JSON file whose base model has its public name, without a folder of this machine."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path)
+    if key not in value:
+        raise UsageError(f"{path} has no {key}: it is not of a run folder")
     public = value | {key: public_name_and_license(str(value[key]))[0]}
     return (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 

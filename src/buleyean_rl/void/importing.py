@@ -11,7 +11,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from buleyean_rl.errors import BuleyeanError, RecordError
-from buleyean_rl.system.files import SUFFIX
+from buleyean_rl.system.files import temporary_folder
 from buleyean_rl.void.store import Row
 
 MAX_SECONDS = 60
@@ -77,11 +76,11 @@ def read_upload(
         UnreadableFile: it cannot be imported, or not within the bounds.
         OSError: the disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix=".import.", suffix=SUFFIX, dir=scratch) as folder:
-        source = Path(folder) / _safe_name(name)
+    with temporary_folder(scratch / "import") as folder:
+        source = folder / _safe_name(name)
         source.write_bytes(content)
         choices: Row = {"columns": dict(columns)} | ({} if below is None else {"below": below})
-        task = {"source": str(source), "folder": folder, "choices": choices}
+        task = {"source": str(source), "folder": str(folder), "choices": choices}
         try:
             done = subprocess.run(
                 [sys.executable, "-m", __name__, json.dumps(task)],
@@ -96,7 +95,7 @@ def read_upload(
             raise OSError(reply["errno"], reply["problem"])
         if "problem" in reply:
             raise UnreadableFile(reply["problem"], reply.get("columns"), reply.get("sample"))
-        with (Path(folder) / "rows").open(encoding="utf-8") as file:
+        with (folder / "rows").open(encoding="utf-8") as file:
             yield ImportedRows(reply["format"], reply["records"], reply["notes"], map(json.loads, file))
 
 
