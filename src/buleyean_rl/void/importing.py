@@ -24,7 +24,6 @@ from buleyean_rl.void.store import Row
 MAX_SECONDS = 60
 MAX_MEMORY = 2 << 30
 MAX_ANSWERS = 100_000  # in one import: the store is locked while they go in
-ROWS_SAMPLED = 20  # to find the format, or to show the columns
 MAX_CELL = 80  # characters of a cell that is shown
 
 
@@ -143,7 +142,7 @@ def _import(source: Path, folder: Path, values: Row) -> Row:
     from buleyean_rl.data.importers import import_records
     from buleyean_rl.data.importers.formats import detect_format
     from buleyean_rl.data.importers.protocol import Choices
-    from buleyean_rl.data.importers.sources import open_rows
+    from buleyean_rl.data.importers.sources import ROWS_SAMPLED, open_rows
     from buleyean_rl.data.records import read_records
     from buleyean_rl.void.store.rejections import record_rows
 
