@@ -54,6 +54,10 @@ class Process:
     def get(self, path: str) -> Any:
         return self.client.get(f"/api/{path}").raise_for_status().json()
 
+    def finished(self, run: int) -> dict[str, Any]:
+        """A run once it has ended."""
+        return until(lambda: (row := self.get(f"runs/{run}"))["state"] not in ("running", "stopping") and row, 180)
+
     def post(self, path: str, **body: Any) -> httpx2.Response:
         return self.client.post(f"/api/{path}", json=body)
 

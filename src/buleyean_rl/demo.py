@@ -8,7 +8,6 @@ distributions.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -37,7 +36,7 @@ from buleyean_rl.mining.votes import reject_loops
 from buleyean_rl.mining.walk import walk_config
 from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.disk import name_full_disk
-from buleyean_rl.system.files import write_json
+from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
@@ -106,11 +105,8 @@ def run_demo(
 
 
 def _has_demo(folder: Path) -> bool:
-    try:
-        value = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and ("format" in value or {"run", "before", "after"} <= value.keys())
+    value = read_json_object(folder / "demo.json")
+    return value is not None and ("format" in value or {"run", "before", "after"} <= value.keys())
 
 
 def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: Console) -> dict[str, Any]:

@@ -7,26 +7,20 @@ from typing import Any
 
 import pytest
 
-from buleyean_rl.data.importers import Choices
 from buleyean_rl.data.importers.formats import detect_format
-from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards
+from buleyean_rl.data.importers.protocol import Discards
 from buleyean_rl.data.importers.reasoning import strip_reasoning
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.importers.suggest import suggest_columns
 from buleyean_rl.data.records import RejectionRecord, make_record, parse_messages
 from buleyean_rl.errors import RecordError, UnsupportedContent
+from rows import convert
 
 USER = {"role": "user", "content": "Name a tool."}
 GOOD = {"role": "assistant", "content": "Saw."}
 BAD = {"role": "assistant", "content": "Soup."}
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "search", "arguments": "{}"}}]}
 EXPECTED = make_record("Name a tool.", ["Soup."])
-
-
-def convert(row: dict[str, Any], choices: Choices = NO_CHOICES) -> tuple[list[RejectionRecord], Discards]:
-    discards = Discards()
-    records = detect_format([row], choices).read_records(row, discards, choices)
-    return [record for record in records if record.rejects], discards
 
 
 def shared_gpt(speaker: str, text: str) -> dict[str, str]:

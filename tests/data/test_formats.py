@@ -12,29 +12,12 @@ from hypothesis import strategies as st
 from buleyean_rl.data.importers import Choices
 from buleyean_rl.data.importers.formats import FORMATS, detect_format, find_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards
-from buleyean_rl.data.records import RejectionRecord, make_record
+from buleyean_rl.data.records import make_record
 from buleyean_rl.errors import RecordError, UsageError
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
+from rows import assistant, convert, user
 
 TURNS = [user("Hi"), assistant("Hello."), user("And?")]
 SYSTEM = [{"role": "system", "content": "s"}, user("q")]
-
-
-def convert(
-    row: dict[str, Any], name: str | None = None, choices: Choices = NO_CHOICES
-) -> tuple[list[RejectionRecord], Discards]:
-    discards = Discards()
-    row_format = find_format(name, choices) if name else detect_format([row], choices)
-    records = list(row_format.read_records(row, discards, choices))
-    return [record for record in records if record.rejects], discards
 
 
 def accepted(row: dict[str, Any]) -> list[tuple[object, str]]:

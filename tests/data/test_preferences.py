@@ -10,18 +10,11 @@ import pytest
 from buleyean_rl.data.importers import Preference, Preferences, read_preferences
 from buleyean_rl.errors import RecordError, UsageError
 from drawn import write_rows
+from rows import assistant, user
 
 
 def read(folder: Path, *rows: Any, **options: Any) -> Preferences:
     return read_preferences(str(write_rows(folder / "data.jsonl", *rows)), **options)
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}

@@ -43,14 +43,6 @@ KEYS = (
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama(TOKENIZER).save_pretrained(folder)
-    TOKENIZER.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("run"), base)
 
@@ -209,7 +201,7 @@ def test_bundled_data_is_the_default(base: Path, capsys: pytest.CaptureFixture[s
         (["--json", "nowhere/e.json"], 2, "create the folder"),
         (["--plot", "e.txt"], 2, "end it in .png"),
         (["--pairs", "missing.jsonl"], 1, "missing.jsonl: no such file"),
-        (["--neutral", "missing.txt"], 1, "No such file"),
+        (["--neutral", "missing.txt"], 1, "no such file"),
     ],
 )
 def test_bad_requests(words: list[str], code: int, problem: str, capsys: pytest.CaptureFixture[str]) -> None:

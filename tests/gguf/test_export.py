@@ -67,7 +67,7 @@ def test_a_gguf_base_is_resolved_and_hashed_once(tmp_path: Path, monkeypatch: py
     base = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "base.gguf", "f32", gate=False).path
     folder = tiny_run(tmp_path / "run", base)
     calls: list[str] = []
-    for module, name in ((run_folder, "find_model"), (source, "_file_hash")):
+    for module, name in ((run_folder, "find_model"), (source, "file_sha256")):
         original = getattr(module, name)
 
         def counted(argument: object, name: str = name, original: Any = original) -> Any:
@@ -79,7 +79,7 @@ def test_a_gguf_base_is_resolved_and_hashed_once(tmp_path: Path, monkeypatch: py
             if hasattr(user, name):
                 monkeypatch.setattr(user, name, counted)
     assert export(folder, "-o", tmp_path / "m.gguf") == 0
-    assert sorted(calls) == ["_file_hash", "find_model"]
+    assert sorted(calls) == ["file_sha256", "find_model"]
 
 
 @pytest.mark.slow

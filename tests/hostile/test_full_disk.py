@@ -9,18 +9,13 @@ from pathlib import Path
 import pytest
 
 from hostile.attack import assert_clear
-from hostile.background import RESULTS, WHOLE, Inputs, finish, journals_grow, leftovers, make_inputs, results, start
+from hostile.background import RESULTS, WHOLE, Inputs, finish, journals_grow, leftovers, results, start
 from hostile.disk import small_disk
 from hostile.scale import runs
 
 pytestmark = pytest.mark.slow
 
 COMMANDS = ("import", "mine", "train", "walk", "export")
-
-
-@pytest.fixture(scope="module")
-def inputs(base: Path, rejections: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return make_inputs(base, rejections, tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

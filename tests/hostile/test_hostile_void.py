@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from asgi import BINARY, JSON, send
 from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
 from buleyean_rl.void.store import Store
 from hostile.attack import HANG_SECONDS, run_process
+from hostile.disk import small_disk
 from hostile.scale import runs as scaled
 from voids import Process, free_port, until, void_in_process
 
@@ -269,29 +269,21 @@ def test_two_at_once(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no right to mount")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 8 << 20) as folder:
+        yield folder
 
 
-def test_a_full_disk(base: Path, small_disk: Path) -> None:
+def test_a_full_disk(base: Path, disk: Path) -> None:
     """Whatever is left of the disk: 507 or done, no run that seems to run for ever, and with space all goes on."""
     draw = random.Random(SEED)
-    void, ballast, accepted = Process(base, small_disk / "void", free_port()), small_disk / "ballast", 0
+    void, ballast, accepted = Process(base, disk / "void", free_port()), disk / "ballast", 0
     try:
         void.ask("asked-0001", "Give me a tip.")
         void.post("rejections", uid="first-001", question="asked-0001", slot=0).raise_for_status()
         for level in range(max(2, scaled(40))):
             spare = draw.choice([0, 4, 40, 200, 600, 2_000]) * 1024
-            free = shutil.disk_usage(small_disk).free
+            free = shutil.disk_usage(disk).free
             ballast.write_bytes(b"x" * max(0, free - spare))
             reply = void.post("runs", uid=f"run-{level:05}", steps=20)
             assert reply.status_code in (200, 507), reply.text
@@ -306,11 +298,11 @@ def test_a_full_disk(base: Path, small_disk: Path) -> None:
             reply = void.post("rejections", uid=f"last-{level:05}", question="asked-0001", slot=0)
             assert reply.status_code == 200
             accepted += 1
-            for folder in (small_disk / "void" / "runs").glob("run-*"):  # the disk stays small
+            for folder in (disk / "void" / "runs").glob("run-*"):  # the disk stays small
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
         assert void.get("state")["rejections"] == 1 + accepted
         void.stop(signal.SIGKILL)
-        void = Process(base, small_disk / "void", free_port())
+        void = Process(base, disk / "void", free_port())
         assert void.get("state")["rejections"] == 1 + accepted
         assert void.get("state")["running"] is None
     finally:

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hostile.background import RESULTS, WHOLE, Inputs, finish, journals_grow, leftovers, make_inputs, results, start
+from hostile.background import RESULTS, WHOLE, Inputs, finish, journals_grow, leftovers, results, start
 from hostile.scale import runs
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def inputs(base: Path, rejections: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return make_inputs(base, rejections, tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("command", RESULTS)

@@ -10,17 +10,12 @@ from pathlib import Path
 import pytest
 
 from hostile.attack import assert_clear
-from hostile.background import RESULTS, Inputs, leftovers, make_inputs, results, start
+from hostile.background import RESULTS, Inputs, leftovers, results, start
 from hostile.scale import runs
 
 pytestmark = pytest.mark.slow
 
 CLAIMED = {"train", "walk"}
-
-
-@pytest.fixture(scope="module")
-def inputs(base: Path, rejections: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return make_inputs(base, rejections, tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize("command", RESULTS)

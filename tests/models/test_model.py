@@ -50,7 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, cache: Path, use_cache: Callable[[Pat
     resolving = count("resolve", source.resolve)
     for name in ("models.run_folder", "models.weights", "training.run", "mining.walk"):
         monkeypatch.setattr(f"buleyean_rl.{name}.resolve", resolving)
-    monkeypatch.setattr(source, "_file_hash", count("hash", source._file_hash))
+    monkeypatch.setattr(source, "file_sha256", count("hash", source.file_sha256))
     monkeypatch.setattr(module, "probe_layout", count("probe", probe_layout))
     monkeypatch.setattr(views, "output_head", count("head", views.output_head))
     return counted

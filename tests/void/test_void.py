@@ -204,10 +204,6 @@ def test_a_blind_question_tells_nobody_until_it_is_revealed(void: Process) -> No
     assert void.get("questions/blind-001")["revealed"]
 
 
-def finished(void: Process, run: int) -> dict[str, Any]:
-    return until(lambda: (found := void.get(f"runs/{run}"))["state"] not in ("running", "stopping") and found, 120)
-
-
 @pytest.mark.slow
 def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path) as void:
@@ -218,7 +214,7 @@ def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
         assert void.post("runs", uid="run-00001", steps=12).json()["id"] == run
         assert void.post("runs", uid="run-00002", steps=12).status_code == 409
         assert void.get("state")["running"]["id"] == run
-        done = finished(void, run)
+        done = void.finished(run)
         assert (done["state"], done["records"]) == ("done", 1)
         assert [point["step"] for point in done["points"]] == list(range(1, 13))
         assert done["points"][-1]["loss"] < done["points"][0]["loss"]
@@ -236,7 +232,7 @@ def test_training_swaps_the_new_model_in(base: Path, tmp_path: Path) -> None:
         until(lambda: void.get(f"runs/{again}")["points"], 60)
         for _ in range(2):  # the second time without what was learnt
             void.post(f"runs/{again}/stop")
-        assert finished(void, again)["state"] == "stopped"
+        assert void.finished(again)["state"] == "stopped"
         assert void.get("state")["running"] is None
     with running(base, tmp_path) as void:  # a trained model is still there
         assert void.get("state")["models"]["trained"] in (f"run {run}", f"run {again}")
@@ -259,7 +255,7 @@ def test_a_server_that_ends_in_the_middle_of_training_goes_on(base: Path, tmp_pa
     with running(base, tmp_path) as void:
         assert void.get("state")["running"]["id"] == run
         assert void.get("state")["rejections"] == 1
-        done = finished(void, run)
+        done = void.finished(run)
         assert (done["state"], len(void.get("runs")["runs"])) == ("done", 1)
         assert [point["step"] for point in done["points"]] == list(range(1, 61))
 
@@ -290,7 +286,7 @@ def test_an_answer_that_a_restart_interrupted_comes_when_it_is_heard(base: Path,
 def test_a_run_that_fails_says_why(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path) as void:
         upload(void, json.dumps({"prompt": "word " * 3000, "rejected": "a"}).encode())
-        done = finished(void, void.post("runs", uid="run-00001", steps=3).json()["id"])
+        done = void.finished(void.post("runs", uid="run-00001", steps=3).json()["id"])
         assert done["state"] == "failed"
         assert "no prompt leaves room for a response" in done["error"]
 

@@ -193,17 +193,13 @@ def begin(void: Process, steps: int) -> int:
     return int(void.post("runs", uid="run-00001", steps=steps).json()["id"])
 
 
-def finished(void: Process, run: int) -> dict[str, Any]:
-    return until(lambda: (found := void.get(f"runs/{run}"))["state"] not in ("running", "stopping") and found, 180)
-
-
 @pytest.mark.slow
 def test_a_stopped_run_is_a_model_that_answers(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path) as void:
         run = begin(void, 10_000)
         until(lambda: len(void.get(f"runs/{run}")["points"]) >= 3, 120)
         void.post(f"runs/{run}/stop").raise_for_status()
-        done = finished(void, run)
+        done = void.finished(run)
         assert (done["state"], done["error"]) == ("stopped", "")
         assert 3 <= len(done["points"]) < 10_000
         assert done["verdict"]["rejected_nll"][1] > done["verdict"]["rejected_nll"][0]
@@ -219,7 +215,7 @@ def test_a_stopped_run_is_a_model_that_answers(base: Path, tmp_path: Path) -> No
 def test_a_folder_that_was_moved_and_another_model(base: Path, tmp_path: Path) -> None:
     with running(base, tmp_path / "void") as void:
         run = begin(void, 3)
-        assert finished(void, run)["state"] == "done"
+        assert void.finished(run)["state"] == "done"
     (tmp_path / "void").rename(tmp_path / "moved")
     with running(base, tmp_path / "moved") as void:
         assert void.get("state")["models"]["trained"] == f"run {run}"
@@ -243,5 +239,5 @@ def test_a_stop_that_a_kill_interrupted_ends_after_the_restart(base: Path, tmp_p
         void.stop(signal.SIGKILL)
         time.sleep(0.5)
     with running(base, tmp_path) as void:
-        assert finished(void, run)["state"] == "stopped"
+        assert void.finished(run)["state"] == "stopped"
         assert void.get("state")["models"]["trained"] == f"run {run}"

@@ -44,7 +44,6 @@ def train(
     from dataclasses import asdict
     from pathlib import Path
 
-    from buleyean_rl.system.disk import name_full_disk
     from buleyean_rl.training.config import load_config
     from buleyean_rl.training.run import train as run
 
@@ -67,6 +66,5 @@ def train(
     }
     options = {name: value for name, value in settings.items() if value is not None}
     run_config = load_config(Path(config) if config else None, Path(output), options)
-    with name_full_disk(Path(output)):
-        report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=stderr_console())
+    report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=stderr_console())
     print_json(asdict(report), as_json)

@@ -5,7 +5,6 @@ evaluations of models, the first against the others --> one JSON object, one tab
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from buleyean_rl.evaluation.measure import Evaluation
 from buleyean_rl.evaluation.statistics import Interval
+from buleyean_rl.system.files import read_json_object
 from buleyean_rl.system.outputs import open_output
 
 
@@ -194,11 +194,8 @@ def _text(value: float | None, interval: Interval | None, is_share: bool, *, sig
 
 def is_evaluation(path: Path) -> bool:
     """Whether a file holds what `as_json` returns."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and {"model", "intervals", *FIRST_KEYS} <= value.keys()
+    value = read_json_object(path)
+    return value is not None and {"model", "intervals", *FIRST_KEYS} <= value.keys()
 
 
 def is_our_plot(path: Path) -> bool:

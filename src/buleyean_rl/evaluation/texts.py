@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from buleyean_rl.data.records import handle_bad_row, parse_text, read_rows
+from buleyean_rl.data.records import handle_bad_row, parse_text, read_rows, read_text
 from buleyean_rl.errors import RecordError
 
 
@@ -26,12 +26,7 @@ def read_texts(path: Path, limit: int | None = None) -> tuple[str, ...]:
             except RecordError as error:
                 handle_bad_row(error, path, line, False)
     else:
-        try:
-            texts = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise RecordError("is not UTF-8 text: convert the file to UTF-8", path=path) from error
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
+        texts = read_text(path).splitlines()
     stripped = tuple(text.strip() for text in texts if text.strip())
     if not stripped:
         raise RecordError("has no text: give one a line, or objects with `text`", path=path)

@@ -9,7 +9,6 @@ another precision than the export does; then the KL between the two is measured,
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from buleyean_rl.gguf.parity_probes import CHATS, TEXTS
 from buleyean_rl.gguf.streaming_model import ModelInMemory, StreamingModel
 from buleyean_rl.gguf.tensors import LazyTensor, open_safetensors
 from buleyean_rl.models.adapter_folder import build_adapted_skeleton
-from buleyean_rl.models.run_folder import load_run
+from buleyean_rl.models.run_folder import is_finished, load_run, read_run
 from buleyean_rl.models.skeleton import LM_HEAD
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_config, weight_files
@@ -84,10 +83,10 @@ def compare_with_trained(source: Source, blueprint: Blueprint) -> TrainedCompari
 
 def _trained_precision(source: Source) -> str | None:
     """The precision of a run's base in training, where it is coarser than that of the base's files."""
-    path = Path(str(source.run)) / "run.json"
-    if not path.exists():
+    run = Path(str(source.run))
+    if not is_finished(run):
         return None
-    precision = str(json.loads(path.read_text(encoding="utf-8")).get("compute", "")).split(",")[0]
+    precision = str(read_run(run).get("compute", "")).split(",")[0]
     return precision if precision in DTYPES and not _are_exact(weight_files(source), DTYPES[precision]) else None
 
 

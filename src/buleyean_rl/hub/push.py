@@ -17,6 +17,7 @@ from typing import Any
 
 from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
+from buleyean_rl.models.model_folder import read_json
 from buleyean_rl.models.source import public_name_and_license
 
 CARD = "README.md"
@@ -134,7 +135,9 @@ def _read_run_report(run: Path) -> dict[str, Any]:
 
 def _without_local_path(path: Path, key: str) -> bytes:
     """A JSON file whose base model has its public name, without a folder of this machine."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(path)
+    if key not in value:
+        raise UsageError(f"{path} has no {key}: it is not of a run folder")
     public = value | {key: public_name_and_license(str(value[key]))[0]}
     return (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -142,11 +145,9 @@ def _without_local_path(path: Path, key: str) -> bytes:
 def _read_quantisation(path: Path) -> str:
     """A GGUF file's quantisation by its own header, and whether it is an adapter."""
     from buleyean_rl.inference.gguf_file import check_gguf
-    from gguf import GGUFReader, LlamaFileType
+    from gguf import LlamaFileType
 
-    check_gguf(path, model=False)
-    fields = GGUFReader(path).fields
-    kind = fields.get("general.type")
-    file_type = fields.get("general.file_type")
-    name = LlamaFileType(file_type.contents()).name.split("_", 1)[1] if file_type is not None else "unknown"
-    return f"{name} adapter" if kind is not None and kind.contents() == "adapter" else name
+    metadata = check_gguf(path, model=False).metadata
+    file_type = metadata.get("general.file_type")
+    name = LlamaFileType(file_type).name.split("_", 1)[1] if file_type is not None else "unknown"
+    return f"{name} adapter" if metadata.get("general.type") == "adapter" else name

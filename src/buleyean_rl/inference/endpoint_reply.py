@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from buleyean_rl.data.records.values import replace_lone_surrogates
 from buleyean_rl.inference.endpoint_client import TransientError
 from buleyean_rl.inference.protocol import FILTERED, REFUSED, TOO_LONG, Answer, Unanswered
 
@@ -52,7 +53,7 @@ def read_answer(body: bytes, tokens_asked: int) -> Answer | Unanswered:
     if not isinstance(text, str):
         raise TransientError(f"its reply is no completion: the content is {type(text).__name__}")
     is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
-    return Answer(replace_surrogates(text), tokens if is_count else None, choice.get("finish_reason") != "length")
+    return Answer(replace_lone_surrogates(text), tokens if is_count else None, choice.get("finish_reason") != "length")
 
 
 def read_refusal(status: int, body: bytes, shown: str) -> Unanswered | None:
@@ -99,8 +100,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except (ValueError, TypeError, OverflowError):
             return None
     return None if math.isnan(seconds) else max(0.0, seconds)
-
-
-def replace_surrogates(text: str) -> str:
-    """A text in which halves of surrogate pairs, which no file can hold, are replacement characters."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

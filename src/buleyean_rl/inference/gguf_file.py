@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from buleyean_rl.errors import EngineError, ModelError
-from buleyean_rl.models.gguf_header import check_model_header, check_numbers, read_header
+from buleyean_rl.models.gguf_header import Header, check_model_header, check_numbers, read_header
 
 LOAD_FAILURE = "an architecture or tensor it does not support, or too little free memory"
 
 
-def check_gguf(path: Path | str, *, model: bool = True) -> None:
-    """Check that llama.cpp can be given a file: it aborts on a damaged one.
+def check_gguf(path: Path | str, *, model: bool = True) -> Header:
+    """The header of a file that llama.cpp can be given: it aborts on a damaged one.
 
     Args:
         path: of the file.
@@ -31,6 +31,7 @@ def check_gguf(path: Path | str, *, model: bool = True) -> None:
         if model:
             check_model_header(header)
         check_numbers(header)
+        return header
     except ModelError as error:
         raise EngineError(str(error)) from error
     except OSError as error:

@@ -69,8 +69,7 @@ class LlamaCppPythonEngine(BaseEngine):
         self.path, self.parallel = Path(path), parallel
         if not is_installed():
             raise EngineError(f"llama-cpp-python is not installed: {INSTALL_HINT}")
-        check_gguf(self.path)
-        self.context, _ = gguf_context(self.path, context, exact=exact)
+        self.context, _ = gguf_context(check_gguf(self.path), context, exact=exact)
         self._settings: dict[str, Any] = {
             "model_path": str(self.path),
             "n_ctx": self.context,

@@ -71,13 +71,13 @@ class LlamaCppEngine(BaseEngine):
         adapter: Adapter | None = None,
     ) -> None:
         self.path = Path(path)
-        check_gguf(self.path)
+        header = check_gguf(self.path)
         import xllamacpp
 
         key = secrets.token_urlsafe()
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
-        self.context, total = gguf_context(self.path, context, exact=exact, parallel=parallel)
+        self.context, total = gguf_context(header, context, exact=exact, parallel=parallel)
         self._budget = TokenBudget(total)
         params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or available_cores()

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.inference.protocol import Answer, Unanswered
 from buleyean_rl.mining.judges import Verdict
 from buleyean_rl.system.disk import name_full_disk
+from buleyean_rl.system.files import file_sha256
 from buleyean_rl.system.locks import lock_file
 
 FORMAT = 3
@@ -83,8 +83,7 @@ class Journal:
 
     def has_written(self, path: Path) -> bool:
         """Whether a records file was written from this journal, and not changed since."""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() in self._written
+        return file_sha256(path) in self._written
 
     def add_tokenizer(self, tokenizer: str | None) -> None:
         """Write the hash of the tokenizer whose ids the answers have."""

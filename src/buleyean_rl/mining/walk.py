@@ -34,7 +34,7 @@ from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.run_folder import is_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
-from buleyean_rl.system.files import write_json
+from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
@@ -125,11 +125,8 @@ def _has_walk(folder: Path) -> bool:
 
 
 def _read_walk(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    value = read_json_object(file)
+    if value is None:
         raise UsageError(f"{file} is damaged: name another folder, or delete this one")
     return value
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models import hub
 from buleyean_rl.models.model_folder import PICKLES, refuse_pickle
+from buleyean_rl.system.files import file_sha256
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ALIASES = {
@@ -89,9 +90,9 @@ class Source:
             ModelError: a Hub model that is neither in the cache nor reachable.
         """
         if self.base is not None and self.run is not None:
-            return f"{self.base.fingerprint}+{_file_hash(self.run / 'adapter_model.safetensors')}"
+            return f"{self.base.fingerprint}+{file_sha256(self.run / 'adapter_model.safetensors')[:16]}"
         if self.gguf_path is not None:
-            return _file_hash(self.gguf_path)
+            return file_sha256(self.gguf_path)[:16]
         if not self.location:
             raise ModelError(f"{self.name} is a model in memory: it has no fingerprint")
         if not Path(self.location).is_dir():
@@ -152,8 +153,3 @@ def resolve(name: str | Source) -> Source:
             f"unknown model {name!r}: give {', '.join(HUB_IDS)}, a Hub id like org/name, a folder or a GGUF file"
         )
     return Source(name, name)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -56,7 +56,7 @@ def _keep_end_tokens(model: Any, source: Source) -> None:
     from transformers import GenerationConfig
 
     ends = getattr(model.generation_config, "eos_token_id", None)
-    _check_ends(source, model.config, set(ends if isinstance(ends, list) else [ends]) - {None})
+    _as_token_ids(source, model.config, ends)
     model.generation_config = GenerationConfig(eos_token_id=ends)
 
 
@@ -159,16 +159,16 @@ def eos_token_ids(name: str | Source, config: Any) -> set[int]:
         with loading(source):
             read_json(_configuration_folder(source) / "generation_config.json")
             generation = GenerationConfig.from_pretrained(str(_configuration_folder(source)), trust_remote_code=False)
-    ids = generation.eos_token_id
-    ends = set(ids if isinstance(ids, list) else [ids]) - {None}
-    _check_ends(source, config, ends)
-    return ends
+    return _as_token_ids(source, config, generation.eos_token_id)
 
 
-def _check_ends(source: Source, config: Any, ends: set[Any]) -> None:
+def _as_token_ids(source: Source, config: Any, value: Any) -> set[int]:
+    """The ids in an `eos_token_id`: one, a list, or none."""
+    ends = set(value if isinstance(value, list) else [value]) - {None}
     size = config.get_text_config().vocab_size
     if wrong := [end for end in ends if not isinstance(end, int) or not 0 <= end < size]:
         raise ModelError(f"{source.name}: eos_token_id {wrong[0]!r} is none of its {size} tokens")
+    return ends
 
 
 def weight_files(name: str | Source) -> list[Path]:

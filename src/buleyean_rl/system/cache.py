@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.system.files import SUFFIX, sweep_temporary, write_json
+from buleyean_rl.system.files import SUFFIX, read_json_object, sweep_temporary, write_json
 
 
 def cache_folder() -> Path:
@@ -46,8 +46,8 @@ def memoize_to_disk(kind: str, inputs: object, compute: Callable[[], dict[str, A
         compute: returns the result, such that JSON can hold it.
     """
     file = cache_folder() / f"{kind}-{cache_key(inputs)}.json"
-    with suppress(OSError, ValueError):  # missing or damaged: it is computed again
-        return dict(json.loads(file.read_bytes()))
+    if (earlier := read_json_object(file)) is not None:  # otherwise missing or damaged
+        return earlier
     result = compute()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

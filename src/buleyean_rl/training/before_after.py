@@ -15,7 +15,7 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.guard import DriftCheck, Guard
 from buleyean_rl.training.held_out import HeldOut
-from buleyean_rl.training.limits import check_finite
+from buleyean_rl.training.limits import check_losses
 
 MAX_NEUTRAL_TOKENS = 128
 
@@ -46,7 +46,7 @@ class Measurement:
             ModelError: a figure is not a number.
         """
         figures = self.objective()
-        check_finite(figures, self._model.source.name)
+        check_losses(figures, self._model.source.name)
         inputs = [*self._model.numerics_key, [text.prompt + text.tokens for text in self.neutral]]
         if guard is not None:
             base = memoize_to_disk("drift", [*inputs, guard.inputs], lambda: asdict(guard.check_base()))

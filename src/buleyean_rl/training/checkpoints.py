@@ -8,8 +8,6 @@ without one are somebody else's, and stay.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.system.files import is_temporary, write_json
+from buleyean_rl.system.files import file_sha256, is_temporary, read_json_object, write_json
 
 CHECKPOINT_FORMAT = 1
 MARK = "checkpoint.json"
@@ -51,7 +49,7 @@ def mark_unfinished(path: Path) -> None:
 
 def mark_whole(path: Path, step: int) -> None:
     """Mark a checkpoint as whole, with the hashes of its files."""
-    files = {file.name: _sha256(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MARK}
+    files = {file.name: file_sha256(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MARK}
     write_json(path / MARK, {"format": CHECKPOINT_FORMAT, "step": step, "files": files})
 
 
@@ -160,14 +158,11 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
     """A checkpoint's mark; None where it cannot be read."""
     if not (path / MARK).exists():  # killed before it was written
         return {"format": CHECKPOINT_FORMAT, "files": None}
-    try:
-        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
-        valid = mark["format"] == CHECKPOINT_FORMAT and (
-            mark["files"] is None or (isinstance(mark["files"], dict) and isinstance(mark["step"], int))
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    mark = read_json_object(path / MARK)
+    if mark is None or mark.get("format") != CHECKPOINT_FORMAT or "files" not in mark:
         return None
-    return mark if valid else None
+    is_whole = isinstance(mark["files"], dict) and isinstance(mark.get("step"), int)
+    return mark if mark["files"] is None or is_whole else None
 
 
 def _find_damage(path: Path, mark: dict[str, Any]) -> str | None:
@@ -178,11 +173,6 @@ def _find_damage(path: Path, mark: dict[str, Any]) -> str | None:
             return f"{name} is missing"
         if not file.stat().st_size:
             return f"{name} is empty"
-        if _sha256(file) != digest:
+        if file_sha256(file) != digest:
             return f"{name} is not what was written"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

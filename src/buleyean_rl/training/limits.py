@@ -41,7 +41,7 @@ def check_tau(tau: float, boundaries: Iterable[Boundary]) -> None:
         )
 
 
-def check_adapter(model: Any, config: BuleyeanConfig) -> None:
+def check_layers(model: Any, config: BuleyeanConfig) -> None:
     """Refuse what a model lacks: layers of a name, linear ones, of sizes above the rank, activation checkpointing.
 
     Args:
@@ -86,7 +86,7 @@ def fit_length(config: BuleyeanConfig, model: Model) -> str | None:
     return None
 
 
-def check_finite(before: Mapping[str, float], name: str) -> None:
+def check_losses(before: Mapping[str, float], name: str) -> None:
     """Refuse a model whose losses are not numbers before it is trained.
 
     Args:

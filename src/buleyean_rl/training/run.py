@@ -33,7 +33,7 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.guard import Guard, Limits
-from buleyean_rl.training.limits import check_adapter, check_tau, fit_length
+from buleyean_rl.training.limits import check_layers, check_tau, fit_length
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
@@ -84,7 +84,7 @@ def train(
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
     source = resolve(model_name)
     settings = run_settings(source.absolute_name, records.sha256, config)
-    with open_run(folder, settings, resume, console) as state, name_full_disk(folder):
+    with name_full_disk(folder), open_run(folder, settings, resume, console) as state:
         return _train(state, records, source, config, callbacks, console)
 
 
@@ -152,7 +152,7 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     with console.status(f"loading {escape(model.source.name)}"):
-        check_adapter(model.plain, config)
+        check_layers(model.plain, config)
         set_seed(config.seed)
         model.attach_adapter(adapter)
     console.print(escape(model.describe()))

@@ -6,7 +6,6 @@ run.json, at the very end: from then on the run is finished, whatever else is st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.models.run_folder import SETTINGS_FORMAT, is_finished, is_unfinished, read_settings
-from buleyean_rl.system.files import write_json
+from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training.checkpoints import Checkpoint, discard_checkpoints, find_checkpoint, has_checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
@@ -123,14 +122,8 @@ def can_resume(folder: Path) -> bool:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder has a run of ours, finished or not."""
-    for name in ("run.json", SETTINGS_FILE):
-        try:
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
-            if {"model", "records_sha256", "config"} <= values.keys():
-                return True
-        except (OSError, ValueError, AttributeError):
-            continue
-    return False
+    reports = (read_json_object(folder / name) or {} for name in ("run.json", SETTINGS_FILE))
+    return any({"model", "records_sha256", "config"} <= report.keys() for report in reports)
 
 
 def _begin(folder: Path, settings: Mapping[str, Any]) -> None:

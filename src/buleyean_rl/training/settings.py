@@ -6,7 +6,6 @@ A setting that is not in the table has no effect here, so it is refused, with th
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import reprlib
 from collections.abc import Mapping
@@ -280,8 +279,3 @@ def settings_table(defaults: Mapping[str, Any]) -> str:
         default = default.lower() if isinstance(defaults[name], bool) else default
         lines.append(f"| `{name}` | {default} | {setting.accepts} | {setting.effect} |")
     return "\n".join(lines)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value is a number that JSON can hold."""
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -11,7 +11,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +18,12 @@ from itertools import islice
 from pathlib import Path
 
 from buleyean_rl.errors import BuleyeanError, RecordError
-from buleyean_rl.system.files import SUFFIX
+from buleyean_rl.system.files import temporary_folder
 from buleyean_rl.void.store import Row
 
 MAX_SECONDS = 60
 MAX_MEMORY = 2 << 30
 MAX_ANSWERS = 100_000  # in one import: the store is locked while they go in
-ROWS_SAMPLED = 20  # to find the format, or to show the columns
 MAX_CELL = 80  # characters of a cell that is shown
 
 
@@ -77,11 +75,11 @@ def read_upload(
         UnreadableFile: it cannot be imported, or not within the bounds.
         OSError: the disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix=".import.", suffix=SUFFIX, dir=scratch) as folder:
-        source = Path(folder) / _safe_name(name)
+    with temporary_folder(scratch / "import") as folder:
+        source = folder / _safe_name(name)
         source.write_bytes(content)
         choices: Row = {"columns": dict(columns)} | ({} if below is None else {"below": below})
-        task = {"source": str(source), "folder": folder, "choices": choices}
+        task = {"source": str(source), "folder": str(folder), "choices": choices}
         try:
             done = subprocess.run(
                 [sys.executable, "-m", __name__, json.dumps(task)],
@@ -96,7 +94,7 @@ def read_upload(
             raise OSError(reply["errno"], reply["problem"])
         if "problem" in reply:
             raise UnreadableFile(reply["problem"], reply.get("columns"), reply.get("sample"))
-        with (Path(folder) / "rows").open(encoding="utf-8") as file:
+        with (folder / "rows").open(encoding="utf-8") as file:
             yield ImportedRows(reply["format"], reply["records"], reply["notes"], map(json.loads, file))
 
 
@@ -144,7 +142,7 @@ def _import(source: Path, folder: Path, values: Row) -> Row:
     from buleyean_rl.data.importers import import_records
     from buleyean_rl.data.importers.formats import detect_format
     from buleyean_rl.data.importers.protocol import Choices
-    from buleyean_rl.data.importers.sources import open_rows
+    from buleyean_rl.data.importers.sources import ROWS_SAMPLED, open_rows
     from buleyean_rl.data.records import read_records
     from buleyean_rl.void.store.rejections import record_rows
 

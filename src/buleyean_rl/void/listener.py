@@ -49,13 +49,13 @@ def urls(host: str, port: int) -> list[str]:
     hosts = [host]
     if host in ANY_ADDRESS:
         families = {socket.AF_INET} if host == "0.0.0.0" else {socket.AF_INET, socket.AF_INET6}
-        found = {
+        addresses = {
             address.address
-            for addresses in psutil.net_if_addrs().values()
-            for address in addresses
+            for interface in psutil.net_if_addrs().values()
+            for address in interface
             if address.family in families and not address.address.startswith("fe80")  # those need an interface's name
         }
-        hosts = sorted(found, key=_nearest_first) or ["127.0.0.1"]
+        hosts = sorted(addresses, key=_nearest_first) or ["127.0.0.1"]
     return [f"http://{f'[{name}]' if ':' in name else name}:{port}/" for name in hosts]
 
 

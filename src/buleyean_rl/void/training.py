@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from buleyean_rl.data.records import write_records
+from buleyean_rl.models.run_folder import is_finished
 from buleyean_rl.void.store import Row, Store
 from buleyean_rl.void.store.runs import UNFINISHED
 
@@ -79,7 +80,7 @@ class Training:
                 folder, stopping = self.folder(run), run["state"] == "stopping"
                 if self.running is not None or not folder.with_suffix(".jsonl").exists():
                     self._end(run["id"], "failed", GONE)
-                elif stopping and not any(folder.glob("checkpoint-*")) and not (folder / "run.json").exists():
+                elif stopping and not any(folder.glob("checkpoint-*")) and not is_finished(folder):
                     self._end(run["id"], "stopped", GONE)
                 else:
                     with suppress(OSError):  # it has failed, and says so
@@ -110,7 +111,7 @@ class Training:
     def finished_folder(self, run: Row) -> Path | None:
         """The folder of a run that ended with a model; None of another."""
         folder = self.folder(run)
-        return folder if run["state"] in ("done", "stopped") and (folder / "run.json").exists() else None
+        return folder if run["state"] in ("done", "stopped") and is_finished(folder) else None
 
     def describe(self, run: Row) -> Row:
         """A run of the store as it stands: its end may not have been written yet."""

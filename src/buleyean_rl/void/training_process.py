@@ -25,6 +25,7 @@ def train_run(settings: dict[str, Any]) -> None:
     from transformers import TrainerCallback
 
     from buleyean_rl.errors import BuleyeanError
+    from buleyean_rl.models.run_folder import is_finished
     from buleyean_rl.training.config import load_config
     from buleyean_rl.training.run import train
 
@@ -45,7 +46,7 @@ def train_run(settings: dict[str, Any]) -> None:
             report(kwargs["logs"], state.global_step)
 
     folder = Path(settings["folder"])
-    if (folder / "run.json").exists():  # finished, but the server was gone by then
+    if is_finished(folder):  # but the server was gone by then
         return
     try:
         config = load_config(None, folder, {"max_steps": settings["steps"]}, preset="few")

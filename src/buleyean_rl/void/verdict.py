@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from buleyean_rl.system.files import read_json_object
 from buleyean_rl.void.store import Row
 
 
@@ -19,8 +19,10 @@ def read_verdict(folder: Path) -> Row | None:
         `rejected_nll` and `entropy` as [before, after] and `kl`, all in nats per token: the latter two, of neutral
         text, are the drift. `stop_reason` says why the guard ended the run, if it did.
     """
+    report = read_json_object(folder / "run.json")
+    if report is None:  # unfinished
+        return None
     try:
-        report = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         guard = report.get("guard") or {}
         base, last = guard.get("base") or {}, _sound_check(guard)
         return {
@@ -29,7 +31,7 @@ def read_verdict(folder: Path) -> Row | None:
             "entropy": [base.get("entropy"), last.get("entropy")],
             "stop_reason": guard.get("stop_reason"),
         }
-    except (OSError, ValueError, KeyError):  # unfinished, or not of this version
+    except KeyError:  # not of this version
         return None
 
 

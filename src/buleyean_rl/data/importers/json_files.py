@@ -39,8 +39,8 @@ def read_json(file: io.BufferedReader[Any], path: str, skip_bad: SkipBad) -> Num
                 raise _SeveralLines
             value = _decode_line(raw)
         except _SeveralLines:
-            rest = decode_utf8(raw + read_to_end(file, path), path, number)
-            yield from _Values(rest, number, path, skip_bad).read()
+            text = decode_utf8(raw + read_to_end(file, path), path, number)
+            yield from _Values(text, number, path, skip_bad).read()
             return
         except RecordError as error:
             empty = False

@@ -9,7 +9,7 @@ from typing import Any
 from buleyean_rl.data.importers.protocol import Choices
 from buleyean_rl.data.importers.scores import is_rating_word, is_rejection
 from buleyean_rl.data.records import Row
-from buleyean_rl.data.records.values import MAX_INTEGER, fail
+from buleyean_rl.data.records.values import fail, parse_integer
 
 SCORE_KEYS = ("scores", "feedback", "feedback_stats", "score", "rating")
 # What Langfuse's page exports beside the scores, which stand there under their own names.
@@ -118,15 +118,9 @@ def _read_stats(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Any,
     values, number, mean = entry.get("values"), entry.get("n"), entry.get("avg")
     if isinstance(values, Mapping) and values:
         for word, count in values.items():
-            yield name, word, _check_count(count, name)
+            yield name, word, parse_integer(count, f"a count of the score {name}", 0)
     elif mean is not None:
-        yield name, mean, 1 if number is None else _check_count(number, name)
-
-
-def _check_count(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_INTEGER:
-        fail(f"the score {name} has a count that is no whole number up to {MAX_INTEGER}")
-    return value
+        yield name, mean, 1 if number is None else parse_integer(number, f"the count of the score {name}", 0)
 
 
 def _is_list_of_ratings(value: Any) -> bool:

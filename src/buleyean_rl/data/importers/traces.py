@@ -44,6 +44,7 @@ SETTINGS = frozenset([
     "presence_penalty", "logit_bias", "stream_options", "invocation_params", "lc", "kwargs", "provider",
 ])
 # fmt: on
+SEVERAL_CHOICES = "its output has several choices: which was rejected is unclear"
 _UNWRAPPED = 50  # objects in objects, before it is no prompt
 
 
@@ -136,7 +137,7 @@ def _unwrap_answer(value: Any, row: Row, depth: int = 0) -> list[Any]:
             return _unwrap_answer(value[0], row, depth + 1)
         if all(isinstance(part, str | Mapping) for part in value) and any("type" in part for part in value):
             return [{"role": "assistant", "content": value}]
-        raise UnsupportedContent("its output has several choices: which was rejected is unclear")
+        raise UnsupportedContent(SEVERAL_CHOICES)
     return refuse_row("its output has no answer", row)
 
 
@@ -150,7 +151,7 @@ def _unwrap_output(value: Mapping[str, Any], row: Row, depth: int) -> list[Any]:
             choices = choices[0]
         if isinstance(choices, list) and choices:
             if len(choices) > 1:
-                raise UnsupportedContent("its output has several choices: which was rejected is unclear")
+                raise UnsupportedContent(SEVERAL_CHOICES)
             choice = choices[0]
             message = choice.get("message") if isinstance(choice, Mapping) else None
             return _unwrap_answer(choice if message is None else message, row, depth + 1)

@@ -56,8 +56,8 @@ def _find_earlier(void: Void, file: ImportedFile) -> Row | None:
 
 
 def _store(void: Void, file: ImportedFile, content: bytes, columns: dict[str, str], below: float | None) -> Row:
-    with read_upload(content, file.name, columns, below, void.folder) as found:
-        return void.store.imports.add(file, found.format, found.records, found.rows) | {"notes": found.notes}
+    with read_upload(content, file.name, columns, below, void.folder) as upload:
+        return void.store.imports.add(file, upload.format, upload.records, upload.rows) | {"notes": upload.notes}
 
 
 async def _list(request: Request) -> Response:

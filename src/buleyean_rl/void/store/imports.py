@@ -84,8 +84,8 @@ class Imports:
                     db.execute(rejections, (now, identity))
             else:
                 rejections = "UPDATE rejections SET undone = NULL WHERE import = ? AND undone = ?"
-                found = db.execute("SELECT undone FROM imports WHERE id = ?", (identity,)).fetchone()
-                if found and found["undone"] is not None:
-                    db.execute(rejections, (identity, found["undone"]))
+                row = db.execute("SELECT undone FROM imports WHERE id = ?", (identity,)).fetchone()
+                if row and row["undone"] is not None:
+                    db.execute(rejections, (identity, row["undone"]))
                     db.execute("UPDATE imports SET undone = NULL WHERE id = ?", (identity,))
             return bool(db.execute("SELECT 1 FROM imports WHERE id = ?", (identity,)).fetchone())

@@ -59,8 +59,8 @@ class Rejections:
         question, slot = answer_key
         with self._database.writing() as db:
             if not reason:
-                found = db.execute(UNDONE_REASON, (question, slot, row["spans"])).fetchone()
-                reason = found["reason"] if found else ""
+                earlier = db.execute(UNDONE_REASON, (question, slot, row["spans"])).fetchone()
+                reason = earlier["reason"] if earlier else ""
             values = {"uid": uid, "reason": reason, "source": source, "created": time.time(), "import": None}
             db.execute(INSERT, row | values | {"question": question, "slot": slot})
         stored = self._database.one("SELECT id, reason FROM rejections WHERE uid = ?", uid)
