@@ -98,6 +98,7 @@ def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys
         (["data", "import", "pairs.jsonl"], 2, "error: Missing option"),
         (["data", "import", "pairs.jsonl", "-o", "r", "--nope"], 2, "No such option"),
         (["data", "nope"], 2, "No such command 'nope'"),
+        (["data", "imprt"], 2, "Did you mean 'import'? See `buleyean data --help`."),
         (["data", "validate", "none.jsonl"], 1, "no such file"),
     ],
 )

@@ -71,3 +71,10 @@ def test_validation_counts_tokens(tmp_path: Path) -> None:
     assert report.dropped == 2, "one prompt leaves no room, and one answer's span was cut off"
     assert report.usable
     assert not validate_records(path, measure=measure, max_length=5).usable
+
+
+def test_a_file_of_another_format_is_sent_to_data_import(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"prompt": "Hi", "response": "Go.", "rating": "down"}\n')
+    lines = validate_records(tmp_path / "log.jsonl").lines()
+    assert "no line is a record: see `buleyean data import`" in lines[0]
+    assert "`buleyean data import` makes records of other formats" in lines[-1]

@@ -97,8 +97,9 @@ def test_two_quantisations_and_an_answer_in_both_engines(run: Path, tmp_path: Pa
         assert main(["chat", str(path), "--prompt", "Hello!", "--max-tokens", "4", "--engine", "llama-cpp-python"]) == 0
 
 
-def test_a_modelfile(run: Path, tmp_path: Path) -> None:
+def test_a_modelfile(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(run, "-o", tmp_path / "m.gguf", "--ollama", "--license", "mit") == 0
+    assert f"ollama create NAME -f {tmp_path / 'Modelfile'}" in capsys.readouterr().err
     modelfile = parse_modelfile((tmp_path / "Modelfile").read_text())
     assert (modelfile["FROM"], modelfile["LICENSE"]) == (["./m.gguf"], ["mit"])
     expected = tiny_tokenizer().apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)

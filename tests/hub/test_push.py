@@ -232,5 +232,7 @@ def test_what_cannot_be_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ):
         with pytest.raises(UsageError, match=problem):
             plan_upload([tmp_path / name for name in names], "me/x")
+    with pytest.raises(UsageError, match="--to x: name the repository as OWNER/NAME"):
+        plan_upload([tmp_path / "a.gguf"], "x")
     assert main(["push", str(tmp_path / "absent"), "--to", "me/x", "--yes"]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -116,6 +116,7 @@ def test_a_run_prints_its_estimate_and_its_result(finished: Finished) -> None:
     assert "for 8 steps" in finished.printed
     assert "GB of memory" in finished.printed
     assert f"optimality gap {finished.report.optimality_gap:.4f}" in finished.printed
+    assert "written to " in finished.printed
     warned = "cross-entropy towards the rejected tokens" in finished.printed
     assert warned == (finished.report.objective == "published")
 

@@ -133,7 +133,7 @@ def _describe_error(error: Exception) -> tuple[str, int] | None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "buleyean"
         problem = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        return f"{problem}. See `{command} --help`.", 2
+        return f"{problem}{'' if problem.endswith('?') else '.'} See `{command} --help`.", 2
     return None
 
 

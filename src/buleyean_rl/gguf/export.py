@@ -89,7 +89,9 @@ def export(
         )
     notes = [note for report in reports for note in report.notes] + notes
     if ollama:
-        write_text(first.with_name(MODELFILE), modelfile)
+        target = first.with_name(MODELFILE)
+        write_text(target, modelfile)
+        console.print(f"{escape(str(target))}: for `ollama create NAME -f {escape(str(target))}`", soft_wrap=True)
     return {**_show(reports, notes, engine, console), "trained": None if trained is None else asdict(trained)}
 
 

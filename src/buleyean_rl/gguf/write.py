@@ -32,6 +32,7 @@ from buleyean_rl.gguf.vocabulary import name_for_llama_cpp
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.weight_checks import is_finite
 from buleyean_rl.system.files import atomic_path, sweep_temporary, temporary_folder
+from buleyean_rl.system.outputs import check_output_file
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
 METADATA_BYTES = 32 << 20  # allowed for the vocabulary when free disk space is checked
@@ -182,17 +183,15 @@ def check_request(paths: Mapping[str, Path]) -> None:
     """Refuse what cannot be written, before minutes of work.
 
     Raises:
-        ExportError: an unknown quantisation, one that needs an extra, a folder in place of a file.
+        ExportError: an unknown quantisation, or one that needs an extra.
+        UsageError: as `check_output_file`.
     """
     for quant, path in paths.items():
         if quant not in QUANTS and quant not in K_QUANTS:
             raise ExportError(f"unknown quantisation {quant!r}; there are {', '.join((*QUANTS, *K_QUANTS))}")
         if quant in K_QUANTS:
             check_installed(quant)
-        if path.is_dir():
-            raise ExportError(f"{path}: is a folder; name the .gguf file to write")
-        if not path.parent.is_dir():
-            raise ExportError(f"{path.parent}: no such folder; create it first")
+        check_output_file(path, overwrite=True, streams=False)
 
 
 def _report(blueprint: Blueprint, quant: str, path: Path, seconds: float, parity: ParityReport | None) -> ExportReport:

@@ -18,7 +18,7 @@ from typing import Any
 from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
 from buleyean_rl.models.model_folder import read_json
-from buleyean_rl.models.source import public_name_and_license
+from buleyean_rl.models.source import HUB_ID, public_name_and_license
 
 CARD = "README.md"
 RUN_FILES = (
@@ -46,7 +46,7 @@ class Upload:
     def lines(self) -> list[str]:
         """A line for each file, to be confirmed by a person."""
         sizes = {n: len(f) if isinstance(f, bytes) else f.stat().st_size for n, f in self.files.items()}
-        lines = [f"{name} ({size / 1e6:,.1f} MB)" for name, size in sizes.items()]
+        lines = [f"{name} ({max(size / 1e6, 0.001):,.3g} MB)" for name, size in sizes.items()]
         return [*lines, f"{CARD} (one that is there stays, without --overwrite)"]
 
 
@@ -60,9 +60,11 @@ def plan_upload(paths: Sequence[Path], repo: str, *, run: Path | None = None, li
         license: an SPDX identifier for the card.
 
     Raises:
-        UsageError: paths of different kinds, or of another kind.
+        UsageError: paths of different kinds, or of another kind; a repository without an owner.
         RecordError: the records file is bad.
     """
+    if not HUB_ID.fullmatch(repo):
+        raise UsageError(f"--to {repo}: name the repository as OWNER/NAME")
     name = repo.rsplit("/", 1)[-1]
     if missing := [path for path in paths if not path.exists()]:
         raise UsageError(f"{missing[0]}: no such file or folder")

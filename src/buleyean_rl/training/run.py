@@ -139,6 +139,7 @@ def _train(
     write_report(state.folder, report, trainer.state.log_history)
     state.finish()
     console.print(result_lines(report))
+    console.print(f"written to {escape(str(config.output_dir))}")
     return report
 
 

@@ -186,7 +186,7 @@ def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> R
     prompt, responses = pick(row, "prompt", "messages"), pick_rejected_answers(row)
     if prompt is None or responses is None:
         missing = "prompt" if prompt is None else "rejected_responses"
-        fail(f"has no {missing} (its keys: {list_keys(row)})")
+        fail(f"has no {missing} (its keys: {list_keys(row)}): `buleyean data import` makes records of other formats")
     return make_record(
         prompt,
         responses,

@@ -111,7 +111,7 @@ class Validation:
 
     def _remedy(self) -> str:
         if self.bad:
-            return "mend or remove the bad lines"
+            return "mend or remove the bad lines" if self.records else "no line is a record: see `buleyean data import`"
         if self.answers == self.empty:
             return "all answers are empty, with no token to reject"
         return "no record is left to train on"
