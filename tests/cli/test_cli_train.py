@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
-from buleyean_rl.training import before_after
+from quick import make_runs_quick
 
 OPTIONS = {
     "": "--debug --version",
@@ -60,7 +60,7 @@ def test_the_options_are_frozen() -> None:
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
+    make_runs_quick(monkeypatch)
 
 
 def run(*words: object) -> int:

@@ -15,10 +15,10 @@ import typer.main
 
 from buleyean_rl.cli import app
 from buleyean_rl.errors import EngineError
-from buleyean_rl.training import before_after
 from buleyean_rl.training.settings import OTHER_NAMES, SETTINGS
 from hostile.attack import HANG_SECONDS, assert_clear, run_command, untouched
 from hostile.scale import runs
+from quick import make_runs_quick
 
 pytestmark = pytest.mark.slow
 SEED, CASES = 33, 166
@@ -128,7 +128,7 @@ def folder(base: Path, rejections: Path, trained: Path, tmp_path: Path, monkeypa
     (tmp_path / "theirs.txt").write_text("theirs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
+    make_runs_quick(monkeypatch)
 
     def no_demo(*_: Any, **__: Any) -> Callable[..., Any]:
         raise EngineError("not in a test")

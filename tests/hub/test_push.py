@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import make_record, write_records
 from buleyean_rl.errors import UsageError
 from buleyean_rl.gguf import export_gguf
 from buleyean_rl.hub.push import plan_upload
-from hostile.attack import Outcome, run_command
 from sample_report import REPORT
 from tiny import tiny_llama, tiny_run, tiny_tokenizer
 
@@ -128,13 +129,15 @@ def standin() -> Iterator[StandIn]:
     thread.join()
 
 
-def push(server: StandIn, *words: object) -> Outcome:
-    """The command, whose Hub is the stand-in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_TOKEN", TOKEN)
-        for name, value in {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
-            patch.setattr(constants, name, value)  # read from the environment when the client is imported
-        return run_command("push", *map(str, words))
+def push(server: StandIn, *words: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, whose Hub is the stand-in."""
+    own = {"HF_ENDPOINT": server.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    code = "import sys; from buleyean_rl.cli import main; sys.exit(main())"
+    environment = {**os.environ, **own, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", code, "push", *map(str, words)]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
 
 
 def is_private(asked: dict[str, Any]) -> bool:
@@ -154,8 +157,8 @@ def run(base: Path, tmp_path: Path) -> Path:
 
 def test_a_run(standin: StandIn, run: Path) -> None:
     done = push(standin, run, "--to", "me/model", "--yes", "--license", "mit", "--json")
-    assert done.code == 0, done.err
-    assert json.loads(done.out)["url"] == f"{standin.url}/me/model"
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["url"] == f"{standin.url}/me/model"
     assert is_private(standin.repositories["model"])
     assert "type" not in standin.repositories["model"] or standin.repositories["model"]["type"] == "model"
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= standin.files.keys()
@@ -168,11 +171,12 @@ def test_a_run(standin: StandIn, run: Path) -> None:
     assert json.loads(standin.files["adapter_config.json"])["base_model_name_or_path"] == "base"
 
 
+@pytest.mark.slow
 def test_gguf_files_and_the_run_they_came_from(standin: StandIn, run: Path, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     path = export_gguf(tiny_llama(tokenizer), tokenizer, tmp_path / "m.gguf", gate=False).path
     done = push(standin, path, "--to", "me/model-GGUF", "--run", run, "--public", "--yes", "--message", "as trained")
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     assert not is_private(standin.repositories["model-GGUF"])
     assert hashlib.sha256(standin.files["m.gguf"]).digest() == hashlib.sha256(path.read_bytes()).digest()
     assert b"| `m.gguf` | Q8_0 |" in standin.files["README.md"]
@@ -180,11 +184,12 @@ def test_gguf_files_and_the_run_they_came_from(standin: StandIn, run: Path, tmp_
     assert standin.commits == ["as trained"]
 
 
+@pytest.mark.slow
 def test_a_card_that_is_there_stays_unless_it_may_go(standin: StandIn, run: Path) -> None:
     standin.files["README.md"] = b"written by hand"
-    assert push(standin, run, "--to", "me/model", "--yes").code == 0
+    assert push(standin, run, "--to", "me/model", "--yes").returncode == 0
     assert standin.files["README.md"] == b"written by hand"
-    assert push(standin, run, "--to", "me/model", "--yes", "--overwrite").code == 0
+    assert push(standin, run, "--to", "me/model", "--yes", "--overwrite").returncode == 0
     assert standin.files["README.md"].startswith(b"---")
 
 
@@ -192,32 +197,34 @@ def test_records(standin: StandIn, tmp_path: Path) -> None:
     path = tmp_path / "noes.jsonl"
     write_records(path, [make_record("Hi", ["No"], [1], 1)])
     done = push(standin, path, "--to", "me/noes", "--yes")
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     assert standin.repositories["noes"]["type"] == "dataset"
     assert standin.files["noes.jsonl"] == path.read_bytes()
     assert b"| Records | 1 |" in standin.files["README.md"]
 
 
+@pytest.mark.slow
 def test_nothing_goes_without_being_asked_for(standin: StandIn, run: Path) -> None:
     done = push(standin, run, "--to", "me/model")
-    assert done.code == 2
-    assert done.err.splitlines()[-1] == "error: stdin is not a terminal to confirm on: add --yes to upload"
-    assert "adapter_model.safetensors" in done.err
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: stdin is not a terminal to confirm on: add --yes to upload"
+    assert "adapter_model.safetensors" in done.stderr
     assert not standin.repositories
-    assert push(standin, run).code == 2
+    assert push(standin, run).returncode == 2
 
 
+@pytest.mark.slow
 def test_what_the_hub_says_when_it_refuses(standin: StandIn, run: Path) -> None:
     standin.refuses = True
     done = push(standin, run, "--to", "me/model", "--yes")
-    assert done.code == 1
-    assert "error: me/model: the Hub refuses: " in done.err
-    assert "Traceback" not in done.err
+    assert done.returncode == 1
+    assert "error: me/model: the Hub refuses: " in done.stderr
+    assert "Traceback" not in done.stderr
     server = StandIn()
     server.server_close()
     done = push(server, run, "--to", "me/model", "--yes")
-    assert done.code == 1
-    assert "the Hub cannot be reached" in done.err
+    assert done.returncode == 1
+    assert "the Hub cannot be reached" in done.stderr
 
 
 def test_what_cannot_be_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

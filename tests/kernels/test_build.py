@@ -129,6 +129,7 @@ def test_a_struct_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_c
+@pytest.mark.slow
 def test_two_processes_may_build_at_once(fresh_cache: Path) -> None:
     code = "from buleyean_rl.kernels.build import status; assert status().problem is None, status()"
     command = [sys.executable, "-c", code]

@@ -19,8 +19,8 @@ from buleyean_rl.mining import walk as walking
 from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
 from buleyean_rl.mining.walk_report import Round, plot_walk
 from buleyean_rl.system.outputs import claim_folder
-from buleyean_rl.training import before_after
 from hostile.attack import untouched
+from quick import make_runs_quick
 
 ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None, 0.0, 3.0)
 
@@ -82,7 +82,7 @@ def test_the_plot_is_a_picture(tmp_path: Path) -> None:
 def work(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of a walk with the tiny model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
+    make_runs_quick(monkeypatch)
     Path("p.txt").write_text("\n".join(f"prompt {number}" for number in range(12)))
     Path("h.txt").write_text("\n".join(f"prompt {number}" for number in range(8, 16)))
     # what the tiny model babbles holds such a pair now and then, and less often once it was rejected

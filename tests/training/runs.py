@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from buleyean_rl.training import before_after
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
+from quick import make_runs_quick
 
 # Eight steps of two records: the ninth record starts a second epoch, so a resumed run must find its place in it.
 SETTINGS = {"max_steps": 8, "per_device_train_batch_size": 2, "save_steps": 0.25, "learning_rate": 1e-2, "guard": False}
@@ -28,10 +28,10 @@ def start(
     console: Console | None = None,
     **settings: Any,
 ) -> RunReport:
-    """Train with `SETTINGS`, overridden by `settings`, and measure on short neutral texts."""
+    """Train with `SETTINGS`, overridden by `settings`, quickly."""
     config = load_config(None, run, SETTINGS | settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
+        make_runs_quick(patch)
         return train(records, str(base), config, resume=resume, skip_bad=skip_bad, console=console)
 
 

@@ -18,11 +18,11 @@ from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.packed_attention import PACKED
-from buleyean_rl.training import before_after
 from buleyean_rl.training import guard as guarding
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.guard import DriftCheck, Guard, Limits, violated_limit
 from buleyean_rl.training.run import train
+from quick import make_runs_quick
 from tiny import SENTENCES, tiny_llama, tiny_tokenizer
 
 LIMIT = 0.024  # which the first step stays within and a later one does not
@@ -81,7 +81,7 @@ def check_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarding, "TOKENS_BETWEEN_ANSWERS", 1)
     monkeypatch.setattr(guarding, "MAX_ANSWER_TOKENS", 8)
     monkeypatch.setattr(guarding, "MAX_PROMPTS", 2)
-    monkeypatch.setattr(before_after, "MAX_NEUTRAL_TOKENS", 8)
+    make_runs_quick(monkeypatch)
 
 
 def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
