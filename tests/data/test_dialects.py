@@ -59,7 +59,12 @@ def test_pairs_and_labels_of_other_tools(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "format_keys", [{"chosen": "Saw.", "rejected": "Soup."}, {"completion": "Soup.", "label": False}]
+    "format_keys",
+    [
+        {"chosen": "Saw.", "rejected": "Soup."},
+        {"completion": "Soup.", "label": False},
+        {"rejected_responses": ["Soup."]},
+    ],
 )
 def test_context_beside_the_prompt_is_part_of_it(format_keys: dict[str, Any]) -> None:
     row = {"prompt": "Name a tool.", **format_keys}
