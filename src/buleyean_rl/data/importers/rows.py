@@ -65,7 +65,7 @@ def accepted_record(prompt: object, answer: object, rounds: int = 1) -> Iterator
     It counts only where the same text was rejected elsewhere: no answer reaches the output that never was.
     """
     try:
-        text = parse_text(answer, "the answer")
+        text = parse_answer(answer, "the answer", Discards())
         checked_prompt = parse_prompt(prompt)
     except RecordError:
         return
