@@ -53,7 +53,12 @@ def test_pairs_and_labels_of_other_tools(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "format_keys", [{"chosen": "Saw.", "rejected": "Soup."}, {"completion": "Soup.", "label": False}]
+    "format_keys",
+    [
+        {"chosen": "Saw.", "rejected": "Soup."},
+        {"completion": "Soup.", "label": False},
+        {"rejected_responses": ["Soup."]},
+    ],
 )
 def test_context_beside_the_prompt_is_part_of_it(format_keys: dict[str, Any]) -> None:
     row = {"prompt": "Name a tool.", **format_keys}
@@ -100,6 +105,23 @@ def test_roles_are_mapped_or_refused_with_the_list() -> None:
     assert [role for role, _ in messages] == ["user", "assistant", "system", "tool", "assistant", "assistant"]
     with pytest.raises(RecordError, match=r"the role 'narrator': roles are system, user, assistant, tool .*human"):
         parse_messages([{"role": "narrator", "content": "x"}], "messages")
+
+
+def test_an_accepted_answer_is_a_round_however_it_is_written() -> None:
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "Sa"}, {"type": "text", "text": "w."}]}
+    by_column = Choices(columns={"prompt": "q", "answer": "a", "score": "s"})
+    for row, choices in (
+        ({"prompt": "Name a tool.", "chosen": [parts], "rejected": "Soup."}, NO_CHOICES),
+        ({"prompt": "Name a tool.", "chosen": [USER, parts], "rejected": [USER, BAD]}, NO_CHOICES),
+        ({"prompt": "Name a tool.", "chosen": str([parts]), "rejected": "Soup."}, NO_CHOICES),
+        ({"prompt": "Name a tool.", "completion": [parts], "label": True}, NO_CHOICES),
+        ({"prompt": "Name a tool.", "completions": [{"response": [parts], "score": 2}, {"text": "Soup.", "score": 1}]},
+         NO_CHOICES),
+        ({"q": "Name a tool.", "a": "<think>Hm.</think>Saw.", "s": "up"}, by_column),
+    ):  # fmt: skip
+        records = list(detect_format([row], choices).read_records(row, Discards(), choices))
+        accepted = [record for record in records if not record.rejects]
+        assert [(record.rejected_responses, record.rounds) for record in accepted] == [(("Saw.",), (1,))], row
 
 
 def test_parts_of_a_content_are_joined() -> None:

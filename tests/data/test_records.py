@@ -218,6 +218,13 @@ def test_a_bad_field_is_named_with_what_is_wrong(field: str) -> None:
             parse_record(GOOD | {field: value})
 
 
+def test_context_beside_the_prompt_is_refused() -> None:
+    for context in ({"system": "Be brief."}, {"system_prompt": "Be brief."}, {"history": [["Hi", "Hello."]]}):
+        with pytest.raises(RecordError, match=f"has its {next(iter(context))} beside the prompt: `data import`"):
+            parse_record(GOOD | context)
+    assert parse_record(GOOD | {"system": "", "history": []}) == RECORD
+
+
 # --- files
 
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping
 from buleyean_rl.data.importers.literals import parse_messages_text
 from buleyean_rl.data.importers.protocol import Choices, Discards, Format
 from buleyean_rl.data.importers.rows import pick_prompt, refuse_row
-from buleyean_rl.data.records import RejectionRecord, Row, parse_record, pick_rejected_answers
+from buleyean_rl.data.records import (
+    HISTORY_KEYS,
+    SYSTEM_KEYS,
+    RejectionRecord,
+    Row,
+    parse_record,
+    pick_rejected_answers,
+)
 
 
 def _matches(row: Row) -> bool:
@@ -27,7 +34,8 @@ def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[R
     answers = pick_rejected_answers(row)
     if answers is None:
         refuse_row("has no rejected answer", row)
-    record = parse_record({**row, "prompt": pick_prompt(row, discards), "messages": None})
+    beside_prompt = dict.fromkeys(("messages", *SYSTEM_KEYS, *HISTORY_KEYS))
+    record = parse_record({**row, **beside_prompt, "prompt": pick_prompt(row, discards)})
     discards.duplicates_folded += len(answers) - len(record.rejected_responses)
     yield record
 

@@ -18,6 +18,7 @@ from buleyean_rl.data.importers.rows import (
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.records import RejectionRecord, Row
 from buleyean_rl.data.records.values import fail, list_keys
+from buleyean_rl.errors import RecordError
 
 
 def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[RejectionRecord]:
@@ -33,10 +34,17 @@ def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[Re
     prompt = unpack_messages(cells["prompt"], "the prompt", discards)
     prompt = add_context({"system": cells.get("system")}, prompt, discards)
     if rejected:
-        answer = strip_answer(parse_answer(cells["answer"], "the answer", discards), discards)
-        yield build_record(discards, prompt, [answer])
-    else:
-        yield from accepted_record(prompt, cells["answer"])
+        yield build_record(discards, prompt, [_parse_answer(cells["answer"], discards)])
+        return
+    try:
+        answer = _parse_answer(cells["answer"], Discards())
+    except RecordError:  # an accepted answer is only compared with rejected ones
+        return
+    yield from accepted_record(prompt, answer)
+
+
+def _parse_answer(cell: Any, discards: Discards) -> str:
+    return strip_answer(parse_answer(cell, "the answer", discards), discards)
 
 
 def _pick_cells(row: Row, choices: Choices) -> dict[str, Any]:

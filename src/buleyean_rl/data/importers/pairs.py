@@ -96,8 +96,7 @@ def _chosen_texts(row: Row) -> list[Any]:
     """The chosen answers of a row as far as they can be read: they are only compared."""
     chosen = row["chosen"]
     if is_conversation(chosen):
-        last = chosen[-1]
-        return [last.get("content", last.get("value")) if isinstance(last, dict) else None]
+        return [chosen[-1:]]
     return chosen if isinstance(chosen, list) else [chosen]
 
 

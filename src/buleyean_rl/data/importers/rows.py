@@ -12,6 +12,8 @@ from buleyean_rl.data.importers.protocol import Discards
 from buleyean_rl.data.importers.reasoning import strip_reasoning
 from buleyean_rl.data.importers.suggest import suggest_columns
 from buleyean_rl.data.records import (
+    HISTORY_KEYS,
+    SYSTEM_KEYS,
     Messages,
     RejectionRecord,
     Row,
@@ -36,8 +38,6 @@ from buleyean_rl.errors import RecordError, UnsupportedContent
 PROMPT_KEYS = ("prompt", "instruction", "question", "messages")
 OTHER_PROMPT_KEYS = ("conversations", "conversation", "query", "input", "inputs")
 ANSWER_KEYS = ("response", "completion", "text", "answer", "content")
-SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-HISTORY_KEYS = ("history", "chat_history")
 # Context that no record can hold: the row is imported without it, counted.
 DROPPED_KEYS = ("context", "contexts", "documents", "sources", "source_documents", "tools", "functions")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio", "attachments")
@@ -65,7 +65,7 @@ def accepted_record(prompt: object, answer: object, rounds: int = 1) -> Iterator
     It counts only where the same text was rejected elsewhere: no answer reaches the output that never was.
     """
     try:
-        text = parse_text(answer, "the answer")
+        text = parse_answer(answer, "the answer", Discards())
         checked_prompt = parse_prompt(prompt)
     except RecordError:
         return

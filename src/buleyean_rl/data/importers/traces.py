@@ -10,10 +10,8 @@ from buleyean_rl.data.importers.protocol import Choices, Discards, Format
 from buleyean_rl.data.importers.reasoning import strip_reasoning
 from buleyean_rl.data.importers.rows import (
     DROPPED_KEYS,
-    HISTORY_KEYS,
     MEDIA_KEYS,
     REJECTED_TOOL_CALL,
-    SYSTEM_KEYS,
     accepted_record,
     add_context,
     build_record,
@@ -24,7 +22,7 @@ from buleyean_rl.data.importers.rows import (
     unpack_messages,
 )
 from buleyean_rl.data.importers.trace_scores import SCORE_KEYS, Verdicts, read_verdicts
-from buleyean_rl.data.records import RejectionRecord, Row, as_messages, parse_messages, pick
+from buleyean_rl.data.records import HISTORY_KEYS, SYSTEM_KEYS, RejectionRecord, Row, as_messages, parse_messages, pick
 from buleyean_rl.data.records.messages import is_message, is_tool_call, parse_content, parse_role
 from buleyean_rl.data.records.values import fail, list_keys
 from buleyean_rl.errors import RecordError, UnsupportedContent

@@ -31,6 +31,8 @@ from buleyean_rl.data.records.folding import fold_records, fold_stream, write_fo
 from buleyean_rl.data.records.messages import Messages, parse_messages
 from buleyean_rl.data.records.prompt import Prompt, as_messages, looks_rendered, parse_prompt
 from buleyean_rl.data.records.record import (
+    HISTORY_KEYS,
+    SYSTEM_KEYS,
     JudgedAnswer,
     Policy,
     RejectionRecord,
@@ -45,6 +47,8 @@ from buleyean_rl.data.records.validation import validate_records
 from buleyean_rl.data.records.values import parse_text, pick
 
 __all__ = [
+    "HISTORY_KEYS",
+    "SYSTEM_KEYS",
     "JudgedAnswer",
     "Messages",
     "Policy",

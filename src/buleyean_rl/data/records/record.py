@@ -17,6 +17,9 @@ from typing import Any
 from buleyean_rl.data.records.prompt import Prompt, parse_prompt
 from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer, parse_text, pick
 
+# Context that other tools keep beside the prompt; a record has it in `messages`.
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+HISTORY_KEYS = ("history", "chat_history")
 FORMAT_VERSION = 2  # of a line; 1, or none: one T for all answers, no token ids
 
 Span = tuple[int, int]
@@ -178,7 +181,8 @@ def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> R
         require_rejection: as in `make_record`.
 
     Raises:
-        RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it.
+        RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it, or
+            part of the conversation stands beside the prompt.
     """
     version = pick(row, "format_version", "formatVersion")
     if version is not None and parse_integer(version, "format_version", 1) > FORMAT_VERSION:
@@ -187,6 +191,9 @@ def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> R
     if prompt is None or responses is None:
         missing = "prompt" if prompt is None else "rejected_responses"
         fail(f"has no {missing} (its keys: {list_keys(row)}): `buleyean data import` makes records of other formats")
+    context = next((key for key in (*SYSTEM_KEYS, *HISTORY_KEYS) if row.get(key)), None)
+    if context is not None:
+        fail(f"has its {context} beside the prompt: `data import` puts it into messages, as a records file needs it")
     return make_record(
         prompt,
         responses,
