@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from buleyean_rl.data.importers.formats import detect_format
-from buleyean_rl.data.importers.protocol import Discards
+from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards
 from buleyean_rl.data.importers.reasoning import strip_reasoning
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.importers.suggest import suggest_columns
