@@ -286,7 +286,7 @@ def test_walks_go_on_and_are_shown(
     def stand_in(
         mined: list[str], _unseen: list[str], _model: str, folder: Path, *_: Any, rounds: int, **__: Any
     ) -> None:
-        measured = Round(0, 0.25, 0.25, 4.0, 0, 0, 9.6, None)
+        measured = Round(0, 0.25, 0.25, 4.0, 0, 0, 9.6, None, 0.0, 3.2)
         trained = replace(measured, round=rounds, loop_rate=0.02, neutral_nll=4.0123, rejected=len(mined))
         folder.mkdir(parents=True)
         report = {"prompts": 340, "held_out": 128, "training": {"objective": "complement", "alpha": 0.9}}
