@@ -52,7 +52,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | self._environment,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
+            | self._environment,
         )
 
     def __enter__(self) -> Worker:
