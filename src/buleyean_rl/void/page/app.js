@@ -166,6 +166,7 @@ async function undo(id, made) {
   if (made) showNoes(made, made.noes.filter((one) => one.id !== id));
   toast("Undone ", button("Redo", async () => {
     await insist(`rejections/${id}/redo`, {});
+    if (made) state.last = { id, made };
     if (no) showNoes(made, [...made.noes, no]);
     toast("Rejected again");
     await refresh();
