@@ -388,12 +388,6 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Answer]:
     return [answer for answer in answers if isinstance(answer, Answer)]
 
 
-def loop_columns(loops: Sequence[int], base_loops: Sequence[int] | None) -> Row:
-    """Columns of answers that loop (1) or do not (0), and how many of them the base's answers do too."""
-    row = {"prompts": len(loops), "loops": sum(loops), **with_interval("loop_rate", shares(loops))}
-    return row | ({"loops_in_base_too": sum(map(min, loops, base_loops))} if base_loops is not None else {})
-
-
 def neutral_texts(path: Path, tokenizer: Any, count: int) -> list[Boundary]:
     """The first texts of a JSONL file with `text`, as boundaries."""
     with path.open(encoding="utf-8") as file:

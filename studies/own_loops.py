@@ -72,6 +72,12 @@ LONG = [
 REFERENCE = METHODS[0].run  # what the others are compared with, prompt by prompt
 
 
+def loop_columns(loops: Sequence[int], base_loops: Sequence[int] | None) -> Row:
+    """Columns of answers that loop (1) or do not (0), and how many of them the base's answers do too."""
+    row = {"prompts": len(loops), "loops": sum(loops), **harness.with_interval("loop_rate", harness.shares(loops))}
+    return row | ({"loops_in_base_too": sum(map(min, loops, base_loops))} if base_loops is not None else {})
+
+
 def pick_prompts(paths: Sequence[Path], mined: int, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
     """The first prompts of some files, to mine, and the last, to measure on; long ones left out."""
     every = dict.fromkeys(prompt for path in paths for prompt in read_prompts(path))
@@ -147,7 +153,7 @@ class Task:
         self.summary.write_cache(run, {"items": loops, "texts": [answer.text for answer in answers]})
         return {
             **row,
-            **harness.loop_columns(loops, self.summary.items("base") if run != "base" else None),
+            **loop_columns(loops, self.summary.items("base") if run != "base" else None),
             "mean_characters": sum(len(answer.text) for answer in answers) / len(answers),
             "ended_share": sum(answer.ended for answer in answers) / len(answers),
         }

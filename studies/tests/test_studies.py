@@ -102,7 +102,7 @@ def test_runs_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
     summary = Summary(tmp_path)
     loops = {"a-seed1": [1, 0, 0, 0], "a-seed2": [1, 1, 0, 0], "b": [1, 1, 1, 0]}
     for name, items in loops.items():
-        summary.add(name, {"method": name[0], "neutral_drift": 0.25} | harness.loop_columns(items, loops["b"]))
+        summary.add(name, {"method": name[0], "neutral_drift": 0.25} | own_loops.loop_columns(items, loops["b"]))
         summary.write_cache(name, {"items": items})
     summary.add("c", {"method": "c"})  # its answers are elsewhere
     for name in summary.runs:
