@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,8 @@ import psutil
 from buleyean_rl.data.chat_template import ChatTemplate, TemplateRefusal
 from buleyean_rl.data.encode import Encoder, end_token_ids
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.context import affordable_tokens, choose_context, fit_prompt
+from buleyean_rl.inference.context import MEMORY_SHARE, affordable_tokens, choose_context, fit_prompt
+from buleyean_rl.inference.decoding import BatchDecoder, Request
 from buleyean_rl.inference.protocol import (
     GREEDY,
     Answer,
@@ -24,6 +25,7 @@ from buleyean_rl.inference.protocol import (
     Unanswered,
     find_stop,
 )
+from buleyean_rl.models.cached_decoder import CachedDecoder, UnsupportedModel
 from buleyean_rl.models.private_interfaces import fits_static_cache
 
 NUCLEUS_CANDIDATES = 1024  # likeliest tokens that nearly always contain the nucleus
@@ -71,42 +73,51 @@ class TransformersEngine(BaseEngine):
 
     def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
         """The answer, streamed in pieces."""
-        import torch
-
         ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
-        emitted, text, cache = 0, "", None
+        emitted, text = 0, ""
         answer: list[int] = []
         limit = min(sampling.max_tokens, self.context - len(ids))
-        generator = torch.Generator().manual_seed(sampling.seed)
-        new_ids = ids
-        while len(answer) < limit:
-            output = self._forward(new_ids, cache=cache, use_cache=True, logits_to_keep=1)
-            cache = output.cache
-            token = _sample_token(output.logits[0, -1].float().cpu(), sampling, generator)
-            if token in self._eos_token_ids:
-                break
-            answer.append(token)
-            new_ids = [token]
-            text = self.tokenizer.decode(answer, skip_special_tokens=True)
-            cut = find_stop(text, sampling.stop)
-            if cut is not None:
-                text = text[:cut]
-                break
-            # With the next token the tail may become another character, or a stop text.
-            pending = max((len(s) - 1 for s in sampling.stop), default=0)
-            ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - pending
-            if ready > emitted:
-                yield text[emitted:ready]
-                emitted = ready
+        with closing(self._draw(ids, limit, sampling)) as tokens:
+            for token in tokens:
+                if token in self._eos_token_ids:
+                    break
+                answer.append(token)
+                text = self.tokenizer.decode(answer, skip_special_tokens=True)
+                cut = find_stop(text, sampling.stop)
+                if cut is not None:
+                    text = text[:cut]
+                    break
+                # With the next token the tail may become another character, or a stop text.
+                pending = max((len(s) - 1 for s in sampling.stop), default=0)
+                ready = len(text.rstrip("\N{REPLACEMENT CHARACTER}")) - pending
+                if ready > emitted:
+                    yield text[emitted:ready]
+                    emitted = ready
         if text[emitted:]:
             yield text[emitted:]
+
+    def _draw(self, ids: list[int], limit: int, sampling: Sampling) -> Generator[int]:
+        """The tokens after a prompt, one by one."""
+        import torch
+
+        if self._batch_decoder is not None:
+            request = Request(ids, limit, sampling.temperature, sampling.top_p, sampling.seed)
+            with closing(self._batch_decoder.run([request])) as drawn:
+                yield from (each.token for each in drawn)
+            return
+        generator, cache, new_ids = torch.Generator().manual_seed(sampling.seed), None, ids
+        for _ in range(limit):
+            output = self._forward(new_ids, cache=cache, use_cache=True, logits_to_keep=1)
+            cache = output.cache
+            new_ids = [_sample_token(output.logits[0, -1].float().cpu(), sampling, generator)]
+            yield new_ids[0]
 
     def answers(
         self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
     ) -> Generator[tuple[int, Outcome]]:
-        """The answers in batches of similar length."""
+        """The answers as they come, or in batches of similar length where the decoding kernel is not used."""
         prompts: dict[int, list[int]] = {}
         for index, messages in enumerate(conversations):
             ids = fit_prompt(self, messages)
@@ -114,10 +125,52 @@ class TransformersEngine(BaseEngine):
                 yield index, ids
             else:
                 prompts[index] = ids
+        drawn_seeds = {index: seeds[index] if seeds else sampling.seed + index for index in prompts}
+        if self._batch_decoder is not None:
+            yield from self._decode(self._batch_decoder, prompts, sampling, drawn_seeds)
+            return
         for indices in self._batches(prompts, sampling.max_tokens):
-            batch_seeds = [seeds[i] if seeds else sampling.seed + i for i in indices]
-            batch = self._answer_batch([prompts[i] for i in indices], sampling, batch_seeds)
+            batch = self._answer_batch([prompts[i] for i in indices], sampling, [drawn_seeds[i] for i in indices])
             yield from zip(indices, batch, strict=True)
+
+    def _decode(
+        self, decoder: BatchDecoder, prompts: Mapping[int, list[int]], sampling: Sampling, seeds: Mapping[int, int]
+    ) -> Generator[tuple[int, Answer]]:
+        """The answers, each as it comes."""
+
+        def is_stopped(drawn: Sequence[int]) -> bool:
+            return find_stop(self.tokenizer.decode(drawn, skip_special_tokens=True), sampling.stop) is not None
+
+        requests = [
+            Request(
+                *(ids, min(sampling.max_tokens, self.context - len(ids)), sampling.temperature, sampling.top_p),
+                *(seeds[index], is_stopped if sampling.stop else None),
+            )
+            for index, ids in prompts.items()
+        ]
+        indices, answers = list(prompts), [list[int]() for _ in prompts]
+        with closing(decoder.run(requests)) as steps:
+            for drawn in steps:
+                answers[drawn.index].append(drawn.token)
+                if drawn.is_last:
+                    text = self.tokenizer.decode(answers[drawn.index], skip_special_tokens=True)
+                    yield indices[drawn.index], self._make_answer(text, answers[drawn.index], sampling)
+
+    @cached_property
+    def _batch_decoder(self) -> BatchDecoder | None:
+        """Of the decoding kernel; None where it does not compute this model."""
+        try:
+            decoder = CachedDecoder(self.model)
+        except UnsupportedModel:
+            return None
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        return BatchDecoder(
+            decoder,
+            end_tokens=self._eos_token_ids,
+            context=self.context,
+            cache_bytes=min(weights, int(MEMORY_SHARE * psutil.virtual_memory().available)),
+            parallel=self.batch,
+        )
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens, in fp32 from the model's logits."""

@@ -148,6 +148,40 @@ class SavedActivationsStruct(ctypes.Structure):
     )
 
 
+class RowLinear(ctypes.Structure):
+    """A linear layer for few rows."""
+
+    _fields_ = (*_pointers("weight", "bias", "a", "b"), *_sizes("depth", "columns", "rank"))
+
+
+class CachedLayer(ctypes.Structure):
+    """A decoder layer whose keys and values are cached."""
+
+    _fields_ = (
+        *((name, RowLinear) for name in ("q", "k", "v", "output", "gate", "up", "down")),
+        ("norms", c_void_p * 2),
+        ("head_norms", c_void_p * 2),
+        ("epsilons", c_float * 2),
+        ("scale", c_float),
+    )
+
+
+class DecodeArgs(ctypes.Structure):
+    """Of `decode`."""
+
+    _fields_ = (
+        *_pointers("layers"),
+        *_sizes("count", "heads", "key_heads", "head_width", "width"),
+        ("head", RowLinear),
+        *_pointers("norm"),
+        ("epsilon", c_float),
+        *_pointers("x", "cosine", "sine", "sequence", "position", "blocks"),
+        *_sizes("rows", "blocks_per_sequence", "draws"),
+        *_pointers("drawn_row", "temperature", "top_p", "uniform", "token", "logprob"),
+        *_pointers("qkv", "packed", "gates", "lora_hidden", "logits"),
+    )
+
+
 STRUCTS = (  # in the order of `struct_sizes` in memory.c
     *(
         Matrix,
@@ -162,6 +196,7 @@ STRUCTS = (  # in the order of `struct_sizes` in memory.c
         RopeArgs,
     ),
     *(DecoderLayerStruct, PackedSequenceStruct, SavedActivationsStruct),
+    *(RowLinear, CachedLayer, DecodeArgs),
 )
 SIGNATURES = {
     "gemm": [POINTER(GemmArgs), c_int],
@@ -176,6 +211,7 @@ SIGNATURES = {
     "rms_norm": [POINTER(RmsNormArgs), c_int],
     "swiglu": [POINTER(SwigluArgs), c_int],
     "rope": [POINTER(RopeArgs), c_int],
+    "decode": [POINTER(DecodeArgs), c_int],
     "limit_memory": [c_int64],
 }
 

@@ -162,9 +162,9 @@ class FusedDecoder:
         states = [self.embedding(ids), *outputs]
         cos, sin = self.rotary_embedding(states[0], position_ids=positions)
         for i, (layer, x, expected) in enumerate(zip(self.layers, states, outputs, strict=False)):
-            if not _agree(_apply([layer], linears[4 * i : 4 * i + 4], x, cos, sin), expected, expected - x):
+            if not agree(_apply([layer], linears[4 * i : 4 * i + 4], x, cos, sin), expected, expected - x):
                 return False
-        return len(outputs) == len(self.layers) and _agree(self.norm(outputs[-1]), last, last)
+        return len(outputs) == len(self.layers) and agree(self.norm(outputs[-1]), last, last)
 
     def _linears(self, input_ids: Tensor) -> list[AdaptedLinear] | None:
         """The linear layers of this pass, four a layer; None where C cannot compute it."""
@@ -190,7 +190,7 @@ class FusedDecoder:
         return module.gradient_checkpointing and module.training and torch.is_grad_enabled()
 
 
-def _agree(ours: Tensor, theirs: Tensor, change: Tensor) -> bool:
+def agree(ours: Tensor, theirs: Tensor, change: Tensor) -> bool:
     """Whether the hidden states of most tokens are alike but for rounding. Shapes: (1, tokens, width)."""
     error, scale = (ours - theirs).float().norm(dim=-1), change.float().norm(dim=-1)
     rounding = torch.finfo(theirs.dtype).eps * theirs.float().norm(dim=-1)

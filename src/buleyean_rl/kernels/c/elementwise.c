@@ -1,14 +1,8 @@
 /* Element-wise passes, each one sweep over its tensors, in fp32 inside. Threads share the rows, always in the same way, so
  * that results are the same from run to run. */
-#include "kernels.h"
+#include "elementwise.h"
 
 #define BLOCK 32 /* elements that SwiGLU works on at a time */
-
-static inline float inverse_rms(const bf16 *restrict x, int64_t width, float epsilon) {
-    float square = 0;
-    for (int64_t j = 0; j < width; j++) square += bf16_to_f32(x[j]) * bf16_to_f32(x[j]);
-    return 1 / sqrtf(square / width + epsilon);
-}
 
 /* Its gradient, if grad_y is there. */
 void rms_norm(const RmsNormArgs *g, int threads) {
@@ -33,8 +27,6 @@ void rms_norm(const RmsNormArgs *g, int threads) {
             y[j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
     }
 }
-
-static inline SimdF32 sigmoid(SimdF32 x) { return 1 / (1 + simd_exp2(simd_min(simd_set(120), -LOG2E * x))); }
 
 /* BLOCK elements; y where it is wanted, of the gradient too. */
 INLINE void swiglu_block(const bf16 *gate, const bf16 *up, const bf16 *grad_y, bf16 *grad_gate, bf16 *grad_up, bf16 *y) {
@@ -71,22 +63,11 @@ void swiglu(const SwigluArgs *g, int threads) {
 }
 
 void rope(const RopeArgs *g, int threads) {
-    int64_t width = g->head_width, half = width / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t t = 0; t < g->x.tokens; t++) {
-        const bf16 *restrict cos1 = g->cosine + t * width, *restrict cos2 = cos1 + half;
-        const bf16 *restrict sin1 = g->sine + t * width + (g->backward ? half : 0); /* the transpose swaps them */
-        const bf16 *restrict sin2 = g->sine + t * width + (g->backward ? 0 : half);
-        float sign = g->backward ? -1.0f : 1.0f;
+    for (int64_t t = 0; t < g->x.tokens; t++)
         for (int64_t h = 0; h < g->x.heads; h++) {
-            const bf16 *x1 = g->x.data + h * g->x.head_stride + t * g->x.token_stride, *x2 = x1 + half;
-            bf16 *y1 = g->y.data + h * g->y.head_stride + t * g->y.token_stride, *y2 = y1 + half;
-    #pragma omp simd
-            for (int64_t j = 0; j < half; j++) {
-                float first = bf16_to_f32(x1[j]), second = bf16_to_f32(x2[j]);
-                y1[j] = f32_to_bf16(first * bf16_to_f32(cos1[j]) - sign * second * bf16_to_f32(sin1[j]));
-                y2[j] = f32_to_bf16(second * bf16_to_f32(cos2[j]) + sign * first * bf16_to_f32(sin2[j]));
-            }
+            const bf16 *x = g->x.data + h * g->x.head_stride + t * g->x.token_stride;
+            bf16 *y = g->y.data + h * g->y.head_stride + t * g->y.token_stride;
+            rotate(x, g->cosine + t * g->head_width, g->sine + t * g->head_width, (int)g->backward, g->head_width / 2, y);
         }
-    }
 }

@@ -22,15 +22,6 @@
 #define ROW_UNIT 6
 #endif
 
-/* A finished block's sums, plus what is `added` to them, as rows of y. */
-static void store_block(const float *sums, const bf16 *added, bf16 *y, int64_t y_stride, int rows) {
-    for (int i = 0; i < rows; i++, sums += BLOCK, y += y_stride) {
-        float row[BLOCK];
-        for (int j = 0; j < BLOCK && added; j++) row[j] = sums[j] + bf16_to_f32(added[i * y_stride + j]);
-        f32_to_bf16_many(added ? row : sums, BLOCK, y);
-    }
-}
-
 /* Into how many even parts of whole units a size goes, a multiple of `multiple`, none larger than `largest`. */
 static int64_t split(int64_t size, int64_t largest, int64_t multiple, int64_t unit, int64_t *part) {
     int64_t parts = round_up((size + largest - 1) / largest, multiple);

@@ -33,6 +33,7 @@ typedef float Packed;
 #if VNNI == 2
 static inline void pack(const bf16 *x, int64_t size, Packed *to) { memcpy(to, x, sizeof *to * size); }
 static inline void simd_store_packed(SimdF32 left, SimdF32 right, Packed *to) { simd_store_bf16(left, right, to); }
+static inline Packed to_packed(float x) { return f32_to_bf16(x); }
 static inline Packed scale_packed(float factor, Packed x) { return f32_to_bf16(factor * bf16_to_f32(x)); }
 static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { /* two vectors */
     return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(x), (__m512bh)_mm512_set1_epi16(0x3f80)); /* 1 */
@@ -42,9 +43,15 @@ static inline void pack(const bf16 *x, int64_t size, Packed *to) { bf16_to_f32_m
 static inline void simd_store_packed(SimdF32 left, SimdF32 right, Packed *to) {
     simd_store(left, to), simd_store(right, to + LANES);
 }
+static inline Packed to_packed(float x) { return x; }
 static inline Packed scale_packed(float factor, Packed x) { return factor * x; }
 static inline SimdF32 add_packed(SimdF32 sums, const Packed *x) { return sums + (simd_load(x) + simd_load(x + LANES)); }
 #endif
+
+/* 32 floats. */
+static inline void pack_floats(const float *x, Packed *to) {
+    for (int j = 0; j < BLOCK; j += 2 * LANES) simd_store_packed(simd_load(x + j), simd_load(x + j + LANES), to + j);
+}
 
 /* y = x^T, 8 x 8 words. */
 static inline void transpose8(const uint32_t *x, int64_t x_stride, uint32_t *y, int64_t y_stride) {
@@ -303,4 +310,13 @@ static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32
             pack_b_block(b.data + k * b.row_stride + j * b.column_stride, b.row_stride, b.column_stride, to.words,
                          to.tile_stride);
         }
+}
+
+/* A finished block's sums, plus what is `added` to them, as rows of y. */
+static inline void store_block(const float *sums, const bf16 *added, bf16 *y, int64_t y_stride, int rows) {
+    for (int i = 0; i < rows; i++, sums += BLOCK, y += y_stride) {
+        float row[BLOCK];
+        for (int j = 0; j < BLOCK && added; j++) row[j] = sums[j] + bf16_to_f32(added[i * y_stride + j]);
+        f32_to_bf16_many(added ? row : sums, BLOCK, y);
+    }
 }

@@ -86,6 +86,42 @@ typedef struct { const bf16 *cosine, *sine; int64_t tokens; CuSeqlens seqlens; }
  * values, rotated; attention's result; the residual stream in the middle; gate and up; each linear layer's lora_hidden. */
 typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; float *lse; } SavedActivations;
 
+/* A linear layer for few rows: y = x w^T + (x a^T) b^T + bias. w: (columns, depth); a: (rank, depth), b: (columns, rank), scaled,
+ * or rank 0; bias: (columns), or NULL. Sizes are multiples of 32. */
+typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank; } RowLinear;
+
+/* A layer of Llama's form. The adapters of q, k and v have one rank, those of gate and up too. head_norms: RMSNorm's weights for
+ * the heads of queries and of keys, or NULL. */
+typedef struct {
+    RowLinear q, k, v, output, gate, up, down;
+    const bf16 *norms[2], *head_norms[2];
+    float epsilons[2], scale;
+} CachedLayer;
+
+/* Rows are tokens: of a `sequence`, at a `position` in it, whose keys and values come into its `blocks`, (sequences,
+ * blocks_per_sequence), see decode.c. x: (rows, width), changed; cosine, sine: (rows, head width). A token is drawn after each
+ * `drawn_row`. The last ones are memory to work in: (rows, width of queries, keys and values), (rows, width or that of all
+ * queries), (rows, depth of down), (3, rows, rank), in 32 bits each but the first, and (draws, vocabulary). */
+typedef struct {
+    const CachedLayer *layers;
+    int64_t count, heads, key_heads, head_width, width;
+    RowLinear head;
+    const bf16 *norm;
+    float epsilon;
+    bf16 *x;
+    const bf16 *cosine, *sine;
+    const int64_t *sequence, *position;
+    bf16 *const *blocks;
+    int64_t rows, blocks_per_sequence, draws;
+    const int64_t *drawn_row;
+    const float *temperature, *top_p, *uniform;
+    int64_t *token;
+    float *logprob;
+    bf16 *qkv;
+    void *packed, *gates, *lora_hidden;
+    float *logits;
+} DecodeArgs;
+
 /* Memory. `limit_memory` is for tests: what would take more fails. NULL where there is none; it begins with a cache line. */
 void *allocate(int64_t bytes);
 
@@ -109,3 +145,4 @@ void attention_backward(const AttentionArgs *g, int threads);
 void rms_norm(const RmsNormArgs *g, int threads);
 void swiglu(const SwigluArgs *g, int threads);
 void rope(const RopeArgs *g, int threads);
+void decode(const DecodeArgs *g, int threads);

@@ -31,6 +31,7 @@ int scratch(const Buffer *buffers, int count) {
 
 const int64_t struct_sizes[] = {sizeof(Matrix), sizeof(GemmArgs), sizeof(Linear), sizeof(Heads), sizeof(CuSeqlens),
                                 sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(RmsNormArgs), sizeof(SwigluArgs),
-                                sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence), sizeof(SavedActivations), 0};
+                                sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence), sizeof(SavedActivations),
+                                sizeof(RowLinear), sizeof(CachedLayer), sizeof(DecodeArgs), 0};
 
 const char *instruction_set(void) { return INSTRUCTION_SET; }

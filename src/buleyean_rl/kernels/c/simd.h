@@ -47,6 +47,7 @@ static inline bf16 f32_to_bf16(float x) { /* to the nearest, ties to even; addin
 
 typedef float SimdF32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t SimdU32 __attribute__((vector_size(4 * LANES)));
+typedef uint32_t SimdWords __attribute__((vector_size(4 * LANES), aligned(2), may_alias)); /* of two bf16 each */
 typedef bf16 SimdBf16 __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 static inline SimdF32 simd_load(const float *from) { return *(const SimdF32 *)from; }
 static inline void simd_store(SimdF32 x, float *to) { *(SimdF32 *)to = x; }

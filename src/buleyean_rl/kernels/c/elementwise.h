@@ -1,0 +1,23 @@
+/* What element-wise passes share with others. */
+#pragma once
+#include "kernels.h"
+
+static inline float inverse_rms(const bf16 *restrict x, int64_t width, float epsilon) {
+    float square = 0;
+    for (int64_t j = 0; j < width; j++) square += bf16_to_f32(x[j]) * bf16_to_f32(x[j]);
+    return 1 / sqrtf(square / width + epsilon);
+}
+
+static inline SimdF32 sigmoid(SimdF32 x) { return 1 / (1 + simd_exp2(simd_min(simd_set(120), -LOG2E * x))); }
+
+/* y = x cos + (-x2, x1) sin, or its gradient; both are halves of a head. y may be x. */
+static inline void rotate(const bf16 *x, const bf16 *cosine, const bf16 *sine, int backward, int64_t half, bf16 *y) {
+    const bf16 *sine1 = sine + (backward ? half : 0), *sine2 = sine + (backward ? 0 : half); /* the transpose swaps them */
+    float sign = backward ? -1.0f : 1.0f;
+#pragma omp simd
+    for (int64_t j = 0; j < half; j++) {
+        float first = bf16_to_f32(x[j]), second = bf16_to_f32(x[half + j]);
+        y[j] = f32_to_bf16(first * bf16_to_f32(cosine[j]) - sign * second * bf16_to_f32(sine1[j]));
+        y[half + j] = f32_to_bf16(second * bf16_to_f32(cosine[half + j]) + sign * first * bf16_to_f32(sine2[j]));
+    }
+}
