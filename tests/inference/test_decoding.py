@@ -32,7 +32,7 @@ def batch_decoder(decoder: CachedDecoder, parallel: int = 64, blocks: int = 1000
         decoder,
         end_tokens=END,
         context=CONTEXT,
-        cache_bytes=2 * blocks * decoder.block_numbers,
+        cache_bytes=2 * blocks * decoder.decoder.block_numbers,
         parallel=parallel,
     )
 
@@ -55,7 +55,7 @@ def requests(count: int) -> list[Request]:
 def answers(drawn: list[Drawn]) -> dict[int, list[tuple[int, float]]]:
     collected: dict[int, list[tuple[int, float]]] = {}
     for each in drawn:
-        collected.setdefault(each.index, []).append((each.token, each.logprob))
+        collected.setdefault(each.request, []).append((each.token, each.logprob))
     return collected
 
 
@@ -72,7 +72,7 @@ def test_the_same_tokens_alone_and_beside_others(
     drawn = list(batch.run(requests(40)))
     together = answers(drawn)
     assert [together[i] for i in range(40)] == alone
-    assert {each.index for each in drawn if each.is_last} == set(range(40))
+    assert {each.request for each in drawn if each.is_last} == set(range(40))
     again = answers(list(batch.run(requests(40)[::-1])))  # in another order, with blocks of the first time
     assert [again[39 - i] for i in range(40)] == alone
 
@@ -93,7 +93,7 @@ def test_a_request_can_stop_itself(decoder: CachedDecoder) -> None:
 
 def test_answers_come_as_they_are_done(decoder: CachedDecoder) -> None:
     long, short = Request([5], 100, temperature=1.0, seed=1), Request([6], 2)
-    ended = [drawn.index for drawn in batch_decoder(decoder, 2).run([long, short, short, short]) if drawn.is_last]
+    ended = [drawn.request for drawn in batch_decoder(decoder, 2).run([long, short, short, short]) if drawn.is_last]
     assert set(ended) == {0, 1, 2, 3}
     assert ended.index(0) == 3 or len(answers(list(batch_decoder(decoder).run([long])))[0]) < 4
 
@@ -140,12 +140,10 @@ def test_greedy_answers_are_those_of_transformers_in_fp64(architecture: str) -> 
     # torch's attention makes NaN of Gemma 2's padding in fp64
     engine = TransformersEngine(model, tokenizer, batch=1 if "Gemma" in architecture else 3, context=CONTEXT)
     conversations = [[{"role": "user", "content": word}] for word in ("Hello", "1 2 3", "fox", "How do you sleep?")]
-    for messages, answer in zip(
-        conversations, engine.answer_many(conversations, Sampling(max_tokens=12)), strict=True
-    ):
+    for messages, answer in zip(conversations, engine.answer_many(conversations, Sampling(max_tokens=12)), strict=True):
         ids = torch.tensor([engine.prompt_ids(messages)])
-        generated = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
-        )[0, ids.shape[1] :].tolist()
+        generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[
+            0, ids.shape[1] :
+        ].tolist()
         end = next((i for i, token in enumerate(generated) if token in engine._eos_token_ids), len(generated))
         assert answer.text == tokenizer.decode(generated[:end], skip_special_tokens=True)

@@ -49,7 +49,7 @@ class Blocks:
 
     def __init__(self, decoder: CachedDecoder, sequences: int, tokens: int = 128) -> None:
         count = tokens // CACHE_BLOCK
-        self._memory = torch.full((sequences * count, decoder.block_numbers), torch.nan, dtype=torch.bfloat16)
+        self._memory = torch.full((sequences * count, decoder.decoder.block_numbers), torch.nan, dtype=torch.bfloat16)
         addresses = [block.data_ptr() for block in self._memory]
         self.table = torch.tensor(addresses).view(sequences, count)
 
@@ -58,11 +58,13 @@ def draw_all(rows: int) -> Draws:
     return Draws(torch.arange(rows), torch.zeros(rows), torch.ones(rows), torch.zeros(rows))
 
 
-def logits(decoder: CachedDecoder, ids: Sequence[int], blocks: Blocks, start: int = 0, sequence: int = 0) -> torch.Tensor:
+def logits(
+    decoder: CachedDecoder, ids: Sequence[int], blocks: Blocks, start: int = 0, sequence: int = 0
+) -> torch.Tensor:
     """After each token. Shape: (tokens, vocabulary)."""
     count = len(ids)
     decoder.step(ids, [sequence] * count, list(range(start, start + count)), blocks.table, draw_all(count))
-    return decoder.logits[:count].clone()
+    return decoder.decoder.logits[:count].clone()
 
 
 def expected_logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
@@ -128,7 +130,7 @@ def test_a_row_does_not_depend_on_those_beside_it(with_adapter: bool, instructio
     rows = [*others[:23], *((token, 1, i) for i, token in enumerate(IDS)), *others[23:]]
     tokens, sequences, positions = (list(column) for column in zip(*rows, strict=True))
     decoder.step(tokens, sequences, positions, blocks.table, draw_all(len(rows)))
-    assert torch.equal(whole, decoder.logits[23 : 23 + len(IDS)])
+    assert torch.equal(whole, decoder.decoder.logits[23 : 23 + len(IDS)])
     assert instruction_set
 
 
@@ -155,7 +157,17 @@ def test_positions_beyond_the_first_tables() -> None:
             tiny_tokenizer(), rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, **SIZES
         ).bfloat16(),
     ],
-    ids=["fp32", "head width", "vocabulary", "gelu", "Gemma 2", "GPT-2", "no rotations", "Granite", "dynamic rotations"],
+    ids=[
+        "fp32",
+        "head width",
+        "vocabulary",
+        "gelu",
+        "Gemma 2",
+        "GPT-2",
+        "no rotations",
+        "Granite",
+        "dynamic rotations",
+    ],
 )
 def test_what_the_kernel_does_not_compute_is_refused(model: Any) -> None:
     with pytest.raises(UnsupportedModel):

@@ -48,13 +48,13 @@ class Drawn(NamedTuple):
     """A token of a sequence.
 
     Args:
-        index: of its request.
+        request: its index.
         token: its id, which may be an end token.
         logprob: at temperature 1, in nats.
         is_last: whether the sequence has ended.
     """
 
-    index: int
+    request: int
     token: int
     logprob: float
     is_last: bool
@@ -88,8 +88,8 @@ class BatchDecoder:
     ) -> None:
         self._decoder, self._end_tokens, self._parallel = decoder, end_tokens, parallel
         self._blocks_per_sequence = -(-context // CACHE_BLOCK)
-        capacity = max(self._blocks_per_sequence + 1, cache_bytes // (2 * decoder.block_numbers))
-        self._cache = BlockCache(decoder.block_numbers, capacity)
+        capacity = max(self._blocks_per_sequence + 1, cache_bytes // (2 * decoder.decoder.block_numbers))
+        self._cache = BlockCache(decoder.decoder.block_numbers, capacity)
         self._lock = threading.Lock()
 
     def run(self, requests: Sequence[Request]) -> Generator[Drawn]:

@@ -151,10 +151,10 @@ class TransformersEngine(BaseEngine):
         indices, answers = list(prompts), [list[int]() for _ in prompts]
         with closing(decoder.run(requests)) as steps:
             for drawn in steps:
-                answers[drawn.index].append(drawn.token)
+                answers[drawn.request].append(drawn.token)
                 if drawn.is_last:
-                    text = self.tokenizer.decode(answers[drawn.index], skip_special_tokens=True)
-                    yield indices[drawn.index], self._make_answer(text, answers[drawn.index], sampling)
+                    text = self.tokenizer.decode(answers[drawn.request], skip_special_tokens=True)
+                    yield indices[drawn.request], self._make_answer(text, answers[drawn.request], sampling)
 
     @cached_property
     def _batch_decoder(self) -> BatchDecoder | None:

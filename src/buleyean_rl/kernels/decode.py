@@ -126,6 +126,7 @@ class Decoder:
         layers, head_width = weights.layers, weights.head_width
         self._structs = (CachedLayer * len(layers))(*(layer.as_struct() for layer in layers))
         queries, keys, *_, down = (linear.weight.shape for linear in layers[0].linears)
+        self.head_width = head_width
         self.heads, self.key_heads = queries[0] // head_width, keys[0] // head_width
         rank = max(struct.rank for layer in self._structs for struct in (layer.q, layer.output, layer.gate, layer.down))
         self._widths = (queries[0] + 2 * keys[0], max(queries), down[1], 3 * rank)
@@ -143,7 +144,14 @@ class Decoder:
         self._allocate(max(len(rows.x), count), count)
         tokens, logprobs = torch.empty(count, dtype=torch.long), torch.empty(count)
         arguments = DecodeArgs(
-            *(ctypes.addressof(self._structs), len(weights.layers), self.heads, self.key_heads, weights.head_width, rows.x.shape[1]),
+            *(
+                ctypes.addressof(self._structs),
+                len(weights.layers),
+                self.heads,
+                self.key_heads,
+                weights.head_width,
+                rows.x.shape[1],
+            ),
             *(LinearWeights(weights.head).as_struct(), weights.norm.data_ptr(), weights.epsilon),
             *map(address, rows),
             *(len(rows.x), rows.blocks.shape[1], count),

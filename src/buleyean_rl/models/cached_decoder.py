@@ -1,4 +1,4 @@
-"""A transformers model with a cache of keys and values that many sequences share, where the decoding kernel computes it.
+"""A transformers model with a cache of keys and values that many sequences share, in the decoding kernel.
 
 Models of Llama's form in bf16 on a CPU: RMSNorm, rotary embeddings, SwiGLU; with biases, norms of heads and LoRA.
 """
@@ -40,34 +40,32 @@ class CachedDecoder:
         UnsupportedModel: see above.
     """
 
+    decoder: Decoder
+
     def __init__(self, model: Any) -> None:
         self._model = model
         try:
             self._state = self.weights_state()
             weights = _decoder_weights(model)
-            self._embedding, self._rotary = backbone(model).embed_tokens, backbone(model).rotary_emb
-            self._decoder = Decoder(weights)
+            parts: Any = backbone(model)
+            self._embedding, self._rotary = parts.embed_tokens, parts.rotary_emb
+            self.decoder = Decoder(weights)
             if not _matches(model, weights):
                 raise UnsupportedModel("layers that compute something else")
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as problem:
             raise UnsupportedModel(str(problem)) from problem
         self._cosine, self._sine = self._rotations(1024)
 
-    @property
-    def block_numbers(self) -> int:
-        """How many numbers a block of the cache has."""
-        return self._decoder.block_numbers
-
     def weights_state(self) -> object:
         """What changes whenever weights or adapters do."""
         return [_linear_state(module) for layer in _layers(self._model) for module in _linears(layer)]
 
     def refresh(self) -> bool:
-        """Take over weights and adapters if they changed; whether they did, and no cached key or value holds any more."""
+        """Take over weights and adapters if they changed; whether they did: then no cached key or value holds."""
         state = self.weights_state()
         if state == self._state:
             return False
-        self._state, self._decoder = state, Decoder(_decoder_weights(self._model))
+        self._state, self.decoder = state, Decoder(_decoder_weights(self._model))
         return True
 
     def step(
@@ -91,13 +89,8 @@ class CachedDecoder:
         with torch.inference_mode():
             x = self._embedding.weight[torch.tensor(tokens)]
             rows = Rows(x, self._cosine[places], self._sine[places], torch.tensor(sequence), places, blocks)
-            drawn, logprobs = self._decoder.step(rows, draws)
+            drawn, logprobs = self.decoder.step(rows, draws)
         return drawn.tolist(), logprobs.tolist()
-
-    @property
-    def logits(self) -> Tensor:
-        """Of the last draws, in fp32. Shape: (at least the draws, vocabulary)."""
-        return self._decoder.logits
 
     @torch.inference_mode()
     def _rotations(self, positions: int) -> tuple[Tensor, Tensor]:
@@ -153,16 +146,20 @@ def _layer_weights(layer: Any) -> LayerWeights:
         raise ValueError("not a layer of Llama's form")
     linears = [_linear_weights(module) for module in _linears(layer)]
     for group in SHARED_INPUT:
-        rank = max(0 if linears[i].a is None else len(linears[i].a) for i in group)
+        rank = max(len(a) if (a := linears[i].a) is not None else 0 for i in group)
         for i in group:
             linears[i] = _pad_rank(linears[i], -(-rank // abi.BLOCK) * abi.BLOCK)
     return LayerWeights(
         linears,
         (norms[0].weight.detach(), norms[1].weight.detach()),
-        tuple(None if norm is None else norm.weight.detach() for norm in head_norms),
+        (_weight(head_norms[0]), _weight(head_norms[1])),
         (epsilon_of(norms[0]), epsilon_of(norms[1])),
         attention.scaling,
     )
+
+
+def _weight(norm: Any) -> Tensor | None:
+    return None if norm is None else norm.weight.detach()
 
 
 def _adapter_in_use(module: Any) -> str | None:

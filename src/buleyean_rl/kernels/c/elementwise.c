@@ -21,10 +21,7 @@ void rms_norm(const RmsNormArgs *g, int threads) {
                 grad_x[j] = f32_to_bf16(grad + (added ? bf16_to_f32(added[j]) : 0));
             }
         }
-        if (!g->y) continue;
-        bf16 *restrict y = g->y + i * width; /* x * scale is rounded before it meets the weight, as in transformers */
-        for (int64_t j = 0; j < width; j++)
-            y[j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
+        if (g->y) norm(x, weight, g->epsilon, width, g->y + i * width);
     }
 }
 

@@ -8,6 +8,14 @@ static inline float inverse_rms(const bf16 *restrict x, int64_t width, float eps
     return 1 / sqrtf(square / width + epsilon);
 }
 
+/* y = weight * x / rms(x); x * scale is rounded before it meets the weight, as in transformers. y may be x. */
+static inline void norm(const bf16 *x, const bf16 *weight, float epsilon, int64_t width, bf16 *y) {
+    float scale = inverse_rms(x, width, epsilon);
+#pragma omp simd
+    for (int64_t j = 0; j < width; j++)
+        y[j] = f32_to_bf16(bf16_to_f32(weight[j]) * bf16_to_f32(f32_to_bf16(bf16_to_f32(x[j]) * scale)));
+}
+
 static inline SimdF32 sigmoid(SimdF32 x) { return 1 / (1 + simd_exp2(simd_min(simd_set(120), -LOG2E * x))); }
 
 /* y = x cos + (-x2, x1) sin, or its gradient; both are halves of a head. y may be x. */

@@ -97,6 +97,12 @@ static inline void pack_b_row(const bf16 *x, int64_t x_stride, uint32_t *left, u
 }
 #endif
 
+/* The first of the rows that are left, which are taken in even parts, none larger than `largest`. */
+static inline int even_part(int left, int largest) {
+    int parts = (left + largest - 1) / largest;
+    return (left + parts - 1) / parts;
+}
+
 /* Blocks of b one below the other: see the drawing. */
 typedef struct { uint32_t *words; int64_t row_stride, tile_stride, block_stride; } PackedB;
 
@@ -212,12 +218,6 @@ INLINE void microkernel_rows(int rows, Accumulator acc, int64_t far, const Packe
     }
 }
 
-/* The first of the rows that are left, which are taken in even parts: the sums of so many fit in registers. */
-static inline int rows_at_once(int left) {
-    int largest = LANES == TILE ? 8 : 6, parts = (left + largest - 1) / largest;
-    return (left + parts - 1) / parts;
-}
-
 /* Apart: inlined into a large function, compilers keep its sums in memory. */
 static __attribute__((noinline, unused)) void microkernel_block(Accumulator acc, const Packed *a, int64_t a_stride, int rows,
                                                                 PackedB b, int64_t words) {
@@ -230,7 +230,7 @@ static __attribute__((noinline, unused)) void microkernel_block(Accumulator acc,
             if (acc.from) acc_rows.from += row * acc.from_stride + half * TILE;
             acc_rows.c += row * acc.c_stride + half * TILE;
 #define CASE(n) case n: microkernel_rows(n, acc_rows, far, a_rows, a_stride, b_half, b.row_stride, apart, words); break;
-            switch (some = rows_at_once(rows - row)) {
+            switch (some = even_part(rows - row, LANES == TILE ? 8 : 6)) {
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
             }
 #undef CASE
