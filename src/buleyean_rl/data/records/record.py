@@ -20,6 +20,7 @@ from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_ke
 # Context that other tools keep beside the prompt; a record has it in `messages`.
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 HISTORY_KEYS = ("history", "chat_history")
+_PLAIN_KEYS = {"prompt", "rejected_responses", "rejection_counts", "total_rounds"}
 FORMAT_VERSION = 2  # of a line; 1, or none: one T for all answers, no token ids
 
 Span = tuple[int, int]
@@ -80,8 +81,9 @@ class RejectionRecord:
     policy: Policy | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        unrecorded = (None,) * len(self.rejected_responses)
-        vars(self).update(token_ids=self.token_ids or unrecorded, ended=self.ended or unrecorded)  # frozen
+        if not self.token_ids or not self.ended:
+            unrecorded = (None,) * len(self.rejected_responses)
+            vars(self).update(token_ids=self.token_ids or unrecorded, ended=self.ended or unrecorded)  # frozen
 
     @property
     def rejects(self) -> bool:
@@ -136,7 +138,7 @@ def make_record(
     checked_prompt = parse_prompt(prompt)
     texts = _parse_answers(responses)
     size = len(texts)
-    checked_counts = [1] * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
+    checked_counts = (1,) * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
     if require_rejection and not any(checked_counts):
         fail("every rejection count is 0: a record needs at least one rejected answer")
     if rounds is not None and total_rounds is not None:
@@ -145,7 +147,7 @@ def make_record(
         checked_rounds = _parse_integers(rounds, "rounds", size, 1)
     else:
         largest = max(1, *checked_counts)
-        checked_rounds = [largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1)] * size
+        checked_rounds = (largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1),) * size
     for count, judged in zip(checked_counts, checked_rounds, strict=True):
         if count > judged:
             name = "total_rounds is" if rounds is None else "its rounds are"
@@ -153,23 +155,22 @@ def make_record(
                 f"a rejection count is {count} but {name} {judged}: "
                 "no answer can be rejected in more rounds than there were"
             )
-    checked_spans: list[Spans] = [()] * size if spans is None else _parse_all_spans(spans, texts)
-    checked_ids = [None] * size if token_ids is None else _parse_token_ids(token_ids, size)
-    if any(ids is not None for ids in checked_ids) and tokenizer is None:
+    checked_spans: tuple[Spans, ...] = ((),) * size if spans is None else _parse_all_spans(spans, texts)
+    checked_ids = (None,) * size if token_ids is None else _parse_token_ids(token_ids, size)
+    if checked_ids.count(None) < size and tokenizer is None:
         fail("has token_ids but no tokenizer: name the hash of the tokenizer they belong to, or leave them out")
-    checked_ended = [None] * size if ended is None else _parse_ended(ended, size)
-    columns = (texts, checked_counts, checked_rounds, checked_spans, checked_ids, checked_ended)
-    answers = [JudgedAnswer(*column) for column in zip(*columns, strict=True)]
-    if len(set(texts)) < size:
-        answers = _share_rounds(answers) if rounds is None else merge_answers(answers)
-        if max(answer.rounds for answer in answers) > MAX_INTEGER:
-            fail(f"the rounds of one answer add up to more than {MAX_INTEGER}: give smaller ones")
-    return build_record(
+    record = RejectionRecord(
         checked_prompt,
-        answers,
+        texts,
+        checked_counts,
+        checked_rounds,
+        checked_spans,
+        checked_ids,
+        (None,) * size if ended is None else _parse_ended(ended, size),
         None if tokenizer is None else parse_text(tokenizer, "tokenizer"),
         None if policy is None else _parse_policy(policy),
     )
+    return record if len(set(texts)) == size else _fold_answers(record, same_rounds=rounds is None)
 
 
 def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> RejectionRecord:
@@ -184,6 +185,10 @@ def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> R
         RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it, or
             part of the conversation stands beside the prompt.
     """
+    if row.keys() == _PLAIN_KEYS and None not in row.values():  # most are: no spelling is to be looked for
+        answers = pick_rejected_answers(row)
+        counts, total = row["rejection_counts"], row["total_rounds"]
+        return make_record(row["prompt"], answers, counts, total, require_rejection=require_rejection)
     version = pick(row, "format_version", "formatVersion")
     if version is not None and parse_integer(version, "format_version", 1) > FORMAT_VERSION:
         fail(f"is of records format {version}, of a later version of buleyean-rl: update it to read this file")
@@ -231,6 +236,14 @@ def merge_answers(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
     return list(merged.values())
 
 
+def _fold_answers(record: RejectionRecord, *, same_rounds: bool) -> RejectionRecord:
+    """A record in which a text stands several times, with those alike as one."""
+    answers = _share_rounds(record.entries()) if same_rounds else merge_answers(record.entries())
+    if max(answer.rounds for answer in answers) > MAX_INTEGER:
+        fail(f"the rounds of one answer add up to more than {MAX_INTEGER}: give smaller ones")
+    return build_record(record.prompt, answers, record.tokenizer, record.policy)
+
+
 def _share_rounds(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
     """Answers that were all judged in the same T rounds: one that stands here several times is cut into parts."""
     by_text: dict[str, list[JudgedAnswer]] = {}
@@ -276,12 +289,12 @@ def build_record(
     )
 
 
-def _parse_answers(value: object) -> list[str]:
+def _parse_answers(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         fail(f"rejected_responses is {describe(value)}: it must be a list of texts")
     if not value:
         fail("rejected_responses is empty: a record needs at least one rejected answer")
-    return [_parse_answer(text, f"rejected_responses[{k}]") for k, text in enumerate(value)]
+    return tuple([_parse_answer(text, f"rejected_responses[{k}]") for k, text in enumerate(value)])
 
 
 def _parse_answer(value: object, name: str) -> str:
@@ -300,14 +313,14 @@ def _parse_column(value: object, name: str, answers: int, items: str) -> Sequenc
     return value
 
 
-def _parse_integers(value: object, name: str, answers: int, minimum: int) -> list[int]:
+def _parse_integers(value: object, name: str, answers: int, minimum: int) -> tuple[int, ...]:
     column = _parse_column(value, name, answers, "whole numbers")
-    return [parse_integer(count, f"{name}[{k}]", minimum) for k, count in enumerate(column)]
+    return tuple([parse_integer(count, f"{name}[{k}]", minimum) for k, count in enumerate(column)])
 
 
-def _parse_token_ids(value: object, answers: int) -> list[TokenIds | None]:
+def _parse_token_ids(value: object, answers: int) -> tuple[TokenIds | None, ...]:
     column = _parse_column(value, "token_ids", answers, "lists of token ids")
-    return [None if ids is None else _parse_ids(ids, f"token_ids[{k}]") for k, ids in enumerate(column)]
+    return tuple([None if ids is None else _parse_ids(ids, f"token_ids[{k}]") for k, ids in enumerate(column)])
 
 
 def _parse_ids(value: object, name: str) -> TokenIds:
@@ -316,14 +329,14 @@ def _parse_ids(value: object, name: str) -> TokenIds:
     return tuple(parse_integer(token, f"{name}[{i}]", 0) for i, token in enumerate(value))
 
 
-def _parse_ended(value: object, answers: int) -> list[bool | None]:
+def _parse_ended(value: object, answers: int) -> tuple[bool | None, ...]:
     column = _parse_column(value, "ended", answers, "true, false or null")
     checked: list[bool | None] = []
     for k, ended in enumerate(column):
         if ended is not None and not isinstance(ended, bool):
             fail(f"ended[{k}] is {describe(ended)}: it must be true, false or null")
         checked.append(ended)
-    return checked
+    return tuple(checked)
 
 
 def _parse_policy(value: object) -> Policy:
@@ -344,9 +357,9 @@ def _parse_scalar(value: object, name: str) -> object:
     return value
 
 
-def _parse_all_spans(value: object, texts: Sequence[str]) -> list[Spans]:
+def _parse_all_spans(value: object, texts: Sequence[str]) -> tuple[Spans, ...]:
     column = _parse_column(value, "rejected_spans", len(texts), "lists of [start, end]")
-    return [_parse_spans(spans, text, k) for k, (spans, text) in enumerate(zip(column, texts, strict=True))]
+    return tuple([_parse_spans(spans, text, k) for k, (spans, text) in enumerate(zip(column, texts, strict=True))])
 
 
 def _parse_spans(value: object, text: str, k: int) -> Spans:
