@@ -169,6 +169,8 @@ def _are_named_turns(value: Sequence[Any]) -> bool:
 def unpack_messages(value: Any, name: str, discards: Discards) -> Any:
     """The messages that a text spells out; anything else as it is, one message alone as a list of it."""
     if isinstance(value, str):
+        if "{" not in value:  # most texts
+            return value
         messages = parse_messages_text(value, name)
         discards.parsed_texts += messages is not None
         return value if messages is None else messages
