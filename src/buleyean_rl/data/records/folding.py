@@ -16,15 +16,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from buleyean_rl.data.records.answers import JudgedAnswer, merge_answers
 from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.prompt import Prompt
-from buleyean_rl.data.records.record import (
-    JudgedAnswer,
-    RejectionRecord,
-    build_record,
-    merge_answers,
-    parse_record,
-)
+from buleyean_rl.data.records.record import RejectionRecord, build_record, parse_record
 from buleyean_rl.data.records.spool import Spool
 from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError

@@ -8,12 +8,19 @@ Errors raised here name no place: the reader of the file adds it.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from buleyean_rl.data.records.answers import (
+    JudgedAnswer,
+    Span,
+    Spans,
+    TokenIds,
+    merge_answers,
+    merge_spans,
+    share_rounds,
+)
 from buleyean_rl.data.records.prompt import Prompt, parse_prompt
 from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer, parse_text, pick
 
@@ -23,34 +30,10 @@ HISTORY_KEYS = ("history", "chat_history")
 _PLAIN_KEYS = {"prompt", "rejected_responses", "rejection_counts", "total_rounds"}
 FORMAT_VERSION = 2  # of a line; 1, or none: one T for all answers, no token ids
 
-Span = tuple[int, int]
-Spans = tuple[Span, ...]
-TokenIds = tuple[int, ...]
 Policy = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """One answer of a record.
-
-    Args:
-        text: what was answered; "" where the answer ended before it began.
-        count: c, how often it was rejected, for what is in `spans`.
-        rounds: T >= c, how often it was judged.
-        spans: the [start, end) character ranges that are wrong; () for the whole answer.
-        token_ids: the tokens that were drawn, if they are recorded.
-        ended: whether the answer came to its end, if that is recorded.
-    """
-
-    text: str
-    count: int
-    rounds: int
-    spans: Spans = ()
-    token_ids: TokenIds | None = None
-    ended: bool | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RejectionRecord:
     """A prompt and the answers that were rejected for it.
 
@@ -75,15 +58,35 @@ class RejectionRecord:
     rejection_counts: tuple[int, ...]
     rounds: tuple[int, ...]
     rejected_spans: tuple[Spans, ...]
-    token_ids: tuple[TokenIds | None, ...] = ()
-    ended: tuple[bool | None, ...] = ()
-    tokenizer: str | None = None
-    policy: Policy | None = field(default=None, hash=False)
+    token_ids: tuple[TokenIds | None, ...]
+    ended: tuple[bool | None, ...]
+    tokenizer: str | None
+    policy: Policy | None = field(hash=False)
 
-    def __post_init__(self) -> None:
-        if not self.token_ids or not self.ended:
-            unrecorded = (None,) * len(self.rejected_responses)
-            vars(self).update(token_ids=self.token_ids or unrecorded, ended=self.ended or unrecorded)  # frozen
+    def __init__(
+        self,
+        prompt: Prompt,
+        rejected_responses: tuple[str, ...],
+        rejection_counts: tuple[int, ...],
+        rounds: tuple[int, ...],
+        rejected_spans: tuple[Spans, ...],
+        token_ids: tuple[TokenIds | None, ...] = (),
+        ended: tuple[bool | None, ...] = (),
+        tokenizer: str | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        unrecorded = (None,) * len(rejected_responses)
+        vars(self).update(  # all at once: a frozen class sets one by one, in twice the time
+            prompt=prompt,
+            rejected_responses=rejected_responses,
+            rejection_counts=rejection_counts,
+            rounds=rounds,
+            rejected_spans=rejected_spans,
+            token_ids=token_ids or unrecorded,
+            ended=ended or unrecorded,
+            tokenizer=tokenizer,
+            policy=policy,
+        )
 
     @property
     def rejects(self) -> bool:
@@ -220,56 +223,12 @@ def pick_rejected_answers(row: Mapping[str, Any]) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def merge_answers(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
-    """Answers, those alike in text and spans as one: counts and rounds add up, what is recorded of any is kept."""
-    merged: dict[tuple[str, Spans], JudgedAnswer] = {}
-    for answer in answers:
-        first = merged.setdefault((answer.text, answer.spans), answer)
-        if first is not answer:
-            merged[answer.text, answer.spans] = replace(
-                first,
-                count=first.count + answer.count,
-                rounds=first.rounds + answer.rounds,
-                token_ids=answer.token_ids if first.token_ids is None else first.token_ids,
-                ended=answer.ended if first.ended is None else first.ended,
-            )
-    return list(merged.values())
-
-
 def _fold_answers(record: RejectionRecord, *, same_rounds: bool) -> RejectionRecord:
     """A record in which a text stands several times, with those alike as one."""
-    answers = _share_rounds(record.entries()) if same_rounds else merge_answers(record.entries())
+    answers = share_rounds(record.entries()) if same_rounds else merge_answers(record.entries())
     if max(answer.rounds for answer in answers) > MAX_INTEGER:
         fail(f"the rounds of one answer add up to more than {MAX_INTEGER}: give smaller ones")
     return build_record(record.prompt, answers, record.tokenizer, record.policy)
-
-
-def _share_rounds(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
-    """Answers that were all judged in the same T rounds: one that stands here several times is cut into parts."""
-    by_text: dict[str, list[JudgedAnswer]] = {}
-    for answer in answers:
-        by_text.setdefault(answer.text, []).append(answer)
-    return [part for group in by_text.values() for part in (_cut_into_parts(group) if len(group) > 1 else group)]
-
-
-def _cut_into_parts(group: Sequence[JudgedAnswer]) -> Iterator[JudgedAnswer]:
-    """One text with several spans in the same rounds as parts that do not overlap, each rejected equally often."""
-    (whole,) = merge_answers(replace(answer, spans=()) for answer in group)
-    length, total = len(whole.text), group[0].rounds
-    changes: Counter[int] = Counter()  # offset -> how the count changes there
-    for answer in group:
-        for start, end in answer.spans or ((0, length),):
-            changes[start] += answer.count
-            changes[end] -= answer.count
-    parts: dict[int, list[Span]] = {}
-    count = 0
-    for start, end in pairwise(sorted(changes)):
-        count += changes[start]
-        parts.setdefault(count, []).append((start, end))
-    parts.pop(0, None)
-    for count, spans in (parts or {whole.count: []}).items():
-        merged = merge_spans(spans)
-        yield replace(whole, count=count, rounds=max(total, count), spans=() if merged == ((0, length),) else merged)
 
 
 def build_record(
@@ -378,14 +337,3 @@ def _parse_spans(value: object, text: str, k: int) -> Spans:
             )
         checked.append((start, end))
     return merge_spans(checked)
-
-
-def merge_spans(spans: Iterable[Span]) -> Spans:
-    """Spans in order; those that overlap or touch are one."""
-    merged: list[Span] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return tuple(merged)

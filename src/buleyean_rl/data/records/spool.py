@@ -44,17 +44,18 @@ class Spool:
     def add(self, record: RejectionRecord) -> None:
         """Write a record away."""
         prompt = hash(record.prompt)
-        answers = [hash((prompt, text)) for text in record.rejected_responses]
         rejects = record.rejects
         if rejects:
+            for text in record.rejected_responses:
+                self._rejected_answers.append(hash((prompt, text)))
             self._offsets.append(self._lines_end)
             self._lines_end += self._lines.write(format_record(record).encode() + b"\n")
-            self._rejected_answers.extend(answers)
         else:
+            for text in record.rejected_responses:
+                self._accepted_answers.append(hash((prompt, text)))
+                self._accepted_in.append(len(self._prompts))
             self._offsets.append(self._accepted_end)
             self._accepted_end += self._accepted.write(marshal.dumps(tuple(vars(record).values())))
-            self._accepted_answers.extend(answers)
-            self._accepted_in.extend([len(self._prompts)] * len(answers))
         self._prompts.append(prompt)
         self._rejects.append(rejects)
 
@@ -79,7 +80,8 @@ class Spool:
         rejected = set(self._rejected_answers)
         accepted = zip(self._accepted_answers, self._accepted_in, strict=True)
         shared = {number for answer, number in accepted if answer in rejected}
-        del rejected  # before the next large one
+        # before the next large one
+        del rejected, self._rejected_answers[:], self._accepted_answers[:], self._accepted_in[:]
         by_prompt: dict[int, int | list[int] | None] = {}  # a list of one takes three times as much memory
         for number, (prompt, rejects) in enumerate(zip(self._prompts, self._rejects, strict=True)):
             numbers = by_prompt.setdefault(prompt, None)
