@@ -26,6 +26,7 @@ from buleyean_rl.data.records.values import describe, fail
 
 REJECTED_KEYS = ("rejected", "rejected_response", "non_preferred_output", "rejected_messages")
 CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output", "chosen_messages")
+_PLAIN_KEYS = {"prompt", "chosen", "rejected"}
 _SIDE_KEYS = frozenset({*REJECTED_KEYS, *CHOSEN_KEYS})
 _ALL_PROMPT_KEYS = frozenset({*PROMPT_KEYS, *OTHER_PROMPT_KEYS})
 
@@ -57,6 +58,9 @@ def _read_preference(row: Row) -> Preference:
 
 def _rename(row: Row, discards: Discards) -> Row:
     """A pair of any dialect with its sides under `chosen` and `rejected`, those that are messages as lists."""
+    if row.keys() == _PLAIN_KEYS:
+        sides = {side: unpack_messages(row[side], side, discards) for side in ("chosen", "rejected")}
+        return {"prompt": row["prompt"], **sides}
     pair = {key: value for key, value in row.items() if key not in _SIDE_KEYS}
     chosen, rejected = pick(row, *CHOSEN_KEYS), pick(row, *REJECTED_KEYS)
     if chosen is None:

@@ -72,9 +72,7 @@ def accepted_record(prompt: object, answers: Iterable[object], rounds: int = 1) 
         return ()
     texts = tuple([text for answer in answers if (text := _accepted_text(answer))])
     size = len(texts)
-    unrecorded = (None,) * size
-    columns = (texts, (0,) * size, (rounds,) * size, ((),) * size, unrecorded, unrecorded)
-    return (RejectionRecord(checked_prompt, *columns),) if texts else ()
+    return (RejectionRecord(checked_prompt, texts, (0,) * size, (rounds,) * size, ((),) * size),) if texts else ()
 
 
 def _accepted_text(answer: object) -> str:
