@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -168,3 +169,11 @@ def test_what_a_model_does_with_prompts_and_reasoning_is_said() -> None:
 )
 def test_a_prompt_that_went_through_a_template_is_noticed(prompt: Any, expected: bool) -> None:
     assert looks_rendered(prompt) is expected
+
+
+def test_noticing_it_takes_time_linear_in_the_space_before_a_prompt() -> None:
+    space = " " * 20_000
+    begin = time.process_time()
+    assert not looks_rendered(space + "Hi")
+    assert looks_rendered(f"{space}<s>{space}[INST] Hi")
+    assert time.process_time() - begin < 1

@@ -124,6 +124,14 @@ def test_an_accepted_answer_is_a_round_however_it_is_written() -> None:
         assert [(record.rejected_responses, record.rounds) for record in accepted] == [(("Saw.",), (1,))], row
 
 
+def test_the_accepted_answers_of_a_row_share_its_prompt() -> None:
+    answers = [{"response": f"answer {k}", "score": int(k > 0)} for k in range(50)]
+    row = {"prompt": "Name a tool.", "completions": [*answers, {"response": None, "score": 1}]}
+    records = list(detect_format([row], NO_CHOICES).read_records(row, Discards(), NO_CHOICES))
+    (accepted,) = [record for record in records if not record.rejects]
+    assert accepted.rejected_responses == tuple(f"answer {k}" for k in range(1, 50))
+
+
 def test_parts_of_a_content_are_joined() -> None:
     parts = [
         {"type": "thinking", "thinking": "hm"},

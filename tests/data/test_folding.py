@@ -14,9 +14,9 @@ from buleyean_rl.data.records import (
     Spans,
     fold_records,
     fold_stream,
-    folding,
     make_record,
     read_records,
+    spool,
 )
 from buleyean_rl.data.records.folding import write_folded
 from buleyean_rl.errors import RecordError
@@ -115,11 +115,48 @@ def test_folding_ignores_order_keeps_totals_and_is_the_same_through_a_file(
 
 
 def test_two_prompts_of_one_hash_stay_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folding, "hash", lambda _: 7, raising=False)
+    monkeypatch.setattr(spool, "hash", lambda _: 7, raising=False)
     records = [make_record(prompt, ["a"]) for prompt in ("p", "q", "p")]
     report = write_folded(tmp_path / "r.jsonl", records)
     assert list(read_records(tmp_path / "r.jsonl")) == fold_records(records)
     assert (report.records, report.prompts_repeated) == (2, 1)
+
+
+def test_a_like_of_another_text_of_the_same_hash_is_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "hash", lambda _: 7, raising=False)
+    records = [accepted("q", "owl"), accepted("p", "hen"), make_record("p", ["owl"]), accepted("p", "owl")]
+    report = write_folded(tmp_path / "r.jsonl", records)
+    assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["owl"], [1], 2)]
+    assert report.rounds_won == 1
+
+
+def test_prompts_stand_where_they_first_appeared_even_in_a_like_that_is_left_out(tmp_path: Path) -> None:
+    records = [make_record("p", ["a"]), accepted("q", "b"), make_record("r", ["c"]), make_record("q", ["d"])]
+    write_folded(tmp_path / "r.jsonl", records)
+    assert [record.prompt for record in read_records(tmp_path / "r.jsonl")] == ["p", "q", "r"]
+
+
+def test_likes_of_texts_that_nobody_rejects_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[RejectionRecord] = []
+    read_one = spool.Spool.read
+
+    def note(self: spool.Spool, number: int) -> RejectionRecord:
+        read.append(read_one(self, number))
+        return read[-1]
+
+    monkeypatch.setattr(spool.Spool, "read", note)
+    likes = [accepted(f"p{k}", "good") for k in range(100)]
+    records = [make_record(f"p{k}", ["bad"]) for k in range(100)]
+    report = write_folded(tmp_path / "r.jsonl", [*likes, *records, accepted("p7", "bad")])
+    assert (report.records, report.rounds_won) == (100, 1)
+    assert read == [records[7], accepted("p7", "bad")]
+
+
+def test_likes_of_several_answers_in_one_record_are_a_round_of_each(tmp_path: Path) -> None:
+    likes = RejectionRecord("p", ("a", "b", "c", "a"), (0,) * 4, (2,) * 4, ((),) * 4)
+    report = write_folded(tmp_path / "r.jsonl", [likes, make_record("p", ["a", "b"])])
+    assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["a", "b"], [1, 1], rounds=[5, 3])]
+    assert report.rounds_won == 3
 
 
 def test_the_limit_counts_records_and_none_at_all_write_nothing(tmp_path: Path) -> None:

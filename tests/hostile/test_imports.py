@@ -67,6 +67,14 @@ def _pair(rejected: str) -> bytes:
     return json.dumps({"prompt": "p", "chosen": "y", "rejected": rejected}).encode()
 
 
+def _ranked(prompt: object, answers: int) -> bytes:
+    """Two lines that accept many answers, and reject one and then most of them."""
+    completions = [{"response": str(k), "score": 1} for k in range(answers)]
+    rows = [[*completions, {"response": "n", "score": 0}], [{**answer, "score": 0} for answer in completions[1:]]]
+    rows[1].append(completions[0])
+    return b"".join(json.dumps({"prompt": prompt, "completions": row}).encode() + b"\n" for row in rows)
+
+
 def _chat(messages: dict[str, Any]) -> bytes:
     return json.dumps({"chat": {"history": {"messages": messages}}}).encode()
 
@@ -87,6 +95,9 @@ LARGE_FILES: dict[str, Callable[[], bytes]] = {
     "scores": lambda: json.dumps(
         {"prompt": "p", "completions": [{"response": str(k), "score": k} for k in range(SIZE // 30)]}
     ).encode(),
+    "blank prompt": lambda: json.dumps({"prompt": " " * SIZE + "p", "chosen": "y", "rejected": "n"}).encode(),
+    "long prompt": lambda: _ranked("p" * (SIZE // 2), SIZE // 60),
+    "long talk": lambda: _ranked([{"role": "user", "content": "p"}] * (SIZE // 60), SIZE // 60),
     "late key": lambda: ("{" + "".join(f'"{k}": 0, ' for k in range(SIZE // 12)) + '"z": 0, "z": 0}').encode(),
     "broken lines": lambda: b'{"prompt": "p",\n' * (SIZE // 16),
     "nested lines": lambda: b'{"a":\n' * (SIZE // 6),

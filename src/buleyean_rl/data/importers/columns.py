@@ -40,7 +40,7 @@ def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[Re
         answer = _parse_answer(cells["answer"], Discards())
     except RecordError:  # an accepted answer is only compared with rejected ones
         return
-    yield from accepted_record(prompt, answer)
+    yield from accepted_record(prompt, [answer])
 
 
 def _parse_answer(cell: Any, discards: Discards) -> str:

@@ -47,7 +47,10 @@ def read_json(file: io.BufferedReader[Any], path: str, skip_bad: SkipBad) -> Num
             handle_bad_row(error, path, number, skip_bad)
             continue
         empty = False
-        yield from _rows_of(value, number, path, skip_bad)
+        if isinstance(value, dict) and not _lists_of_rows(value):
+            yield number, value
+        else:
+            yield from _rows_of(value, number, path, skip_bad)
     if empty:
         raise RecordError("is empty: it must hold rows", path=path)
 
@@ -88,7 +91,7 @@ def _rows_of(value: Any, number: int, path: str, skip_bad: SkipBad) -> NumberedR
 
 
 def _lists_of_rows(value: Row) -> list[list[Any]]:
-    return [items for items in value.values() if _is_list_of_rows(items)]
+    return [items for items in value.values() if isinstance(items, list) and _is_list_of_rows(items)]
 
 
 def _is_list_of_rows(value: Any) -> bool:

@@ -47,7 +47,7 @@ def _read_records(row: Row, discards: Discards, choices: Choices) -> Iterator[Re
             prompt, answer = _pick_labelled(row, Discards())
         except RecordError:  # an accepted answer is only compared with rejected ones
             return
-        yield from accepted_record(prompt, answer)
+        yield from accepted_record(prompt, [answer])
 
 
 def _read_preference(row: Row) -> Preference:

@@ -26,6 +26,9 @@ from buleyean_rl.data.records.values import describe, fail
 
 REJECTED_KEYS = ("rejected", "rejected_response", "non_preferred_output", "rejected_messages")
 CHOSEN_KEYS = ("chosen", "chosen_response", "preferred_output", "chosen_messages")
+_PLAIN_KEYS = {"prompt", "chosen", "rejected"}
+_SIDE_KEYS = frozenset({*REJECTED_KEYS, *CHOSEN_KEYS})
+_ALL_PROMPT_KEYS = frozenset({*PROMPT_KEYS, *OTHER_PROMPT_KEYS})
 
 
 def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[RejectionRecord]:
@@ -36,13 +39,13 @@ def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[R
     """
     pair = _rename(row, discards)
     prompt, answers = _pick_side(pair, "rejected", "chosen", discards)
-    yield build_record(discards, prompt, answers)
+    record = build_record(discards, prompt, answers)
+    yield record
     if pair.get("chosen") is not None:
         discards.chosen_discarded += 1
         chosen = _chosen_texts(pair)
         discards.same_as_chosen += isinstance(answers, list) and any(text in answers for text in chosen)
-        for text in chosen:
-            yield from accepted_record(prompt, text)
+        yield from accepted_record(record.prompt, chosen)
 
 
 def _read_preference(row: Row) -> Preference:
@@ -55,20 +58,21 @@ def _read_preference(row: Row) -> Preference:
 
 def _rename(row: Row, discards: Discards) -> Row:
     """A pair of any dialect with its sides under `chosen` and `rejected`, those that are messages as lists."""
-    sides = {"chosen": pick(row, *CHOSEN_KEYS), "rejected": pick(row, *REJECTED_KEYS)}
-    pair = {key: value for key, value in row.items() if key not in (*CHOSEN_KEYS, *REJECTED_KEYS)}
-    messages = pair.get("messages")
-    if (
-        sides["chosen"] is None and isinstance(messages, list) and is_conversation(messages) and messages[1:]
-    ):  # ms-swift
-        sides["chosen"], pair["messages"] = messages, messages[:-1]
-    if sides["chosen"] is None and "rejected_response" in row:  # ms-swift before 3
-        sides["chosen"] = row.get("response")
-    for side, value in sides.items():
+    if row.keys() == _PLAIN_KEYS:
+        sides = {side: unpack_messages(row[side], side, discards) for side in ("chosen", "rejected")}
+        return {"prompt": row["prompt"], **sides}
+    pair = {key: value for key, value in row.items() if key not in _SIDE_KEYS}
+    chosen, rejected = pick(row, *CHOSEN_KEYS), pick(row, *REJECTED_KEYS)
+    if chosen is None:
+        messages = pair.get("messages")
+        if isinstance(messages, list) and is_conversation(messages) and messages[1:]:  # ms-swift
+            chosen, pair["messages"] = messages, messages[:-1]
+        elif "rejected_response" in row:  # ms-swift before 3
+            chosen = row.get("response")
+    has_prompt = not pair.keys().isdisjoint(_ALL_PROMPT_KEYS)
+    for side, value in (("chosen", chosen), ("rejected", rejected)):
         unpacked = unpack_messages(value, side, discards)
-        if pair.keys().isdisjoint({*PROMPT_KEYS, *OTHER_PROMPT_KEYS}):
-            unpacked = _parse_transcript(unpacked)
-        pair[side] = unpacked
+        pair[side] = unpacked if has_prompt else _parse_transcript(unpacked)
     return pair
 
 

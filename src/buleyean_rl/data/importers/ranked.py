@@ -91,11 +91,9 @@ def _accepted(row: Row, candidates: Sequence[Row], counts: Sequence[int], rounds
         prompt = pick_prompt(row, Discards())
     except RecordError:
         return
-    for candidate, count in zip(candidates, counts, strict=True):
-        if not count:
-            yield from accepted_record(
-                prompt, next((candidate[key] for key in ANSWER_KEYS if key in candidate), None), won
-            )
+    accepted = [candidate for candidate, count in zip(candidates, counts, strict=True) if not count]
+    answers = (next((candidate[key] for key in ANSWER_KEYS if key in candidate), None) for candidate in accepted)
+    yield from accepted_record(prompt, answers, won)
 
 
 def _pick_candidates(row: Row) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from buleyean_rl.data.importers.literals import parse_messages_text
@@ -42,6 +42,8 @@ ANSWER_KEYS = ("response", "completion", "text", "answer", "content")
 DROPPED_KEYS = ("context", "contexts", "documents", "sources", "source_documents", "tools", "functions")
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio", "attachments")
 REJECTED_TOOL_CALL = "the rejected answer is a call of a tool, not text"
+_CONTEXT_KEYS = frozenset({*MEDIA_KEYS, *DROPPED_KEYS, *SYSTEM_KEYS, *HISTORY_KEYS})
+_UNCOUNTED = Discards()  # of accepted answers, which are only compared
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, (), "[]", "{}", "null")
 
 
@@ -59,18 +61,27 @@ def build_record(
     return record
 
 
-def accepted_record(prompt: object, answer: object, rounds: int = 1) -> Iterator[RejectionRecord]:
-    """Rounds in which an answer was not rejected, as a record without a rejection; nothing where it is no answer.
+def accepted_record(prompt: object, answers: Iterable[object], rounds: int = 1) -> Sequence[RejectionRecord]:
+    """Rounds in which answers were not rejected, as a record without a rejection; nothing where none is an answer.
 
-    It counts only where the same text was rejected elsewhere: no answer reaches the output that never was.
+    They count only where the same text was rejected elsewhere: no answer reaches the output that never was.
     """
     try:
-        text = parse_answer(answer, "the answer", Discards())
         checked_prompt = parse_prompt(prompt)
     except RecordError:
-        return
-    if text and not text.isspace():
-        yield RejectionRecord(checked_prompt, (text,), (0,), (rounds,), ((),))
+        return ()
+    texts = tuple([text for answer in answers if (text := _accepted_text(answer))])
+    size = len(texts)
+    return (RejectionRecord(checked_prompt, texts, (0,) * size, (rounds,) * size, ((),) * size),) if texts else ()
+
+
+def _accepted_text(answer: object) -> str:
+    """An answer that was not rejected, "" where it is none."""
+    try:
+        text = parse_answer(answer, "the answer", _UNCOUNTED)
+    except RecordError:
+        return ""
+    return "" if text.isspace() else text
 
 
 # --- prompts
@@ -91,7 +102,8 @@ def pick_prompt(row: Row, discards: Discards) -> Any:
         prompt = next((row[key] for key in OTHER_PROMPT_KEYS if row.get(key) is not None), None)
     if prompt is None:
         refuse_row("has no prompt", row)
-    if isinstance(prompt, Mapping) and not is_message(prompt):  # OpenAI: {"messages": [...], "tools": [...]}
+    if not isinstance(prompt, str) and isinstance(prompt, Mapping) and not is_message(prompt):
+        # OpenAI: {"messages": [...], "tools": [...]}
         return add_context(row, pick_prompt(dict(prompt), discards), discards)
     # The Alpaca layout keeps the text an instruction is about in a field of its own.
     extra = row.get("input") if "instruction" in row else None
@@ -106,6 +118,8 @@ def add_context(row: Mapping[str, Any], prompt: Any, discards: Discards) -> Any:
     Raises:
         UnsupportedContent: the prompt came with images or other files.
     """
+    if row.keys().isdisjoint(_CONTEXT_KEYS):
+        return prompt
     for key in MEDIA_KEYS:
         if not is_nothing(row.get(key)):
             raise UnsupportedContent(f"its prompt came with {key}; training reads text")
@@ -153,6 +167,8 @@ def _are_named_turns(value: Sequence[Any]) -> bool:
 def unpack_messages(value: Any, name: str, discards: Discards) -> Any:
     """The messages that a text spells out; anything else as it is, one message alone as a list of it."""
     if isinstance(value, str):
+        if "{" not in value:  # most texts
+            return value
         messages = parse_messages_text(value, name)
         discards.parsed_texts += messages is not None
         return value if messages is None else messages

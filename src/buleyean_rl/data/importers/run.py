@@ -185,8 +185,9 @@ def import_records(
                 progress(report.rows)
             try:
                 for record in row_format.read_records(row, discards, choices):
-                    any_rejected = any_rejected or record.rejects
-                    report.rendered += record.rejects and looks_rendered(record.prompt)
+                    if record.rejects:
+                        any_rejected = True
+                        report.rendered += looks_rendered(record.prompt)
                     yield redact_record(record, redactions if record.rejects else Counter()) if redact else record
             except UnsupportedContent as error:
                 discards.note_unusable(error.problem)

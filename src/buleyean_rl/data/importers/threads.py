@@ -61,4 +61,4 @@ def read_rated(
                 accepted = build(message_id, Discards())
             except RecordError:  # an accepted answer is only compared with rejected ones
                 continue
-            yield from accepted_record(accepted.prompt, accepted.rejected_responses[0])
+            yield from accepted_record(accepted.prompt, accepted.rejected_responses)

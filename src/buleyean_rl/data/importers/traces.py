@@ -66,7 +66,7 @@ def _read_accepted(row: Row, verdicts: Verdicts) -> Iterator[RejectionRecord]:
         prompt, answer = _read_call(row, Discards())
     except RecordError:  # an accepted answer is only compared with rejected ones
         return
-    yield from accepted_record(prompt, answer, verdicts.rounds)
+    yield from accepted_record(prompt, [answer], verdicts.rounds)
 
 
 def _read_call(row: Row, discards: Discards) -> tuple[Any, str]:

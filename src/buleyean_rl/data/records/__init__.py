@@ -6,14 +6,17 @@ written without ever being in memory.
     values       JSON values: looked up, checked, described in error messages
     messages     a conversation, as any tool writes it
     prompt       a text or a conversation
+    answers      one judged answer; several of a text as one
     record       RejectionRecord, and every check on one
     files        JSON Lines in and out
+    spool        records in temporary files, read again prompt by prompt
     folding      many records of a prompt --> one
     validation   what training would make of a file
 
 What this package is not: it knows no tokenizer. `validate_records` is passed one function that measures.
 """
 
+from buleyean_rl.data.records.answers import JudgedAnswer, Span, Spans, TokenIds
 from buleyean_rl.data.records.files import (
     Row,
     SkipBad,
@@ -33,12 +36,8 @@ from buleyean_rl.data.records.prompt import Prompt, as_messages, looks_rendered,
 from buleyean_rl.data.records.record import (
     HISTORY_KEYS,
     SYSTEM_KEYS,
-    JudgedAnswer,
     Policy,
     RejectionRecord,
-    Span,
-    Spans,
-    TokenIds,
     make_record,
     parse_record,
     pick_rejected_answers,

@@ -11,26 +11,19 @@ round without a rejection of the texts that others reject; into a file goes noth
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
+from buleyean_rl.data.records.answers import JudgedAnswer, merge_answers
 from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.prompt import Prompt
-from buleyean_rl.data.records.record import (
-    JudgedAnswer,
-    RejectionRecord,
-    build_record,
-    merge_answers,
-    parse_record,
-)
+from buleyean_rl.data.records.record import RejectionRecord, build_record, parse_record
+from buleyean_rl.data.records.spool import Spool
 from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError
 from buleyean_rl.system.outputs import check_output_file, is_stream, open_output
-
-FilePart = tuple[int, int]  # offset, length
 
 
 def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
@@ -60,10 +53,15 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
 
 def _drop_accepted(records: Sequence[RejectionRecord]) -> Iterator[RejectionRecord]:
     """Records, those that reject nothing with only the answers that others reject."""
-    rejected = {(record.prompt, text) for record in records if record.rejects for text in record.rejected_responses}
+    rejected: dict[Prompt, set[str]] = {}
     for record in records:
-        answers = [a for a in record.entries() if record.rejects or (record.prompt, a.text) in rejected]
-        if answers:
+        if record.rejects:
+            rejected.setdefault(record.prompt, set()).update(record.rejected_responses)
+    for record in records:
+        texts = rejected.get(record.prompt, set())
+        if record.rejects or texts.issuperset(record.rejected_responses):
+            yield record
+        elif answers := [answer for answer in record.entries() if answer.text in texts]:
             yield build_record(record.prompt, answers, record.tokenizer, record.policy)
 
 
@@ -99,7 +97,7 @@ class FoldReport:
         answers_folded: rejected answers that repeated an earlier one of the same prompt in another record.
         prompts_repeated: records whose prompt an earlier one had.
         empty: answers left that are "".
-        rounds_won: records without a rejection that count as rounds of a text rejected in another.
+        rounds_won: answers not rejected that count as rounds of the same text, rejected in another record.
         bounded: answers whose rounds add up to more than a records file can say, and were scaled down.
     """
 
@@ -113,9 +111,7 @@ class FoldReport:
     bounded: int = 0
 
     def add(self, record: RejectionRecord) -> None:
-        """Count a record as if its prompt were new."""
-        if not record.rejects:
-            return
+        """Count a record that rejects something as if its prompt were new."""
         self.records += 1
         self.rejections += sum(record.rejection_counts)
         self.answers += len(record.rejected_responses)
@@ -124,14 +120,20 @@ class FoldReport:
     def fold(self, group: Sequence[RejectionRecord], folded: Sequence[RejectionRecord]) -> None:
         """Count records that were added before as those they were folded into; others won a round."""
         rejecting = [record for record in group if record.rejects]
-        answers = [(record.prompt, answer.text, answer.spans) for record in rejecting for answer in record.entries()]
+        numbers: dict[Prompt, int] = {}  # of the prompts, so that each is hashed once a record
+        answers = [
+            (number, answer.text, answer.spans)
+            for record in rejecting
+            for number in [numbers.setdefault(record.prompt, len(numbers))]
+            for answer in record.entries()
+        ]
         self.records -= len(rejecting) - len(folded)
         self.prompts_repeated += len(rejecting) - len(folded)
         self.answers += sum(len(record.rejected_responses) for record in folded) - len(answers)
         self.answers_folded += len(answers) - len(set(answers))
         self.empty += _count_empty(folded) - _count_empty(rejecting)
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
-        self.rounds_won += len(group) - len(rejecting)
+        self.rounds_won += sum(len(record.rejected_responses) for record in group if not record.rejects)
 
 
 def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
@@ -175,31 +177,24 @@ def _fold_lines(
 ) -> Iterator[bytes]:
     """The lines of the folded records.
 
-    records --> a temporary file, and where the lines of each prompt stand --second pass--> lines
+    records --> Spool --second pass, prompt by prompt--> lines
     """
-    lines: dict[int, list[FilePart]] = {}  # hash of a prompt -> its lines
-    rejecting: set[int] = set()  # hashes of prompts of which something was rejected
-    with tempfile.TemporaryFile(dir=folder) as spool:
-        offset = 0
+    prompts: set[int] = set()  # hashes of those of which something was rejected, up to the limit
+    with closing(Spool(folder)) as spool:
         for record in records:
-            line = format_record(record).encode() + b"\n"
-            key = hash(record.prompt)
-            lines.setdefault(key, []).append((offset, len(line)))
-            spool.write(line)
-            offset += len(line)
+            spool.add(record)
+            if not record.rejects:
+                continue
             report.add(record)
-            if record.rejects:
-                rejecting.add(key)
-            if len(rejecting) == limit:
-                break
-        for key, parts in lines.items():
-            if key not in rejecting:
+            if limit is not None:
+                prompts.add(hash(record.prompt))
+                if len(prompts) == limit:
+                    break
+        for numbers in spool.groups():
+            if len(numbers) == 1:
+                yield spool.read_line(numbers[0])
                 continue
-            if len(parts) == 1:
-                yield _read_part(spool, parts[0])
-                continue
-            rows = (decode_json(_read_part(spool, part)) for part in parts)
-            group = list(_drop_accepted([parse_record(row, require_rejection=False) for row in rows]))
+            group = list(_drop_accepted([spool.read(number) for number in numbers]))
             folded = fold_records(group)  # by the prompt itself, so that two prompts of one hash stay two
             report.fold(group, folded)
             for record in folded:
@@ -208,9 +203,3 @@ def _fold_lines(
 
 def _count_empty(records: Iterable[RejectionRecord]) -> int:
     return sum(record.rejected_responses.count("") for record in records)
-
-
-def _read_part(file: IO[bytes], part: FilePart) -> bytes:
-    offset, length = part
-    file.seek(offset)
-    return file.read(length)

@@ -10,8 +10,9 @@ from buleyean_rl.data.records.values import fail, parse_text
 Prompt = str | Messages
 
 # The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek.
+# Space is never given back (`*+`): time would be quadratic in it.
 _RENDERED = re.compile(
-    r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*"
+    r"\s*+(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*+"
     r"(<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<\|(system|user|assistant)\|>|<\uff5cUser\uff5c>)"
 )
 
@@ -44,4 +45,6 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
 
 def looks_rendered(prompt: Prompt) -> bool:
     """Whether a text of a prompt begins as the output of some chat template does."""
-    return any(_RENDERED.match(message["content"]) for message in as_messages(prompt))
+    if isinstance(prompt, str):
+        return _RENDERED.match(prompt) is not None
+    return any(_RENDERED.match(content) for _, content in prompt)

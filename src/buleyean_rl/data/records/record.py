@@ -8,48 +8,32 @@ Errors raised here name no place: the reader of the file adds it.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from buleyean_rl.data.records.answers import (
+    JudgedAnswer,
+    Span,
+    Spans,
+    TokenIds,
+    merge_answers,
+    merge_spans,
+    share_rounds,
+)
 from buleyean_rl.data.records.prompt import Prompt, parse_prompt
 from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer, parse_text, pick
 
 # Context that other tools keep beside the prompt; a record has it in `messages`.
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 HISTORY_KEYS = ("history", "chat_history")
+_PLAIN_KEYS = {"prompt", "rejected_responses", "rejection_counts", "total_rounds"}
 FORMAT_VERSION = 2  # of a line; 1, or none: one T for all answers, no token ids
 
-Span = tuple[int, int]
-Spans = tuple[Span, ...]
-TokenIds = tuple[int, ...]
 Policy = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """One answer of a record.
-
-    Args:
-        text: what was answered; "" where the answer ended before it began.
-        count: c, how often it was rejected, for what is in `spans`.
-        rounds: T >= c, how often it was judged.
-        spans: the [start, end) character ranges that are wrong; () for the whole answer.
-        token_ids: the tokens that were drawn, if they are recorded.
-        ended: whether the answer came to its end, if that is recorded.
-    """
-
-    text: str
-    count: int
-    rounds: int
-    spans: Spans = ()
-    token_ids: TokenIds | None = None
-    ended: bool | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RejectionRecord:
     """A prompt and the answers that were rejected for it.
 
@@ -74,14 +58,35 @@ class RejectionRecord:
     rejection_counts: tuple[int, ...]
     rounds: tuple[int, ...]
     rejected_spans: tuple[Spans, ...]
-    token_ids: tuple[TokenIds | None, ...] = ()
-    ended: tuple[bool | None, ...] = ()
-    tokenizer: str | None = None
-    policy: Policy | None = field(default=None, hash=False)
+    token_ids: tuple[TokenIds | None, ...]
+    ended: tuple[bool | None, ...]
+    tokenizer: str | None
+    policy: Policy | None = field(hash=False)
 
-    def __post_init__(self) -> None:
-        unrecorded = (None,) * len(self.rejected_responses)
-        vars(self).update(token_ids=self.token_ids or unrecorded, ended=self.ended or unrecorded)  # frozen
+    def __init__(
+        self,
+        prompt: Prompt,
+        rejected_responses: tuple[str, ...],
+        rejection_counts: tuple[int, ...],
+        rounds: tuple[int, ...],
+        rejected_spans: tuple[Spans, ...],
+        token_ids: tuple[TokenIds | None, ...] = (),
+        ended: tuple[bool | None, ...] = (),
+        tokenizer: str | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        unrecorded = (None,) * len(rejected_responses)
+        vars(self).update(  # all at once: a frozen class sets one by one, in twice the time
+            prompt=prompt,
+            rejected_responses=rejected_responses,
+            rejection_counts=rejection_counts,
+            rounds=rounds,
+            rejected_spans=rejected_spans,
+            token_ids=token_ids or unrecorded,
+            ended=ended or unrecorded,
+            tokenizer=tokenizer,
+            policy=policy,
+        )
 
     @property
     def rejects(self) -> bool:
@@ -136,7 +141,7 @@ def make_record(
     checked_prompt = parse_prompt(prompt)
     texts = _parse_answers(responses)
     size = len(texts)
-    checked_counts = [1] * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
+    checked_counts = (1,) * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
     if require_rejection and not any(checked_counts):
         fail("every rejection count is 0: a record needs at least one rejected answer")
     if rounds is not None and total_rounds is not None:
@@ -145,7 +150,7 @@ def make_record(
         checked_rounds = _parse_integers(rounds, "rounds", size, 1)
     else:
         largest = max(1, *checked_counts)
-        checked_rounds = [largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1)] * size
+        checked_rounds = (largest if total_rounds is None else parse_integer(total_rounds, "total_rounds", 1),) * size
     for count, judged in zip(checked_counts, checked_rounds, strict=True):
         if count > judged:
             name = "total_rounds is" if rounds is None else "its rounds are"
@@ -153,23 +158,22 @@ def make_record(
                 f"a rejection count is {count} but {name} {judged}: "
                 "no answer can be rejected in more rounds than there were"
             )
-    checked_spans: list[Spans] = [()] * size if spans is None else _parse_all_spans(spans, texts)
-    checked_ids = [None] * size if token_ids is None else _parse_token_ids(token_ids, size)
-    if any(ids is not None for ids in checked_ids) and tokenizer is None:
+    checked_spans: tuple[Spans, ...] = ((),) * size if spans is None else _parse_all_spans(spans, texts)
+    checked_ids = (None,) * size if token_ids is None else _parse_token_ids(token_ids, size)
+    if checked_ids.count(None) < size and tokenizer is None:
         fail("has token_ids but no tokenizer: name the hash of the tokenizer they belong to, or leave them out")
-    checked_ended = [None] * size if ended is None else _parse_ended(ended, size)
-    columns = (texts, checked_counts, checked_rounds, checked_spans, checked_ids, checked_ended)
-    answers = [JudgedAnswer(*column) for column in zip(*columns, strict=True)]
-    if len(set(texts)) < size:
-        answers = _share_rounds(answers) if rounds is None else merge_answers(answers)
-        if max(answer.rounds for answer in answers) > MAX_INTEGER:
-            fail(f"the rounds of one answer add up to more than {MAX_INTEGER}: give smaller ones")
-    return build_record(
+    record = RejectionRecord(
         checked_prompt,
-        answers,
+        texts,
+        checked_counts,
+        checked_rounds,
+        checked_spans,
+        checked_ids,
+        (None,) * size if ended is None else _parse_ended(ended, size),
         None if tokenizer is None else parse_text(tokenizer, "tokenizer"),
         None if policy is None else _parse_policy(policy),
     )
+    return record if len(set(texts)) == size else _fold_answers(record, same_rounds=rounds is None)
 
 
 def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> RejectionRecord:
@@ -184,6 +188,10 @@ def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> R
         RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it, or
             part of the conversation stands beside the prompt.
     """
+    if row.keys() == _PLAIN_KEYS and None not in row.values():  # most are: no spelling is to be looked for
+        answers = pick_rejected_answers(row)
+        counts, total = row["rejection_counts"], row["total_rounds"]
+        return make_record(row["prompt"], answers, counts, total, require_rejection=require_rejection)
     version = pick(row, "format_version", "formatVersion")
     if version is not None and parse_integer(version, "format_version", 1) > FORMAT_VERSION:
         fail(f"is of records format {version}, of a later version of buleyean-rl: update it to read this file")
@@ -215,48 +223,12 @@ def pick_rejected_answers(row: Mapping[str, Any]) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def merge_answers(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
-    """Answers, those alike in text and spans as one: counts and rounds add up, what is recorded of any is kept."""
-    merged: dict[tuple[str, Spans], JudgedAnswer] = {}
-    for answer in answers:
-        first = merged.setdefault((answer.text, answer.spans), answer)
-        if first is not answer:
-            merged[answer.text, answer.spans] = replace(
-                first,
-                count=first.count + answer.count,
-                rounds=first.rounds + answer.rounds,
-                token_ids=answer.token_ids if first.token_ids is None else first.token_ids,
-                ended=answer.ended if first.ended is None else first.ended,
-            )
-    return list(merged.values())
-
-
-def _share_rounds(answers: Iterable[JudgedAnswer]) -> list[JudgedAnswer]:
-    """Answers that were all judged in the same T rounds: one that stands here several times is cut into parts."""
-    by_text: dict[str, list[JudgedAnswer]] = {}
-    for answer in answers:
-        by_text.setdefault(answer.text, []).append(answer)
-    return [part for group in by_text.values() for part in (_cut_into_parts(group) if len(group) > 1 else group)]
-
-
-def _cut_into_parts(group: Sequence[JudgedAnswer]) -> Iterator[JudgedAnswer]:
-    """One text with several spans in the same rounds as parts that do not overlap, each rejected equally often."""
-    (whole,) = merge_answers(replace(answer, spans=()) for answer in group)
-    length, total = len(whole.text), group[0].rounds
-    changes: Counter[int] = Counter()  # offset -> how the count changes there
-    for answer in group:
-        for start, end in answer.spans or ((0, length),):
-            changes[start] += answer.count
-            changes[end] -= answer.count
-    parts: dict[int, list[Span]] = {}
-    count = 0
-    for start, end in pairwise(sorted(changes)):
-        count += changes[start]
-        parts.setdefault(count, []).append((start, end))
-    parts.pop(0, None)
-    for count, spans in (parts or {whole.count: []}).items():
-        merged = merge_spans(spans)
-        yield replace(whole, count=count, rounds=max(total, count), spans=() if merged == ((0, length),) else merged)
+def _fold_answers(record: RejectionRecord, *, same_rounds: bool) -> RejectionRecord:
+    """A record in which a text stands several times, with those alike as one."""
+    answers = share_rounds(record.entries()) if same_rounds else merge_answers(record.entries())
+    if max(answer.rounds for answer in answers) > MAX_INTEGER:
+        fail(f"the rounds of one answer add up to more than {MAX_INTEGER}: give smaller ones")
+    return build_record(record.prompt, answers, record.tokenizer, record.policy)
 
 
 def build_record(
@@ -276,12 +248,12 @@ def build_record(
     )
 
 
-def _parse_answers(value: object) -> list[str]:
+def _parse_answers(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         fail(f"rejected_responses is {describe(value)}: it must be a list of texts")
     if not value:
         fail("rejected_responses is empty: a record needs at least one rejected answer")
-    return [_parse_answer(text, f"rejected_responses[{k}]") for k, text in enumerate(value)]
+    return tuple([_parse_answer(text, f"rejected_responses[{k}]") for k, text in enumerate(value)])
 
 
 def _parse_answer(value: object, name: str) -> str:
@@ -300,14 +272,14 @@ def _parse_column(value: object, name: str, answers: int, items: str) -> Sequenc
     return value
 
 
-def _parse_integers(value: object, name: str, answers: int, minimum: int) -> list[int]:
+def _parse_integers(value: object, name: str, answers: int, minimum: int) -> tuple[int, ...]:
     column = _parse_column(value, name, answers, "whole numbers")
-    return [parse_integer(count, f"{name}[{k}]", minimum) for k, count in enumerate(column)]
+    return tuple([parse_integer(count, f"{name}[{k}]", minimum) for k, count in enumerate(column)])
 
 
-def _parse_token_ids(value: object, answers: int) -> list[TokenIds | None]:
+def _parse_token_ids(value: object, answers: int) -> tuple[TokenIds | None, ...]:
     column = _parse_column(value, "token_ids", answers, "lists of token ids")
-    return [None if ids is None else _parse_ids(ids, f"token_ids[{k}]") for k, ids in enumerate(column)]
+    return tuple([None if ids is None else _parse_ids(ids, f"token_ids[{k}]") for k, ids in enumerate(column)])
 
 
 def _parse_ids(value: object, name: str) -> TokenIds:
@@ -316,14 +288,14 @@ def _parse_ids(value: object, name: str) -> TokenIds:
     return tuple(parse_integer(token, f"{name}[{i}]", 0) for i, token in enumerate(value))
 
 
-def _parse_ended(value: object, answers: int) -> list[bool | None]:
+def _parse_ended(value: object, answers: int) -> tuple[bool | None, ...]:
     column = _parse_column(value, "ended", answers, "true, false or null")
     checked: list[bool | None] = []
     for k, ended in enumerate(column):
         if ended is not None and not isinstance(ended, bool):
             fail(f"ended[{k}] is {describe(ended)}: it must be true, false or null")
         checked.append(ended)
-    return checked
+    return tuple(checked)
 
 
 def _parse_policy(value: object) -> Policy:
@@ -344,9 +316,9 @@ def _parse_scalar(value: object, name: str) -> object:
     return value
 
 
-def _parse_all_spans(value: object, texts: Sequence[str]) -> list[Spans]:
+def _parse_all_spans(value: object, texts: Sequence[str]) -> tuple[Spans, ...]:
     column = _parse_column(value, "rejected_spans", len(texts), "lists of [start, end]")
-    return [_parse_spans(spans, text, k) for k, (spans, text) in enumerate(zip(column, texts, strict=True))]
+    return tuple([_parse_spans(spans, text, k) for k, (spans, text) in enumerate(zip(column, texts, strict=True))])
 
 
 def _parse_spans(value: object, text: str, k: int) -> Spans:
@@ -365,14 +337,3 @@ def _parse_spans(value: object, text: str, k: int) -> Spans:
             )
         checked.append((start, end))
     return merge_spans(checked)
-
-
-def merge_spans(spans: Iterable[Span]) -> Spans:
-    """Spans in order; those that overlap or touch are one."""
-    merged: list[Span] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return tuple(merged)

@@ -25,10 +25,15 @@ def pick(row: Mapping[str, Any], *spellings: str) -> Any:
     Raises:
         RecordError: two spellings are given at once.
     """
-    present = [name for name in spellings if row.get(name) is not None]
-    if len(present) > 1:
-        fail(f"has both {present[0]!r} and {present[1]!r}, which mean the same: keep one")
-    return row[present[0]] if present else None
+    found, found_as = None, ""
+    for name in spellings:
+        value = row.get(name)
+        if value is None:
+            continue
+        if found is not None:
+            fail(f"has both {found_as!r} and {name!r}, which mean the same: keep one")
+        found, found_as = value, name
+    return found
 
 
 def parse_text(value: object, name: str) -> str:
@@ -51,6 +56,8 @@ def replace_lone_surrogates(text: str) -> str:
 
     A pair that stands as two halves becomes its character.
     """
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
