@@ -59,7 +59,7 @@ def test_json_files_of_every_layout(tmp_path: Path) -> None:
         ("a.json", b"[]", ": ", "empty list"),
         ("a.json", b"\0\1", ": ", "is a binary file"),
         ("a.jsonl", b'{"text": "a"}', ": ", "no known format"),
-        ("a.jsonl", b'{"prompt": "p", "completion": "a", "label": true}', ": ", "no rejected answer in 1 rows"),
+        ("a.jsonl", b'{"prompt": "p", "completion": "a", "label": true}', ": ", "no rejected answer in 1 row read"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_place(

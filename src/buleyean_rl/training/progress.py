@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from transformers import TrainerCallback
 
+from buleyean_rl.system.wording import counted
+
 LINE_INTERVAL_SECONDS = 60.0
 
 
@@ -57,7 +59,7 @@ class ShowProgress(TrainerCallback):
 def in_words(seconds: float) -> str:
     """A duration in seconds, minutes or hours."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return counted(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 

@@ -20,6 +20,7 @@ from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rend
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
 from buleyean_rl.system.outputs import check_output_file
+from buleyean_rl.system.wording import counted
 
 ROWS_PER_TICK = 1000
 
@@ -111,8 +112,8 @@ class ImportReport:
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
         return [
-            f"{self.source} ({self.format}): {self.rows:,} rows -> {self.records:,} records, "
-            f"{self.rejections:,} rejections of {self.answers:,} answers, in {self.output}",
+            f"{self.source} ({self.format}): {counted(self.rows, 'row')} -> {counted(self.records, 'record')}, "
+            f"{counted(self.rejections, 'rejection')} of {counted(self.answers, 'answer')}, in {self.output}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
             *([f"  redacted: {redacted}; names and addresses are not looked for"] if self.redacted else []),
             *(f"  {error}" for error in self.errors[:3]),
@@ -215,6 +216,6 @@ def _describe_nothing(report: ImportReport, discards: Discards) -> str:
         **discards.unusable,
     }
     instead = "; ".join(f"{what}: {number:,}" for what, number in rows.items() if number)
-    problem = f"has no rejected answer in {report.rows:,} rows read as {report.format}; nothing was written"
+    problem = f"has no rejected answer in {counted(report.rows, 'row')} read as {report.format}; nothing was written"
     hint = ". A score below 0.5 rejects: --below sets another limit" if discards.chosen_discarded else ""
     return f"{problem} ({instead}){hint}" if instead else problem

@@ -16,6 +16,7 @@ from buleyean_rl.data.importers.literals import parse_literal
 from buleyean_rl.data.importers.text_files import NOT_UTF8
 from buleyean_rl.data.records import SkipBad, handle_bad_row
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.wording import counted
 
 DELIMITERS = ",;\t|"
 MAX_CELL = 1 << 24  # characters
@@ -97,7 +98,8 @@ def _read_rows(lines: _Lines, path: str, skip_bad: SkipBad) -> NumberedRows:
         elif len(cells) == len(names):
             yield line, {name: _parse_cell(name, cell, is_log) for name, cell in zip(names, cells, strict=True)}
         else:
-            problem = f"has {len(cells)} cells, and the first row {len(names)}: quote cells that hold a {delimiter!r}"
+            cell_count = counted(len(cells), "cell")
+            problem = f"has {cell_count}, and the first row {len(names)}: quote cells that hold a {delimiter!r}"
             handle_bad_row(RecordError(problem), path, line, skip_bad)
         line = lines.number + 1
 
