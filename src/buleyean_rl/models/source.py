@@ -18,6 +18,7 @@ from buleyean_rl.models import hub
 from buleyean_rl.models.model_folder import PICKLES, refuse_pickle
 from buleyean_rl.system.cache import memoize_to_disk
 from buleyean_rl.system.files import file_sha256
+from buleyean_rl.system.wording import one_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ALIASES = {
@@ -35,7 +36,7 @@ def public_name_and_license(model: str) -> tuple[str, str | None]:
         return ALIASES[model]
     if HUB_ID.fullmatch(model) and not Path(model).exists():
         return model, None
-    return Path(model).name, None
+    return one_line(Path(model).name), None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
-"""Numbers in messages."""
+"""Numbers and names in messages and in files of lines."""
 
 from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -12,3 +16,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
         plural: of several; None for the noun with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def one_line(text: str) -> str:
+    """A text with a space for each line break and other control character, and for what UTF-8 cannot hold."""
+    return _CONTROL.sub(" ", text)
