@@ -119,7 +119,7 @@ def test_scores_are_rounds_of_every_pair() -> None:
     records, discards = convert({"instruction": "Hi", "completions": completions})
     assert records == [make_record("Hi", ["tied", "Tied", "worst"], [1, 1, 3], 3)]
     assert discards == Discards(chosen_discarded=1, ties=1)
-    assert convert({"prompt": "Hi", "completions": []}) == ([], Discards(without_rejection=1))
+    assert convert({"prompt": "Hi", "completions": []}) == ([], Discards(without_rejection=1, unrated=1))
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=6))

@@ -79,6 +79,7 @@ def _build_records(
         yield build_record(discards, pick_prompt(row, discards), answers, [counts[k] for k in rejected], rounds)
     else:
         discards.without_rejection += 1
+        discards.unrated += not candidates
     discards.chosen_discarded += len(candidates) - len(rejected)
     yield from _accepted(row, candidates, counts, rounds)
 

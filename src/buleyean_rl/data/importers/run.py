@@ -90,12 +90,14 @@ class ImportReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report for a person: what was written, then what was not, zeros left out."""
+        """The report for a person: what was written, then what was not, zeros left out.
+
+        A row without a rejection stands here as its accepted answers, or as one without a rating.
+        """
         notes = {
             "chosen, accepted or never rejected answers discarded": self.chosen_discarded,
             "ties, which reject nothing": self.ties,
-            "rows without a rejection": self.without_rejection,
-            "rows without a rating, which are among these": self.unrated,
+            "rows without a rating": self.unrated,
             "duplicate answers folded into counts": self.duplicates_folded,
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
             "empty answers, with no token to reject (training drops them)": self.empty,

@@ -9,7 +9,7 @@ from buleyean_rl.data.records.values import fail, parse_text
 
 Prompt = str | Messages
 
-# The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek.
+# The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek;
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*"
     r"(<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<\|(system|user|assistant)\|>|<\uff5cUser\uff5c>)"
