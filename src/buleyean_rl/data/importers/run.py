@@ -44,7 +44,7 @@ class ImportReport:
         prompts_repeated: records that joined an earlier one of the same prompt.
         empty: rejected answers that are "".
         same_as_chosen: rows that reject the very text they choose.
-        rendered: prompts that begin as a chat template's output does.
+        rendered: prompts that look like a chat template's output.
         unrated: rows without a rejection that nobody rated.
         unusable: reason -> sound rows that training on text cannot use, left out.
         context_dropped: key -> rows imported without what they have under it.

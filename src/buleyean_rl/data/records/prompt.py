@@ -9,11 +9,14 @@ from buleyean_rl.data.records.values import fail, parse_text
 
 Prompt = str | Messages
 
-# The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek;
+# The beginning of a prompt that has been through a template: ChatML, Llama 2 and 3, Gemma, Zephyr and Phi, DeepSeek.
 _RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*"
     r"(<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<\|(system|user|assistant)\|>|<\uff5cUser\uff5c>)"
 )
+# The cues of templates that are plain text, before a question and at the end: Alpaca, Guanaco, Vicuna.
+_QUESTION_CUE = re.compile(r"### ?(Instruction|Human|User|Question)\b|(^|\s)(USER|Human): ")
+_ANSWER_CUE = re.compile(r"(### ?(Response|Assistant|Answer|Output):?|(^|\s)(ASSISTANT|Assistant):)\s*\Z")
 
 
 def parse_prompt(value: object) -> Prompt:
@@ -43,5 +46,12 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def looks_rendered(prompt: Prompt) -> bool:
-    """Whether a text of a prompt begins as the output of some chat template does."""
-    return any(_RENDERED.match(message["content"]) for message in as_messages(prompt))
+    """Whether a text of a prompt looks like the output of some chat template."""
+    return any(_looks_rendered(message["content"]) for message in as_messages(prompt))
+
+
+def _looks_rendered(text: str) -> bool:
+    if _RENDERED.match(text):
+        return True
+    answer = _ANSWER_CUE.search(text, max(0, len(text) - 200))
+    return answer is not None and _QUESTION_CUE.search(text, 0, answer.start()) is not None

@@ -79,7 +79,7 @@ class Validation:
         rejections: the sum of their counts.
         answers: their rejected answers, each once.
         duplicates: answers that repeat another of their line, folded into its count.
-        rendered: prompts that begin as a chat template's output does.
+        rendered: prompts that look like a chat template's output.
         repeated_prompts: records whose prompt an earlier line had.
         empty: rejected answers that are "", which have no token to reject.
         dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
