@@ -38,6 +38,7 @@ from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
+from buleyean_rl.system.terminal import can_redraw
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
@@ -149,7 +150,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
 def _answer_prompts(
     open_answer_engine: Callable[[], Engine], key: str, prompts: Sequence[str], console: Console, label: str
 ) -> list[str]:
-    with Progress(console=console, disable=console.quiet, transient=True) as progress:
+    with Progress(console=console, disable=not can_redraw(console), transient=True) as progress:
         task = progress.add_task(label, total=len(prompts))
         return cached_answers(
             open_answer_engine, key, prompts, MAX_ANSWER_TOKENS, lambda done: progress.update(task, completed=done)
