@@ -170,6 +170,20 @@ def test_a_table_with_named_columns(tmp_path: Path, name: str, delimiter: str) -
     assert (report.format, report.rows, report.chosen_discarded) == ("columns", 3, 1)
 
 
+@pytest.mark.parametrize("format", ["auto", "kto"])
+@pytest.mark.parametrize(
+    "header", ['"Prompt\n(one line)",Answer,Rating', "QUESTION, Response ,Score (0 or 1)", "Prompt,completion,LABEL *"]
+)
+def test_names_of_columns_as_people_write_them(tmp_path: Path, header: str, format: str) -> None:
+    _, records = import_table(tmp_path, f"{header}\nName a bird.,Cat.,0\nName a fish.,Cod.,1\n", {}, format=format)
+    assert records == [make_record("Name a bird.", ["Cat."])]
+
+
+def test_names_that_would_be_the_same_stay(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="its first row has the keys Prompt, PROMPT, Answer, Rating"):
+        import_table(tmp_path, "Prompt,PROMPT,Answer,Rating\na,b,c,0\n", {})
+
+
 def test_without_a_score_every_row_is_a_rejection_and_a_system_prompt_may_be_a_column(tmp_path: Path) -> None:
     _, records = import_table(tmp_path, CSV, {"prompt": "question", "answer": "reply", "system": "stars"})
     assert len(records) == 3
