@@ -149,7 +149,7 @@ def test_a_bad_score_or_count_is_refused() -> None:
         ({"completions": [{"response": "a", "score": 1}, {"response": "b"}]}, "candidate 1 has no score"),
         ({"completions": ["a"]}, "candidate 0 is text"),
         ({"completions": [{"score": 1}, {"score": 2}]}, "candidate 0 has no response"),
-        ({"responses": ["a", "b"], "scores": [1]}, "1 scores for 2 answers"),
+        ({"responses": ["a", "b"], "scores": [1]}, "1 score for 2 answers"),
         ({"candidates": [{"response": "a", "rejection_count": -1}]}, "rejection_count of candidate 0"),
         ({"candidates": [{"response": "a", "rejection_count": 1.5}]}, "the number 1.5"),
         ({"candidates": [{"response": "a", "rejection_count": 4}], "total_rounds": 3}, "count is 4"),
