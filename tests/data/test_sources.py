@@ -175,7 +175,7 @@ def test_a_table_with_named_columns(tmp_path: Path, name: str, delimiter: str) -
     "header", ['"Prompt\n(one line)",Answer,Rating', "QUESTION, Response ,Score (0 or 1)", "Prompt,completion,LABEL *"]
 )
 def test_names_of_columns_as_people_write_them(tmp_path: Path, header: str, format: str) -> None:
-    _, records = import_table(tmp_path, f"{header}\nName a bird.,Cat.,0\nName a fish.,Cod.,1\n", {}, format=format)
+    _, records = import_table(tmp_path, f"{header}\nName a bird.,Cat.,0\nName a fish.,Cod.,5\n", {}, format=format)
     assert records == [make_record("Name a bird.", ["Cat."])]
 
 
