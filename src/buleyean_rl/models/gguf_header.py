@@ -339,7 +339,7 @@ def _vocabulary_problems(header: Header) -> Iterator[str]:
                 yield f"{key} is not a whole number"
             # llama.cpp passes over others that are out of range
             elif not 0 <= value < len(tokens) and key.removeprefix(prefix) in ("bos_token_id", "eos_token_id"):
-                yield f"{key} is {value}, and its number of tokens {len(tokens):,}"
+                yield f"{key} is {value}, of {counted(len(tokens), 'token')}"
     if not isinstance(header.metadata.get("tokenizer.chat_template", ""), str):
         yield "tokenizer.chat_template is not a text"
 
