@@ -19,6 +19,7 @@ import httpx2
 from buleyean_rl.inference.protocol import GREEDY, Messages, Sampling
 from buleyean_rl.void.answering import Answering, ServedModel
 from buleyean_rl.void.app import make_app
+from buleyean_rl.void.importing import Importer
 from buleyean_rl.void.services import Void
 from buleyean_rl.void.store import Store
 from buleyean_rl.void.training import Training
@@ -113,7 +114,7 @@ def void_in_process(folder: Path, *, token: str | None = None, model: str = "non
     """The application and its parts, with an engine that echoes; training fails, unless it is told a model."""
     store = Store(folder / "void.db")
     answering = Answering(store, ServedModel("echo", Echo()))  # type: ignore[arg-type]
-    void = Void(store, answering, Training(store, folder / "runs", model, lambda _run, _folder: None))
+    void = Void(store, answering, Training(store, folder / "runs", model, lambda _run, _folder: None), Importer(folder))
     try:
         yield make_app(void, token=token, hosts=None, on_shutdown=lambda: None), void
     finally:

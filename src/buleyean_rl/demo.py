@@ -38,6 +38,8 @@ from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
+from buleyean_rl.system.terminal import can_redraw
+from buleyean_rl.system.wording import counted
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
@@ -113,13 +115,13 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     prompts = demo_data.mine_prompts()[: size.mine]
     held_out = [HELLO, *demo_data.held_out_prompts()[: size.held_out]]
 
-    console.print(f"letting {BUNDLED} answer {len(prompts)} prompts")
+    console.print(f"letting {BUNDLED} answer {counted(len(prompts), 'prompt')}")
     # many answers at once are three times as fast in transformers as in llama.cpp
     open_base = partial(open_engine, base, "transformers", console)
     key, label = f"transformers {base.fingerprint}", "the base model answers"
     answers = _answer_prompts(open_base, key, prompts, console, label)
     records = reject_loops(prompts, answers)
-    console.print(f"{len(records)} of {len(prompts)} answers loop: their repeats are the rejections")
+    console.print(f"{len(records)} of {counted(len(prompts), 'answer')} loop: their repeats are the rejections")
     write_records(folder / "records.jsonl", records)
 
     if any((folder / "run" / name).exists() for name in ("run.json", "settings.json")):
@@ -129,7 +131,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     with console.status("exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
 
-    console.print(f"letting both models answer {len(held_out)} unseen prompts")
+    console.print(f"letting both models answer {counted(len(held_out), 'unseen prompt')}")
     before = _measure(base, engine, held_out, console, "measuring the base model")
     after = _measure(resolve(str(folder / "model.gguf")), engine, held_out, console, "measuring the trained model")
     with console.status("measuring drift"):
@@ -148,7 +150,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
 def _answer_prompts(
     open_answer_engine: Callable[[], Engine], key: str, prompts: Sequence[str], console: Console, label: str
 ) -> list[str]:
-    with Progress(console=console, disable=console.quiet, transient=True) as progress:
+    with Progress(console=console, disable=not can_redraw(console), transient=True) as progress:
         task = progress.add_task(label, total=len(prompts))
         return cached_answers(
             open_answer_engine, key, prompts, MAX_ANSWER_TOKENS, lambda done: progress.update(task, completed=done)

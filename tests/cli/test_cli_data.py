@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,26 +57,47 @@ def test_validate_fails_on_an_unusable_file(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("pairs")
-def test_validate_counts_a_models_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_counts_a_models_tokens(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from buleyean_rl.data.encode import Encoder
-    from buleyean_rl.models import weights as models
     from tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr(models, "load_tokenizer", {"tiny": tokenizer}.__getitem__)
     rows = [
         {"prompt": "Hi", "rejected_responses": ["What is the capital?"], "rejected_spans": [[[0, 4]]]},
         {"prompt": "Hi " * 50, "rejected": ["No."]},
     ]
     Path("r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     room = Encoder(tokenizer).encode_prompts(["Hi"])[0].length + 2
-    words = ["data", "validate", "r.jsonl", "--model", "tiny", "--max-length", str(room), "--json"]
+    words = ["data", "validate", "r.jsonl", "--model", str(base), "--max-length", str(room), "--json"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
     length = len(tokenizer("What is the capital?", add_special_tokens=False).input_ids)
     assert report["dropped"] == report["tokens"]["over_length"] == 1
     assert report["tokens"]["responses"] == length
     assert (report["tokens"]["truncated"], report["tokens"]["cut"]) == (1, length - 2)
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "its files lack model.layers.1.mlp.up_proj.weight"),
+        (lambda w: w["model.norm.weight"][3:4].fill_(float("nan")), "model.norm.weight holds NaN or infinity"),
+    ],
+)
+def test_validate_refuses_the_models_that_training_refuses(
+    change: Callable[[dict[str, Any]], object], problem: str, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, "damaged")
+    weights = load_file("damaged/model.safetensors")
+    change(weights)
+    save_file(weights, "damaged/model.safetensors", metadata={"format": "pt"})
+    Path("r.jsonl").write_text('{"prompt": "p", "rejected": ["a"]}\n')
+    for words in (["data", "validate", "r.jsonl"], ["train", "r.jsonl", "-o", "run"]):
+        assert main([*words, "--model", "damaged"]) == 1
+        assert f"error: damaged: {problem}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def test_a_log_interval_above_the_steps_has_the_last_step(base: Path, rejections
     ("words", "problem"),
     [
         ("--lora-rank 33", r"lora_rank 33 is above the sizes of .*, 32 x 64: at most 32 has an effect"),
+        ("--config warm.yaml", r"a warmup of 1,000 steps and the run has 2: .* never reach 0.0002; .* such as 0.1"),
         ("--tau 30", r"tau 30 is too large for answers that were judged in 60 rounds: .*; at most 19.4 works"),
         ("--max-steps 0", "max_steps cannot be 0"),
         ("--epochs inf", "num_train_epochs cannot be inf"),
@@ -209,6 +210,7 @@ def test_a_log_interval_above_the_steps_has_the_last_step(base: Path, rejections
 def test_absurd_values_are_refused_before_training(
     words: str, problem: str, base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("warm.yaml").write_text("warmup_steps: 1000\nmax_steps: 2\n")
     assert run(rejections, "--model", base, "-o", "run", *words.split()) == 2
     err = capsys.readouterr().err.splitlines()
     assert re.search(problem, err[-1])

@@ -163,7 +163,15 @@ def test_what_a_model_does_with_prompts_and_reasoning_is_said() -> None:
         ("<bos><start_of_turn>user\nHi", True),
         ("<|begin_of_text|><|start_header_id|>user", True),
         ((("user", "<|user|>\nHi"),), True),
+        (
+            "Do it.\n\n### Instruction:\nName a bird.\n\n### Input:\nIn Kenya.\n\n### Response:\n",
+            True,
+        ),
+        ("### Human: Name a bird.### Assistant:", True),
+        ("A chat. USER: Name a bird. ASSISTANT:", True),
         ("What does <|im_start|> mean?", False),
+        ("### Instruction:\nWhat does this heading mean?", False),
+        ("Write a summary that ends in ### Response:", False),
         ("<s>old</s> is struck out", False),
     ],
 )

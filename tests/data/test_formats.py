@@ -119,7 +119,7 @@ def test_scores_are_rounds_of_every_pair() -> None:
     records, discards = convert({"instruction": "Hi", "completions": completions})
     assert records == [make_record("Hi", ["tied", "Tied", "worst"], [1, 1, 3], 3)]
     assert discards == Discards(chosen_discarded=1, ties=1)
-    assert convert({"prompt": "Hi", "completions": []}) == ([], Discards(without_rejection=1))
+    assert convert({"prompt": "Hi", "completions": []}) == ([], Discards(without_rejection=1, unrated=1))
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=6))
@@ -149,7 +149,7 @@ def test_a_bad_score_or_count_is_refused() -> None:
         ({"completions": [{"response": "a", "score": 1}, {"response": "b"}]}, "candidate 1 has no score"),
         ({"completions": ["a"]}, "candidate 0 is text"),
         ({"completions": [{"score": 1}, {"score": 2}]}, "candidate 0 has no response"),
-        ({"responses": ["a", "b"], "scores": [1]}, "1 scores for 2 answers"),
+        ({"responses": ["a", "b"], "scores": [1]}, "1 score for 2 answers"),
         ({"candidates": [{"response": "a", "rejection_count": -1}]}, "rejection_count of candidate 0"),
         ({"candidates": [{"response": "a", "rejection_count": 1.5}]}, "the number 1.5"),
         ({"candidates": [{"response": "a", "rejection_count": 4}], "total_rounds": 3}, "count is 4"),

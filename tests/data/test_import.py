@@ -75,6 +75,16 @@ def test_labels_of_one_text_are_rounds_of_it(tmp_path: Path) -> None:
     assert (report.chosen_discarded, report.rounds_won, report.without_rejection) == (1, 9, 10)
 
 
+def test_a_row_is_reported_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": str(label), "label": label} for label in (False, True, "--")]
+    report = import_records(str(write_rows(tmp_path / "kto.jsonl", *rows)), tmp_path / "r.jsonl")
+    assert report.lines()[0].endswith(f"3 rows -> 1 record, 1 rejection of 1 answer, in {tmp_path / 'r.jsonl'}")
+    assert report.lines()[1:] == [
+        "  chosen, accepted or never rejected answers discarded: 1",
+        "  rows without a rating: 1",
+    ]
+
+
 def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "x"}}]}
     asked = {"role": "user", "content": "p"}

@@ -21,6 +21,7 @@ PARSED = (("user", "Hi"), ("assistant", "Hello."), ("user", "And?"))
         ("a.txt", "One?\n\n Two? \nOne?\n", ["One?", "Two?"]),
         ("a.jsonl", json.dumps({"prompt": "One?"}) + "\n" + json.dumps({"messages": TALK}), ["One?", PARSED]),
         ("a.json", json.dumps([{"prompt": "One?"}, {"question": "Two?"}], indent=1), ["One?", "Two?"]),
+        ("a.csv", "ID,Prompt (one line)\n1,One?\n2,Two?\n", ["One?", "Two?"]),
         ("a.csv", "id,prompt\n1,One?\n2,Two?\n", ["One?", "Two?"]),
         ("a.jsonl", json.dumps({"prompt": "One?", "system": "S"}), [(("system", "S"), ("user", "One?"))]),
     ],

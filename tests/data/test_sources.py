@@ -59,7 +59,7 @@ def test_json_files_of_every_layout(tmp_path: Path) -> None:
         ("a.json", b"[]", ": ", "empty list"),
         ("a.json", b"\0\1", ": ", "is a binary file"),
         ("a.jsonl", b'{"text": "a"}', ": ", "no known format"),
-        ("a.jsonl", b'{"prompt": "p", "completion": "a", "label": true}', ": ", "no rejected answer in 1 rows"),
+        ("a.jsonl", b'{"prompt": "p", "completion": "a", "label": true}', ": ", "no rejected answer in 1 row read"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_place(
@@ -168,6 +168,20 @@ def test_a_table_with_named_columns(tmp_path: Path, name: str, delimiter: str) -
     report, records = import_table(tmp_path, "\ufeff" + text, COLUMNS, name)
     assert [record.rejected_responses for record in records] == [('It is\n"late".',), ("Go.",)]
     assert (report.format, report.rows, report.chosen_discarded) == ("columns", 3, 1)
+
+
+@pytest.mark.parametrize("format", ["auto", "kto"])
+@pytest.mark.parametrize(
+    "header", ['"Prompt\n(one line)",Answer,Rating', "QUESTION, Response ,Score (0 or 1)", "Prompt,completion,LABEL *"]
+)
+def test_names_of_columns_as_people_write_them(tmp_path: Path, header: str, format: str) -> None:
+    _, records = import_table(tmp_path, f"{header}\nName a bird.,Cat.,0\nName a fish.,Cod.,5\n", {}, format=format)
+    assert records == [make_record("Name a bird.", ["Cat."])]
+
+
+def test_names_that_would_be_the_same_stay(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="its first row has the keys Prompt, PROMPT, Answer, Rating"):
+        import_table(tmp_path, "Prompt,PROMPT,Answer,Rating\na,b,c,0\n", {})
 
 
 def test_without_a_score_every_row_is_a_rejection_and_a_system_prompt_may_be_a_column(tmp_path: Path) -> None:

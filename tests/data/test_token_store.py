@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -162,7 +163,9 @@ def test_another_tokenizer_tokenises_again() -> None:
         assert list(second) != list(first)
 
 
-def test_other_data_another_length_or_other_code_tokenise_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_another_length_or_other_code_tokenise_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[RejectionRecord] = []
 
     def again(source: str, length: int) -> int:
@@ -171,8 +174,16 @@ def test_other_data_another_length_or_other_code_tokenise_again(monkeypatch: pyt
         return len(read)
 
     assert [again("some", 64), again("other", 64), again("some", 32), again("some", 64)] == [20, 20, 20, 0]
-    monkeypatch.setattr(token_store, "version", lambda _: "next")
-    assert again("some", 64) == 20
+    for module in ("token_store.py", "records/messages.py", "records/values.py"):
+        monkeypatch.setattr(token_store, "_DATA", code := shutil.copytree(token_store._DATA, tmp_path / module))
+        assert again("some", 64) == 0
+        with (code / module).open("a") as file:
+            file.write("# changed")
+        assert again("some", 64) == 20
+    for library in ("buleyean-rl", "transformers", "tokenizers", "jinja2"):
+        with monkeypatch.context() as patch:
+            patch.setattr(token_store, "version", lambda name, library=library: "next" if name == library else "now")
+            assert again("some", 64) == 20
 
 
 def test_a_failure_leaves_nothing_and_the_next_run_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

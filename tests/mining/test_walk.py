@@ -62,8 +62,8 @@ def test_when_a_walk_stops_and_which_round_is_best(
         ([(0.3, 4.0, 0)], 1, None),
         ([(0.3, 4.0, 0)], 0, "nothing was rejected any more"),
         ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 7, None),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "6 answers were rejected, 70 in the first round: too few"),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "6 answers were rejected, 70 in the first round"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "rejected answers: 6, and 70 in the first round: too few"),
+        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "rejected answers: 6, and 70 in the first round"),
     ],
 )
 def test_too_few_rejections_are_not_trained_on(

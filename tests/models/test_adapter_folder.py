@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,22 @@ def test_a_base_whose_weights_were_replaced_is_refused(run: Path, tmp_path: Path
     (run / "run.json").write_text(json.dumps({"format": RUN_FORMAT, "numerics": {"weights": trained_on}}))
     with pytest.raises(ModelError) as error:
         check_files(find_model(run))
-    assert "other weights" not in str(error.value)  # it is damaged, as it was
+    assert "other files" not in str(error.value)  # it is damaged, as it was
     file.write_bytes(b"GGUF of another")
-    with pytest.raises(ModelError, match=r"was trained on other weights than .*base\.gguf has now"):
+    with pytest.raises(ModelError, match=r"was trained on other files than .*base\.gguf has now"):
+        check_files(find_model(run))
+
+
+def test_a_base_folder_is_known_by_its_content(base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", folder := shutil.copytree(base, tmp_path / "base"))
+    numerics = {"weights": resolve(str(base)).fingerprint}
+    (run / "run.json").write_text(json.dumps({"format": RUN_FORMAT, "numerics": numerics}))
+    (folder / "notes.md").write_text("copied")
+    check_files(find_model(run))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"was trained on other files than .*base has now"):
         check_files(find_model(run))
 
 

@@ -149,7 +149,7 @@ def test_a_template_that_is_no_program_is_refused(folder: Path) -> None:
 def test_what_transformers_cannot_build_is_refused(folder: Path) -> None:
     change_json(folder, {"rope_parameters": {"rope_type": {}, "rope_theta": []}})
     with pytest.raises(ModelError, match="cannot load model"):
-        _ = open_model(str(folder)).dtype
+        _ = open_model(str(folder)).module
     with pytest.raises(ModelError, match="cannot load model"):
         _ = open_model(str(folder)).tokenizer
 

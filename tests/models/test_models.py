@@ -86,6 +86,7 @@ def test_a_fingerprint_follows_the_content(folder: Path, tmp_path: Path) -> None
     assert resolve(str(first)).fingerprint != resolve(str(second)).fingerprint
     copy = shutil.copytree(folder, tmp_path / "copy")
     before = resolve(str(copy)).fingerprint
+    assert before == resolve(str(folder)).fingerprint
     (copy / "config.json").write_text("{}")
     assert resolve(str(copy)).fingerprint != before
 

@@ -11,13 +11,13 @@ import pytest
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.system import locks
-from buleyean_rl.system.locks import FileLock, check_unlocked
+from buleyean_rl.system.locks import FileLock, check_unlocked, is_lock
 
 
 def test_the_second_is_told_and_the_next_one_gets_it(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with FileLock(path):
-        assert path.read_text() == f"{os.getpid()}\n"
+        assert path.read_text() == f"buleyean-rl {os.getpid()}\n"
         with pytest.raises(UsageError, match=f"is in use by process {os.getpid()}"), FileLock(path):
             pass
         with pytest.raises(UsageError, match=f"is in use by process {os.getpid()}"):
@@ -40,7 +40,24 @@ def test_a_lock_file_that_its_holder_deletes_is_no_lock(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(locks, "_lock", lock_after_the_holder_left)
     with FileLock(path):
-        assert path.read_text() == f"{os.getpid()}\n"
+        assert path.read_text() == f"buleyean-rl {os.getpid()}\n"
+
+
+@pytest.mark.parametrize("content", ["held by a backup\n", "buleyean-rl 12\n34\n"])
+def test_a_lock_of_another_program_stays_as_it_is(tmp_path: Path, content: str) -> None:
+    (path := tmp_path / ".lock").write_text(content)
+    with pytest.raises(UsageError, match="is another program's lock"), FileLock(path):
+        pass
+    assert path.read_text() == content
+    assert not is_lock(path)
+
+
+@pytest.mark.parametrize("content", ["", "12\n", "buleyean-rl 12\n"])
+def test_a_lock_that_a_killed_process_left_is_taken(tmp_path: Path, content: str) -> None:
+    (path := tmp_path / ".lock").write_text(content)
+    with FileLock(path):
+        assert is_lock(path)
+    assert not path.exists()
 
 
 def test_an_error_that_is_no_lock_is_reported_as_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

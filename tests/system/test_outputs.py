@@ -126,6 +126,21 @@ def test_a_folder_is_new_empty_or_ours(tmp_path: Path) -> None:
     assert [path.name for path in theirs.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("content", ["", "1234\n", "held by a backup\n"])
+def test_a_folder_with_only_a_lock_of_another_program_is_not_empty(tmp_path: Path, content: str) -> None:
+    (lock := tmp_path / LOCK).write_text(content)
+    with (
+        pytest.raises(UsageError, match="is not empty and has no run of ours"),
+        claim_folder(tmp_path, has_mark, "run"),
+    ):
+        pass
+    assert lock.read_text() == content
+    lock.write_text("buleyean-rl 1234\n")  # of a process that was killed
+    with claim_folder(tmp_path, has_mark, "run"):
+        pass
+    assert not lock.exists()
+
+
 def test_a_folder_that_stayed_empty_goes_again_if_it_is_new(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), claim_folder(tmp_path / "run", has_mark, "run"):
         raise RuntimeError

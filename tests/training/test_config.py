@@ -104,7 +104,7 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) 
 
 @pytest.mark.parametrize("text", ["preset: many", "preset: [log]", "preset: null"])
 def test_an_unknown_preset_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown preset .*: choose one of log, loops, few"):
+    with pytest.raises(UsageError, match=r"run\.yaml: unknown preset .*: choose one of log, loops, few"):
         load_config(config_file(tmp_path, text), tmp_path / "run", {})
 
 
@@ -182,7 +182,8 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
 )
 def test_invalid_settings_are_refused(text: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        load_config(config_file(tmp_path, text), tmp_path / "run", {})
+        load_config(file := config_file(tmp_path, text), tmp_path / "run", {})
+    assert str(caught.value).startswith(f"{file}:")
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -32,14 +32,14 @@ from tiny import CHATML, tiny_tokenizer
 
 
 def test_records_that_are_all_too_long_are_refused(base: Path, rejections: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"none of the 10 records can be trained on: .* raise --max-length"):
+    with pytest.raises(RecordError, match=r"of 10 records, none can be trained on: .* raise --max-length"):
         start(base, rejections, tmp_path / "run", max_length=5)
 
 
 def test_records_of_empty_answers_alone_say_so(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "empty.jsonl"
     write_records(path, [make_record("Hi", [""]), make_record("And?", [""])])
-    with pytest.raises(RecordError, match="none of the 2 records can be trained on: every answer is empty"):
+    with pytest.raises(RecordError, match="of 2 records, none can be trained on: every answer is empty"):
         start(base, path, tmp_path / "run")
 
 

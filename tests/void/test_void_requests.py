@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from asgi import BINARY, JSON, Reply, call, send
 from buleyean_rl.void import requests as checks
 from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
-from voids import void_in_process
+from voids import until, void_in_process
 
 ROUTES: list[Route] = [route for part in (page, state, questions, rejections, imports, runs) for route in part.ROUTES]
 UID = "asked-0001"
@@ -236,6 +237,28 @@ def test_an_import_that_takes_too_long_or_too_much_is_given_up(tmp_path: Path, m
         assert (large.status, "more than 100,000 answers" in large.json()["error"]) == (400, True)
         assert upload(app, "upload-01", {"prompt": "p", "rejected": "a"}).status == 200
         assert not list(tmp_path.glob(".import*"))
+
+
+def test_a_server_that_ends_waits_for_no_import(tmp_path: Path) -> None:
+    from buleyean_rl.void.importing import Importer, UnreadableFile
+
+    importer, problems = Importer(tmp_path), []
+
+    def read() -> None:
+        try:
+            with importer.read_upload(b'{"prompt": "p", "rejected": "a"}', "r.jsonl", {}, None):
+                problems.append("it is read")
+        except UnreadableFile as error:
+            problems.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    until(lambda: importer._process is not None, 10)  # which takes a second to start
+    importer.close()
+    assert not list(tmp_path.iterdir())
+    reader.join()
+    read()
+    assert problems == ["is not imported: the server ends; import it again"] * 2
 
 
 def test_an_import_that_is_read_keeps_nobody_waiting(tmp_path: Path) -> None:

@@ -90,8 +90,10 @@ def data_validate(
     """Report what training would use, fold, truncate and drop; exit 1 if the file cannot be trained on."""
     from buleyean_rl.data.encode import Encoder, describe_template, make_measure
     from buleyean_rl.data.records import validate_records
-    from buleyean_rl.models.weights import load_tokenizer
+    from buleyean_rl.models.weights import check_trainable, load_tokenizer
 
+    if model is not None:
+        check_trainable(model)
     tokenizer = load_tokenizer(model) if model is not None else None
     measure = make_measure(Encoder(tokenizer, max_length)) if tokenizer is not None else None
     with running_count("records checked") as progress:

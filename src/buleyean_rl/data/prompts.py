@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from buleyean_rl.data.importers.names import simplify_names
 from buleyean_rl.data.importers.protocol import Discards
-from buleyean_rl.data.importers.rows import pick_prompt
+from buleyean_rl.data.importers.rows import OTHER_PROMPT_KEYS, PROMPT_KEYS, pick_prompt
 from buleyean_rl.data.importers.sources import FILE_SUFFIXES, open_rows
 from buleyean_rl.data.records import Prompt, Row, handle_bad_row, parse_prompt, read_text
 from buleyean_rl.data.records.values import fail
@@ -37,6 +38,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _read_row(row: Row) -> Prompt:
     discards = Discards()
+    if row.keys().isdisjoint((*PROMPT_KEYS, *OTHER_PROMPT_KEYS)):
+        row = simplify_names(row)
     prompt = parse_prompt(pick_prompt(row, discards))
     if discards.context_dropped:
         keys = ", ".join(discards.context_dropped)

@@ -8,8 +8,6 @@ what of it is in memory is the system's page cache.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import os
 import tempfile
@@ -24,16 +22,17 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 
-from buleyean_rl.data import answer_text, chat_template, control_tokens, encode, trie
 from buleyean_rl.data.encode import Encoder
-from buleyean_rl.data.records import RejectionRecord, folding, record
+from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, Rejection, build_boundaries
 from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
-from buleyean_rl.system.files import atomic_write
+from buleyean_rl.system.files import atomic_write, file_sha256
 
 BATCH_RECORDS = 256  # enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
 CACHE_BYTES = 4 << 30
 
+_DATA = Path(__file__).parent  # all of its code decides the boundaries, and these libraries do
+_LIBRARIES = ("buleyean-rl", "transformers", "tokenizers", "jinja2")
 _IDS = pa.list_(pa.int32())
 _REJECTIONS = [f"rejection_{name}" for name in Rejection._fields]
 # The sizes repeat the lists' lengths, so that they can be read without touching the lists.
@@ -151,7 +150,7 @@ def tokenise(
         TemplateRefusal: of the first record that the chat template refuses.
     """
     folder = cache_folder() / "tokens"
-    path = folder / f"{_store_key(source, tokenizer, max_length)}.arrow"
+    path = folder / f"{_store_key(source, tokenizer, max_length, skip_refused)}.arrow"
     with suppress(OSError, ValueError):  # missing or damaged: it is written again
         os.utime(path)  # for evict_lru
         return BoundaryFile(path)
@@ -208,13 +207,12 @@ def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
 
 
-def _store_key(source: str, tokenizer: Any, max_length: int) -> str:
+def _store_key(source: str, tokenizer: Any, max_length: int, skip_refused: bool = False) -> str:
     """A hash of all that boundaries depend on: other data, another tokenizer or other code makes others."""
     with tempfile.TemporaryDirectory() as folder:  # its files are all a tokenizer is, chat template included
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        hashes = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-    modules = (answer_text, chat_template, control_tokens, encode, folding, record, trie)
-    sources = [inspect.getsource(module) for module in modules]
-    code = [version("buleyean-rl"), *sources, _SCHEMA.to_string()]
-    return cache_key([source, max_length, hashes, code])
+        hashes = [[path.name, file_sha256(path)] for path in files]
+    sources = {str(path.relative_to(_DATA)): file_sha256(path) for path in sorted(_DATA.rglob("*.py"))}
+    versions = {name: version(name) for name in _LIBRARIES}
+    return cache_key([source, max_length, skip_refused, hashes, sources, versions, _SCHEMA.to_string()])

@@ -20,6 +20,7 @@ from buleyean_rl.inference.open import Location, is_gguf_file, locate, open_engi
 from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
+from buleyean_rl.system.terminal import can_redraw
 
 LENGTH_TOLERANCE = 0.2  # difference of two answers' lengths, as a share of the longer, within which they match
 
@@ -215,8 +216,8 @@ class _MeasuredModel:
 
     @contextmanager
     def _progress_bar(self, label: str, total: int) -> Iterator[OnDone | None]:
-        """A progress bar, if the console is not quiet."""
-        if self.console.quiet or not total:
+        """A progress bar, if the console can show one."""
+        if not can_redraw(self.console) or not total:
             yield None
             return
         columns = (

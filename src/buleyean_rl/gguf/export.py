@@ -30,6 +30,7 @@ from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import HUB_ID, Source, public_name_and_license
 from buleyean_rl.system.files import write_text
 from buleyean_rl.system.outputs import check_output_file
+from buleyean_rl.system.wording import counted, one_line
 
 MODELFILE = "Modelfile"
 
@@ -195,7 +196,7 @@ def _complete(about: About, source: Source, path: Path) -> About:
     name, license = public_name_and_license((source.base or source).name)
     is_public = HUB_ID.fullmatch(name) is not None
     defaults = {
-        "name": path.stem,
+        "name": one_line(path.stem),
         "base": name.rsplit("/", 1)[-1].removesuffix(".gguf"),
         "base_url": f"https://huggingface.co/{name}" if is_public else None,
         "license": license,
@@ -208,6 +209,6 @@ def _show(reports: Sequence[ExportReport], notes: Sequence[str], engine: str, co
     for note in dict.fromkeys(notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
     for report in reports:
-        size = f"{report.bytes / 1e6:,.1f} MB, {report.tensors} tensors"
+        size = f"{report.bytes / 1e6:,.1f} MB, {counted(report.tensors, 'tensor')}"
         console.print(f"{escape(str(report.path))}: {size}, checked in {engine}", soft_wrap=True)
     return {"files": [{**asdict(report), "path": str(report.path)} for report in reports]}

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from buleyean_rl.errors import UsageError
 from buleyean_rl.gguf.private_interfaces import size_label
+from buleyean_rl.system.wording import one_line
 from gguf import GGUFReader, GGUFValueType, Keys
 
 PROGRAM = "buleyean-rl"
@@ -72,7 +74,10 @@ class About:
         url: of the model's card.
         base: name of the base model.
         base_url: where the base model is.
-        description: one line.
+        description: of the model.
+
+    Raises:
+        UsageError: one of them is more than a line.
     """
 
     name: str | None = None
@@ -82,6 +87,11 @@ class About:
     base: str | None = None
     base_url: str | None = None
     description: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value != one_line(value):
+                raise UsageError(f"{name} {value!r} holds a line break or another control character: leave it out")
 
     def fields(self, file_type: str, parameters: int | None = None) -> dict[str, Field]:
         """The `general.*` metadata.

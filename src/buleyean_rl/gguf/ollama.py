@@ -15,8 +15,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from buleyean_rl.errors import ExportError
+from buleyean_rl.errors import ExportError, UsageError
 from buleyean_rl.gguf.vocabulary import adds_bos_and_eos
+from buleyean_rl.system.wording import one_line
 
 Messages = Sequence[Mapping[str, str]]
 Separators = Mapping[tuple[str, str], str]  # by the roles of the messages before and after
@@ -50,7 +51,12 @@ def make_modelfile(
 
     Returns:
         The text, and what it leaves out, in sentences.
+
+    Raises:
+        UsageError: the file's name is more than a line.
     """
+    if model.name != one_line(model.name):
+        raise UsageError(f"{model.name!r} holds a control character, and a Modelfile is lines: name another file")
     lines, notes = [f"FROM ./{model.name}"], []
     try:
         template = go_template(find_separators(tokenizer))

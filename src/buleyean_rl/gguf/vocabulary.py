@@ -16,6 +16,7 @@ from typing import Any
 from buleyean_rl.errors import ExportError
 from buleyean_rl.gguf.metadata import Value
 from buleyean_rl.models import pre_tokenizers
+from buleyean_rl.system.wording import counted
 from gguf import TokenType
 
 _PHI_3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
@@ -124,8 +125,8 @@ def _tokens(tokenizer: Any, size: int) -> list[str]:
     token_by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     if token_by_id and max(token_by_id) >= size:
         raise ExportError(
-            f"the tokenizer has {max(token_by_id) + 1} tokens and the model's embedding {size} rows: "
-            "they do not belong together"
+            f"the tokenizer has {counted(max(token_by_id) + 1, 'token')} and the model's embedding "
+            f"{counted(size, 'row')}: they do not belong together"
         )
     return [token_by_id.get(index, f"[PAD{index}]") for index in range(size)]
 

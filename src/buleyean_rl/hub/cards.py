@@ -16,6 +16,7 @@ import yaml
 
 from buleyean_rl.data.records import read_records
 from buleyean_rl.models.source import HUB_ID, public_name_and_license
+from buleyean_rl.system.wording import counted
 
 TAGS = ["buleyean-rl", "negative-feedback"]
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -150,7 +151,7 @@ def run_table(run: Mapping[str, Any], format: str) -> str:
         "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
         "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"
         + (f", scaled by {scale:g}" if scale != 1 else ""),
-        "Training data": f"{run['records']:,} rejection records, no chosen answers{held_out}",
+        "Training data": f"{counted(run['records'], 'rejection record')}, no chosen answers{held_out}",
         "Format": format,
         "Hardware": run["device"],
         "Steps": f"{run['steps']:,} in {run['seconds']:,.0f} s",

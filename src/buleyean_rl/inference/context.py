@@ -6,6 +6,7 @@ from typing import Protocol
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.protocol import REFUSED, TOO_LONG, Messages, RefusedPrompt, Unanswered
+from buleyean_rl.system.wording import counted
 
 MEMORY_SHARE = 0.5  # of the free memory, for keys and values of all conversations
 DEFAULT_TOKENS = 2048  # where a model does not say
@@ -30,7 +31,7 @@ def choose_context(requested: int | None, own: int | None, affordable: int) -> i
     """
     if requested is not None:
         if requested < 2:
-            raise UsageError(f"a context of {requested} tokens: a prompt and an answer need at least 2")
+            raise UsageError(f"a context of {counted(requested, 'token')}: a prompt and an answer need at least 2")
         return requested if own is None else min(requested, own)
     return min(own or DEFAULT_TOKENS, affordable)
 
@@ -54,6 +55,6 @@ def fit_prompt(engine: ContextEngine, messages: Messages) -> list[int] | Unanswe
         return ids
     return Unanswered(
         TOO_LONG,
-        f"the conversation has {len(ids)} tokens and the context holds {engine.context}: "
+        f"the conversation has {counted(len(ids), 'token')} and the context holds {engine.context}: "
         "start a new one, or ask for a larger context",
     )

@@ -31,6 +31,7 @@ from buleyean_rl.inference.endpoint_client import (
 from buleyean_rl.inference.endpoint_reply import error_message, is_retried, read_answer, read_refusal, retry_after
 from buleyean_rl.inference.event_loop import EventLoop
 from buleyean_rl.inference.protocol import FAILED, GREEDY, REFUSED, BaseEngine, Messages, Outcome, Sampling, Unanswered
+from buleyean_rl.system.wording import counted
 
 T = TypeVar("T")
 
@@ -265,9 +266,11 @@ class EndpointEngine(BaseEngine):
                     failures += 1
                 asked, shown = problem.retry_after or 0.0, self._client.show(str(problem))
                 if failures > self._patience.retries or self._dead.is_set():
-                    return Unanswered(FAILED, f"{shown}, in {failures} tries", is_permanent=False)
+                    return Unanswered(FAILED, f"{shown}, in {counted(failures, 'try', 'tries')}", is_permanent=False)
                 if asked > self._patience.max_retry_after:
-                    return Unanswered(FAILED, f"{shown}, asks to wait {asked:.0f} seconds", is_permanent=False)
+                    return Unanswered(
+                        FAILED, f"{shown}, asks to wait {counted(round(asked), 'second')}", is_permanent=False
+                    )
                 await self._back_off(failures, asked)
 
     def _read_error(self, reply: Reply) -> Unanswered:

@@ -30,6 +30,7 @@ from buleyean_rl.inference.protocol import (
     Sampling,
     Unanswered,
 )
+from buleyean_rl.system.wording import counted
 
 INSTALL_HINT = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
 
@@ -216,7 +217,7 @@ class LlamaCppPythonEngine(BaseEngine):
         if self._scorer is None:  # a second one: answers need the last token's logits only
             self._scorer = self._open(logits_all=True)
         if len(ids) > self.context:
-            raise EngineError(f"{len(ids)} tokens to score exceed the context of {self.context}")
+            raise EngineError(f"{counted(len(ids), 'token')} to score exceed the context of {self.context}")
         pairs = zip(self._scored_ids, ids, strict=False)
         shared_length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._scored_ids), len(ids)))
         self._scorer.n_tokens = min(shared_length, len(ids) - 1)

@@ -31,6 +31,7 @@ from buleyean_rl.inference.protocol import (
 )
 from buleyean_rl.inference.token_budget import TokenBudget
 from buleyean_rl.models.source import resolve
+from buleyean_rl.system.wording import counted
 
 T = TypeVar("T")
 
@@ -286,8 +287,8 @@ def _check_reply(reply: dict[str, Any]) -> dict[str, Any]:
     error = reply["error"]
     if error.get("type") == "exceed_context_size_error":
         raise EngineError(
-            f"the conversation has {error['n_prompt_tokens']} tokens and the context holds {error['n_ctx']}: "
-            "start a new one, or ask for a larger context"
+            f"the conversation has {counted(error['n_prompt_tokens'], 'token')} and the context holds "
+            f"{error['n_ctx']}: start a new one, or ask for a larger context"
         )
     problem = f"llama.cpp: {error.get('message', error)}"
     raise RefusedPrompt(problem) if error.get("code") == 400 else EngineError(problem)

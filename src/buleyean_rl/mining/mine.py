@@ -33,6 +33,7 @@ from buleyean_rl.mining.journal import Journal, journal_path
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
 from buleyean_rl.system.outputs import check_output_file, open_output
+from buleyean_rl.system.wording import counted
 
 WINDOW = 64  # answers that engines which batch may compute side by side
 
@@ -59,7 +60,7 @@ class MineSettings:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise UsageError(f"{self.samples} samples: at least 1 is needed")
+            raise UsageError(f"{counted(self.samples, 'sample')}: at least 1 is needed")
         if self.samples > 1 and self.temperature <= 0:
             raise UsageError(f"{self.samples} samples at temperature 0 are the same answer: raise the temperature")
 
@@ -117,8 +118,8 @@ class MineReport:
         missing = ", ".join(f"{number:,} {cause}" for cause, number in self.unanswered.items())
         again = f"; the same command asks for {self.asked_again:,} of them again" if self.asked_again else ""
         return [
-            f"{self.prompts:,} prompts, {self.answers:,} answers{reused}; {self.rejected:,} rejected: "
-            f"{self.records:,} records in {self.output}",
+            f"{counted(self.prompts, 'prompt')}, {counted(self.answers, 'answer')}{reused}; "
+            f"{self.rejected:,} rejected: {counted(self.records, 'record')} in {self.output}",
             *by_judge,
             *([f"  without an answer: {missing}{again}"] if missing else []),
         ]
@@ -300,7 +301,9 @@ def _collect_verdicts(
             progress.advance(task)
     left = sum((judge.name, *draw) not in journal.verdicts for draw in unjudged)
     if left:
-        raise EngineError(f"judge {judge.name} gave no verdict on {left} answers: the same command asks for them again")
+        raise EngineError(
+            f"judge {judge.name} gave no verdict on {counted(left, 'answer')}: the same command asks for the rest again"
+        )
 
 
 def _make_records(

@@ -36,6 +36,7 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
+from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
 from buleyean_rl.training.run_state import can_resume
@@ -163,7 +164,7 @@ def reason_not_to_train(rounds: Sequence[Round], rejected: int) -> str | None:
         return "nothing was rejected any more"
     first = rounds[1].rejected if len(rounds) > 1 else 0
     if rejected < MIN_NEW_SHARE * first:
-        return f"{rejected} answers were rejected, {first} in the first round: too few to train another model"
+        return f"rejected answers: {rejected:,}, and {first:,} in the first round: too few to train another model"
     return None
 
 
@@ -254,7 +255,7 @@ class _Walk:
         folder = self._round_folder(number)
         with self._measure_time(number):
             mined = self._mine(self.prompts, number - 1, folder / "mined.jsonl", self.settings)
-            self.console.print(f"{mined.report.rejected:,} of {mined.report.answers:,} answers rejected")
+            self.console.print(f"{mined.report.rejected:,} of {counted(mined.report.answers, 'answer')} rejected")
             earlier = [self._round_folder(i) / "mined.jsonl" for i in range(1, number)]
             records = [*(record for path in earlier for record in read_records(path)), *mined.records]
             if mined.records:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from buleyean_rl.errors import ModelError
+from buleyean_rl.system.wording import counted
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # where the file names none
@@ -270,9 +271,9 @@ def _shape_problems(header: Header) -> Iterator[str]:
     count, width = header.value(f"{prefix}block_count", int), header.value(f"{prefix}embedding_length", int)
     # the last may be a layer of another kind, which predicts several tokens
     if not 0 < count <= MAX_LAYERS or (layers and not 0 <= count - layers <= 1):
-        yield f"{prefix}block_count is {count}, and its tensors are of {layers} layers"
+        yield f"{prefix}block_count is {count}, and its tensors are of {counted(layers, 'layer')}"
     if len(shape) != 2 or width != shape[1]:
-        yield f"{prefix}embedding_length is {width}, and its embedding has {shape[-1]} columns"
+        yield f"{prefix}embedding_length is {width}, and its embedding has {counted(shape[-1], 'column')}"
     if not 0 < (context := header.value(f"{prefix}context_length", int)) <= 1 << 31:
         yield f"{prefix}context_length is {context}"
 
@@ -318,7 +319,7 @@ def _vocabulary_problems(header: Header) -> Iterator[str]:
     header.value(f"{prefix}model", str)
     tokens = header.value(f"{prefix}tokens", Array)
     if tokens.item_type != STRING or len(tokens) != rows:
-        yield f"{prefix}tokens has {len(tokens)} items, and its embedding {rows} rows"
+        yield f"{prefix}tokens has {counted(len(tokens), 'item')}, and its embedding {counted(rows, 'row')}"
     for name, item_type in (("scores", FLOAT32), ("token_type", INT32)):
         values = header.metadata.get(prefix + name)
         if values is None:
@@ -338,7 +339,7 @@ def _vocabulary_problems(header: Header) -> Iterator[str]:
                 yield f"{key} is not a whole number"
             # llama.cpp passes over others that are out of range
             elif not 0 <= value < len(tokens) and key.removeprefix(prefix) in ("bos_token_id", "eos_token_id"):
-                yield f"{key} is {value}, and there are {len(tokens)} tokens"
+                yield f"{key} is {value}, of {counted(len(tokens), 'token')}"
     if not isinstance(header.metadata.get("tokenizer.chat_template", ""), str):
         yield "tokenizer.chat_template is not a text"
 

@@ -29,6 +29,7 @@ from buleyean_rl.models.source import Source
 from buleyean_rl.models.weight_checks import check_token_ids
 from buleyean_rl.models.weights import load_config, load_tokenizer
 from buleyean_rl.system.host import library_versions
+from buleyean_rl.system.wording import counted
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -197,8 +198,7 @@ class Model:
         if self.has_adapter or "layout" in vars(self):  # only training and scoring use it
             parts.append(f"{self.layout} sequences")
         if on_cpu:
-            threads = torch.get_num_threads()
-            parts.append(f"{threads} thread{'s' * (threads != 1)}")
+            parts.append(counted(torch.get_num_threads(), "thread"))
         return f"compute: {', '.join(parts)}"
 
     def _describe_device(self) -> str:

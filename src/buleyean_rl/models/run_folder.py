@@ -94,17 +94,14 @@ def check_files(source: Source) -> None:
 
 
 def _check_base(run: Path, base: Source | None) -> None:
-    """Refuse a base whose weights are others than those the adapter was trained on.
-
-    Not of a folder, whose fingerprint changes when it is copied.
-    """
-    if base is None or not is_finished(run) or (base.gguf is None and Path(base.location).is_dir()):
+    """Refuse a base whose files are others than those the adapter was trained on."""
+    if base is None or not is_finished(run):
         return
     numerics = read_run(run).get("numerics")
     trained_on = numerics.get("weights") if isinstance(numerics, dict) else None
     if trained_on is not None and trained_on != base.fingerprint:
         raise ModelError(
-            f"{run} was trained on other weights than {base.name} has now ({trained_on} then, {base.fingerprint} now): "
+            f"{run} was trained on other files than {base.name} has now ({trained_on} then, {base.fingerprint} now): "
             "restore them, or train the run again"
         )
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models import hub
 from buleyean_rl.models.model_folder import PICKLES, refuse_pickle
+from buleyean_rl.system.cache import memoize_to_disk
 from buleyean_rl.system.files import file_sha256
+from buleyean_rl.system.wording import one_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ALIASES = {
@@ -34,7 +36,7 @@ def public_name_and_license(model: str) -> tuple[str, str | None]:
         return ALIASES[model]
     if HUB_ID.fullmatch(model) and not Path(model).exists():
         return model, None
-    return Path(model).name, None
+    return one_line(Path(model).name), None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Source:
     def fingerprint(self) -> str:
         """A short hash of the weights, for keying caches.
 
-        A file and a run's adapter are hashed by content, a folder by names, sizes and times of its files; a Hub model
+        Of the content: of a file, of a run's adapter, of the files in a folder that a model is loaded from. A Hub model
         has its commit.
 
         Raises:
@@ -95,17 +97,25 @@ class Source:
             return file_sha256(self.gguf_path)[:16]
         if not self.location:
             raise ModelError(f"{self.name} is a model in memory: it has no fingerprint")
-        if not Path(self.location).is_dir():
+        folder = Path(self.location)
+        if not folder.is_dir():
             return str(self.revision)[:16]
-        digest = hashlib.sha256()
-        for path in sorted(Path(self.location).iterdir()):
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+        files = {path for pattern in (*hub.CONFIGURATION_FILES, *hub.WEIGHT_FILES) for path in folder.glob(pattern)}
+        lines = [f"{path.name} {_memoized_sha256(path)}\n" for path in sorted(files) if path.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
     def with_adapter(self, run: Path) -> Source:
         """The source of a run of this base model."""
         return Source(str(run), self.location, self.gguf, run, self)
+
+
+def _memoized_sha256(path: Path) -> str:
+    """The SHA-256 of a file; of weights, which are large, computed once for as long as they are not touched."""
+    if not path.match(hub.WEIGHT_FILES[0]):
+        return file_sha256(path)
+    status = path.stat()
+    inputs = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return str(memoize_to_disk("weights", inputs, lambda: {"sha256": file_sha256(path)})["sha256"])
 
 
 def bundled_gguf() -> Path | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.model_folder import StoredTensor
+from buleyean_rl.system.wording import counted
 
 # Saved by old versions, or of parts that a causal language model does without.
 _NO_WEIGHT = re.compile(r"rotary_emb\.inv_freq|masked_bias|\.attn(ention)?\.bias$|vision|visual|audio|mtp")
@@ -51,7 +52,7 @@ def check_report(name: str, report: Mapping[str, Any]) -> None:
 def list_names(names: Collection[str], shown: int = 3) -> str:
     """A few of the names, and how many others there are."""
     few = ", ".join(sorted(names)[:shown])
-    return few if len(names) <= shown else f"{few} and {len(names) - shown} others"
+    return few if len(names) <= shown else f"{few} and {counted(len(names) - shown, 'other')}"
 
 
 def check_tied(name: str, model: Any, stored: Mapping[str, StoredTensor]) -> None:
@@ -112,6 +113,7 @@ def check_token_ids(name: str, tokenizer: Any, rows: int) -> None:
     if largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
         raise ModelError(
-            f"{name}: its tokenizer has {largest + 1} tokens, such as {token!r}, and its embedding {rows} rows: "
+            f"{name}: its tokenizer has {counted(largest + 1, 'token')}, such as {token!r}, and its embedding "
+            f"{counted(rows, 'row')}: "
             "they do not belong together"
         )

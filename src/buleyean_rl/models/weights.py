@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from buleyean_rl.errors import BuleyeanError, ModelError
 from buleyean_rl.models import hub, pre_tokenizers, weight_checks
@@ -79,6 +80,26 @@ def check_model(name: str | Source) -> None:
         return  # packed weights are not those of the configuration before they are loaded
     model = _load(source, device_map="meta")
     weight_checks.check_tied(source.name, model, stored_tensors(model_folder(source)))
+
+
+def check_trainable(name: str | Source) -> None:
+    """Check a model on disk as training would: its files, its tokens, its numbers. One on the Hub is not downloaded.
+
+    Args:
+        name: see `resolve`.
+
+    Raises:
+        ModelError: what is wrong, with the tensor or key.
+    """
+    source = resolve(name)
+    if source.revision is not None:
+        return
+    check_model(source)
+    weight_checks.check_token_ids(source.name, load_tokenizer(source), load_config(source).get_text_config().vocab_size)
+    if source.gguf is None:
+        for tensor, stored in stored_tensors(model_folder(source)).items():
+            with safe_open(stored.path, framework="pt") as file:
+                weight_checks.check_finite(source.name, {tensor: file.get_tensor(tensor)})
 
 
 def load_tokenizer(name: str | Source) -> Any:

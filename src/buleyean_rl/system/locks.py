@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,9 @@ try:
     import fcntl
 except ImportError:  # Windows, where two processes on one file are not told apart
     fcntl = None  # type: ignore[assignment]
+
+_CONTENT = re.compile(rb"buleyean-rl (\d+)\n")
+_TAKEABLE = re.compile(rb"(buleyean-rl )?\d+\n|")  # of an earlier version, or killed before it could write
 
 
 def lock_file(file: BinaryIO, path: Path) -> None:
@@ -36,7 +40,7 @@ class FileLock:
         path: the lock file; it is created, says which process holds it, and is deleted at the end.
 
     Raises:
-        UsageError: another process holds it, which is named.
+        UsageError: another process holds it, which is named; or it is another program's, and stays as it is.
         OSError: it cannot be created or locked.
     """
 
@@ -51,8 +55,10 @@ class FileLock:
                 if not _lock(file, self.path):
                     raise _in_use(file, self.path.parent)
                 if _is_still(file, self.path):  # otherwise its holder deleted it between the two steps above
+                    if not _TAKEABLE.fullmatch(_read(file)):
+                        raise UsageError(f"{self.path} is another program's lock: name another folder")
                     file.truncate(0)
-                    file.write(f"{os.getpid()}\n".encode())
+                    file.write(f"buleyean-rl {os.getpid()}\n".encode())
                     file.flush()
                     self._file = file
             finally:
@@ -66,6 +72,14 @@ class FileLock:
                 self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is a `FileLock`'s, held or left by a killed process."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _CONTENT.fullmatch(_read(file)) is not None
 
 
 def check_unlocked(path: Path) -> None:
@@ -84,10 +98,14 @@ def check_unlocked(path: Path) -> None:
 
 
 def _in_use(file: BinaryIO, folder: Path) -> UsageError:
-    file.seek(0)
-    holder = file.read(32).decode(errors="replace").strip()
-    process = f"process {holder}" if holder.isdigit() else "another process"
+    holder = _CONTENT.fullmatch(_read(file))
+    process = f"process {holder[1].decode()}" if holder else "another process"
     return UsageError(f"{folder} is in use by {process}: wait for it, or stop it")
+
+
+def _read(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(64)
 
 
 def _lock(file: BinaryIO, path: Path) -> bool:

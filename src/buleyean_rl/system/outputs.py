@@ -19,7 +19,7 @@ from typing import BinaryIO
 from buleyean_rl.errors import UsageError
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import atomic_write, is_temporary, sweep_temporary
-from buleyean_rl.system.locks import FileLock, check_unlocked
+from buleyean_rl.system.locks import FileLock, check_unlocked, is_lock
 
 LOCK = ".lock"
 _SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # its unfinished files
@@ -122,4 +122,6 @@ def _sweep(folder: Path) -> None:
 
 
 def _may_take(folder: Path, is_ours: Callable[[Path], bool]) -> bool:
-    return all(is_temporary(path) or path.name == LOCK for path in folder.iterdir()) or is_ours(folder)
+    """Whether a folder is ours, or has nothing in it but what a killed process left."""
+    leftovers = (is_temporary(path) or (path.name == LOCK and is_lock(path)) for path in folder.iterdir())
+    return all(leftovers) or is_ours(folder)

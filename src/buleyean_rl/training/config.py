@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,9 +150,8 @@ def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset
         UsageError: the file cannot be read, or a name or value is wrong.
     """
     settings = {"preset": preset} | (_read_settings(file) if file is not None else {}) | options
+    _check_names(settings)
     name = settings.pop("preset")
-    if name not in tuple(PRESETS):
-        raise UsageError(f"unknown preset {reprlib.repr(name)}: choose one of {', '.join(PRESETS)}")
     if "max_steps" in settings:
         check_settings({"max_steps": settings["max_steps"]})
     try:
@@ -182,10 +182,19 @@ def _read_settings(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: not a setting: {_list_unknown(unknown)}")
     converted = {name: _convert_value(name, value) for name, value in settings.items()}
     try:
-        check_settings({name: value for name, value in converted.items() if name not in ("preset", "objective")})
+        _check_names(converted)
+        check_settings({name: value for name, value in converted.items() if name != "preset"})
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
     return converted
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse a preset or an objective that there is not."""
+    if "preset" in settings and settings["preset"] not in tuple(PRESETS):
+        raise UsageError(f"unknown preset {reprlib.repr(settings['preset'])}: choose one of {', '.join(PRESETS)}")
+    if isinstance(settings.get("objective"), str):
+        Objective(settings["objective"])
 
 
 class _Loader(yaml.SafeLoader):
@@ -224,6 +233,19 @@ def _convert_value(name: str, value: Any) -> Any:
     if isinstance(accepts, Whole):
         return int(number) if number.is_integer() else number
     return number
+
+
+def total_steps(config: BuleyeanConfig, records: int) -> int:
+    """Number of steps of a run.
+
+    Args:
+        config: the settings.
+        records: number of training records.
+    """
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil(records / config.per_device_train_batch_size)
+    return math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.num_train_epochs)
 
 
 def micro_batch_limit(config: BuleyeanConfig, model: Any) -> int:

@@ -32,6 +32,7 @@ from buleyean_rl.errors import RecordError
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
 from buleyean_rl.system.cache import cache_folder
+from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.own_samples import add_own_samples
 
@@ -79,11 +80,11 @@ class Dataset:
     def describe(self) -> str:
         """The numbers of records, and below them what was noticed in their text, a line each."""
         training, held_out = len(self.training), len(self.held_out)
-        parts = [f"{training:,} record{'s' * (training != 1)} to train on, {held_out:,} held out"]
+        parts = [f"{counted(training, 'record')} to train on, {held_out:,} held out"]
         if self.counts["dropped"]:
             parts.append(f"{self.counts['dropped']:,} dropped")
         if self.counts["truncated_responses"]:
-            parts.append(f"{self.counts['truncated_responses']:,} responses cut")
+            parts.append(f"{counted(self.counts['truncated_responses'], 'response')} cut")
         return "\n".join(["; ".join(parts), *_describe_counts(self.counts)])
 
 
@@ -140,7 +141,7 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
             model.tokenizer,
             config.max_length,
             skip_refused=records.skip_bad,
-            progress=lambda count: status.update(f"tokenising: {count:,} records"),
+            progress=lambda count: status.update(f"tokenising: {counted(count, 'record')}"),
         )
     if not boundaries:
         raise RecordError(_explain_nothing_left(boundaries.data, config.max_length), path=records.path)
@@ -181,12 +182,12 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
 
 
 def _describe_counts(counts: Mapping[str, int]) -> list[str]:
-    return [f"{counts[key]:,} {label}" for key, label in COUNT_LABELS.items() if counts.get(key)]
+    return [f"{label}: {counts[key]:,}" for key, label in COUNT_LABELS.items() if counts.get(key)]
 
 
 def _explain_nothing_left(counts: Mapping[str, int], max_length: int) -> str:
     """Why no record can be trained on, by what the encoder counted."""
-    problem = f"none of the {counts['read']} records can be trained on"
+    problem = f"of {counted(counts['read'], 'record')}, none can be trained on"
     if counts.get("no_room") == counts["read"]:
         return f"{problem}: no prompt leaves room for a response in {max_length} tokens; raise --max-length"
     if counts.get("nothing_rejected") == counts["read"] and not counts["truncated_responses"]:

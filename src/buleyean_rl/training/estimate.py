@@ -14,6 +14,8 @@ from buleyean_rl.data.token_store import BoundaryFile
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.system.host import peak_rss_bytes
+from buleyean_rl.system.wording import counted
+from buleyean_rl.training.config import total_steps
 from buleyean_rl.training.progress import in_words
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
@@ -32,14 +34,14 @@ class Estimate:
     """
 
     seconds: float
-    steps: float
+    steps: int
     memory_bytes: int
     free_bytes: int | None
 
     def __str__(self) -> str:
         line = (
-            f"about {in_words(self.seconds)} for {self.steps:,.0f} steps, {self.memory_bytes / 1e9:.1f} GB of memory "
-            "at most"
+            f"about {in_words(self.seconds)} for {counted(self.steps, 'step')}, "
+            f"{self.memory_bytes / 1e9:.1f} GB of memory at most"
         )
         if self.free_bytes is not None:
             remedy = "lower --micro-batch-tokens or --max-length"
@@ -74,10 +76,8 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     on_gpu = config.device.type == "cuda"
     trial = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
     memory = trial + 2 * adapter  # the optimiser's state is made in the first step
-    tokens = int(batch_tokens.sum()) * config.num_train_epochs
-    steps = -(-len(batch_tokens) // config.gradient_accumulation_steps) * config.num_train_epochs
-    if config.max_steps > 0:
-        tokens, steps = tokens * config.max_steps / steps, config.max_steps
+    steps = total_steps(config, len(training))
+    tokens = int(batch_tokens.sum()) * steps / -(-len(batch_tokens) // config.gradient_accumulation_steps)
     free = psutil.virtual_memory().available
     lacking = not on_gpu and 2 * adapter > free
     return Estimate(seconds_a_token * tokens, steps, memory, free if lacking else None)

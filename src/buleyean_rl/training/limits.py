@@ -14,7 +14,8 @@ from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import ModelError, UsageError
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.weights import load_config
-from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.system.wording import counted
+from buleyean_rl.training.config import BuleyeanConfig, total_steps
 
 MAX_EXPONENT = 80.0  # e^-80 is near the smallest number of fp32
 SMALL_TAU = MAX_EXPONENT / math.log(2**31 + 1)  # records have at most 2^31 - 1 rounds
@@ -36,8 +37,27 @@ def check_tau(tau: float, boundaries: Iterable[Boundary]) -> None:
     largest = MAX_EXPONENT / math.log(rounds + 1)
     if tau > largest:
         raise UsageError(
-            f"tau {tau:g} is too large for answers that were judged in {rounds:,} rounds: it divides their odds by "
-            f"more than a float can hold; at most {math.floor(largest * 10) / 10:g} works"
+            f"tau {tau:g} is too large for answers that were judged in {counted(rounds, 'round')}: it divides their "
+            f"odds by more than a float can hold; at most {math.floor(largest * 10) / 10:g} works"
+        )
+
+
+def check_warmup(config: BuleyeanConfig, records: int) -> None:
+    """Refuse a warmup after whose end there is no step.
+
+    Args:
+        config: the settings.
+        records: number of training records.
+
+    Raises:
+        UsageError: says how many steps there are.
+    """
+    steps = total_steps(config, records)
+    warmup = config.get_warmup_steps(steps + 1)  # see `BuleyeanTrainer.create_scheduler`
+    if warmup > steps:
+        raise UsageError(
+            f"warmup_steps {config.warmup_steps:g} is a warmup of {counted(warmup, 'step')} and the run has {steps:,}: "
+            f"the learning rate would never reach {config.learning_rate:g}; lower it, or name a share such as 0.1"
         )
 
 

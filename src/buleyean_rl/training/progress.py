@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from transformers import TrainerCallback
 
+from buleyean_rl.system.terminal import can_redraw
+from buleyean_rl.system.wording import counted
+
 LINE_INTERVAL_SECONDS = 60.0
 
 
@@ -19,8 +22,8 @@ class ShowProgress(TrainerCallback):
 
     def __init__(self, console: Console) -> None:
         columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.console, can_redraw = console, console.is_terminal or console.is_jupyter
-        self.progress = _WithFigures(*columns, console=console, disable=console.quiet or not can_redraw)
+        self.console = console
+        self.progress = _WithFigures(*columns, console=console, disable=not can_redraw(console))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Show the bar, at the step where a resumed run starts."""
@@ -57,7 +60,7 @@ class ShowProgress(TrainerCallback):
 def in_words(seconds: float) -> str:
     """A duration in seconds, minutes or hours."""
     if seconds < 90:
-        return f"{seconds:.0f} seconds"
+        return counted(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 

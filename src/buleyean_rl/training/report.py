@@ -15,6 +15,7 @@ from buleyean_rl.hub.cards import run_card
 from buleyean_rl.models.run_folder import RUN_FORMAT
 from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
+from buleyean_rl.system.wording import counted
 from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
@@ -215,4 +216,4 @@ def result_lines(report: RunReport) -> str:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"

@@ -33,7 +33,7 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.guard import Guard, Limits
-from buleyean_rl.training.limits import check_layers, check_tau, fit_length
+from buleyean_rl.training.limits import check_layers, check_tau, check_warmup, fit_length
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
@@ -107,6 +107,7 @@ def _train(
     if cut:
         console.print(cut)
     check_tau(config.tau, dataset.training)
+    check_warmup(config, len(dataset.training))
     attach_run_adapter(model, config, console)
     state.record("compute", model.training_numerics)
     _take_intervals(state.checkpoint, config)

@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,46 +59,80 @@ class ImportedRows:
     rows: Iterator[Row] = field(repr=False)
 
 
-@contextmanager
-def read_upload(
-    content: bytes, name: str, columns: Mapping[str, str], below: float | None, scratch: Path
-) -> Iterator[ImportedRows]:
-    """The rejections in an uploaded file.
+class Importer:
+    """Reads uploaded files, one at a time, each in a process of its own.
 
     Args:
-        content: of the file.
-        name: of the file, whose ending tells a table from JSON.
-        columns: role -> column, for a table of the user's own; see `Choices`.
-        below: a score below it is a rejection; None for the importers' own.
         scratch: folder for temporary files.
-
-    Raises:
-        UnreadableFile: it cannot be imported, or not within the bounds.
-        OSError: the disk is full.
     """
-    with temporary_folder(scratch / "import") as folder:
-        source = folder / _safe_name(name)
-        source.write_bytes(content)
-        choices: Row = {"columns": dict(columns)} | ({} if below is None else {"below": below})
-        task = {"source": str(source), "folder": str(folder), "choices": choices}
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", __name__, json.dumps(task)],
-                capture_output=True,
-                timeout=MAX_SECONDS,
-                check=False,
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._lock, self._idle = threading.Lock(), threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    @contextmanager
+    def read_upload(
+        self, content: bytes, name: str, columns: Mapping[str, str], below: float | None
+    ) -> Iterator[ImportedRows]:
+        """The rejections in an uploaded file.
+
+        Args:
+            content: of the file.
+            name: of the file, whose ending tells a table from JSON.
+            columns: role -> column, for a table of the user's own; see `Choices`.
+            below: a score below it is a rejection; None for the importers' own.
+
+        Raises:
+            UnreadableFile: it cannot be imported, or not within the bounds; or the server ends.
+            OSError: the disk is full.
+        """
+        with self._idle, temporary_folder(self._scratch / "import") as folder:
+            source = folder / _safe_name(name)
+            source.write_bytes(content)
+            choices: Row = {"columns": dict(columns)} | ({} if below is None else {"below": below})
+            reply = self._run({"source": str(source), "folder": str(folder), "choices": choices})
+            if "errno" in reply:
+                raise OSError(reply["errno"], reply["problem"])
+            if "problem" in reply:
+                raise UnreadableFile(reply["problem"], reply.get("columns"), reply.get("sample"))
+            with (folder / "rows").open(encoding="utf-8") as file:
+                yield ImportedRows(reply["format"], reply["records"], reply["notes"], map(json.loads, file))
+
+    def close(self) -> None:
+        """End what is under way; nothing of it is imported, unless it is being stored already."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+        with self._idle:  # its folder is deleted
+            pass
+
+    def _run(self, task: Row) -> Row:
+        """What the child makes of a file."""
+        with self._lock:
+            if self._closed:
+                raise UnreadableFile(_SERVER_ENDS)
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, json.dumps(task)], stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL
             )
-        except subprocess.TimeoutExpired:
-            raise UnreadableFile(f"takes more than {MAX_SECONDS} seconds to read: {_IN_PARTS}") from None
-        reply = _decode_reply(done)
-        if "errno" in reply:
-            raise OSError(reply["errno"], reply["problem"])
-        if "problem" in reply:
-            raise UnreadableFile(reply["problem"], reply.get("columns"), reply.get("sample"))
-        with (folder / "rows").open(encoding="utf-8") as file:
-            yield ImportedRows(reply["format"], reply["records"], reply["notes"], map(json.loads, file))
+        with self._process as process:
+            try:
+                out, err = process.communicate(timeout=MAX_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise UnreadableFile(f"takes more than {MAX_SECONDS} seconds to read: {_IN_PARTS}") from None
+            finally:
+                process.kill()
+        with self._lock:
+            self._process = None
+            if self._closed:
+                raise UnreadableFile(_SERVER_ENDS)
+        return _decode_reply(process.returncode, out, err)
 
 
+_SERVER_ENDS = "is not imported: the server ends; import it again"
 _IN_PARTS = "import it in parts, or clean it with `buleyean data import` first"
 
 
@@ -106,12 +141,12 @@ def _safe_name(name: str) -> str:
     return "upload" + "".join(re.findall(r"\.[a-z0-9]{1,8}", Path(name[-64:]).name.lower())[-2:])
 
 
-def _decode_reply(done: subprocess.CompletedProcess[bytes]) -> Row:
+def _decode_reply(code: int, out: bytes, err: bytes) -> Row:
     try:
-        return dict(json.loads(done.stdout))
+        return dict(json.loads(out))
     except ValueError:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        if done.returncode < 0 or any("MemoryError" in line for line in lines[-1:]):
+        lines = err.decode(errors="replace").strip().splitlines()
+        if code < 0 or any("MemoryError" in line for line in lines[-1:]):
             return {"problem": f"takes more than {MAX_MEMORY >> 30} GB of memory to read: {_IN_PARTS}"}
         return {"problem": f"cannot be read: {lines[-1][:200] if lines else 'the importer ended without a message'}"}
 

@@ -22,6 +22,7 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, ServedModel
 from buleyean_rl.void.app import make_app
+from buleyean_rl.void.importing import Importer
 from buleyean_rl.void.listener import PromptProtocol, listen, urls
 from buleyean_rl.void.routes.questions import MAX_PROMPT
 from buleyean_rl.void.services import Void
@@ -109,6 +110,8 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
 
         training = Training(store, folder / "runs", model, swap_in)
         opened.callback(training.close)
+        importer = Importer(folder)
+        opened.callback(importer.close)
         for run in store.runs.list():  # the newest that can be used
             try:
                 if (run_folder := training.finished_folder(run)) is not None:
@@ -120,7 +123,7 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
         training.resume()
         shut_down = opened.pop_all().close
 
-    void = Void(store, answering, training)
+    void = Void(store, answering, training, importer)
     hosts = LOOPBACK if token is None else None
     app = make_app(void, token=token, hosts=hosts, on_shutdown=shut_down)
     settings = uvicorn.Config(

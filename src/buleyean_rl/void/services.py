@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from buleyean_rl.void.answering import Answering
+from buleyean_rl.void.importing import Importer
 from buleyean_rl.void.store import Store
 from buleyean_rl.void.training import Training
 
@@ -21,12 +22,14 @@ class Void:
         store: of everything that happened.
         answering: the models.
         training: the run under way, if any.
+        importer: reads uploaded files.
         one_import: held by the import that is being read.
     """
 
     store: Store
     answering: Answering
     training: Training
+    importer: Importer
     one_import: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @property

@@ -10,7 +10,7 @@
       librechat    LibreChat's exports
       traces       Langfuse and LangSmith
       columns      tables whose columns the user names
-    rows, scores, literals, reasoning, threads, suggest   what the formats share
+    rows, scores, names, literals, reasoning, threads, suggest   what the formats share
     sources        a file, a folder or a Hub data set -> numbered rows
       text_files, json_files, tables, arrow_files   by kind of file
     redact         a record without e-mail addresses, phone numbers and keys

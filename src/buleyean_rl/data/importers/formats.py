@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from buleyean_rl.data.importers import canonical, columns, labels, librechat, open_webui, pairs, ranked, traces
+from buleyean_rl.data.importers.names import simplify_names
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Format
 from buleyean_rl.data.importers.suggest import suggest_columns
 from buleyean_rl.data.records import Row
@@ -47,7 +48,7 @@ def find_format(name: str, choices: Choices = NO_CHOICES) -> Format:
 
 
 def detect_format(rows: Sequence[Row], choices: Choices = NO_CHOICES) -> Format:
-    """The format of the first row that looks like one; `columns` where the user names some.
+    """The format of the first row that looks like one, if need be by simplified names; `columns` where some are named.
 
     Args:
         rows: some rows from the start of the data.
@@ -58,7 +59,7 @@ def detect_format(rows: Sequence[Row], choices: Choices = NO_CHOICES) -> Format:
     """
     if choices.columns:
         return columns.COLUMNS
-    for row in rows:
+    for row in (*rows, *map(simplify_names, rows)):
         for format in FORMATS:
             if format.matches(row):
                 return format

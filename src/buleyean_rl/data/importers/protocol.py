@@ -22,7 +22,7 @@ class Discards:
         chosen_discarded: answers that were chosen, accepted, or never rejected.
         ties: pairs of answers with equal scores, which are no rejection.
         without_rejection: rows in which nothing was rejected.
-        unrated: those of them that nobody rated.
+        unrated: those of them in which no answer was rated.
         duplicates_folded: rejected answers that repeat another one of their row.
         same_as_chosen: rows that reject the very text they choose.
         unusable: reason -> sound rows that training on text cannot use, such as a rejected call of a tool.

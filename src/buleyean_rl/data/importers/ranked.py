@@ -23,6 +23,7 @@ from buleyean_rl.data.importers.rows import (
 from buleyean_rl.data.records import RejectionRecord, Row, parse_prompt, pick
 from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.wording import counted
 
 Counted = tuple[list[Row], list[int], Any]  # candidates, how often each was rejected, rounds (unchecked)
 
@@ -78,6 +79,7 @@ def _build_records(
         yield build_record(discards, pick_prompt(row, discards), answers, [counts[k] for k in rejected], rounds)
     else:
         discards.without_rejection += 1
+        discards.unrated += not candidates
     discards.chosen_discarded += len(candidates) - len(rejected)
     yield from _accepted(row, candidates, counts, rounds)
 
@@ -104,7 +106,7 @@ def _pick_candidates(row: Row) -> list[Row]:
     scores = row.get("scores")
     if isinstance(scores, list) and all(isinstance(text, str) for text in value):
         if len(scores) != len(value):
-            fail(f"has {len(scores)} scores for {len(value)} answers: give each a score")
+            fail(f"has {counted(len(scores), 'score')} for {counted(len(value), 'answer')}: give each a score")
         return [{"response": text, "score": score} for text, score in zip(value, scores, strict=True)]
     for k, candidate in enumerate(value):
         if not isinstance(candidate, Mapping):

@@ -20,6 +20,7 @@ from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rend
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
 from buleyean_rl.system.outputs import check_output_file
+from buleyean_rl.system.wording import counted
 
 ROWS_PER_TICK = 1000
 
@@ -43,7 +44,7 @@ class ImportReport:
         prompts_repeated: records that joined an earlier one of the same prompt.
         empty: rejected answers that are "".
         same_as_chosen: rows that reject the very text they choose.
-        rendered: prompts that begin as a chat template's output does.
+        rendered: prompts that look like a chat template's output.
         unrated: rows without a rejection that nobody rated.
         unusable: reason -> sound rows that training on text cannot use, left out.
         context_dropped: key -> rows imported without what they have under it.
@@ -89,12 +90,14 @@ class ImportReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report for a person: what was written, then what was not, zeros left out."""
+        """The report for a person: what was written, then what was not, zeros left out.
+
+        A row without a rejection stands here as its accepted answers, or as one without a rating.
+        """
         notes = {
             "chosen, accepted or never rejected answers discarded": self.chosen_discarded,
             "ties, which reject nothing": self.ties,
-            "rows without a rejection": self.without_rejection,
-            "rows without a rating, which are among these": self.unrated,
+            "rows without a rating": self.unrated,
             "duplicate answers folded into counts": self.duplicates_folded,
             "rows that joined an earlier record of the same prompt": self.prompts_repeated,
             "empty answers, with no token to reject (training drops them)": self.empty,
@@ -111,8 +114,8 @@ class ImportReport:
         }
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
         return [
-            f"{self.source} ({self.format}): {self.rows:,} rows -> {self.records:,} records, "
-            f"{self.rejections:,} rejections of {self.answers:,} answers, in {self.output}",
+            f"{self.source} ({self.format}): {counted(self.rows, 'row')} -> {counted(self.records, 'record')}, "
+            f"{counted(self.rejections, 'rejection')} of {counted(self.answers, 'answer')}, in {self.output}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
             *([f"  redacted: {redacted}; names and addresses are not looked for"] if self.redacted else []),
             *(f"  {error}" for error in self.errors[:3]),
@@ -216,6 +219,6 @@ def _describe_nothing(report: ImportReport, discards: Discards) -> str:
         **discards.unusable,
     }
     instead = "; ".join(f"{what}: {number:,}" for what, number in rows.items() if number)
-    problem = f"has no rejected answer in {report.rows:,} rows read as {report.format}; nothing was written"
+    problem = f"has no rejected answer in {counted(report.rows, 'row')} read as {report.format}; nothing was written"
     hint = ". A score below 0.5 rejects: --below sets another limit" if discards.chosen_discarded else ""
     return f"{problem} ({instead}){hint}" if instead else problem

@@ -19,6 +19,7 @@ from buleyean_rl.data.importers.arrow_files import (
 )
 from buleyean_rl.data.importers.formats import detect_format
 from buleyean_rl.data.importers.json_files import NumberedRows, read_json
+from buleyean_rl.data.importers.names import simplify_names
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Format
 from buleyean_rl.data.importers.tables import read_table
 from buleyean_rl.data.importers.text_files import open_text
@@ -53,14 +54,24 @@ def open_source(
     """
     rows = open_rows(source, split=split, skip_bad=skip_bad, encoding=encoding)
     if row_format is not None:
-        return row_format, rows
+        return row_format, _rename(rows, row_format)
     try:
         sample = list(islice(rows, ROWS_SAMPLED))
         detected = detect_format([row for _, row in sample], choices)
     except RecordError as error:
         rows.close()
         raise RecordError(error.problem, path=error.path or source, line=error.line) from error
-    return detected, _chain(sample, rows)
+    return detected, _rename(_chain(sample, rows), detected)
+
+
+def _rename(rows: NumberedRows, row_format: Format) -> NumberedRows:
+    """The rows, with simplified names where only by these they are in the format; closing it closes the source."""
+    with closing(rows):
+        for number, row in rows:
+            if row_format.matches(row) or not row_format.matches(simplified := simplify_names(row)):
+                yield number, row
+            else:
+                yield number, simplified
 
 
 def _chain(sample: list[tuple[int, Row]], rows: NumberedRows) -> NumberedRows:

@@ -13,9 +13,11 @@ from typing import Any
 
 from buleyean_rl.data.importers.json_files import NumberedRows
 from buleyean_rl.data.importers.literals import parse_literal
+from buleyean_rl.data.importers.names import simplify_name
 from buleyean_rl.data.importers.text_files import NOT_UTF8
 from buleyean_rl.data.records import SkipBad, handle_bad_row
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.wording import counted
 
 DELIMITERS = ",;\t|"
 MAX_CELL = 1 << 24  # characters
@@ -89,7 +91,8 @@ def _read_rows(lines: _Lines, path: str, skip_bad: SkipBad) -> NumberedRows:
     names = [" ".join(name.split()) or f"column {k}" for k, name in enumerate(next(reader, []), start=1)]
     if len(set(names)) < len(names):
         raise RecordError("has two columns of one name: rename one", path=path, line=1)
-    is_log = {"input", "output"} <= set(names) and "instruction" not in names
+    simple_names = set(map(simplify_name, names))
+    is_log = {"input", "output"} <= simple_names and "instruction" not in simple_names
     line = lines.number + 1
     for cells in reader:
         if not any(cell.strip() for cell in cells):  # spreadsheets end with such rows
@@ -97,7 +100,8 @@ def _read_rows(lines: _Lines, path: str, skip_bad: SkipBad) -> NumberedRows:
         elif len(cells) == len(names):
             yield line, {name: _parse_cell(name, cell, is_log) for name, cell in zip(names, cells, strict=True)}
         else:
-            problem = f"has {len(cells)} cells, and the first row {len(names)}: quote cells that hold a {delimiter!r}"
+            cell_count = counted(len(cells), "cell")
+            problem = f"has {cell_count}, and the first row {len(names)}: quote cells that hold a {delimiter!r}"
             handle_bad_row(RecordError(problem), path, line, skip_bad)
         line = lines.number + 1
 
@@ -118,7 +122,7 @@ def _choose_delimiter(head: Sequence[str], path: Path) -> str:
 
 def _parse_cell(name: str, cell: str, is_log: bool) -> Any:
     """A cell as it is, or the list or object that it spells out where its column holds such."""
-    if name in JSON_COLUMNS or is_log:
+    if not JSON_COLUMNS.isdisjoint((name, simplify_name(name))) or is_log:
         value = parse_literal(cell)
         if value is not None and (isinstance(value, str) <= is_log):
             return value

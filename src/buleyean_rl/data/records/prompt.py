@@ -15,6 +15,9 @@ _RENDERED = re.compile(
     r"\s*+(<s>|<bos>|<\|begin_of_text\|>|<\uff5cbegin\u2581of\u2581sentence\uff5c>)?\s*+"
     r"(<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<\|(system|user|assistant)\|>|<\uff5cUser\uff5c>)"
 )
+# The cues of templates that are plain text, before a question and at the end: Alpaca, Guanaco, Vicuna.
+_QUESTION_CUE = re.compile(r"### ?(Instruction|Human|User|Question)\b|(^|\s)(USER|Human): ")
+_ANSWER_CUE = re.compile(r"(### ?(Response|Assistant|Answer|Output):?|(^|\s)(ASSISTANT|Assistant):)\s*\Z")
 
 
 def parse_prompt(value: object) -> Prompt:
@@ -44,7 +47,14 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def looks_rendered(prompt: Prompt) -> bool:
-    """Whether a text of a prompt begins as the output of some chat template does."""
+    """Whether a text of a prompt looks like the output of some chat template."""
     if isinstance(prompt, str):
-        return _RENDERED.match(prompt) is not None
-    return any(_RENDERED.match(content) for _, content in prompt)
+        return _looks_rendered(prompt)
+    return any(_looks_rendered(content) for _, content in prompt)
+
+
+def _looks_rendered(text: str) -> bool:
+    if _RENDERED.match(text):
+        return True
+    answer = _ANSWER_CUE.search(text, max(0, len(text) - 200))
+    return answer is not None and _QUESTION_CUE.search(text, 0, answer.start()) is not None

@@ -23,6 +23,7 @@ from buleyean_rl.data.records.answers import (
 )
 from buleyean_rl.data.records.prompt import Prompt, parse_prompt
 from buleyean_rl.data.records.values import MAX_INTEGER, describe, fail, list_keys, parse_integer, parse_text, pick
+from buleyean_rl.system.wording import counted
 
 # Context that other tools keep beside the prompt; a record has it in `messages`.
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
@@ -268,7 +269,10 @@ def _parse_column(value: object, name: str, answers: int, items: str) -> Sequenc
     if not isinstance(value, list | tuple):
         fail(f"{name} is {describe(value)}: it must be a list of {items}, one for each answer")
     if len(value) != answers:
-        fail(f"{name} has {len(value)} entries for {answers} rejected_responses: give each answer one")
+        fail(
+            f"{name} has {counted(len(value), 'entry', 'entries')} for {answers} rejected_responses: "
+            "give each answer one"
+        )
     return value
 
 
@@ -332,7 +336,7 @@ def _parse_spans(value: object, text: str, k: int) -> Spans:
         start, end = span
         if not 0 <= start < end <= len(text):
             fail(
-                f"rejected_spans[{k}][{i}] is [{start}, {end}] and the answer has {len(text)} characters: "
+                f"rejected_spans[{k}][{i}] is [{start}, {end}] and the answer has {counted(len(text), 'character')}: "
                 f"it needs 0 <= start < end <= {len(text)}"
             )
         checked.append((start, end))

@@ -12,6 +12,7 @@ from buleyean_rl.data.records.files import handle_bad_row, read_rows
 from buleyean_rl.data.records.prompt import looks_rendered
 from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
 from buleyean_rl.errors import RecordError
+from buleyean_rl.system.wording import counted
 
 
 class MeasuredRecord(NamedTuple):
@@ -78,7 +79,7 @@ class Validation:
         rejections: the sum of their counts.
         answers: their rejected answers, each once.
         duplicates: answers that repeat another of their line, folded into its count.
-        rendered: prompts that begin as a chat template's output does.
+        rendered: prompts that look like a chat template's output.
         repeated_prompts: records whose prompt an earlier line had.
         empty: rejected answers that are "", which have no token to reject.
         dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
@@ -138,7 +139,8 @@ class Validation:
         notes |= {"records dropped": self.dropped, "bad lines": self.bad}
         verdict = "usable" if self.usable else f"not usable: {self._remedy()}"
         return [
-            f"{self.path}: {self.rows:,} rows, {self.records:,} records, {self.rejections:,} rejections; {verdict}",
+            f"{self.path}: {counted(self.rows, 'row')}, {counted(self.records, 'record')}, "
+            f"{counted(self.rejections, 'rejection')}; {verdict}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
             *(f"  note: {remark}" for remark in (self.tokens.remarks if self.tokens else [])),
             *(f"  {error}" for error in self.errors),

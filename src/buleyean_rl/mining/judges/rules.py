@@ -10,6 +10,7 @@ from typing import Any
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.repetition import is_looping, repeated_spans
 from buleyean_rl.mining.judges.protocol import Verdict
+from buleyean_rl.system.wording import counted
 
 Rule = Callable[[str, str], Verdict]
 
@@ -50,9 +51,9 @@ def length(minimum: int, maximum: int | None) -> Rule:
     def rule(_prompt: str, answer: str) -> Verdict:
         words = list(re.finditer(r"\S+", answer))
         if len(words) < minimum:
-            return Verdict(True, (), f"{len(words)} words")
+            return Verdict(True, (), counted(len(words), "word"))
         if maximum is not None and len(words) > maximum:
-            return Verdict(True, ((words[maximum].start(), words[-1].end()),), f"{len(words)} words")
+            return Verdict(True, ((words[maximum].start(), words[-1].end()),), counted(len(words), "word"))
         return Verdict(False)
 
     return rule

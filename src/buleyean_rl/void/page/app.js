@@ -215,7 +215,7 @@ async function showRuns() {
   const { runs } = await ask("runs");
   $("runs").replaceChildren(...(runs.length ? runs : []).map((run) => make("li", {},
     make("a", { href: `#runs/${run.id}` }, `Run ${run.id}`),
-    ` ${run.state}, ${counted(run.records, "record")}, ${run.step ?? 0} of ${run.steps} steps`,
+    ` ${run.state}, ${counted(run.records, "record")}, ${run.step ?? 0} of ${counted(run.steps, "step")}`,
     ...(run.error ? [make("div", { class: "error" }, run.error)] : []))));
   if (!runs.length) $("runs").replaceChildren(make("li", {}, "No run yet: reject something, then train."));
 }
@@ -223,7 +223,7 @@ async function showRuns() {
 async function showRun(id) {
   const run = await ask(`runs/${id}`);
   $("run-title").textContent = `Run ${run.id}`;
-  $("run-state").textContent = `${run.state}${run.error ? `: ${run.error}` : ""}, ${counted(run.records, "record")}, ${run.points.length} of ${run.steps} steps`;
+  $("run-state").textContent = `${run.state}${run.error ? `: ${run.error}` : ""}, ${counted(run.records, "record")}, ${run.points.length} of ${counted(run.steps, "step")}`;
   $("verdict").textContent = run.verdict ? verdictWords(run.verdict) : "";
   chart($("run-chart"), run.points);
   $("samples").replaceChildren(...run.samples.flatMap((sample) => [

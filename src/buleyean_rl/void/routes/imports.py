@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from buleyean_rl.data.importers.protocol import COLUMN_ROLES
-from buleyean_rl.void.importing import UnreadableFile, read_upload
+from buleyean_rl.void.importing import UnreadableFile
 from buleyean_rl.void.requests import parse_text, parse_uid, path_id, query_number, read_body
 from buleyean_rl.void.services import Void, services
 from buleyean_rl.void.store import ImportedFile, Row
@@ -56,7 +56,7 @@ def _find_earlier(void: Void, file: ImportedFile) -> Row | None:
 
 
 def _store(void: Void, file: ImportedFile, content: bytes, columns: dict[str, str], below: float | None) -> Row:
-    with read_upload(content, file.name, columns, below, void.folder) as upload:
+    with void.importer.read_upload(content, file.name, columns, below) as upload:
         return void.store.imports.add(file, upload.format, upload.records, upload.rows) | {"notes": upload.notes}
 
 
