@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# A process for each of two cores: most tests use one. Those of a file stay together, with what they share.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --constraint requirements.lock
 TORCH := torch==2.13.0
 # What the CUDA build of that torch asks for; without a GPU the tests interpret it.
@@ -17,16 +19,16 @@ demo: $(INSTALLED)  ## the main job on bundled data: mine, train, export, measur
 
 .PHONY: test
 test: $(INSTALLED)  ## run the tests, all but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 .PHONY: test-slow
 test-slow: $(INSTALLED)  ## kills, restarts, a browser, llama-cpp-python (compiled once, minutes)
 	$(INSTALL) --editable '.[llama-cpp]'
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 .PHONY: hostile
 hostile: $(INSTALLED)  ## every attack on the commands at full scale: hostile files, kills, full disks, endpoints (hours)
-	BULEYEAN_HOSTILE=1 $(BIN)/python -m pytest tests/hostile
+	BULEYEAN_HOSTILE=1 $(PYTEST) tests/hostile
 
 .PHONY: test-studies
 test-studies: $(INSTALLED)  ## run the studies' own tests
