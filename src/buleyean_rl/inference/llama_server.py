@@ -59,8 +59,6 @@ class LlamaCppEngine(BaseEngine):
         EngineError: the file is missing, is not GGUF, is truncated, or llama.cpp cannot run it.
     """
 
-    is_batched = True
-
     def __init__(
         self,
         path: Path | str,
@@ -104,6 +102,11 @@ class LlamaCppEngine(BaseEngine):
         self._ascii_token = self.tokenize("a")[-1]
         # Freed before its loop has started, a server never ends: wait for one token.
         self._force_token([self._ascii_token], self._ascii_token, 1)
+
+    @property
+    def is_batched(self) -> bool:
+        """The slots share each step."""
+        return True
 
     @cached_property
     def tokenizer(self) -> Any:

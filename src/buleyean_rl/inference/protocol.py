@@ -98,7 +98,9 @@ class Completer(Protocol):
         tokenizer: of transformers, whose ids the answers' token ids are; None where they have none.
     """
 
-    is_batched: bool
+    @property
+    def is_batched(self) -> bool:
+        """See above."""
 
     @property
     def tokenizer(self) -> Any:
@@ -189,8 +191,12 @@ class Engine(Completer, Protocol):
 class BaseEngine:
     """`answer_many` and `complete_many` from an engine's `answers`."""
 
-    is_batched = False
     tokenizer: Any = None
+
+    @property
+    def is_batched(self) -> bool:
+        """See `Completer`."""
+        return False
 
     def answers(
         self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None

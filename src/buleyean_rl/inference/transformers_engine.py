@@ -43,8 +43,6 @@ class TransformersEngine(BaseEngine):
             allows.
     """
 
-    is_batched = True
-
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8, context: int | None = None) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
         self.context = _choose_context(model, context)
@@ -52,6 +50,11 @@ class TransformersEngine(BaseEngine):
         self._special_ids = set(tokenizer.all_special_ids)
         self._eos_token_ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
         self._eos_token_ids |= end_token_ids(tokenizer)
+
+    @property
+    def is_batched(self) -> bool:
+        """Not with the decoding kernel, whose rows do not depend on each other."""
+        return self._batch_decoder is None
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""
