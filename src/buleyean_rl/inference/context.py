@@ -55,6 +55,6 @@ def fit_prompt(engine: ContextEngine, messages: Messages) -> list[int] | Unanswe
         return ids
     return Unanswered(
         TOO_LONG,
-        f"the conversation has {counted(len(ids), 'token')} and the context holds {engine.context}: "
+        f"the conversation has {counted(len(ids), 'token')} and the context holds {engine.context:,}: "
         "start a new one, or ask for a larger context",
     )

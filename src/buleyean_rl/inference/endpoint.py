@@ -268,9 +268,7 @@ class EndpointEngine(BaseEngine):
                 if failures > self._patience.retries or self._dead.is_set():
                     return Unanswered(FAILED, f"{shown}, in {counted(failures, 'try', 'tries')}", is_permanent=False)
                 if asked > self._patience.max_retry_after:
-                    return Unanswered(
-                        FAILED, f"{shown}, asks to wait {counted(round(asked), 'second')}", is_permanent=False
-                    )
+                    return Unanswered(FAILED, f"{shown}, asks to wait {asked:.0f} seconds", is_permanent=False)
                 await self._back_off(failures, asked)
 
     def _read_error(self, reply: Reply) -> Unanswered:

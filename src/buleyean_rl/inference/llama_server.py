@@ -291,7 +291,7 @@ def _check_reply(reply: dict[str, Any]) -> dict[str, Any]:
     if error.get("type") == "exceed_context_size_error":
         raise EngineError(
             f"the conversation has {counted(error['n_prompt_tokens'], 'token')} and the context holds "
-            f"{error['n_ctx']}: start a new one, or ask for a larger context"
+            f"{error['n_ctx']:,}: start a new one, or ask for a larger context"
         )
     problem = f"llama.cpp: {error.get('message', error)}"
     raise RefusedPrompt(problem) if error.get("code") == 400 else EngineError(problem)
