@@ -58,6 +58,24 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         check_output_file(tmp_path / "link")
 
 
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (loop := tmp_path / "loop").symlink_to("loop")
+    (nowhere := tmp_path / "nowhere").symlink_to("missing")
+    with pytest.raises(UsageError, match="leads back to itself"):
+        check_output_file(loop, overwrite=True)
+    for folder in (loop, nowhere):
+        with pytest.raises(UsageError, match="is a link to nothing"), claim_folder(folder, has_mark, "run"):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "nowhere"]
+
+
+def test_a_home_that_the_shell_left_as_it_is_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="write the home folder out"), claim_folder(Path("~/run"), has_mark, "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     with pytest.raises(UsageError, match="not a regular file"):

@@ -46,6 +46,8 @@ def check_output_file(
             raise UsageError(f"{path} is not a regular file: name the file to write")
         return
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UsageError(f"{path} is a link that leads back to itself: name another file")
     if not target.parent.is_dir():
         raise UsageError(f"{path} cannot be written: create the folder {target.parent} first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -88,6 +90,10 @@ def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iter
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: name a folder for the {what}")
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"{path} is a link to nothing: make the folder that it names, or name another")
+    if path.parts[:1] and path.parts[0].startswith("~") and not Path(path.parts[0]).exists():
+        raise UsageError(f"{path}: the shell left {path.parts[0]} as it is: write the home folder out")
     foreign = UsageError(f"{path} is not empty and has no {what} of ours: name another folder")
     is_new = not path.exists()
     if not is_new and not _may_take(path, is_ours):
