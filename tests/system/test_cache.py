@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from buleyean_rl.cli import main
-from buleyean_rl.system.cache import evict_lru, memoize_to_disk
+from buleyean_rl.system.cache import cache_folder, evict_lru, memoize_to_disk
 from hostile.disk import files_at_most
 
 
@@ -80,6 +80,12 @@ def test_without_a_home_it_says_what_to_set(
     assert (
         capsys.readouterr().err == "error: there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one\n"
     )
+
+
+def test_a_relative_cache_is_the_home_folder_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert cache_folder() == tmp_path / ".cache" / "buleyean-rl"
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:

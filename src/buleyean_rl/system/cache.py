@@ -19,11 +19,14 @@ from buleyean_rl.system.files import SUFFIX, read_json_object, sweep_temporary, 
 def cache_folder() -> Path:
     """`buleyean-rl` in the user's cache: converted models, kernels, token stores, answers.
 
+    XDG_CACHE_HOME must be absolute, as its specification has it: a cache does not belong in whatever folder is current.
+
     Raises:
         UsageError: nobody knows where that is, as for a container's user without a name.
     """
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
+        return (configured if configured.is_absolute() else Path.home() / ".cache") / "buleyean-rl"
     except RuntimeError:
         raise UsageError("there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one") from None
 
