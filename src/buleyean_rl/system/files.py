@@ -116,6 +116,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder at once: what a process that is killed meanwhile leaves of it, `sweep_temporary` deletes."""
+    temporary = _temporary_name(path)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary)
+
+
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """A folder for what a file is made from, deleted at the end.
