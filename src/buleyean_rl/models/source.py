@@ -98,9 +98,9 @@ class Source:
         if not Path(self.location).is_dir():
             return str(self.revision)[:16]
         digest = hashlib.sha256()
-        for path in sorted(Path(self.location).iterdir()):
+        for path in sorted(filter(Path.is_file, Path(self.location).iterdir())):  # a run may lie in a folder beside
             status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{path.name} {status.st_size} {status.st_mtime_ns}\n"))
         return digest.hexdigest()[:16]
 
     def with_adapter(self, run: Path) -> Source:
