@@ -69,10 +69,11 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "nowhere"]
 
 
-def test_a_home_that_the_shell_left_as_it_is_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_others_would_name_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="write the home folder out"), claim_folder(Path("~/run"), has_mark, "run"):
-        pass
+    for name, problem in (("~/run", "write the whole path"), (os.fsdecode(b"caf\xe9"), "is not UTF-8")):
+        with pytest.raises(UsageError, match=problem), claim_folder(Path(name), has_mark, "run"):
+            pass
     assert not list(tmp_path.iterdir())
 
 

@@ -50,7 +50,12 @@ def make_modelfile(
 
     Returns:
         The text, and what it leaves out, in sentences.
+
+    Raises:
+        ExportError: a Modelfile cannot hold the file's name.
     """
+    if not model.name.isprintable():
+        raise ExportError(f"{model.name!r} cannot stand in a Modelfile: name a file without line breaks")
     lines, notes = [f"FROM ./{model.name}"], []
     try:
         template = go_template(find_separators(tokenizer))

@@ -92,8 +92,9 @@ def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iter
         raise UsageError(f"{path} is a file: name a folder for the {what}")
     if path.is_symlink() and not path.exists():
         raise UsageError(f"{path} is a link to nothing: make the folder that it names, or name another")
-    if path.parts[:1] and path.parts[0].startswith("~") and not Path(path.parts[0]).exists():
-        raise UsageError(f"{path}: the shell left {path.parts[0]} as it is: write the home folder out")
+    if os.path.expanduser(path) != str(path):
+        raise UsageError(f"{path} begins with a ~ that the shell left as it is: write the whole path")
+    check_utf8(path)
     foreign = UsageError(f"{path} is not empty and has no {what} of ours: name another folder")
     is_new = not path.exists()
     if not is_new and not _may_take(path, is_ours):
@@ -110,6 +111,16 @@ def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iter
         if is_new:
             with suppress(OSError):  # it is not empty
                 path.rmdir()
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a path that libraries written in other languages cannot open: llama.cpp, tokenizers, Arrow.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    if str(path).encode(errors="replace") != os.fsencode(path):
+        raise UsageError(f"{path} is not UTF-8: choose another name")
 
 
 def is_stream(path: Path) -> bool:
