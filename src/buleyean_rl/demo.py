@@ -8,7 +8,6 @@ distributions.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from buleyean_rl.mining.votes import reject_loops
 from buleyean_rl.mining.walk import walk_config
 from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.disk import name_full_disk
-from buleyean_rl.system.files import read_json_object, write_json
+from buleyean_rl.system.files import read_json_object, remove_folder, write_json
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.system.terminal import can_redraw
 from buleyean_rl.system.wording import counted
@@ -125,7 +124,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     write_records(folder / "records.jsonl", records)
 
     if any((folder / "run" / name).exists() for name in ("run.json", "settings.json")):
-        shutil.rmtree(folder / "run")
+        remove_folder(folder / "run")
     config = walk_config(None, {"save_strategy": "no"})(folder / "run")
     report = train(folder / "records.jsonl", base, config, console=console)
     with console.status("exporting to GGUF, and checking it against the model"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +38,23 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["missing"] == []
     assert {finding["name"] for finding in report["findings"]} >= set(doctor.REQUIREMENTS)
+
+
+def test_a_cache_where_nobody_may_look_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = os.stat
+
+    def forbid(path: str | Path, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path / "buleyean-rl")):  # as root sees every folder
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, *arguments, **options)
+
+    build.status()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "stat", forbid)
+    assert main(["doctor"]) == 0
+    assert str(tmp_path / "buleyean-rl") in capsys.readouterr().out
 
 
 def test_a_missing_requirement_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

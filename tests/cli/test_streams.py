@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from buleyean_rl.cli import main
 from buleyean_rl.data.records import make_record, read_records, write_records
 
 
@@ -47,6 +50,16 @@ def test_an_error_without_a_stderr_is_not_on_stdout(folder: Path) -> None:
 def test_a_closed_stream_is_not_taken_by_a_file(folder: Path) -> None:
     code = "import os; from buleyean_rl.cli import main; main(['--version']); os._exit(min(os.open('x', 65), 99))"
     assert shell(f'{sys.executable} -c "{code}" >&- 2>&- <&-', folder).returncode > 2
+
+
+def test_text_that_a_stream_cannot_encode_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert main(["--version"]) == 0
+    print(os.fsdecode(b"caf\xc3\xa9 \xff"), flush=True)
+    assert out.getvalue().splitlines()[1] == b"caf\\xe9 \\udcff"
+    assert sys.stdin.readline() == "caf\N{REPLACEMENT CHARACTER}\n"
 
 
 def test_without_a_reader_nothing_is_said(folder: Path) -> None:

@@ -46,8 +46,8 @@ batches = st.lists(st.lists(st.none() | boundaries, max_size=4), max_size=5)
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; returns where in it the tokens go."""
-    monkeypatch.setattr(token_store, "cache_folder", lambda: tmp_path / "cache")
-    return tmp_path / "cache" / "tokens"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "buleyean-rl" / "tokens"
 
 
 def some_records(count: int = 20) -> list[RejectionRecord]:

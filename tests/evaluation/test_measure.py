@@ -244,6 +244,13 @@ def test_texts_of_a_file(tmp_path: Path) -> None:
         read_texts(tmp_path / "bad.jsonl")
 
 
+def test_a_plot_names_models_as_they_are_called(tmp_path: Path) -> None:
+    names = ("$\\frac{$", "_hidden", os.fsdecode(b"caf\xe9"))
+    plot(tmp_path / "p.svg", [Evaluation(name, figures={"accuracy": Figure([(1.0, 1.0)])}) for name in names])
+    drawn = (tmp_path / "p.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in (*names[:2], "caf?"))
+
+
 def test_a_plot_of_one_figure(tmp_path: Path) -> None:
     plot(tmp_path / "p.png", [Evaluation("m", figures={"accuracy": Figure([(1.0, 1.0)])})])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -326,6 +326,11 @@ def test_links_to_one_file_have_one_journal(tmp_path: Path) -> None:
     assert (mined.report.answers_reused, link.is_symlink()) == (10, True)
 
 
+def test_the_root_folder_is_no_output() -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        mine(PROMPTS, Talker, "model", [find_judge("loops")], Path("/"), MineSettings())
+
+
 def mine_command(*words: object) -> int:
     return main(["mine", *map(str, words)])
 

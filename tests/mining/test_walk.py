@@ -135,6 +135,16 @@ def test_a_walk_has_rounds_and_resumes(work: list[str], capsys: pytest.CaptureFi
         assert problem in capsys.readouterr().err
 
 
+def test_what_a_round_killed_at_its_end_left_is_deleted(work: list[str]) -> None:
+    assert main([*work, "--rounds", "1"]) == 0
+    walk, left = read(), Path("w/round-1/run/settings.json")
+    Path("w/walk.json").write_text(json.dumps(walk | {"rounds": walk["rounds"][:1]}))
+    left.write_text("{}")
+    assert main([*work, "--rounds", "1"]) == 0
+    assert [entry["round"] for entry in read()["rounds"]] == [0, 1]
+    assert not left.exists()
+
+
 def test_nothing_to_reject_ends_the_walk(work: list[str]) -> None:
     work[work.index("--judge") + 1] = "refusal"
     assert main(work) == 0

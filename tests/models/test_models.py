@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,15 @@ def test_a_fingerprint_follows_the_content(folder: Path, tmp_path: Path) -> None
     before = resolve(str(copy)).fingerprint
     assert before == resolve(str(folder)).fingerprint
     (copy / "config.json").write_text("{}")
+    assert resolve(str(copy)).fingerprint != before
+
+
+def test_a_fingerprint_is_of_files_of_any_name_alone(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = resolve(str(copy)).fingerprint
+    (copy / "runs" / "first").mkdir(parents=True)  # a run is resumed from a folder in its base's
+    assert resolve(str(copy)).fingerprint == before
+    (copy / os.fsdecode(b"caf\xe9")).touch()
     assert resolve(str(copy)).fingerprint != before
 
 
@@ -291,7 +301,7 @@ def test_a_run_knows_its_base(run: tuple[Path, Any], folder: Path, tmp_path: Pat
 def test_a_run_with_a_missing_base_is_an_error(run: tuple[Path, Any]) -> None:
     config = run[0] / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/no/such/folder"}))
-    with pytest.raises(ModelError, match="'/no/such/folder'"):
+    with pytest.raises(ModelError, match="was trained on /no/such/folder, which is not there: move it back"):
         merge_run(run[0])
 
 

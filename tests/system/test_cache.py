@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from buleyean_rl.cli import main
-from buleyean_rl.system.cache import evict_lru, memoize_to_disk
+from buleyean_rl.errors import UsageError
+from buleyean_rl.system.cache import cache_folder, evict_lru, make_cache_folder, memoize_to_disk
 from hostile.disk import files_at_most
 
 
@@ -80,6 +81,28 @@ def test_without_a_home_it_says_what_to_set(
     assert (
         capsys.readouterr().err == "error: there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one\n"
     )
+
+
+def test_a_relative_cache_is_the_home_folder_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert cache_folder() == tmp_path / ".cache" / "buleyean-rl"
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, problem in (
+        (str(tmp_path / "file"), "Not a directory: set XDG_CACHE_HOME"),
+        (os.fsdecode(b"/caf\xe9"), "is not UTF-8"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        with pytest.raises(UsageError, match=problem):
+            make_cache_folder("tokens")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert make_cache_folder("tokens") == tmp_path / "buleyean-rl" / "tokens"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UsageError, match="is read-only to you: set XDG_CACHE_HOME"):
+        make_cache_folder("tokens")
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> No
     assert (json.loads(target.read_text()), names(tmp_path)) == ({"step": 1}, ["run.json"])
 
 
+def test_a_path_that_is_no_utf8_comes_back_from_json(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/models/caf\xe9")
+    write_json(tmp_path / "run.json", {"model": path, "other": "é"})
+    assert json.loads((tmp_path / "run.json").read_bytes()) == {"model": path, "other": "é"}
+    write_text(tmp_path / "README.md", path)
+    assert (tmp_path / "README.md").read_bytes() == b"/models/caf?"
+
+
 def test_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
     with atomic_path(target) as first, atomic_path(target) as second:

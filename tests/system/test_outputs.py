@@ -58,6 +58,25 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         check_output_file(tmp_path / "link")
 
 
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (loop := tmp_path / "loop").symlink_to("loop")
+    (nowhere := tmp_path / "nowhere").symlink_to("missing")
+    with pytest.raises(UsageError, match="leads back to itself"):
+        check_output_file(loop, overwrite=True)
+    for folder in (loop, nowhere):
+        with pytest.raises(UsageError, match="is a link to nothing"), claim_folder(folder, has_mark, "run"):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "nowhere"]
+
+
+def test_a_folder_that_others_would_name_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, problem in (("~/run", "write the whole path"), (os.fsdecode(b"caf\xe9"), "is not UTF-8")):
+        with pytest.raises(UsageError, match=problem), claim_folder(Path(name), has_mark, "run"):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     with pytest.raises(UsageError, match="not a regular file"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from buleyean_rl.errors import UsageError
+from buleyean_rl.system.files import is_temporary
 from buleyean_rl.training import checkpoints
 from buleyean_rl.training.checkpoints import (
     MARK,
@@ -122,3 +124,18 @@ def test_a_first_step_of_five_minutes_has_one(tmp_path: Path, monkeypatch: pytes
     control = SimpleNamespace(should_training_stop=False, should_save=False, should_log=False)
     callback.on_step_end(None, SimpleNamespace(global_step=1), control)
     assert control.should_save
+
+
+def test_one_that_is_being_deleted_is_never_taken_for_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(folder: Path) -> None:
+        (folder / MARK).unlink()
+        raise KeyboardInterrupt
+
+    write(tmp_path, 2)
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        discard_checkpoints(tmp_path)
+    (rest,) = tmp_path.iterdir()
+    assert is_temporary(rest)

@@ -91,6 +91,8 @@ def test_a_run_folder_is_complete_and_has_no_pickle(finished: Finished) -> None:
     } == names
     for path in finished.folder.iterdir():  # a pickle, or the zip torch keeps one in
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
+    modes = {path.stat().st_mode for path in finished.folder.iterdir()}
+    assert len(modes) == 1  # whoever may read the card may read the adapter
 
 
 def test_the_adapter_names_its_base_and_all_seven_layers(finished: Finished, base: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper, UnsupportedOperation
 from itertools import pairwise
 from typing import Annotated
 
@@ -84,14 +85,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open those that are closed on nothing: the next file would take their place, and get what C code prints."""
+    """Open those that are closed on nothing, and let all of them take any text.
+
+    The next file would take the place of a closed one, and get what C code prints.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", errors="backslashreplace", closefd=False))
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):  # what it cannot encode is no reason to stop
+            with suppress(UnsupportedOperation):  # it was read from before
+                stream.reconfigure(errors="backslashreplace" if number else "replace")
 
 
 def _flush_stdout() -> None:

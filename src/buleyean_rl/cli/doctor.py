@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -106,8 +107,9 @@ def _storage() -> list[Finding]:
     from buleyean_rl.system.cache import cache_folder, entry_bytes
 
     folder = cache_folder()
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
-    used, free = entry_bytes(folder) if folder.exists() else 0, shutil.disk_usage(parent).free
+    # `Path.exists` raises where nobody may look
+    parent = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    used, free = entry_bytes(folder) if parent == folder else 0, shutil.disk_usage(parent).free
     return [
         Finding("cache", f"{folder}, {used / 1e9:.2f} GB"),
         Finding("disk", f"{free / 1e9:.1f} GB free there"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -66,6 +65,7 @@ def evaluate(
     from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
     from buleyean_rl.evaluation.texts import read_texts
+    from buleyean_rl.system.files import encode_json
     from buleyean_rl.system.outputs import check_output_file, open_output
 
     if plot is not None and Path(plot).suffix not in PICTURES:
@@ -99,7 +99,7 @@ def evaluate(
         print_json(result, True)
     elif json_file is not None:
         with open_output(Path(json_file)) as file:
-            file.write((json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            file.write(encode_json(result, allow_nan=False))
     if plot is not None:
         draw(Path(plot), evaluations, seed)
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, Rejection, build_boundaries
-from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru
+from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru, make_cache_folder
 from buleyean_rl.system.files import atomic_write, file_sha256
 
 BATCH_RECORDS = 256  # enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
@@ -148,13 +148,14 @@ def tokenise(
 
     Raises:
         TemplateRefusal: of the first record that the chat template refuses.
+        UsageError: the cache cannot be written.
     """
     folder = cache_folder() / "tokens"
     path = folder / f"{_store_key(source, tokenizer, max_length, skip_refused)}.arrow"
     with suppress(OSError, ValueError):  # missing or damaged: it is written again
         os.utime(path)  # for evict_lru
         return BoundaryFile(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_cache_folder("tokens")
     encoder = Encoder(tokenizer, max_length, skip_refused=skip_refused)
     write_boundaries(path, _build_batches(records, encoder), progress, encoder.counts)
     boundaries = BoundaryFile(path)

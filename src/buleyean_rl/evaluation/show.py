@@ -227,7 +227,9 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
         canvas.axes[0].plot([], [], "o", color=f"C{place}", label=evaluation.model)[0]
         for place, evaluation in enumerate(evaluations)
     ]
-    canvas.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9)
+    legend = canvas.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9)
+    for text in legend.get_texts():  # a path is no formula, and may not be UTF-8
+        text.set(text=text.get_text().encode(errors="replace").decode(), parse_math=False)
     picture = BytesIO()
     key = "Software" if path.suffix == ".png" else "Creator"
     canvas.savefig(picture, format=path.suffix[1:], metadata={key: MARK})

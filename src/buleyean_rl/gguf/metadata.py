@@ -116,7 +116,11 @@ class About:
                 Keys.General.BASE_MODEL_NAME.format(id=0): self.base,
                 Keys.General.BASE_MODEL_REPO_URL.format(id=0): self.base_url,
             }
-        return {key: make_field(value) for key, value in values.items() if value is not None}
+        return {
+            key: make_field(value.encode(errors="replace").decode() if isinstance(value, str) else value)  # of any path
+            for key, value in values.items()
+            if value is not None
+        }
 
 
 def override_fields(metadata: Mapping[str, Field], fields: Mapping[str, Field]) -> dict[str, Field]:

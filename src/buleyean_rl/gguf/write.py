@@ -32,7 +32,7 @@ from buleyean_rl.gguf.vocabulary import name_for_llama_cpp
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
 from buleyean_rl.models.weight_checks import is_finite
 from buleyean_rl.system.files import atomic_path, sweep_temporary, temporary_folder
-from buleyean_rl.system.outputs import check_output_file
+from buleyean_rl.system.outputs import check_output_file, check_utf8
 from gguf import GGMLQuantizationType, GGUFType, GGUFWriter
 
 METADATA_BYTES = 32 << 20  # allowed for the vocabulary when free disk space is checked
@@ -191,6 +191,7 @@ def check_request(paths: Mapping[str, Path]) -> None:
             raise ExportError(f"unknown quantisation {quant!r}; there are {', '.join((*QUANTS, *K_QUANTS))}")
         if quant in K_QUANTS:
             check_installed(quant)
+        check_utf8(path)
         check_output_file(path, overwrite=True, streams=False)
 
 

@@ -9,7 +9,6 @@ HF_ENDPOINT and HF_TOKEN.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
 from buleyean_rl.models.model_folder import read_json
 from buleyean_rl.models.source import HUB_ID, public_name_and_license
+from buleyean_rl.system.files import encode_json
 
 CARD = "README.md"
 RUN_FILES = (
@@ -114,7 +114,7 @@ def upload(
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in plan.files.items()
         ]
         if overwrite_card or not api.file_exists(repo, CARD, repo_type=plan.kind):
-            operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=plan.card.encode()))
+            operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=plan.card.encode(errors="replace")))
         summary = message or f"Upload {', '.join(plan.files)}"
         api.create_commit(repo, operations, commit_message=summary, repo_type=plan.kind)
     except LocalTokenNotFoundError:
@@ -141,7 +141,7 @@ def _without_local_path(path: Path, key: str) -> bytes:
     if key not in value:
         raise UsageError(f"{path} has no {key}: it is not of a run folder")
     public = value | {key: public_name_and_license(str(value[key]))[0]}
-    return (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()
+    return encode_json(public)
 
 
 def _read_quantisation(path: Path) -> str:

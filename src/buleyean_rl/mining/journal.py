@@ -30,7 +30,7 @@ REMEDY = "name another output, or begin anew with --overwrite"
 
 def journal_path(output: Path) -> Path:
     """The journal beside a records file."""
-    return output.with_name(f"{output.stem}.mined.jsonl")
+    return output.parent / f"{output.stem}.mined.jsonl"
 
 
 class Journal:

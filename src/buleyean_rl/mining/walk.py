@@ -31,7 +31,7 @@ from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
 from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
-from buleyean_rl.models.run_folder import is_run
+from buleyean_rl.models.run_folder import is_finished, is_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, write_json
@@ -39,7 +39,7 @@ from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
-from buleyean_rl.training.run_state import can_resume
+from buleyean_rl.training.run_state import can_resume, clean_finished
 
 ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
 WALK_FORMAT = 2  # of walk.json; in 1, without a number, prompts were counted, not compared
@@ -266,7 +266,9 @@ class _Walk:
         """Train a round's run; returns the number of its records."""
         folder = self._round_folder(number)
         with self._measure_time(number):
-            if not (folder / "run" / "run.json").exists():
+            if is_finished(folder / "run"):
+                clean_finished(folder / "run")
+            else:
                 self.close_engine()
                 train(
                     folder / "records.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def run_base(run: Path) -> str:
     """The name of the base model that a run folder's adapter belongs to.
 
     Raises:
-        ModelError: it is not a run folder, its training has not ended, or another version wrote it.
+        ModelError: it is not a run folder, its training has not ended, another version wrote it, or its base is gone.
     """
     if is_unfinished(run):
         raise ModelError(f"{run} has an unfinished run: finish it with `buleyean train ... --resume`")
@@ -133,7 +134,12 @@ def run_base(run: Path) -> str:
     if is_finished(run):
         read_run(run)
     adapter_weights(run)
-    return str(read_adapter_config(run)["base_model_name_or_path"])
+    base = str(read_adapter_config(run)["base_model_name_or_path"])
+    if os.path.isabs(base) and not os.path.exists(base):
+        raise ModelError(
+            f"{run} was trained on {base}, which is not there: move it back, or name its place in {config}"
+        )
+    return base
 
 
 def is_run(name: str) -> bool:

@@ -101,7 +101,7 @@ class Source:
         if not folder.is_dir():
             return str(self.revision)[:16]
         files = {path for pattern in (*hub.CONFIGURATION_FILES, *hub.WEIGHT_FILES) for path in folder.glob(pattern)}
-        lines = [f"{path.name} {_memoized_sha256(path)}\n" for path in sorted(files) if path.is_file()]
+        lines = [f"{os.fsencode(path.name)!r} {_memoized_sha256(path)}\n" for path in sorted(files) if path.is_file()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
     def with_adapter(self, run: Path) -> Source:

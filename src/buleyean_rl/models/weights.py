@@ -8,6 +8,7 @@ Only safetensors and GGUF are read, no pickle; no code of a model is run.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -21,7 +22,7 @@ from buleyean_rl.models import hub, pre_tokenizers, weight_checks
 from buleyean_rl.models.gguf_header import check_model_header, check_numbers, read_header
 from buleyean_rl.models.model_folder import check_folder, read_json, stored_tensors, weight_paths
 from buleyean_rl.models.source import Source, resolve
-from buleyean_rl.system.cache import cache_folder
+from buleyean_rl.system.cache import cache_folder, make_cache_folder
 from buleyean_rl.system.files import atomic_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -156,7 +157,7 @@ def load_config(name: str | Source) -> Any:
 
     source = resolve(name)
     with loading(source):
-        if source.gguf_path is not None and not _conversion_folder(source).exists():
+        if source.gguf_path is not None and not os.path.isdir(_conversion_folder(source)):
             check_model_header(read_header(source.gguf_path))
             return AutoConfig.from_pretrained(source.location, gguf_file=source.gguf, trust_remote_code=False)
         return AutoConfig.from_pretrained(str(model_folder(source)), trust_remote_code=False)
@@ -244,8 +245,9 @@ def _convert_gguf(source: Source) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder, path = _conversion_folder(source), Path(source.location) / str(source.gguf)
-    if folder.exists():
+    if os.path.isdir(folder):
         return folder
+    make_cache_folder("models")
     check_model_header(read_header(path))
     # transformers' reader draws a bar of its own, whatever its settings
     with loading(source), atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()):

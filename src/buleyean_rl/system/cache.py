@@ -13,19 +13,48 @@ from pathlib import Path
 from typing import Any
 
 from buleyean_rl.errors import UsageError
+from buleyean_rl.system.disk import FULL_DISK
 from buleyean_rl.system.files import SUFFIX, read_json_object, sweep_temporary, write_json
+from buleyean_rl.system.outputs import check_utf8
 
 
 def cache_folder() -> Path:
     """`buleyean-rl` in the user's cache: converted models, kernels, token stores, answers.
 
+    XDG_CACHE_HOME must be absolute, as its specification has it: a cache does not belong in whatever folder is current.
+
     Raises:
         UsageError: nobody knows where that is, as for a container's user without a name.
     """
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "buleyean-rl"
+        return (configured if configured.is_absolute() else Path.home() / ".cache") / "buleyean-rl"
     except RuntimeError:
         raise UsageError("there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one") from None
+
+
+def make_cache_folder(name: str) -> Path:
+    """A folder in the cache, made if it is not there.
+
+    Args:
+        name: of the folder.
+
+    Raises:
+        UsageError: nothing can be written there.
+        OSError: the disk is full.
+    """
+    folder = cache_folder() / name
+    remedy = "set XDG_CACHE_HOME to a folder that you may write to"
+    check_utf8(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise UsageError(f"the cache {folder} cannot be made: {error.strerror}: {remedy}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"the cache {folder} is read-only to you: {remedy}")
+    return folder
 
 
 def cache_key(inputs: object) -> str:

@@ -69,14 +69,26 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, whole or not at all; what of a path in it is no UTF-8 becomes question marks."""
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="replace"))
+
+
+def encode_json(value: Mapping[str, Any], *, allow_nan: bool = True) -> bytes:
+    """JSON for people to read, in UTF-8; what of a path in it is no UTF-8 is escaped, and read back as it was.
+
+    Args:
+        value: that JSON can hold.
+        allow_nan: write NaN and infinity, which JSON does not have, instead of raising ValueError.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    with atomic_write(path) as file:
+        file.write(encode_json(value))
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
@@ -114,6 +126,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder at once: what a process that is killed meanwhile leaves of it, `sweep_temporary` deletes."""
+    temporary = _temporary_name(path)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary)
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def check_output_file(
             raise UsageError(f"{path} is not a regular file: name the file to write")
         return
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UsageError(f"{path} is a link that leads back to itself: name another file")
     if not target.parent.is_dir():
         raise UsageError(f"{path} cannot be written: create the folder {target.parent} first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -88,6 +90,11 @@ def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iter
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: name a folder for the {what}")
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"{path} is a link to nothing: make the folder that it names, or name another")
+    if os.path.expanduser(path) != str(path):
+        raise UsageError(f"{path} begins with a ~ that the shell left as it is: write the whole path")
+    check_utf8(path)
     foreign = UsageError(f"{path} is not empty and has no {what} of ours: name another folder")
     is_new = not path.exists()
     if not is_new and not _may_take(path, is_ours):
@@ -104,6 +111,16 @@ def claim_folder(path: Path, is_ours: Callable[[Path], bool], what: str) -> Iter
         if is_new:
             with suppress(OSError):  # it is not empty
                 path.rmdir()
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a path that libraries written in other languages cannot open: llama.cpp, tokenizers, Arrow.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    if str(path).encode(errors="replace") != os.fsencode(path):
+        raise UsageError(f"{path} is not UTF-8: choose another name")
 
 
 def is_stream(path: Path) -> bool:

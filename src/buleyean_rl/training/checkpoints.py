@@ -8,7 +8,6 @@ without one are somebody else's, and stay.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.system.files import file_sha256, is_temporary, read_json_object, write_json
+from buleyean_rl.system.files import file_sha256, is_temporary, read_json_object, remove_folder, write_json
 
 CHECKPOINT_FORMAT = 1
 MARK = "checkpoint.json"
@@ -94,7 +93,7 @@ def discard_checkpoints(folder: Path, keep: int = 0, newest: int | None = None) 
     whole = sorted((path for path, step in steps.items() if step >= 0), key=lambda path: steps[path])
     for path in steps:
         if path not in whole[len(whole) - keep :]:
-            shutil.rmtree(path)
+            remove_folder(path)
 
 
 class WriteCheckpoints(TrainerCallback):

@@ -115,6 +115,16 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, console: C
             yield RunState(folder, settings, None)
 
 
+def clean_finished(folder: Path) -> None:
+    """Delete what a process that was killed at the end of its run left in the folder.
+
+    Raises:
+        UsageError: another process is at it.
+    """
+    with claim_folder(folder, is_run_folder, "run"):
+        _discard_work(folder)
+
+
 def can_resume(folder: Path) -> bool:
     """Whether a folder has a run that was stopped, and did not fail."""
     return is_unfinished(folder) and "failed" not in read_settings(folder)

@@ -9,6 +9,7 @@ The loss itself knows nothing of this module.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -199,6 +200,8 @@ class BuleyeanTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to what transformers logs."""
+        if "train_loss" in logs:
+            return  # transformers' summary, of a resumed run that of the steps since: run.json has the run's
         if "loss" in logs:
             logs |= self._logged.means()
             if not math.isfinite(logs.get("grad_norm", 0.0)):
@@ -210,6 +213,8 @@ class BuleyeanTrainer(Trainer):
         """Write adapter and tokenizer. transformers' own pickles the settings, and asks the Hub about the base."""
         folder = str(output_dir or self.args.output_dir)
         self.language_model.module.save_pretrained(folder, save_embedding_layers=False)
+        # which safetensors lets nobody else read, whatever the umask
+        shutil.copymode(Path(folder) / "adapter_config.json", Path(folder) / "adapter_model.safetensors")
         if self.language_model.tokenizer is not None:
             self.language_model.tokenizer.save_pretrained(folder)
 

@@ -11,6 +11,7 @@ round without a rejection of the texts that others reject; into a file goes noth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -153,7 +154,7 @@ def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit:
     report = FoldReport()
     output = Path(path)
     check_output_file(output, overwrite=True)
-    folder = None if is_stream(output) else output.resolve().parent  # where there is room for the records
+    folder = None if is_stream(output) else Path(os.path.realpath(output)).parent  # where there is room for the records
     with open_output(output) as target:
         target.writelines(_fold_lines(records, report, limit, folder))
         if not report.records:
