@@ -36,7 +36,7 @@ from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
 
-CONVERSATIONS, CONTEXTS = (1, 8, 64, 256), (128, 1024)
+STEPS_OF, CONTEXTS, CONVERSATIONS = (1, 8, 64, 256), (128, 1024), (1, 8, 64)
 TOKENS = 128
 READ_BYTES = 1 << 29  # more than any cache holds
 MEMORY_BLOCKS = 1024  # of keys and values, read again and again where there are more: as much as is read at once
@@ -94,7 +94,7 @@ def step_rows(decoder: Decoder, width: int, linear: int, head: int) -> list[dict
     peak, speed = peak_flops(), read_speed()
     rows = [results.figure("machine", "peak_flops", peak), results.figure("machine", "read_bytes_per_s", speed)]
     for context in CONTEXTS:
-        for conversations in CONVERSATIONS:
+        for conversations in STEPS_OF:
             cached = conversations * context * decoder.block_numbers // CACHE_BLOCK
             attended = cached * decoder.heads // decoder.key_heads
             whole = step_seconds(decoder, width, conversations, context, conversations)

@@ -97,7 +97,7 @@ def test_a_fingerprint_is_of_files_of_any_name_alone(folder: Path, tmp_path: Pat
     before = resolve(str(copy)).fingerprint
     (copy / "runs" / "first").mkdir(parents=True)  # a run is resumed from a folder in its base's
     assert resolve(str(copy)).fingerprint == before
-    (copy / os.fsdecode(b"caf\xe9")).touch()
+    (copy / os.fsdecode(b"caf\xe9.json")).touch()
     assert resolve(str(copy)).fingerprint != before
 
 
