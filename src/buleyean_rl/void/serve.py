@@ -162,6 +162,8 @@ def _trained(run: int, source: Source) -> ServedModel:
 
 
 def _answers(engine: Engine, prompts: list[str]) -> list[str]:
-    """Generated as the page generates them, so that they equal what was rejected: batches differ in the last digits."""
-    sampling = Sampling(max_tokens=MAX_TOKENS)
-    return ["".join(engine.generate([{"role": "user", "content": prompt}], sampling)) for prompt in prompts]
+    """The same as the page generates, so that they equal what was rejected: beside others only where that is so."""
+    sampling, conversations = Sampling(max_tokens=MAX_TOKENS), [[{"role": "user", "content": each}] for each in prompts]
+    if not engine.is_batched:
+        return engine.complete_many(conversations, sampling)
+    return ["".join(engine.generate(messages, sampling)) for messages in conversations]
