@@ -224,3 +224,15 @@ def test_no_adapter_at_all(base: Path, tmp_path: Path) -> None:
     (tmp_path / "ia3/adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
     with pytest.raises(ExportError, match="of type 'IA3'; only LoRA"):
         blueprint_from_run(str(tmp_path / "ia3"))
+
+
+@pytest.mark.parametrize("side", "AB")
+def test_an_adapter_with_an_empty_tensor(side: str, base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", base)
+    tensors = load_file(run / "adapter_model.safetensors")
+    name = f"base_model.model.model.layers.0.self_attn.v_proj.lora_{side}.weight"
+    tensors[name] = torch.zeros(0, tensors[name].shape[1])
+    save_file(tensors, run / "adapter_model.safetensors")
+    for export in (lambda: blueprint_from_run(str(run)), lambda: write_adapter(run, tmp_path / "a.gguf")):
+        with pytest.raises(ExportError, match=r"v_proj\.lora_.* is empty: the file is damaged"):
+            export()

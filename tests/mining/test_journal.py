@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,17 @@ def test_a_header_without_answers_gives_way(tmp_path: Path) -> None:
     for seed in (1, 2):
         with Journal(path, {**HEADER, "seed": seed}):
             assert json.loads(path.read_text())["seed"] == seed
+
+
+def test_a_disk_that_is_full_until_the_end_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def close(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, {})
+    journal._file.close()
+    monkeypatch.setattr(journal, "_file", Full())
+    with pytest.raises(OSError, match="No space left") as error, journal:
+        pass
+    assert error.value.filename == str(path)

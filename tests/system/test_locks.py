@@ -73,3 +73,13 @@ def test_where_the_system_has_no_locks_there_is_none(tmp_path: Path, monkeypatch
     monkeypatch.setattr(locks, "fcntl", None)
     with FileLock(tmp_path / ".lock"), FileLock(tmp_path / ".lock"):
         pass
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(locks.os, "getpid", fail)  # while the lock is written
+    with pytest.raises(OSError, match="No space left") as error, FileLock(tmp_path / ".lock"):
+        pass
+    assert error.value.filename == str(tmp_path / ".lock")

@@ -225,6 +225,13 @@ def test_a_table_of_its_own_is_read_by_the_columns_that_are_named(tmp_path: Path
         assert (record["prompt"], record["rejected_responses"]) == ("Why?", ["Because."])
 
 
+def test_half_a_surrogate_pair_in_a_file_of_no_known_format_is_shown_replaced(tmp_path: Path) -> None:
+    with void_in_process(tmp_path) as (app, _):
+        asked = upload(app, "upload-01", b'{"prompt": "p", "re\\ud800ly": "\\ud800"}\n')
+        assert (asked.status, asked.json()["columns"]) == (400, ["prompt", "re\ufffdly"])
+        assert asked.json()["sample"] == [{"prompt": "p", "re\ufffdly": "\ufffd"}]
+
+
 def test_an_import_that_takes_too_long_or_too_much_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from buleyean_rl.void import importing
 

@@ -113,6 +113,8 @@ def read_adapter(folder: Path) -> LoraAdapter:
             if b_name not in tensors:
                 raise ExportError(f"{folder / WEIGHTS}: {name} has no {b_name}")
             paired |= {name, b_name}
+            if 0 in (*tensors[name].shape, *tensors[b_name].shape):
+                raise ExportError(f"{folder / WEIGHTS}: {name} or {b_name} is empty: the file is damaged")
             rank = tensors[name].shape[0]
             pairs[module] = LoraPair(tensors[name], tensors[b_name], _scaling(config, module, rank))
     unpaired = {name: tensor for name, tensor in tensors.items() if name not in paired}

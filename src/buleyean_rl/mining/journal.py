@@ -72,14 +72,14 @@ class Journal:
             if size == 0:
                 self._write(self._header)
         except BaseException:
-            self._file.close()
+            self._close()
             raise
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._close()
 
     def has_written(self, path: Path) -> bool:
         """Whether a records file was written from this journal, and not changed since."""
@@ -167,6 +167,10 @@ class Journal:
             self.tokenizer = _text(row["tokenizer"])
         else:
             self._written.add(row["records"])
+
+    def _close(self) -> None:
+        with name_full_disk(self.path):  # what could not be written is tried once more
+            self._file.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
         with name_full_disk(self.path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from buleyean_rl.errors import UsageError
+from buleyean_rl.system.disk import name_full_disk
 
 try:
     import fcntl
@@ -57,9 +58,10 @@ class FileLock:
                 if _is_still(file, self.path):  # otherwise its holder deleted it between the two steps above
                     if not _TAKEABLE.fullmatch(_read(file)):
                         raise UsageError(f"{self.path} is another program's lock: name another folder")
-                    file.truncate(0)
-                    file.write(f"buleyean-rl {os.getpid()}\n".encode())
-                    file.flush()
+                    with name_full_disk(self.path):
+                        file.truncate(0)
+                        file.write(f"buleyean-rl {os.getpid()}\n".encode())
+                        file.flush()
                     self._file = file
             finally:
                 if self._file is None:

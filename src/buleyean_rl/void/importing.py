@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from buleyean_rl.data.records.values import replace_lone_surrogates
 from buleyean_rl.errors import BuleyeanError, RecordError
 from buleyean_rl.system.files import temporary_folder
 from buleyean_rl.void.store import Row
@@ -170,7 +171,8 @@ def child(task: Row) -> None:
         reply = {"problem": str(error)}
     except OSError as error:
         reply = {"problem": str(error), "errno": error.errno}
-    print(json.dumps(reply), file=reply_out)
+    reply_out.buffer.write(replace_lone_surrogates(json.dumps(reply, ensure_ascii=False)).encode())
+    reply_out.flush()
 
 
 def _import(source: Path, folder: Path, values: Row) -> Row:
