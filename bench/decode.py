@@ -10,11 +10,9 @@ and as Q8_0, with as many slots as there are conversations; each round runs ever
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from buleyean_rl.models.cached_decoder import CachedDecoder
 from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
+from run import peak_flops, seconds
 
 STEPS_OF, CONTEXTS, CONVERSATIONS = (1, 8, 64, 256), (128, 1024), (1, 8, 64)
 TOKENS = 128
@@ -43,26 +42,10 @@ MEMORY_BLOCKS = 1024  # of keys and values, read again and again where there are
 UNEVEN = 2000
 
 
-def peak_flops() -> float:
-    """Of products in bf16."""
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16)
-    return 2 * 2048**3 / seconds(lambda: a @ a, 9)
-
-
 def read_speed() -> float:
     """Bytes a second of memory that is only read."""
     x = torch.ones(READ_BYTES // 8, dtype=torch.int64)
     return READ_BYTES / seconds(lambda: x.sum(), 9)
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def step_seconds(decoder: Decoder, width: int, conversations: int, context: int, draws: int) -> float:

@@ -62,8 +62,7 @@ def ask(parrot: Parrot, fingerprint: str = "model", prompts: Sequence[str] = ("�
 def test_a_model_answers_once() -> None:
     parrot, done = Parrot(), []
     assert cached_answers(lambda: parrot, "model", ["é", "b"], 8, done.append) == ask(parrot) == ["É", "B"]
-    assert done == [1, 2]
-    assert len(parrot.asked) == parrot.closed == 1
+    assert (done, len(parrot.asked), parrot.closed) == ([1, 2], 1, 1)
     conversations, sampling = parrot.asked[0]
     assert conversations == [[{"role": "user", "content": "é"}], [{"role": "user", "content": "b"}]]
     assert (sampling.max_tokens, sampling.temperature) == (8, 0)
@@ -83,8 +82,7 @@ def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> No
     parrot.answers = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):
         ask(parrot)
-    assert parrot.closed == 1
-    assert not list(cache.glob("answers-*"))
+    assert (parrot.closed, list(cache.glob("answers-*"))) == (1, [])
 
 
 def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
