@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 import torch
 
+from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.decoding import BatchDecoder, Drawn, Request
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
@@ -126,7 +127,7 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
     decoder = CachedDecoder(model)
     with torch.no_grad():
         model.lm_head.weight[3] = torch.nan
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(EngineError, match="logits are not numbers"):
         list(batch_decoder(decoder).run(requests(2)))
 
 

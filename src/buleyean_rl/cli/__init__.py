@@ -131,6 +131,8 @@ def _describe_error(error: Exception) -> tuple[str, int] | None:
         return str(error), error.exit_code
     if isinstance(error, typer.Abort):
         return "stopped", 130
+    if isinstance(error, MemoryError):
+        return str(error) or "not enough memory", 1
     if (number := full_disk(error)) is not None and not isinstance(error, OSError):
         return f"a disk is full: {os.strerror(number)}", 1
     if isinstance(error, OSError):

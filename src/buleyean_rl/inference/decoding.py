@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.block_cache import BlockCache
 from buleyean_rl.kernels.decode import CACHE_BLOCK, Draws
 from buleyean_rl.models.cached_decoder import CachedDecoder
@@ -96,7 +97,7 @@ class BatchDecoder:
         """The tokens as they are drawn; closing the generator stops the computation.
 
         Raises:
-            FloatingPointError: the model's logits are not numbers.
+            EngineError: the model's logits are not numbers.
             MemoryError: there is not enough.
         """
         with self._lock:
@@ -153,7 +154,7 @@ class _Batch:
         results = []
         for (sequence, _), token, logprob in zip(drawing, drawn, logprobs, strict=True):
             if logprob != logprob:
-                raise FloatingPointError("the model's logits are not numbers")
+                raise EngineError("the model's logits are not numbers: its weights are damaged, or too large for bf16")
             sequence.ids.append(token)
             is_last = self._is_last(sequence, token)
             if is_last:

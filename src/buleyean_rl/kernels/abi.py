@@ -234,7 +234,8 @@ def call(name: str, *arguments: Any) -> None:
     before = failures.value
     getattr(loaded, name)(*converted, torch.get_num_threads())
     if failures.value != before:
-        raise MemoryError(f"not enough memory for the kernel {name}: train with a smaller --micro-batch-tokens")
+        remedy = "answer with a smaller --context" if name == "decode" else "train with a smaller --micro-batch-tokens"
+        raise MemoryError(f"not enough memory for the kernel {name}: {remedy}")
 
 
 @lru_cache

@@ -150,9 +150,11 @@ class Guard(TrainerCallback, ExportableState):
         with self._model.eval_mode(), torch.no_grad():
             hidden = forward_hidden(self._model.backbone, batch)[entries.node]
             figures = compare_distributions(hidden, self._reference, self._model.head, entries.option)
-            loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts else None
-        assert figures.kl is not None
-        return DriftCheck(step, _finite(figures.kl.mean()), _finite(figures.entropy.mean()), loops)
+            assert figures.kl is not None
+            kl, entropy = _finite(figures.kl.mean()), _finite(figures.entropy.mean())
+            can_answer = kl is not None and entropy is not None
+            loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts and can_answer else None
+        return DriftCheck(step, kl, entropy, loops)
 
     def check_base(self) -> DriftCheck:
         """Measure the model with its adapter disabled; the KL is zero."""
