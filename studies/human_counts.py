@@ -23,7 +23,7 @@ import numpy as np
 
 import harness
 from buleyean_rl.data.importers.preferences import Preference, read_preferences
-from buleyean_rl.data.trie import Boundary, Rejection
+from buleyean_rl.data.trie import Boundary, Judgement
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.evaluation.statistics import Figure, kendall_tau
@@ -58,15 +58,15 @@ def by_position(boundary: Boundary) -> Boundary:
     for parent, piece in zip(boundary.parents, boundary.run_slices(), strict=True):
         depths += range(depths[parent] + 1, depths[parent] + 1 + piece.stop - piece.start)
     merged: dict[int, dict[int, tuple[int, int, int]]] = defaultdict(dict)
-    for node, token, rejected, judged, largest in boundary.rejections:
+    for node, token, rejected, judged, largest in boundary.judgements:
         v, n, rounds = merged[depths[node]].get(token, (0, 0, 0))
         merged[depths[node]][token] = v + rejected, n + judged, max(rounds, largest)
-    rejections = [
-        Rejection(node, token, *counts)
+    judgements = [
+        Judgement(node, token, *counts)
         for node, depth in enumerate(depths)
         for token, counts in sorted(merged[depth].items())
     ]
-    return replace(boundary, rejections=rejections)
+    return replace(boundary, judgements=judgements)
 
 
 class View(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from buleyean_rl.batching.batch import Batch, pack
 from buleyean_rl.batching.forward import forward_hidden
-from buleyean_rl.data.trie import Boundary, Rejection
+from buleyean_rl.data.trie import Boundary, Judgement
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.packed_attention import PACKED
@@ -26,8 +26,8 @@ def two_records(vocabulary: int) -> list[Boundary]:
     first = vocabulary // 2
     tokens = [(first + i) % vocabulary for i in range(38)]
     return [
-        Boundary(tokens[:8], tokens[8:26], [0, 6, 12], [0, 0, 3], [Rejection(0, tokens[8], 1, 1, 1)]),
-        Boundary(tokens[26:32], tokens[32:], [0], [0], [Rejection(0, tokens[32], 1, 1, 1)]),
+        Boundary(tokens[:8], tokens[8:26], [0, 6, 12], [0, 0, 3], [Judgement(0, tokens[8], 1, 1, 1)]),
+        Boundary(tokens[26:32], tokens[32:], [0], [0], [Judgement(0, tokens[32], 1, 1, 1)]),
     ]
 
 

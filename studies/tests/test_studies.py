@@ -135,7 +135,7 @@ def test_without_the_tokens_that_anchor(monkeypatch: pytest.MonkeyPatch) -> None
         harness.train(Method("complement", 1e-3, 1, rejected_alone=alone), [boundary])[1]["loss_first"]
         for alone in (False, True)
     ]
-    anchored = boundary.nodes / len(boundary.rejections)  # where nothing was rejected the loss begins at 0
+    anchored = boundary.nodes / boundary.rejections  # where nothing was rejected the loss begins at 0
     assert losses[1] == pytest.approx(anchored * losses[0], rel=1e-4)
 
 
@@ -247,7 +247,7 @@ def test_counts_merged_by_position_ignore_what_stands_before() -> None:
     first, second, third, fourth = [(5, 4, 6, 3)], [(6, 3, 3, 3), (8, 1, 3, 3)], [(7, 4, 6, 3)], [(9, 1, 3, 3)]
     at = [first, second, third, fourth, third, fourth, [], second]
     merged = human_counts.by_position(boundary)
-    assert merged.rejections == [(node, *entry) for node, entries in enumerate(at) for entry in entries]
+    assert merged.judgements == [(node, *entry) for node, entries in enumerate(at) for entry in entries]
     assert merged.tokens == boundary.tokens
     alone = merge_responses([1, 2], answers[:1], [3], [3])
     assert human_counts.by_position(alone) == alone

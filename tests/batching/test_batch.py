@@ -178,7 +178,7 @@ def test_prompt_tokens_have_no_loss(layout: Layout) -> None:
     model, head = Echo(), output_head(tiny_llama(TOKENIZER, hidden_size=8, num_attention_heads=2))
     results = []
     for prompt in ([11, 12, 13, 14, 15], [91, 92, 93, 94, 15]):
-        batch = layout([Boundary(prompt, TREE.tokens, TREE.runs, TREE.parents, TREE.rejections)])
+        batch = layout([Boundary(prompt, TREE.tokens, TREE.runs, TREE.parents, TREE.judgements)])
         model.zero_grad()
         states = forward_hidden(model, batch)
         got = fused_loss(states, head, batch.counts, Objective(), states.detach() / 2).loss

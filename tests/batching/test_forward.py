@@ -89,7 +89,44 @@ def test_at_the_start_the_kl_of_an_unrejected_node_is_zero() -> None:
     assert (losses.loss[~anchors] > 0).all()
 
 
+ACCEPTED = merge_responses(
+    [5, 6, 7], [([20, 21, 22], [True] * 3), ([20, 30], [True] * 2), ([40], [True])], [1, 0, 0], [1, 3, 2]
+)
+
+
+def test_options_never_rejected_leave_the_loss_as_it_is() -> None:
+    """At m = 1 what was judged and never rejected has r = 1, as what was never judged."""
+    rejected_only = replace(ACCEPTED, judgements=[j for j in ACCEPTED.judgements if j.rejected])
+    kept = {(j.node, j.token): j.judged for j in rejected_only.judgements}
+    assert kept == {(0, 20): 4, (1, 21): 1, (2, 22): 1}
+    assert len(ACCEPTED.judgements) == 5
+    model = adapted().double()
+    for objective in (Objective(), Objective(tau=5.93), Objective("published")):
+        results = []
+        for boundary in (ACCEPTED, rejected_only):
+            model.zero_grad()
+            batch = make_batch(probe_layout(model), [boundary, RECORDS[0]], objective)
+            losses = batch_losses(model, output_head(model), batch, objective)
+            losses.loss.sum().backward()
+            gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            results.append([*losses, torch.cat(gradients)])
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+def test_an_answer_never_rejected_holds_the_model_at_its_reference() -> None:
+    model = adapted()
+    alone = merge_responses([5, 6, 7], [([40, 41], [True] * 2)], [0], [2])
+    batch = make_batch(probe_layout(model), [alone], Objective())
+    losses = batch_losses(model, output_head(model), batch, Objective())
+    hidden = forward_hidden(backbone(model), batch), reference_hidden(model, batch)
+    log_pi, log_base = (output_head(model)(states).log_softmax(-1) for states in hidden)
+    assert len(losses.kl) == 3
+    torch.testing.assert_close(losses.kl, (log_base.exp() * (log_base - log_pi)).sum(-1), rtol=1e-4, atol=1e-6)
+    assert (losses.loss > 0).all()
+
+
 def test_only_the_published_objective_leaves_anchors_out() -> None:
+    assert len(make_batch("packed", [ACCEPTED], Objective("published")).nodes) == 3
     assert len(make_batch("packed", RECORDS, Objective()).nodes) == sum(record.nodes for record in RECORDS)
     published = make_batch("packed", RECORDS, Objective("published"))
-    assert len(published.nodes) == len({(r, node) for r, b in enumerate(RECORDS) for node, *_ in b.rejections})
+    assert len(published.nodes) == len({(r, node) for r, b in enumerate(RECORDS) for node, *_ in b.judgements})

@@ -18,7 +18,7 @@ from buleyean_rl.data import token_store
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord, make_record
 from buleyean_rl.data.token_store import BoundaryFile, tokenise, write_boundaries
-from buleyean_rl.data.trie import Boundary, Rejection, build_boundaries, build_boundary
+from buleyean_rl.data.trie import Boundary, Judgement, build_boundaries, build_boundary
 from buleyean_rl.errors import RecordError
 from buleyean_rl.system.cache import entry_bytes
 from tiny import SENTENCES, tiny_tokenizer
@@ -34,7 +34,7 @@ boundaries = st.builds(
     tokens=ids,
     runs=ids,
     parents=ids,
-    rejections=st.lists(st.builds(Rejection, small, small, large, large, large), max_size=5),
+    judgements=st.lists(st.builds(Judgement, small, small, large, large, large), max_size=5),
     truncated=st.integers(0, 99),
     ends=ids,
     counts=st.lists(large, max_size=5),
@@ -96,7 +96,7 @@ def test_what_is_read_is_what_was_written(drawn: list[list[Boundary | None]], da
 def test_what_is_read_holds_plain_integers() -> None:
     first = tokenise(some_records(), "some", TOKENIZER, 64)[0]
     numbers = [*first.prompt, *first.tokens, *first.runs, *first.parents, *first.rounds, first.truncated, first.index]
-    assert {type(number) for number in [*numbers, *(part for entry in first.rejections for part in entry)]} == {int}
+    assert {type(number) for number in [*numbers, *(part for entry in first.judgements for part in entry)]} == {int}
 
 
 def test_indices_are_those_of_a_list() -> None:

@@ -28,7 +28,7 @@ def record(*responses: str, counts: tuple[int, ...] = (), spans: object = (), pr
         prompt,  # type: ignore[arg-type]
         responses,
         counts or (1,) * len(responses),
-        (max(counts, default=1),) * len(responses),
+        (max((1, *counts)),) * len(responses),
         spans or ((),) * len(responses),  # type: ignore[arg-type]
     )
 
@@ -47,13 +47,14 @@ def test_trie_by_hand() -> None:
     got = merge_responses([1, 2], [([a, b, c], whole), ([a, b, d], whole), ([e], [True])], [4, 2, 1], [9] * 3)
     assert got.tokens == [a, b, c, d, e]
     assert (got.runs, got.parents) == ([0, 3, 4], [0, 2, 0])
-    assert got.rejections == [
+    assert got.judgements == [
         (0, a, 6, 18, 9),
         (0, e, 1, 9, 9),
         (1, b, 6, 18, 9),
         (2, c, 4, 9, 9),
         (2, d, 2, 9, 9),
     ]
+    assert got.rejections == 5
     assert got.nodes == 6
     assert [prefix(got, node) for node in range(6)] == [(), (a,), (a, b), (a, b, c), (a, b, d), (e,)]
 
@@ -63,13 +64,14 @@ def test_rounds_add_up_where_answers_go_on_with_the_same_token() -> None:
     a, b, c, d = 10, 11, 12, 13
     whole = [True] * 2
     got = merge_responses([1], [([a, b], whole), ([a, c], whole), ([d], [True])], [1, 0, 2], [1, 9, 5])
-    assert got.rejections == [(0, a, 1, 10, 9), (0, d, 2, 5, 5), (1, b, 1, 1, 1)]
+    assert got.judgements == [(0, a, 1, 10, 9), (0, d, 2, 5, 5), (1, b, 1, 1, 1), (1, c, 0, 9, 9)]
+    assert got.rejections == 3
     assert (got.counts, got.rounds) == ([1, 0, 2], [1, 9, 5])
 
 
 def test_a_token_outside_the_span_of_an_answer_has_none_of_its_rounds() -> None:
     got = merge_responses([1], [([5, 6], [False, True]), ([5, 6], [True, True])], [2, 1], [3, 4])
-    assert got.rejections == [(0, 5, 1, 4, 4), (1, 6, 3, 7, 4)]
+    assert got.judgements == [(0, 5, 1, 4, 4), (1, 6, 3, 7, 4)]
 
 
 def test_the_terms_of_an_average_rejected_answer() -> None:
@@ -99,8 +101,8 @@ def test_trie_is_the_separate_sequences_with_counts_merged(
         for n, token in enumerate(ids):
             if rejected[n]:
                 expected[tuple(ids[:n]), token] += count
-    assert {(paths[node], token): v for node, token, v, *_ in boundary.rejections} == expected
-    assert boundary.rejections == sorted(boundary.rejections)
+    assert {(paths[node], token): v for node, token, v, *_ in boundary.judgements} == expected
+    assert boundary.judgements == sorted(boundary.judgements)
 
     runs = boundary.run_slices()  # they tile the tokens and hang from earlier nodes
     assert [i for run in runs for i in range(run.start, run.stop)] == list(range(len(boundary.tokens)))
@@ -116,7 +118,7 @@ def test_outside_its_spans_a_response_has_nodes_but_no_rejections() -> None:
     boundary = build_boundary(record(text, spans=(((start, start + 4),),)), TOKENIZER, 512)
     assert boundary is not None
     assert boundary.nodes == len(TOKENIZER(text).input_ids) + 1
-    assert TOKENIZER.decode([token for _, token, *_ in boundary.rejections]).strip() == "Lyon"
+    assert TOKENIZER.decode([token for _, token, *_ in boundary.judgements]).strip() == "Lyon"
 
 
 # --- what is cut, and what is dropped
@@ -150,12 +152,24 @@ def test_an_empty_response_among_others_changes_nothing() -> None:
     assert replace(both, ends=[], counts=[], rounds=[]) == replace(expected, ends=[], counts=[], rounds=[])
 
 
-def test_an_answer_never_rejected_has_nodes_but_no_rejections() -> None:
+def test_an_answer_never_rejected_has_nodes_with_judgements_but_no_rejections() -> None:
     built = build_boundary(record("No", "Yes!", counts=(2, 0)), TOKENIZER, 512)
     assert built is not None
     assert built.counts == [2, 0]
     assert len(built.tokens) == built.ends[1] > built.ends[0]
-    assert {node for node, *_ in built.rejections} == set(range(built.ends[0]))
+    rejected, accepted = ({node for node, _, v, *_ in built.judgements if bool(v) == some} for some in (True, False))
+    assert rejected == set(range(built.ends[0]))
+    assert accepted == {0, *range(built.ends[0] + 1, built.ends[1])}  # from where the two part ways
+    assert built.rejections == built.ends[0]
+
+
+def test_a_record_without_a_rejection_is_kept_to_anchor() -> None:
+    built = build_boundary(record("Yes!", counts=(0,)), TOKENIZER, 512)
+    assert built is not None
+    assert built.rejections == 0
+    assert [(node, v, n) for node, _, v, n, _ in built.judgements] == [(node, 0, 1) for node in range(built.nodes - 1)]
+    assert build_boundary(record("", counts=(0,)), TOKENIZER, 512) is None
+    assert build_boundary(record("", "Yes!", counts=(1, 0)), TOKENIZER, 512) is None  # its rejection is lost
 
 
 def test_the_same_text_with_other_spans_shares_its_nodes() -> None:
@@ -163,4 +177,4 @@ def test_the_same_text_with_other_spans_shares_its_nodes() -> None:
     boundary = build_boundary(record(text, text, counts=(2, 3), spans=(((0, 6),), ((7, 9),))), TOKENIZER, 512)
     assert boundary is not None
     assert boundary.nodes == len(TOKENIZER(text).input_ids) + 1
-    assert {v for _, _, v, *_ in boundary.rejections} == {2, 3}
+    assert {v for _, _, v, *_ in boundary.judgements} == {2, 3}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from buleyean_rl.models.model import open_model
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import dataset
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.dataset import RecordsFile, load_dataset, split_records
+from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset, split_records
 from tiny import CHATML, tiny_tokenizer
 
 
@@ -41,6 +42,30 @@ def test_records_of_empty_answers_alone_say_so(base: Path, tmp_path: Path) -> No
     write_records(path, [make_record("Hi", [""]), make_record("And?", [""])])
     with pytest.raises(RecordError, match="of 2 records, none can be trained on: every answer is empty"):
         start(base, path, tmp_path / "run")
+
+
+def load(tmp_path: Path, records: list[RejectionRecord], objective: str = "complement", **settings: Any) -> Dataset:
+    path = tmp_path / "records.jsonl"
+    write_records(path, records)
+    model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
+    values = {"own_samples": 0, "max_length": 64, "held_out": 0.0, "seed": 0} | settings
+    config: Any = SimpleNamespace(loss=Objective(objective), **values)  # type: ignore[arg-type]
+    return load_dataset(RecordsFile(path, records_sha256(path)), model, config, Console(quiet=True))
+
+
+def test_records_without_a_rejection_anchor_and_are_never_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    accepted = [make_record(f"And {k}?", ["Yes.", "Go."], [0, 0], 3) for k in range(3)]
+    records = [*accepted, make_record("Hi", ["No."]), make_record("Well?", ["No.", "Yes."], [1, 0])]
+    loaded = load(tmp_path, records, held_out=0.9)
+    assert (loaded.training.rejections.tolist().count(0), len(loaded.held_out)) == (3, 1)
+    assert loaded.describe().startswith("4 records to train on, 1 held out; 3 of accepted answers alone, which only")
+    # nothing to anchor to, and nothing to rank
+    assert [len(load(tmp_path, records, name).training) for name in ("published", "listwise")] == [2, 1]
+    with pytest.raises(RecordError, match=r"nothing is rejected in its 3 records: training needs one rejected answer"):
+        load(tmp_path, accepted)
 
 
 def test_equal_prompts_of_a_file_are_one_trie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +116,15 @@ def test_bad_lines_can_be_skipped(base: Path, rejections: Path, tmp_path: Path) 
     assert start(base, broken, tmp_path / "run", max_steps=2, skip_bad=True).data["read"] == 10
 
 
-@given(st.integers(1, 40), st.floats(0, 0.99), st.integers(0, 9))
-def test_a_split_has_every_record_once_and_one_to_train_on(count: int, share: float, seed: int) -> None:
-    training, held_out = split_records(count, share, seed)
-    assert sorted([*training, *held_out]) == list(range(count))
-    assert len(training) >= 1
+@given(st.lists(st.booleans(), min_size=1, max_size=40).filter(any), st.floats(0, 0.99), st.integers(0, 9))
+def test_a_split_has_every_record_once_and_holds_out_rejections(drawn: list[bool], share: float, seed: int) -> None:
+    rejects, count = np.array(drawn), sum(drawn)
+    training, held_out = split_records(rejects, share, seed)
+    assert sorted([*training, *held_out]) == list(range(len(rejects)))
+    assert rejects[training].any()
+    assert rejects[held_out].all()
     assert len(held_out) == min(int(count * share), count - 1)
-    for part, again in zip((training, held_out), split_records(count, share, seed), strict=True):
+    for part, again in zip((training, held_out), split_records(rejects, share, seed), strict=True):
         assert part.tolist() == again.tolist() == sorted(part)
 
 

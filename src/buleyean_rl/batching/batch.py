@@ -64,7 +64,7 @@ class Batch:
         input_ids: Shape: (rows, tokens).
         position_ids: distance of each token from the start of its prompt. Shape: (rows, tokens).
         nodes: index of each node's last token in the flattened ids. Shape: (nodes,).
-        counts: rejections over the vocabulary at each node.
+        counts: judgements over the vocabulary at each node.
         record: index of each node's record in the batch. Shape: (nodes,).
         segments: the packed sequence's segments, or None for the padded layout.
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
@@ -121,8 +121,11 @@ class Batch:
         With a reference the other nodes anchor the model; without one their target would be uniform over the
         vocabulary.
         """
-        rejected_nodes, node = torch.unique(self.counts.node, return_inverse=True)
-        counts = replace(self.counts, node=node, nodes=len(rejected_nodes))
+        entries = self.counts
+        rejected_nodes = entries.node[entries.count > 0].unique()
+        kept = torch.isin(entries.node, rejected_nodes)
+        node = torch.searchsorted(rejected_nodes, entries.node[kept])
+        counts = Counts(node, entries.option[kept], entries.count[kept], entries.rounds[kept], len(rejected_nodes))
         return replace(self, nodes=self.nodes[rejected_nodes], counts=counts, record=self.record[rejected_nodes])
 
 
@@ -245,7 +248,8 @@ def collect_answers(boundaries: Sequence[Boundary]) -> Answers:
         for end, rejections, times in zip(boundary.ends, boundary.counts, boundary.rounds, strict=True):
             counts[end] += rejections
             judged[end] += times
-        first, rejected_edges = len(token), {(node, wrong) for node, wrong, *_ in boundary.rejections}
+        rejected_edges = {(node, wrong) for node, wrong, times, *_ in boundary.judgements if times}
+        first = len(token)
         parents = [0] * len(boundary.tokens)
         for end in counts:
             for node, child in boundary.steps(end):
@@ -293,11 +297,11 @@ def _make_counts(boundaries: Sequence[Boundary]) -> Counts:
     rounds: list[int] = []
     nodes = 0
     for boundary in boundaries:
-        for rejection in boundary.rejections:
-            node.append(nodes + rejection.node)
-            token.append(rejection.token)
-            count.append(rejection.rejected)
-            rounds.append(rejection.judged)
+        for judgement in boundary.judgements:
+            node.append(nodes + judgement.node)
+            token.append(judgement.token)
+            count.append(judgement.rejected)
+            rounds.append(judgement.judged)
         nodes += boundary.nodes
     return Counts(
         torch.tensor(node, dtype=torch.long),

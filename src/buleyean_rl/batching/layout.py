@@ -32,7 +32,7 @@ def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Object
     if objective.uses_reference:
         return replace(batch, normaliser=sum(boundary.terms_per_answer() for boundary in boundaries))
     # as published: the answers of a record were judged in the same rounds
-    rounds = [rejection.largest_rounds for boundary in boundaries for rejection in boundary.rejections]
+    rounds = [judgement.largest_rounds for boundary in boundaries for judgement in boundary.judgements]
     counts = replace(batch.counts, rounds=torch.tensor(rounds, dtype=batch.counts.rounds.dtype))
     normaliser = sum(boundary.terms_per_answer(rejected_only=True) for boundary in boundaries)
     return replace(batch, counts=counts, normaliser=normaliser).without_anchors()

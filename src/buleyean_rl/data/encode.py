@@ -39,7 +39,7 @@ COUNT_LABELS = {
     ),
     "system_folded": "system messages put before the first user message: the chat template has no place for them",
     "no_room": "records left out because the prompt leaves no room for an answer",
-    "nothing_rejected": "records left out because no rejected token is left: empty answers, or cut off",
+    "nothing_rejected": "records left out because no token of their answers is left: empty answers, or cut off",
     "refused_by_template": "records left out because the chat template refuses them",
     "reasoning_closed": "answers put behind the reasoning that the chat template opens, closed at once",
     "reasoning_marks": "answers whose opening reasoning tag was taken off: the chat template writes it",

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.data.trie import Boundary, Rejection, build_boundaries
+from buleyean_rl.data.trie import Boundary, Judgement, build_boundaries
 from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru, make_cache_folder
 from buleyean_rl.system.files import atomic_write, file_sha256
 
@@ -34,15 +34,15 @@ CACHE_BYTES = 4 << 30
 _DATA = Path(__file__).parent  # all of its code decides the boundaries, and these libraries do
 _LIBRARIES = ("buleyean-rl", "transformers", "tokenizers", "jinja2")
 _IDS = pa.list_(pa.int32())
-_REJECTIONS = [f"rejection_{name}" for name in Rejection._fields]
-# The sizes repeat the lists' lengths, so that they can be read without touching the lists.
-_SIZES = [pa.field("size", pa.int32()), pa.field("nodes", pa.int32())]
+_JUDGEMENTS = [f"judgement_{name}" for name in Judgement._fields]
+# The sizes repeat what the lists say, so that they can be read without touching the lists.
+_SIZES = [pa.field(name, pa.int32()) for name in ("size", "nodes", "rejections")]
 _SCHEMA = pa.schema(
     [
         *_SIZES,
         *(pa.field(name, _IDS) for name in ("prompt", "tokens", "runs", "parents")),
-        *(pa.field(name, _IDS) for name in _REJECTIONS[:2]),
-        *(pa.field(name, pa.list_(pa.int64())) for name in _REJECTIONS[2:]),
+        *(pa.field(name, _IDS) for name in _JUDGEMENTS[:2]),
+        *(pa.field(name, pa.list_(pa.int64())) for name in _JUDGEMENTS[2:]),
         pa.field("ends", _IDS),
         *(pa.field(name, pa.list_(pa.int64())) for name in ("counts", "rounds")),
         pa.field("truncated", pa.int32()),
@@ -61,6 +61,7 @@ class BoundaryFile(Sequence[Boundary]):
         data: counts for the whole file: records read and dropped, responses cut, and what the encoder counted.
         sizes: tokens of each boundary, prompt and trie. Shape: (boundaries,).
         nodes: nodes of each boundary. Shape: (boundaries,).
+        rejections: rejected continuations of each boundary; one without any only anchors. Shape: (boundaries,).
 
     Raises:
         OSError: there is no such file.
@@ -75,7 +76,7 @@ class BoundaryFile(Sequence[Boundary]):
             _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         self.data: dict[str, int] = json.loads(metadata[b"data"])
         table = pa.Table.from_batches(batches, pa.schema(_SIZES))
-        self.sizes, self.nodes = (table[field.name].to_numpy() for field in _SIZES)
+        self.sizes, self.nodes, self.rejections = (table[field.name].to_numpy() for field in _SIZES)
         self.key = path.stem
         self._rows = np.arange(len(table))
         self._batch_ends = np.cumsum([len(batch) for batch in batches])
@@ -100,8 +101,8 @@ class BoundaryFile(Sequence[Boundary]):
             indices: which, in their new order. Shape: (selected,).
         """
         selection = copy(self)
-        selection._rows, selection.sizes, selection.nodes = (
-            column[indices] for column in (self._rows, self.sizes, self.nodes)
+        selection._rows, selection.sizes, selection.nodes, selection.rejections = (
+            column[indices] for column in (self._rows, self.sizes, self.nodes, self.rejections)
         )
         return selection
 
@@ -118,7 +119,7 @@ class BoundaryFile(Sequence[Boundary]):
             tokens=integers("tokens"),
             runs=integers("runs"),
             parents=integers("parents"),
-            rejections=list(map(Rejection, *map(integers, _REJECTIONS))),
+            judgements=list(map(Judgement, *map(integers, _JUDGEMENTS))),
             truncated=batch.column("truncated")[row_in_batch].as_py(),
             ends=integers("ends"),
             counts=integers("counts"),
@@ -200,8 +201,8 @@ def _build_batches(records: Iterable[RejectionRecord], encoder: Encoder) -> Iter
 
 def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {
-        name: [[rejection[i] for rejection in boundary.rejections] for boundary in boundaries]
-        for i, name in enumerate(_REJECTIONS)
+        name: [[judgement[i] for judgement in boundary.judgements] for boundary in boundaries]
+        for i, name in enumerate(_JUDGEMENTS)
     }
     attributes = [field.name for field in _SCHEMA if field.name not in columns]
     columns |= {name: [getattr(boundary, name) for boundary in boundaries] for name in attributes}

@@ -1,4 +1,4 @@
-"""The void boundary: a record's rejected responses as one prefix trie of token ids.
+"""The void boundary: a record's judged responses as one prefix trie of token ids.
 
     record --tokenizer--> prompt ids + responses' ids --merge shared prefixes--> Boundary
 
@@ -20,14 +20,14 @@ from buleyean_rl.data.encode import EncodedQuestion, Encoder
 from buleyean_rl.data.records import RejectionRecord
 
 
-class Rejection(NamedTuple):
-    """A rejected continuation of a node.
+class Judgement(NamedTuple):
+    """A continuation of a node that was up for rejection.
 
     Args:
         node: where it stands.
-        token: the one that was rejected there.
-        rejected: v, in how many rounds.
-        judged: n, of how many, over all responses that go on with it.
+        token: the one that was judged there.
+        rejected: v >= 0, in how many rounds it was rejected.
+        judged: n >= 1, of how many, over all responses that go on with it.
         largest_rounds: the largest T of one of them: the rounds where all responses were judged in the same ones.
     """
 
@@ -50,7 +50,7 @@ class Boundary:
         tokens: token ids of the nodes 1, 2, ..., run after run.
         runs: where each run starts in `tokens`.
         parents: the node each run hangs from.
-        rejections: every rejected continuation, sorted by node.
+        judgements: every judged continuation, sorted by node.
         truncated: how many responses lost tokens to the length limit.
         ends: the node at which each response ends.
         counts: how often each response was rejected.
@@ -62,7 +62,7 @@ class Boundary:
     tokens: list[int]
     runs: list[int]
     parents: list[int]
-    rejections: list[Rejection]
+    judgements: list[Judgement]
     truncated: int = 0
     ends: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -78,6 +78,11 @@ class Boundary:
     def size(self) -> int:
         """How many tokens there are, the prompt's included."""
         return len(self.prompt) + len(self.tokens)
+
+    @property
+    def rejections(self) -> int:
+        """How many continuations were rejected; without one the boundary only anchors."""
+        return sum(judgement.rejected > 0 for judgement in self.judgements)
 
     def run_slices(self) -> list[slice]:
         """Each run's tokens, as a slice of `tokens`."""
@@ -98,7 +103,8 @@ class Boundary:
         Args:
             rejected_only: count only nodes at which something was rejected.
         """
-        counted = {rejection.node for rejection in self.rejections} if rejected_only else range(self.nodes)
+        rejected = {judgement.node for judgement in self.judgements if judgement.rejected}
+        counted = rejected if rejected_only else range(self.nodes)
         passed = [int(0 in counted)]
         for run, parent in zip(self.run_slices(), self.parents, strict=True):
             terms = passed[parent]
@@ -128,7 +134,7 @@ def build_boundaries(records: Sequence[RejectionRecord], encoder: Encoder) -> li
 
     Returns:
         Of each record the boundary, or None where the prompt leaves no room for a response, the chat template refuses
-        it, or nothing rejected remains.
+        it, or nothing remains of what was rejected or, in a record without a rejection, of any response.
     """
     questions = encoder.encode_records(records)
     return [_merge_record(record, question, encoder) for record, question in zip(records, questions, strict=True)]
@@ -143,8 +149,9 @@ def _merge_record(record: RejectionRecord, question: EncodedQuestion, encoder: E
     truncated = sum(answer.length > room for answer in question.answers)
     cut = [(answer.ids[:room], answer.rejected[:room]) for answer in question.answers]
     boundary = merge_responses(prompt.ids, cut, record.rejection_counts, record.rounds, truncated)
-    encoder.counts["nothing_rejected"] += not boundary.rejections
-    return boundary if boundary.rejections else None
+    is_usable = boundary.rejections > 0 if record.rejects else bool(boundary.tokens)
+    encoder.counts["nothing_rejected"] += not is_usable
+    return boundary if is_usable else None
 
 
 def merge_responses(
@@ -158,8 +165,8 @@ def merge_responses(
 
     Args:
         prompt: token ids.
-        responses: token ids of each, and which of its tokens are rejected.
-        counts: how often each was rejected; one that never was adds its nodes, and its rounds where it meets others.
+        responses: token ids of each, and which of its tokens were judged.
+        counts: how often each was rejected; one that never was adds its nodes and its rounds.
         rounds: how often each was judged.
         truncated: how many were cut.
     """
@@ -169,12 +176,12 @@ def merge_responses(
     parents: list[int] = []
     ends: list[int] = []
     judgements: dict[tuple[int, int], tuple[int, int, int]] = {}
-    for (ids, rejected), count, judged in zip(responses, counts, rounds, strict=True):
+    for (ids, judged), count, times in zip(responses, counts, rounds, strict=True):
         node, growing = 0, False
-        for token, is_rejected in zip(ids, rejected, strict=True):
-            if is_rejected:
+        for token, is_judged in zip(ids, judged, strict=True):
+            if is_judged:
                 v, n, largest = judgements.get((node, token), (0, 0, 0))
-                judgements[node, token] = v + count, n + judged, max(largest, judged)
+                judgements[node, token] = v + count, n + times, max(largest, times)
             if token not in children[node]:
                 if not growing:
                     runs.append(len(tokens))
@@ -185,5 +192,5 @@ def merge_responses(
                 children.append({})
             node = children[node][token]
         ends.append(node)
-    entries = sorted(Rejection(*place, *sums) for place, sums in judgements.items() if sums[0])
+    entries = sorted(Judgement(*place, *sums) for place, sums in judgements.items())
     return Boundary(prompt, tokens, runs, parents, entries, truncated, ends, list(counts), list(rounds))

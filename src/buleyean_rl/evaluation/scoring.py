@@ -157,7 +157,7 @@ class PackedScorer:
         done = len(scores) + len(tries) - len(numbered)
         for numbers, batch in self._micro_batches(numbered):
             nodes, tokens = batch.counts.node, batch.counts.option
-            sizes = [len(numbered[i].rejections) for i in numbers]
+            sizes = [len(numbered[i].judgements) for i in numbers]
             policy, base = (
                 None
                 if states is None
@@ -237,12 +237,12 @@ class EngineScorer:
 
 
 def response_edges(boundary: Boundary) -> list[list[int]]:
-    """Each response's path through a trie, as indices of the trie's `rejections`.
+    """Each response's path through a trie, as indices of the trie's `judgements`.
 
     Args:
         boundary: every token of its responses rejected.
     """
-    number = {(node, token): edge for edge, (node, token, *_) in enumerate(boundary.rejections)}
+    number = {(node, token): edge for edge, (node, token, *_) in enumerate(boundary.judgements)}
     return [[number[node, boundary.tokens[child - 1]] for node, child in boundary.steps(end)] for end in boundary.ends]
 
 

@@ -81,6 +81,8 @@ class Dataset:
         """The numbers of records, and below them what was noticed in their text, a line each."""
         training, held_out = len(self.training), len(self.held_out)
         parts = [f"{counted(training, 'record')} to train on, {held_out:,} held out"]
+        if anchors := int((self.training.rejections == 0).sum()):
+            parts.append(f"{anchors:,} of accepted answers alone, which only anchor")
         if self.counts["dropped"]:
             parts.append(f"{self.counts['dropped']:,} dropped")
         if self.counts["truncated_responses"]:
@@ -110,28 +112,30 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         boundaries = _tokenise(records, model, config, console)
     except TemplateRefusal as refusal:
         raise _locate(refusal, source.path) from refusal
-    training, held_out = split_records(len(boundaries), config.held_out, config.seed)
+    training, held_out = split_records(boundaries.rejections > 0, config.held_out, config.seed)
     return Dataset(records.sha256, boundaries.select(training), boundaries.select(held_out), boundaries.data)
 
 
-def split_records(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a random share of some records from training.
+def split_records(rejects: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a random share of the records that reject something from training; the others only anchor.
 
     Args:
-        count: number of records, at least one.
-        share: of the records to hold out; at least one remains for training.
+        rejects: whether each record does, at least one. Shape: (records,).
+        share: to hold out; at least one remains for training.
         seed: of the random choice.
 
     Returns:
         Ascending indices of the training records and of the held-out ones.
     """
-    is_held_out = np.zeros(count, dtype=bool)
-    is_held_out[random.Random(seed).sample(range(count), min(int(count * share), count - 1))] = True
+    rejecting = np.flatnonzero(rejects)
+    count = len(rejecting)
+    is_held_out = np.zeros(len(rejects), dtype=bool)
+    is_held_out[rejecting[random.Random(seed).sample(range(count), min(int(count * share), count - 1))]] = True
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> BoundaryFile:
-    """The boundaries of the usable records, at least one."""
+    """The boundaries of the usable records, at least one of which rejects something."""
     # With skip_bad the cached tokens must not pass for those of a file without bad lines.
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
     with console.status("tokenising") as status:
@@ -145,7 +149,14 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
         )
     if not boundaries:
         raise RecordError(_explain_nothing_left(boundaries.data, config.max_length), path=records.path)
-    return _select_rankable(boundaries, records.path) if config.loss.is_listwise else boundaries
+    if not boundaries.rejections.any():
+        problem = f"nothing is rejected in its {counted(len(boundaries), 'record')}: training needs one rejected answer"
+        raise RecordError(problem, path=records.path)
+    if config.loss.is_listwise:
+        return _select_rankable(boundaries, records.path)
+    if not config.loss.uses_reference:  # without one there is nothing to anchor to
+        return boundaries.select(np.flatnonzero(boundaries.rejections))
+    return boundaries
 
 
 def _read_unchanged(records: RecordsFile) -> Iterator[RejectionRecord]:
@@ -205,8 +216,9 @@ def _locate(refusal: TemplateRefusal, path: Path) -> RecordError:
 
 
 def _select_rankable(boundaries: BoundaryFile, path: Path) -> BoundaryFile:
-    """Select records with at least two different answers."""
-    indices = [index for index, boundary in enumerate(boundaries) if len(set(boundary.ends)) > 1]
+    """Select records with at least two different answers, one of them rejected."""
+    rejecting = boundaries.select(np.flatnonzero(boundaries.rejections))
+    indices = [index for index, boundary in enumerate(rejecting) if len(set(boundary.ends)) > 1]
     if not indices:
         raise RecordError("no record has two answers to rank: raise own_samples, or use another objective", path=path)
-    return boundaries.select(np.array(indices))
+    return rejecting.select(np.array(indices))
