@@ -25,13 +25,14 @@ from buleyean_rl.data.records import Prompt, RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.repetition import is_looping
-from buleyean_rl.mining.votes import ROUNDS, reject_loops
+from buleyean_rl.mining.votes import reject_loops
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
 from harness import Method, Row, Summary
 
 UNSEEN, NEUTRAL = 200, 64
+ROUNDS = 60  # of a rejection
 PROMPT_TOKENS = 192  # longer prompts are left out
 SMALL_BATCH = ("per_device_train_batch_size", 2)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -112,8 +113,9 @@ class Task:
 
     @cached_property
     def records(self) -> list[RejectionRecord]:
-        """The looping answers, their repeats rejected."""
-        return reject_loops(self.prompts, self.answers)  # type: ignore[arg-type]
+        """The looping answers, their repeats rejected in all of `ROUNDS`, which is firm at tau 1."""
+        records = reject_loops(self.prompts, self.answers)  # type: ignore[arg-type]
+        return [replace(record, rejection_counts=(ROUNDS,), rounds=(ROUNDS,)) for record in records]
 
     @cached_property
     def rejected(self) -> list[Boundary]:

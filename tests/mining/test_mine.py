@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from buleyean_rl.cli import main
+from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import make_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Outcome, Sampling, Unanswered
@@ -23,9 +24,10 @@ from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.journal import journal_path
 from buleyean_rl.mining.judges import Verdict, find_judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
-from buleyean_rl.mining.votes import ROUNDS, record_votes, reject_loops
+from buleyean_rl.mining.votes import record_votes, reject_loops
 from buleyean_rl.training.own_samples import add_own_samples
 from standin import standing_in
+from tiny import tiny_tokenizer
 
 
 class Parrot(BaseEngine):
@@ -89,7 +91,7 @@ def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
     loop = "Sleep well! Go to bed early. Go to bed early. Go to bed early."
     (record,) = reject_loops(["p", "q"], ["A fine answer.", loop])
     assert (record.prompt, record.rejected_responses) == ("q", (loop,))
-    assert (record.rejection_counts, record.rounds) == ((ROUNDS,), (ROUNDS,))
+    assert (record.rejection_counts, record.rounds) == ((1,), (1,))
     ((span,),) = record.rejected_spans
     assert loop[slice(*span)] == "Go to bed early. Go to bed early."
     assert span[0] > loop.index("Go to bed early.")
@@ -153,23 +155,35 @@ def go(
     *judges: str,
     prompts: Sequence[Any] = PROMPTS,
     overwrite: bool = False,
+    keep_accepted: bool = True,
     **settings: Any,
 ) -> Mined:
     chosen = [find_judge(judge) for judge in judges or ("regex:[02468] seed",)]
     output, drawing = folder / "r.jsonl", MineSettings(**settings)
-    return mine(prompts, lambda: talker, "model", chosen, output, drawing, overwrite=overwrite)
+    kept = {"overwrite": overwrite, "keep_accepted": keep_accepted}
+    return mine(prompts, lambda: talker, "model", chosen, output, drawing, **kept)
 
 
 def test_answers_are_asked_judged_and_written(tmp_path: Path) -> None:
     mined = go(tmp_path, Talker())
-    assert [record.prompt for record in read_records(tmp_path / "r.jsonl")] == PROMPTS[::2]
-    assert mined.records[1].rejected_responses == ("prompt 2 seed 0 of 4",)
-    assert mined.records[1].rejected_spans == (((7, 13),),)
-    assert (mined.records[1].rejection_counts, mined.records[1].rounds) == ((ROUNDS,), (ROUNDS,))
+    assert list(read_records(tmp_path / "r.jsonl")) == mined.records
+    assert [record.prompt for record in mined.records] == PROMPTS
+    assert mined.records[2].rejected_responses == ("prompt 2 seed 0 of 4",)
+    assert mined.records[2].rejected_spans == (((7, 13),),)
+    assert [record.rejection_counts for record in mined.records] == [(1,), (0,)] * 5
+    assert {record.rounds for record in mined.records} == {(1,)}
     report = mined.report
-    assert (report.prompts, report.answers, report.rejected, report.records, report.answers_reused) == (10, 10, 5, 5, 0)
+    assert (report.prompts, report.answers, report.records, report.answers_reused) == (10, 10, 10, 0)
+    assert (report.rejected, report.accepted) == (5, 5)
     assert report.verdicts == {"regex:[02468] seed": {"rejected": 5, "accepted": 5, "abstained": 0}}
-    assert "5 rejected: 5 records" in report.lines()[0]
+    assert "5 rejected, 5 accepted answers kept as anchors: 10 records" in report.lines()[0]
+
+
+def test_accepted_answers_are_left_out_when_that_is_asked(tmp_path: Path) -> None:
+    mined = go(tmp_path, Talker(), keep_accepted=False)
+    assert [record.prompt for record in mined.records] == PROMPTS[::2]
+    assert (mined.report.rejected, mined.report.accepted) == (5, 0)
+    assert "5 rejected: 5 records" in mined.report.lines()[0]
 
 
 def test_samples_have_their_own_seeds_and_the_same_seed_gives_the_same_records(tmp_path: Path) -> None:
@@ -212,7 +226,7 @@ def test_a_prompt_without_an_answer_is_counted_and_left_out(tmp_path: Path) -> N
         PROMPTS[2]: Unanswered("failed", "status 500", is_permanent=False),
     }
     report = go(tmp_path, Refusing(refusals), "regex:[02468] seed").report
-    assert (report.answers, report.records, report.asked_again) == (8, 3, 1)
+    assert (report.answers, report.rejected, report.asked_again) == (8, 3, 1)
     assert report.unanswered == {"longer than the context": 1, "failed": 1}
     assert "without an answer: 1 longer than the context, 1 failed; the same command asks for 1" in report.lines()[-1]
     again = Refusing({})
@@ -239,11 +253,11 @@ def test_other_judges_judge_the_same_answers(tmp_path: Path) -> None:
     assert (mined.report.answers_reused, mined.report.records) == (10, 10)
 
 
-def test_votes_become_counts_of_the_rounds(tmp_path: Path) -> None:
+def test_each_verdict_is_a_round(tmp_path: Path) -> None:
     mined = go(tmp_path, Talker(), "regex:prompt", "regex:pro.pt", r"regex:\d seed", prompts=PROMPTS[:1])
     (record,) = mined.records
     assert record.rejected_spans == (((0, 6),), ((7, 13),))
-    assert (record.rejection_counts, record.rounds) == ((40, 20), (60, 60))
+    assert (record.rejection_counts, record.rounds) == ((2, 1), (3, 3))
 
 
 A, B = Answer("a", 1, True), Answer("b", 1, True)
@@ -251,8 +265,24 @@ A, B = Answer("a", 1, True), Answer("b", 1, True)
 
 def test_a_judge_that_abstains_has_no_vote() -> None:
     record = record_votes("p", [A, B], [[Verdict(True), Verdict(None)], [Verdict(False), Verdict(None)]])
-    assert record == make_record("p", ["a"], [60], 60, ended=[True])
+    assert record == make_record("p", ["a", "b"], [1, 0], 1, ended=[True, True])
     assert record_votes("p", [A], [[Verdict(None)]]) is None
+
+
+def test_an_answer_that_no_judge_rejects_is_an_anchor_with_its_rounds() -> None:
+    votes = [[Verdict(True), Verdict(False)], [Verdict(False), Verdict(False)]]
+    assert record_votes("p", [A, B], votes) == make_record("p", ["a", "b"], [1, 0], 2, ended=[True, True])
+    assert record_votes("p", [A, B], votes, keep_accepted=False) == make_record("p", ["a"], [1], 2, ended=[True])
+    assert record_votes("p", [B], votes[1:]) == make_record("p", ["b"], [0], 2, ended=[True])
+    assert record_votes("p", [B], votes[1:], keep_accepted=False) is None
+
+
+def test_where_parts_overlap_their_verdicts_add_up() -> None:
+    answer = Answer("abcdef", 6, True)
+    record = record_votes("p", [answer], [[Verdict(True, ((0, 4),)), Verdict(True, ((2, 6),)), Verdict(False)]])
+    assert record is not None
+    parts = dict(zip(record.rejected_spans, zip(record.rejection_counts, record.rounds, strict=True), strict=True))
+    assert parts == {((0, 2), (4, 6)): (1, 3), ((2, 4),): (2, 3)}
 
 
 def test_conversations_are_mined_too(tmp_path: Path) -> None:
@@ -398,3 +428,16 @@ def test_own_samples_stand_beside_the_rejections_at_count_0() -> None:
     assert [messages[-1]["content"] for messages in conversations] == ["Hi", "Hi", "And?", "And?"]
     assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 5)
     assert done == [1, 2, 3, 4]
+    assert [record.ended for record in grown] == [(None, True), (None, None)]
+    assert all(record.tokenizer is None for record in grown)
+
+
+def test_own_samples_keep_the_ids_that_were_drawn_where_the_records_have_no_others() -> None:
+    talker = Parrot()
+    talker.answers = lambda *_: ((n, Answer("Hm.", 2, True, (1, 2))) for n in range(2))  # type: ignore[method-assign, assignment, misc]
+    talker.tokenizer = tiny_tokenizer()
+    drawn = {"token_ids": [[5]], "policy": {"model": "another"}}
+    ours, others = make_record("Hi", ["No."]), make_record("Hi", ["No."], tokenizer="another", **drawn)  # type: ignore[arg-type]
+    grown, beside = add_own_samples([ours, others], talker, 1)
+    assert (grown.token_ids, grown.tokenizer) == ((None, (1, 2)), tokenizer_hash(talker.tokenizer))
+    assert (beside.token_ids, beside.tokenizer, beside.policy) == (((5,), None), "another", None)

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from buleyean_rl.cli import app
 from buleyean_rl.errors import BuleyeanError, UsageError
+from buleyean_rl.objectives.complement import ratios
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training.config import PRESETS, BuleyeanConfig, Preset, load_config
 from buleyean_rl.training.settings import OTHER_NAMES, SETTINGS
@@ -90,6 +91,12 @@ def test_the_default_preset_is_the_default_config(tmp_path: Path) -> None:
     assert values(BuleyeanConfig(output_dir=str(tmp_path))) == values(load_config(None, tmp_path, {})) == PRESETS["log"]
     for name, preset in PRESETS.items():
         assert values(load_config(None, tmp_path, {}, preset=name)) == preset
+
+
+@pytest.mark.parametrize("preset", ["loops", "few"])
+def test_a_single_verdict_has_the_target_that_60_of_60_have_at_tau_1(preset: str) -> None:
+    one, sixty = torch.tensor(1.0, dtype=torch.float64), torch.tensor(60.0, dtype=torch.float64)
+    torch.testing.assert_close(ratios(one, one, PRESETS[preset].tau), ratios(sixty, sixty, 1.0), rtol=1e-14, atol=0)
 
 
 def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:

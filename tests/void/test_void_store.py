@@ -17,7 +17,7 @@ import pytest
 from buleyean_rl.data.records import RejectionRecord, make_record
 from buleyean_rl.errors import RecordError, UsageError
 from buleyean_rl.void.store import ImportedFile, Store
-from buleyean_rl.void.store.rejections import MAX_SHOWN, ROUNDS, record_rows
+from buleyean_rl.void.store.rejections import MAX_SHOWN, record_rows
 from buleyean_rl.void.store.schema import MIGRATIONS
 
 
@@ -48,9 +48,7 @@ def test_a_rejection_is_counted_said_why_undone_and_redone(store: Store) -> None
     page = store.rejections.page()
     assert [(row["times"], row["spans"], row["reason"]) for row in page["rows"]] == [(1, [[0, 1]], ""), (2, [], "why")]
     assert (page["total"], store.rejections.count()) == (2, 3)
-    assert store.rejections.records() == [
-        make_record("p", ["a", "a"], [120, 60], None, [[], [[0, 1]]], rounds=[120, 60])
-    ]
+    assert store.rejections.records() == [make_record("p", ["a", "a"], [2, 1], None, [[], [[0, 1]]], rounds=[2, 1])]
     assert store.rejections.set_reason(first, "because")
     assert store.rejections.undo(second)
     assert store.rejections.page()["rows"][1]["reason"] == "because"
@@ -90,7 +88,7 @@ def test_records_come_in_once_and_go_out_as_they_came(store: Store) -> None:
 def test_a_persons_no_stands_beside_imported_counts(store: Store) -> None:
     add_import(store, "upload-1", [make_record("p", ["x"], [1], 3)])
     reject(store, "uid-1", "a")
-    assert store.rejections.records() == [make_record("p", ["x", "a"], [1, ROUNDS], rounds=[3, ROUNDS])]
+    assert store.rejections.records() == [make_record("p", ["x", "a"], [1, 1], rounds=[3, 1])]
 
 
 def test_an_import_is_stored_whole_or_not_at_all(store: Store) -> None:
@@ -126,7 +124,7 @@ def test_an_answer_that_was_never_rejected_stays_beside_those_that_were(store: S
     assert [row["answer"] for row in store.rejections.page()["rows"]] == ["x"]
     assert store.rejections.records() == [record]
     store.rejections.undo(1)
-    assert store.rejections.records() == []  # nothing is rejected of that prompt
+    assert store.rejections.records() == [make_record("p", ["y"], [0], 3)]  # which anchors
     assert store.rejections.count() == 0
 
 
@@ -255,14 +253,17 @@ def test_an_older_file_is_brought_up_with_all_that_is_in_it(tmp_path: Path) -> N
     with sqlite3.connect(path) as old:
         old.executescript(MIGRATIONS[0])
         old.execute("PRAGMA user_version = 1")
-        old.execute("INSERT INTO rejections VALUES (1, 'u', 'd', '\"p\"', 'a', '[]', 60, 60, 'why', 'page', 1.0, NULL)")
+        row = "(NULL, ?, 'd', '\"p\"', ?, '[]', 60, 60, 'why', ?, 1.0, NULL)"
+        for number, (answer, origin) in enumerate((("a", "page"), ("b", "import"))):
+            old.execute(f"INSERT INTO rejections VALUES {row}", (str(number), answer, origin))
     old.close()
     store = Store(path)
-    assert store.rejections.records() == [make_record("p", ["a"], [60], 60)]
+    # a person's no was 60 of 60; what was imported stays what it says
+    assert store.rejections.records() == [make_record("p", ["a", "b"], [1, 60], rounds=[1, 60])]
     assert store.runs.list() == []
     store.close()
     again = Store(path)
-    assert again.rejections.count() == 1
+    assert again.rejections.count() == 2
     again.close()
 
 

@@ -35,10 +35,13 @@ def mine(
     seed: Annotated[int, typer.Option(help="Same seed, same records.")] = 0,
     context: Context = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
+    keep_accepted: Annotated[
+        bool, typer.Option("--keep-accepted/--no-keep-accepted", help="Keep what no judge rejected, as anchors.")
+    ] = True,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model answer prompts, judge the answers, and write the rejected ones as records.
+    """Let a model answer prompts, judge the answers, and write them as records.
 
     Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
     read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
@@ -62,11 +65,12 @@ def mine(
         Path(output),
         settings,
         policy=describe_policy(location),
+        keep_accepted=keep_accepted,
         overwrite=overwrite,
         console=console,
     )
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
-    if not mined.records:
+    if not mined.report.rejected:
         raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
 
 

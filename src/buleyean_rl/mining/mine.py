@@ -1,4 +1,4 @@
-"""Mine rejections: a model answers, judges reject, what they rejected becomes records.
+"""Mine rejections: a model answers, judges reject, what they rejected and accepted becomes records.
 
     prompts --engine--> answers --judges--> verdicts --votes--> records
                            \\____ journal ____/
@@ -71,7 +71,7 @@ class Mined:
 
     Args:
         report: its counts.
-        records: of what was rejected.
+        records: of what was rejected, and of what was accepted where that is kept.
         answers: per prompt, the distinct answers.
     """
 
@@ -89,7 +89,8 @@ class MineReport:
         prompts: how many were asked.
         answers: distinct answers to them.
         rejected: answers that some judge rejected.
-        records: written, one per prompt with a rejected answer.
+        accepted: answers that every judge accepted, kept as anchors.
+        records: written, one per prompt with an answer that is kept.
         verdicts: per judge, how many answers it rejected, accepted and abstained from.
         answers_reused: distinct answers that the journal already had.
         unanswered: by cause, how many answers are missing.
@@ -101,6 +102,7 @@ class MineReport:
     prompts: int
     answers: int
     rejected: int
+    accepted: int
     records: int
     verdicts: dict[str, dict[str, int]]
     answers_reused: int
@@ -115,11 +117,12 @@ class MineReport:
             for judge, outcomes in self.verdicts.items()
         )
         reused = f", {self.answers_reused:,} of them from its journal" if self.answers_reused else ""
+        anchors = f", {counted(self.accepted, 'accepted answer')} kept as anchors" if self.accepted else ""
         missing = ", ".join(f"{number:,} {cause}" for cause, number in self.unanswered.items())
         again = f"; the same command asks for {self.asked_again:,} of them again" if self.asked_again else ""
         return [
             f"{counted(self.prompts, 'prompt')}, {counted(self.answers, 'answer')}{reused}; "
-            f"{self.rejected:,} rejected: {counted(self.records, 'record')} in {self.output}",
+            f"{self.rejected:,} rejected{anchors}: {counted(self.records, 'record')} in {self.output}",
             *by_judge,
             *([f"  without an answer: {missing}{again}"] if missing else []),
         ]
@@ -134,10 +137,11 @@ def mine(
     settings: MineSettings,
     *,
     policy: Mapping[str, str] | None = None,
+    keep_accepted: bool = True,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Mined:
-    """Draw answers, judge them and write the records of what was rejected.
+    """Draw answers, judge them and write the records of what was rejected and accepted.
 
     Args:
         prompts: distinct.
@@ -147,6 +151,7 @@ def mine(
         output: the records file; the journal stands beside it.
         settings: how answers are drawn.
         policy: model and adapter, as the records name them; None for `identity`.
+        keep_accepted: keep the answers that no judge rejected, as anchors.
         overwrite: replace a records file, and the journal of other settings.
         console: where progress goes; None for nowhere.
 
@@ -177,7 +182,7 @@ def mine(
         for judge in judges:
             _collect_verdicts(judge, answers, journal, prompts, console)
         drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
-        records = _make_records(prompts, answers, names, journal, drawn_by)
+        records = _make_records(prompts, answers, names, journal, drawn_by, keep_accepted)
         lines = b"".join(format_record(record).encode() + b"\n" for record in records)
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
         journal.add_records(hashlib.sha256(lines).hexdigest())
@@ -191,7 +196,8 @@ def mine(
         output=str(output),
         prompts=len(prompts),
         answers=len(answers),
-        rejected=sum(len(set(record.rejected_responses)) for record in records),
+        rejected=sum(len(set(record.rejected_responses)) - record.count_answers()[1] for record in records),
+        accepted=sum(record.count_answers()[1] for record in records),
         records=len(records),
         verdicts={name: {outcome: outcomes[name][outcome] for outcome in OUTCOMES} for name in names},
         answers_reused=answers_reused,
@@ -312,8 +318,9 @@ def _make_records(
     judges: Sequence[str],
     journal: Journal,
     policy: Mapping[str, Any],
+    keep_accepted: bool,
 ) -> list[RejectionRecord]:
-    """A record for each prompt with a rejected answer."""
+    """A record for each prompt with an answer that is kept."""
     by_prompt: dict[int, list[tuple[int, int]]] = {}
     for draw in answers:
         by_prompt.setdefault(draw[0], []).append(draw)
@@ -321,7 +328,14 @@ def _make_records(
     for index, draws in by_prompt.items():
         votes = [[journal.verdicts[name, *draw] for name in judges] for draw in draws]
         drawn = [answers[draw] for draw in draws]
-        record = record_votes(prompts[index], drawn, votes, tokenizer=journal.tokenizer, policy=policy)
+        record = record_votes(
+            prompts[index],
+            drawn,
+            votes,
+            tokenizer=journal.tokenizer,
+            policy=policy,
+            keep_accepted=keep_accepted,
+        )
         if record is not None:
             records.append(record)
     return records

@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from buleyean_rl.data.records import Prompt, RejectionRecord, Spans, as_messages, make_record
+from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, fold_records, make_record
 from buleyean_rl.evaluation.repetition import is_looping, repeated_spans
 from buleyean_rl.inference.protocol import Answer
 from buleyean_rl.mining.judges import Verdict
-
-ROUNDS = 60  # T of a certain verdict: a token rejected in all of them is left 1/61 of its weight
 
 
 def record_votes(
@@ -21,11 +19,12 @@ def record_votes(
     *,
     tokenizer: str | None = None,
     policy: Mapping[str, Any] | None = None,
+    keep_accepted: bool = True,
 ) -> RejectionRecord | None:
     """The record of several judges' verdicts on the answers to one prompt.
 
-    All judges together are `ROUNDS` rounds: where two of three reject, 40 of 60 do. A judge that abstains has
-    no rounds. Judges that reject other parts of an answer each have their own share of the rounds on it.
+    Each verdict is a round: where two of three judges reject, 2 of 3 do. A judge that abstains has no round. Judges
+    that reject other parts of an answer each have their share of the rounds on their part.
 
     Args:
         prompt: what was asked.
@@ -33,40 +32,37 @@ def record_votes(
         votes: per answer, one verdict of every judge.
         tokenizer: the hash of the tokenizer of the answers' token ids.
         policy: what drew the answers.
+        keep_accepted: keep answers that no judge rejected, as anchors.
 
     Returns:
-        The record, or None where nothing was rejected.
+        The record, or None where no answer is left.
     """
-    judged: list[Answer] = []
-    counts: list[int] = []
-    spans: list[Spans] = []
+    records = []
     for answer, verdicts in zip(answers, votes, strict=True):
-        voters = sum(verdict.rejected is not None for verdict in verdicts)
+        rounds = sum(verdict.rejected is not None for verdict in verdicts)
         parts = Counter(verdict.spans for verdict in verdicts if verdict.rejected)
-        for part, judges in parts.items():
-            judged.append(answer)
-            counts.append(max(1, round(ROUNDS * judges / voters)))
-            spans.append(part)
-    if not judged:
-        return None
-    has_ids = tokenizer is not None
-    return make_record(
-        as_messages(prompt),
-        [answer.text for answer in judged],
-        counts,
-        ROUNDS,
-        spans,
-        token_ids=[answer.token_ids for answer in judged] if has_ids else None,
-        ended=[answer.ended for answer in judged],
-        tokenizer=tokenizer,
-        policy=policy,
-    )
+        if not rounds or not (parts or keep_accepted):
+            continue
+        parts = parts or Counter({(): 0})
+        record = make_record(
+            as_messages(prompt),
+            [answer.text] * len(parts),
+            list(parts.values()),
+            rounds,
+            list(parts),
+            token_ids=None if tokenizer is None else [answer.token_ids] * len(parts),
+            ended=[answer.ended] * len(parts),
+            tokenizer=tokenizer,
+            policy=policy,
+        )
+        records.append(record)
+    return next(iter(fold_records(records)), None)
 
 
 def reject_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[RejectionRecord]:
     """One record for every answer that loops; only its repeats are rejected."""
     return [
-        make_record(prompt, [answer], [ROUNDS], ROUNDS, [repeated_spans(answer)])
+        make_record(prompt, [answer], [1], 1, [repeated_spans(answer)])
         for prompt, answer in zip(prompts, answers, strict=True)
         if is_looping(answer)
     ]

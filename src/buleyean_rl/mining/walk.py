@@ -316,6 +316,7 @@ class _Walk:
             output,
             settings,
             policy=describe_policy(self._source(number)),
+            keep_accepted=False,  # a step for each prompt, not for each rejection: four times as long
             console=self.console,
         )
 

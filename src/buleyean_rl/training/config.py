@@ -28,10 +28,14 @@ from buleyean_rl.training.settings import (
     unknown_setting,
 )
 
+# One rejection of one judgement read as 60 of 60: half of a token's weight, to this power, is 1/61.
+FIRM = math.log2(61)
+
 
 class Preset(NamedTuple):
     """Settings of a preset; see `BuleyeanConfig` for each."""
 
+    tau: float
     learning_rate: float
     num_train_epochs: float
     per_device_train_batch_size: int
@@ -41,10 +45,10 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    #              learning rate, epochs, batch, dropout, held out, adapter scale
-    "log": Preset(2e-4, 1.0, 4, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
-    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
-    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
+    #              tau, learning rate, epochs, batch, dropout, held out, adapter scale
+    "log": Preset(1.0, 2e-4, 1.0, 4, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
+    "loops": Preset(FIRM, 7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
+    "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
 MAX_FILE_BYTES = 1 << 20
@@ -60,7 +64,7 @@ class BuleyeanConfig(TrainingArguments):
             to reproduce the published loss.
         alpha: weight of the KL to the complement distribution against the contrast; None for the objective's own:
             0.9 for `complement`, 0.7 for the others.
-        tau: exponent of the complement weights; 1 is the published formula.
+        tau: exponent of the complement weights, how firmly a rejection is meant; 1 is the published formula.
         beta: scale of the answers' log-ratios, of which the ranking is a softmax; only `listwise` uses it.
         own_samples: samples of the base model that `listwise` adds to the rejected answers of a prompt.
         max_length: maximum tokens of a prompt and one response; longer responses are truncated.
@@ -80,7 +84,7 @@ class BuleyeanConfig(TrainingArguments):
 
     objective: ObjectiveName = "complement"
     alpha: float | None = None
-    tau: float = 1.0
+    tau: float = LOG.tau
     beta: float = 0.1
     own_samples: int = 2
     max_length: int = 1024

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import RejectionRecord, as_messages
-from buleyean_rl.inference.protocol import Answer, Engine, Sampling
+from buleyean_rl.inference.protocol import Answer, Engine, Outcome, Sampling
 
 MAX_SAMPLE_TOKENS = 256
 
@@ -34,20 +35,30 @@ def add_own_samples(
     outcomes = engine.answer_many(
         conversations, Sampling(MAX_SAMPLE_TOKENS, temperature=1.0, top_p=1.0, seed=seed), on_done
     )
-    texts = [outcome.text if isinstance(outcome, Answer) else "" for outcome in outcomes]
+    tokenizer = None if engine.tokenizer is None else tokenizer_hash(engine.tokenizer)
     return [
-        _add_samples(record, texts[index * samples : (index + 1) * samples]) for index, record in enumerate(records)
+        _add_samples(record, outcomes[index * samples : (index + 1) * samples], tokenizer)
+        for index, record in enumerate(records)
     ]
 
 
-def _add_samples(record: RejectionRecord, samples: Sequence[str]) -> RejectionRecord:
-    new = [text for text in dict.fromkeys(samples) if text.strip() and text not in record.rejected_responses]
+def _add_samples(record: RejectionRecord, outcomes: Sequence[Outcome], tokenizer: str | None) -> RejectionRecord:
+    texts = {"", *record.rejected_responses}
+    new: list[Answer] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Answer) and outcome.text.strip() and outcome.text not in texts:
+            texts.add(outcome.text)
+            new.append(outcome)
+    # a record has one tokenizer: where its own answers have another's ids, the samples have none
+    has_ids = tokenizer is not None and record.tokenizer in (None, tokenizer)
     return replace(
         record,
-        rejected_responses=(*record.rejected_responses, *new),
+        rejected_responses=(*record.rejected_responses, *(answer.text for answer in new)),
         rejection_counts=(*record.rejection_counts, *(0 for _ in new)),
         rounds=(*record.rounds, *(max(record.rounds) for _ in new)),
         rejected_spans=(*record.rejected_spans, *(() for _ in new)),
-        token_ids=(*record.token_ids, *(None for _ in new)),
-        ended=(*record.ended, *(None for _ in new)),
+        token_ids=(*record.token_ids, *(answer.token_ids if has_ids else None for answer in new)),
+        ended=(*record.ended, *(answer.ended for answer in new)),
+        tokenizer=tokenizer if has_ids else record.tokenizer,
+        policy=None if new else record.policy,  # of all answers or none
     )

@@ -211,7 +211,7 @@ def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: fl
     if rejected_nll is not None and hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
         console.print(
             f"[yellow]note:[/] the model would give these answers itself ({rejected_nll:.2f} nats per token), "
-            "so one rejection of each hardly moves the target: --tau 6 moves it as far as mining does"
+            "so one rejection of each hardly moves the target: --tau 6 moves it as far as the preset loops does"
         )
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from buleyean_rl.data.records import RejectionRecord, Spans, fold_records, make_record
 from buleyean_rl.void.store.database import Database, Row
 
-ROUNDS = 60  # a thumbs-down counts as 60 of 60
 PAGE = 50  # rejections on a page
 MAX_SHOWN = 10_000  # characters of a prompt or an answer there: an imported one may be a book
-# An answer that was up for rejection and never was stays beside its prompt's rejections; it is none itself.
+# An answer that was up for rejection and never was anchors; it is no rejection itself.
 ACTIVE = "undone IS NULL AND count > 0"
 INSERT = """INSERT OR IGNORE INTO rejections
     (uid, digest, prompt, answer, spans, count, rounds, drawn, reason, source, created, question, slot, import)
@@ -54,7 +53,7 @@ class Rejections:
         Raises:
             RecordError: the spans are not within the answer.
         """
-        record = make_record(prompt, [answer], [ROUNDS], ROUNDS, [list(spans)])
+        record = make_record(prompt, [answer], [1], 1, [list(spans)])
         (row,) = record_rows(record)
         question, slot = answer_key
         with self._database.writing() as db:
@@ -108,12 +107,11 @@ class Rejections:
         return {"rows": groups, "total": total["n"], "page": page, "page_size": PAGE}
 
     def records(self) -> list[RejectionRecord]:
-        """All rejections as records, one per prompt, with the answers that were up for rejection and never were."""
+        """All rejections as records, one per prompt, and the answers that were up for rejection and never were."""
         rows = self._database.all(
             "SELECT prompt, answer, spans, count, rounds, drawn FROM rejections WHERE undone IS NULL ORDER BY id"
         )
-        records = fold_records(map(_row_record, rows))
-        return [record for record in records if any(record.rejection_counts)]
+        return fold_records(map(_row_record, rows))
 
 
 def record_rows(record: RejectionRecord) -> list[Row]:
@@ -138,7 +136,7 @@ def record_rows(record: RejectionRecord) -> list[Row]:
 
 
 def _row_record(row: Row) -> RejectionRecord:
-    """A row as a record, which may have no rejection: one of its prompt's other rows has."""
+    """A row as a record."""
     prompt = json.loads(row["prompt"])
     if not isinstance(prompt, str):
         prompt = tuple((message["role"], message["content"]) for message in prompt)

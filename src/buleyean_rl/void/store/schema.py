@@ -50,4 +50,5 @@ MIGRATIONS = (
     DROP INDEX rejections_by_digest;
     CREATE INDEX rejections_by_digest ON rejections (undone, digest, id, count)
     """,
+    "UPDATE rejections SET count = 1, rounds = 1 WHERE source = 'page' AND count = 60 AND rounds = 60",
 )
