@@ -23,14 +23,16 @@ def drawn_records(draw: st.DrawFn) -> RejectionRecord:
     """A record of any prompt, counts and spans."""
     prompt = draw(PROMPTS)
     responses = draw(st.lists(ANSWERS, min_size=1, max_size=4))
-    counts = draw(st.lists(st.integers(1, 9), min_size=len(responses), max_size=len(responses)))
+    counts = draw(st.lists(st.integers(0, 9), min_size=len(responses), max_size=len(responses)))
     spans = []
     for response in responses:
         pairs = st.tuples(st.integers(0, len(response)), st.integers(0, len(response)))
         drawn = draw(st.lists(pairs, max_size=3)) if response else []
         spans.append([list(pair) for pair in drawn if pair[0] < pair[1]])
-    total = draw(st.none() | st.integers(max(counts), 99))
-    rounds = [draw(st.integers(count, 99)) for count in counts] if total is None and draw(st.booleans()) else None
+    total = draw(st.none() | st.integers(max(1, *counts), 99))
+    rounds = (
+        [draw(st.integers(max(1, count), 99)) for count in counts] if total is None and draw(st.booleans()) else None
+    )
     if not isinstance(prompt, str):
         prompt = [{"role": role, "content": content} for role, content in prompt]
     return make_record(prompt, responses, counts, total, spans, rounds=rounds)

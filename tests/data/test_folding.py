@@ -42,20 +42,27 @@ def test_an_answer_has_the_rounds_of_its_own_records() -> None:
 
 
 def accepted(prompt: str, answer: str, rounds: int = 1) -> RejectionRecord:
-    return make_record(prompt, [answer], [0], rounds, require_rejection=False)
+    return make_record(prompt, [answer], [0], rounds)
 
 
 def test_likes_of_a_rejected_answer_are_rounds_of_it_and_others_are_left_out(tmp_path: Path) -> None:
     likes = [accepted("p", "owl")] * 9
     records = [*likes[:4], make_record("p", ["owl"]), *likes[4:], accepted("p", "hen"), accepted("q", "owl", 2)]
-    report = write_folded(tmp_path / "r.jsonl", records)
-    expected = [make_record("p", ["owl"], [1], 10)]
-    assert list(read_records(tmp_path / "r.jsonl")) == list(fold_stream(records)) == expected
-    assert fold_records(records) == [make_record("p", ["owl", "hen"], [1, 0], rounds=[10, 1])]
+    report = write_folded(tmp_path / "r.jsonl", records, keep_accepted=False)
+    assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["owl"], [1], 10)]
     assert (report.records, report.answers, report.answers_folded, report.prompts_repeated) == (1, 1, 0, 0)
-    assert report.rounds_won == 9
+    assert (report.accepted, report.rounds_won) == (0, 9)
     with pytest.raises(RecordError, match="nothing was written"):
-        write_folded(tmp_path / "none.jsonl", likes)
+        write_folded(tmp_path / "none.jsonl", likes, keep_accepted=False)
+
+
+def test_answers_that_nobody_rejected_stay_as_anchors(tmp_path: Path) -> None:
+    records = [accepted("p", "owl"), make_record("p", ["owl"]), accepted("p", "hen"), accepted("q", "owl", 2)]
+    expected = [make_record("p", ["owl", "hen"], [1, 0], rounds=[2, 1]), accepted("q", "owl", 2)]
+    report = write_folded(tmp_path / "r.jsonl", records)
+    assert list(read_records(tmp_path / "r.jsonl")) == list(fold_stream(records)) == fold_records(records) == expected
+    assert (report.records, report.rejections, report.answers, report.accepted) == (2, 1, 1, 2)
+    assert (report.answers_folded, report.prompts_repeated, report.rounds_won) == (1, 2, 0)
 
 
 def test_likes_of_an_answer_with_a_rejected_part_are_on_the_whole_of_it() -> None:
@@ -108,8 +115,9 @@ def test_folding_ignores_order_keeps_totals_and_is_the_same_through_a_file(
     assert list(read_records(path)) == folded
     assert report.records == len(folded)
     assert report.rejections == sum(sum(r.rejection_counts) for r in folded)
-    assert report.answers == sum(len(r.rejected_responses) for r in folded)
-    assert report.answers_folded == sum(len(r.rejected_responses) for r in records) - report.answers
+    assert (report.answers, report.accepted) == tuple(map(sum, zip(*(r.count_answers() for r in folded), strict=True)))
+    answers = [sum(len(r.rejected_responses) for r in some) for some in (records, folded)]
+    assert report.answers_folded == answers[0] - answers[1]
     assert report.prompts_repeated == len(records) - len(folded)
     assert report.empty == sum(r.rejected_responses.count("") for r in folded)
 
@@ -125,14 +133,14 @@ def test_two_prompts_of_one_hash_stay_two(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_like_of_another_text_of_the_same_hash_is_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "hash", lambda _: 7, raising=False)
     records = [accepted("q", "owl"), accepted("p", "hen"), make_record("p", ["owl"]), accepted("p", "owl")]
-    report = write_folded(tmp_path / "r.jsonl", records)
+    report = write_folded(tmp_path / "r.jsonl", records, keep_accepted=False)
     assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["owl"], [1], 2)]
     assert report.rounds_won == 1
 
 
 def test_prompts_stand_where_they_first_appeared_even_in_a_like_that_is_left_out(tmp_path: Path) -> None:
     records = [make_record("p", ["a"]), accepted("q", "b"), make_record("r", ["c"]), make_record("q", ["d"])]
-    write_folded(tmp_path / "r.jsonl", records)
+    write_folded(tmp_path / "r.jsonl", records, keep_accepted=False)
     assert [record.prompt for record in read_records(tmp_path / "r.jsonl")] == ["p", "q", "r"]
 
 
@@ -147,14 +155,14 @@ def test_likes_of_texts_that_nobody_rejects_are_not_read_again(tmp_path: Path, m
     monkeypatch.setattr(spool.Spool, "read", note)
     likes = [accepted(f"p{k}", "good") for k in range(100)]
     records = [make_record(f"p{k}", ["bad"]) for k in range(100)]
-    report = write_folded(tmp_path / "r.jsonl", [*likes, *records, accepted("p7", "bad")])
+    report = write_folded(tmp_path / "r.jsonl", [*likes, *records, accepted("p7", "bad")], keep_accepted=False)
     assert (report.records, report.rounds_won) == (100, 1)
     assert read == [records[7], accepted("p7", "bad")]
 
 
 def test_likes_of_several_answers_in_one_record_are_a_round_of_each(tmp_path: Path) -> None:
     likes = RejectionRecord("p", ("a", "b", "c", "a"), (0,) * 4, (2,) * 4, ((),) * 4)
-    report = write_folded(tmp_path / "r.jsonl", [likes, make_record("p", ["a", "b"])])
+    report = write_folded(tmp_path / "r.jsonl", [likes, make_record("p", ["a", "b"])], keep_accepted=False)
     assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["a", "b"], [1, 1], rounds=[5, 3])]
     assert report.rounds_won == 3
 

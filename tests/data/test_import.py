@@ -16,7 +16,7 @@ from buleyean_rl.data.importers import import_records
 from buleyean_rl.data.importers.formats import detect_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Discards
 from buleyean_rl.data.importers.redact import redact_record, redact_text
-from buleyean_rl.data.records import fold_records, make_record, read_records
+from buleyean_rl.data.records import fold_records, make_record, read_records, write_records
 from buleyean_rl.errors import RecordError, UsageError
 from drawn import write_rows
 
@@ -73,6 +73,39 @@ def test_labels_of_one_text_are_rounds_of_it(tmp_path: Path) -> None:
     assert bird == make_record("Name a bird.", ["Owl."], [1], 10)
     assert set(zip(greeting.rejection_counts, greeting.rounds, strict=True)) == {(1, 1)}
     assert (report.chosen_discarded, report.rounds_won, report.without_rejection) == (1, 9, 10)
+
+
+def trace(answer: str, value: int) -> dict[str, object]:
+    return {"input": "Hi", "output": answer, "scores": [{"name": "user", "value": value}]}
+
+
+@pytest.mark.parametrize("keep", [None, True, False])
+@pytest.mark.parametrize("is_log", [True, False])
+def test_accepted_answers_of_a_log_anchor_and_others_do_when_that_is_asked(
+    tmp_path: Path, is_log: bool, keep: bool | None
+) -> None:
+    rows = [trace("No.", 0), trace("No.", 1), trace("Yes.", 1)]
+    if not is_log:
+        rows = [{"prompt": "Hi", "completion": row["output"], "label": row["scores"][0]["value"]} for row in rows]  # type: ignore[index]
+    source = write_rows(tmp_path / "log.jsonl", *rows)
+    report = import_records(str(source), tmp_path / "r.jsonl", keep_accepted=keep)
+    (record,) = read_records(tmp_path / "r.jsonl")
+    kept = is_log if keep is None else keep
+    answers = (["No.", "Yes."], [1, 0]) if kept else (["No."], [1])
+    assert record == make_record("Hi", *answers, rounds=[2, 1][: len(answers[0])])
+    assert (report.answers, report.accepted, report.chosen_discarded) == (1, int(kept), int(not kept))
+    assert ("  accepted answers kept as anchors: 1" in report.lines()) == kept
+
+
+def test_records_without_a_rejection_are_imported_as_they_are(tmp_path: Path) -> None:
+    records = [make_record("p", ["No."]), make_record("q", ["Write to me@x.org"], [0], 3)]
+    write_records(tmp_path / "a.jsonl", records)
+    report = import_records(str(tmp_path / "a.jsonl"), tmp_path / "r.jsonl")
+    assert list(read_records(tmp_path / "r.jsonl")) == records
+    assert (report.accepted, report.chosen_discarded) == (1, 0)
+    assert import_records(str(tmp_path / "a.jsonl"), tmp_path / "r.jsonl", redact=True).redacted["email"] == 1  # type: ignore[index]
+    assert import_records(str(tmp_path / "a.jsonl"), tmp_path / "r.jsonl", keep_accepted=False).chosen_discarded == 1
+    assert list(read_records(tmp_path / "r.jsonl")) == records[:1]
 
 
 def test_a_row_is_reported_once(tmp_path: Path) -> None:

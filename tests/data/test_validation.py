@@ -45,6 +45,20 @@ def test_validation_says_that_all_answers_are_empty(tmp_path: Path) -> None:
     assert "not usable: all answers are empty, with no token to reject" in report.lines()[0]
 
 
+def test_validation_says_how_many_records_only_anchor(tmp_path: Path) -> None:
+    anchor = {"prompt": "Hi", "rejected_responses": ["Yes."], "rejection_counts": [0]}
+    mixed = {"prompt": "Hm", "rejected_responses": ["No.", "Yes."], "rejection_counts": [1, 0]}
+    lost = {"prompt": "Hm", "rejected_responses": ["", "Yes."], "rejection_counts": [1, 0]}
+    report = validate_records(write_rows(tmp_path / "r.jsonl", anchor, mixed, lost))
+    assert (report.answers, report.accepted, report.anchors, report.dropped, report.rejecting) == (2, 3, 1, 1, 1)
+    assert report.usable
+    assert "  records of accepted answers alone: 1" in report.lines()
+    none = validate_records(write_rows(tmp_path / "r.jsonl", anchor))
+    assert (none.dropped, none.usable) == (0, False)
+    assert "not usable: nothing in it is rejected: a file needs one rejection" in none.lines()[0]
+    assert not validate_records(write_rows(tmp_path / "r.jsonl", anchor, lost)).usable
+
+
 def test_validation_counts_tokens(tmp_path: Path) -> None:
     path = write_rows(
         tmp_path / "r.jsonl",

@@ -45,12 +45,22 @@ def data_import(
     encoding: Annotated[
         str | None, typer.Option(metavar="NAME", help="Encoding of a text file that is not UTF-8.")
     ] = None,
+    keep_accepted: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-accepted/--no-keep-accepted",
+            help="Keep accepted answers, as anchors; default: those of a log of the model's own answers.",
+        ),
+    ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import pairs, labels, scores, a table or an export as a records file. Chosen answers are discarded."""
+    """Import pairs, labels, scores, a table or an export as a records file. Chosen answers are discarded.
+
+    Accepted answers of a log (openwebui, librechat, traces) anchor the model.
+    """
     from buleyean_rl.data.importers import Choices, import_records
 
     roles = {}
@@ -69,6 +79,7 @@ def data_import(
             limit=limit,
             skip_bad=skip_bad,
             choices=choices,
+            keep_accepted=keep_accepted,
             redact=redact,
             encoding=encoding,
             overwrite=overwrite,

@@ -101,10 +101,12 @@ def data_card(path: Path, *, name: str, file: str, license: str | None = None) -
     Raises:
         RecordError: a record is bad.
     """
-    records = answers = rejections = with_spans = conversations = 0
+    records = answers = accepted = rejections = with_spans = conversations = 0
     for record in read_records(path):
         records += 1
-        answers += len(record.rejected_responses)
+        rejected, never_rejected = record.count_answers()
+        answers += rejected
+        accepted += never_rejected
         rejections += sum(record.rejection_counts)
         with_spans += sum(bool(spans) for spans in record.rejected_spans)
         conversations += not isinstance(record.prompt, str)
@@ -127,6 +129,7 @@ out of how many rounds. There are no chosen answers.
 | Records | {records:,} |
 | Prompts that are conversations | {conversations:,} |
 | Rejected answers | {answers:,} |
+| Accepted answers of the model itself, as anchors | {accepted:,} |
 | Rejections | {rejections:,} |
 | Answers with the wrong part marked | {with_spans:,} |
 | Format | JSON Lines: `prompt`, `rejected_responses`, `rejection_counts`, `total_rounds` or `rounds`, spans |

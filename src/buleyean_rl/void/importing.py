@@ -191,7 +191,7 @@ def _import(source: Path, folder: Path, values: Row) -> Row:
         raise UnreadableFile(error.problem, *_columns(sample)) from error
     output = folder / "records.jsonl"
     report = import_records(str(source), output, choices=choices)
-    if report.answers > MAX_ANSWERS:
+    if report.answers + report.accepted > MAX_ANSWERS:
         raise UnreadableFile(f"holds more than {MAX_ANSWERS:,} answers: {_IN_PARTS}")
     with (folder / "rows").open("w", encoding="utf-8") as file:
         for record in read_records(output):

@@ -17,7 +17,8 @@
     run            rows, folded by prompt, into a records file
     preferences    rows, chosen answers too, as rankings: for measuring only
 
-What this package is not: no row's chosen answer, accepted answer or score ever reaches a record.
+No score reaches a record, and no answer that was chosen from others. Answers of the judged model itself that were
+accepted reach it with count 0, as anchors (`Format.keeps_accepted`).
 """
 
 from buleyean_rl.data.importers.preferences import Preferences, read_preferences

@@ -37,7 +37,16 @@ def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[R
     beside_prompt = dict.fromkeys(("messages", *SYSTEM_KEYS, *HISTORY_KEYS))
     record = parse_record({**row, **beside_prompt, "prompt": pick_prompt(row, discards)})
     discards.duplicates_folded += len(answers) - len(record.rejected_responses)
+    if not record.rejects:
+        discards.without_rejection += 1
+        discards.chosen_discarded += len(record.rejected_responses)
     yield record
 
 
-RECORDS = Format("records", "prompt, rejected_responses (or rejected without chosen)", _matches, _read_records)
+RECORDS = Format(
+    "records",
+    "prompt, rejected_responses (or rejected without chosen)",
+    _matches,
+    _read_records,
+    keeps_accepted=True,
+)

@@ -88,4 +88,6 @@ def _matches(row: Row) -> bool:
     )
 
 
-LIBRECHAT = Format("librechat", "conversationId, messages[messageId, feedback]", _matches, _read_records)
+LIBRECHAT = Format(
+    "librechat", "conversationId, messages[messageId, feedback]", _matches, _read_records, keeps_accepted=True
+)

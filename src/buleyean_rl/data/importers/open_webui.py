@@ -121,5 +121,9 @@ def _matches(row: Row) -> bool:
 
 
 OPEN_WEBUI = Format(
-    "openwebui", "data.rating, meta.message_id, snapshot.chat; or chat.history", _matches, _read_records
+    "openwebui",
+    "data.rating, meta.message_id, snapshot.chat; or chat.history",
+    _matches,
+    _read_records,
+    keeps_accepted=True,
 )

@@ -119,7 +119,7 @@ class Preference:
 class Format:
     """One shape of row, and how it is read.
 
-    A reader checks only what it uses: the text of an answer nobody rejected is never looked at. What it leaves out on
+    A reader checks only what it uses: an accepted answer that is no text is passed over. What it leaves out on
     purpose it counts in `Discards`.
 
     Args:
@@ -129,6 +129,7 @@ class Format:
         read_records: the records of a row.
         read_preference: the ranking in a row, chosen answers included; None where a row tells of rejections alone.
         one_answer_a_row: rows of one prompt are one preference.
+        keeps_accepted: whether answers are the judged model's own, so that accepted ones anchor unless told otherwise.
     """
 
     name: str
@@ -137,3 +138,4 @@ class Format:
     read_records: Callable[[Row, Discards, Choices], Iterator[RejectionRecord]]
     read_preference: Callable[[Row], Preference] | None = None
     one_answer_a_row: bool = False
+    keeps_accepted: bool = False

@@ -74,7 +74,6 @@ def redact_record(record: RejectionRecord, counts: Counter[str]) -> RejectionRec
         rounds=record.rounds,
         ended=record.ended,
         policy=record.policy,
-        require_rejection=False,
     )
 
 

@@ -43,7 +43,7 @@ DROPPED_KEYS = ("context", "contexts", "documents", "sources", "source_documents
 MEDIA_KEYS = ("images", "image", "videos", "video", "audios", "audio", "attachments")
 REJECTED_TOOL_CALL = "the rejected answer is a call of a tool, not text"
 _CONTEXT_KEYS = frozenset({*MEDIA_KEYS, *DROPPED_KEYS, *SYSTEM_KEYS, *HISTORY_KEYS})
-_UNCOUNTED = Discards()  # of accepted answers, which are only compared
+_UNCOUNTED = Discards()  # of accepted answers, which are passed over where they are no text
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, (), "[]", "{}", "null")
 
 
@@ -64,7 +64,7 @@ def build_record(
 def accepted_record(prompt: object, answers: Iterable[object], rounds: int = 1) -> Sequence[RejectionRecord]:
     """Rounds in which answers were not rejected, as a record without a rejection; nothing where none is an answer.
 
-    They count only where the same text was rejected elsewhere: no answer reaches the output that never was.
+    They anchor where they are kept; else they count only where the same text was rejected elsewhere.
     """
     try:
         checked_prompt = parse_prompt(prompt)

@@ -37,6 +37,7 @@ class ImportReport:
         records: records written, one per prompt.
         rejections: the sum of all their counts.
         answers: rejected answers in them.
+        accepted: accepted answers in them, kept as anchors.
         chosen_discarded: answers that were chosen, accepted, or never rejected.
         ties: pairs of equal scores.
         without_rejection: rows in which nothing was rejected.
@@ -65,6 +66,7 @@ class ImportReport:
     records: int = 0
     rejections: int = 0
     answers: int = 0
+    accepted: int = 0
     chosen_discarded: int = 0
     ties: int = 0
     without_rejection: int = 0
@@ -95,6 +97,7 @@ class ImportReport:
         A row without a rejection stands here as its accepted answers, or as one without a rating.
         """
         notes = {
+            "accepted answers kept as anchors": self.accepted,
             "chosen, accepted or never rejected answers discarded": self.chosen_discarded,
             "ties, which reject nothing": self.ties,
             "rows without a rating": self.unrated,
@@ -131,6 +134,7 @@ def import_records(
     limit: int | None = None,
     skip_bad: bool = False,
     choices: Choices = NO_CHOICES,
+    keep_accepted: bool | None = None,
     redact: bool = False,
     encoding: str | None = None,
     overwrite: bool = True,
@@ -146,6 +150,7 @@ def import_records(
         limit: stop once there are so many records.
         skip_bad: leave bad rows out and count them, instead of stopping at the first.
         choices: the user's reading of rows that are ambiguous.
+        keep_accepted: keep accepted answers, as anchors; None for those of formats that log a model's own answers.
         redact: take e-mail addresses, phone numbers and keys out.
         encoding: of a text file that is not UTF-8, as Python calls it.
         overwrite: replace the file at `output`, if there is one.
@@ -178,10 +183,11 @@ def import_records(
         encoding,
     )
     report.format = row_format.name
+    keeps = row_format.keeps_accepted if keep_accepted is None else keep_accepted
     check_output_file(Path(output), overwrite=overwrite)
 
     def read_records() -> Iterator[RejectionRecord]:
-        any_rejected = False
+        any_rejected, accepted = False, 0
         for line, row in rows:
             report.rows += 1
             if progress is not None and report.rows % ROWS_PER_TICK == 0:
@@ -191,16 +197,20 @@ def import_records(
                     if record.rejects:
                         any_rejected = True
                         report.rendered += looks_rendered(record.prompt)
-                    yield redact_record(record, redactions if record.rejects else Counter()) if redact else record
+                    elif keeps:
+                        discards.chosen_discarded -= len(record.rejected_responses)
+                        accepted += len(record.rejected_responses)
+                    is_kept = keeps or record.rejects
+                    yield redact_record(record, redactions if is_kept else Counter()) if redact else record
             except UnsupportedContent as error:
                 discards.note_unusable(error.problem)
             except RecordError as error:
                 handle_bad_row(error, source, line, note_bad if skip_bad else False)
         if not any_rejected:
-            raise RecordError(_describe_nothing(report, discards), path=source)
+            raise RecordError(_describe_nothing(report, discards, accepted), path=source)
 
     with closing(rows):
-        folded = write_folded(output, read_records(), limit=limit)
+        folded = write_folded(output, read_records(), limit=limit, keep_accepted=keeps)
     for name, value in (asdict(discards) | asdict(folded)).items():
         if name != "answers_folded":
             setattr(report, name, value)
@@ -210,15 +220,16 @@ def import_records(
     return report
 
 
-def _describe_nothing(report: ImportReport, discards: Discards) -> str:
+def _describe_nothing(report: ImportReport, discards: Discards, accepted: int) -> str:
     """That nothing was rejected, and what the rows were instead."""
+    accepted += discards.chosen_discarded
     rows = {
-        "accepted answers": discards.chosen_discarded,
+        "accepted answers": accepted,
         "rows without a rating": discards.unrated,
         "bad rows skipped": report.skipped,
         **discards.unusable,
     }
     instead = "; ".join(f"{what}: {number:,}" for what, number in rows.items() if number)
     problem = f"has no rejected answer in {counted(report.rows, 'row')} read as {report.format}; nothing was written"
-    hint = ". A score below 0.5 rejects: --below sets another limit" if discards.chosen_discarded else ""
+    hint = ". A score below 0.5 rejects: --below sets another limit" if accepted else ""
     return f"{problem} ({instead}){hint}" if instead else problem

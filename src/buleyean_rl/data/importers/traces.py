@@ -198,4 +198,10 @@ def _matches(row: Row) -> bool:
     return is_export or not row.keys().isdisjoint(SCORE_KEYS)
 
 
-TRACES = Format("traces", "input, output, scores[name, value] (or feedback_stats, score)", _matches, _read_records)
+TRACES = Format(
+    "traces",
+    "input, output, scores[name, value] (or feedback_stats, score)",
+    _matches,
+    _read_records,
+    keeps_accepted=True,
+)

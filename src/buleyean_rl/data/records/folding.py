@@ -5,8 +5,8 @@ fold_stream    through a temporary file: only an index in memory
 write_folded   the same, into a records file
 
 An answer's rounds are those of the records it stands in, whatever else its prompt has: rejected once in two records of
-one round each it is 1 of 2; rejected in one and absent from the other, 1 of 1. A record that rejects nothing is a
-round without a rejection of the texts that others reject; into a file goes nothing else of it.
+one round each it is 1 of 2; rejected in one and absent from the other, 1 of 1. A record that rejects nothing stays, as
+anchors; or, where accepted answers are not kept, is only a round of the texts that others reject.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     """One record out of several of the same prompt: counts and rounds of equal answers add up.
 
     Args:
-        records: all with the first one's prompt; at least one rejects something.
+        records: all with the first one's prompt.
 
     Returns:
         The merged record, its answers in the order of their first appearance. Token ids are those of the first
@@ -46,10 +46,10 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
         for record in records
         for answer in record.entries()
     ]
-    policies = [record.policy for record in records if record.rejects]
-    same_policy = all(policy == policies[0] for policy in policies)
+    policy = records[0].policy
+    same_policy = all(record.policy == policy for record in records)
     merged = [_bound(answer) for answer in merge_answers(answers)]
-    return build_record(records[0].prompt, merged, tokenizer, policies[0] if same_policy else None)
+    return build_record(records[0].prompt, merged, tokenizer, policy if same_policy else None)
 
 
 def _drop_accepted(records: Sequence[RejectionRecord]) -> Iterator[RejectionRecord]:
@@ -75,16 +75,15 @@ def _bound(answer: JudgedAnswer) -> JudgedAnswer:
 
 
 def fold_records(records: Iterable[RejectionRecord]) -> list[RejectionRecord]:
-    """One record per prompt of which something was rejected, in the order of first appearance.
+    """One record per prompt, in the order of first appearance.
 
     Args:
-        records: few enough for memory; see `write_folded` for others. What one that rejects nothing holds stays, at
-            count 0.
+        records: few enough for memory; see `write_folded` for others.
     """
     by_prompt: dict[Prompt, list[RejectionRecord]] = {}
     for record in records:
         by_prompt.setdefault(record.prompt, []).append(record)
-    return [merge_records(group) for group in by_prompt.values() if any(record.rejects for record in group)]
+    return [merge_records(group) for group in by_prompt.values()]
 
 
 @dataclass
@@ -95,7 +94,8 @@ class FoldReport:
         records: left, one per prompt.
         rejections: the sum of all counts.
         answers: rejected answers left, each once.
-        answers_folded: rejected answers that repeated an earlier one of the same prompt in another record.
+        accepted: answers left that were never rejected, each once.
+        answers_folded: answers that repeated an earlier one of the same prompt in another record.
         prompts_repeated: records whose prompt an earlier one had.
         empty: answers left that are "".
         rounds_won: answers not rejected that count as rounds of the same text, rejected in another record.
@@ -105,6 +105,7 @@ class FoldReport:
     records: int = 0
     rejections: int = 0
     answers: int = 0
+    accepted: int = 0
     answers_folded: int = 0
     prompts_repeated: int = 0
     empty: int = 0
@@ -112,32 +113,43 @@ class FoldReport:
     bounded: int = 0
 
     def add(self, record: RejectionRecord) -> None:
-        """Count a record that rejects something as if its prompt were new."""
-        self.records += 1
+        """Count a record that is kept as if its prompt were new."""
         self.rejections += sum(record.rejection_counts)
-        self.answers += len(record.rejected_responses)
-        self.empty += record.rejected_responses.count("")
+        self._count([record], 1)
 
-    def fold(self, group: Sequence[RejectionRecord], folded: Sequence[RejectionRecord]) -> None:
-        """Count records that were added before as those they were folded into; others won a round."""
-        rejecting = [record for record in group if record.rejects]
+    def fold(
+        self,
+        kept: Sequence[RejectionRecord],
+        folded: Sequence[RejectionRecord],
+        compared: Sequence[RejectionRecord] = (),
+    ) -> None:
+        """Count records that were added before as those they were folded into; those compared won a round."""
+        self._count(kept, -1)
+        self._count(folded, 1)
         numbers: dict[Prompt, int] = {}  # of the prompts, so that each is hashed once a record
         answers = [
             (number, answer.text, answer.spans)
-            for record in rejecting
+            for record in kept
             for number in [numbers.setdefault(record.prompt, len(numbers))]
             for answer in record.entries()
         ]
-        self.records -= len(rejecting) - len(folded)
-        self.prompts_repeated += len(rejecting) - len(folded)
-        self.answers += sum(len(record.rejected_responses) for record in folded) - len(answers)
+        self.prompts_repeated += len(kept) - len(folded)
         self.answers_folded += len(answers) - len(set(answers))
-        self.empty += _count_empty(folded) - _count_empty(rejecting)
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
-        self.rounds_won += sum(len(record.rejected_responses) for record in group if not record.rejects)
+        self.rounds_won += sum(len(record.rejected_responses) for record in compared)
+
+    def _count(self, records: Sequence[RejectionRecord], sign: int) -> None:
+        self.records += sign * len(records)
+        for record in records:
+            rejected, accepted = record.count_answers()
+            self.answers += sign * rejected
+            self.accepted += sign * accepted
+            self.empty += sign * record.rejected_responses.count("")
 
 
-def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None) -> FoldReport:
+def write_folded(
+    path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None, keep_accepted: bool = True
+) -> FoldReport:
     """Write one record per prompt, in the order of first appearance, with only an index in memory.
 
     The file appears whole or not at all, and not if there is no record.
@@ -146,9 +158,10 @@ def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit:
         path: as for `write_records`.
         records: streamed once.
         limit: stop reading once there are so many records.
+        keep_accepted: keep records that reject nothing; without it they are only rounds of what others reject.
 
     Raises:
-        RecordError: no record came.
+        RecordError: no record is left.
         UsageError: as `write_records`.
     """
     report = FoldReport()
@@ -156,7 +169,7 @@ def write_folded(path: Path | str, records: Iterable[RejectionRecord], *, limit:
     check_output_file(output, overwrite=True)
     folder = None if is_stream(output) else Path(os.path.realpath(output)).parent  # where there is room for the records
     with open_output(output) as target:
-        target.writelines(_fold_lines(records, report, limit, folder))
+        target.writelines(_fold_lines(records, report, limit, folder, keep_accepted=keep_accepted))
         if not report.records:
             raise RecordError("no rejected answer was found, so nothing was written")
     return report
@@ -174,17 +187,23 @@ def fold_stream(records: Iterable[RejectionRecord], folder: Path | None = None) 
 
 
 def _fold_lines(
-    records: Iterable[RejectionRecord], report: FoldReport, limit: int | None = None, folder: Path | None = None
+    records: Iterable[RejectionRecord],
+    report: FoldReport,
+    limit: int | None = None,
+    folder: Path | None = None,
+    *,
+    keep_accepted: bool = True,
 ) -> Iterator[bytes]:
     """The lines of the folded records.
 
     records --> Spool --second pass, prompt by prompt--> lines
     """
-    prompts: set[int] = set()  # hashes of those of which something was rejected, up to the limit
+    prompts: set[int] = set()  # hashes of those that are kept, up to the limit
     with closing(Spool(folder)) as spool:
         for record in records:
-            spool.add(record)
-            if not record.rejects:
+            is_kept = keep_accepted or record.rejects
+            spool.add(record, is_kept)
+            if not is_kept:
                 continue
             report.add(record)
             if limit is not None:
@@ -195,12 +214,12 @@ def _fold_lines(
             if len(numbers) == 1:
                 yield spool.read_line(numbers[0])
                 continue
-            group = list(_drop_accepted([spool.read(number) for number in numbers]))
+            group = [spool.read(number) for number in numbers]
+            kept, compared = group, []
+            if not keep_accepted:
+                group = list(_drop_accepted(group))
+                kept, compared = ([r for r in group if r.rejects == rejects] for rejects in (True, False))
             folded = fold_records(group)  # by the prompt itself, so that two prompts of one hash stay two
-            report.fold(group, folded)
+            report.fold(kept, folded, compared)
             for record in folded:
                 yield format_record(record).encode() + b"\n"
-
-
-def _count_empty(records: Iterable[RejectionRecord]) -> int:
-    return sum(record.rejected_responses.count("") for record in records)

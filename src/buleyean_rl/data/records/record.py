@@ -36,7 +36,7 @@ Policy = dict[str, Any]
 
 @dataclass(frozen=True, init=False)
 class RejectionRecord:
-    """A prompt and the answers that were rejected for it.
+    """A prompt and the answers that were judged for it.
 
     `make_record` checks and folds; building one by hand does neither.
 
@@ -44,8 +44,8 @@ class RejectionRecord:
         prompt: the user's text, or a whole conversation as (role, content) messages.
         rejected_responses: K >= 1 answers. A text stands here twice only where its spans differ; "" is the
             answer that ended before it began.
-        rejection_counts: c_k >= 0, how often each was rejected, one of them at least 1. 0 means an answer that
-            was up for rejection and never was, such as a sample of the model's own.
+        rejection_counts: c_k >= 0, how often each was rejected. 0 means an answer that was judged and never rejected,
+            which anchors the model.
         rounds: T_k >= c_k, how often each was judged. Of a text with several spans, each entry has its own rounds.
         rejected_spans: per answer, the [start, end) character ranges that are wrong; () for the whole answer.
         token_ids: per answer the tokens that were drawn, None where they are not recorded.
@@ -91,8 +91,14 @@ class RejectionRecord:
 
     @property
     def rejects(self) -> bool:
-        """Whether any of its answers was rejected; only a record on its way to folding rejects none."""
+        """Whether any of its answers was rejected; one that rejects none only anchors."""
         return any(self.rejection_counts)
+
+    def count_answers(self) -> tuple[int, int]:
+        """How many answers were rejected, one for each of its spans; and how many texts never were."""
+        counts = self.rejection_counts
+        rejected = {text for text, count in zip(self.rejected_responses, counts, strict=True) if count}
+        return len(counts) - counts.count(0), len(set(self.rejected_responses) - rejected)
 
     def entries(self) -> Iterator[JudgedAnswer]:
         """Its answers, one by one."""
@@ -113,14 +119,13 @@ def make_record(
     ended: object = None,
     tokenizer: object = None,
     policy: object = None,
-    require_rejection: bool = True,
 ) -> RejectionRecord:
     """Check everything about one record and fold its duplicate answers into counts.
 
     Args:
         prompt: text, or a list of {"role", "content"} messages; one user message alone becomes its text.
-        responses: the rejected answers, a list of texts.
-        counts: how often each was rejected; None for once each.
+        responses: the judged answers, a list of texts.
+        counts: how often each was rejected, 0 for one that never was; None for once each.
         total_rounds: T, how often every answer was judged; None with no `rounds` for the largest count.
         spans: per answer a list of [start, end) character offsets, [] for the whole answer; None: all whole.
         rounds: T_k, how often each answer was judged, instead of `total_rounds`.
@@ -128,8 +133,6 @@ def make_record(
         ended: per answer true, false or None.
         tokenizer: the hash of the tokenizer of `token_ids`.
         policy: what drew the answers, an object of texts and numbers.
-        require_rejection: refuse a record in which nothing was rejected. One of those is for folding alone: a round
-            without a rejection, of answers that other records reject.
 
     Returns:
         The record. Answers alike in text and spans are one: their counts add up, and so do their `rounds`. With one T
@@ -143,8 +146,6 @@ def make_record(
     texts = _parse_answers(responses)
     size = len(texts)
     checked_counts = (1,) * size if counts is None else _parse_integers(counts, "rejection_counts", size, 0)
-    if require_rejection and not any(checked_counts):
-        fail("every rejection count is 0: a record needs at least one rejected answer")
     if rounds is not None and total_rounds is not None:
         fail("has both 'rounds' and 'total_rounds', which mean the same: keep one")
     if rounds is not None:
@@ -177,22 +178,19 @@ def make_record(
     return record if len(set(texts)) == size else _fold_answers(record, same_rounds=rounds is None)
 
 
-def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> RejectionRecord:
+def parse_record(row: Mapping[str, Any]) -> RejectionRecord:
     """A record from one JSON object of a records file.
 
     Args:
         row: snake_case or camelCase keys; `messages` may stand for `prompt`, and `rejected` (a text or a
             list) for `rejected_responses`. Other keys are ignored.
-        require_rejection: as in `make_record`.
 
     Raises:
         RecordError: as `make_record`, or a key is missing or given in two spellings, or a later version wrote it, or
             part of the conversation stands beside the prompt.
     """
     if row.keys() == _PLAIN_KEYS and None not in row.values():  # most are: no spelling is to be looked for
-        answers = pick_rejected_answers(row)
-        counts, total = row["rejection_counts"], row["total_rounds"]
-        return make_record(row["prompt"], answers, counts, total, require_rejection=require_rejection)
+        return make_record(row["prompt"], pick_rejected_answers(row), row["rejection_counts"], row["total_rounds"])
     version = pick(row, "format_version", "formatVersion")
     if version is not None and parse_integer(version, "format_version", 1) > FORMAT_VERSION:
         fail(f"is of records format {version}, of a later version of buleyean-rl: update it to read this file")
@@ -214,7 +212,6 @@ def parse_record(row: Mapping[str, Any], *, require_rejection: bool = True) -> R
         ended=row.get("ended"),
         tokenizer=row.get("tokenizer"),
         policy=row.get("policy"),
-        require_rejection=require_rejection,
     )
 
 
@@ -253,7 +250,7 @@ def _parse_answers(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         fail(f"rejected_responses is {describe(value)}: it must be a list of texts")
     if not value:
-        fail("rejected_responses is empty: a record needs at least one rejected answer")
+        fail("rejected_responses is empty: a record needs at least one answer")
     return tuple([_parse_answer(text, f"rejected_responses[{k}]") for k, text in enumerate(value)])
 
 

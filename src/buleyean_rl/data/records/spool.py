@@ -1,8 +1,8 @@
 """Records in temporary files, to be read again prompt by prompt: only an index of them is in memory.
 
-    record that rejects --its line--> lines      record that rejects nothing --its fields--> accepted
+    record that is kept --its line--> lines      record that is compared --its fields--> compared
 
-A record that rejects nothing only matters for texts that others reject. Most never do: they are looked up by hash, and
+A record that is only compared matters for texts that others reject. Most never do: they are looked up by hash, and
 only those that are found are read again. Two texts of one hash come out together; the reader compares them.
 """
 
@@ -22,7 +22,7 @@ class Spool:
     """Records that were written away.
 
     A record is named by its number, in the order in which they came. The index are arrays: of each record the hash of
-    its prompt, whether it rejects and where it stands; of each answer the hash of it and its prompt.
+    its prompt, whether it is kept and where it stands; of each answer the hash of it and its prompt.
 
     Args:
         folder: where the temporary files are; None for the system's.
@@ -30,62 +30,66 @@ class Spool:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._lines = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until `close`
-        self._accepted = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self._lines_end = self._accepted_end = 0
-        self._prompts, self._rejects, self._offsets = array("q"), array("b"), array("q")
-        self._rejected_answers = array("q")
-        self._accepted_answers, self._accepted_in = array("q"), array("q")  # and the numbers of their records
+        self._compared = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._lines_end = self._compared_end = 0
+        self._prompts, self._kept, self._offsets = array("q"), array("b"), array("q")
+        self._kept_answers = array("q")
+        self._compared_answers, self._compared_in = array("q"), array("q")  # and the numbers of their records
 
     def close(self) -> None:
         """Delete the files."""
         self._lines.close()
-        self._accepted.close()
+        self._compared.close()
 
-    def add(self, record: RejectionRecord) -> None:
-        """Write a record away."""
+    def add(self, record: RejectionRecord, is_kept: bool) -> None:
+        """Write a record away.
+
+        Args:
+            record: any.
+            is_kept: false where it is only compared with those that are.
+        """
         prompt = hash(record.prompt)
-        rejects = record.rejects
-        if rejects:
+        if is_kept:
             for text in record.rejected_responses:
-                self._rejected_answers.append(hash((prompt, text)))
+                self._kept_answers.append(hash((prompt, text)))
             self._offsets.append(self._lines_end)
             self._lines_end += self._lines.write(format_record(record).encode() + b"\n")
         else:
             for text in record.rejected_responses:
-                self._accepted_answers.append(hash((prompt, text)))
-                self._accepted_in.append(len(self._prompts))
-            self._offsets.append(self._accepted_end)
-            self._accepted_end += self._accepted.write(marshal.dumps(tuple(vars(record).values())))
+                self._compared_answers.append(hash((prompt, text)))
+                self._compared_in.append(len(self._prompts))
+            self._offsets.append(self._compared_end)
+            self._compared_end += self._compared.write(marshal.dumps(tuple(vars(record).values())))
         self._prompts.append(prompt)
-        self._rejects.append(rejects)
+        self._kept.append(is_kept)
 
     def read_line(self, number: int) -> bytes:
-        """The line of a record that rejects something."""
+        """The line of a record that is kept."""
         self._lines.seek(self._offsets[number])
         return self._lines.readline()
 
     def read(self, number: int) -> RejectionRecord:
         """A record."""
-        if self._rejects[number]:
+        if self._kept[number]:
             return parse_record(decode_json(self.read_line(number)))
-        self._accepted.seek(self._offsets[number])
-        return RejectionRecord(*marshal.load(self._accepted))
+        self._compared.seek(self._offsets[number])
+        return RejectionRecord(*marshal.load(self._compared))
 
     def groups(self) -> Iterator[Sequence[int]]:
-        """The numbers of the records that share the hash of a prompt of which something was rejected.
+        """The numbers of the records that share the hash of a prompt of which one is kept.
 
-        In the order of each prompt's first record. Of those that reject nothing only those come that have an answer
-        which is rejected elsewhere.
+        In the order of each prompt's first record. Of those that are compared only those come that have an answer
+        of one that is kept.
         """
-        rejected = set(self._rejected_answers)
-        accepted = zip(self._accepted_answers, self._accepted_in, strict=True)
-        shared = {number for answer, number in accepted if answer in rejected}
+        kept = set(self._kept_answers)
+        compared = zip(self._compared_answers, self._compared_in, strict=True)
+        shared = {number for answer, number in compared if answer in kept}
         # before the next large one
-        del rejected, self._rejected_answers[:], self._accepted_answers[:], self._accepted_in[:]
+        del kept, self._kept_answers[:], self._compared_answers[:], self._compared_in[:]
         by_prompt: dict[int, int | list[int] | None] = {}  # a list of one takes three times as much memory
-        for number, (prompt, rejects) in enumerate(zip(self._prompts, self._rejects, strict=True)):
+        for number, (prompt, is_kept) in enumerate(zip(self._prompts, self._kept, strict=True)):
             numbers = by_prompt.setdefault(prompt, None)
-            if not rejects and number not in shared:
+            if not is_kept and number not in shared:
                 continue
             if numbers is None:
                 by_prompt[prompt] = number
@@ -95,5 +99,5 @@ class Spool:
                 numbers.append(number)
         for numbers in by_prompt.values():
             group = [numbers] if isinstance(numbers, int) else numbers or []
-            if any(map(self._rejects.__getitem__, group)):
+            if any(map(self._kept.__getitem__, group)):
                 yield group

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class MeasuredRecord(NamedTuple):
 
     Args:
         prompt: its tokens.
-        answers: of each, its tokens, and which of the first of them are rejected.
+        answers: of each, its tokens, and which of the first of them were judged.
         notes: what was changed or noticed in its text, with how often.
     """
 
@@ -78,11 +79,14 @@ class Validation:
         records: lines that are one.
         rejections: the sum of their counts.
         answers: their rejected answers, each once.
+        accepted: their answers that were never rejected, each once.
+        anchors: records in which nothing was rejected: they only anchor.
         duplicates: answers that repeat another of their line, folded into its count.
         rendered: prompts that look like a chat template's output.
         repeated_prompts: records whose prompt an earlier line had.
         empty: rejected answers that are "", which have no token to reject.
         dropped: records training leaves out: nothing but empty answers, no room, or no rejected token in it.
+        rejecting: records with a rejected token to train on.
         tokens: the token counts, if there was a tokenizer to count with.
         errors: the first messages, each with file and line.
     """
@@ -93,18 +97,21 @@ class Validation:
     records: int = 0
     rejections: int = 0
     answers: int = 0
+    accepted: int = 0
+    anchors: int = 0
     duplicates: int = 0
     rendered: int = 0
     repeated_prompts: int = 0
     empty: int = 0
     dropped: int = 0
+    rejecting: int = 0
     tokens: Tokens | None = None
     errors: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
-        """Whether training can read the file: no bad line, and a record left to train on."""
-        return not self.bad and self.records > self.dropped
+        """Whether training can read the file: no bad line, and a rejection left to train on."""
+        return not self.bad and self.rejecting > 0
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -113,13 +120,17 @@ class Validation:
     def _remedy(self) -> str:
         if self.bad:
             return "mend or remove the bad lines" if self.records else "no line is a record: see `buleyean data import`"
-        if self.answers == self.empty:
+        if not self.answers:
+            return "nothing in it is rejected: a file needs one rejection"
+        if self.answers + self.accepted == self.empty:
             return "all answers are empty, with no token to reject"
-        return "no record is left to train on"
+        return "no record with a rejection is left to train on"
 
     def lines(self) -> list[str]:
         """The report for a person, zeros left out."""
         notes = {
+            "accepted answers, which anchor the model": self.accepted,
+            "records of accepted answers alone": self.anchors,
             "duplicate answers folded into counts": self.duplicates,
             "records that repeat a prompt, folded in training": self.repeated_prompts,
             RENDERED_LABEL: self.rendered,
@@ -128,7 +139,7 @@ class Validation:
         if self.tokens is not None:
             notes |= {
                 "tokens of prompts": self.tokens.prompts,
-                "tokens of rejected answers": self.tokens.responses,
+                "tokens of answers": self.tokens.responses,
                 "tokens of the longest prompt": self.tokens.longest_prompt,
                 "tokens of the longest answer": self.tokens.longest_response,
                 f"prompts that leave no room within {self.tokens.max_length:,} tokens": self.tokens.over_length,
@@ -187,31 +198,37 @@ def validate_records(
             progress(report.rows)
         report.rejections += sum(record.rejection_counts)
         report.duplicates += max(0, len(pick_rejected_answers(row)) - len(record.rejected_responses))
-        report.answers += len(record.rejected_responses)
+        rejected, accepted = record.count_answers()
+        report.answers += rejected
+        report.accepted += accepted
+        report.anchors += not record.rejects
         report.empty += record.rejected_responses.count("")
         report.rendered += looks_rendered(record.prompt)
         key = hash(record.prompt)  # the text itself would be the whole file in memory
         report.repeated_prompts += key in prompts
         prompts.add(key)
         if measured is None or report.tokens is None:
-            report.dropped += not any(record.rejected_responses)
+            left = [bool(text) for text in record.rejected_responses]
         else:
-            report.dropped += not _count_tokens(report.tokens, measured)
+            left = _count_tokens(report.tokens, measured)
+        usable = any(left if not record.rejects else compress(left, record.rejection_counts))
+        report.dropped += not usable
+        report.rejecting += usable and record.rejects
     return report
 
 
-def _count_tokens(tokens: Tokens, record: MeasuredRecord) -> bool:
-    """Add a record to the token counts; whether a rejected token of it is left after cutting."""
+def _count_tokens(tokens: Tokens, record: MeasuredRecord) -> list[bool]:
+    """Add a record to the token counts; whether of each answer a token that was judged is left after cutting."""
     tokens.notes.update(record.notes)
     tokens.longest_prompt = max(tokens.longest_prompt, record.prompt)
     room = tokens.max_length - record.prompt
     if room < 1:
         tokens.over_length += 1
-        return False
+        return []
     tokens.prompts += record.prompt
     for length, _ in record.answers:
         tokens.responses += length
         tokens.longest_response = max(tokens.longest_response, length)
         tokens.truncated += length > room
         tokens.cut += max(0, length - room)
-    return any(any(rejected[:room]) for _, rejected in record.answers)
+    return [any(rejected[:room]) for _, rejected in record.answers]
