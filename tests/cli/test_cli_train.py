@@ -29,13 +29,13 @@ OPTIONS = {
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --context --engine",
     "push": "PATH... --to --run --license --public --message --overwrite --yes --json",
     "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --context "
-    "--engine --overwrite --json",
+    "--engine --keep-accepted --overwrite --json",
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
     "--seed --epochs --lr --adapter-scale --config --context --max-drift --json",
     "void": "--model --output -o --host --port",
     "doctor": "--need --json",
-    "data import": "SRC --output -o --format --split --limit --column --score --below --encoding --redact "
-    "--skip-bad --overwrite --json",
+    "data import": "SRC --output -o --format --split --limit --column --score --below --encoding --keep-accepted "
+    "--redact --skip-bad --overwrite --json",
     "data validate": "RECORDS --model --max-length --json",
 }
 
