@@ -244,7 +244,12 @@ def test_counts_merged_by_position_ignore_what_stands_before() -> None:
     answers = [([5, 6, 7], [True] * 3), ([5, 8, 7, 9], [True] * 4), ([4], [True])]
     boundary = merge_responses([1, 2], answers, [3, 1, 0], [3] * 3)
     assert boundary.tokens == [5, 6, 7, 8, 7, 9, 4]  # nodes 1 to 7; the second answer branches off node 1
-    first, second, third, fourth = [(5, 4, 6, 3)], [(6, 3, 3, 3), (8, 1, 3, 3)], [(7, 4, 6, 3)], [(9, 1, 3, 3)]
+    first, second, third, fourth = (
+        [(4, 0, 3, 3), (5, 4, 6, 3)],
+        [(6, 3, 3, 3), (8, 1, 3, 3)],
+        [(7, 4, 6, 3)],
+        [(9, 1, 3, 3)],
+    )
     at = [first, second, third, fourth, third, fourth, [], second]
     merged = human_counts.by_position(boundary)
     assert merged.judgements == [(node, *entry) for node, entries in enumerate(at) for entry in entries]
