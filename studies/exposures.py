@@ -125,7 +125,7 @@ def readings(judged: Judged) -> dict[str, list[Target]]:
 def policy_at(tree: Tree, reading: list[Target], drift: float = DRIFT) -> list[Tensor]:
     """The policy that a reading aims at with the tau at which KL(base, policy) is `drift`, or with tau = 60."""
     base, low, high = answer_log(tree.nodes), 0.0, 60.0
-    for _ in range(30):
+    for _ in range(22):
         tau = (low + high) / 2
         policy = [at(nodes, tau) for at, nodes in zip(reading, tree.nodes, strict=True)]
         far = (base.exp() * (base - answer_log(policy))).sum() > drift
