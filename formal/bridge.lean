@@ -1,6 +1,6 @@
 /-!
 The bridge: `prove.py` appends this text and one `#eval` per case to `Buleyean/Complement.lean`, so what is
-evaluated is the very `weight` and `ownTarget` that the theorems are about.
+evaluated is the very `ratio`, `ownTarget` and `cappedTarget` that the theorems are about.
 -/
 
 namespace Buleyean
@@ -20,10 +20,12 @@ def spaced {α : Type} [ToString α] (f : Nat → α) : Nat → String
   | 0 => ""
   | n + 1 => spaced f n ++ " " ++ toString (f n)
 
-/-- A case of `n` options with their rounds, counts and base measure, printed as the weights, a bar, and the targets as fractions. -/
-def evaluate (n : Nat) (T v : List Nat) (μ : List Rat) : String :=
-  let p := ownTarget (upTo n []) (lookup μ) (lookup T) (lookup v)
-  spaced (fun i => weight (lookup T i) (lookup v i)) n ++ " |" ++
-    spaced (fun i => toString (p i).num ++ "/" ++ toString (p i).den) n
+/-- A case of `n` options with their prior, rounds, counts and base measure, printed as fractions: the ratios, a bar, the
+targets, a bar, and the targets with ratios capped. -/
+def evaluate (n : Nat) (m k : Rat) (T v : List Nat) (μ : List Rat) : String :=
+  let fractions (p : Nat → Rat) := spaced (fun i => toString (p i).num ++ "/" ++ toString (p i).den) n
+  fractions (fun i => ratio m k (lookup T i) (lookup v i)) ++ " |" ++
+    fractions (ownTarget (upTo n []) (lookup μ) m k (lookup T) (lookup v)) ++ " |" ++
+    fractions (cappedTarget (upTo n []) (lookup μ) m k (lookup T) (lookup v))
 
 end Buleyean

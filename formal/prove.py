@@ -187,14 +187,14 @@ def check(lean: Lean, name: str, source: str) -> list[Theorem]:
     return stated
 
 
-Case = tuple[Sequence[int], Sequence[int], Sequence[Fraction]]  # rounds, counts, base measure
+Case = tuple[Fraction, Fraction, Sequence[int], Sequence[int], Sequence[Fraction]]  # m, k, rounds, counts, base
 
 
-def evaluate(lean: Lean, cases: Sequence[Case]) -> list[tuple[list[int], list[Fraction]]]:
-    """Weights and targets of each case, evaluated by Lean from the definitions of `Complement.lean`."""
+def evaluate(lean: Lean, cases: Sequence[Case]) -> list[tuple[list[Fraction], ...]]:
+    """Ratios, targets and capped targets of each case, by Lean from the definitions of `Complement.lean`."""
     lines = (
-        f"#eval Buleyean.evaluate {len(counts)} {list(rounds)} {list(counts)} [{', '.join(map(str, base))}]"
-        for rounds, counts, base in cases
+        f"#eval Buleyean.evaluate {len(counts)} ({m}) ({k}) {list(rounds)} {list(counts)} [{', '.join(map(str, base))}]"
+        for m, k, rounds, counts, base in cases
     )
     source = "\n".join(
         [(FORMAL / "Buleyean" / "Complement.lean").read_text(), (FORMAL / "bridge.lean").read_text(), *lines]
@@ -202,11 +202,8 @@ def evaluate(lean: Lean, cases: Sequence[Case]) -> list[tuple[list[int], list[Fr
     reported = elaborate(lean, "Bridge", source)
     if bad := [m.text for m in reported if m.severity != "information"]:
         raise ProofError("\n".join(bad))
-    results = []
-    for message in reported:
-        weights, targets = message.text.strip('"').split("|")
-        results.append(([int(w) for w in weights.split()], [Fraction(p) for p in targets.split()]))
-    return results
+    columns = (message.text.strip('"').split("|") for message in reported)
+    return [tuple([Fraction(x) for x in part.split()] for part in parts) for parts in columns]
 
 
 def main() -> int:

@@ -53,7 +53,7 @@ def published_contrast_loss(logits: Tensor, base: Tensor, counts: Counts, object
         objective: alpha and tau.
     """
     log_pi = logits.log_softmax(-1)
-    kl = kl_to_target(log_pi, base.detach().softmax(-1), counts, objective.tau)
+    kl = kl_to_target(log_pi, base.detach().softmax(-1), counts, objective)
     contrast = -counts.sum_by_node(counts.rate * log_pi[counts.node, counts.option])
     loss = objective.alpha * kl + (1 - objective.alpha) * contrast
     return NodeLosses(loss, kl.detach(), contrast.detach(), torch.zeros_like(kl).detach())

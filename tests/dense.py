@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.models.output_head import OutputHead
-from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.complement import Counts, Prior
 from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, published_loss
 
 OBJECTIVES = [
@@ -14,15 +14,18 @@ OBJECTIVES = [
     Objective("published"),
     Objective("complement", alpha=0.3, tau=0.1),
     Objective("published", alpha=1.0, tau=0.5),
+    Objective("complement", prior=Prior(0.4, 3.0)),
+    Objective("complement", prior=Prior(0.4), min_p=0.1),
+    Objective("published", prior=Prior(0.4)),
 ]
 
 
 def random_counts(nodes: int, vocabulary: int, entries: int, rounds: int = 10) -> Counts:
-    """Up to `entries` rejections per node, some nodes with none, counts beyond T included."""
+    """Up to `entries` judged tokens per node, some nodes with none, counts of 0 and beyond T included."""
     rows = []
     for node in range(nodes):
         for token in torch.randperm(vocabulary)[: torch.randint(0, entries + 1, ()).item()].tolist():
-            rows.append((node, token, torch.randint(1, rounds + 3, ()).item()))
+            rows.append((node, token, torch.randint(0, rounds + 3, ()).item()))
     node, option, count = (
         (torch.tensor(column) for column in zip(*rows, strict=True))
         if rows

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from buleyean_rl.objectives.complement import exact_target, ratios, target
+from buleyean_rl.objectives.complement import Prior, exact_target, ratios, target
 
 FORMAL = Path(__file__).resolve().parent.parent / "formal"
 SOURCES = sorted((FORMAL / "Buleyean").glob("*.lean"))
@@ -115,8 +115,8 @@ def test_lean_itself_complains_of_a_hole_a_false_claim_and_an_unknown_name(lean)
 # ---- the bridge
 
 
-def random_cases(count: int) -> list[tuple[list[int], list[int], list[Fraction]]]:
-    """Rounds, counts, base measure: one T or own rounds, counts beyond the clip, every kind of base."""
+def random_cases(count: int) -> list[tuple[Fraction, Fraction, list[int], list[int], list[Fraction]]]:
+    """Prior, rounds, counts, base measure: one T or own rounds, counts beyond the clip, every kind of base."""
     dice = random.Random(20)
     cases = []
     for _ in range(count):
@@ -129,7 +129,9 @@ def random_cases(count: int) -> list[tuple[list[int], list[int], list[Fraction]]
             [Fraction(dice.randint(1, 1000)) for _ in range(options)],
             [Fraction(dice.randint(1, 99), dice.randint(1, 99)) for _ in range(options)],
         ]
-        cases.append((rounds, counts, dice.choice(base)))
+        m = dice.choice([Fraction(1), Fraction(dice.randint(1, 20), 20)])
+        k = dice.choice([Fraction(1), Fraction(dice.randint(1, 20), dice.randint(1, 5))])
+        cases.append((m, k, rounds, counts, dice.choice(base)))
     return cases
 
 
@@ -138,17 +140,19 @@ def test_lean_and_python_compute_the_same_function(lean):
     cases = random_cases(120)
     results = prove.evaluate(lean, cases)
     assert len(results) == len(cases)
-    for (rounds, counts, base), (lean_weights, lean_target) in zip(cases, results, strict=True):
-        assert lean_target == exact_target(counts, rounds, base)
-        if set(base) == {1}:
-            assert lean_target == exact_target(counts, rounds)
-        if len(set(rounds)) == 1:
-            assert lean_target == exact_target(counts, rounds[0], base)
-
-        float_ratios = ratios(torch.tensor(counts).double(), torch.tensor(rounds).double())
-        assert float_ratios.tolist() == [w / (n + 1) for w, n in zip(lean_weights, rounds, strict=True)]
-        mu = torch.tensor([float(m) for m in base], dtype=torch.float64)
-        float_target = target(torch.tensor(counts).double(), torch.tensor(rounds).double(), mu)
-        torch.testing.assert_close(
-            float_target, torch.tensor([float(p) for p in lean_target], dtype=torch.float64), rtol=1e-13, atol=0
-        )
+    for (m, k, rounds, counts, base), (lean_ratios, *lean_targets) in zip(cases, results, strict=True):
+        mu = torch.tensor([float(x) for x in base], dtype=torch.float64)
+        v, n = torch.tensor(counts).double(), torch.tensor(rounds).double()
+        for capped, lean_target in zip((False, True), lean_targets, strict=True):
+            prior = Prior(m, k, capped)
+            assert lean_target == exact_target(counts, rounds, base, prior)
+            if set(base) == {1}:
+                assert lean_target == exact_target(counts, rounds, prior=prior)
+            if len(set(rounds)) == 1:
+                assert lean_target == exact_target(counts, rounds[0], base, prior)
+            if m == k == 1:
+                assert lean_target == exact_target(counts, rounds, base)
+            expected = torch.tensor([float(p) for p in lean_target], dtype=torch.float64)
+            torch.testing.assert_close(target(v, n, mu, prior=prior), expected, rtol=1e-13, atol=0)
+        expected = torch.tensor([float(r) for r in lean_ratios], dtype=torch.float64)
+        torch.testing.assert_close(ratios(v, n, prior=Prior(m, k)), expected, rtol=1e-14, atol=0)

@@ -8,7 +8,7 @@ import buleyean_rl
 
 EXPORTED = [
     *("Boundary", "BuleyeanConfig", "BuleyeanError", "BuleyeanTrainer", "Counts", "NodeLosses", "Objective"),
-    *("OutputHead", "RejectionRecord", "attach_lora", "build_boundary", "check_parity", "complement_loss"),
+    *("OutputHead", "Prior", "RejectionRecord", "attach_lora", "build_boundary", "check_parity", "complement_loss"),
     *("exact_target", "export_gguf", "fused_loss", "listwise_loss", "load_base", "load_tokenizer", "merge_run"),
     *("published_loss", "read_records", "target", "train", "write_records"),
 ]

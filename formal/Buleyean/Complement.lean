@@ -10,12 +10,13 @@ The complement distribution and its axioms.
 in exact rational arithmetic. Counts above `T` are clipped. The base measure is any positive rational
 function, not necessarily normalised; `μ = 1` is the uniform one.
 
-`ownTarget` is the same where every option has rounds `n` of its own, the function of
-`src/buleyean_rl/objectives/complement.py::exact_target`:
+`ownTarget` is the same where every option has rounds `n` of its own and `m` is presumed of one that was never
+up, worth `k` rounds: the function of `src/buleyean_rl/objectives/complement.py::exact_target`,
 
-    r i = (n i - min (v i) (n i) + 1) / (n i + 1)        P i = μ i * r i / ∑ j, μ j * r j
+    r i = (n i - min (v i) (n i) + k * m) / ((n i + k) * m)        P i = μ i * r i / ∑ j, μ j * r j
 
-With one `n i = T` it is `target` (`ownTarget_equal`).
+and `cappedTarget` where ratios above 1 count as 1. With `m = k = 1` and one `n i = T` it is `target`
+(`ownTarget_equal`).
 -/
 
 @[expose] public section
@@ -238,108 +239,227 @@ theorem target_scale {c : Rat} (hc : 0 < c) :
 
 end
 
-/-! ### Rounds of their own -/
+/-! ### Any positive ratios -/
 
-/-- What is left of an option rejected `v` times in `n` rounds of its own, relative to one that was never up. -/
-def ratio (n v : Nat) : Rat := (weight n v : Rat) / (weight n 0 : Rat)
+/-- The distribution that gives each option `r` times its base weight, up to a factor. -/
+def tilt (options : List ι) (μ r : ι → Rat) (i : ι) : Rat :=
+  μ i * r i / sumOver options (fun k => μ k * r k)
 
-/-- The unnormalised complement distribution of options with rounds of their own. -/
-def ownMass (μ : ι → Rat) (n v : ι → Nat) (i : ι) : Rat := μ i * ratio (n i) (v i)
+section
+variable {options : List ι} {μ r : ι → Rat} {i j : ι}
+
+theorem tilt_total_pos (hμ : ∀ k ∈ options, 0 < μ k) (hr : ∀ k, 0 < r k) (hi : i ∈ options) :
+    0 < sumOver options (fun k => μ k * r k) :=
+  sumOver_pos (fun k hk => Rat.mul_pos (hμ k hk) (hr k)) hi
+
+theorem tilt_pos (hμ : ∀ k ∈ options, 0 < μ k) (hr : ∀ k, 0 < r k) (hi : i ∈ options) :
+    0 < tilt options μ r i := by
+  unfold tilt
+  rw [Rat.lt_div_iff (tilt_total_pos hμ hr hi), Rat.zero_mul]
+  exact Rat.mul_pos (hμ i hi) (hr i)
+
+theorem tilt_sum (hμ : ∀ k ∈ options, 0 < μ k) (hr : ∀ k, 0 < r k) (hne : options ≠ []) :
+    sumOver options (tilt options μ r) = 1 := by
+  obtain ⟨i, hi⟩ := List.exists_mem_of_ne_nil options hne
+  have hpos := tilt_total_pos hμ hr hi
+  have : sumOver options (tilt options μ r) =
+      sumOver options (fun k => μ k * r k) * (sumOver options (fun k => μ k * r k))⁻¹ := by
+    rw [← sumOver_mul_right]
+    exact sumOver_congr fun k _ => by unfold tilt; grind
+  grind
+
+theorem tilt_share (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) :
+    tilt options μ r i / μ i = r i / sumOver options (fun k => μ k * r k) := by
+  have := hμ i hi
+  unfold tilt
+  generalize sumOver options (fun k => μ k * r k) = S at *
+  grind
+
+/-- The smaller ratio, the smaller share of the base weight. -/
+theorem tilt_monotone (hμ : ∀ k ∈ options, 0 < μ k) (hr : ∀ k, 0 < r k) (hi : i ∈ options) (hj : j ∈ options)
+    (h : r j < r i) : tilt options μ r j / μ j < tilt options μ r i / μ i := by
+  have hpos := tilt_total_pos hμ hr hi
+  rw [tilt_share hμ hi, tilt_share hμ hj]
+  refine div_lt_div_of_mul_lt hpos hpos ?_
+  rw [Rat.mul_comm, Rat.mul_comm _ (sumOver _ _)]
+  exact mul_lt_mul_pos hpos h
+
+/-- Two options stand to each other as their own ratios say, whatever else there is. -/
+theorem tilt_odds : tilt options μ r i * (μ j * r j) = tilt options μ r j * (μ i * r i) := by
+  unfold tilt
+  generalize sumOver options (fun k => μ k * r k) = S
+  grind
+
+end
+
+/-! ### Rounds of their own, and what is presumed before them -/
+
+/-- What is left of an option rejected `v` times in `n` rounds of its own, relative to one that was never up:
+`m` is presumed of that one, and is worth `k` rounds. -/
+def ratio (m k : Rat) (n v : Nat) : Rat := (((n - min v n : Nat) : Rat) + k * m) / (((n : Rat) + k) * m)
+
+/-- A ratio, or 1 if it is above 1. -/
+def capped (r : Rat) : Rat := if r ≤ 1 then r else 1
 
 /-- The complement distribution of options with rounds of their own. -/
-def ownTarget (options : List ι) (μ : ι → Rat) (n v : ι → Nat) (i : ι) : Rat :=
-  ownMass μ n v i / sumOver options (ownMass μ n v)
+def ownTarget (options : List ι) (μ : ι → Rat) (m k : Rat) (n v : ι → Nat) : ι → Rat :=
+  tilt options μ (fun i => ratio m k (n i) (v i))
 
-theorem ratio_pos (n v : Nat) : 0 < ratio n v := by
-  unfold ratio
-  rw [Rat.lt_div_iff (weight_cast_pos n 0), Rat.zero_mul]
-  exact weight_cast_pos n v
+/-- The same where nothing rises for having been accepted. -/
+def cappedTarget (options : List ι) (μ : ι → Rat) (m k : Rat) (n v : ι → Nat) : ι → Rat :=
+  tilt options μ (fun i => capped (ratio m k (n i) (v i)))
 
-/-- What was never rejected keeps its base weight, in however many rounds it was up. -/
-theorem ratio_unrejected (n : Nat) : ratio n 0 = 1 := by
-  have h := weight_cast_pos n 0
+section
+variable {m k : Rat} {n v v' : Nat}
+
+theorem ratio_divisor_pos (hm : 0 < m) (hk : 0 < k) (n : Nat) : 0 < ((n : Rat) + k) * m := by
+  have : (0 : Rat) ≤ n := by exact_mod_cast Nat.zero_le n
+  exact Rat.mul_pos (by grind) hm
+
+theorem ratio_pos (hm : 0 < m) (hk : 0 < k) (n v : Nat) : 0 < ratio m k n v := by
+  have : (0 : Rat) ≤ (n - min v n : Nat) := by exact_mod_cast Nat.zero_le _
+  have := Rat.mul_pos hk hm
   unfold ratio
-  generalize (weight n 0 : Rat) = w at *
+  rw [Rat.lt_div_iff (ratio_divisor_pos hm hk n), Rat.zero_mul]
+  grind
+
+/-- Unseen is neutral: what was never up keeps its base weight. -/
+theorem ratio_unseen (hm : 0 < m) (hk : 0 < k) (v : Nat) : ratio m k 0 v = 1 := by
+  have h := Rat.mul_pos hk hm
+  unfold ratio
+  rw [show 0 - min v 0 = 0 by omega, show ((0 : Nat) : Rat) = 0 from rfl, Rat.zero_add, Rat.zero_add]
+  generalize k * m = x at *
   grind
 
 /-- In equal rounds the more rejected option keeps less. -/
-theorem ratio_lt {n v v' : Nat} (h : v < v') (hn : v < n) : ratio n v' < ratio n v := by
-  have hw : (weight n v' : Rat) < weight n v := by exact_mod_cast weight_lt h hn
+theorem ratio_lt (hm : 0 < m) (hk : 0 < k) (h : v < v') (hn : v < n) : ratio m k n v' < ratio m k n v := by
+  have hd := ratio_divisor_pos hm hk n
+  have hw : ((n - min v' n : Nat) : Rat) < (n - min v n : Nat) := by
+    exact_mod_cast (show n - min v' n < n - min v n by omega)
   unfold ratio
-  refine div_lt_div_of_mul_lt (weight_cast_pos n 0) (weight_cast_pos n 0) ?_
-  rw [Rat.mul_comm (weight n v' : Rat), Rat.mul_comm (weight n v : Rat)]
-  exact mul_lt_mul_pos (weight_cast_pos n 0) hw
+  refine div_lt_div_of_mul_lt hd hd ?_
+  rw [Rat.mul_comm, Rat.mul_comm _ (((n : Rat) + k) * m)]
+  exact mul_lt_mul_pos hd (by grind)
 
-section
-variable {options : List ι} {μ : ι → Rat} {n v : ι → Nat} {i j : ι}
+/-- Better than presumed rises: the ratio is above 1 exactly if more than `m` of the rounds accepted. -/
+theorem ratio_above_iff (hm : 0 < m) (hk : 0 < k) :
+    1 < ratio m k n v ↔ (n : Rat) * m < (n - min v n : Nat) := by
+  unfold ratio
+  rw [Rat.lt_div_iff (ratio_divisor_pos hm hk n)]
+  constructor <;> intro h <;> grind
 
-theorem ownMass_pos (h : 0 < μ i) : 0 < ownMass μ n v i := Rat.mul_pos h (ratio_pos (n i) (v i))
+/-- Worse than presumed falls: below 1 exactly if less than `m` of the rounds accepted. -/
+theorem ratio_below_iff (hm : 0 < m) (hk : 0 < k) :
+    ratio m k n v < 1 ↔ ((n - min v n : Nat) : Rat) < n * m := by
+  unfold ratio
+  rw [Rat.div_lt_iff (ratio_divisor_pos hm hk n)]
+  constructor <;> intro h <;> grind
 
-theorem ownTotal_pos (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) : 0 < sumOver options (ownMass μ n v) :=
-  sumOver_pos (fun k hk => ownMass_pos (hμ k hk)) hi
-
-/-- Positivity, with rounds of their own. -/
-theorem ownTarget_pos (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) : 0 < ownTarget options μ n v i := by
-  unfold ownTarget
-  rw [Rat.lt_div_iff (ownTotal_pos hμ hi), Rat.zero_mul]
-  exact ownMass_pos (hμ i hi)
-
-/-- Normalisation, with rounds of their own. -/
-theorem ownTarget_sum (hμ : ∀ k ∈ options, 0 < μ k) (hne : options ≠ []) :
-    sumOver options (ownTarget options μ n v) = 1 := by
-  obtain ⟨i, hi⟩ := List.exists_mem_of_ne_nil options hne
-  have hpos := ownTotal_pos (n := n) (v := v) hμ hi
-  have : sumOver options (ownTarget options μ n v) =
-      sumOver options (ownMass μ n v) * (sumOver options (ownMass μ n v))⁻¹ := by
-    rw [← sumOver_mul_right]
-    exact sumOver_congr fun k _ => by unfold ownTarget; grind
+/-- What was rejected whenever it was up keeps `k / (n + k)`, whatever is presumed. -/
+theorem ratio_rejected (hm : 0 < m) (hk : 0 < k) (h : n ≤ v) : ratio m k n v = k / (n + k) := by
+  have : (0 : Rat) ≤ n := by exact_mod_cast Nat.zero_le n
+  have hs : (0 : Rat) < n + k := by grind
+  have zero : n - min v n = 0 := by omega
+  unfold ratio
+  rw [zero, show ((0 : Nat) : Rat) = 0 from rfl, Rat.zero_add]
+  generalize (n : Rat) + k = s at *
   grind
 
+/-- With `m = 1` what was never rejected keeps its base weight, in however many rounds it was up. -/
+theorem ratio_unrejected (hk : 0 < k) (n : Nat) : ratio 1 k n 0 = 1 := by
+  have : (0 : Rat) ≤ n := by exact_mod_cast Nat.zero_le n
+  have hs : (0 : Rat) < n + k := by grind
+  unfold ratio
+  rw [show n - min 0 n = n by omega, Rat.mul_one, Rat.mul_one]
+  generalize (n : Rat) + k = s at *
+  grind
+
+/-- With `m = k = 1` it is the published weight, up to a factor. -/
+theorem ratio_published (n v : Nat) : ratio 1 1 n v = (weight n v : Rat) / (weight n 0 : Rat) := by
+  unfold ratio weight
+  rw [show n - min 0 n + 1 = n + 1 by omega, Rat.mul_one, Rat.mul_one]
+  push_cast
+  rfl
+
+theorem capped_pos {r : Rat} (h : 0 < r) : 0 < capped r := by unfold capped; split <;> grind
+
+theorem capped_le_one (r : Rat) : capped r ≤ 1 := by unfold capped; split <;> grind
+
+/-- Capping leaves the order of ratios below 1. -/
+theorem capped_lt {r r' : Rat} (h : r < r') (h1 : r < 1) : capped r < capped r' := by
+  unfold capped; split <;> split <;> grind
+
+end
+
+section
+variable {options : List ι} {μ : ι → Rat} {m k : Rat} {n v : ι → Nat} {i j : ι}
+
+/-- Positivity, with rounds of their own. -/
+theorem ownTarget_pos (hm : 0 < m) (hk : 0 < k) (hμ : ∀ a ∈ options, 0 < μ a) (hi : i ∈ options) :
+    0 < ownTarget options μ m k n v i :=
+  tilt_pos hμ (fun _ => ratio_pos hm hk _ _) hi
+
+/-- Normalisation, with rounds of their own. -/
+theorem ownTarget_sum (hm : 0 < m) (hk : 0 < k) (hμ : ∀ a ∈ options, 0 < μ a) (hne : options ≠ []) :
+    sumOver options (ownTarget options μ m k n v) = 1 :=
+  tilt_sum hμ (fun _ => ratio_pos hm hk _ _) hne
+
 /-- Monotonicity at equal rounds: the more rejected of two options has the smaller ratio to its base weight. -/
-theorem ownTarget_monotone (hμ : ∀ k ∈ options, 0 < μ k) (hi : i ∈ options) (hj : j ∈ options)
-    (hn : n i = n j) (h : v i < v j) (hT : v i < n i) :
-    ownTarget options μ n v j / μ j < ownTarget options μ n v i / μ i := by
-  have hpos := ownTotal_pos (n := n) (v := v) hμ hi
-  have hr : ratio (n j) (v j) < ratio (n i) (v i) := by
-    rw [← hn]
-    exact ratio_lt h hT
-  have share : ∀ k ∈ options,
-      ownTarget options μ n v k / μ k = ratio (n k) (v k) / sumOver options (ownMass μ n v) := by
-    intro k hk
-    have := hμ k hk
-    unfold ownTarget
-    generalize sumOver options (ownMass μ n v) = S at *
-    unfold ownMass; grind
-  rw [share i hi, share j hj]
-  refine div_lt_div_of_mul_lt hpos hpos ?_
-  rw [Rat.mul_comm, Rat.mul_comm _ (sumOver _ _)]
-  exact mul_lt_mul_pos hpos hr
+theorem ownTarget_monotone (hm : 0 < m) (hk : 0 < k) (hμ : ∀ a ∈ options, 0 < μ a) (hi : i ∈ options)
+    (hj : j ∈ options) (hn : n i = n j) (h : v i < v j) (hT : v i < n i) :
+    ownTarget options μ m k n v j / μ j < ownTarget options μ m k n v i / μ i :=
+  tilt_monotone hμ (fun _ => ratio_pos hm hk _ _) hi hj (by rw [← hn]; exact ratio_lt hm hk h hT)
 
 /-- Two options stand to each other as their own counts say, whatever else was up: `P i : P j = μ i r i : μ j r j`. -/
 theorem ownTarget_odds :
-    ownTarget options μ n v i * (μ j * ratio (n j) (v j)) = ownTarget options μ n v j * (μ i * ratio (n i) (v i)) := by
-  unfold ownTarget
-  generalize sumOver options (ownMass μ n v) = S
-  unfold ownMass
+    ownTarget options μ m k n v i * (μ j * ratio m k (n j) (v j)) =
+      ownTarget options μ m k n v j * (μ i * ratio m k (n i) (v i)) :=
+  tilt_odds
+
+/-- If nothing was ever up, the target is the base measure. -/
+theorem ownTarget_unseen (hm : 0 < m) (hk : 0 < k) (hsum : sumOver options μ = 1) (hn : ∀ a, n a = 0) :
+    ownTarget options μ m k n v i = μ i := by
+  have each : ∀ a, μ a * ratio m k (n a) (v a) = μ a := fun a => by rw [hn a, ratio_unseen hm hk, Rat.mul_one]
+  unfold ownTarget tilt
+  rw [each i, sumOver_congr (fun a _ => each a), hsum]
   grind
 
-/-- Where all options have the same rounds it is the published target. -/
-theorem ownTarget_equal {T : Nat} (h : ∀ k, n k = T) : ownTarget options μ n v i = target options μ T v i := by
+/-- Positivity where ratios are capped. -/
+theorem cappedTarget_pos (hm : 0 < m) (hk : 0 < k) (hμ : ∀ a ∈ options, 0 < μ a) (hi : i ∈ options) :
+    0 < cappedTarget options μ m k n v i :=
+  tilt_pos hμ (fun _ => capped_pos (ratio_pos hm hk _ _)) hi
+
+/-- Normalisation where ratios are capped. -/
+theorem cappedTarget_sum (hm : 0 < m) (hk : 0 < k) (hμ : ∀ a ∈ options, 0 < μ a) (hne : options ≠ []) :
+    sumOver options (cappedTarget options μ m k n v) = 1 :=
+  tilt_sum hμ (fun _ => capped_pos (ratio_pos hm hk _ _)) hne
+
+/-- Monotonicity at equal rounds where ratios are capped, for an option that was worse than presumed. -/
+theorem cappedTarget_monotone (hm : 0 < m) (hk : 0 < k) (hμ : ∀ a ∈ options, 0 < μ a) (hi : i ∈ options)
+    (hj : j ∈ options) (hn : n i = n j) (h : v i < v j) (hT : v i < n i)
+    (hw : ((n j - min (v j) (n j) : Nat) : Rat) < n j * m) :
+    cappedTarget options μ m k n v j / μ j < cappedTarget options μ m k n v i / μ i :=
+  tilt_monotone hμ (fun _ => capped_pos (ratio_pos hm hk _ _)) hi hj
+    (capped_lt (by rw [← hn]; exact ratio_lt hm hk h hT) ((ratio_below_iff hm hk).mpr hw))
+
+/-- With `m = k = 1`, where all options have the same rounds, it is the published target. -/
+theorem ownTarget_equal {T : Nat} (h : ∀ a, n a = T) : ownTarget options μ 1 1 n v i = target options μ T v i := by
   have hw := weight_cast_pos T 0
-  have each : ∀ k, mass μ T v k = ownMass μ n v k * (weight T 0 : Rat) := by
-    intro k
-    unfold mass ownMass ratio
-    rw [h k]
+  have each : ∀ a, mass μ T v a = μ a * ratio 1 1 (n a) (v a) * (weight T 0 : Rat) := by
+    intro a
+    unfold mass
+    rw [h a, ratio_published]
     generalize (weight T 0 : Rat) = w at *
     grind
-  have total : sumOver options (mass μ T v) = sumOver options (ownMass μ n v) * (weight T 0 : Rat) := by
+  have total : sumOver options (mass μ T v) =
+      sumOver options (fun a => μ a * ratio 1 1 (n a) (v a)) * (weight T 0 : Rat) := by
     rw [← sumOver_mul_right]
-    exact sumOver_congr fun k _ => each k
-  unfold ownTarget target
+    exact sumOver_congr fun a _ => each a
+  unfold ownTarget tilt target
   rw [each i, total]
   clear each total
-  generalize ownMass μ n v i = m
-  generalize sumOver options (ownMass μ n v) = S
+  generalize μ i * ratio 1 1 (n i) (v i) = x
+  generalize sumOver options (fun a => μ a * ratio 1 1 (n a) (v a)) = S
   generalize (weight T 0 : Rat) = w at *
   grind
 

@@ -70,9 +70,10 @@ theorem atNode_order_independent {rs rs' : List (List ι)} (p : rs.Perm rs') (pr
   rw [this]
 
 /-- The same with rounds of their own, those of all judged answers at the node: their order does not matter either. -/
-theorem ownTarget_order_independent {js js' rs rs' : List (List ι)} (pj : js.Perm js') (pr : rs.Perm rs')
-    (pre : List ι) :
-    ownTarget options μ (atNode js pre) (atNode rs pre) = ownTarget options μ (atNode js' pre) (atNode rs' pre) := by
+theorem ownTarget_order_independent {js js' rs rs' : List (List ι)} {m k : Rat} (pj : js.Perm js')
+    (pr : rs.Perm rs') (pre : List ι) :
+    ownTarget options μ m k (atNode js pre) (atNode rs pre) =
+      ownTarget options μ m k (atNode js' pre) (atNode rs' pre) := by
   have hj : atNode js pre = atNode js' pre := funext fun i => pj.countP_eq _
   have hr : atNode rs pre = atNode rs' pre := funext fun i => pr.countP_eq _
   rw [hj, hr]

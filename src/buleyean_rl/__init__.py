@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from buleyean_rl.models.output_head import OutputHead
     from buleyean_rl.models.run_folder import merge_run
     from buleyean_rl.models.weights import load_base, load_tokenizer
-    from buleyean_rl.objectives.complement import Counts, exact_target, target
+    from buleyean_rl.objectives.complement import Counts, Prior, exact_target, target
     from buleyean_rl.objectives.fused import fused_loss
     from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, listwise_loss, published_loss
     from buleyean_rl.training.config import BuleyeanConfig
@@ -51,6 +51,7 @@ _EXPORTS = {
     ),
     "objectives.complement": (
         "Counts",
+        "Prior",
         "exact_target",
         "target",
     ),
@@ -77,6 +78,7 @@ __all__ = [
     "NodeLosses",
     "Objective",
     "OutputHead",
+    "Prior",
     "RejectionRecord",
     "attach_lora",
     "build_boundary",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from buleyean_rl.objectives import complement
-from buleyean_rl.objectives.complement import Counts, exact_target, published_floor
+from buleyean_rl.objectives.complement import PUBLISHED, Counts, Prior, exact_target, published_floor, share_accepted
 
 Table = list[list[int]]  # v of every option at every node
 
@@ -40,8 +40,8 @@ def sparse(table: Table, rounds: int) -> Counts:
     return Counts(node, option, count.double(), torch.full(count.shape, float(rounds), dtype=torch.double), len(table))
 
 
-def dense(table: Table, rounds: int, base: Tensor | None = None, tau: float = 1.0) -> Tensor:
-    return complement.target(torch.tensor(table).double(), torch.tensor(float(rounds)).double(), base, tau)
+def dense(table: Table, rounds: int, base: Tensor | None = None, tau: float = 1.0, prior: Prior = PUBLISHED) -> Tensor:
+    return complement.target(torch.tensor(table).double(), torch.tensor(float(rounds)).double(), base, tau, prior)
 
 
 def random_distributions(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -91,15 +91,42 @@ def test_ratios_by_hand() -> None:
     torch.testing.assert_close(complement.ratios(*own), torch.tensor([1, 1 / 2, 9 / 10, 1 / 10]))
 
 
+@pytest.mark.parametrize(
+    ("prior", "expected"),
+    [
+        (Prior(), ["1", "1", "1/2", "1/2", "1/4"]),
+        (Prior(rounds=Fraction(3)), ["1", "1", "3/4", "2/3", "1/2"]),  # k / (n + k) where it was always rejected
+        (Prior(Fraction(1, 3)), ["1", "2", "1/2", "1", "1/4"]),  # once in three accepted is as presumed
+        (Prior(Fraction(1, 3), capped=True), ["1", "1", "1/2", "1", "1/4"]),
+    ],
+)
+def test_a_prior_by_hand(prior: Prior, expected: list[str]) -> None:
+    """Never up, accepted once, rejected once, accepted in one round of three, rejected in three."""
+    counts, rounds = [0, 0, 1, 2, 3], [0, 1, 1, 3, 3]
+    P = exact_target(counts, rounds, prior=prior)
+    assert [p / P[0] for p in P] == [Fraction(r) for r in expected]
+    got = complement.ratios(torch.tensor(counts).double(), torch.tensor(rounds).double(), prior=prior)
+    assert got.tolist() == pytest.approx([float(Fraction(r)) for r in expected], rel=1e-15)
+
+
+def test_the_share_accepted_is_pooled_over_the_file() -> None:
+    assert share_accepted([1, 0, 45], [1, 1, 60]) == 16 / 62
+    assert share_accepted([2, 9], [2, 5]) == 1.0  # nothing accepted
+    assert share_accepted([], []) == 1.0
+
+
 judged_options = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(1, 99))  # v, n - v, mu
+shares = st.integers(1, 9).flatmap(lambda d: st.integers(1, d).map(lambda n: Fraction(n, d)))
+priors = st.builds(Prior, shares, st.fractions(Fraction(1, 9), 9, max_denominator=9), st.booleans())
 
 
-@given(st.lists(judged_options, min_size=2, max_size=6), judged_options)
+@given(st.lists(judged_options, min_size=2, max_size=6), judged_options, priors)
 def test_options_with_own_rounds_hold_the_axioms_and_leave_each_other_alone(
-    options: list[tuple[int, int, int]], another: tuple[int, int, int]
+    options: list[tuple[int, int, int]], another: tuple[int, int, int], prior: Prior
 ) -> None:
     def exact(chosen: list[tuple[int, int, int]]) -> list[Fraction]:
-        return exact_target([v for v, _, _ in chosen], [v + other for v, other, _ in chosen], [mu for *_, mu in chosen])
+        v, others, mu = zip(*chosen, strict=True)
+        return exact_target(v, [a + b for a, b in zip(v, others, strict=True)], mu, prior)
 
     P = exact(options)
     assert all(p > 0 for p in P)
@@ -107,12 +134,16 @@ def test_options_with_own_rounds_hold_the_axioms_and_leave_each_other_alone(
     per_mu = [p / mu for p, (*_, mu) in zip(P, options, strict=True)]
     for share, (v, others, _) in zip(per_mu, options, strict=True):
         for other_share, (other_v, other_others, _) in zip(per_mu, options, strict=True):
-            if v + others == other_v + other_others:
-                assert (v < other_v) == (share > other_share)
+            if v + others == other_v + other_others and v < other_v:
+                assert share >= other_share if prior.capped else share > other_share
+    unseen = exact([*options, (0, 0, 1)])
+    for share, (v, others, mu) in zip(unseen, options, strict=False):
+        better, m = others - (v + others) * prior.mean, prior.mean  # than presumed, in rounds
+        assert share / mu / unseen[-1] == min(1 + better / ((v + others + prior.rounds) * m), 1 if prior.capped else 99)
     with_another = exact([*options, another])
     assert [p / with_another[0] for p in with_another[:-1]] == [p / P[0] for p in P]
     columns = [torch.tensor(column).double() for column in zip(*options, strict=True)]
-    got = complement.target(columns[0], columns[0] + columns[1], columns[2] / columns[2].sum())
+    got = complement.target(columns[0], columns[0] + columns[1], columns[2] / columns[2].sum(), prior=prior)
     torch.testing.assert_close(got, torch.tensor([float(p) for p in P], dtype=torch.double), rtol=1e-12, atol=0)
 
 
@@ -152,15 +183,24 @@ def test_target_holds_the_axioms_at_every_tau(drawn: tuple[Table, int], tau: flo
     assert (likelihood.unsqueeze(-1) > likelihood.unsqueeze(-2))[fewer].all()
 
 
-@given(tables(), st.floats(0.1, 4), st.integers(0, 99))
-def test_sparse_target_is_the_dense_one(drawn: tuple[Table, int], tau: float, seed: int) -> None:
+@given(tables(), st.floats(0.1, 4), priors, st.sampled_from([0.0, 0.1, 0.7]), st.integers(0, 99))
+def test_sparse_target_is_the_dense_one(
+    drawn: tuple[Table, int], tau: float, prior: Prior, min_p: float, seed: int
+) -> None:
     table, rounds = drawn
     counts, base = sparse(table, rounds), random_distributions((len(table), len(table[0])), seed)
-    P, rejected = dense(table, rounds, base, tau), torch.tensor(table) > 0
-    got = complement.sparse_target(counts, base[counts.node, counts.option], base.shape[-1], tau)
-    torch.testing.assert_close(got.rejected, P[counts.node, counts.option])
-    torch.testing.assert_close(got.unrejected, P.masked_fill(rejected, 0).sum(-1), rtol=1e-9, atol=1e-12)
-    assert ((got.unrejected == 0) == rejected.all(-1)).all()
+    v, n = counts.dense(counts.count, base.shape[-1]), counts.dense(counts.rounds, base.shape[-1])
+    P = complement.target(v, n, base, tau, prior, min_p)
+    if min_p:
+        added = complement.plausible(base.log(), complement.ratios(v, n, prior=prior) < 1, min_p) & (n == 0)
+        counts = counts.with_unseen(*added.nonzero(as_tuple=True))
+    got = complement.sparse_target(
+        counts, base[counts.node, counts.option], base.shape[-1], tau, prior, keep_tail=min_p > 0
+    )
+    listed = counts.dense(torch.ones_like(counts.count), base.shape[-1]).bool()
+    torch.testing.assert_close(got.listed, P[counts.node, counts.option])
+    torch.testing.assert_close(got.unlisted, P.masked_fill(listed, 0).sum(-1), rtol=1e-9, atol=1e-12)
+    assert ((got.unlisted == 0) == listed.all(-1)).all()
 
 
 def test_a_confident_token_is_protected() -> None:
@@ -168,8 +208,36 @@ def test_a_confident_token_is_protected() -> None:
     counts = Counts(torch.arange(3), torch.zeros(3, dtype=torch.long), torch.ones(3), torch.full((3,), 3.0), 3)
     p = torch.tensor([0.9, 1 - 1e-6, 1.0])
     got = complement.sparse_target(counts, p, options=5)
-    torch.testing.assert_close(got.rejected, p * 0.75 / (1 - p * 0.25))
-    assert (got.unrejected > 0).all()
+    torch.testing.assert_close(got.listed, p * 0.75 / (1 - p * 0.25))
+    assert (got.unlisted > 0).all()
+
+
+# --- the tail that keeps its probability
+
+
+def test_the_plausible_take_what_is_freed_by_hand() -> None:
+    """Of mu = (12, 4, 3, 1)/20 the first was rejected: 3/4 of the likeliest other is plausible, 1/4 is not."""
+    mu, once = torch.tensor([12.0, 4, 3, 1]).double() / 20, torch.tensor([1.0, 0, 0, 0]).double()
+    got = complement.target(once, once, mu, min_p=0.5)
+    Z = (6 + 4 + 3) / 19  # of 20ths, those that move had 19 and keep them
+    torch.testing.assert_close(got, torch.tensor([6 / Z, 4 / Z, 3 / Z, 1]).double() / 20)
+
+
+@given(st.lists(judged_options, min_size=2, max_size=7), st.floats(1e-3, 1), st.floats(0.2, 3), priors)
+def test_with_a_min_p_the_axioms_hold_and_the_tail_stays(
+    options: list[tuple[int, int, int]], min_p: float, tau: float, prior: Prior
+) -> None:
+    v, others, mu = (torch.tensor(column).double() for column in zip(*options, strict=True))
+    n, mu = v + others, mu / mu.sum()
+    P, r = complement.target(v, n, mu, tau, prior, min_p), complement.ratios(v, n, tau, prior)
+    assert (P > 0).all()
+    torch.testing.assert_close(P.sum(), torch.ones(()).double())
+    likeliest = mu[r >= 1].max() if (r >= 1).any() else 0
+    tail = (n == 0) & (mu < min_p * likeliest * (1 - 1e-9))
+    torch.testing.assert_close(P[tail], mu[tail], rtol=1e-12, atol=0)
+    moving = ~((n == 0) & (mu < min_p * likeliest * (1 + 1e-9)))
+    shares = P[moving] / (mu * r)[moving]  # one factor for all: so odds, and monotonicity, are those of (1)
+    torch.testing.assert_close(shares, shares[:1].expand_as(shares))
 
 
 # --- Counts

@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from buleyean_rl.kernels import elementwise, matmul
 from buleyean_rl.models import output_head
 from buleyean_rl.models.output_head import OutputHead
-from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.complement import Counts, Prior
 from buleyean_rl.objectives.fused import fused_loss, token_logprobs
 from buleyean_rl.objectives.losses import NodeLosses, Objective
 from dense import OBJECTIVES, dense_loss, inputs
 
 COMPLEMENT, PUBLISHED = OBJECTIVES[:2]
+PLAUSIBLE = OBJECTIVES[5]
 PRECISIONS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # and their tolerances
 SHAPE = (3 * 47, 31, 123)  # nodes, width, vocabulary
 CAPPED = {"scale": 0.5, "softcap": 3.0}
@@ -101,7 +102,12 @@ def test_the_kernels_for_cuda_make_the_same_loss(
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("objective", "shape", "drift"),  # drift of all the reference's logits
-    [(COMPLEMENT, (47, 64, 1056), 3.0), (PUBLISHED, (530, 32, 512), 0.0), (OBJECTIVES[2], (1, 32, 64), 0.0)],
+    [
+        (COMPLEMENT, (47, 64, 1056), 3.0),
+        (PUBLISHED, (530, 32, 512), 0.0),
+        (OBJECTIVES[2], (1, 32, 64), 0.0),
+        (PLAUSIBLE, (47, 64, 1056), 3.0),
+    ],
 )
 def test_in_tiles_fused_is_dense(objective: Objective, shape: tuple[int, int, int], drift: float) -> None:
     torch.manual_seed(0)
@@ -126,16 +132,19 @@ def test_in_tiles_a_model_like_its_reference_has_no_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("margin", "tau", "dtype"),
+    ("margin", "constants", "dtype"),
     [
-        (5.0, 1.0, torch.float32),
-        (14.0, 1.0, torch.float32),
-        (26.0, 8.0, torch.float32),
-        (26.0, 1.0, torch.float64),
-        (26.0, 8.0, torch.float64),
+        (5.0, {}, torch.float32),
+        (14.0, {}, torch.float32),
+        (26.0, {"tau": 8.0}, torch.float32),
+        (26.0, {}, torch.float64),
+        (26.0, {"tau": 8.0}, torch.float64),
+        (26.0, {"tau": 8.0, "prior": Prior(0.5)}, torch.float64),
+        (26.0, {"min_p": 0.1}, torch.float64),
+        (14.0, {"min_p": 0.1}, torch.float32),
     ],
 )
-def test_a_model_that_is_sure_of_a_rejected_token(margin: float, tau: float, dtype: torch.dtype) -> None:
+def test_a_model_that_is_sure_of_a_rejected_token(margin: float, constants: dict[str, Any], dtype: torch.dtype) -> None:
     """As in exact arithmetic: up to 1 - p = 1e-9, none in fp32, and to a target that weighs it 2e14 times less."""
     torch.manual_seed(2)
     weight = (torch.randn(200, 64) / 8).to(dtype)
@@ -147,7 +156,7 @@ def test_a_model_that_is_sure_of_a_rejected_token(margin: float, tau: float, dty
     counts = Counts(
         *torch.tensor([[0, 1, 1, 2], [3, 3, 7, 3]]), torch.tensor([60.0, 60, 2, 9]), torch.full((4,), 60.0), 4
     )
-    objective = Objective(alpha=0.7, tau=tau)
+    objective = Objective(alpha=0.7, **constants)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-6  # nats of a sum whose terms are logits of up to 26
     # the gradient is small where the model is sure; its rounding is that of a push along the margin
     scale = (1 - objective.alpha) * margin
@@ -225,7 +234,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES[:2])
+@pytest.mark.parametrize("objective", [COMPLEMENT, PUBLISHED, PLAUSIBLE])
 def test_nothing_of_size_nodes_times_vocabulary_is_ever_made(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.objectives import complement
-from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.complement import Counts, Prior
 from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, listwise_loss, published_loss
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -65,6 +65,19 @@ def test_complement_by_hand() -> None:
     kl = (2 * math.log(8 / 9) + 4 * math.log(16 / 9) + 3 * math.log(6 / 9)) / 9
     contrast = math.log(9 / 8) ** 2 / 2 + 1 / 3 * math.log(3 / 2) ** 2 / 2
     assert got == pytest.approx({"kl": kl, "contrast": contrast, "loss": 0.9 * kl + 0.1 * contrast, "floor": 0})
+
+
+def test_an_option_better_than_presumed_rises_and_comes_to_rest_there() -> None:
+    """m = 1/4, k = 4: once rejected in three rounds is r = (2 + 1) / (7/4) = 12/7, though c = 1/3."""
+    prior, even = Objective(prior=Prior(0.25, 4.0)), log(1 / 2, 1 / 2)
+    logits = log(12 / 19, 7 / 19).requires_grad_()
+    at_target = complement_loss(logits, even, counts({0: 1}, 3), prior)
+    assert values(at_target) == pytest.approx(dict.fromkeys(NodeLosses._fields, 0), abs=1e-15)
+    assert gradient(at_target.loss, logits)[0].tolist() == pytest.approx([0, 0], abs=1e-15)
+    above = complement_loss(log(0.8, 0.2), even, counts({0: 1}, 3), prior)
+    assert above.contrast.item() == pytest.approx(math.log(0.8 * 19 / 12) ** 2 / 6)
+    capped = complement_loss(even, even, counts({0: 1}, 3), Objective(prior=Prior(0.25, 4.0, capped=True)))
+    assert values(capped) == pytest.approx(dict.fromkeys(NodeLosses._fields, 0), abs=1e-15)
 
 
 def test_complement_gradient_by_hand() -> None:
@@ -157,13 +170,24 @@ def test_one_step_makes_the_rejected_token_unlikelier_only_with_complement() -> 
     assert gradient(published_loss(logits, rejected, Objective("published")).loss, logits)[0, 0] < 0
 
 
-@given(st.integers(0, 999), st.sampled_from(["complement", "published"]), st.floats(0.05, 1), st.floats(0.2, 3))
-def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: float) -> None:
+priors = st.builds(Prior, st.floats(0.1, 1), st.floats(0.1, 5), st.booleans())
+min_ps = st.sampled_from([0.0, 0.05, 0.5, 1.0])
+
+
+@given(
+    st.integers(0, 999),
+    st.sampled_from(["complement", "published"]),
+    st.floats(0.05, 1),
+    st.floats(0.2, 3),
+    priors,
+    min_ps,
+)
+def test_no_loss_is_below_its_floor(seed: int, name: str, alpha: float, tau: float, prior: Prior, min_p: float) -> None:
     logits, base, rejections = random_node(seed)
     if name == "published":
-        losses = published_loss(logits, rejections, Objective("published", alpha, tau))
+        losses = published_loss(logits, rejections, Objective("published", alpha, tau, prior=prior))
     else:
-        losses = complement_loss(logits, base, rejections, Objective("complement", alpha, tau))
+        losses = complement_loss(logits, base, rejections, Objective("complement", alpha, tau, 0.1, prior, min_p))
     assert (losses.loss >= losses.floor - 1e-12).all()
     assert (losses.kl >= -1e-12).all()
 
@@ -175,19 +199,24 @@ def test_gradients_are_those_of_finite_differences(seed: int) -> None:
     for loss in (
         lambda z: complement_loss(z, base, rejections, Objective(alpha=0.3, tau=0.5)).loss,
         lambda z: published_loss(z, rejections, Objective("published", tau=2.0)).loss,
+        lambda z: complement_loss(z, base, rejections, Objective(prior=Prior(0.5, 2.0), min_p=0.2)).loss,
     ):
         assert torch.autograd.gradcheck(loss, logits)
 
 
-@given(st.integers(0, 999), st.floats(0.05, 1), st.floats(0.2, 3))
-def test_complement_has_no_stationary_point_but_its_target(seed: int, alpha: float, tau: float) -> None:
+@given(st.integers(0, 999), st.floats(0.05, 1), st.floats(0.2, 3), priors, min_ps)
+def test_complement_has_no_stationary_point_but_its_target(
+    seed: int, alpha: float, tau: float, prior: Prior, min_p: float
+) -> None:
     """The token furthest below its target is raised in proportion to what it lacks, as docs/theory.md proves."""
     logits, base, rejections = random_node(seed)
     logits.requires_grad_()
-    grad = gradient(complement_loss(logits, base, rejections, Objective(alpha=alpha, tau=tau)).loss, logits)
-    P = complement.target(
-        rejections.dense(rejections.count, 7), rejections.dense(rejections.rounds, 7), base.softmax(-1), tau
-    )
+    objective = Objective(alpha=alpha, tau=tau, prior=prior, min_p=min_p)
+    grad = gradient(complement_loss(logits, base, rejections, objective).loss, logits)
+    v, n = rejections.dense(rejections.count, 7), rejections.dense(rejections.rounds, 7)
+    P = complement.target(v, n, base.softmax(-1), tau, prior, min_p)
+    at_target = complement_loss(P.log(), base, rejections, objective)
+    torch.testing.assert_close(at_target.loss, torch.zeros(5).double(), rtol=0, atol=1e-12)
     deficit = (P - logits.detach().softmax(-1)).amax(-1)
     assert (deficit > 0).all()
     assert (grad.amin(-1) <= -alpha * deficit + 1e-12).all()
@@ -251,8 +280,9 @@ def test_listwise_is_zero_with_zero_gradient_at_its_target(
     counts: list[int], rounds: int, alpha: float, tau: float, seed: int
 ) -> None:
     """Whatever constant is added to the log-ratios; and nowhere below."""
-    objective, answers = Objective("listwise", alpha, tau, beta=0.5), ranked((counts, rounds))
-    P = complement.target(torch.tensor(counts).double(), torch.tensor(float(rounds)), tau=tau)
+    prior = Prior(0.5, 2.0)
+    objective, answers = Objective("listwise", alpha, tau, 0.5, prior), ranked((counts, rounds))
+    P = complement.target(torch.tensor(counts).double(), torch.tensor(float(rounds)), tau=tau, prior=prior)
     ratios = (P.log() / 0.5 + seed).requires_grad_()
     losses = listwise_loss(ratios, answers, objective)
     assert values(losses) == pytest.approx(dict.fromkeys(NodeLosses._fields, 0), abs=1e-12)
@@ -289,8 +319,33 @@ def test_each_objective_has_its_own_alpha() -> None:
         ({"tau": math.nan}, "tau must be above 0"),
         ({"tau": math.inf}, "tau must be"),
         ({"beta": 0.0}, "beta must be above 0 and finite, not 0.0"),
+        (
+            {"tau": 50.0, "prior": Prior(0.1)},
+            "tau 50 is too large for a prior mean of 0.1: lower tau or raise the mean",
+        ),
+        ({"min_p": -0.1}, "min_p must be at least 0 and at most 1, not -0.1"),
+        ({"min_p": math.nan}, "min_p must be"),
+        (
+            {"name": "listwise", "min_p": 0.1},
+            "min_p is about a reference model over tokens: leave it out with listwise",
+        ),
     ],
 )
 def test_impossible_objectives_are_refused(settings: dict[str, object], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         Objective(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prior", "problem"),
+    [
+        ((0.0,), "the prior mean must be above 0 and at most 1, not 0.0"),
+        ((1.5,), "the prior mean must be"),
+        ((math.nan,), "the prior mean must be"),
+        ((1.0, 0.0), "the prior rounds must be above 0 and finite, not 0.0"),
+        ((1.0, math.inf), "the prior rounds must be"),
+    ],
+)
+def test_impossible_priors_are_refused(prior: tuple[float, ...], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        Prior(*prior)

@@ -6,9 +6,10 @@ three where the reference model is the base measure:
 
     z = W h         z_ref = W h_ref         dL/dh = W^T dL/dz
 
-The dense part of dL/dz is a multiple of pi minus a multiple of the base measure; all else is sparse, on the rejected
-tokens only (see `_tile`). A uniform base measure is that of a reference whose logits are all zero. The products and
-the sums over the vocabulary are in `vocabulary_softmax`.
+The dense part of dL/dz is a multiple of pi minus a multiple of the base measure; all else is sparse, on the listed
+tokens only (see `_tile`): the judged ones and, with a `min_p`, those that are plausible beside them, found by one more
+product with the reference's states. A uniform base measure is that of a reference whose logits are all zero. The
+products and the sums over the vocabulary are in `vocabulary_softmax`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.kernels.precision import product
-from buleyean_rl.models.output_head import OutputHead, node_tiles
-from buleyean_rl.objectives.complement import Counts, published_floor, sparse_target
+from buleyean_rl.models.output_head import OutputHead, node_tiles, nodes_of_tile
+from buleyean_rl.objectives.complement import Counts, plausible, published_floor, ratios, sparse_target
 from buleyean_rl.objectives.losses import NodeLosses, Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, Softmax, softmax_over
 
@@ -40,7 +41,7 @@ def fused_loss(
     Args:
         hidden: the model's last hidden states. Shape: (nodes, width).
         head: the frozen output head; no gradient flows into it.
-        counts: rejections over the vocabulary at each node, entries sorted by node.
+        counts: over the vocabulary at each node, entries sorted by node.
         objective: which loss.
         reference_hidden: the reference model's, where the objective uses it. Shape as `hidden`.
         reference_softmax: `vocabulary_softmax.reference_softmax` of those, if it was computed before.
@@ -67,16 +68,20 @@ class _FusedLoss(torch.autograd.Function):
         states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
         softmax = softmax_over(head, hidden, len(states))
         tiles = []
-        for nodes in node_tiles(hidden, softmax.nodes):
+        for nodes in node_tiles(hidden, nodes_of_tile(hidden) if objective.min_p else softmax.nodes):
             tile_gradient = None if gradient is None else gradient[nodes]
             reference = None if reference_softmax is None else ReferenceSoftmax(*(x[nodes] for x in reference_softmax))
-            tile_states = [x[nodes] for x in states]
-            tiles.append(_tile(softmax, tile_states, counts.select(nodes), reference, objective, head, tile_gradient))
+            tile_states, tile_counts = [x[nodes] for x in states], counts.select(nodes)
+            if objective.min_p:
+                tile_counts = _list_plausible(tile_counts, tile_states[1], objective, head)
+                reference = None  # of all tokens but the judged ones
+            tiles.append(_tile(softmax, tile_states, tile_counts, reference, objective, head, tile_gradient))
         kl, contrast = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         if objective.uses_reference:
             floor = torch.zeros_like(kl)
         else:
-            floor = published_floor(counts, len(head.weight), objective.alpha, objective.tau).to(kl.dtype)
+            constants = objective.alpha, objective.tau, objective.prior
+            floor = published_floor(counts, len(head.weight), *constants).to(kl.dtype)
         ctx.save_for_backward(gradient)
         loss = objective.alpha * kl + (1 - objective.alpha) * contrast  # (2)
         ctx.mark_non_differentiable(kl, contrast, floor)
@@ -86,6 +91,20 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_loss.unsqueeze(-1).to(gradient.dtype), *(5 * (None,))
+
+
+def _list_plausible(counts: Counts, reference: Tensor, objective: Objective, head: OutputHead) -> Counts:
+    """`counts` with the tokens that (1a) lets take what is freed, where some token was judged, as unseen ones."""
+    nodes, node = torch.unique(counts.node, return_inverse=True)
+    if not len(nodes):
+        return counts
+    logits = head(reference[nodes])  # (judged nodes, vocabulary)
+    rejected = torch.zeros_like(logits, dtype=torch.bool)
+    rejected[node, counts.option] = ratios(counts.count, counts.rounds, prior=objective.prior) < 1
+    added = plausible(logits, rejected, objective.min_p)
+    added[node, counts.option] = False
+    added_node, option = added.nonzero(as_tuple=True)
+    return counts.with_unseen(nodes[added_node], option)
 
 
 class _TileLosses(NamedTuple):
@@ -105,26 +124,28 @@ def _tile(
     """Losses at a tile's nodes, from the hidden states of the model and, if any, of the reference.
 
     The gradient in the model's hidden states is written into `gradient`, unless it is None. Values per node and per
-    rejected token, which are few, are computed in fp64: a model may be all but sure of a rejected token, and then the
-    little it leaves the unrejected ones is what matters.
+    listed token, which are few, are computed in fp64: a model may be all but sure of a rejected token, and then the
+    little it leaves the others is what matters.
     """
     node = counts.node
     dtype = torch.promote_types(states[0].dtype, torch.float32)
-    logits, base_logits, shift, base_shift, unrejected_sum, base_unrejected_sum, difference = softmax.sums(
+    logits, base_logits, shift, base_shift, unlisted_sum, base_unlisted_sum, difference = softmax.sums(
         states, counts, reference
     )
-    rejected_exp, base_rejected_exp = (logits - shift[node]).exp(), (base_logits - base_shift[node]).exp()
-    total = unrejected_sum + counts.sum_by_node(rejected_exp)
-    base_total = base_unrejected_sum + counts.sum_by_node(base_rejected_exp)
+    listed_exp, base_listed_exp = (logits - shift[node]).exp(), (base_logits - base_shift[node]).exp()
+    total = unlisted_sum + counts.sum_by_node(listed_exp)
+    base_total = base_unlisted_sum + counts.sum_by_node(base_listed_exp)
     lse, base_lse = total.log() + shift, base_total.log() + base_shift
 
     log_pi, log_base = logits - lse[node], base_logits - base_lse[node]
-    pi, base, unrejected_base = log_pi.exp(), log_base.exp(), base_unrejected_sum / base_total
-    target = sparse_target(counts, base, len(head.weight), objective.tau, unrejected_base)
-    # KL(P || pi) = [sum over unrejected of mu log(mu / pi) + sum over rejected of mu r log(mu r / pi)] / Z - log Z
-    unrejected_kl = difference / base_total + unrejected_base * (lse - base_lse)
-    rejected_kl = base * target.ratio * (log_base - log_pi + target.ratio.log())
-    kl = (unrejected_kl + counts.sum_by_node(rejected_kl)) / target.normaliser - target.normaliser.log()
+    pi, base, unlisted_base = log_pi.exp(), log_base.exp(), base_unlisted_sum / base_total
+    constants = objective.tau, objective.prior, unlisted_base, objective.min_p > 0
+    target = sparse_target(counts, base, len(head.weight), *constants)
+    # KL(P || pi) = [sum over all of mu r log(mu r / pi)] / Z - log Z, where all unlisted tokens have one r
+    unlisted_kl = difference / base_total + unlisted_base * (lse - base_lse + target.unlisted_ratio.log())
+    listed_kl = base * target.ratio * (log_base - log_pi + target.ratio.log())
+    all_kl = target.unlisted_ratio * unlisted_kl + counts.sum_by_node(listed_kl)
+    kl = all_kl / target.normaliser - target.normaliser.log()
     if objective.uses_reference:
         excess = (log_pi - log_base - target.ratio.log() + target.normaliser.log()[node]).clamp_min(0)
         slope = counts.rate * excess  # dC / d log pi
@@ -134,15 +155,14 @@ def _tile(
         contrast = slope * log_pi  # (4)
 
     if gradient is not None:
-        # (6) on the rejected tokens; elsewhere x = 0 and P = mu / Z leave pi_coefficient pi - base_coefficient mu
+        # (6) on the listed tokens; elsewhere x = 0 and P = mu r / Z leave pi_coefficient pi - base_coefficient mu
         alpha = objective.alpha
         slopes = counts.sum_by_node(slope)
-        pi_coefficient, base_coefficient = alpha - (1 - alpha) * slopes, alpha / target.normaliser
-        on_rejected = alpha * pi - base_coefficient[node] * target.ratio * base
-        on_rejected += (1 - alpha) * (
-            (slope - slopes[node]) * pi + slope * (1 - pi)
-        )  # 1 - pi last: the sums may cancel
-        gradient.copy_(softmax.gradient(lse, base_lse, pi_coefficient, base_coefficient, on_rejected))
+        scale = alpha / target.normaliser
+        pi_coefficient, base_coefficient = alpha - (1 - alpha) * slopes, scale * target.unlisted_ratio
+        on_listed = alpha * pi - scale[node] * target.ratio * base
+        on_listed += (1 - alpha) * ((slope - slopes[node]) * pi + slope * (1 - pi))  # 1 - pi last: the sums may cancel
+        gradient.copy_(softmax.gradient(lse, base_lse, pi_coefficient, base_coefficient, on_listed))
     return _TileLosses(kl.to(dtype), counts.sum_by_node(contrast).to(dtype))
 
 

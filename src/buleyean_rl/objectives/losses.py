@@ -5,7 +5,7 @@ Each loss is
     L = alpha KL(P || pi) + (1 - alpha) C                                                  (2)
 
 with P the complement distribution (1) over some options, pi the model's distribution over them and
-c_i = min(v_i, n_i) / n_i the rejection rate of option i:
+c_i = min(v_i, n_i) / n_i the rejection rate of option i, 0 where n_i = 0:
 
     complement   options: the vocabulary, at each trie node; P on the reference model;  C by (3)
     listwise     options: the answers to one prompt, pi by (5); P on a uniform base;    C by (3)
@@ -37,10 +37,11 @@ from torch import Tensor
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.objectives import complement
-from buleyean_rl.objectives.complement import Counts
+from buleyean_rl.objectives.complement import PUBLISHED, Counts, Prior
 
 ObjectiveName = Literal["complement", "listwise", "published"]
 DEFAULT_ALPHA: dict[ObjectiveName, float] = {"complement": 0.9, "listwise": 0.7, "published": 0.7}
+MAX_RISE = 80.0  # nats by which a ratio may raise an option: e^80 is near the largest number of fp32
 
 
 @dataclass(frozen=True, init=False)
@@ -52,6 +53,8 @@ class Objective:
         alpha: weight of the KL against the contrast, in (0, 1]; None for the objective's `DEFAULT_ALPHA`.
         tau: exponent of the complement ratios, above 0; 1 is the published formula.
         beta: of equation (5), above 0; only `listwise` uses it.
+        prior: m and k of the complement ratios.
+        min_p: of equation (1a), in [0, 1]; only `complement` uses it. 0: all options take what rejections free.
 
     Raises:
         UsageError: a value is outside its range, or there is no such objective.
@@ -61,9 +64,17 @@ class Objective:
     alpha: float
     tau: float
     beta: float
+    prior: Prior
+    min_p: float
 
     def __init__(
-        self, name: ObjectiveName = "complement", alpha: float | None = None, tau: float = 1.0, beta: float = 0.1
+        self,
+        name: ObjectiveName = "complement",
+        alpha: float | None = None,
+        tau: float = 1.0,
+        beta: float = 0.1,
+        prior: Prior = PUBLISHED,
+        min_p: float = 0.0,
     ) -> None:
         if name == "ratio":
             raise UsageError("objective 'ratio' is called 'complement' now: write complement")
@@ -76,8 +87,16 @@ class Objective:
             raise UsageError(f"tau must be above 0 and finite, not {tau}")
         if not 0 < beta < math.inf:
             raise UsageError(f"beta must be above 0 and finite, not {beta}")
+        if not prior.capped and -math.log(prior.mean) * tau > MAX_RISE:
+            raise UsageError(
+                f"tau {tau:g} is too large for a prior mean of {prior.mean:g}: lower tau or raise the mean"
+            )
+        if not 0 <= min_p <= 1:
+            raise UsageError(f"min_p must be at least 0 and at most 1, not {min_p}")
+        if min_p and name != "complement":
+            raise UsageError(f"min_p is about a reference model over tokens: leave it out with {name}")
         vars(self).update(  # frozen: no assignment
-            name=name, alpha=alpha, tau=tau, beta=beta
+            name=name, alpha=alpha, tau=tau, beta=beta, prior=prior, min_p=min_p
         )
 
     @property
@@ -115,15 +134,16 @@ def complement_loss(logits: Tensor, reference_logits: Tensor, counts: Counts, ob
     Args:
         logits: the model's. Shape: (nodes, vocabulary).
         reference_logits: the reference model's. Shape: (nodes, vocabulary).
-        counts: rejections over the vocabulary at each node.
-        objective: alpha and tau.
+        counts: over the vocabulary at each node.
+        objective: which target.
     """
     log_pi, log_base = logits.log_softmax(-1), reference_logits.detach().log_softmax(-1)
+    v, n = (counts.dense(column, logits.shape[-1]) for column in (counts.count, counts.rounds))
+    ratio, normaliser = complement.tilt(v, n, log_base.exp(), objective.tau, objective.prior, objective.min_p)
     entries = counts.node, counts.option
-    P = complement.sparse_target(counts, log_base[entries].exp(), logits.shape[-1], objective.tau)
-    log_P = log_base[entries] + P.ratio.log() - P.normaliser.log()[counts.node]  # (1)
+    log_P = (log_base + ratio.log() - normaliser.log())[entries]  # (1)
     contrast = counts.sum_by_node(counts.rate * (log_pi[entries] - log_P).clamp_min(0).square() / 2)  # (3)
-    kl = kl_to_target(log_pi, log_base.exp(), counts, objective.tau)
+    kl = kl_to_target(log_pi, log_base.exp(), counts, objective)
     return _combine(kl, contrast, torch.zeros_like(kl).detach(), objective.alpha)
 
 
@@ -133,16 +153,16 @@ def listwise_loss(log_ratios: Tensor, answers: Counts, objective: Objective) -> 
     Args:
         log_ratios: log pi_model(y) - log pi_reference(y). Shape: (answers,).
         answers: the counts of every answer, zeros included; a node is a record, of at least two answers.
-        objective: alpha, tau and beta.
+        objective: which target, and beta.
     """
     record, n = answers.node, answers.sum_by_node(torch.ones_like(answers.count))
     scores = objective.beta * log_ratios
     highest = scores.detach().new_full(n.shape, -math.inf).scatter_reduce_(0, record, scores.detach(), "amax")
     log_total = highest + answers.sum_by_node((scores - highest[record]).exp()).log()
     log_pi = scores - log_total[record]  # (5)
-    P = complement.sparse_target(answers, 1 / n[record], n, objective.tau)
+    P = complement.sparse_target(answers, 1 / n[record], n, objective.tau, objective.prior)
     log_P = P.ratio.log() - (n * P.normaliser).log()[record]  # (1)
-    kl = answers.sum_by_node(torch.xlogy(P.rejected, P.rejected) - P.rejected * log_pi)
+    kl = answers.sum_by_node(torch.xlogy(P.listed, P.listed) - P.listed * log_pi)
     contrast = answers.sum_by_node(answers.rate * (log_pi - log_P).clamp_min(0).square() / 2)  # (3)
     return _combine(kl, contrast, torch.zeros_like(kl).detach(), objective.alpha)
 
@@ -152,27 +172,27 @@ def published_loss(logits: Tensor, counts: Counts, objective: Objective) -> Node
 
     Args:
         logits: the model's. Shape: (nodes, vocabulary).
-        counts: rejections over the vocabulary at each node.
-        objective: alpha and tau.
+        counts: over the vocabulary at each node.
+        objective: which target.
     """
     log_pi = logits.log_softmax(-1)
-    kl = kl_to_target(log_pi, None, counts, objective.tau)
+    kl = kl_to_target(log_pi, None, counts, objective)
     contrast = -(counts.dense(counts.rate, logits.shape[-1]) * log_pi).sum(-1)  # (4)
-    floor = complement.published_floor(counts, logits.shape[-1], objective.alpha, objective.tau)
+    floor = complement.published_floor(counts, logits.shape[-1], objective.alpha, objective.tau, objective.prior)
     return _combine(kl, contrast, floor, objective.alpha)
 
 
-def kl_to_target(log_pi: Tensor, base: Tensor | None, counts: Counts, tau: float) -> Tensor:
+def kl_to_target(log_pi: Tensor, base: Tensor | None, counts: Counts, objective: Objective) -> Tensor:
     """KL(P || pi) at each node. Shape: (nodes,).
 
     Args:
         log_pi: the model's. Shape: (nodes, vocabulary).
         base: the base measure of P, probabilities; None for a uniform one. Shape: (nodes, vocabulary).
-        counts: rejections over the vocabulary at each node.
-        tau: exponent of the complement ratios.
+        counts: over the vocabulary at each node.
+        objective: which target.
     """
     v, n = (counts.dense(column, log_pi.shape[-1]) for column in (counts.count, counts.rounds))
-    P = complement.target(v, n, base, tau)
+    P = complement.target(v, n, base, objective.tau, objective.prior, objective.min_p)
     return (torch.xlogy(P, P) - P * log_pi).sum(-1)
 
 

@@ -28,11 +28,11 @@ class Sums(NamedTuple):
     """What a loss needs to know of a tile.
 
     Args:
-        logits: of the rejected tokens. Shape: (entries,).
+        logits: of the listed tokens. Shape: (entries,).
         reference_logits: the reference's, 0 without one. Shape: (entries,).
         row_max: subtracted from z below. Shape: (nodes,).
         reference_row_max: subtracted from z_ref. Shape: (nodes,).
-        sum_exp: sum e^z of the tokens not rejected. Shape: (nodes,).
+        sum_exp: sum e^z of the tokens not listed. Shape: (nodes,).
         reference_sum_exp: sum e^z_ref of them. Shape: (nodes,).
         difference: sum e^z_ref (z_ref - z) of them. Shape: (nodes,).
     """
@@ -47,7 +47,7 @@ class Sums(NamedTuple):
 
 
 class ReferenceSoftmax(NamedTuple):
-    """A softmax at some nodes, of the tokens that are not rejected there.
+    """A softmax at some nodes, of the tokens that are not listed there.
 
     Args:
         lse: log-sum-exp of their logits, in fp64. Shape: (nodes,).
@@ -79,18 +79,18 @@ class Softmax(Protocol):
         reference_lse: Tensor,
         pi_coefficient: Tensor,
         reference_coefficient: Tensor,
-        on_rejected: Tensor,
+        on_listed: Tensor,
     ) -> Tensor:
         """In the model's states.
 
-        That in the logits is pi_coefficient pi - reference_coefficient P_ref, and `on_rejected` on rejected tokens.
+        That in the logits is pi_coefficient pi - reference_coefficient P_ref, and `on_listed` on listed tokens.
 
         Args:
             lse: log-sum-exp of z; in fp64, as all of these. Shape: (nodes,).
             reference_lse: of z_ref. Shape: (nodes,).
             pi_coefficient: Shape: (nodes,).
             reference_coefficient: Shape: (nodes,).
-            on_rejected: Shape: (entries,).
+            on_listed: Shape: (entries,).
 
         Returns:
             Shape: (nodes, width).
@@ -120,7 +120,7 @@ def reference_softmax(head: OutputHead, states: Tensor, counts: Counts) -> Refer
     Args:
         head: the output head.
         states: the reference's. Shape: (nodes, width).
-        counts: rejections at the nodes.
+        counts: at the nodes; their tokens are left out.
     """
     return _streaming_softmax(head, states, counts) if streams_logits(head, states.dtype) else None
 
@@ -143,20 +143,20 @@ class MaterializedLogits:
             row_max[:nodes],
             torch.zeros_like(row_max[:nodes]) if reference is None else row_max[nodes:],
         )
-        node, rejected = counts.node, (counts.option, counts.node)
-        logits = head.scale_and_cap(model[rejected]).double()
+        node, listed = counts.node, (counts.option, counts.node)
+        logits = head.scale_and_cap(model[listed]).double()
         reference_logits = (
-            torch.zeros_like(logits) if reference is None else head.scale_and_cap(reference[rejected]).double()
+            torch.zeros_like(logits) if reference is None else head.scale_and_cap(reference[listed]).double()
         )
         leaves_out = reference is not None and head.softcap is None
         if leaves_out:  # the sums leave them out: as a difference, little would be lost in much
-            model[rejected] = raw[:, nodes:][rejected] = max(UNLIKELY, torch.finfo(raw.dtype).min)
+            model[listed] = raw[:, nodes:][listed] = max(UNLIKELY, torch.finfo(raw.dtype).min)
         sums = [x.double() for x in vocabulary_sums(head, model, reference, row_max, reference_row_max)]
         if not leaves_out:
             mass, reference_mass = (logits - row_max[node]).exp(), (reference_logits - reference_row_max[node]).exp()
-            rejected_sums = (mass, reference_mass, reference_mass * (reference_logits - logits))
-            sums = [x - counts.sum_by_node(y) for x, y in zip(sums, rejected_sums, strict=True)]
-        self._model, self._reference, self._rejected, self._logits = model, reference, rejected, logits
+            listed_sums = (mass, reference_mass, reference_mass * (reference_logits - logits))
+            sums = [x - counts.sum_by_node(y) for x, y in zip(sums, listed_sums, strict=True)]
+        self._model, self._reference, self._listed, self._logits = model, reference, listed, logits
         return Sums(logits, reference_logits, row_max, reference_row_max, *sums)
 
     def gradient(
@@ -165,14 +165,14 @@ class MaterializedLogits:
         reference_lse: Tensor,
         pi_coefficient: Tensor,
         reference_coefficient: Tensor,
-        on_rejected: Tensor,
+        on_listed: Tensor,
     ) -> Tensor:
         """See `Softmax`."""
         head, model = self._head, self._model
         dtype = torch.promote_types(model.dtype, torch.float32)  # that of logits
         node_values = (x.to(dtype) for x in (lse, reference_lse, pi_coefficient, reference_coefficient))
         dense_gradient(head, model, self._reference, *node_values)
-        model[self._rejected] = head.scale_and_cap_backward(on_rejected, self._logits).to(model.dtype)
+        model[self._listed] = head.scale_and_cap_backward(on_listed, self._logits).to(model.dtype)
         return product(head.transposed, model).T
 
 
@@ -209,14 +209,14 @@ class StreamingLogits:
         reference_lse: Tensor,
         pi_coefficient: Tensor,
         reference_coefficient: Tensor,
-        on_rejected: Tensor,
+        on_listed: Tensor,
     ) -> Tensor:
         """See `Softmax`."""
         model, reference = self._model, self._reference
         del self._model, self._reference  # before the next tile's are made
         a, b = pi_coefficient * (model.lse - lse).exp(), reference_coefficient * (reference.lse - reference_lse).exp()
         gradient = model.mean.mul_(a.float().unsqueeze(1)).addcmul_(reference.mean, b.float().unsqueeze(1), value=-1)
-        gradient.index_add_(0, self._node, self._tokens.mul_(on_rejected.float().unsqueeze(1)))
+        gradient.index_add_(0, self._node, self._tokens.mul_(on_listed.float().unsqueeze(1)))
         return gradient.mul_(self._head.scale)
 
     def _uniform(self, tokens: Tensor, counts: Counts) -> ReferenceSoftmax:
