@@ -135,7 +135,7 @@ def test_without_the_tokens_that_anchor(monkeypatch: pytest.MonkeyPatch) -> None
         harness.train(Method("complement", 1e-3, 1, rejected_alone=alone), [boundary])[1]["loss_first"]
         for alone in (False, True)
     ]
-    anchored = boundary.nodes / boundary.rejections  # where nothing was rejected the loss begins at 0
+    anchored = boundary.nodes / len(boundary.judgements)  # where nothing was rejected the loss begins at 0
     assert losses[1] == pytest.approx(anchored * losses[0], rel=1e-4)
 
 

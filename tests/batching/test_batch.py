@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from buleyean_rl.batching.batch import Batch, collect_answers, concatenate, pack, pad_paths
 from buleyean_rl.batching.forward import answer_logprobs, batch_losses, forward_hidden
-from buleyean_rl.batching.layout import make_batch
+from buleyean_rl.batching.layout import ANCHOR_SHARE, Mixture, make_batch, weigh_answers
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
@@ -315,10 +316,23 @@ def test_a_rejection_weighs_the_same_whatever_else_its_prompt_has(objective: Obj
     other = merge_responses([7], [([8, 9, 10, 11], [True] * 4)], [1], [1])
     batches = [make_batch("packed", [trie, other], objective) for trie in (crowd, alone)]
     assert batches[0].normaliser == batches[1].normaliser
+    for batch, answers_rejected in zip(batches, (31, 2), strict=True):
+        if batch.weights is not None:  # of the liked answer, two nodes of three are its own
+            assert batch.weights.sum().item() == pytest.approx(answers_rejected + 2 / 3)
     for batch in batches:
         counts = batch.counts if batch.answers is None else batch.answers.counts
         rejected = counts.count > 0
         assert set(counts.count[rejected].tolist()) == set(counts.rounds[rejected].tolist()) == {1}
+
+
+def test_all_anchors_together_have_a_fixed_share() -> None:
+    assert weigh_answers(np.array([1, 2]), np.array([0, 0])) == Mixture()
+    rejected, accepted = np.array([1, 3, 0, 0]), np.array([0, 6, 1, 1])
+    mixture = weigh_answers(rejected, accepted)
+    assert mixture.anchor_weight * accepted.sum() == ANCHOR_SHARE * rejected.sum()
+    assert mixture.record * len(rejected) == 2  # those that reject, whatever the number of anchors
+    anchors = weigh_answers(np.array([1, 0]), np.array([0, 1]))
+    assert weigh_answers(np.array([1] + [0] * 9), np.array([0] + [1] * 9)).anchor_weight == anchors.anchor_weight / 9
 
 
 def test_published_reads_the_answers_of_a_record_as_judged_in_the_same_rounds() -> None:

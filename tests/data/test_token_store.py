@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ MOST = 2**31 - 1
 
 small, large = st.integers(0, MOST), st.integers(0, 9 * MOST)
 ids = st.lists(small, max_size=5)
-boundaries = st.builds(
+drawn_boundaries = st.builds(
     Boundary,
     prompt=ids,
     tokens=ids,
@@ -40,6 +41,7 @@ boundaries = st.builds(
     counts=st.lists(large, max_size=5),
     rounds=st.lists(large, max_size=5),
 )
+boundaries = drawn_boundaries.map(lambda drawn: replace(drawn, counts=(drawn.counts * 6 or [0] * 6)[: len(drawn.ends)]))
 batches = st.lists(st.lists(st.none() | boundaries, max_size=4), max_size=5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +55,7 @@ def test_trie_by_hand() -> None:
         (2, c, 4, 9, 9),
         (2, d, 2, 9, 9),
     ]
-    assert got.rejections == 5
+    assert (got.rejected_answers, got.accepted_answers) == (3, 0)
     assert got.nodes == 6
     assert [prefix(got, node) for node in range(6)] == [(), (a,), (a, b), (a, b, c), (a, b, d), (e,)]
 
@@ -65,7 +66,7 @@ def test_rounds_add_up_where_answers_go_on_with_the_same_token() -> None:
     whole = [True] * 2
     got = merge_responses([1], [([a, b], whole), ([a, c], whole), ([d], [True])], [1, 0, 2], [1, 9, 5])
     assert got.judgements == [(0, a, 1, 10, 9), (0, d, 2, 5, 5), (1, b, 1, 1, 1), (1, c, 0, 9, 9)]
-    assert got.rejections == 3
+    assert (got.rejected_answers, got.accepted_answers) == (2, 1)
     assert (got.counts, got.rounds) == ([1, 0, 2], [1, 9, 5])
 
 
@@ -74,14 +75,42 @@ def test_a_token_outside_the_span_of_an_answer_has_none_of_its_rounds() -> None:
     assert got.judgements == [(0, 5, 1, 4, 4), (1, 6, 3, 7, 4)]
 
 
-def test_the_terms_of_an_average_rejected_answer() -> None:
+def test_the_rejected_terms_of_an_average_rejected_answer() -> None:
     whole = [True] * 4
     answers = [([5, 6, 7, 8], whole), ([5, 9], [False, True]), ([4], [True]), ([], [])]
     boundary = merge_responses([1], answers, [1, 1, 0, 1], [1, 1, 9, 1])
-    assert boundary.terms_per_answer() == (5 + 3) / 2  # neither the accepted answer nor the empty one
-    assert boundary.terms_per_answer(rejected_only=True) == (4 + 2) / 2
-    alone = merge_responses([1], answers[:1], [1], [1])
-    assert alone.terms_per_answer() == alone.nodes
+    assert boundary.rejected_terms_per_answer() == (4 + 2) / 2  # neither the accepted answer nor the empty one
+
+
+def test_node_weights_by_hand() -> None:
+    """ "a b" rejected, "a c d" accepted, "e" accepted: of "a c d" the first two nodes are in the weight of "a b"."""
+    a, b, c, d, e = range(10, 15)
+    boundary = merge_responses(
+        [1], [([a, b], [True] * 2), ([a, c, d], [True] * 3), ([e], [True])], [1, 0, 0], [1, 1, 1]
+    )
+    assert boundary.tokens == [a, b, c, d, e]
+    expected = [1 / 3, 1 / 3, 1 / 3, 2 / 4, 2 / 4, 2 / 2]
+    assert boundary.node_weights(2.0) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(flagged, st.integers(0, 2)), min_size=1, max_size=6))
+def test_node_weights_are_means_over_answers(drawn: list[tuple[tuple[list[int], list[bool]], int]]) -> None:
+    responses, counts = [response for response, _ in drawn], [count for _, count in drawn]
+    boundary = merge_responses([7], responses, counts, [2] * len(counts))
+    losses = [1.0 + node * node for node in range(boundary.nodes)]
+    at = {prefix(boundary, node): loss for node, loss in enumerate(losses)}
+    texts = {tuple(ids): 0 for ids, _ in responses if ids}
+    for (ids, _), count in drawn:
+        if ids:
+            texts[tuple(ids)] += count
+    passed = {text[:n] for text, count in texts.items() if count for n in range(len(text) + 1)}
+    plain = 0.0
+    for text, count in texts.items():
+        nodes = [text[:n] for n in range(len(text) + 1)]
+        own = nodes if count else [node for node in nodes if node not in passed]
+        plain += (1.0 if count else 0.5) * sum(at[node] for node in own) / len(nodes)
+    weights = boundary.node_weights(0.5)
+    assert sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) == pytest.approx(plain)
 
 
 @given(counted_responses)
@@ -160,13 +189,13 @@ def test_an_answer_never_rejected_has_nodes_with_judgements_but_no_rejections() 
     rejected, accepted = ({node for node, _, v, *_ in built.judgements if bool(v) == some} for some in (True, False))
     assert rejected == set(range(built.ends[0]))
     assert accepted == {0, *range(built.ends[0] + 1, built.ends[1])}  # from where the two part ways
-    assert built.rejections == built.ends[0]
+    assert (built.rejected_answers, built.accepted_answers) == (1, 1)
 
 
 def test_a_record_without_a_rejection_is_kept_to_anchor() -> None:
     built = build_boundary(record("Yes!", counts=(0,)), TOKENIZER, 512)
     assert built is not None
-    assert built.rejections == 0
+    assert (built.rejected_answers, built.accepted_answers) == (0, 1)
     assert [(node, v, n) for node, _, v, n, _ in built.judgements] == [(node, 0, 1) for node in range(built.nodes - 1)]
     assert build_boundary(record("", counts=(0,)), TOKENIZER, 512) is None
     assert build_boundary(record("", "Yes!", counts=(1, 0)), TOKENIZER, 512) is None  # its rejection is lost

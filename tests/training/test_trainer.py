@@ -14,6 +14,7 @@ from transformers import Trainer
 from adapted import TOKENIZER, adapted, stir
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references
+from buleyean_rl.batching.layout import ANCHOR_SHARE
 from buleyean_rl.data.trie import merge_responses
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.kernels import matmul
@@ -58,7 +59,7 @@ def test_every_kind_of_model_learns(make: Callable[[], Any], tmp_path: Path) -> 
 
 
 def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
-    """Also where they hold different numbers of nodes: every node weighs the same."""
+    """Also where they hold different numbers of nodes: every rejected answer weighs the same."""
     uneven = [*RECORDS[:3], merge_responses([7], [(list(range(50, 60)), [True] * 10)], [4], [9])]
     results = []
     for size, accumulated in ((4, 1), (1, 4)):
@@ -79,6 +80,24 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
         weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
         results.append((run.state.log_history[0]["loss"], weights))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_a_step_is_a_mean_over_rejected_answers_and_one_over_anchors(tmp_path: Path) -> None:
+    """One step that holds all of the data; two answers are rejected, two accepted."""
+    long = list(range(50, 60))
+    records = [
+        merge_responses([5, 6, 40], [([20, 21, 22], [True] * 3)], [1], [1]),
+        merge_responses([7], [(long, [True] * 10)], [2], [3]),
+        merge_responses([8], [([30, 31], [True] * 2)], [0], [1]),
+        merge_responses([9], [(long, [True] * 10)], [0], [1]),
+    ]
+    run = trainer(stir(adapted(KINDS["llama"])), tmp_path, records)
+    (batch,) = run.with_references(run.collate(list(enumerate(records)))["batches"])
+    losses = run.losses(batch).loss.detach()
+    of = {number: losses[batch.record == place].mean() for place, number in enumerate(batch.numbers)}
+    assert min(of.values()) > 0
+    expected = (of[0] + of[1]) / 2 + ANCHOR_SHARE * (of[2] + of[3]) / 2
+    torch.testing.assert_close(run.compute_loss(None, {"batch": batch}).detach(), expected)
 
 
 def test_the_published_kl_falls_fivefold_in_fifty_steps(tmp_path: Path) -> None:

@@ -70,8 +70,9 @@ class Batch:
         attention_mask: 1 on real tokens of the padded layout, or None. Shape: (rows, tokens).
         padding: number of padding tokens at the end of a packed sequence.
         numbers: indices of the records in the data set, the keys of cached references.
-        normaliser: what the sum of the losses is divided by, summed over the batches of a step; see
+        normaliser: what the weighted sum of the losses is divided by, summed over the batches of a step; see
             `layout.make_batch`.
+        weights: of the loss at each node; None for 1 each. Shape: (nodes,).
         answers: for an objective of whole answers.
         reference: the reference's hidden states at the nodes, once computed. Shape: (nodes, width).
         reference_softmax: what the loss computes from `reference`, if it is cached.
@@ -87,6 +88,7 @@ class Batch:
     padding: int = 0
     numbers: tuple[int, ...] = ()
     normaliser: float = 0.0
+    weights: Tensor | None = None
     answers: Answers | None = None
     reference: Tensor | None = None
     reference_softmax: ReferenceSoftmax | None = None
@@ -111,6 +113,7 @@ class Batch:
             counts=self.counts.to(device),
             record=self.record.to(device),
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
             answers=None if self.answers is None else self.answers.to(device),
             reference=None if self.reference is None else self.reference.to(device),
         )

@@ -1,10 +1,12 @@
-"""Make a batch in a model's layout."""
+"""Make a batch in a model's layout, and weigh its losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from buleyean_rl.batching.batch import Batch, collect_answers, pack, pad_paths
@@ -15,24 +17,59 @@ from buleyean_rl.objectives.losses import Objective
 LAYOUTS: dict[Layout, Callable[[Sequence[Boundary]], Batch]] = {"packed": pack, "padded": pad_paths}
 
 
-def make_batch(layout: Layout, boundaries: Sequence[Boundary], objective: Objective) -> Batch:
+ANCHOR_SHARE = 1.0  # weight of all anchors together, of all rejected answers' together
+
+
+class Mixture(NamedTuple):
+    """How a data set's rejected and accepted answers are weighed against each other.
+
+    Args:
+        anchor_weight: of an accepted answer; a rejected one has 1.
+        record: what a record adds to the normaliser of a step: the share of records that reject something.
+    """
+
+    anchor_weight: float = ANCHOR_SHARE
+    record: float = 1.0
+
+
+def weigh_answers(rejected: np.ndarray, accepted: np.ndarray) -> Mixture:
+    """The mixture in which all anchors of a data set together have `ANCHOR_SHARE` of its rejected answers' weight.
+
+    Args:
+        rejected: number of rejected answers of each record. Shape: (records,).
+        accepted: number of accepted answers of each record. Shape: (records,).
+    """
+    anchors, rejections = int(accepted.sum()), int(rejected.sum())
+    if not anchors or not rejections:
+        return Mixture()
+    return Mixture(ANCHOR_SHARE * rejections / anchors, float((rejected > 0).mean()))
+
+
+def make_batch(
+    layout: Layout, boundaries: Sequence[Boundary], objective: Objective, mixture: Mixture | None = None
+) -> Batch:
     """Make a batch of boundaries, with the nodes that the objective has a loss at.
 
-    In the batch's `normaliser` a record counts as one average rejected answer of it, while its losses are summed over
-    all of them. So every rejection weighs the same, whatever else its prompt has.
+    On the vocabulary with a reference the loss of a step is a sum over answers of their nodes' mean loss, over the
+    number of records. So every rejected answer weighs the same, whatever its length and whatever else its prompt has,
+    and all anchors together have a fixed share, however many they are. Of `published`, a record counts as one average
+    rejected answer of it in the `normaliser`, while its losses are summed over all of them.
 
     Args:
         layout: the model's, see `Model.layout`.
         boundaries: one per record.
         objective: which loss.
+        mixture: of the data set; None for anchors that weigh as much as rejected answers.
     """
+    mixture = mixture or Mixture()
     batch = LAYOUTS[layout](boundaries)
     if objective.is_listwise:
         return replace(batch, answers=collect_answers(boundaries), normaliser=float(len(boundaries)))
     if objective.uses_reference:
-        return replace(batch, normaliser=sum(boundary.terms_per_answer() for boundary in boundaries))
+        weights = [weight for boundary in boundaries for weight in boundary.node_weights(mixture.anchor_weight)]
+        return replace(batch, weights=torch.tensor(weights), normaliser=mixture.record * len(boundaries))
     # as published: the answers of a record were judged in the same rounds
     rounds = [judgement.largest_rounds for boundary in boundaries for judgement in boundary.judgements]
     counts = replace(batch.counts, rounds=torch.tensor(rounds, dtype=batch.counts.rounds.dtype))
-    normaliser = sum(boundary.terms_per_answer(rejected_only=True) for boundary in boundaries)
+    normaliser = sum(boundary.rejected_terms_per_answer() for boundary in boundaries)
     return replace(batch, counts=counts, normaliser=normaliser).without_anchors()

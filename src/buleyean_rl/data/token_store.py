@@ -36,7 +36,7 @@ _LIBRARIES = ("buleyean-rl", "transformers", "tokenizers", "jinja2")
 _IDS = pa.list_(pa.int32())
 _JUDGEMENTS = [f"judgement_{name}" for name in Judgement._fields]
 # The sizes repeat what the lists say, so that they can be read without touching the lists.
-_SIZES = [pa.field(name, pa.int32()) for name in ("size", "nodes", "rejections")]
+_SIZES = [pa.field(name, pa.int32()) for name in ("size", "nodes", "rejected_answers", "accepted_answers")]
 _SCHEMA = pa.schema(
     [
         *_SIZES,
@@ -61,7 +61,8 @@ class BoundaryFile(Sequence[Boundary]):
         data: counts for the whole file: records read and dropped, responses cut, and what the encoder counted.
         sizes: tokens of each boundary, prompt and trie. Shape: (boundaries,).
         nodes: nodes of each boundary. Shape: (boundaries,).
-        rejections: rejected continuations of each boundary; one without any only anchors. Shape: (boundaries,).
+        rejected_answers: of each boundary; one without any only anchors. Shape: (boundaries,).
+        accepted_answers: of each boundary. Shape: (boundaries,).
 
     Raises:
         OSError: there is no such file.
@@ -76,7 +77,9 @@ class BoundaryFile(Sequence[Boundary]):
             _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         self.data: dict[str, int] = json.loads(metadata[b"data"])
         table = pa.Table.from_batches(batches, pa.schema(_SIZES))
-        self.sizes, self.nodes, self.rejections = (table[field.name].to_numpy() for field in _SIZES)
+        self.sizes, self.nodes, self.rejected_answers, self.accepted_answers = (
+            table[field.name].to_numpy() for field in _SIZES
+        )
         self.key = path.stem
         self._rows = np.arange(len(table))
         self._batch_ends = np.cumsum([len(batch) for batch in batches])
@@ -101,9 +104,8 @@ class BoundaryFile(Sequence[Boundary]):
             indices: which, in their new order. Shape: (selected,).
         """
         selection = copy(self)
-        selection._rows, selection.sizes, selection.nodes, selection.rejections = (
-            column[indices] for column in (self._rows, self.sizes, self.nodes, self.rejections)
-        )
+        for name in ("_rows", "sizes", "nodes", "rejected_answers", "accepted_answers"):
+            setattr(selection, name, getattr(self, name)[indices])
         return selection
 
     def _read(self, row: int) -> Boundary:
@@ -126,6 +128,15 @@ class BoundaryFile(Sequence[Boundary]):
             rounds=integers("rounds"),
             index=row,
         )
+
+
+def count_answers(boundaries: Sequence[Boundary]) -> tuple[np.ndarray, np.ndarray]:
+    """How many answers of each boundary were rejected, and how many never were. Shape of each: (boundaries,)."""
+    if isinstance(boundaries, BoundaryFile):
+        return boundaries.rejected_answers, boundaries.accepted_answers
+    pairs = ((boundary.rejected_answers, boundary.accepted_answers) for boundary in boundaries)
+    rejected, accepted = np.array(list(pairs), dtype=np.int64).reshape(-1, 2).T
+    return rejected, accepted
 
 
 def tokenise(

@@ -80,9 +80,24 @@ class Boundary:
         return len(self.prompt) + len(self.tokens)
 
     @property
-    def rejections(self) -> int:
-        """How many continuations were rejected; without one the boundary only anchors."""
-        return sum(judgement.rejected > 0 for judgement in self.judgements)
+    def rejected_ends(self) -> set[int]:
+        """Where the rejected answers end that have a token."""
+        return {end for end, count in zip(self.ends, self.counts, strict=True) if end and count}
+
+    @property
+    def accepted_ends(self) -> set[int]:
+        """Where the answers end that have a token and were never rejected: the anchors."""
+        return set(self.ends) - self.rejected_ends - {0}
+
+    @property
+    def rejected_answers(self) -> int:
+        """How many answers were rejected, those alike once; without one the boundary only anchors."""
+        return len(self.rejected_ends)
+
+    @property
+    def accepted_answers(self) -> int:
+        """How many answers were never rejected, those alike once."""
+        return len(self.accepted_ends)
 
     def run_slices(self) -> list[slice]:
         """Each run's tokens, as a slice of `tokens`."""
@@ -97,22 +112,42 @@ class Boundary:
             node = self.parents[run]
         return pieces[::-1]
 
-    def terms_per_answer(self, *, rejected_only: bool = False) -> float:
-        """How many nodes a rejected answer passes, on average: the terms that it has on a prompt of its own.
-
-        Args:
-            rejected_only: count only nodes at which something was rejected.
-        """
-        rejected = {judgement.node for judgement in self.judgements if judgement.rejected}
-        counted = rejected if rejected_only else range(self.nodes)
+    def rejected_terms_per_answer(self) -> float:
+        """How many nodes at which something was rejected a rejected answer passes, on average."""
+        counted = {judgement.node for judgement in self.judgements if judgement.rejected}
         passed = [int(0 in counted)]
         for run, parent in zip(self.run_slices(), self.parents, strict=True):
             terms = passed[parent]
             for node in range(run.start + 1, run.stop + 1):
                 terms += node in counted
                 passed.append(terms)
-        ends = {end for end, count in zip(self.ends, self.counts, strict=True) if end and count}
+        ends = self.rejected_ends
         return sum(passed[end] for end in ends) / len(ends) if ends else float(len(counted))
+
+    def node_weights(self, anchor_weight: float) -> list[float]:
+        """What the loss at each node counts: 1 in all for a rejected answer, shared evenly by the nodes that it passes.
+
+        An accepted answer counts `anchor_weight` in the same way, less the nodes that it shares with a rejected one:
+        what it has in common with that is in its weight already.
+
+        Args:
+            anchor_weight: of each accepted answer.
+        """
+        before, length = [0] * self.nodes, [1] * self.nodes
+        for run, parent in zip(self.run_slices(), self.parents, strict=True):
+            for node in range(run.start + 1, run.stop + 1):
+                before[node] = parent if node == run.start + 1 else node - 1
+                length[node] = length[before[node]] + 1
+        rejected, accepted = ([0.0] * self.nodes for _ in range(2))
+        for weights, ends, each in (
+            (rejected, self.rejected_ends, 1.0),
+            (accepted, self.accepted_ends, anchor_weight),
+        ):
+            for end in ends:
+                weights[end] += each / length[end]
+            for node in range(self.nodes - 1, 0, -1):  # parents stand before their children
+                weights[before[node]] += weights[node]
+        return [of_rejected or of_accepted for of_rejected, of_accepted in zip(rejected, accepted, strict=True)]
 
     def steps(self, end: int) -> list[tuple[int, int]]:
         """Every (node, next node) from the end of the prompt to `end`; the token between them is next node - 1."""
@@ -149,7 +184,9 @@ def _merge_record(record: RejectionRecord, question: EncodedQuestion, encoder: E
     truncated = sum(answer.length > room for answer in question.answers)
     cut = [(answer.ids[:room], answer.rejected[:room]) for answer in question.answers]
     boundary = merge_responses(prompt.ids, cut, record.rejection_counts, record.rounds, truncated)
-    is_usable = boundary.rejections > 0 if record.rejects else bool(boundary.tokens)
+    is_usable = (
+        any(judgement.rejected for judgement in boundary.judgements) if record.rejects else bool(boundary.tokens)
+    )
     encoder.counts["nothing_rejected"] += not is_usable
     return boundary if is_usable else None
 

@@ -81,7 +81,7 @@ class Dataset:
         """The numbers of records, and below them what was noticed in their text, a line each."""
         training, held_out = len(self.training), len(self.held_out)
         parts = [f"{counted(training, 'record')} to train on, {held_out:,} held out"]
-        if anchors := int((self.training.rejections == 0).sum()):
+        if anchors := int((self.training.rejected_answers == 0).sum()):
             parts.append(f"{anchors:,} of accepted answers alone, which only anchor")
         if self.counts["dropped"]:
             parts.append(f"{self.counts['dropped']:,} dropped")
@@ -112,7 +112,7 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         boundaries = _tokenise(records, model, config, console)
     except TemplateRefusal as refusal:
         raise _locate(refusal, source.path) from refusal
-    training, held_out = split_records(boundaries.rejections > 0, config.held_out, config.seed)
+    training, held_out = split_records(boundaries.rejected_answers > 0, config.held_out, config.seed)
     return Dataset(records.sha256, boundaries.select(training), boundaries.select(held_out), boundaries.data)
 
 
@@ -149,13 +149,13 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
         )
     if not boundaries:
         raise RecordError(_explain_nothing_left(boundaries.data, config.max_length), path=records.path)
-    if not boundaries.rejections.any():
+    if not boundaries.rejected_answers.any():
         problem = f"nothing is rejected in its {counted(len(boundaries), 'record')}: training needs one rejected answer"
         raise RecordError(problem, path=records.path)
     if config.loss.is_listwise:
         return _select_rankable(boundaries, records.path)
     if not config.loss.uses_reference:  # without one there is nothing to anchor to
-        return boundaries.select(np.flatnonzero(boundaries.rejections))
+        return boundaries.select(np.flatnonzero(boundaries.rejected_answers))
     return boundaries
 
 
@@ -217,7 +217,7 @@ def _locate(refusal: TemplateRefusal, path: Path) -> RecordError:
 
 def _select_rankable(boundaries: BoundaryFile, path: Path) -> BoundaryFile:
     """Select records with at least two different answers, one of them rejected."""
-    rejecting = boundaries.select(np.flatnonzero(boundaries.rejections))
+    rejecting = boundaries.select(np.flatnonzero(boundaries.rejected_answers))
     indices = [index for index, boundary in enumerate(rejecting) if len(set(boundary.ends)) > 1]
     if not indices:
         raise RecordError("no record has two answers to rank: raise own_samples, or use another objective", path=path)

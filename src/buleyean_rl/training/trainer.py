@@ -27,8 +27,9 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references, batch_losses
-from buleyean_rl.batching.layout import make_batch
+from buleyean_rl.batching.layout import make_batch, weigh_answers
 from buleyean_rl.batching.micro_batch import bin_pack
+from buleyean_rl.data.token_store import count_answers
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.models.gradient_buffer import GradientBuffer
@@ -81,6 +82,7 @@ class BuleyeanTrainer(Trainer):
         self.head = self.language_model.head
         self._references = references
         self._groups = linear_groups(module)
+        self._mixture = weigh_answers(*count_answers(train_dataset))
         self._gradients: GradientBuffer | None = None
         self._logged = _Totals()
 
@@ -95,7 +97,7 @@ class BuleyeanTrainer(Trainer):
         return {
             "batches": [
                 replace(
-                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss),
+                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss, self._mixture),
                     numbers=tuple(number for number, _ in members),
                 )
                 for members in bins
@@ -133,11 +135,12 @@ class BuleyeanTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | float | None = None,
     ) -> Any:
-        """Sum of the loss over a micro-batch, over the normaliser of the step. See `Trainer.compute_loss`."""
+        """Weighted sum of a micro-batch's losses, over the normaliser of the step. See `Trainer.compute_loss`."""
         batch: Batch = inputs["batch"].to(self.args.device)
         losses = self.losses(batch)
         self._logged.add(losses, batch.tokens)
-        loss = losses.loss.sum() / float(num_items_in_batch or batch.normaliser)
+        weighted = losses.loss if batch.weights is None else losses.loss * batch.weights
+        loss = weighted.sum() / float(num_items_in_batch or batch.normaliser)
         return (loss, losses) if return_outputs else loss
 
     def losses(self, batch: Batch) -> NodeLosses:
