@@ -1,15 +1,16 @@
 """The whole pipeline on the bundled model and prompts.
 
-    base answers --reject loops--> records --train--> adapter --export--> GGUF --measure--> table
+    base answers --reject loops--> records --train--> adapter --export--> GGUF
+         |                                              |                  |
+         +---------------------- table -----------------+---- a sample ----+
 
-Answers are measured in llama.cpp, from the GGUF files of both models; KL and entropy in transformers, which has full
-distributions.
+Base and trained model answer in the decoder of this package, which is many times as fast as llama.cpp at many answers.
+That the GGUF is the trained model its parity gate proves; some answers come from it, in llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from rich.columns import Columns
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import Progress
 from rich.table import Table
 
 from buleyean_rl import demo_data
@@ -28,24 +28,26 @@ from buleyean_rl.evaluation.drift import NeutralFigures, neutral_figures
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
-from buleyean_rl.inference.open import open_engine
-from buleyean_rl.inference.protocol import Engine, neutral_nll
+from buleyean_rl.inference.open import TRANSFORMERS_BATCH
+from buleyean_rl.inference.protocol import Engine
+from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.votes import reject_loops
 from buleyean_rl.mining.walk import walk_config
+from buleyean_rl.models.model import open_model
 from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, remove_folder, write_json
 from buleyean_rl.system.outputs import claim_folder
-from buleyean_rl.system.terminal import can_redraw
+from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
-FORMAT = 1  # of demo.json
+FORMAT = 2  # of demo.json
 MAX_ANSWER_TOKENS = 128
 HELLO = "hello"
-ENGINE_SLOTS = 16
+SAMPLE = 16  # answers from the GGUF, beside "hello", all at once
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,15 @@ QUICK_SIZE = DemoSize(mine=64, held_out=24)
 
 
 @dataclass(frozen=True)
-class GgufMeasurement:
-    """Measurement of a GGUF file in llama.cpp.
+class Answers:
+    """Greedy answers of a model, or of a file.
 
     Args:
-        loop_rate: share of looping answers to the held-out prompts.
-        neutral_nll: nats per token of the neutral texts.
-        answers: greedy answers to "hello" and the held-out prompts.
+        loop_rate: share of looping answers, "hello" left out.
+        answers: to "hello" and to held-out prompts.
     """
 
     loop_rate: float
-    neutral_nll: float
     answers: dict[str, str]
 
 
@@ -89,11 +89,11 @@ def run_demo(
         folder: new, empty or of an earlier demo, which is replaced; gets `records.jsonl`, `run/`, `model.gguf` and
             `demo.json`.
         quick: less data, fewer steps.
-        engine: checks and measures the files, one of `gguf_engines.ENGINES`.
+        engine: checks the file and lets it answer, one of `gguf_engines.ENGINES`.
         console: for progress and the table; None for no output.
 
     Returns:
-        The contents of `demo.json`: the run, the measurements of both files, and those of neutral text.
+        The contents of `demo.json`: the run, the answers of both models and of the file, and figures of neutral text.
 
     Raises:
         ModelError: the bundled model is not installed.
@@ -114,12 +114,9 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     prompts = demo_data.mine_prompts()[: size.mine]
     held_out = [HELLO, *demo_data.held_out_prompts()[: size.held_out]]
 
-    console.print(f"letting {BUNDLED} answer {counted(len(prompts), 'prompt')}")
-    # many answers at once are three times as fast in transformers as in llama.cpp
-    open_base = partial(open_engine, base, "transformers", console)
-    key, label = f"transformers {base.fingerprint}", "the base model answers"
-    answers = _answer_prompts(open_base, key, prompts, console, label)
-    records = reject_loops(prompts, answers)
+    console.print(f"{BUNDLED} answers {counted(len(prompts), 'prompt')}, and {len(held_out):,} unseen ones to compare")
+    answers = _answer(base, [*prompts, *held_out], console, "the base model")
+    records = reject_loops(prompts, answers[: len(prompts)])
     console.print(f"{len(records)} of {counted(len(prompts), 'answer')} loop: their repeats are the rejections")
     write_records(folder / "records.jsonl", records)
 
@@ -127,65 +124,67 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
         remove_folder(folder / "run")
     config = walk_config(None, {"save_strategy": "no"})(folder / "run")
     report = train(folder / "records.jsonl", base, config, console=console)
-    with console.status("exporting to GGUF, and checking it against the model"):
-        export(str(folder / "run"), folder / "model.gguf", engine=engine)
+    trained = base.with_adapter(folder / "run")
+    before = _make_answers(held_out, answers[len(prompts) :])
+    after = _make_answers(held_out, _answer(trained, held_out, console, "the trained model"))
+    with working(console, "measuring drift"):
+        neutral = [neutral_figures(source, demo_data.neutral_texts()) for source in (base, trained)]
 
-    console.print(f"letting both models answer {counted(len(held_out), 'unseen prompt')}")
-    before = _measure(base, engine, held_out, console, "measuring the base model")
-    after = _measure(resolve(str(folder / "model.gguf")), engine, held_out, console, "measuring the trained model")
-    with console.status("measuring drift"):
-        texts = demo_data.neutral_texts()
-        neutral = [neutral_figures(source, texts) for source in (base, base.with_adapter(folder / "run"))]
-    result = {"format": FORMAT, "run": asdict(report), "before": asdict(before), "after": asdict(after)}
+    with working(console, "exporting to GGUF, and checking it against the model"):
+        export(str(folder / "run"), folder / "model.gguf", engine=engine)
+    sample = held_out[: SAMPLE + 1]
+    file = resolve(str(folder / "model.gguf"))
+    open_file = partial(open_gguf, str(file.gguf_path), engine, parallel=len(sample), context=512)
+    key, label = f"{engine} {file.fingerprint}", "model.gguf in llama.cpp"
+    from_file = _make_answers(sample, cached_answers(open_file, key, sample, MAX_ANSWER_TOKENS, console, label))
+
+    compared = {"before": before, "after": after, "gguf": from_file}
+    result = {"format": FORMAT, "run": asdict(report)} | {name: asdict(each) for name, each in compared.items()}
     result |= {"neutral_before": neutral[0]._asdict(), "neutral_after": neutral[1]._asdict()}
     write_json(folder / "demo.json", result)
-    console.print(_table(report, before, after, neutral, len(held_out) - 1))
+    console.print(_table(report, before, after, from_file, neutral))
+    console.print(_side_by_side(HELLO, before.answers, from_file.answers, "after, in llama.cpp"))
     for prompt in _choose_examples(before, after):
-        console.print(_side_by_side(prompt, before, after))
+        console.print(_side_by_side(prompt, before.answers, after.answers, "after"))
     console.print(_next_steps(folder))
     return result
 
 
-def _answer_prompts(
-    open_answer_engine: Callable[[], Engine], key: str, prompts: Sequence[str], console: Console, label: str
-) -> list[str]:
-    with Progress(console=console, disable=not can_redraw(console), transient=True) as progress:
-        task = progress.add_task(label, total=len(prompts))
-        return cached_answers(
-            open_answer_engine, key, prompts, MAX_ANSWER_TOKENS, lambda done: progress.update(task, completed=done)
-        )
+def _answer(source: Source, prompts: Sequence[str], console: Console, label: str) -> list[str]:
+    """Answers of a model, or of a run, whose adapter is not merged: that would round it to bf16."""
+
+    def open_adapted() -> Engine:
+        model = open_model(source, keep_adapter=True)
+        console.print(escape(model.describe()))
+        return TransformersEngine(model.module, model.tokenizer, batch=TRANSFORMERS_BATCH)
+
+    key = f"adapter kept {source.fingerprint}"
+    return cached_answers(open_adapted, key, prompts, MAX_ANSWER_TOKENS, console, f"{label} answers")
 
 
-def _measure(source: Source, engine: str, held_out: Sequence[str], console: Console, label: str) -> GgufMeasurement:
-    def open_answer_engine() -> Engine:
-        return open_gguf(str(source.gguf_path), engine, parallel=ENGINE_SLOTS, context=512)
-
-    answers = _answer_prompts(open_answer_engine, f"{engine} {source.fingerprint}", held_out, console, label)
-    with console.status(label), closing(open_answer_engine()) as gguf_engine:
-        nats, tokens = neutral_nll(gguf_engine, demo_data.neutral_texts())
-    return GgufMeasurement(loop_rate(answers[1:]), nats / tokens, dict(zip(held_out, answers, strict=True)))
+def _make_answers(prompts: Sequence[str], answers: Sequence[str]) -> Answers:
+    return Answers(loop_rate(answers[1:]), dict(zip(prompts, answers, strict=True)))
 
 
-def _choose_examples(before: GgufMeasurement, after: GgufMeasurement) -> list[str]:
-    """ "hello" and two prompts whose base answers loop, if possible ones whose trained answers do not."""
+def _choose_examples(before: Answers, after: Answers) -> list[str]:
+    """Two prompts whose base answers loop, if possible ones whose trained answers do not."""
     loops = [prompt for prompt, answer in before.answers.items() if prompt != HELLO and is_looping(answer)]
     loops.sort(key=lambda prompt: is_looping(after.answers[prompt]))
-    return [HELLO, *loops[:2]]
+    return loops[:2]
 
 
 def _table(
-    report: RunReport,
-    before: GgufMeasurement,
-    after: GgufMeasurement,
-    neutral: Sequence[NeutralFigures],
-    prompts: int,
+    report: RunReport, before: Answers, after: Answers, from_file: Answers, neutral: Sequence[NeutralFigures]
 ) -> Table:
     base, trained = neutral
-    table = Table(title="answers and NLL from the GGUF files, in llama.cpp")
+    prompts, sample = len(before.answers) - 1, len(from_file.answers) - 1
+    table = Table(title=f"before and after training, and {sample} answers from model.gguf in llama.cpp")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
-    table.add_row("neutral text: NLL, nats per token", f"{before.neutral_nll:.3f}", f"{after.neutral_nll:.3f}")
+    in_model = loop_rate([before.answers[prompt] for prompt in list(from_file.answers)[1:]])
+    table.add_row(f"  the first {sample}, after from model.gguf", f"{in_model:.1%}", f"{from_file.loop_rate:.1%}")
+    table.add_row("neutral text: NLL, nats per token", f"{base.nll:.3f}", f"{trained.nll:.3f}")
     table.add_row("  KL(before || after), nats per token", "", f"{trained.kl:.3f}")
     table.add_row("  entropy of the next token, nats", f"{base.entropy:.3f}", f"{trained.entropy:.3f}")
     table.add_row("loss on the rejections, as trained", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
@@ -196,10 +195,10 @@ def _table(
     return table
 
 
-def _side_by_side(prompt: str, before: GgufMeasurement, after: GgufMeasurement) -> Group:
+def _side_by_side(prompt: str, before: Mapping[str, str], after: Mapping[str, str], after_title: str) -> Group:
     panels = [
-        Panel(escape(measured.answers[prompt].strip()), title=title, width=58)
-        for title, measured in (("before", before), ("after", after))
+        Panel(escape(answers[prompt].strip()), title=title, width=58)
+        for title, answers in (("before", before), (after_title, after))
     ]
     return Group(f"[bold]> {escape(prompt)}[/]", Columns(panels))
 

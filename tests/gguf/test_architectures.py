@@ -14,60 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from buleyean_rl.errors import ParityError, UnsupportedArchitecture
 from buleyean_rl.gguf import architectures, blueprint, blueprint_from_model, check_parity, export_gguf, write_gguf
 from buleyean_rl.gguf.metadata import make_field
+from shapes import DYNAMIC, GEMMA, SHAPES, make_shape
 from tiny import tiny_model, tiny_tokenizer
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
-LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-PARTIAL = {"rope_type": "default", "partial_rotary_factor": 0.5}
-GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16}
-LONGROPE = {
-    "max_position_embeddings": 1024,
-    "original_max_position_embeddings": 512,
-    "rope_parameters": {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 1.0,
-        "short_factor": [1.0 + 0.1 * i for i in range(8)],
-        "long_factor": [2.0 + 0.5 * i for i in range(8)],
-    },
-}
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"tie": False, "attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3_ROPE}),
-    "llama-wide": ("Llama", {"num_key_value_heads": 4, "head_dim": 32, "vocab_size": 448, "rope_parameters": LINEAR}),
-    "mistral": ("Mistral", {"sliding_window": 24}),
-    "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
-    "qwen2": ("Qwen2", {"tie": False, "rope_parameters": YARN}),
-    "qwen3": ("Qwen3", {"head_dim": 32}),
-    "gemma2": ("Gemma2", GEMMA | {"sliding_window": 24}),
-    "gemma2-uncapped": ("Gemma2", GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": 2.0}),
-    "gemma3": ("Gemma3", GEMMA | {"sliding_window": 24, "num_hidden_layers": 7, "tie": False}),
-    "gemma3-capped": ("Gemma3", GEMMA | {"final_logit_softcapping": 2.0}),
-    "phi3": ("Phi3", {"rope_parameters": PARTIAL}),
-    "phi3-long": ("Phi3", LONGROPE | {"tie": False}),
-}
-
-
-def make(shape: str) -> Any:
-    architecture, settings = SHAPES[shape]
-    return tiny_model(f"{architecture}ForCausalLM", tiny_tokenizer(), **settings)
 
 
 def test_every_row_has_a_shape() -> None:
-    assert {make(shape).config.model_type for shape in SHAPES} == set(architectures.ARCHITECTURES)
+    assert {make_shape(shape).config.model_type for shape in SHAPES} == set(architectures.ARCHITECTURES)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_passes_the_gate(shape: str, tmp_path: Path) -> None:
-    report = export_gguf(make(shape), tiny_tokenizer(), tmp_path / "m.gguf", "f32")
+    report = export_gguf(make_shape(shape), tiny_tokenizer(), tmp_path / "m.gguf", "f32")
     assert report.parity is not None
     rounds = "gemma" in shape  # llama.cpp looks GELU up in a table of half precision
     assert report.parity.largest < (2e-2 if rounds else 1e-3)
@@ -114,7 +71,7 @@ def test_swapped_tensors_are_caught(shape: str, module: str, tmp_path: Path, mon
 
     monkeypatch.setattr(blueprint, "tensor_layouts", swapped)
     with pytest.raises(ParityError, match="log-probabilities differ"):
-        export_gguf(make(shape), tiny_tokenizer(), tmp_path / "m.gguf", "q8_0")
+        export_gguf(make_shape(shape), tiny_tokenizer(), tmp_path / "m.gguf", "q8_0")
     assert not list(tmp_path.iterdir())
 
 
@@ -122,7 +79,7 @@ def test_norms_without_their_one_are_caught(tmp_path: Path, monkeypatch: pytest.
     rows = {name: replace(row, norm_shift=0.0) for name, row in architectures.ARCHITECTURES.items()}
     monkeypatch.setattr(architectures, "ARCHITECTURES", rows)
     with pytest.raises(ParityError, match="log-probabilities differ"):
-        export_gguf(make("gemma2"), tiny_tokenizer(), tmp_path / "m.gguf", "q8_0")
+        export_gguf(make_shape("gemma2"), tiny_tokenizer(), tmp_path / "m.gguf", "q8_0")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +92,7 @@ def test_norms_without_their_one_are_caught(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_wrong_metadata_of_an_architecture_is_caught(shape: str, key: str, wrong: Any, tmp_path: Path) -> None:
-    model, tokenizer = make(shape), tiny_tokenizer()
+    model, tokenizer = make_shape(shape), tiny_tokenizer()
     planned = blueprint_from_model(model, tokenizer)
     assert key in planned.metadata
     planned.metadata[key] = make_field(wrong)
@@ -145,7 +102,7 @@ def test_wrong_metadata_of_an_architecture_is_caught(shape: str, key: str, wrong
 
 
 def test_wrong_rope_factors_are_caught(tmp_path: Path) -> None:
-    planned = blueprint_from_model(make("phi3-long"), tiny_tokenizer())
+    planned = blueprint_from_model(make_shape("phi3-long"), tiny_tokenizer())
     names = "rope_factors_long.weight", "rope_factors_short.weight"
     planned.tensors[names[0]], planned.tensors[names[1]] = planned.tensors[names[1]], planned.tensors[names[0]]
     with pytest.raises(ParityError, match="log-probabilities differ"):

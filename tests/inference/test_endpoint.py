@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +11,7 @@ import pytest
 
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.endpoint import EndpointEngine, Patience
-from buleyean_rl.inference.protocol import Engine, Sampling, Unanswered
+from buleyean_rl.inference.protocol import Answer, Engine, Sampling, Unanswered
 from standin import StandIn, standing_in
 
 PROMPTS = [f"prompt {number}" for number in range(12)]
@@ -218,3 +219,21 @@ def test_an_interrupted_iteration_ends_its_requests(server: StandIn) -> None:
 def test_an_endpoint_has_no_tokens(server: StandIn) -> None:
     with closing(connect(server)) as engine, pytest.raises(EngineError, match="answers only"):
         engine.tokenize("a")
+
+
+def test_log_probabilities_where_the_endpoint_has_them(server: StandIn) -> None:
+    entry = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+    choice = {"message": {"content": "a" * 900}, "finish_reason": "length", "logprobs": {"content": [entry] * 900}}
+    body = json.dumps({"choices": [choice], "usage": {"completion_tokens": 900}}).encode()
+    tokens: list[int] = []
+    with closing(connect(server)) as engine:
+        server.faults = [(200, body)]
+        sampling = Sampling(max_tokens=900, logprobs=True)
+        ((_, answer),) = engine.answers(CONVERSATIONS[:1], sampling, on_tokens=tokens.append)
+        assert answer == Answer("a" * 900, 900, False, None, (-0.5,) * 900)
+        assert tokens == [900]
+        assert server.requests[-1]["logprobs"] is True
+        ((_, answer),) = engine.answers(CONVERSATIONS[:1], sampling)  # which has none
+        assert answer == Answer(ANSWERS[0], None, True)
+        engine.complete_many(CONVERSATIONS[:1])
+        assert "logprobs" not in server.requests[-1]

@@ -12,11 +12,12 @@ import torch
 
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.gguf import export_gguf
-from buleyean_rl.inference import gguf_context, llama_cpp_python
+from buleyean_rl.inference import gguf_context, llama_cpp_python, llama_server
 from buleyean_rl.inference import transformers_engine as in_memory
 from buleyean_rl.inference.context import affordable_tokens, choose_context
 from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
-from buleyean_rl.inference.protocol import Answer, Engine, GgufEngine, Sampling, Unanswered, neutral_nll
+from buleyean_rl.inference.protocol import Answer, Engine, GgufEngine, Sampling, Unanswered
+from buleyean_rl.inference.sampling import sample_token
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.gguf_header import read_header
 from tiny import tiny_llama, tiny_tokenizer
@@ -95,13 +96,6 @@ def test_same_log_probability_of_every_token(llama: GgufEngine, reference: Trans
     assert [len(f) for f in actual] == [len(s) - 1 for s in sequences]
     for one, other in zip(actual, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-3)
-
-
-def test_neutral_nll_adds_up(llama: GgufEngine, reference: TransformersEngine) -> None:
-    nats, tokens = neutral_nll(llama, TEXTS)
-    expected_nats, expected_tokens = neutral_nll(reference, TEXTS)
-    assert tokens == expected_tokens
-    assert nats == pytest.approx(expected_nats, abs=1e-2)
 
 
 def test_same_greedy_answers(llama: GgufEngine, reference: TransformersEngine) -> None:
@@ -187,7 +181,7 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
 def test_token_frequencies_are_their_probabilities(top_p: float, expected: list[float], temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, sampling = torch.tensor([0.5, 0.3, 0.2]).log() + 7, Sampling(1, temperature, top_p)
-    drawn = torch.tensor([in_memory._sample_token(logits, sampling, generator) for _ in range(4000)])
+    drawn = torch.tensor([sample_token(logits, sampling, generator) for _ in range(4000)])
     weights = torch.tensor(expected) ** (1 / temperature)
     assert torch.allclose(drawn.bincount(minlength=3) / 4000, weights / weights.sum(), atol=0.025)  # 3 standard errors
 
@@ -244,13 +238,29 @@ def test_a_conversation_longer_than_the_context(engine: Engine) -> None:
 
 
 def test_the_tokens_that_were_drawn_are_the_answer(gguf: Path, reference: TransformersEngine) -> None:
-    with closing(open_gguf(gguf, "xllamacpp", parallel=2, context=256, threads=1)) as engine:
+    sampling = Sampling(max_tokens=6, temperature=1.0, seed=3, logprobs=True)
+    with closing(open_gguf(gguf, "xllamacpp", parallel=2, context=256, threads=1, exact=True)) as engine:
         for each in (engine, reference):
-            for outcome in each.answer_many([ASK, ASK[:1]], Sampling(max_tokens=6, temperature=1.0, seed=3)):
+            counted: list[int] = []
+            for _, outcome in each.answers([ASK, ASK[:1]], sampling, on_tokens=counted.append):
                 assert isinstance(outcome, Answer)
                 assert outcome.token_ids is not None
                 assert outcome.tokens == len(outcome.token_ids) <= 6
                 assert reference.tokenizer.decode(outcome.token_ids) == outcome.text or "\ufffd" in outcome.text
+                prompt = reference.prompt_ids(ASK)
+                (expected,) = reference.logprobs([[*prompt, *outcome.token_ids]], [len(prompt)])
+                assert outcome.logprobs == pytest.approx(expected, abs=1e-3)
+            assert sum(counted) >= 2
+
+
+def test_tokens_under_way_are_counted(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_server, "POLL_SECONDS", 0.001)
+    counted: list[int] = []
+    with closing(open_gguf(gguf, "xllamacpp", parallel=2, context=500, threads=1)) as engine:
+        outcomes = [answer for _, answer in engine.answers([ASK] * 2, Sampling(400), on_tokens=counted.append)]
+    total = sum(outcome.tokens or 0 for outcome in outcomes if isinstance(outcome, Answer))
+    assert total <= sum(counted) <= total + 2  # an end token is counted while it is under way
+    assert len(counted) > 2
 
 
 def test_conversations_wait_for_room_in_the_cache(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

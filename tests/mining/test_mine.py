@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import make_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, Outcome, Sampling, Unanswered
+from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, OnTokens, Outcome, Sampling, Unanswered
 from buleyean_rl.mining import mine as mining
 from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.journal import journal_path
@@ -28,6 +29,8 @@ from buleyean_rl.mining.votes import record_votes, reject_loops
 from buleyean_rl.training.own_samples import add_own_samples
 from standin import standing_in
 from tiny import tiny_tokenizer
+
+QUIET = Console(quiet=True)
 
 
 class Parrot(BaseEngine):
@@ -42,6 +45,7 @@ class Parrot(BaseEngine):
         conversations: Sequence[Any],
         sampling: Sampling = GREEDY,
         seeds: Sequence[int] | None = None,  # noqa: ARG002
+        on_tokens: OnTokens | None = None,  # noqa: ARG002
     ) -> Generator[tuple[int, Outcome]]:
         self.asked.append((conversations, sampling))
         for index, conversation in enumerate(conversations):
@@ -58,13 +62,13 @@ def cache(tmp_path: Path, use_cache: Callable[[Path], None]) -> Path:
 
 
 def ask(parrot: Parrot, fingerprint: str = "model", prompts: Sequence[str] = ("é", "b"), tokens: int = 8) -> list[str]:
-    return cached_answers(lambda: parrot, fingerprint, prompts, tokens)
+    return cached_answers(lambda: parrot, fingerprint, prompts, tokens, QUIET, "answering")
 
 
 def test_a_model_answers_once() -> None:
-    parrot, done = Parrot(), []
-    assert cached_answers(lambda: parrot, "model", ["é", "b"], 8, done.append) == ask(parrot) == ["É", "B"]
-    assert (done, len(parrot.asked), parrot.closed) == ([1, 2], 1, 1)
+    parrot = Parrot()
+    assert ask(parrot) == ask(parrot) == ["É", "B"]
+    assert (len(parrot.asked), parrot.closed) == (1, 1)
     conversations, sampling = parrot.asked[0]
     assert conversations == [[{"role": "user", "content": "é"}], [{"role": "user", "content": "b"}]]
     assert (sampling.max_tokens, sampling.temperature) == (8, 0)
@@ -81,7 +85,7 @@ def test_another_question_is_asked_anew() -> None:
 
 def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> None:
     parrot = Parrot()
-    parrot.answers = lambda *_: 1 / 0  # type: ignore[method-assign, assignment]
+    parrot.answers = lambda *_, **__: 1 / 0  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):
         ask(parrot)
     assert (parrot.closed, list(cache.glob("answers-*"))) == (1, [])
@@ -113,7 +117,11 @@ class Talker(BaseEngine):
         self.lifetime, self.asked = lifetime, 0
 
     def answers(
-        self, conversations: Sequence[Any], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Any],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,  # noqa: ARG002
     ) -> Generator[tuple[int, Outcome]]:
         assert seeds is not None
         for index, messages in enumerate(conversations):

@@ -13,7 +13,7 @@ from buleyean_rl.errors import UsageError
 
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="The folder to write.")] = "buleyean-demo",
-    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: two to three minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Less data and fewer steps: a minute or two.")] = False,
     engine: EngineName = "xllamacpp",
     as_json: AsJson = False,
 ) -> None:

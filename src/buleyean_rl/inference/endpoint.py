@@ -1,6 +1,7 @@
 """A model behind an OpenAI-compatible endpoint: vLLM, llama.cpp's server, Ollama, or a hosted one.
 
-An endpoint offers answers only: no token ids, and no log-probabilities of tokens that the caller chooses.
+An endpoint offers answers only, with the log-probabilities of their tokens where it has them: no token ids, and no
+log-probabilities of tokens that the caller chooses.
 
     request --wait until allowed--> POST --read the reply--> answer, or why the prompt is refused
                     ^                      |
@@ -28,9 +29,27 @@ from buleyean_rl.inference.endpoint_client import (
     parse_address,
     read_key,
 )
-from buleyean_rl.inference.endpoint_reply import error_message, is_retried, read_answer, read_refusal, retry_after
+from buleyean_rl.inference.endpoint_reply import (
+    TOKEN_VALUES,
+    error_message,
+    is_retried,
+    read_answer,
+    read_refusal,
+    retry_after,
+)
 from buleyean_rl.inference.event_loop import EventLoop
-from buleyean_rl.inference.protocol import FAILED, GREEDY, REFUSED, BaseEngine, Messages, Outcome, Sampling, Unanswered
+from buleyean_rl.inference.protocol import (
+    FAILED,
+    GREEDY,
+    REFUSED,
+    Answer,
+    BaseEngine,
+    Messages,
+    OnTokens,
+    Outcome,
+    Sampling,
+    Unanswered,
+)
 from buleyean_rl.system.wording import counted
 
 T = TypeVar("T")
@@ -136,10 +155,17 @@ class EndpointEngine(BaseEngine):
         yield from self.complete_many([messages], sampling)
 
     def answers(
-        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
         """The answers as they come, from up to `parallel` concurrent requests."""
-        yield from self._loop.iterate(self._answers(conversations, sampling, seeds))
+        for index, outcome in self._loop.iterate(self._answers(conversations, sampling, seeds)):
+            if on_tokens is not None and isinstance(outcome, Answer):
+                on_tokens(len(outcome.text.split()) if outcome.tokens is None else outcome.tokens)
+            yield index, outcome
 
     def close(self) -> None:
         """Cancel pending requests and close the connections."""
@@ -176,7 +202,7 @@ class EndpointEngine(BaseEngine):
                 while error is None and len(running) < self.parallel and (index := next(unasked, None)) is not None:
                     seed = seeds[index] if seeds else sampling.seed + index
                     request = self._completion_request(conversations[index], sampling, seed)
-                    running[asyncio.create_task(self._answer(request, sampling.max_tokens))] = index
+                    running[asyncio.create_task(self._answer(request, sampling))] = index
                 patience = None if error is None else self._patience.last_answers
                 done, _ = (
                     await asyncio.wait(running, timeout=patience, return_when="FIRST_COMPLETED")
@@ -210,9 +236,9 @@ class EndpointEngine(BaseEngine):
         for index, refusal in refused:
             yield index, refusal
 
-    async def _answer(self, request: Mapping[str, Any], max_tokens: int) -> Outcome:
-        read = partial(read_answer, tokens_asked=max_tokens)
-        outcome = await self._send("POST", "chat/completions", request, read, max_tokens)
+    async def _answer(self, request: Mapping[str, Any], sampling: Sampling) -> Outcome:
+        read = partial(read_answer, tokens_asked=sampling.max_tokens, logprobs=sampling.logprobs)
+        outcome = await self._send("POST", "chat/completions", request, read, sampling.max_tokens)
         if isinstance(outcome, Unanswered):
             return outcome
         self._has_answered = True
@@ -238,7 +264,9 @@ class EndpointEngine(BaseEngine):
         }
         if sampling.temperature > 0:
             request["top_p"] = sampling.top_p
-        return request | ({"stop": list(sampling.stop)} if sampling.stop else {})
+        if sampling.stop:
+            request["stop"] = list(sampling.stop)
+        return request | ({"logprobs": True} if sampling.logprobs else {})
 
     async def _send(
         self, method: str, path: str, request: Mapping[str, Any] | None, read: Callable[[bytes], T], tokens: int
@@ -250,10 +278,11 @@ class EndpointEngine(BaseEngine):
         """
         failures, earlier_successes = 0, self._successes
         seconds = self._patience.seconds + self._patience.seconds_per_token * tokens
+        values = tokens * (TOKEN_VALUES if request and request.get("logprobs") else 1)
         while True:
             try:
                 await self._wait_for_retry_time()
-                reply = await self._client.send(method, path, request, max_reply_bytes(tokens), seconds)
+                reply = await self._client.send(method, path, request, max_reply_bytes(values), seconds)
                 if not 200 <= reply.status < 300:
                     return self._read_error(reply)
                 value = read(reply.body)

@@ -15,6 +15,7 @@ from buleyean_rl.inference.endpoint_client import TransientError
 from buleyean_rl.inference.protocol import FILTERED, REFUSED, TOO_LONG, Answer, Unanswered
 
 ENVELOPE_VALUES = 4096  # of a reply beside its answer
+TOKEN_VALUES = 64  # of a token with its log-probability: its bytes are numbers, and some servers add others
 RETRIED_STATUSES = {408, 409, 425, 429}  # and all from 500 on
 REFUSAL_STATUSES = {400, 413, 422, 451}
 FLAGGED_STATUSES = {*REFUSAL_STATUSES, 403}  # that may be about a prompt's content
@@ -27,18 +28,20 @@ LENGTH = re.compile(
 CONTENT = re.compile(r"content[ _-]?(?:filter|policy|management)|responsibleai|moderation|flagged|safety")
 
 
-def read_answer(body: bytes, tokens_asked: int) -> Answer | Unanswered:
+def read_answer(body: bytes, tokens_asked: int, *, logprobs: bool = False) -> Answer | Unanswered:
     """The answer in the reply of a chat completion.
 
     Args:
         body: of the reply.
         tokens_asked: for the answer, which with an envelope bound the values in the reply: in memory a list of nothing
             takes thirty times its two brackets.
+        logprobs: read the log-probabilities of the answer's tokens, where the reply has them.
 
     Raises:
         TransientError: there is none in it.
     """
-    if sum(map(body.count, (b"[", b"{", b","))) > ENVELOPE_VALUES + tokens_asked:
+    values = tokens_asked * (TOKEN_VALUES if logprobs else 1)
+    if sum(map(body.count, (b"[", b"{", b","))) > ENVELOPE_VALUES + values:
         raise TransientError(f"its reply is no completion: {body[:80]!r}")
     try:
         reply = json.loads(body)
@@ -53,7 +56,20 @@ def read_answer(body: bytes, tokens_asked: int) -> Answer | Unanswered:
     if not isinstance(text, str):
         raise TransientError(f"its reply is no completion: the content is {type(text).__name__}")
     is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
-    return Answer(replace_lone_surrogates(text), tokens if is_count else None, choice.get("finish_reason") != "length")
+    return Answer(
+        replace_lone_surrogates(text),
+        tokens if is_count else None,
+        choice.get("finish_reason") != "length",
+        logprobs=_read_logprobs(choice.get("logprobs")) if logprobs else None,
+    )
+
+
+def _read_logprobs(reported: Any) -> tuple[float, ...] | None:
+    """Of the answer's tokens; None where the endpoint has none."""
+    try:
+        return tuple(float(entry["logprob"]) for entry in reported["content"])
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def read_refusal(status: int, body: bytes, shown: str) -> Unanswered | None:

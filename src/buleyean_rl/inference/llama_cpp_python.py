@@ -25,6 +25,7 @@ from buleyean_rl.inference.protocol import (
     Answer,
     BaseEngine,
     Messages,
+    OnTokens,
     Outcome,
     RefusedPrompt,
     Sampling,
@@ -124,9 +125,13 @@ class LlamaCppPythonEngine(BaseEngine):
                 yield piece
 
     def answers(
-        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
-        """The answers in order, one after the other."""
+        """The answers in order, one after the other, without log-probabilities."""
         for index, messages in enumerate(conversations):
             ids = fit_prompt(self, messages)
             if isinstance(ids, Unanswered):
@@ -134,7 +139,11 @@ class LlamaCppPythonEngine(BaseEngine):
                 continue
             seed = seeds[index] if seeds else sampling.seed + index
             limit = min(sampling.max_tokens, self.context - len(ids))
-            chunks = list(self._stream_chunks(ids, replace(sampling, seed=seed, max_tokens=limit)))
+            chunks = []
+            for chunk in self._stream_chunks(ids, replace(sampling, seed=seed, max_tokens=limit)):
+                chunks.append(chunk)
+                if on_tokens is not None:
+                    on_tokens(1)
             text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
             ended = chunks[-1]["choices"][0]["finish_reason"] == "stop"
             yield index, Answer(text, len(self.tokenize(text)) if ended else limit, ended)

@@ -8,7 +8,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from buleyean_rl.inference.protocol import (
     Answer,
     BaseEngine,
     Messages,
+    OnTokens,
     Outcome,
     RefusedPrompt,
     Sampling,
@@ -36,6 +37,7 @@ from buleyean_rl.system.wording import counted
 T = TypeVar("T")
 
 FORCING_BIAS = 1e9  # larger than any logit
+POLL_SECONDS = 1.0
 GREEDY_SAMPLERS = ["temperature"]  # others would sort the vocabulary
 
 
@@ -81,7 +83,7 @@ class LlamaCppEngine(BaseEngine):
         params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, True
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or available_cores()
         params.verbosity = -1  # silent
-        params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
+        params.warmup = params.fit_params = params.ui = False
         params.cache_ram_mib = 0  # prompts rarely repeat
         params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
         if adapter is not None:
@@ -169,7 +171,11 @@ class LlamaCppEngine(BaseEngine):
             worker.join()
 
     def answers(
-        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
         """The answers as they come, computed in `parallel` slots."""
 
@@ -179,14 +185,21 @@ class LlamaCppEngine(BaseEngine):
                 return ids
             fields = _sampling_fields(sampling, self.context - len(ids))
             seed = seeds[index] if seeds else sampling.seed + index
-            reply = self._complete({"prompt": ids, **fields, "seed": seed, "verbose": True, "return_tokens": True})
+            fields |= {"seed": seed, "n_probs": int(sampling.logprobs), "verbose": True, "return_tokens": True}
+            reply = self._complete({"prompt": ids, **fields})
             choice, drawn = reply["choices"][0], reply["__verbose"]
             ended = choice["finish_reason"] == "stop"
-            tokens = reply["usage"]["completion_tokens"] - ended  # its count includes the end token
-            is_exact = drawn["stop_type"] != "word" and len(drawn["tokens"]) >= tokens
-            return Answer(choice["text"], tokens, ended, tuple(drawn["tokens"][:tokens]) if is_exact else None)
+            count = reply["usage"]["completion_tokens"] - ended  # which includes the end token
+            is_exact = drawn["stop_type"] != "word" and len(drawn["tokens"]) >= count
+            tokens = drawn["tokens"][:count] if is_exact else None
+            logprobs = self._drawn_logprobs(ids, tokens, choice) if tokens is not None and sampling.logprobs else None
+            return Answer(choice["text"], count, ended, None if tokens is None else tuple(tokens), logprobs)
 
-        yield from self._run_in_slots(answer, len(conversations))
+        counter = None if on_tokens is None else _TokenCounter(self._tokens_under_way, on_tokens)
+        for index, outcome in self._run_in_slots(answer, len(conversations), None if counter is None else counter.poll):
+            if counter is not None:
+                counter.finish(outcome)
+            yield index, outcome
 
     def top_logprobs(self, ids: Sequence[int], k: int) -> dict[int, float]:
         """The k likeliest next tokens with their log-probabilities, before any sampling."""
@@ -239,6 +252,21 @@ class LlamaCppEngine(BaseEngine):
                 return likeliest[token]
         raise EngineError(f"{self.path}: llama.cpp reported no log-probability for token {token}")
 
+    def _drawn_logprobs(self, ids: list[int], tokens: list[int], choice: dict[str, Any]) -> tuple[float, ...]:
+        """Of an answer's tokens. Those that end inside a UTF-8 character are not reported, and scored one by one."""
+        reported, logprobs = list(choice["logprobs"]["content"] if choice["logprobs"] else [])[::-1], []
+        for i, token in enumerate(tokens):
+            if reported and reported[-1]["id"] == token:
+                logprobs.append(reported.pop()["logprob"])
+            else:
+                logprobs.append(self._logprob([*ids, *tokens[:i]], token))
+        return tuple(logprobs)
+
+    def _tokens_under_way(self) -> int:
+        """Tokens drawn so far of the answers that are being computed."""
+        slots: Any = self._request("GET", "/slots")
+        return sum(each["n_decoded"] for slot in slots if slot["is_processing"] for each in slot["next_token"])
+
     def _force_token(self, ids: Sequence[int], token: int, k: int) -> dict[str, Any]:
         """The server's report on the next token when `token` is forced; {} where there is none."""
         request = {
@@ -252,12 +280,21 @@ class LlamaCppEngine(BaseEngine):
         logprobs = self._complete(request)["choices"][0]["logprobs"]
         return logprobs["content"][0] if logprobs else {}
 
-    def _run_in_slots(self, task: Callable[[int], T], count: int) -> Generator[tuple[int, T]]:
-        """(index, task(index)) for every index below `count`, as they are done, one per slot at a time."""
+    def _run_in_slots(
+        self, task: Callable[[int], T], count: int, poll: Callable[[], None] | None = None
+    ) -> Generator[tuple[int, T]]:
+        """(index, task(index)) for every index below `count`, as they are done, one per slot at a time.
+
+        Meanwhile `poll` is called every POLL_SECONDS.
+        """
         with ThreadPoolExecutor(self.parallel) as pool:
             try:
                 indices = {pool.submit(task, index): index for index in range(count)}
-                for future in as_completed(indices):
+                done: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
+                for future in indices:
+                    future.add_done_callback(done.put)
+                for _ in range(count):
+                    future = _next_done(done, poll)
                     yield indices[future], future.result()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -270,17 +307,49 @@ class LlamaCppEngine(BaseEngine):
             return _check_reply(self._server.handle_completions(request))
 
     def _post(self, endpoint: str, request: dict[str, Any]) -> dict[str, Any]:
+        return self._request("POST", endpoint, json.dumps(request))
+
+    def _request(self, method: str, endpoint: str, body: str | None = None) -> dict[str, Any]:
         """A request over the loopback interface, for endpoints without a method in process."""
         if self._server is None:
             raise EngineError(f"{self.path}: this engine is closed")
         connection = http.client.HTTPConnection(self._address, timeout=60)
         try:
-            connection.request("POST", endpoint, json.dumps(request), self._headers)
+            connection.request(method, endpoint, body, self._headers)
             return _check_reply(json.loads(connection.getresponse().read()))
         except (OSError, ValueError) as error:
             raise EngineError(f"{self.path}: llama.cpp's {endpoint} did not answer: {error}") from error
         finally:
             connection.close()
+
+
+def _next_done(done: queue.SimpleQueue[Future[T]], poll: Callable[[], None] | None) -> Future[T]:
+    while poll is not None:
+        try:
+            return done.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            poll()
+    return done.get()
+
+
+class _TokenCounter:
+    """Reports tokens as they are drawn: those of answers that are done, and those under way."""
+
+    def __init__(self, under_way: Callable[[], int], on_tokens: OnTokens) -> None:
+        self._under_way, self._on_tokens = under_way, on_tokens
+        self._finished = self._reported = 0
+
+    def poll(self) -> None:
+        self._report(self._finished + self._under_way())
+
+    def finish(self, outcome: Outcome) -> None:
+        self._finished += (outcome.tokens or 0) if isinstance(outcome, Answer) else 0
+        self._report(self._finished)
+
+    def _report(self, tokens: int) -> None:
+        if tokens > self._reported:
+            self._on_tokens(tokens - self._reported)
+            self._reported = tokens
 
 
 def _check_reply(reply: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Sampling:
         top_p: probability of the nucleus, applied before the temperature; ignored at temperature 0.
         seed: same seed, same answer; ignored at temperature 0.
         stop: texts that end the answer and are not part of it.
+        logprobs: answers have the log-probabilities of their tokens.
     """
 
     max_tokens: int = 256
@@ -34,6 +35,7 @@ class Sampling:
     top_p: float = 0.95
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
 
 GREEDY = Sampling()
@@ -48,12 +50,15 @@ class Answer(NamedTuple):
         ended: whether it ended by an end token or stop text, not at `Sampling.max_tokens` or the context's end.
         token_ids: the tokens drawn, without the end token; None where the engine does not report them, or where they
             are not exactly the text.
+        logprobs: of the tokens drawn, without the end token, in nats at temperature 1; None where `Sampling.logprobs`
+            does not ask for them or the engine does not report them.
     """
 
     text: str
     tokens: int | None
     ended: bool
     token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
 
 
 class Unanswered(NamedTuple):
@@ -71,6 +76,7 @@ class Unanswered(NamedTuple):
 
 
 Outcome = Answer | Unanswered
+OnTokens = Callable[[int], None]
 
 
 class RefusedPrompt(EngineError):
@@ -107,7 +113,11 @@ class Completer(Protocol):
         """See above."""
 
     def answers(
-        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
         """The answers to many conversations, each as it comes, with the index of its conversation.
 
@@ -117,6 +127,8 @@ class Completer(Protocol):
             conversations: a list of messages each.
             sampling: for all of them.
             seeds: of each answer; None: the i-th has sampling.seed + i.
+            on_tokens: called with the number of tokens that were drawn since, from any thread; those of an answer
+                before it is yielded.
         """
 
     def close(self) -> None:
@@ -199,7 +211,11 @@ class BaseEngine:
         return False
 
     def answers(
-        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
         """See `Completer.answers`."""
         raise NotImplementedError
@@ -239,16 +255,6 @@ class GgufEngine(Engine, Protocol):
 
     def is_end_token(self, token: int) -> bool:
         """Whether `token` ends an answer."""
-
-
-def neutral_nll(engine: Engine, texts: Sequence[str]) -> tuple[float, int]:
-    """Total negative log-likelihood of plain texts in nats, and the number of predicted tokens.
-
-    The first token of a text is predicted only where the model adds a BOS.
-    """
-    ids = [engine.tokenize(text, add_special=True, parse_special=False) for text in texts]
-    scores = engine.logprobs([sequence for sequence in ids if len(sequence) > 1])
-    return -sum(map(sum, scores)), sum(map(len, scores))
 
 
 def find_stop(text: str, stops: Sequence[str]) -> int | None:

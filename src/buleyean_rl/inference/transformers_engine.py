@@ -19,16 +19,17 @@ from buleyean_rl.inference.protocol import (
     Answer,
     BaseEngine,
     Messages,
+    OnTokens,
     Outcome,
     RefusedPrompt,
     Sampling,
     Unanswered,
     find_stop,
 )
+from buleyean_rl.inference.sampling import TokenChooser, sample_token
 from buleyean_rl.models.cached_decoder import CachedDecoder, UnsupportedModel
 from buleyean_rl.models.private_interfaces import fits_static_cache
 
-NUCLEUS_CANDIDATES = 1024  # likeliest tokens that nearly always contain the nucleus
 MAX_BATCH_TOKENS = 1 << 15  # rows times the longest prompt and answer
 
 
@@ -114,11 +115,15 @@ class TransformersEngine(BaseEngine):
         for _ in range(limit):
             output = self._forward(new_ids, cache=cache, use_cache=True, logits_to_keep=1)
             cache = output.cache
-            new_ids = [_sample_token(output.logits[0, -1].float().cpu(), sampling, generator)]
+            new_ids = [sample_token(output.logits[0, -1].float().cpu(), sampling, generator)]
             yield new_ids[0]
 
     def answers(
-        self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
         """The answers as they come, or in batches of similar length where the decoding kernel is not used."""
         prompts: dict[int, list[int]] = {}
@@ -130,14 +135,20 @@ class TransformersEngine(BaseEngine):
                 prompts[index] = ids
         drawn_seeds = {index: seeds[index] if seeds else sampling.seed + index for index in prompts}
         if self._batch_decoder is not None:
-            yield from self._decode(self._batch_decoder, prompts, sampling, drawn_seeds)
+            yield from self._decode(self._batch_decoder, prompts, sampling, drawn_seeds, on_tokens)
             return
         for indices in self._batches(prompts, sampling.max_tokens):
-            batch = self._answer_batch([prompts[i] for i in indices], sampling, [drawn_seeds[i] for i in indices])
+            batch_seeds = [drawn_seeds[i] for i in indices]
+            batch = self._answer_batch([prompts[i] for i in indices], sampling, batch_seeds, on_tokens)
             yield from zip(indices, batch, strict=True)
 
     def _decode(
-        self, decoder: BatchDecoder, prompts: Mapping[int, list[int]], sampling: Sampling, seeds: Mapping[int, int]
+        self,
+        decoder: BatchDecoder,
+        prompts: Mapping[int, list[int]],
+        sampling: Sampling,
+        seeds: Mapping[int, int],
+        on_tokens: OnTokens | None,
     ) -> Generator[tuple[int, Answer]]:
         """The answers, each as it comes."""
 
@@ -151,13 +162,18 @@ class TransformersEngine(BaseEngine):
             )
             for index, ids in prompts.items()
         ]
-        indices, answers = list(prompts), [list[int]() for _ in prompts]
+        indices, tokens = list(prompts), [list[int]() for _ in prompts]
+        logprobs = [list[float]() for _ in prompts]
         with closing(decoder.run(requests)) as steps:
             for drawn in steps:
-                answers[drawn.request].append(drawn.token)
+                answer = tokens[drawn.request]
+                answer.append(drawn.token)
+                logprobs[drawn.request].append(drawn.logprob)
+                if on_tokens is not None:
+                    on_tokens(1)
                 if drawn.is_last:
-                    text = self.tokenizer.decode(answers[drawn.request], skip_special_tokens=True)
-                    yield indices[drawn.request], self._make_answer(text, answers[drawn.request], sampling)
+                    text = self.tokenizer.decode(answer, skip_special_tokens=True)
+                    yield indices[drawn.request], self._make_answer(text, answer, logprobs[drawn.request], sampling)
 
     @cached_property
     def _batch_decoder(self) -> BatchDecoder | None:
@@ -236,7 +252,9 @@ class TransformersEngine(BaseEngine):
         if batch:
             yield batch
 
-    def _answer_batch(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[Answer]:
+    def _answer_batch(
+        self, prompts: list[list[int]], sampling: Sampling, seeds: list[int], on_tokens: OnTokens | None
+    ) -> list[Answer]:
         """Answers to prompts padded on the left to one length."""
         import torch
 
@@ -245,6 +263,7 @@ class TransformersEngine(BaseEngine):
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self._eos_token_ids)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        chooser = TokenChooser(sampling, seeds, self._eos_token_ids, on_tokens)
         with torch.inference_mode(), _contiguous_input(self.model.get_output_embeddings()):
             output = self.model.generate(
                 input_ids=ids,
@@ -252,7 +271,7 @@ class TransformersEngine(BaseEngine):
                 cache=self._static_cache(width + new_tokens),
                 disable_compile=True,
                 max_new_tokens=new_tokens,
-                logits_processor=[_SeededSampler(sampling, seeds)] if sampling.temperature > 0 else None,
+                logits_processor=[chooser],
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -260,10 +279,11 @@ class TransformersEngine(BaseEngine):
                 pad_token_id=pad,
                 eos_token_id=sorted(self._eos_token_ids) or None,
             )
-        texts = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        tokens = output[:, width:]
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [
-            self._make_answer(text, drawn, sampling)
-            for text, drawn in zip(texts, output[:, width:].tolist(), strict=True)
+            self._make_answer(*answer, sampling)
+            for answer in zip(texts, tokens.tolist(), chooser.logprobs, strict=True)
         ]
 
     def _static_cache(self, tokens: int) -> Any:
@@ -273,13 +293,19 @@ class TransformersEngine(BaseEngine):
         config = self.model.config.get_text_config(decoder=True)
         return StaticCache(config=config, max_cache_len=tokens) if fits_static_cache(self.model) else None
 
-    def _make_answer(self, text: str, drawn: list[int], sampling: Sampling) -> Answer:
+    def _make_answer(self, text: str, drawn: list[int], logprobs: list[float], sampling: Sampling) -> Answer:
         """The answer of a batch row: tokens after its end token are padding."""
         end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), None)
         cut = find_stop(text, sampling.stop)
         ids = drawn if end is None else drawn[:end]
         is_exact = cut is None and self._special_ids.isdisjoint(ids)  # the text lacks special tokens
-        return Answer(text[:cut], len(ids), end is not None or cut is not None, tuple(ids) if is_exact else None)
+        return Answer(
+            text[:cut],
+            len(ids),
+            end is not None or cut is not None,
+            tuple(ids) if is_exact else None,
+            tuple(logprobs[: len(ids)]) if sampling.logprobs else None,
+        )
 
 
 def _choose_context(model: Any, requested: int | None) -> int:
@@ -319,46 +345,3 @@ def _contiguous_input(head: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-class _SeededSampler:
-    """A logits processor that samples each row's token by a generator of its own, so that no other can be chosen.
-
-    In transformers' sampling the rows share a generator, so an answer would depend on the other rows.
-    """
-
-    def __init__(self, sampling: Sampling, seeds: Sequence[int]) -> None:
-        import torch
-
-        self.sampling = sampling
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002 - the signature is transformers'
-        import torch
-
-        rows = zip(scores.float().cpu(), self.generators, strict=True)
-        drawn = torch.tensor(
-            [_sample_token(row, self.sampling, generator) for row, generator in rows], device=scores.device
-        )
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
-
-
-def _sample_token(logits: Any, sampling: Sampling, generator: Any) -> int:
-    """Sample a token from logits. Shape: (vocabulary,)."""
-    import torch
-
-    if sampling.temperature <= 0:
-        return int(logits.argmax())
-    if sampling.top_p >= 1:
-        weights = ((logits - logits.max()) / sampling.temperature).exp()
-        return int(torch.multinomial(weights, 1, generator=generator))
-    # Sorting the whole vocabulary would take longer than a forward pass.
-    for k in (min(NUCLEUS_CANDIDATES, len(logits)), len(logits)):
-        top_logits, tokens = logits.topk(k)
-        probabilities = (top_logits - logits.logsumexp(-1)).exp()
-        preceding = probabilities.cumsum(-1) - probabilities
-        if preceding[-1] + probabilities[-1] >= sampling.top_p:
-            break
-    in_nucleus = preceding < sampling.top_p  # including the token that crosses top_p
-    weights = torch.where(in_nucleus, probabilities, 0.0) ** (1.0 / sampling.temperature)
-    return int(tokens[torch.multinomial(weights, 1, generator=generator)])

@@ -16,23 +16,24 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, format_record
 from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.inference.progress import AnswerProgress
 from buleyean_rl.inference.protocol import Answer as DrawnAnswer
 from buleyean_rl.inference.protocol import Completer, Outcome, Sampling, Unanswered
 from buleyean_rl.mining.journal import Journal, journal_path
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
 from buleyean_rl.system.outputs import check_output_file, open_output
+from buleyean_rl.system.progress import ProgressBar, working
 from buleyean_rl.system.wording import counted
 
 WINDOW = 64  # answers that engines which batch may compute side by side
@@ -251,21 +252,22 @@ def _draw_answers(
     if not missing:
         return []
     failed: list[Unanswered] = []
-    with console.status("loading the model"):
+    with working(console, "loading the model"):
         running = engine()
     try:
         journal.add_tokenizer(None if running.tokenizer is None else tokenizer_hash(running.tokenizer))
         sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
-        with _progress(console) as progress:
-            task = progress.add_task("answering", total=total, completed=total - len(missing))
-            for draws in _windows(missing, total) if running.is_batched else [missing]:
+        windows = list(_windows(missing, total)) if running.is_batched else [missing]
+        answers = sum(map(len, windows))
+        with closing(AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers)) as progress:
+            for draws in windows:
                 conversations = [as_messages(prompts[draw // samples]) for draw in draws]
                 seeds = [settings.seed + draw for draw in draws]
-                for number, outcome in running.answers(conversations, sampling, seeds):
+                for number, outcome in running.answers(conversations, sampling, seeds, progress.add_tokens):
+                    progress.add_outcome(outcome)
                     index, sample = divmod(draws[number], samples)
                     if (index, sample) in journal.outcomes:
                         continue
-                    progress.advance(task)
                     if isinstance(outcome, Unanswered) and not outcome.is_permanent:
                         failed.append(outcome)
                     else:
@@ -300,11 +302,12 @@ def _collect_verdicts(
     unjudged = [draw for draw in answers if (judge.name, *draw) not in journal.verdicts]
     if not unjudged:
         return
-    with _progress(console, hidden=judge.asks_person) as progress:
-        task = progress.add_task(judge.name, total=len(answers), completed=len(answers) - len(unjudged))
+    done, total = len(answers) - len(unjudged), len(answers)
+    with ProgressBar(Console(quiet=True) if judge.asks_person else console, judge.name, total, done) as progress:
         for i, verdict in judge.judge([Answer(prompts[draw[0]], answers[draw].text) for draw in unjudged]):
             journal.add_verdict(judge.name, *unjudged[i], verdict)
-            progress.advance(task)
+            done += 1
+            progress.update(done, total, f"{done:,} of {total:,} answers")
     left = sum((judge.name, *draw) not in journal.verdicts for draw in unjudged)
     if left:
         raise EngineError(
@@ -339,8 +342,3 @@ def _make_records(
         if record is not None:
             records.append(record)
     return records
-
-
-def _progress(console: Console, *, hidden: bool = False) -> Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=console.quiet or hidden)

@@ -21,6 +21,7 @@ from buleyean_rl.errors import BuleyeanError, ModelError
 from buleyean_rl.models import hub, pre_tokenizers, weight_checks
 from buleyean_rl.models.gguf_header import check_model_header, check_numbers, read_header
 from buleyean_rl.models.model_folder import check_folder, read_json, stored_tensors, weight_paths
+from buleyean_rl.models.private_interfaces import quick_gguf_reading
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.cache import cache_folder, make_cache_folder
 from buleyean_rl.system.files import atomic_folder
@@ -250,7 +251,8 @@ def _convert_gguf(source: Source) -> Path:
     make_cache_folder("models")
     check_model_header(read_header(path))
     # transformers' reader draws a bar of its own, whatever its settings
-    with loading(source), atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()):
+    quiet = redirect_stderr(io.StringIO())
+    with loading(source), atomic_folder(folder) as unfinished, quiet, quick_gguf_reading():
         # quantised weights could be neither trained nor merged
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,

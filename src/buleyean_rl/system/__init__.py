@@ -5,6 +5,7 @@ files         files and folders written whole or not at all
 locks         locks between processes
 cache         results kept on disk between runs
 disk          room for what is written, and full disks
+progress      how far a command is: a bar, or lines
 memory        what becomes of freed memory
 environment   what the libraries below torch read when they are loaded
 host          versions of libraries, peak memory

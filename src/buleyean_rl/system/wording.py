@@ -18,6 +18,13 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def in_words(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return counted(round(seconds), "second")
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def one_line(text: str) -> str:
     """A text with a space for each line break and other control character, and for what UTF-8 cannot hold."""
     return _CONTROL.sub(" ", text)

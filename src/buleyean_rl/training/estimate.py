@@ -14,9 +14,8 @@ from buleyean_rl.data.token_store import BoundaryFile
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.system.host import peak_rss_bytes
-from buleyean_rl.system.wording import counted
+from buleyean_rl.system.wording import counted, in_words
 from buleyean_rl.training.config import total_steps
-from buleyean_rl.training.progress import in_words
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 KERNELS_BYTES = 100 << 20  # oneDNN's, of shapes that are not tried: `environment` allows 64, some 1.5 MB each

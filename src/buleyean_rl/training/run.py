@@ -27,6 +27,7 @@ from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.system.disk import name_full_disk
+from buleyean_rl.system.progress import working
 from buleyean_rl.training.before_after import Measurement
 from buleyean_rl.training.checkpoints import Checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
@@ -113,7 +114,7 @@ def _train(
     _take_intervals(state.checkpoint, config)
     measurement = Measurement(model, dataset, config)
     guard = make_guard(model, measurement.neutral, dataset, config) if config.guard else None
-    with console.status("measuring the base model"):
+    with working(console, "measuring the base model"):
         before = measurement.before(guard)
     progress, references = ShowProgress(console), open_reference_cache(model, dataset, config, console)
     guards = [] if guard is None else [guard]
@@ -127,7 +128,7 @@ def _train(
                 f"[yellow]the guard ended the run at step {guard.checks[-1].step}:[/] {guard.stop_reason}; "
                 f"the adapter of step {guard.restored_step} is restored"
             )
-        with console.status("measuring the trained model"):
+        with working(console, "measuring the trained model"):
             after = measurement.objective()
             scale = _apply_scale(trainer, guard, console)
             if scale != 1:
@@ -153,7 +154,7 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
         console: where the model is described.
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-    with console.status(f"loading {escape(model.source.name)}"):
+    with working(console, f"loading {model.source.name}"):
         check_layers(model.plain, config)
         set_seed(config.seed)
         model.attach_adapter(adapter)

@@ -1,0 +1,97 @@
+"""Progress of many answers, by their tokens: a bar that does not wait for the longest answer.
+
+How many tokens are to come nobody knows: answers end early. They are taken to end at one rate in every token, the rate
+seen so far.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+from rich.console import Console
+
+from buleyean_rl.inference.protocol import Answer, Completer, Messages, Outcome, Sampling
+from buleyean_rl.system.progress import ProgressBar
+
+
+class AnswerProgress:
+    """A bar of answers that are computed.
+
+    Args:
+        console: where it is shown.
+        label: of what answers.
+        answers: to compute.
+        max_tokens: of an answer.
+        earlier: answers from before, shown as done.
+    """
+
+    def __init__(self, console: Console, label: str, answers: int, max_tokens: int, earlier: int = 0) -> None:
+        self._bar = ProgressBar(console, label, answers * max_tokens)
+        self._answers, self._max_tokens, self._earlier = answers, max_tokens, earlier
+        self._lock, self._started = threading.Lock(), time.monotonic()
+        self._tokens = self._finished_tokens = self._finished = self._ended = 0
+
+    def add_tokens(self, count: int) -> None:
+        """Tokens were drawn."""
+        with self._lock:
+            self._tokens += count
+        self._show()
+
+    def add_outcome(self, outcome: Outcome) -> None:
+        """An answer has come, or there is none."""
+        with self._lock:
+            self._finished += 1
+            if isinstance(outcome, Answer):
+                self._finished_tokens += outcome.tokens or 0
+                self._ended += outcome.ended
+        self._show()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+    def _show(self) -> None:
+        done, total = self._earlier + self._finished, self._earlier + self._answers
+        speed = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        figures = f"{speed:,.0f} tokens/s" if self._tokens else ""
+        if not self._tokens:  # an engine that does not count them
+            self._bar.update(self._finished, self._answers, f"{done:,} of {total:,} answers")
+            return
+        expected = self._finished_tokens + (self._answers - self._finished) * self._mean_tokens()
+        self._bar.update(self._tokens, max(expected, self._tokens), f"{done:,} of {total:,} answers", figures)
+
+    def _mean_tokens(self) -> float:
+        """Tokens of an answer that ends at the rate seen so far, and at `max_tokens` at the latest."""
+        rate = self._ended / self._tokens
+        return -math.expm1(-rate * self._max_tokens) / rate if rate else self._max_tokens
+
+
+def answer_all(
+    engine: Completer,
+    conversations: Sequence[Messages],
+    sampling: Sampling,
+    console: Console,
+    label: str,
+) -> list[Outcome]:
+    """The answers to many conversations in their order, with a bar of their tokens.
+
+    Args:
+        engine: that answers.
+        conversations: a list of messages each.
+        sampling: for all of them.
+        console: where the bar is shown.
+        label: of the bar.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    outcomes: dict[int, Outcome] = {}
+    with closing(AnswerProgress(console, label, len(conversations), sampling.max_tokens)) as progress:
+        for index, outcome in engine.answers(conversations, sampling, on_tokens=progress.add_tokens):
+            outcomes[index] = outcome
+            progress.add_outcome(outcome)
+    return [outcomes[index] for index in range(len(conversations))]
