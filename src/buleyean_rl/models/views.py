@@ -22,7 +22,7 @@ def backbone(model: Any) -> nn.Module:
 
 def plain_model(model: Any) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT names both its `peft_config`
 
 
 @contextmanager
