@@ -98,7 +98,7 @@ def test_a_run_is_done_when_its_model_is_in_use(store: Store, trains: Trains) ->
 
 
 def test_a_process_is_kept_for_the_next_run_and_replaced_where_it_died(store: Store, trains: Trains) -> None:
-    training, processes = trains("ends"), []
+    training, processes = trains("ends"), list[int]()
     training.warm_up()
     for number in range(3):
         if number == 2:

@@ -231,11 +231,9 @@ class _MeasuredModel:
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
         settings, location = self.settings, self.location
-        in_transformers = isinstance(location, Source) and (
-            settings.engine == "transformers" or (settings.engine == "auto" and not is_gguf_file(location))
-        )
+        kinds = ("transformers",) if is_gguf_file(location) else ("transformers", "auto")
         engine: Engine
-        if in_transformers:
+        if isinstance(location, Source) and settings.engine in kinds:
             model = self._open(location)
             engine = engine_of(model, settings.context)
             self._describe(model)
