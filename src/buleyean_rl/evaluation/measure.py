@@ -171,7 +171,8 @@ class Bases:
         """A model on its base in memory, with the adapter of a run kept; nothing is loaded before it is needed."""
         base = source.base or source
         place = os.path.realpath(base.location) if os.path.exists(base.location) else base.location, base.gguf
-        model = self._models[place] = self._models.pop(place, None) or Model(base)
+        model = self._models.pop(place) if place in self._models else Model(base)
+        self._models[place] = model
         while len(self._models) > self._capacity:
             self._models.pop(next(iter(self._models)))
         return model.with_source(source)
@@ -235,7 +236,7 @@ class _MeasuredModel:
         engine: Engine
         if isinstance(location, Source) and settings.engine in kinds:
             model = self._open(location)
-            engine = engine_of(model, settings.context)
+            engine = engine_of(model.with_source(location), settings.context)  # scoring packs, answering does not
             self._describe(model)
         else:
             engine = open_engine(location, settings.engine, context=settings.context, key_url=settings.key_url)

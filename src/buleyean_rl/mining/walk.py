@@ -327,7 +327,8 @@ class _Walk:
         if self._engine is None or self._engine[0] != number:
             self.close_engine()
             model = self._model(number)
-            self._engine = number, engine_of(model, self.settings.context)
+            own = model.with_source(model.source)  # scoring packs, answering does not
+            self._engine = number, engine_of(own, self.settings.context)
             self.console.print(escape(model.describe()))
         return self._engine[1]
 
