@@ -1,9 +1,10 @@
 """The Void as a person has it. Prints what it measured.
 
     python bench/void.py loop       ask, reject a part, train, hear the difference: in a browser, at a person's pace
+    python bench/void.py again      from a thumbs-down to a better answer, twice, without a browser: what takes how long
     python bench/void.py answers    how soon the page is answered with ten thousand rejections in the store
 
-Both start a server of their own with the bundled model and an empty store. `BULEYEAN_SCREENSHOTS=FOLDER` keeps what
+All start a server of their own with the bundled model and an empty store. `BULEYEAN_SCREENSHOTS=FOLDER` keeps what
 the browser showed.
 """
 
@@ -33,6 +34,7 @@ from voids import Process, running  # noqa: E402
 PROMPT = "Give me two tips for sleeping better."
 TYPING, READING, MOVING = 0.15, 0.3, 1.5  # seconds a key, a word, and to find the next thing with the hand
 REJECTIONS, ASKED = 10_000, 30
+STEPS = 12  # the page's for one rejection
 
 
 def loop() -> None:
@@ -67,6 +69,28 @@ def loop() -> None:
     for what, seconds in told:
         print(f"{seconds:7.1f} s  {what}")
     print(f"{whole:7.1f} s  in all\n\n{before[:start]}[{before[start:]}]\n\nnow: {answers[1]}")
+
+
+def again() -> None:
+    """The loop over HTTP, with a warm model."""
+    with tempfile.TemporaryDirectory() as name, running(BUNDLED, Path(name) / "void") as void:
+        for turn, prompt in enumerate((PROMPT, "Give me two tips for learning a language.")):
+            void.ask(f"asked-{turn:03}", prompt)
+            started = time.monotonic()
+            ok(void, "rejections", uid=f"reject-{turn:03}", question=f"asked-{turn:03}", slot=0)
+            run = void.post("runs", uid=f"run-{turn:05}", steps=STEPS).raise_for_status().json()["id"]
+            parts = [("the first step", lambda row: row["points"]), ("the last step", trained)]
+            for what, is_reached in [*parts, ("the new model swapped in", lambda row: row["state"] != "running")]:
+                while not is_reached(row := void.get(f"runs/{run}")):
+                    time.sleep(0.05)
+                print(f"{time.monotonic() - started:7.1f} s  {what}")
+            assert row["state"] == "done", row["error"]
+            void.ask(f"again-{turn:03}", prompt)
+            print(f"{time.monotonic() - started:7.1f} s  asked again, both answered\n")
+
+
+def trained(run: dict[str, Any]) -> bool:
+    return len(run["points"]) == STEPS or run["state"] != "running"
 
 
 class Person:
@@ -187,4 +211,4 @@ def timed(request: Callable[[int], Any], number: int) -> float:
 
 
 if __name__ == "__main__":
-    {"loop": loop, "answers": answers}[sys.argv[1]]()
+    {"loop": loop, "again": again, "answers": answers}[sys.argv[1]]()

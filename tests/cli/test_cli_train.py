@@ -121,7 +121,7 @@ def test_bad_records_are_one_line_and_no_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("buleyean_rl.models.model.load_for_inference", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("buleyean_rl.models.model.load_base", lambda *_: pytest.fail("the model was loaded"))
     Path("r.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert run("r.jsonl", "--model", base, "-o", "run") == 1
     out, err = capsys.readouterr()

@@ -28,6 +28,7 @@ from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.model import Model
+from loads import counting_loads
 from tiny import SENTENCES, tiny_llama, tiny_run, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -117,6 +118,15 @@ def test_a_run_beside_its_base(base: Path, run: Path) -> None:
     assert by_reference.figures["accuracy_vs_reference"].value == 0.5  # log pi/pi_ref is 0 everywhere: ties
     with pytest.raises(UsageError, match="whose reference is its base"):
         evaluate(str(run), material, reference=str(base))
+
+
+def test_a_base_is_loaded_once_for_itself_and_its_runs(
+    base: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--neutral", "bundled", "--prompts", "bundled", "--limit", "2", "--max-tokens", "4"]
+    with counting_loads(monkeypatch) as loaded:
+        assert main(["evaluate", str(run), "--compare", str(base), "--compare", str(run), *words]) == 0
+    assert len(loaded) == 1, capsys.readouterr().err
 
 
 def test_accuracies_of_swapped_pairs_are_mirrored(run: Path) -> None:

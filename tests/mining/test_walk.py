@@ -20,6 +20,7 @@ from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_s
 from buleyean_rl.mining.walk_report import Round, plot_walk
 from buleyean_rl.system.outputs import claim_folder
 from hostile.attack import untouched
+from loads import counting_loads
 from quick import make_runs_quick
 
 ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None, 0.0, 3.0)
@@ -94,8 +95,12 @@ def read() -> dict[str, Any]:
     return json.loads(Path("w/walk.json").read_text())
 
 
-def test_a_walk_has_rounds_and_resumes(work: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*work, "--rounds", "1", "--json"]) == 0
+def test_a_walk_has_rounds_and_resumes(
+    work: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with counting_loads(monkeypatch) as loaded:
+        assert main([*work, "--rounds", "1", "--json"]) == 0
+    assert len(loaded) == 1
     out, err = capsys.readouterr()
     walk = read()
     assert json.loads(out) == walk

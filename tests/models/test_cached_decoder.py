@@ -101,6 +101,12 @@ def test_an_adapter_is_applied_as_it_is(modules: list[str] | None) -> None:
     assert_close(base, expected_logits(in_bf16(), IDS))
 
 
+def test_the_plain_model_in_an_adapted_one_is_decoded() -> None:
+    model = adapted(in_bf16())
+    decoder = CachedDecoder(plain_model(model))
+    assert_close(logits(decoder, IDS, Blocks(decoder, 1)), expected_logits(model, IDS))
+
+
 def test_a_changed_adapter_is_noticed() -> None:
     model = adapted(in_bf16())
     decoder = CachedDecoder(model)

@@ -174,6 +174,28 @@ def test_a_run_is_merged_or_keeps_its_adapter(base: Path, tmp_path: Path) -> Non
     assert (merged.has_adapter, keep_adapter.has_adapter) == (False, True)
 
 
+def test_models_of_one_base_share_its_weights_and_nothing_else(base: Path, tmp_path: Path) -> None:
+    run, ids = tiny_run(tmp_path / "run", base), torch.arange(4, 24).unsqueeze(0)
+    plain, alone = (open_model(str(name), dtype=torch.float32, keep_adapter=True) for name in (base, run))
+    learning = plain.with_source(plain.source)
+    with torch.no_grad():
+        expected = plain.module(ids).logits
+        trained = plain.with_source(alone.source)
+        assert torch.equal(trained.module(ids).logits, alone.module(ids).logits)
+        learning.attach_adapter(ADAPTER)
+        for name, parameter in learning.module.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+        assert not torch.equal(learning.module(ids).logits, expected)
+        torch.testing.assert_close(plain.module(ids).logits, expected)
+        torch.testing.assert_close(trained.module(ids).logits, alone.module(ids).logits)
+        with trained.adapter_disabled():
+            torch.testing.assert_close(trained.module(ids).logits, expected)
+    weights = {weight.data_ptr() for weight in plain.base_module.parameters()}
+    for model in (learning, trained):
+        assert weights <= {weight.data_ptr() for weight in model.module.parameters()}
+
+
 def test_a_model_in_memory_is_a_model() -> None:
     inside = tiny_llama(tiny_tokenizer())
     model = Model.from_module(inside, tiny_tokenizer())

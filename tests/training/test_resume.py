@@ -184,7 +184,7 @@ def test_an_unwritable_folder_stops_the_run_before_the_model_is_loaded(
         raise PermissionError(13, "Permission denied", "run")
 
     monkeypatch.setattr("buleyean_rl.training.run_state.write_json", denied)
-    monkeypatch.setattr("buleyean_rl.models.model.load_for_inference", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("buleyean_rl.models.model.load_base", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(PermissionError):
         start(base, rejections, tmp_path / "run")
 

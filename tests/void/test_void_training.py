@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -17,27 +19,36 @@ from buleyean_rl.void.training import Training
 from buleyean_rl.void.verdict import read_verdict
 from voids import Process, running, until
 
-# A run's process without a model: what it does is the name of its model.
+# The process of runs without a model: what it does is the name of its model.
 STANDIN = """
-import json, os, sys, threading, time
+import json, os, queue, sys, threading
 from pathlib import Path
-settings = json.loads(sys.argv[1])
-folder, how = Path(settings["folder"]), settings["model"]
-folder.mkdir(exist_ok=True)
-stop = threading.Event()
+stop, jobs = threading.Event(), queue.SimpleQueue()
 def obey():
-    while os.read(0, 64):
-        stop.set()
+    for line in sys.stdin:
+        if json.loads(line) == "stop":
+            stop.set()
+        else:
+            stop.clear()
+            jobs.put(json.loads(line))
     os._exit(1)
 threading.Thread(target=obey, daemon=True).start()
-for step in range(1, settings["steps"] + 1):
-    print(json.dumps({"step": step, "loss": 1.0, "floor": 0.25, "gap": 0.75}), flush=True)
-    if how == "fails" and step == 2:
-        sys.exit("the model is broken")
-    if how == "waits":
-        if stop.wait(30):
-            break
-(folder / "run.json").write_text("{}")
+while True:
+    settings = jobs.get()
+    if "folder" not in settings:
+        continue
+    folder, how = Path(settings["folder"]), settings["model"]
+    folder.mkdir(exist_ok=True)
+    for step in range(1, settings["steps"] + 1):
+        print(json.dumps({"step": step, "loss": 1.0, "floor": 0.25, "gap": 0.75}), flush=True)
+        if how == "fails" and step == 2:
+            folder.with_suffix(".log").write_text("the model is broken")
+            os._exit(1)
+        if how == "waits":
+            if stop.wait(30):
+                break
+    (folder / "run.json").write_text(json.dumps({"process": os.getpid()}))
+    print(json.dumps({"ended": True}), flush=True)
 """
 
 
@@ -53,8 +64,21 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     opened.close()
 
 
-def trains(store: Store, how: str, on_trained: Callable[[int, Path], None] = lambda _run, _folder: None) -> Training:
-    return Training(store, store.database.path.parent / "runs", how, on_trained)
+class Trains(Protocol):
+    def __call__(self, how: str, on_trained: Callable[[int, Path], None] = ...) -> Training: ...
+
+
+@pytest.fixture
+def trains(store: Store) -> Iterator[Trains]:
+    """What begins a `Training`, which is closed at the end."""
+    with ExitStack() as opened:
+
+        def begin(how: str, on_trained: Callable[[int, Path], None] = lambda _run, _folder: None) -> Training:
+            training = Training(store, store.database.path.parent / "runs", how, on_trained)
+            opened.callback(training.close)
+            return training
+
+        yield begin
 
 
 def ended(store: Store, training: Training) -> dict[str, Any]:
@@ -63,9 +87,9 @@ def ended(store: Store, training: Training) -> dict[str, Any]:
     return run
 
 
-def test_a_run_is_done_when_its_model_is_in_use(store: Store) -> None:
+def test_a_run_is_done_when_its_model_is_in_use(store: Store, trains: Trains) -> None:
     used: list[int] = []
-    training = trains(store, "ends", lambda run, _folder: used.append(run))
+    training = trains("ends", lambda run, _folder: used.append(run))
     assert training.start("run-uid", 3) == training.start("run-uid", 3) == 1
     run = ended(store, training)
     assert (run["state"], run["step"], used) == ("done", 3, [1])
@@ -73,8 +97,26 @@ def test_a_run_is_done_when_its_model_is_in_use(store: Store) -> None:
     training.close()
 
 
-def test_a_run_that_fails_says_why(store: Store) -> None:
-    training = trains(store, "fails")
+def test_a_process_is_kept_for_the_next_run_and_replaced_where_it_died(store: Store, trains: Trains) -> None:
+    training, processes = trains("ends"), list[int]()
+    training.warm_up()
+    for number in range(3):
+        if number == 2:
+            os.kill(processes[-1], signal.SIGKILL)
+            time.sleep(0.1)
+        run = training.start(f"run-uid-{number}", 2)
+        until(lambda: training.running is None, 60)
+        assert store.runs.list()[0]["state"] == "done"
+        report = store.database.path.parent / f"runs/run-{run}/run.json"
+        processes.append(json.loads(report.read_text())["process"])
+    training.close()
+    assert processes[0] == processes[1] != processes[2]
+    with pytest.raises(ProcessLookupError):
+        os.kill(processes[2], 0)
+
+
+def test_a_run_that_fails_says_why(store: Store, trains: Trains) -> None:
+    training = trains("fails")
     training.start("run-uid", 3)
     run = ended(store, training)
     assert (run["state"], run["error"]) == ("failed", "the model is broken")
@@ -83,15 +125,15 @@ def test_a_run_that_fails_says_why(store: Store) -> None:
     def refuse(_run: int, _folder: Path) -> None:
         raise ValueError("no such layer")
 
-    training = trains(store, "ends", refuse)
+    training = trains("ends", refuse)
     training.start("run-uid-2", 3)
     until(lambda: training.running is None, 60)
     assert "no such layer" in store.runs.list()[0]["error"]
 
 
-def test_stop_ends_a_run_with_what_it_has_learnt_and_once_more_without(store: Store) -> None:
+def test_stop_ends_a_run_with_what_it_has_learnt_and_once_more_without(store: Store, trains: Trains) -> None:
     used: list[int] = []
-    training = trains(store, "waits", lambda run, _folder: used.append(run))
+    training = trains("waits", lambda run, _folder: used.append(run))
     first = training.start("run-uid", 9)
     assert first is not None
     until(lambda: store.runs.list()[0]["step"], 60)
@@ -113,9 +155,9 @@ def test_stop_ends_a_run_with_what_it_has_learnt_and_once_more_without(store: St
 
 
 def test_a_full_disk_fails_the_run_at_once_and_its_end_is_written_when_there_is_space(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, trains: Trains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = trains(store, "waits")
+    training = trains("waits")
     is_full = [False]
     end = store.runs.end
 
@@ -137,8 +179,8 @@ def test_a_full_disk_fails_the_run_at_once_and_its_end_is_written_when_there_is_
     training.close()
 
 
-def test_what_a_killed_server_left_is_resumed_or_has_failed(store: Store) -> None:
-    training = trains(store, "ends")
+def test_what_a_killed_server_left_is_resumed_or_has_failed(store: Store, trains: Trains) -> None:
+    training = trains("ends")
     runs = store.database.path.parent / "runs"
     runs.mkdir()
     for number, state in enumerate(["running", "stopping", "running", "running"], start=1):
@@ -154,8 +196,8 @@ def test_what_a_killed_server_left_is_resumed_or_has_failed(store: Store) -> Non
     assert "train again" in store.runs.list()[0]["error"]
 
 
-def test_a_stop_outlives_the_server(store: Store) -> None:
-    training = trains(store, "waits")
+def test_a_stop_outlives_the_server(store: Store, trains: Trains) -> None:
+    training = trains("waits")
     folder = store.database.path.parent / "runs"
     folder.mkdir()
     for number in (1, 2):
@@ -171,8 +213,6 @@ def test_a_stop_outlives_the_server(store: Store) -> None:
 
 
 def test_a_verdict_is_of_the_adapter_that_the_run_ended_with(tmp_path: Path) -> None:
-    import json
-
     assert read_verdict(tmp_path) is None
     base = {"step": 0, "kl": 0.0, "entropy": 3.0}
     checks = [{"step": 5, "kl": 0.02, "entropy": 3.1}, {"step": 10, "kl": 0.9, "entropy": 5.0}]

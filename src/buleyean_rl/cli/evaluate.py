@@ -60,7 +60,7 @@ def evaluate(
 
     from buleyean_rl import demo_data
     from buleyean_rl.data.importers import read_preferences
-    from buleyean_rl.evaluation.measure import Material, Settings
+    from buleyean_rl.evaluation.measure import Bases, Material, Settings
     from buleyean_rl.evaluation.measure import evaluate as run
     from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
@@ -89,9 +89,14 @@ def evaluate(
     )
     material = Material(preferences, rejections, texts, tuple(prompt_list[:limit]))
     settings, console = Settings(max_length, max_tokens, engine, context, model), stderr_console()
-    evaluations = [run(model, material, settings, reference=reference, console=console)]
-    for name in compare or []:
-        evaluations.append(run(name, material, settings, reference=_reference_for(name, reference), console=console))
+    bases = Bases(1 if reference is None else 2)
+    evaluations = [
+        run(name, material, settings, reference=reference_of_it, console=console, bases=bases)
+        for name, reference_of_it in [
+            (model, reference),
+            *((name, _reference_for(name, reference)) for name in compare or []),
+        ]
+    ]
     console.print(table(evaluations, seed))
     print_report([line for evaluation in evaluations for line in lines(evaluation)], None)
     result = as_json(evaluations, seed)

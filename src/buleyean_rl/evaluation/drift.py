@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from buleyean_rl.evaluation.measure import Material, Settings, evaluate
+from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
 
 
@@ -23,11 +24,11 @@ class NeutralFigures(NamedTuple):
     entropy: float
 
 
-def neutral_figures(source: Source, texts: Sequence[str]) -> NeutralFigures:
+def neutral_figures(source: Source | Model, texts: Sequence[str]) -> NeutralFigures:
     """What training did to neutral texts.
 
     Args:
-        source: of a base model, or of a run.
+        source: of a base model, or of a run; or the model, with its adapter kept.
         texts: plain texts.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from buleyean_rl.errors import EngineError, ModelError, UsageError
 from buleyean_rl.evaluation.answers import answer_figures, describe_unanswered, regeneration_figures
 from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
 from buleyean_rl.evaluation.statistics import UNCOUNTED, Figure, kendall_tau, ndcg, preferred
-from buleyean_rl.inference.open import Location, is_gguf_file, locate, open_engine
+from buleyean_rl.inference.open import Location, engine_of, is_gguf_file, locate, open_engine
 from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
@@ -83,22 +84,24 @@ class Evaluation:
 
 
 def evaluate(
-    name: str | Source,
+    name: str | Source | Model,
     material: Material,
     settings: Settings | None = None,
     *,
     reference: str | Source | None = None,
     console: Console | None = None,
+    bases: Bases | None = None,
 ) -> Evaluation:
     """Measure a model.
 
     Args:
         name: a base model as for `train`, a run folder, a GGUF file, or an endpoint, which only answers prompts; or its
-            source.
+            source; or a model in memory, with its adapter kept.
         material: to measure on.
         settings: None for the defaults.
         reference: the reference model pi_ref; that of a run is its base.
         console: for progress; None for no output.
+        bases: those in memory, for several measurements; None for those of this one.
 
     Raises:
         UsageError: a reference for a run.
@@ -106,7 +109,8 @@ def evaluate(
         EngineError: an engine failed.
     """
     settings, console = settings or Settings(), console or Console(quiet=True)
-    model = _MeasuredModel(locate(name) if isinstance(name, str) else name, settings, console)
+    bases = bases or Bases(1 if reference is None else 2)
+    model = _MeasuredModel(locate(name) if isinstance(name, str) else name, settings, console, bases)
     source = model.location if isinstance(model.location, Source) else None
     base = None if source is None else source.base
     if reference is not None and base is not None:
@@ -114,7 +118,7 @@ def evaluate(
     reference_model = None
     if reference is not None:
         reference_model = _MeasuredModel(
-            locate(reference) if isinstance(reference, str) else reference, settings, console
+            locate(reference) if isinstance(reference, str) else reference, settings, console, bases
         )
     result = Evaluation(model.name, base.name if base else reference_model.name if reference_model else None)
     for preferences in filter(None, (material.pairs, material.records)):
@@ -152,13 +156,37 @@ def evaluate(
 # --- models -------------------------------------------------------------------------------------------
 
 
-class _MeasuredModel:
-    """A model opened for scoring, then for answering, and freed after each."""
+class Bases:
+    """Base models in memory, each loaded once for all that is measured on it, while it is among the last that were.
 
-    def __init__(self, location: Location, settings: Settings, console: Console) -> None:
-        self.location, self.settings, self.console = location, settings, console
-        self.name = location if isinstance(location, str) else location.name
-        self._is_printed = False
+    Args:
+        capacity: number of bases that are kept.
+    """
+
+    def __init__(self, capacity: int = 1) -> None:
+        self._capacity = capacity
+        self._models: dict[tuple[str, str | None], Model] = {}  # by place, the last used at the end
+
+    def open(self, source: Source) -> Model:
+        """A model on its base in memory, with the adapter of a run kept; nothing is loaded before it is needed."""
+        base = source.base or source
+        place = os.path.realpath(base.location) if os.path.exists(base.location) else base.location, base.gguf
+        model = self._models.pop(place) if place in self._models else Model(base)
+        self._models[place] = model
+        while len(self._models) > self._capacity:
+            self._models.pop(next(iter(self._models)))
+        return model.with_source(source)
+
+
+class _MeasuredModel:
+    """A model for scoring, then for answering: one in transformers is in memory for both."""
+
+    def __init__(self, model: Location | Model, settings: Settings, console: Console, bases: Bases) -> None:
+        self.location = model.source if isinstance(model, Model) else model
+        self.settings, self.console = settings, console
+        self.name = self.location if isinstance(self.location, str) else self.location.name
+        self._model: Model | None = model if isinstance(model, Model) else None
+        self._bases, self._is_printed = bases, False
 
     def score(
         self, questions: Sequence[Preference], texts: Sequence[str], notes: list[str]
@@ -181,7 +209,7 @@ class _MeasuredModel:
         """A scorer; a GGUF file is scored in transformers where it can be, a hundred times as fast as in llama.cpp."""
         if self.settings.engine != "llama.cpp" and isinstance(self.location, Source):
             is_gguf = is_gguf_file(self.location)
-            model = Model(self.location, keep_adapter=True)
+            model = self._open(self.location)
             try:
                 model.module, model.tokenizer  # noqa: B018 - load both
             except ModelError:
@@ -194,8 +222,7 @@ class _MeasuredModel:
                         f"{self.name}: its weights are scored in transformers, its answers come from llama.cpp"
                     )
                 scorer = PackedScorer(model, self.settings.max_length)
-                self.console.print(escape(model.describe()))
-                self._is_printed = True
+                self._describe(model)
                 yield scorer
                 return
         with self._engine() as engine:
@@ -204,15 +231,29 @@ class _MeasuredModel:
 
     @contextmanager
     def _engine(self) -> Iterator[Engine]:
-        console = None if self._is_printed else self.console
-        settings = self.settings
-        engine = open_engine(
-            self.location, settings.engine, console, context=settings.context, key_url=settings.key_url
-        )
+        settings, location = self.settings, self.location
+        kinds = ("transformers",) if is_gguf_file(location) else ("transformers", "auto")
+        engine: Engine
+        if isinstance(location, Source) and settings.engine in kinds:
+            model = self._open(location)
+            engine = engine_of(model.with_source(location), settings.context)  # scoring packs, answering does not
+            self._describe(model)
+        else:
+            engine = open_engine(location, settings.engine, context=settings.context, key_url=settings.key_url)
         try:
             yield engine
         finally:
             engine.close()
+
+    def _open(self, source: Source) -> Model:
+        if self._model is None:
+            self._model = self._bases.open(source)
+        return self._model
+
+    def _describe(self, model: Model) -> None:
+        if not self._is_printed:
+            self.console.print(escape(model.describe()))
+        self._is_printed = True
 
     @contextmanager
     def _progress_bar(self, label: str, total: int) -> Iterator[OnDone | None]:

@@ -13,7 +13,7 @@ from buleyean_rl.inference.endpoint_client import is_same_host, parse_address
 from buleyean_rl.inference.llama_server import LlamaCppEngine
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.inference.transformers_engine import TransformersEngine
-from buleyean_rl.models.model import open_model
+from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import Source, public_name_and_license
 
@@ -80,11 +80,24 @@ def open_engine(
             raise UsageError(f"llama.cpp runs GGUF files: make one with `buleyean export {name} -o model.gguf`")
         return LlamaCppEngine(path, parallel=SERVER_SLOTS, context=context)
     loaded = open_model(location)
-    tokenizer = loaded.tokenizer  # checks the files, before their weights are read
-    engine = TransformersEngine(loaded.module, tokenizer, batch=TRANSFORMERS_BATCH, context=context)
+    engine = engine_of(loaded, context)
     if console is not None:
         console.print(escape(loaded.describe()))
     return engine
+
+
+def engine_of(model: Model, context: int | None = None) -> TransformersEngine:
+    """The engine of a model in transformers, which is loaded if it is not.
+
+    Args:
+        model: of a base, or of a run.
+        context: see `open_engine`.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    tokenizer = model.tokenizer  # checks the files, before their weights are read
+    return TransformersEngine(model.plain, tokenizer, batch=TRANSFORMERS_BATCH, context=context)
 
 
 def is_endpoint(name: str) -> bool:

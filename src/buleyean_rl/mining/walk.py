@@ -26,11 +26,12 @@ from buleyean_rl.data.records import Prompt, fold_records, read_records, write_r
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.drift import neutral_figures
 from buleyean_rl.evaluation.repetition import loop_rate
-from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint, open_engine
+from buleyean_rl.inference.open import answers_key, describe_policy, engine_of, is_endpoint
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
 from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
+from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.run_folder import is_finished, is_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
@@ -214,6 +215,8 @@ class _Walk:
         """Read the rounds of the same walk, or start one."""
         self.rounds: list[Round] = []
         self._engine: tuple[int, Engine] | None = None
+        self._current: tuple[int, Model] | None = None
+        self._base_model = open_model(self.base)  # whose weights are loaded once, for all rounds and their training
         config = self.configure(self.folder / "run")
         self.header = {
             "format": WALK_FORMAT,
@@ -272,7 +275,7 @@ class _Walk:
                 self.close_engine()
                 train(
                     folder / "records.jsonl",
-                    self.base,
+                    self._base_model,
                     self.configure(folder / "run"),
                     resume=can_resume(folder / "run"),
                     console=self.console,
@@ -287,7 +290,7 @@ class _Walk:
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
             self.close_engine()
             with self.console.status("scoring neutral texts"):
-                neutral = neutral_figures(self._source(number), demo_data.neutral_texts())
+                neutral = neutral_figures(self._model(number), demo_data.neutral_texts())
             result = Round(
                 round=number,
                 loop_rate=loop_rate([answer for answers in mined.answers for answer in answers]),
@@ -324,11 +327,17 @@ class _Walk:
         """A round's engine, loaded once for mining and measuring."""
         if self._engine is None or self._engine[0] != number:
             self.close_engine()
-            self._engine = (
-                number,
-                open_engine(self._source(number), ENGINE_KIND, self.console, context=self.settings.context),
-            )
+            model = self._model(number)
+            own = model.with_source(model.source)  # scoring packs, answering does not
+            self._engine = number, engine_of(own, self.settings.context)
+            self.console.print(escape(model.describe()))
         return self._engine[1]
+
+    def _model(self, number: int) -> Model:
+        """A round's model, which answers and is scored; all of them share the weights of the base."""
+        if self._current is None or self._current[0] != number:
+            self._current = number, self._base_model.with_source(self._source(number))
+        return self._current[1]
 
     def close_engine(self) -> None:
         """Free the model in memory."""

@@ -123,6 +123,8 @@ def _decoder_weights(model: Any) -> DecoderWeights:
         raise ValueError("rotations or logits of another kind")
     if type(head) is not nn.Linear or head.bias is not None:
         raise ValueError("an output head of another kind")
+    if type(backbone(model).embed_tokens) is not nn.Embedding:
+        raise ValueError("an embedding of another kind")
     layers = [_layer_weights(layer) for layer in _layers(model)]
     head_width = _layers(model)[0].self_attn.head_dim
     weights = DecoderWeights(layers, head_width, norm.weight.detach(), epsilon_of(norm), head.weight.detach())

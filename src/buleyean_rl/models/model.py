@@ -24,10 +24,10 @@ from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.layout_probe import Layout, probe_layout
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.models.placement import default_device, load_for_inference, preferred_dtype
-from buleyean_rl.models.run_folder import check_files, find_model, load_run, run_tokenizer
+from buleyean_rl.models.run_folder import attach_run, check_files, find_model, run_tokenizer
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weight_checks import check_token_ids
-from buleyean_rl.models.weights import load_config, load_tokenizer
+from buleyean_rl.models.weights import load_base, load_config, load_tokenizer
 from buleyean_rl.system.host import library_versions
 from buleyean_rl.system.wording import counted
 
@@ -54,6 +54,7 @@ class Model:
     ) -> None:
         self.source, self.device = source, device or default_device()
         self._dtype, self._switchable = dtype, keep_adapter
+        self._sharing: Model | None = None  # whose base it takes
 
     @classmethod
     def from_module(cls, module: Any, tokenizer: Any = None) -> Model:
@@ -75,6 +76,8 @@ class Model:
         Raises:
             ModelError: its configuration cannot be loaded.
         """
+        if self._sharing is not None:
+            return self._sharing.dtype
         return self._dtype or preferred_dtype(self.source, self.device)
 
     @cached_property
@@ -96,11 +99,36 @@ class Model:
         Raises:
             ModelError: it cannot be loaded.
         """
-        if self.source.run is None or not self._switchable:
+        if self.source.run is not None and not self._switchable:
             return load_for_inference(self.source, self.device, self.dtype)
-        module = load_run(self.source, self.dtype)[0].to(self.device)
+        if self.source.run is not None:
+            check_files(self.source)
+        module = views.share_weights(self.base_module)
+        if self.source.run is not None:
+            module = attach_run(module, self.source).to(self.device)
         fuse_layers(views.plain_model(module))
         return module
+
+    @cached_property
+    def base_module(self) -> Any:
+        """Its base model, whose weights `module` shares; no layer of it is fused, and it stays as it was loaded.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if self._sharing is not None:
+            return self._sharing.base_module
+        return load_base(self.source, self.dtype).to(self.device)
+
+    def with_source(self, source: Source) -> Model:
+        """A model on the same base, which is loaded once for both: the base itself, or a run, whose adapter is kept.
+
+        Args:
+            source: of the base, or of a run of it.
+        """
+        model = Model(source, self.device, keep_adapter=True)
+        model._sharing = self._sharing or self
+        return model
 
     @property
     def plain(self) -> Any:

@@ -70,14 +70,28 @@ def load_run(run: Path | Source, dtype: torch.dtype = torch.float32) -> tuple[An
     Raises:
         ModelError: it is not a run folder, or its base model cannot be loaded.
     """
+    source = run if isinstance(run, Source) else resolve(run_base(run)).with_adapter(run)
+    check_files(source)
+    return attach_run(load_base(source, dtype), source), run_tokenizer(source)
+
+
+def attach_run(base: Any, run: Source) -> Any:
+    """Attach a run's adapter to its base model in memory; its files are checked before.
+
+    Args:
+        base: from `load_base`; its modules are changed, its weights are not.
+        run: the run.
+
+    Returns:
+        The PEFT model in evaluation mode.
+
+    Raises:
+        ModelError: the adapter cannot be loaded.
+    """
     from peft import PeftModel
 
-    source = run if isinstance(run, Source) else resolve(run_base(run)).with_adapter(run)
-    folder = Path(str(source.run))
-    check_files(source)
-    base = load_base(source, dtype)
-    with loading(source), quiet_peft():
-        return PeftModel.from_pretrained(base, str(folder)).eval(), run_tokenizer(source)
+    with loading(run), quiet_peft():
+        return PeftModel.from_pretrained(base, str(run.run)).eval()
 
 
 def check_files(source: Source) -> None:

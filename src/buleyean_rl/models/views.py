@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,16 @@ def backbone(model: Any) -> nn.Module:
 
 def plain_model(model: Any) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT names both its `peft_config`
+
+
+def share_weights(model: Any) -> Any:
+    """Another model of the same weights, which are not copied; its modules and its configuration are its own.
+
+    Args:
+        model: whose layers are not fused: a replaced `forward` is bound to its own module.
+    """
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 @contextmanager

@@ -123,7 +123,6 @@ class Guard(TrainerCallback, ExportableState):
         limits: Limits | None = None,
     ) -> None:
         self._model, self._limits = model, limits or Limits()
-        self._engine = TransformersEngine(model.plain, model.tokenizer, batch=MAX_PROMPTS)
         self._prompts = list(prompts[-MAX_PROMPTS:]) if model.tokenizer.chat_template else []
         self._batch: Batch = LAYOUTS[model.layout](texts[:MAX_TEXTS]).to(model.device)
         self._check_interval = math.ceil(TOKENS_BETWEEN_CHECKS / step_tokens)
@@ -140,7 +139,7 @@ class Guard(TrainerCallback, ExportableState):
     @property
     def inputs(self) -> list[Any]:
         """What a check of the base depends on, besides the model and the texts' tokens."""
-        return [MAX_TEXTS, MAX_ANSWER_TOKENS, self._prompts]
+        return ["decoded", MAX_TEXTS, MAX_ANSWER_TOKENS, self._prompts]
 
     def check(self, step: int, with_answers: bool) -> DriftCheck:
         """Measure the drift of the model as it is."""
@@ -221,7 +220,8 @@ class Guard(TrainerCallback, ExportableState):
             file.write(save(tensors | {"step": torch.tensor(step)}))
 
     def _answer_prompts(self) -> list[str]:
-        """Greedy answers, with padded attention: generation does not pack."""
+        """Greedy answers, with padded attention: generation does not pack. Keys and values are freed afterwards."""
         conversations = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
         with attending(self._model.plain.config, PADDED):
-            return self._engine.complete_many(conversations, Sampling(max_tokens=MAX_ANSWER_TOKENS))
+            engine = TransformersEngine(self._model.plain, self._model.tokenizer, batch=MAX_PROMPTS)
+            return engine.complete_many(conversations, Sampling(max_tokens=MAX_ANSWER_TOKENS))

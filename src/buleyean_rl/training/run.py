@@ -52,7 +52,7 @@ PUBLISHED_WARNING = (
 
 def train(
     records_path: Path | str,
-    model_name: str | Source,
+    model_name: str | Source | Model,
     config: BuleyeanConfig,
     *,
     resume: bool = False,
@@ -64,7 +64,7 @@ def train(
 
     Args:
         records_path: of the records file.
-        model_name: the base model, see `models.source.resolve`.
+        model_name: the base model, see `models.source.resolve`; or in memory, whose weights are shared, not changed.
         config: the settings; `config.output_dir` is the run folder.
         resume: resume a run that was stopped.
         skip_bad: skip malformed records instead of raising at the first.
@@ -83,16 +83,19 @@ def train(
     check_one_process()
     console, folder = console or Console(quiet=True), Path(str(config.output_dir))
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
-    source = resolve(model_name)
-    settings = run_settings(source.absolute_name, records.sha256, config)
+    if isinstance(model_name, Model):
+        model = model_name.with_source(model_name.source)
+    else:
+        model = open_model(resolve(model_name), config.device)
+    settings = run_settings(model.source.absolute_name, records.sha256, config)
     with name_full_disk(folder), open_run(folder, settings, resume, console) as state:
-        return _train(state, records, source, config, callbacks, console)
+        return _train(state, records, model, config, callbacks, console)
 
 
 def _train(
     state: RunState,
     records: RecordsFile,
-    source: Source,
+    model: Model,
     config: BuleyeanConfig,
     callbacks: Sequence[TrainerCallback],
     console: Console,
@@ -100,7 +103,6 @@ def _train(
     """Train in a folder that is held."""
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
-    model = open_model(source, config.device)
     state.record("compute", model.numerics)
     cut = fit_length(config, model)
     dataset = load_dataset(records, model, config, console)

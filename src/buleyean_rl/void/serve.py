@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from buleyean_rl.errors import BuleyeanError, ModelError, UsageError
-from buleyean_rl.inference.open import is_endpoint, open_engine
+from buleyean_rl.inference.open import engine_of, is_endpoint
 from buleyean_rl.inference.protocol import Engine, Sampling
+from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.run_folder import is_run, read_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.outputs import claim_folder
@@ -33,7 +34,6 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 TOKEN_VARIABLE = "BULEYEAN_VOID_TOKEN"
 STORE = "void.db"
 SAMPLES = 4  # prompts whose answers a run is shown with
-ENGINE = "transformers"  # the trained model is an adapter on the base
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,22 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
         opened.enter_context(claim_folder(folder, lambda path: (path / STORE).exists(), "store of rejections"))
         name = Path(model).name if Path(model).exists() else model  # the page shows no path of this machine
         source = resolve(model)
-        base = ServedModel(name, open_engine(source, ENGINE, console))
+        base_model = open_model(source)
+        base = ServedModel(name, engine_of(base_model))
+        if console is not None:
+            console.print(escape(base_model.describe()))
+        base_answers: dict[str, str] = {}
         store = Store(folder / STORE)
         opened.callback(store.close)
         answering = Answering(store, base)
         opened.callback(answering.close)
 
         def swap_in(run: int, run_folder: Path) -> None:
-            trained = _trained(run, source.with_adapter(run_folder))
+            trained = _trained(run, base_model, source.with_adapter(run_folder))
             prompts = _sample_prompts(store)
-            before, after = _answers(base.engine, prompts), _answers(trained.engine, prompts)
+            new = [prompt for prompt in prompts if prompt not in base_answers]
+            base_answers.update(zip(new, _answers(base.engine, new), strict=True))
+            before, after = [base_answers[prompt] for prompt in prompts], _answers(trained.engine, prompts)
             store.runs.add_samples(run, list(zip(prompts, before, after, strict=True)))
             answering.models["trained"] = trained
 
@@ -115,12 +121,13 @@ def prepare(model: str, folder: Path, host: str, port: int, console: Console | N
         for run in store.runs.list():  # the newest that can be used
             try:
                 if (run_folder := training.finished_folder(run)) is not None:
-                    answering.models["trained"] = _trained(run["id"], _with_run(source, run_folder))
+                    answering.models["trained"] = _trained(run["id"], base_model, _with_run(source, run_folder))
                     break
             except BuleyeanError as error:
                 if console is not None:
                     console.print(f"[yellow]run {run['id']} cannot be used:[/] {escape(str(error))}")
         training.resume()
+        training.warm_up()
         shut_down = opened.pop_all().close
 
     void = Void(store, answering, training, importer)
@@ -157,8 +164,9 @@ def _sample_prompts(store: Store) -> list[str]:
     return list(dict.fromkeys(prompt for prompt in prompts if len(prompt) <= MAX_PROMPT))[:SAMPLES]
 
 
-def _trained(run: int, source: Source) -> ServedModel:
-    return ServedModel(f"run {run}", open_engine(source, ENGINE))
+def _trained(run: int, base: Model, source: Source) -> ServedModel:
+    """A run's model: its adapter on the base in memory."""
+    return ServedModel(f"run {run}", engine_of(base.with_source(source)))
 
 
 def _answers(engine: Engine, prompts: list[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Training runs, each in a process of its own: its memory is freed, and it ends with the server.
+"""Training runs, in a process of their own: one that fails does not take the server down, and it ends with the server.
 
     server --stdin, held open--> training_process: train(...) --stdout, a JSON line a step--> server --> store
 
-A process whose server is gone exits at once; the next server resumes from its last checkpoint.
+The process keeps its libraries and its model for the next run; one whose run failed or was killed is replaced. It exits
+at once where its server is gone; the next server resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from buleyean_rl.void.store import Row, Store
 from buleyean_rl.void.store.runs import UNFINISHED
 
 PROCESS = "buleyean_rl.void.training_process"
-STOP = b"stop\n"
+STOP = "stop"
 RETRY_SECONDS = 5.0  # until the end of a run can be written to a full disk
 SPARE_BYTES = 1 << 20  # less is a full disk
 GONE = "the server ended before anything was learnt: train again"
@@ -44,7 +45,7 @@ class Training:
     def __init__(self, store: Store, folder: Path, model: str, on_trained: Callable[[int, Path], None]) -> None:
         self._store, self._folder, self._model, self._on_trained = store, folder, model, on_trained
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # of the last run; of the next too, if it lives
         self._watcher: threading.Thread | None = None
         self._closing = threading.Event()
         self._killed = False
@@ -85,6 +86,11 @@ class Training:
                 else:
                     with suppress(OSError):  # it has failed, and says so
                         self._begin(run["id"], folder, run["steps"], stopping)
+
+    def warm_up(self) -> None:
+        """Start the process, which loads what runs need; where that fails, the next run says so."""
+        with self._lock, suppress(OSError):
+            _tell(self._find_process(), {"model": self._model})
 
     def stop(self, run: int) -> bool:
         """End a run with what it has learnt, or at once where that is nothing or it was told before.
@@ -128,40 +134,56 @@ class Training:
                 self._process.kill()
         if self._watcher is not None:
             self._watcher.join()
+        if self._process is not None:
+            _discard(self._process)
 
     def _begin(self, run: int, folder: Path, steps: int, stopping: bool = False) -> None:
-        settings = {"model": self._model, "folder": str(folder), "steps": steps}
         try:
-            with folder.with_suffix(".log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", PROCESS, json.dumps(settings)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                )
+            folder.with_suffix(".log").touch()
+            process = self._find_process()
         except OSError as error:
             self._end(run, "failed", f"could not be started: {error.strerror}: train again")
             raise
         self.running, self._killed = run, False
+        _tell(process, {"model": self._model, "folder": str(folder), "steps": steps})
         if stopping:
-            _tell(self._process, STOP)
-        self._watcher = threading.Thread(target=self._watch, args=(run, folder, self._process), daemon=True)
+            _tell(process, STOP)
+        self._watcher = threading.Thread(target=self._watch, args=(run, folder, process), daemon=True)
         self._watcher.start()
+
+    def _find_process(self) -> subprocess.Popen[bytes]:
+        """The process that waits for a run, or a new one.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            _discard(self._process)
+            self._process = None
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", PROCESS],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # the log of each run, once it has one
+            )
+        return self._process
 
     def _watch(self, run: int, folder: Path, process: subprocess.Popen[bytes]) -> None:
         """Store a run's steps as they come, and how it ended."""
+        ended = False
         try:
-            code = self._read_steps(run, process)
+            ended = self._read_steps(run, process)
             if self._closing.is_set():
                 return
-            state, error = self._outcome(run, folder, code)
+            state, error = self._outcome(run, folder, ended)
         except OSError as problem:
             state, error = "failed", f"{problem.strerror}: free some space, then train again"
         except Exception as problem:  # otherwise the run would be shown as running for ever
             state, error = "failed", f"trained, but its model cannot be used: {problem}"
         finally:
-            process.kill()
-            process.wait()
+            if not ended or self._killed:
+                _discard(process)
         written = self._end(run, state, error)
         self.running = None
         while not written and not self._closing.wait(RETRY_SECONDS):
@@ -177,34 +199,46 @@ class Training:
         del self._unwritten[run]
         return True
 
-    def _read_steps(self, run: int, process: subprocess.Popen[bytes]) -> int:
-        """Store the steps of a process until it ends; returns its exit code."""
+    def _read_steps(self, run: int, process: subprocess.Popen[bytes]) -> bool:
+        """Store the steps of a run until it ends; returns whether it did, and not its process."""
         assert process.stdout is not None
-        assert process.stdin is not None
-        with process.stdout, process.stdin:
-            for line in process.stdout:
-                if line.endswith(b"\n"):  # killing may leave half a line
-                    self._store.runs.add_point(run, json.loads(line))
-            return process.wait()
+        for line in process.stdout:
+            if not line.endswith(b"\n"):  # killing may leave half a line
+                break
+            message = json.loads(line)
+            if "ended" in message:
+                return True
+            self._store.runs.add_point(run, message)
+        return False
 
-    def _outcome(self, run: int, folder: Path, code: int) -> tuple[str, str]:
+    def _outcome(self, run: int, folder: Path, ended: bool) -> tuple[str, str]:
         """The state that a run ended in, and why."""
         if self._killed:
             return "stopped", ""
-        if code != 0:
+        if not ended:
             return "failed", _reason(folder)
         stored = self._store.runs.get(run)
         self._on_trained(run, folder)
         return ("stopped" if stored and stored["state"] == "stopping" else "done"), ""
 
 
-def _tell(process: subprocess.Popen[bytes], message: bytes) -> None:
+def _tell(process: subprocess.Popen[bytes], message: object) -> None:
     assert process.stdin is not None
     try:
-        process.stdin.write(message)
+        process.stdin.write(json.dumps(message).encode() + b"\n")
         process.stdin.flush()
-    except OSError:  # it has ended by itself
+    except (OSError, ValueError):  # it has ended by itself, or its pipe is closed already
         return
+
+
+def _discard(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and close what leads to it."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what was not written is lost with it
+                pipe.close()
 
 
 def _reason(folder: Path) -> str:
