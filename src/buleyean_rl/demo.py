@@ -32,7 +32,7 @@ from buleyean_rl.inference.open import TRANSFORMERS_BATCH
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.mining.answer_cache import cached_answers
-from buleyean_rl.mining.votes import reject_loops
+from buleyean_rl.mining.votes import judge_loops
 from buleyean_rl.mining.walk import walk_config
 from buleyean_rl.models.model import open_model
 from buleyean_rl.models.source import BUNDLED, Source, resolve
@@ -116,7 +116,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
 
     console.print(f"{BUNDLED} answers {counted(len(prompts), 'prompt')}, and {len(held_out):,} unseen ones to compare")
     answers = _answer(base, [*prompts, *held_out], console, "the base model")
-    records = reject_loops(prompts, answers[: len(prompts)])
+    records = judge_loops(prompts, answers[: len(prompts)])
     console.print(f"{len(records)} of {counted(len(prompts), 'answer')} loop: their repeats are the rejections")
     write_records(folder / "records.jsonl", records)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from buleyean_rl.batching.batch import Batch, collect_answers, pack, pad_paths
@@ -20,54 +18,29 @@ LAYOUTS: dict[Layout, Callable[[Sequence[Boundary]], Batch]] = {"packed": pack, 
 ANCHOR_SHARE = 1.0  # weight of all anchors together, of all rejected answers' together
 
 
-class Mixture(NamedTuple):
-    """How a data set's rejected and accepted answers are weighed against each other.
-
-    Args:
-        anchor_weight: of an accepted answer; a rejected one has 1.
-        record: what a record adds to the normaliser of a step: the share of records that reject something.
-    """
-
-    anchor_weight: float = ANCHOR_SHARE
-    record: float = 1.0
-
-
-def weigh_answers(rejected: np.ndarray, accepted: np.ndarray) -> Mixture:
-    """The mixture in which all anchors of a data set together have `ANCHOR_SHARE` of its rejected answers' weight.
-
-    Args:
-        rejected: number of rejected answers of each record. Shape: (records,).
-        accepted: number of accepted answers of each record. Shape: (records,).
-    """
-    anchors, rejections = int(accepted.sum()), int(rejected.sum())
-    if not anchors or not rejections:
-        return Mixture()
-    return Mixture(ANCHOR_SHARE * rejections / anchors, float((rejected > 0).mean()))
-
-
 def make_batch(
-    layout: Layout, boundaries: Sequence[Boundary], objective: Objective, mixture: Mixture | None = None
+    layout: Layout, boundaries: Sequence[Boundary], objective: Objective, anchor_weight: float = ANCHOR_SHARE
 ) -> Batch:
     """Make a batch of boundaries, with the nodes that the objective has a loss at.
 
     On the vocabulary with a reference the loss of a step is a sum over answers of their nodes' mean loss, over the
-    number of records. So every rejected answer weighs the same, whatever its length and whatever else its prompt has,
-    and all anchors together have a fixed share, however many they are. Of `published`, a record counts as one average
+    number of rejected ones. So every rejected answer weighs the same, whatever its length and whatever else its prompt
+    has, and all anchors together have a fixed share, however many they are. Of `published`, a record counts as one average
     rejected answer of it in the `normaliser`, while its losses are summed over all of them.
 
     Args:
         layout: the model's, see `Model.layout`.
         boundaries: one per record.
         objective: which loss.
-        mixture: of the data set; None for anchors that weigh as much as rejected answers.
+        anchor_weight: of an accepted answer; a rejected one has 1.
     """
-    mixture = mixture or Mixture()
     batch = LAYOUTS[layout](boundaries)
     if objective.is_listwise:
         return replace(batch, answers=collect_answers(boundaries), normaliser=float(len(boundaries)))
     if objective.uses_reference:
-        weights = [weight for boundary in boundaries for weight in boundary.node_weights(mixture.anchor_weight)]
-        return replace(batch, weights=torch.tensor(weights), normaliser=mixture.record * len(boundaries))
+        weights = [weight for boundary in boundaries for weight in boundary.node_weights(anchor_weight)]
+        rejected = sum(boundary.rejected_answers for boundary in boundaries)
+        return replace(batch, weights=torch.tensor(weights), normaliser=float(rejected))
     # as published: the answers of a record were judged in the same rounds
     rounds = [judgement.largest_rounds for boundary in boundaries for judgement in boundary.judgements]
     counts = replace(batch.counts, rounds=torch.tensor(rounds, dtype=batch.counts.rounds.dtype))

@@ -133,6 +133,16 @@ class TransformersEngine(BaseEngine):
                 yield index, ids
             else:
                 prompts[index] = ids
+        yield from self.continue_ids(prompts, sampling, seeds, on_tokens)
+
+    def continue_ids(
+        self,
+        prompts: Mapping[int, list[int]],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
+    ) -> Generator[tuple[int, Answer]]:
+        """As `answers`, after prompts that are token ids, by their index."""
         drawn_seeds = {index: seeds[index] if seeds else sampling.seed + index for index in prompts}
         if self._batch_decoder is not None:
             yield from self._decode(self._batch_decoder, prompts, sampling, drawn_seeds, on_tokens)

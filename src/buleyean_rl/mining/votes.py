@@ -59,10 +59,12 @@ def record_votes(
     return next(iter(fold_records(records)), None)
 
 
-def reject_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[RejectionRecord]:
-    """One record for every answer that loops; only its repeats are rejected."""
+def judge_loops(prompts: Sequence[str], answers: Sequence[str]) -> list[RejectionRecord]:
+    """A record for every answer: of one that loops only its repeats are rejected, the others are accepted."""
     return [
         make_record(prompt, [answer], [1], 1, [repeated_spans(answer)])
-        for prompt, answer in zip(prompts, answers, strict=True)
         if is_looping(answer)
+        else make_record(prompt, [answer], [0], 1)
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer.strip()
     ]

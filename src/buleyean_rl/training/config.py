@@ -70,6 +70,7 @@ class BuleyeanConfig(TrainingArguments):
         max_length: maximum tokens of a prompt and one response; longer responses are truncated.
         micro_batch_tokens: maximum tokens of a forward pass; None for the device's default.
         held_out: share of the records that are measured on, not trained on.
+        anchors: texts that were not rejected, in a step for each of its records; see `anchors`.
         lora_rank: rank of the adapter.
         lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
         lora_dropout: on the adapter's input.
@@ -90,6 +91,7 @@ class BuleyeanConfig(TrainingArguments):
     max_length: int = 1024
     micro_batch_tokens: int | None = None
     held_out: float = LOG.held_out
+    anchors: int = 2
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = LOG.lora_dropout

@@ -62,14 +62,16 @@ class Dataset:
 
     Args:
         sha256: of the records file.
-        training: for training.
+        training: for training; each rejects something.
         held_out: for measuring only.
+        anchors: accepted answers to other prompts.
         counts: of records read and dropped, of responses truncated, and what the encoder counted.
     """
 
     sha256: str
     training: BoundaryFile
     held_out: BoundaryFile
+    anchors: BoundaryFile
     counts: dict[str, int]
 
     @property
@@ -81,8 +83,8 @@ class Dataset:
         """The numbers of records, and below them what was noticed in their text, a line each."""
         training, held_out = len(self.training), len(self.held_out)
         parts = [f"{counted(training, 'record')} to train on, {held_out:,} held out"]
-        if anchors := int((self.training.rejected_answers == 0).sum()):
-            parts.append(f"{anchors:,} of accepted answers alone, which only anchor")
+        if len(self.anchors):
+            parts.append(f"{counted(len(self.anchors), 'accepted answer')} to other prompts as anchors")
         if self.counts["dropped"]:
             parts.append(f"{self.counts['dropped']:,} dropped")
         if self.counts["truncated_responses"]:
@@ -112,25 +114,25 @@ def load_dataset(records: RecordsFile, model: Model, config: BuleyeanConfig, con
         boundaries = _tokenise(records, model, config, console)
     except TemplateRefusal as refusal:
         raise _locate(refusal, source.path) from refusal
-    training, held_out = split_records(boundaries.rejected_answers > 0, config.held_out, config.seed)
-    return Dataset(records.sha256, boundaries.select(training), boundaries.select(held_out), boundaries.data)
+    rejecting = boundaries.select(np.flatnonzero(boundaries.rejected_answers))
+    anchors = boundaries.select(np.flatnonzero(boundaries.rejected_answers == 0))
+    training, held_out = split_records(len(rejecting), config.held_out, config.seed)
+    return Dataset(records.sha256, rejecting.select(training), rejecting.select(held_out), anchors, boundaries.data)
 
 
-def split_records(rejects: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a random share of the records that reject something from training; the others only anchor.
+def split_records(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a random share of some records from training.
 
     Args:
-        rejects: whether each record does, at least one. Shape: (records,).
-        share: to hold out; at least one remains for training.
+        count: number of records, at least one.
+        share: of the records to hold out; at least one remains for training.
         seed: of the random choice.
 
     Returns:
         Ascending indices of the training records and of the held-out ones.
     """
-    rejecting = np.flatnonzero(rejects)
-    count = len(rejecting)
-    is_held_out = np.zeros(len(rejects), dtype=bool)
-    is_held_out[rejecting[random.Random(seed).sample(range(count), min(int(count * share), count - 1))]] = True
+    is_held_out = np.zeros(count, dtype=bool)
+    is_held_out[random.Random(seed).sample(range(count), min(int(count * share), count - 1))] = True
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 

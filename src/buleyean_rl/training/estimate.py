@@ -76,7 +76,8 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     trial = torch.cuda.max_memory_allocated(config.device) if on_gpu else peak_rss_bytes() + KERNELS_BYTES
     memory = trial + 2 * adapter  # the optimiser's state is made in the first step
     steps = total_steps(config, len(training))
-    tokens = int(batch_tokens.sum()) * steps / -(-len(batch_tokens) // config.gradient_accumulation_steps)
+    epoch_tokens = int(batch_tokens.sum()) + trainer.anchor_tokens * len(training)
+    tokens = epoch_tokens * steps / -(-len(batch_tokens) // config.gradient_accumulation_steps)
     free = psutil.virtual_memory().available
     lacking = not on_gpu and 2 * adapter > free
     return Estimate(seconds_a_token * tokens, steps, memory, free if lacking else None)

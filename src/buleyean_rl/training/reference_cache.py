@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
+from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.output_head import OutputHead
 from buleyean_rl.objectives.losses import Objective
@@ -33,7 +34,7 @@ from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
 from buleyean_rl.training.dataset import Dataset
 
 MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
-REFERENCE_FORMAT = 3  # of the files; below 3 an entry was a folder of several
+REFERENCE_FORMAT = 4  # of the files; below 4 they had no anchors
 OF_LEARNING = (  # settings that decide nothing of the base model's states; any other may
     *("alpha", "tau", "beta", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
     *("guard", "guard_kl", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
@@ -138,7 +139,11 @@ def _map_file(path: Path, size: int) -> Tensor:
 
 
 def open_reference_cache(
-    model: Model, dataset: Dataset, config: BuleyeanConfig, console: Console | None = None
+    model: Model,
+    dataset: Dataset,
+    config: BuleyeanConfig,
+    anchors: Sequence[Sequence[Boundary]] = (),
+    console: Console | None = None,
 ) -> ReferenceCache | None:
     """Open a run's cache; None for a single epoch, or where it would exceed MAX_CACHE_BYTES or the disk.
 
@@ -148,6 +153,7 @@ def open_reference_cache(
         model: with its adapter.
         dataset: of the run.
         config: the settings.
+        anchors: in groups, numbered behind the records of the data set.
         console: is told that the disk has no room for it; None for no output.
     """
     training = dataset.training
@@ -155,7 +161,9 @@ def open_reference_cache(
     epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
     if epochs <= 1 or not config.loss.uses_reference:
         return None
-    full_format, nodes = entry_format(model.head, config.loss), int(training.nodes.sum())
+    texts = [boundary for group in anchors for boundary in group]
+    sizes = [*training.nodes.tolist(), *(boundary.nodes for boundary in texts)]
+    full_format, nodes = entry_format(model.head, config.loss), sum(sizes)
     formats = (full_format, full_format._replace(with_softmax=False))
     entry = next((candidate for candidate in formats if nodes * candidate.bytes <= MAX_CACHE_BYTES), None)
     if entry is None:
@@ -163,7 +171,7 @@ def open_reference_cache(
     key_inputs = [
         *(REFERENCE_FORMAT, *model.training_numerics.values(), training.key, micro_batch_limit(config, model.module)),
         *(value for name, value in config.settings().items() if name not in OF_LEARNING),
-        entry.with_softmax,
+        *(entry.with_softmax, [boundary.prompt + boundary.tokens for boundary in texts]),
     ]
     references = cache_folder() / "reference"
     path = references / cache_key(key_inputs)
@@ -173,7 +181,7 @@ def open_reference_cache(
         evict_lru(references, MAX_CACHE_BYTES - nodes * entry.bytes)
         if shutil.disk_usage(references).free + entry_bytes(path) < nodes * entry.bytes + FREE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return ReferenceCache(path, training.nodes.tolist(), entry)
+        return ReferenceCache(path, sizes, entry)
     except OSError as error:
         with suppress(OSError):
             path.unlink()

@@ -28,6 +28,7 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.progress import working
+from buleyean_rl.training.anchors import anchor_groups
 from buleyean_rl.training.before_after import Measurement
 from buleyean_rl.training.checkpoints import Checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
@@ -118,9 +119,11 @@ def _train(
     guard = make_guard(model, measurement.neutral, dataset, config) if config.guard else None
     with working(console, "measuring the base model"):
         before = measurement.before(guard)
-    progress, references = ShowProgress(console), open_reference_cache(model, dataset, config, console)
-    guards = [] if guard is None else [guard]
-    trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references)
+    with working(console, "drawing the base model's own text"):
+        anchors = anchor_groups(model, dataset, config)
+    references = open_reference_cache(model, dataset, config, anchors, console)
+    progress, guards = ShowProgress(console), [] if guard is None else [guard]
+    trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references, anchors)
     _print_estimate(trainer, dataset, before.get("rejected_nll"), console)
 
     with state.failing():

@@ -142,6 +142,9 @@ SETTINGS: dict[str, Setting] = {
         Whole(1, 1e9, optional=True), "Maximum tokens of a forward pass; null: 1,280, in fp32 640, on a GPU 32,000."
     ),
     "held_out": Setting(Number(0, 1, "high"), "Share of the records that are measured on, not trained on."),
+    "anchors": Setting(
+        Whole(0, 1000), "Texts that were not rejected, for each record; see [anchors](training.md#anchors)."
+    ),
     "lora_rank": Setting(Whole(1, 65536), "Rank of the adapter, at most a layer's smaller side."),
     "lora_alpha": Setting(Whole(1, MANY), "The adapter is scaled by lora_alpha / lora_rank."),
     "lora_dropout": Setting(Number(0, 1, "high"), "Dropout on the adapter's input."),

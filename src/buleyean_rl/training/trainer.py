@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import add_references, batch_losses
-from buleyean_rl.batching.layout import make_batch, weigh_answers
+from buleyean_rl.batching.layout import ANCHOR_SHARE, make_batch
 from buleyean_rl.batching.micro_batch import bin_pack
 from buleyean_rl.data.token_store import count_answers
 from buleyean_rl.data.trie import Boundary
@@ -51,7 +52,10 @@ class BuleyeanTrainer(Trainer):
         args: the settings.
         train_dataset: what to train on.
         callbacks: as for `Trainer`.
-        references: the reference's states from epoch to epoch; None computes them each time.
+        references: the reference's states from epoch to epoch, of the data set and then the anchors; None computes
+            them each time.
+        anchors: text that was not rejected, in groups: each step takes `args.anchors` of it for each of its records,
+            from one group after the other.
     """
 
     args: BuleyeanConfig
@@ -63,6 +67,7 @@ class BuleyeanTrainer(Trainer):
         train_dataset: Sequence[Boundary],
         callbacks: Sequence[TrainerCallback] = (),
         references: ReferenceCache | None = None,
+        anchors: Sequence[Sequence[Boundary]] = (),
     ) -> None:
         self.language_model = model if isinstance(model, Model) else Model.from_module(model)
         module = self.language_model.module
@@ -82,7 +87,10 @@ class BuleyeanTrainer(Trainer):
         self.head = self.language_model.head
         self._references = references
         self._groups = linear_groups(module)
-        self._mixture = weigh_answers(*count_answers(train_dataset))
+        self._anchors = Anchors(len(train_dataset), anchors) if any(map(len, anchors)) and args.anchors else None
+        rejected, accepted = (int(counts.sum()) for counts in count_answers(train_dataset))
+        accepted += args.anchors * len(train_dataset) if self._anchors else 0
+        self._anchor_weight = ANCHOR_SHARE * rejected / accepted if accepted else ANCHOR_SHARE
         self._gradients: GradientBuffer | None = None
         self._logged = _Totals()
 
@@ -91,13 +99,18 @@ class BuleyeanTrainer(Trainer):
         """Whether the loss needs the base model's hidden states."""
         return self.args.loss.uses_reference
 
+    @property
+    def anchor_tokens(self) -> float:
+        """Tokens of the anchors that a step takes for each record, on average."""
+        return self.args.anchors * self._anchors.mean_size if self._anchors else 0.0
+
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: its micro-batches."""
         bins = bin_pack(numbered, lambda item: item[1].size, self.micro_batch_limit)
         return {
             "batches": [
                 replace(
-                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss, self._mixture),
+                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss, self._anchor_weight),
                     numbers=tuple(number for number, _ in members),
                 )
                 for members in bins
@@ -105,8 +118,17 @@ class BuleyeanTrainer(Trainer):
         }
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The collated batches of a step, and what its loss is divided by. See `Trainer.get_batch_samples`."""
+        """The batches of a step with its anchors, and what its loss is divided by. See `Trainer.get_batch_samples`.
+
+        Which anchors depends on the step alone, so a resumed run takes the same.
+        """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._anchors is not None:
+            per_sample = self.args.anchors * self.args.per_device_train_batch_size
+            for i, sample in enumerate(samples):
+                records = sum(len(batch.numbers) for batch in sample["batches"])
+                first = (self.state.global_step * self.args.gradient_accumulation_steps + i) * per_sample
+                sample["batches"] += self.collate(self._anchors.take(first, self.args.anchors * records))["batches"]
         return samples, sum(batch.normaliser for sample in samples for batch in sample["batches"])
 
     def training_step(
@@ -233,6 +255,34 @@ class _Numbered(Dataset[tuple[int, Boundary]]):
 
     def __getitem__(self, number: int) -> tuple[int, Boundary]:
         return number, self.boundaries[number]
+
+
+class Anchors:
+    """Text that was not rejected, numbered behind a data set.
+
+    Args:
+        first: number of the first.
+        groups: taken from one after the other; empty ones are left out.
+    """
+
+    def __init__(self, first: int, groups: Sequence[Sequence[Boundary]]) -> None:
+        self._groups = [group for group in groups if len(group)]
+        self._starts = list(accumulate(map(len, self._groups), initial=first))
+
+    @property
+    def mean_size(self) -> float:
+        """Tokens of one, on average over the groups."""
+        means = [sum(boundary.size for boundary in group) / len(group) for group in self._groups]
+        return sum(means) / len(means)
+
+    def take(self, first: int, count: int) -> list[tuple[int, Boundary]]:
+        """The `first`-th and those after it, of an endless row of them, with their numbers."""
+        taken = []
+        for i in range(first, first + count):
+            turn, group = divmod(i, len(self._groups))
+            place = turn % len(self._groups[group])
+            taken.append((self._starts[group] + place, self._groups[group][place]))
+        return taken
 
 
 class _Totals:

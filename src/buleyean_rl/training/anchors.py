@@ -1,0 +1,56 @@
+"""What a run holds a model to while it learns: text that was not rejected, on which it keeps to its base.
+
+accepted answers of the records, or else the base's own --+
+                                                          +--> a step has some for each rejection
+passages that the base wrote from nothing ----------------+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.inference.own_text import continue_ids, own_passages
+from buleyean_rl.models.model import Model
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.dataset import Dataset
+
+MAX_ACCEPTED = 4096  # in memory
+PASSAGES, PASSAGE_TOKENS = 32, 128
+ANSWERS, ANSWER_TOKENS = 32, 128  # of the base, to prompts of the records
+
+
+def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> list[Sequence[Boundary]]:
+    """The anchors of a run, in groups that its steps take from in turn; none where the objective has no reference.
+
+    Args:
+        model: the base, or one with an adapter, which is disabled.
+        dataset: of the run.
+        config: the settings.
+    """
+    if not config.anchors or not config.loss.uses_reference or config.loss.is_listwise:
+        return []
+    tokens = min(PASSAGE_TOKENS, config.max_length)
+    passages = [_anchor(ids[:1], ids[1:]) for ids in own_passages(model, PASSAGES, tokens)]
+    chosen = np.random.default_rng(config.seed).permutation(len(dataset.anchors))[:MAX_ACCEPTED]
+    accepted: Sequence[Boundary] = dataset.anchors.select(chosen)[:]
+    if not accepted and not dataset.training.accepted_answers.any():
+        accepted = _own_answers(model, dataset.training[:ANSWERS], config.max_length)
+    return [accepted, passages]
+
+
+def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) -> list[Boundary]:
+    """What the base answers to prompts itself, but for answers that were rejected."""
+    prompts = [boundary.prompt for boundary in boundaries]
+    anchors = []
+    for boundary, ids in zip(boundaries, continue_ids(model, prompts, ANSWER_TOKENS), strict=True):
+        answer = ids[: max_length - len(boundary.prompt)]
+        if answer and answer != boundary.tokens[: len(answer)]:
+            anchors.append(_anchor(boundary.prompt, answer))
+    return anchors
+
+
+def _anchor(prompt: list[int], ids: list[int]) -> Boundary:
+    return merge_responses(prompt, [(ids, [True] * len(ids))], [0], [1])
