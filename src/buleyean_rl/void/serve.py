@@ -17,7 +17,7 @@ from rich.markup import escape
 from buleyean_rl.errors import BuleyeanError, ModelError, UsageError
 from buleyean_rl.inference.open import is_endpoint, open_engine
 from buleyean_rl.inference.protocol import Engine, Sampling
-from buleyean_rl.models.run_folder import is_run, read_run
+from buleyean_rl.models.run_files import is_run, read_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, ServedModel
