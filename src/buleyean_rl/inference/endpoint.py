@@ -30,7 +30,17 @@ from buleyean_rl.inference.endpoint_client import (
 )
 from buleyean_rl.inference.endpoint_reply import error_message, is_retried, read_answer, read_refusal, retry_after
 from buleyean_rl.inference.event_loop import EventLoop
-from buleyean_rl.inference.protocol import FAILED, GREEDY, REFUSED, BaseEngine, Messages, Outcome, Sampling, Unanswered
+from buleyean_rl.inference.protocol import (
+    FAILED,
+    GREEDY,
+    REFUSED,
+    Answer,
+    BaseEngine,
+    Messages,
+    Outcome,
+    Sampling,
+    Unanswered,
+)
 from buleyean_rl.system.wording import counted
 
 T = TypeVar("T")
@@ -131,9 +141,13 @@ class EndpointEngine(BaseEngine):
         """Raises EngineError: endpoints do not offer it."""
         self._refuse()
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
         """The answer, in one piece."""
-        yield from self.complete_many([messages], sampling)
+        (outcome,) = self.answer_many([messages], sampling)
+        if isinstance(outcome, Unanswered):
+            raise EngineError(outcome.detail)
+        yield outcome.text
+        return outcome
 
     def answers(
         self, conversations: Sequence[Messages], sampling: Sampling = GREEDY, seeds: Sequence[int] | None = None

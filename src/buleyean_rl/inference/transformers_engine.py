@@ -74,16 +74,18 @@ class TransformersEngine(BaseEngine):
         with _as_engine_error():
             return self._encoder.encode_conversations([messages])[0].ids
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer, streamed in pieces."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
+        """The answer, streamed in pieces. See `Engine.generate`."""
         ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
         emitted, text = 0, ""
         answer: list[int] = []
+        drawn: list[int] = []
         limit = min(sampling.max_tokens, self.context - len(ids))
         with closing(self._draw(ids, limit, sampling)) as tokens:
             for token in tokens:
+                drawn.append(token)
                 if token in self._eos_token_ids:
                     break
                 answer.append(token)
@@ -100,6 +102,8 @@ class TransformersEngine(BaseEngine):
                     emitted = ready
         if text[emitted:]:
             yield text[emitted:]
+        whole = self.tokenizer.decode(answer, skip_special_tokens=True)
+        return self._make_answer(whole, drawn, sampling)
 
     def _draw(self, ids: list[int], limit: int, sampling: Sampling) -> Generator[int]:
         """The tokens after a prompt, one by one."""
