@@ -25,7 +25,7 @@ from buleyean_rl.data.records import Prompt, RejectionRecord
 from buleyean_rl.data.trie import Boundary, build_boundaries, merge_responses
 from buleyean_rl.evaluation.neutral_text import mean_nll
 from buleyean_rl.evaluation.repetition import is_looping
-from buleyean_rl.mining.votes import reject_loops
+from buleyean_rl.mining.votes import judge_loops
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
@@ -114,8 +114,9 @@ class Task:
     @cached_property
     def records(self) -> list[RejectionRecord]:
         """The looping answers, their repeats rejected in all of `ROUNDS`, which is firm at tau 1."""
-        records = reject_loops(self.prompts, self.answers)  # type: ignore[arg-type]
-        return [replace(record, rejection_counts=(ROUNDS,), rounds=(ROUNDS,)) for record in records]
+        records = judge_loops(self.prompts, self.answers)  # type: ignore[arg-type]
+        looping = (record for record in records if record.rejects)
+        return [replace(record, rejection_counts=(ROUNDS,), rounds=(ROUNDS,)) for record in looping]
 
     @cached_property
     def rejected(self) -> list[Boundary]:

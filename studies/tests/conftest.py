@@ -38,7 +38,7 @@ def tiny_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(own_loops, "load_tokenizer", lambda _name: tokenizer)
     monkeypatch.setattr(own_loops, "METHODS", [Method("complement", 1e-3), Method("npo", 1e-3, seed=7)])
     monkeypatch.setattr(own_loops, "REFERENCE", "complement-lr0.001-seed42")
-    monkeypatch.setattr(own_loops, "reject_loops", reject_all)
+    monkeypatch.setattr(own_loops, "judge_loops", reject_all)
     monkeypatch.setattr(own_loops, "UNSEEN", 4)
     monkeypatch.setattr(own_loops, "NEUTRAL", 2)
     prompts, neutral = tmp_path / "prompts.txt", tmp_path / "neutral.jsonl"

@@ -142,7 +142,7 @@ def test_without_the_tokens_that_anchor(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_to_train_on_and_too_few_prompts_are_told(
     tiny_study: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_loops, "reject_loops", lambda *_: [])
+    monkeypatch.setattr(own_loops, "judge_loops", lambda *_: [])
     monkeypatch.setattr(sys, "argv", tiny_study)
     with pytest.raises(SystemExit, match="nothing to train on"):
         own_loops.main()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from buleyean_rl.batching.batch import Batch, collect_answers, concatenate, pack, pad_paths
 from buleyean_rl.batching.forward import answer_logprobs, batch_losses, forward_hidden
-from buleyean_rl.batching.layout import ANCHOR_SHARE, Mixture, make_batch, weigh_answers
+from buleyean_rl.batching.layout import make_batch
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
@@ -325,14 +324,14 @@ def test_a_rejection_weighs_the_same_whatever_else_its_prompt_has(objective: Obj
         assert set(counts.count[rejected].tolist()) == set(counts.rounds[rejected].tolist()) == {1}
 
 
-def test_all_anchors_together_have_a_fixed_share() -> None:
-    assert weigh_answers(np.array([1, 2]), np.array([0, 0])) == Mixture()
-    rejected, accepted = np.array([1, 3, 0, 0]), np.array([0, 6, 1, 1])
-    mixture = weigh_answers(rejected, accepted)
-    assert mixture.anchor_weight * accepted.sum() == ANCHOR_SHARE * rejected.sum()
-    assert mixture.record * len(rejected) == 2  # those that reject, whatever the number of anchors
-    anchors = weigh_answers(np.array([1, 0]), np.array([0, 1]))
-    assert weigh_answers(np.array([1] + [0] * 9), np.array([0] + [1] * 9)).anchor_weight == anchors.anchor_weight / 9
+def test_anchors_weigh_what_they_are_told_and_divide_nothing() -> None:
+    rejected = merge_responses([5, 6], [([8, 9], [True] * 2)], [1], [1])
+    accepted = merge_responses([7], [([8, 9, 10, 11], [True] * 4)], [0], [1])
+    batch = make_batch("packed", [rejected, accepted], Objective(), anchor_weight=0.25)
+    assert batch.weights is not None
+    assert batch.weights[batch.record == 1].sum().item() == pytest.approx(0.25)
+    assert batch.weights[batch.record == 0].sum().item() == pytest.approx(1)
+    assert batch.normaliser == 1
 
 
 def test_published_reads_the_answers_of_a_record_as_judged_in_the_same_rounds() -> None:

@@ -25,7 +25,7 @@ from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.journal import journal_path
 from buleyean_rl.mining.judges import Verdict, find_judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
-from buleyean_rl.mining.votes import record_votes, reject_loops
+from buleyean_rl.mining.votes import judge_loops, record_votes
 from buleyean_rl.training.own_samples import add_own_samples
 from standin import standing_in
 from tiny import tiny_tokenizer
@@ -93,14 +93,15 @@ def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> No
 
 def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
     loop = "Sleep well! Go to bed early. Go to bed early. Go to bed early."
-    (record,) = reject_loops(["p", "q"], ["A fine answer.", loop])
+    accepted, record = judge_loops(["p", "q"], ["A fine answer.", loop])
+    assert (accepted.prompt, accepted.rejection_counts, accepted.rounds) == ("p", (0,), (1,))
     assert (record.prompt, record.rejected_responses) == ("q", (loop,))
     assert (record.rejection_counts, record.rounds) == ((1,), (1,))
     ((span,),) = record.rejected_spans
     assert loop[slice(*span)] == "Go to bed early. Go to bed early."
     assert span[0] > loop.index("Go to bed early.")
     with pytest.raises(ValueError, match="shorter"):
-        reject_loops(["p", "q"], ["a"])
+        judge_loops(["p", "q"], ["a"])
 
 
 # --- mining -------------------------------------------------------------------------------------------

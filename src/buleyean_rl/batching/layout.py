@@ -24,9 +24,9 @@ def make_batch(
     """Make a batch of boundaries, with the nodes that the objective has a loss at.
 
     On the vocabulary with a reference the loss of a step is a sum over answers of their nodes' mean loss, over the
-    number of rejected ones. So every rejected answer weighs the same, whatever its length and whatever else its prompt
-    has, and all anchors together have a fixed share, however many they are. Of `published`, a record counts as one average
-    rejected answer of it in the `normaliser`, while its losses are summed over all of them.
+    number of records that reject something. So every rejected answer weighs the same, whatever its length and whatever
+    else its prompt has, and all anchors together have a fixed share, however many they are. Of `published`, a record
+    counts as one average rejected answer of it in the `normaliser`, while its losses are summed over all of them.
 
     Args:
         layout: the model's, see `Model.layout`.
@@ -39,8 +39,8 @@ def make_batch(
         return replace(batch, answers=collect_answers(boundaries), normaliser=float(len(boundaries)))
     if objective.uses_reference:
         weights = [weight for boundary in boundaries for weight in boundary.node_weights(anchor_weight)]
-        rejected = sum(boundary.rejected_answers for boundary in boundaries)
-        return replace(batch, weights=torch.tensor(weights), normaliser=float(rejected))
+        rejecting = sum(boundary.rejected_answers > 0 for boundary in boundaries)
+        return replace(batch, weights=torch.tensor(weights), normaliser=float(rejecting))
     # as published: the answers of a record were judged in the same rounds
     rounds = [judgement.largest_rounds for boundary in boundaries for judgement in boundary.judgements]
     counts = replace(batch.counts, rounds=torch.tensor(rounds, dtype=batch.counts.rounds.dtype))

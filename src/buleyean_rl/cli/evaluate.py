@@ -111,6 +111,6 @@ def evaluate(
 
 def _reference_for(name: str, reference: str | None) -> str | None:
     """The reference of a compared model; None for a run, which has its base, and for the reference itself."""
-    from buleyean_rl.models.run_folder import is_run
+    from buleyean_rl.models.run_files import is_run
 
     return None if is_run(name) or name == reference else reference

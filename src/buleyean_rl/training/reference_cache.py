@@ -82,6 +82,30 @@ def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     return EntryFormat(width, dtype, streams_logits(head, dtype) and not objective.is_listwise)
 
 
+def node_counts(dataset: Dataset, anchors: Sequence[Sequence[Boundary]]) -> list[int]:
+    """Nodes of each record that a run trains on, and of its anchors."""
+    return [*dataset.training.nodes.tolist(), *(boundary.nodes for group in anchors for boundary in group)]
+
+
+def planned_entry(model: Model, dataset: Dataset, config: BuleyeanConfig, nodes: int) -> EntryFormat | None:
+    """What a run caches for a node; None where it caches nothing.
+
+    Args:
+        model: the base model.
+        dataset: what is trained on.
+        config: the settings.
+        nodes: of all that it trains on.
+    """
+    training = dataset.training
+    steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
+    if epochs <= 1 or not config.loss.uses_reference:
+        return None
+    full_format = entry_format(model.head, config.loss)
+    formats = (full_format, full_format._replace(with_softmax=False))
+    return next((candidate for candidate in formats if nodes * candidate.bytes <= MAX_CACHE_BYTES), None)
+
+
 class ReferenceCache:
     """The reference at the nodes of numbered records, on disk.
 
@@ -157,15 +181,8 @@ def open_reference_cache(
         console: is told that the disk has no room for it; None for no output.
     """
     training = dataset.training
-    steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
-    epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
-    if epochs <= 1 or not config.loss.uses_reference:
-        return None
-    texts = [boundary for group in anchors for boundary in group]
-    sizes = [*training.nodes.tolist(), *(boundary.nodes for boundary in texts)]
-    full_format, nodes = entry_format(model.head, config.loss), sum(sizes)
-    formats = (full_format, full_format._replace(with_softmax=False))
-    entry = next((candidate for candidate in formats if nodes * candidate.bytes <= MAX_CACHE_BYTES), None)
+    sizes, texts = node_counts(dataset, anchors), [boundary for group in anchors for boundary in group]
+    nodes, entry = sum(sizes), planned_entry(model, dataset, config, sum(sizes))
     if entry is None:
         return None
     key_inputs = [

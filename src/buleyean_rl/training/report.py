@@ -12,12 +12,14 @@ import torch
 
 from buleyean_rl.errors import TrainingError
 from buleyean_rl.hub.cards import run_card
-from buleyean_rl.models.run_folder import RUN_FORMAT
+from buleyean_rl.models.run_files import RUN_FORMAT, final_kl
 from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.trainer import BuleyeanTrainer
+
+UNCHANGED_KL, LITTLE_KL = 0.01, 0.05  # nats per token; twice the latter, perplexity has been seen to rise by a sixth
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def make_report(
 
 
 def result_lines(report: RunReport) -> str:
-    """The result of a run, for the terminal."""
+    """The result of a run, for the terminal; the last line is the verdict."""
     base, final = report.rejected_nll_base, report.rejected_nll_final
     neutral = f"neutral text {report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f} nats per token"
     lines = [
@@ -208,9 +210,35 @@ def result_lines(report: RunReport) -> str:
         f"optimality gap {report.optimality_gap:.4f} nats",
         neutral if base is None or final is None else f"rejected answers {base:.3f} -> {final:.3f}, {neutral}",
     ]
-    if base is not None and final is not None and final <= base:
-        lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
-    return "\n".join(lines)
+    return "\n".join([*lines, _verdict(report)])
+
+
+def _verdict(report: RunReport) -> str:
+    """What training has done to the rejected answers and to other text, in words."""
+    base, final = report.rejected_nll_base, report.rejected_nll_final
+    if base is None or final is None:
+        learnt = "trained"
+    elif final <= base:
+        learnt = "[yellow]trained, and the rejected answers did not become less likely[/]"
+    else:
+        learnt = f"trained: the rejected answers are now {_factor(final - base)} less likely per token"
+    kl = final_kl(asdict(report))
+    if kl is None:
+        return f"{learnt}; other text: {report.neutral_nll_final - report.neutral_nll_base:+.3f} nats per token"
+    return f"{learnt}; other text {_drift_in_words(kl)} (KL {kl:.3f})"
+
+
+def _factor(nats: float) -> str:
+    """A ratio of probabilities, as people say it."""
+    ratio = math.exp(min(nats, 20.0))
+    if ratio < 1.095:
+        return f"{ratio - 1:.1%}"
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
+
+
+def _drift_in_words(kl: float) -> str:
+    """Of KL on neutral text, nats per token."""
+    return "unchanged" if kl < UNCHANGED_KL else "little changed" if kl < LITTLE_KL else "changed"
 
 
 def _device_name(device: torch.device) -> str:
