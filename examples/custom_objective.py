@@ -31,8 +31,8 @@ def logits_at_nodes(model, boundary):
 
 
 def counts_of(boundary):
-    """What was rejected at each node, and how often."""
-    node, token, rejected, judged, *_ = (torch.tensor(column) for column in zip(*boundary.rejections, strict=True))
+    """What was judged at each node, and how often it was rejected."""
+    node, token, rejected, judged, *_ = (torch.tensor(column) for column in zip(*boundary.judgements, strict=True))
     return Counts(node, token, rejected.float(), judged.float(), boundary.nodes)
 
 

@@ -28,7 +28,7 @@ from buleyean_rl.mining.judges import Judge, find_judge
 from buleyean_rl.mining.judges.protocol import FunctionJudge
 from buleyean_rl.mining.mine import MineSettings
 from buleyean_rl.mining.mine import mine as draw_and_judge
-from buleyean_rl.models.run_folder import is_run
+from buleyean_rl.models.run_files import is_run
 from buleyean_rl.models.source import BUNDLED
 
 JudgeLike = str | Judge | Callable[[str, str], Any]
