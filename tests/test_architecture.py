@@ -18,6 +18,7 @@ PACKAGE = Path(buleyean_rl.__file__).parent
 WINGS = (
     "__main__",
     "cli",
+    "api",
     "demo",
     "void",
     "mining",
