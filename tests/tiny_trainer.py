@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def trainer(
     folder: Path,
     records: list[Boundary] = RECORDS,
     references: ReferenceCache | None = None,
+    anchors: Sequence[Sequence[Boundary]] = (),
     **settings: Any,
 ) -> BuleyeanTrainer:
     defaults: dict[str, Any] = {"output_dir": str(folder), "save_strategy": "no", "lora_dropout": 0.0}
     config = BuleyeanConfig(**(defaults | settings))
-    return BuleyeanTrainer(Model.from_module(model), config, records, references=references)
+    return BuleyeanTrainer(Model.from_module(model), config, records, references=references, anchors=anchors)

@@ -59,8 +59,8 @@ def test_records_without_a_rejection_anchor_and_are_never_held_out(
     accepted = [make_record(f"And {k}?", ["Yes.", "Go."], [0, 0], 3) for k in range(3)]
     records = [*accepted, make_record("Hi", ["No."]), make_record("Well?", ["No.", "Yes."], [1, 0])]
     loaded = load(tmp_path, records, held_out=0.9)
-    assert (loaded.training.rejected_answers.tolist().count(0), len(loaded.held_out)) == (3, 1)
-    assert loaded.describe().startswith("4 records to train on, 1 held out; 3 of accepted answers alone, which only")
+    assert [len(part) for part in (loaded.training, loaded.held_out, loaded.anchors)] == [1, 1, 3]
+    assert loaded.describe() == "1 record to train on, 1 held out; 6 accepted answers to other prompts as anchors"
     # nothing to anchor to, and nothing to rank
     assert [len(load(tmp_path, records, name).training) for name in ("published", "listwise")] == [2, 1]
     with pytest.raises(RecordError, match=r"nothing is rejected in its 3 records: training needs one rejected answer"):

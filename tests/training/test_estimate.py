@@ -30,7 +30,7 @@ def file_of(folder: Path, lengths: list[int]) -> BoundaryFile:
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(2.0, -1, 10), (1.0, 3, 3)])
-def test_time_is_that_of_a_step_of_median_length(
+def test_time_is_that_of_a_step_of_median_length_and_its_anchors(
     epochs: float, max_steps: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = file_of(tmp_path, [10, 20, 30, 40, 400])
@@ -48,11 +48,11 @@ def test_time_is_that_of_a_step_of_median_length(
         str(tmp_path), per_device_train_batch_size=1, num_train_epochs=epochs, max_steps=max_steps, warmup_steps=0
     )
     model = SimpleNamespace(module=torch.nn.Linear(2, 2))
-    trainer: Any = SimpleNamespace(args=config, language_model=model, micro_batch_limit=1280)
+    trainer: Any = SimpleNamespace(args=config, language_model=model, micro_batch_limit=1280, anchor_tokens=60.0)
     need = estimate(trainer, training)
     assert tried == [400, 30]  # the longest says what memory it takes
     assert need.steps == steps
-    assert need.seconds == pytest.approx(4 / 30 * 500 * steps / 5)
+    assert need.seconds == pytest.approx(4 / 30 * (500 + 5 * 60) * steps / 5)
 
 
 def test_nothing_of_a_run_changes_by_it(tmp_path: Path) -> None:

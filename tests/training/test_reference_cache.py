@@ -173,10 +173,10 @@ def test_a_run_goes_on_without_a_cache_where_the_disk_is_full(tmp_path: Path, mo
     data: Any = SimpleNamespace(training=TenRecords(), sha256="")
     console = Console(file=StringIO(), width=1000)
     with files_at_most(1 << 16):
-        assert reference_cache.open_reference_cache(model, data, config, console) is None
+        assert reference_cache.open_reference_cache(model, data, config, console=console) is None
     assert str(tmp_path / "buleyean-rl" / "reference") in console.file.getvalue()  # type: ignore[attr-defined]
     assert not list(tmp_path.rglob("reference/*"))
-    assert reference_cache.open_reference_cache(model, data, config, console) is not None
+    assert reference_cache.open_reference_cache(model, data, config, console=console) is not None
     (states,) = tmp_path.rglob("reference/*")
     assert states.stat().st_blocks * 512 >= states.stat().st_size > 1 << 20
     monkeypatch.setattr(reference_cache, "FREE_BYTES", 1 << 60)

@@ -83,8 +83,8 @@ class Dataset:
         """The numbers of records, and below them what was noticed in their text, a line each."""
         training, held_out = len(self.training), len(self.held_out)
         parts = [f"{counted(training, 'record')} to train on, {held_out:,} held out"]
-        if len(self.anchors):
-            parts.append(f"{counted(len(self.anchors), 'accepted answer')} to other prompts as anchors")
+        if anchors := int(self.anchors.accepted_answers.sum()):
+            parts.append(f"{counted(anchors, 'accepted answer')} to other prompts as anchors")
         if self.counts["dropped"]:
             parts.append(f"{self.counts['dropped']:,} dropped")
         if self.counts["truncated_responses"]:
