@@ -18,12 +18,14 @@ from buleyean_rl.data.answer_text import AnswerText
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.errors import RecordError, UsageError
-from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate
+from buleyean_rl.evaluation.measure import Evaluation, Material, evaluate
+from buleyean_rl.evaluation.measured_model import Settings
 from buleyean_rl.evaluation.scoring import EngineScorer, PackedScorer
 from buleyean_rl.evaluation.show import as_json, is_evaluation, is_our_plot, plot
 from buleyean_rl.evaluation.statistics import Figure
 from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.gguf import export_gguf
+from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
@@ -104,7 +106,7 @@ def test_max_length_truncates_answers() -> None:
 
 
 def test_a_run_beside_its_base(base: Path, run: Path) -> None:
-    material = Material(Preferences("candidates", QUESTIONS), texts=SENTENCES[:4])
+    material = Material(Preferences("candidates", QUESTIONS), texts={"neutral": SENTENCES[:4]}, passages=2)
     trained, plain = (evaluate(str(name), material) for name in (run, base))
     assert trained.reference == str(base)
     # what the run calls its reference is what the base says of itself
@@ -145,11 +147,13 @@ def test_accuracies_of_swapped_pairs_are_mirrored(run: Path) -> None:
 def test_a_gguf_file_and_its_model(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     export_gguf(tiny_llama(TOKENIZER), TOKENIZER, path, "f32", gate=False)
-    material = Material(Preferences("candidates", QUESTIONS), texts=SENTENCES[:2], prompts=("Tips?",))
-    settings = Settings(max_tokens=4)
+    material = Material(
+        Preferences("candidates", QUESTIONS), texts={"neutral": SENTENCES[:2]}, passages=2, prompts=("Tips?",)
+    )
+    settings = Settings(samplings=(Sampling(max_tokens=4),))
     expected = as_json([evaluate(str(base), material, settings)])
     quick = as_json([evaluate(str(path), material, settings)])
-    slow = as_json([evaluate(str(path), material, Settings(max_tokens=4, engine="llama.cpp"))])
+    slow = as_json([evaluate(str(path), material, Settings(samplings=(Sampling(max_tokens=4),), engine="llama.cpp"))])
     for name in ("accuracy", "kendall_tau", "ndcg", "rejected_nll", "neutral_nll", "mean_length", "ended_share"):
         assert quick[name] == pytest.approx(expected[name], rel=2e-3), name
         assert slow[name] == pytest.approx(expected[name], rel=2e-3), name
@@ -163,7 +167,7 @@ def test_regenerated_rejections_are_recognised(base: Path) -> None:
         [[{"role": "user", "content": "Tips?"}]]
     )
     records = Preferences("records", (Preference("Tips?", (answers[0], "x"), (1, 1), 1),))
-    result = evaluate(str(base), Material(records=records), Settings(max_tokens=256))
+    result = evaluate(str(base), Material(records=records), Settings(samplings=(Sampling(max_tokens=256),)))
     assert result.figures["regeneration_prefix"].value == 1
     assert result.figures["regeneration_overlap"].value == 1
 

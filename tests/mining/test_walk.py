@@ -55,7 +55,11 @@ def rounds(*measured: tuple[float, float, int]) -> list[Round]:
             "more held-out answers are rejected than in the round before",
             1,
         ),
-        ([(0.3, 0.0, 0), (0.1, 0.0, 9), (0.0, 0.021, 5)], "the base's own passages moved by KL 0.021 nats per token, more than 0.02", 1),
+        (
+            [(0.3, 0.0, 0), (0.1, 0.0, 9), (0.0, 0.021, 5)],
+            "the base's own passages moved by KL 0.021 nats per token, more than 0.02",
+            1,
+        ),
         ([(0.3, 0.0, 0), (0.0, 0.0, 9)], "none of the held-out answers is rejected any more", 1),
     ],
 )

@@ -1,7 +1,7 @@
 """What training did to text that it was not about: KL, entropy and NLL, on two kinds of text that need no data.
 
-    own        passages that the base itself wrote
-    bundled    short paragraphs on varied topics
+own        passages that the base itself wrote
+bundled    short paragraphs on varied topics
 """
 
 from __future__ import annotations

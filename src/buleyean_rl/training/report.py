@@ -160,7 +160,10 @@ def make_report(
     Raises:
         TrainingError: a figure is not a number: the model is ruined.
     """
-    figures = {**after, **{f"{name} of {TITLES[kind]}": v for kind in drift for name, v in drift[kind]._asdict().items()}}
+    figures = {
+        **after,
+        **{f"{name} of {TITLES[kind]}": v for kind in drift for name, v in drift[kind]._asdict().items()},
+    }
     if wrong := [name for name, value in figures.items() if not math.isfinite(value)]:
         raise TrainingError(f"the trained model's {' and '.join(wrong)} are not numbers: lower the learning rate")
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
