@@ -24,7 +24,7 @@ OPTIONS = {
     "--batch-size --max-length --micro-batch-tokens --guard --held-out --lora-rank --adapter-scale --seed --resume "
     "--skip-bad --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
-    "--max-length --context --engine --seed --skip-bad --overwrite",
+    "--temperature --max-length --context --engine --seed --skip-bad --overwrite",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --overwrite --json",
     "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --context --engine",
     "push": "PATH... --to --run --license --public --message --overwrite --yes --json",
