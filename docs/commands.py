@@ -16,6 +16,7 @@ COMMANDS = (
     "data import",
     "data validate",
     "train",
+    "runs",
     "export",
     "chat",
     "evaluate",

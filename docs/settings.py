@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.config import default_settings
 from buleyean_rl.training.settings import settings_table
 
 PAGE = """\
@@ -12,7 +10,8 @@ PAGE = """\
 
 Written by `make docs` from the package; a test fails where the two differ.
 
-A settings file (`buleyean train ... --config run.yaml`) is YAML, a setting a line. From Python they are the arguments
+A settings file (`buleyean train ... --config run.yaml`) is YAML, a setting a line; `buleyean train --print-config`
+prints a whole one, which can be changed. From Python they are the arguments
 of `BuleyeanConfig`. What is not in this table is refused, also where transformers' `TrainingArguments` has it: it would
 have no effect here. `preset` sets several at once ([presets](training.md#presets)); settings go over it.
 
@@ -27,8 +26,7 @@ have no effect here. `preset` sets several at once ([presets](training.md#preset
 
 def page() -> str:
     """The whole page."""
-    defaults = {field.name: field.default for field in fields(BuleyeanConfig)} | {"max_steps": None}
-    return PAGE.format(table=settings_table(defaults))
+    return PAGE.format(table=settings_table(default_settings()))
 
 
 if __name__ == "__main__":

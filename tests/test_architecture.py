@@ -18,6 +18,7 @@ PACKAGE = Path(buleyean_rl.__file__).parent
 WINGS = (
     "__main__",
     "cli",
+    "api",
     "demo",
     "void",
     "mining",
@@ -108,6 +109,7 @@ def test_light_modules_stay_light() -> None:
         "from buleyean_rl.cli import main; main(['--version'])",
         "import buleyean_rl.data.records, buleyean_rl.data.importers, buleyean_rl.inference.gguf_engines",
         "import buleyean_rl.mining.judges.rules, buleyean_rl.evaluation.repetition, buleyean_rl.hub.cards",
+        "import buleyean_rl.training.runs, buleyean_rl.inference.chat",
     )
     heavy = {"torch", "transformers", "peft", "datasets", "matplotlib", "xllamacpp"}
     assert not loaded_by("; ".join(light)) & heavy

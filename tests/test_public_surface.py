@@ -7,10 +7,11 @@ import pytest
 import buleyean_rl
 
 EXPORTED = [
-    *("Boundary", "BuleyeanConfig", "BuleyeanError", "BuleyeanTrainer", "Counts", "NodeLosses", "Objective"),
-    *("OutputHead", "Prior", "RejectionRecord", "attach_lora", "build_boundary", "check_parity", "complement_loss"),
-    *("exact_target", "export_gguf", "fused_loss", "listwise_loss", "load_base", "load_tokenizer", "merge_run"),
-    *("published_loss", "read_records", "target", "train", "write_records"),
+    *("Boundary", "BuleyeanConfig", "BuleyeanError", "BuleyeanTrainer", "Comparison", "Conversation"),
+    *("Counts", "Exported", "Mining", "NodeLosses", "Objective", "OutputHead", "Prior", "RejectionRecord"),
+    *("attach_lora", "build_boundary", "chat", "check_parity", "complement_loss", "evaluate", "exact_target"),
+    *("export", "export_gguf", "fused_loss", "listwise_loss", "load_base", "load_tokenizer", "make_record"),
+    *("merge_run", "mine", "published_loss", "read_records", "target", "train", "write_records"),
 ]
 
 

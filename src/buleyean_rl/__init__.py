@@ -10,7 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from buleyean_rl.data.records import RejectionRecord, read_records, write_records
+    from buleyean_rl.api.calls import chat, evaluate, export, mine
+    from buleyean_rl.api.results import Comparison, Conversation, Exported, Mining
+    from buleyean_rl.data.records import RejectionRecord, make_record, read_records, write_records
     from buleyean_rl.data.trie import Boundary, build_boundary
     from buleyean_rl.errors import BuleyeanError
     from buleyean_rl.gguf import check_parity, export_gguf
@@ -28,8 +30,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "api.calls": (
+        "chat",
+        "evaluate",
+        "export",
+        "mine",
+    ),
+    "api.results": (
+        "Comparison",
+        "Conversation",
+        "Exported",
+        "Mining",
+    ),
     "data.records": (
         "RejectionRecord",
+        "make_record",
         "read_records",
         "write_records",
     ),
@@ -74,7 +89,11 @@ __all__ = [
     "BuleyeanConfig",
     "BuleyeanError",
     "BuleyeanTrainer",
+    "Comparison",
+    "Conversation",
     "Counts",
+    "Exported",
+    "Mining",
     "NodeLosses",
     "Objective",
     "OutputHead",
@@ -82,15 +101,20 @@ __all__ = [
     "RejectionRecord",
     "attach_lora",
     "build_boundary",
+    "chat",
     "check_parity",
     "complement_loss",
+    "evaluate",
     "exact_target",
+    "export",
     "export_gguf",
     "fused_loss",
     "listwise_loss",
     "load_base",
     "load_tokenizer",
+    "make_record",
     "merge_run",
+    "mine",
     "published_loss",
     "read_records",
     "target",

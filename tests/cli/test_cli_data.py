@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from buleyean_rl import __version__
-from buleyean_rl.cli import main
+from buleyean_rl.cli import app, main
 
 PAIRS = [{"prompt": "p", "chosen": "Yes.", "rejected": "No."}, {"prompt": "q", "chosen": "Yes.", "rejected": ""}]
 
@@ -123,6 +124,8 @@ def test_validate_refuses_the_models_that_training_refuses(
         (["data", "import", "pairs.jsonl", "-o", "r", "--nope"], 2, "No such option"),
         (["data", "nope"], 2, "No such command 'nope'"),
         (["data", "imprt"], 2, "Did you mean 'import'? See `buleyean data --help`."),
+        (["train", "--learning-rate", "1"], 2, "Did you mean --lr? See `buleyean train --help`."),
+        (["train", "--resum"], 2, "--resume"),
         (["data", "validate", "none.jsonl"], 1, "no such file"),
     ],
 )
@@ -150,7 +153,7 @@ def test_debug_shows_the_traceback() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "stopped\n"),
         (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
         (PermissionError(13, "Permission denied", "x/y"), 1, "error: x/y: Permission denied\n"),
     ],
@@ -187,6 +190,34 @@ def test_help_is_on_stdout(words: list[str], capsys: pytest.CaptureFixture[str])
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert "Usage: buleyean" in out
+    assert err == ""
+
+
+def test_help_cuts_nothing_off_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    group = typer.main.get_command(app)
+    for words in ([], *([name] for name in group.commands), ["data", "import"], ["data", "validate"]):  # type: ignore[attr-defined]
+        assert main([*words, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        assert not [line for line in text.splitlines() if line.endswith("...") and "Usage" not in line]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"), [("buleyean ru", ["runs"]), ("buleyean train --pr", ["--preset", "--print-config"])]
+)
+def test_the_shell_completes(
+    typed: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_BULEYEAN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    with pytest.raises(SystemExit):
+        main([])
+    out, err = capsys.readouterr()
+    assert out.split() == words
     assert err == ""
 
 

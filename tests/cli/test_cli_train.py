@@ -12,21 +12,25 @@ from pathlib import Path
 import pytest
 import typer
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 
 from buleyean_rl.cli import app, main
 from buleyean_rl.errors import RecordError
+from buleyean_rl.training.checkpoints import WriteCheckpoints
 from quick import make_runs_quick
 
 OPTIONS = {
-    "": "--debug --version",
+    "": "--debug --version --install-completion --show-completion",
     "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --preset --objective --alpha --tau --lr --epochs --max-steps "
     "--batch-size --max-length --micro-batch-tokens --guard --held-out --lora-rank --adapter-scale --seed --resume "
-    "--skip-bad --json",
+    "--skip-bad --dry-run --print-config --json",
+    "runs": "PATH --compare --delete --yes --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
     "--temperature --max-length --context --engine --seed --skip-bad --overwrite",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --overwrite --json",
-    "chat": "MODEL.GGUF --compare --prompt --system --max-tokens --temperature --seed --context --engine",
+    "chat": "MODEL --compare --lora --rejections --prompt --system --max-tokens --temperature --seed --context "
+    "--engine",
     "push": "PATH... --to --run --license --public --message --overwrite --yes --json",
     "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --context "
     "--engine --keep-accepted --overwrite --json",
@@ -81,6 +85,62 @@ def test_train_writes_and_reports_a_run(base: Path, rejections: Path, capsys: py
     assert settings.items() <= report["config"].items()
     assert "8 records to train on, 2 held out" in err
     assert "optimality gap" in err
+    assert err.splitlines()[-1].endswith(" chat run")
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(
+    base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (rejections, "--model", base, "-o", "run", "--epochs", 2, "--batch-size", 2, "--held-out", "0.2")
+    assert run(*words, "--dry-run", "--json") == 0
+    out, err = capsys.readouterr()
+    plan = json.loads(out)
+    assert (plan["records"], plan["records_held_out"], plan["steps"]) == (8, 2, 8)
+    assert plan["tokens"] > 0
+    assert plan["work_bytes"] > plan["run_bytes"] > 0
+    for words in ("would train on 8 records", "for 8 steps", "of memory", "free", "compute: ", "nothing was written"):
+        assert words in err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_printed_config_is_one_that_train_reads(
+    base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--print-config", "--preset", "loops", "--max-steps", 1) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert list(Path.cwd().iterdir()) == []
+    Path("run.yaml").write_text(out)
+    assert run(rejections, "--model", base, "-o", "run", "--config", "run.yaml") == 0
+    assert json.loads(Path("run/run.json").read_text())["config"]["learning_rate"] == 7e-4
+
+
+def test_ctrl_c_says_where_the_run_stands_and_how_it_goes_on(
+    base: Path, rejections: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("run.yaml").write_text("save_steps: 2\nmax_steps: 4\nguard: false\n")
+    words = (rejections, "--model", base, "-o", "run", "--config", "run.yaml")
+
+    def stop_at(step: int) -> None:
+        def stop(_: object, args: object, state: TrainerState, *__: object, **___: object) -> None:  # noqa: ARG001
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(WriteCheckpoints, "on_step_begin", stop)
+
+    stop_at(1)
+    assert run(*words) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped: before its first checkpoint; the same command begins anew"
+    )
+    stop_at(3)
+    assert run(*words) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("stopped: step 2 of 4 is kept in run. Go on with: ")
+    assert last.endswith(" -o run --config run.yaml --resume")
+    stop_at(-1)
+    assert run(*words, "--resume") == 0
+    assert "the run goes on after step 2" in capsys.readouterr().err
 
 
 def test_the_published_objective_warns(base: Path, rejections: Path, capsys: pytest.CaptureFixture[str]) -> None:

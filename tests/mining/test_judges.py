@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import EntryPoint, EntryPoints
 from io import StringIO
 from pathlib import Path
@@ -205,30 +205,44 @@ def test_an_llm_judge_by_name() -> None:
         assert judge.name.startswith(f"llm:{server.url}#m rubric ")
 
 
-def ask_person(keys: str, lines: str = "") -> dict[int, Verdict]:
+def ask_person(keys: str, lines: str = "") -> tuple[dict[int, Verdict], str]:
+    """The verdicts, and what the person saw; the keys end in one for the end, or in one that leaves."""
     pressed, typed = iter(keys), iter(lines.split("|"))
-    screen = Console(file=StringIO())
+    screen = Console(file=StringIO(), width=200)
     judge = PersonJudge(screen, lambda: next(pressed), lambda _question: next(typed))
-    return dict(judge.judge([Answer("q", f"answer [bold] {number}") for number in range(3)]))
+    verdicts: dict[int, Verdict] = {}
+    with suppress(KeyboardInterrupt):
+        for index, verdict in judge.judge([Answer("q", f"answer [bold] {number}") for number in range(3)]):
+            verdicts[index] = verdict
+    return verdicts, screen.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_person_presses_one_key() -> None:
-    for keys, lines, expected in (
-        ("rAs", "", {0: Verdict(True), 1: Verdict(False), 2: Verdict(None, (), "skipped")}),
-        ("aab?rr", "", {0: Verdict(False), 1: Verdict(True), 2: Verdict(True)}),
-        ("pppaa", "nowhere||BOLD", {0: Verdict(True, ((8, 12),)), 1: Verdict(False), 2: Verdict(False)}),
-    ):
-        assert ask_person(keys, lines) == expected
-    for keys in ("rq", "r\x03", "r\x04"):
-        with pytest.raises(KeyboardInterrupt):
-            ask_person(keys)
+YES, NO = Verdict(False), Verdict(True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "lines", "expected", "said"),
+    [
+        ("nYs.", "", {0: NO, 1: YES, 2: Verdict(None, (), "skipped")}, "rejected"),
+        ("yuny?xar n.", "", {0: NO, 1: YES, 2: NO}, "taken back: accepted"),
+        ("yyyuuun.un n q", "", {0: NO, 1: NO}, "2 of 3 verdicts kept"),
+        ("pppyy.", "nowhere||BOLD", {0: Verdict(True, ((8, 12),)), 1: YES, 2: YES}, "rejected: 'bold'"),
+        ("uq", "", {}, "nothing to take back"),
+        ("ny\x03", "", {0: NO, 1: YES}, "2 of 3 verdicts kept"),
+        ("nynuq", "", {0: NO, 1: YES}, "2 of 3 verdicts kept"),
+    ],
+)
+def test_a_person_presses_one_key(keys: str, lines: str, expected: dict[int, Verdict], said: str) -> None:
+    verdicts, screen = ask_person(keys, lines)
+    assert verdicts == expected
+    assert said in screen
 
 
 def test_a_person_may_lose_the_terminal_and_an_answer_may_not_rule_it() -> None:
     def gone(*_: str) -> str:
         raise EOFError
 
-    screen, pressed = Console(file=StringIO()), iter("pr")
+    screen, pressed = Console(file=StringIO()), iter("pn.")
     judge = PersonJudge(screen, lambda: next(pressed), gone)
     assert dict(judge.judge([Answer("q", "a\x1b[2Jb")])) == {0: Verdict(True)}
     assert "\x1b" not in screen.file.getvalue()  # type: ignore[attr-defined]

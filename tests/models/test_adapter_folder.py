@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.model import open_model
-from buleyean_rl.models.run_folder import RUN_FORMAT, check_files, find_model, load_run, merge_run
+from buleyean_rl.models.run_files import RUN_FORMAT
+from buleyean_rl.models.run_folder import check_files, find_model, load_run, merge_run
 from buleyean_rl.models.source import resolve
 from tiny import tiny_run, tiny_tokenizer
 

@@ -19,7 +19,8 @@ from buleyean_rl.models import source, views
 from buleyean_rl.models.layout_probe import probe_layout
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.model import Model, open_model
-from buleyean_rl.models.run_folder import find_model, read_run, run_base
+from buleyean_rl.models.run_files import read_run
+from buleyean_rl.models.run_folder import find_model, run_base
 from buleyean_rl.models.source import resolve
 from buleyean_rl.training import guard
 from tiny import tiny_llama, tiny_run, tiny_tokenizer

@@ -20,7 +20,8 @@ from buleyean_rl.models import source
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.placement import load_for_inference
-from buleyean_rl.models.run_folder import is_run, merge_run, run_base
+from buleyean_rl.models.run_files import is_run
+from buleyean_rl.models.run_folder import merge_run, run_base
 from buleyean_rl.models.source import bundled_gguf, resolve
 from buleyean_rl.models.views import backbone, output_head
 from buleyean_rl.models.weights import cache_folder, load_base, load_tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +68,39 @@ def test_what_killed_commands_left_is_swept_by_the_next(tmp_path: Path, monkeypa
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_without_a_home_it_says_what_to_set(
+def test_without_a_home_to_write_to_the_cache_is_among_temporary_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", no_home)
-    assert main(["data", "validate", str(tmp_path / "none.jsonl")]) == 1  # it needs none
-    assert "none.jsonl" in capsys.readouterr().err
-    assert main(["doctor"]) == 2
-    assert (
-        capsys.readouterr().err == "error: there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one\n"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "/dev/null/home")  # not even root can make it
+    folder = tmp_path / f"buleyean-rl-{os.getuid()}"
+    assert make_cache_folder("tokens") == folder / "tokens"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err == (
+        f"no home folder that can be written: the cache is {folder}; XDG_CACHE_HOME moves it\n"
     )
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_folder() == folder
+    assert capsys.readouterr().err == ""  # said once
+    folder.chmod(0o777)
+    with pytest.raises(UsageError, match="is not yours alone: set HOME or XDG_CACHE_HOME"):
+        cache_folder()
+    assert main(["data", "validate", str(tmp_path / "none.jsonl")]) == 1  # it needs none
+
+
+def test_a_home_that_is_read_only_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert cache_folder() == home / ".cache/buleyean-rl"
+    monkeypatch.setattr(os, "access", lambda path, _: home not in (path, *path.parents))  # root may write it
+    assert cache_folder().parent == tmp_path
 
 
 def test_a_relative_cache_is_the_home_folder_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

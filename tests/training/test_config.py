@@ -18,7 +18,7 @@ from buleyean_rl.cli import app
 from buleyean_rl.errors import BuleyeanError, UsageError
 from buleyean_rl.objectives.complement import ratios
 from buleyean_rl.objectives.losses import Objective
-from buleyean_rl.training.config import PRESETS, BuleyeanConfig, Preset, load_config
+from buleyean_rl.training.config import PRESETS, BuleyeanConfig, Preset, config_yaml, load_config
 from buleyean_rl.training.settings import OTHER_NAMES, SETTINGS
 
 
@@ -116,6 +116,25 @@ def test_an_unknown_preset_is_refused(text: str, tmp_path: Path) -> None:
 
 
 # --- the settings file
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", {}),
+        ("preset: few\nsave_strategy: no\nlora_targets: [q_proj, v_proj]\n", {"max_steps": 7, "learning_rate": 1e-9}),
+        ("objective: published\nalpha: 0.5\nguard: no\nsave_steps: 20\n", {"adam_epsilon": 1e-12, "seed": 0}),
+    ],
+)
+def test_the_printed_settings_are_read_back(text: str, options: dict[str, Any], tmp_path: Path) -> None:
+    file = config_file(tmp_path, text)
+    expected = load_config(file, tmp_path / "run", options).settings()
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(config_yaml(file, options))
+    assert load_config(printed, tmp_path / "run", {}).settings() == expected
+    lines = printed.read_text().splitlines()
+    assert [line.partition(":")[0] for line in lines if line and line[0] not in "#-"] == list(SETTINGS)
+    assert all(lines[lines.index(line) - 1].startswith("# ") for line in lines if line and line[0] not in "#-")
 
 
 @pytest.mark.parametrize("word", ["no", "No", "'no'", "off"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from buleyean_rl.system.host import peak_rss_bytes
-from buleyean_rl.training.report import _smooth, plot_losses, write_report
+from buleyean_rl.training.report import _smooth, plot_losses, result_lines, write_report
 from sample_report import REPORT
 
 LOG = [
@@ -56,6 +58,33 @@ def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "run.json").exists()
     write_report(tmp_path, REPORT, LOG)
     assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2} | asdict(REPORT)
+
+
+def moved(kl: float) -> dict[str, dict[str, float]]:
+    """The report's drift, with another KL of the bundled texts."""
+    return REPORT.drift | {"bundled": REPORT.drift["bundled"] | {"kl": kl}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        (
+            {"rejected_nll_final": 1.25 + math.log(9), "drift": {"own": REPORT.drift["own"] | {"kl": 0.004}}},
+            "trained: the rejected answers are now 9.0 times less likely per token; other text unchanged (KL 0.004)",
+        ),
+        (
+            {"rejected_nll_final": 1.25 + math.log(1.05), "drift": moved(0.03)},
+            "trained: the rejected answers are now 5.0% less likely per token; other text little changed (KL 0.030)",
+        ),
+        (
+            {"rejected_nll_final": 1.25, "drift": moved(0.3)},
+            "[yellow]trained, and the rejected answers did not become less likely[/]; other text changed (KL 0.300)",
+        ),
+        ({"rejected_nll_base": None}, "trained; other text little changed (KL 0.012)"),
+    ],
+)
+def test_the_last_line_is_a_verdict(changes: dict[str, Any], verdict: str) -> None:
+    assert result_lines(replace(REPORT, **changes)).splitlines()[-1] == verdict
 
 
 def test_smoothing_is_a_running_mean() -> None:

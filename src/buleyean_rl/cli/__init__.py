@@ -6,47 +6,50 @@ A command reads its options, calls one function of the package and prints the re
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper, UnsupportedOperation
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, train
+from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, runs, train
+from buleyean_rl.cli.options import INTERRUPTED, Interrupted
 from buleyean_rl.errors import BuleyeanError, UsageError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 from buleyean_rl.system.cache import sweep_cache
 from buleyean_rl.system.disk import full_disk
+from buleyean_rl.system.program import command_line
 
 app = typer.Typer(
     name="buleyean",
     help="Fine-tune an open language model from rejections alone, and chat with the result.",
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 
 TEXTS = ("--prompt", "--system", "--message")  # options whose value may be empty
+GO_ON_ALONE = ("mine", "walk")  # stopped, the same command goes on
 
-
-app.add_typer(data.app, name="data")
-for command in (
-    apps.demo,
-    train.train,
-    export.export,
-    apps.chat,
-    evaluate.evaluate,
-    export.push,
-    mine.mine,
-    mine.walk,
-    apps.void,
-    doctor.doctor,
+app.add_typer(data.app, name="data", short_help="Import data as rejection records; validate them.")
+for command, line in (  # which has room in 80 columns
+    (apps.demo, "Run the main job on bundled model and data, start to end."),
+    (train.train, "Fine-tune a model on rejections; writes a run folder."),
+    (runs.runs, "List, compare or delete runs."),
+    (export.export, "Write a run as a GGUF file, checked in llama.cpp."),
+    (apps.chat, "Talk to a run or a model, and reject its answers."),
+    (evaluate.evaluate, "Measure a model: rejections, drift, loops."),
+    (export.push, "Upload a run, GGUF files or records to the Hub."),
+    (mine.mine, "Let a model answer prompts; write rejected answers as records."),
+    (mine.walk, "Mine, train, measure; repeat with the trained model."),
+    (apps.void, "Serve a page to chat, reject answers, and train."),
+    (doctor.doctor, "Report what this machine computes with, what is missing."),
 ):
-    app.command()(command)
+    app.command(short_help=line)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,10 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_empty(argument_list)
         code = app(args=argument_list, prog_name="buleyean", standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         _flush_stdout()
         return code
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, Interrupted) as stop:
+        with suppress(OSError):
+            print(_describe_stop(stop, argument_list), file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has ended, as `head` does
         sys.stdout = None
         return 1
@@ -125,12 +132,27 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"{option} is empty: give a value")
 
 
+def _describe_stop(stop: BaseException, words: list[str]) -> str:
+    """Where a stopped command stands, and how it goes on.
+
+    Args:
+        stop: with a message, and the words that the command needs to go on, if it can.
+        words: of the command.
+    """
+    message, *more = stop.args or ("",)
+    if not more and words[:1] not in ([name] for name in GO_ON_ALONE):
+        return f"stopped: {message}" if message else "stopped"
+    words = [*words, *(word for word in more if word not in words)]
+    where = f"stopped: {message}. " if message else ""
+    return f"{where}Go on with: {command_line(*words)}"
+
+
 def _describe_error(error: Exception) -> tuple[str, int] | None:
     """An error as a message and an exit code; None for a bug, which needs its traceback."""
     if isinstance(error, BuleyeanError):
         return str(error), error.exit_code
     if isinstance(error, typer.Abort):
-        return "stopped", 130
+        return "stopped", INTERRUPTED
     if isinstance(error, MemoryError):
         return str(error) or "not enough memory", 1
     if (number := full_disk(error)) is not None and not isinstance(error, OSError):
@@ -143,8 +165,21 @@ def _describe_error(error: Exception) -> tuple[str, int] | None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "buleyean"
         problem = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        problem += _nearest_option(error, context)
         return f"{problem}{'' if problem.endswith('?') else '.'} See `{command} --help`.", 2
     return None
+
+
+def _nearest_option(error: Exception, context: Any) -> str:
+    """A question after the name of an option that there is not, where no option is spelled nearly so.
+
+    By the settings' own names: `--learning-rate` is `--lr`.
+    """
+    if context is None or getattr(error, "possibilities", True) or not hasattr(error, "option_name"):
+        return ""
+    name = error.option_name.lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, names := {p.name: p for p in context.command.params}, 1, 0.75)
+    return f". Did you mean {names[near[0]].opts[0]}?" if near else ""
 
 
 @app.callback(invoke_without_command=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Context, EngineName, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, Context, EngineName, print_json, print_next, print_report, stderr_console
 from buleyean_rl.errors import UsageError
+from buleyean_rl.system.wording import counted
 
 
 def demo(
@@ -26,8 +26,16 @@ def demo(
 
 
 def chat(
-    model: Annotated[str, typer.Argument(metavar="MODEL.GGUF", help="The model to talk to.")],
-    compare: Annotated[str | None, typer.Option(metavar="BASE.GGUF", help="Another model, side by side.")] = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a GGUF file, or a base model as for `train`.")],
+    compare: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="Another model, which answers first, side by side.")
+    ] = None,
+    lora: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An adapter GGUF for MODEL, as `export --adapter` writes it.")
+    ] = None,
+    rejections: Annotated[
+        str, typer.Option(metavar="FILE", help="The records file that /no adds rejected answers to.")
+    ] = "rejections.jsonl",
     prompt: Annotated[str | None, typer.Option(help="Answer this prompt and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 512,
@@ -36,20 +44,29 @@ def chat(
     context: Context = None,
     engine: EngineName = "xllamacpp",
 ) -> None:
-    """Talk to a GGUF model in llama.cpp."""
+    """Talk to a model, and reject its answers with /no.
+
+    A GGUF file answers in llama.cpp, other models as they were trained.
+    """
+    from pathlib import Path
+
     from rich.console import Console
 
     from buleyean_rl.inference import chat as terminal
     from buleyean_rl.inference.protocol import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with terminal.open_models([model] if compare is None else [compare, model], context, engine) as models:
-        if prompt is None:
-            terminal.talk(models, Console(), system=system, sampling=sampling)
-        elif compare is None:
-            terminal.ask(models[0].engine, prompt, sys.stdout, system=system, sampling=sampling)
-        else:
-            terminal.compare(models, prompt, Console(), system=system, sampling=sampling)
+    opened = terminal.open_models(
+        [model] if compare is None else [compare, model], context, engine, lora=lora, console=stderr_console()
+    )
+    with opened as models:
+        if prompt is not None:
+            terminal.ask(models, prompt, Console(), system=system, sampling=sampling)
+            return
+        rejected = terminal.talk(models, Console(), rejections=Path(rejections), system=system, sampling=sampling)
+    if rejected:
+        print_report([f"{counted(rejected, 'rejection')} added to {rejections}"], None)
+        print_next("train", rejections, "--model", terminal.base_name(model), "--preset", "few", "-o", "my-run")
 
 
 def void(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Overwrite, print_report, running_count
+from buleyean_rl.cli.options import BUNDLED_MODEL, AsJson, Overwrite, print_next, print_report, running_count
 from buleyean_rl.errors import UsageError
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
@@ -18,7 +18,7 @@ def _help(context: typer.Context) -> None:
         print(context.get_help())
 
 
-@app.command("import")
+@app.command("import", short_help="Import pairs, labels, scores, a table or a log as records.")
 def data_import(
     source: Annotated[
         str,
@@ -86,9 +86,10 @@ def data_import(
             progress=progress,
         )
     print_report(report.lines(), report.as_dict() if as_json else None)
+    print_next("data", "validate", output)
 
 
-@app.command("validate")
+@app.command("validate", short_help="Report what training would use of a records file.")
 def data_validate(
     path: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
     model: Annotated[
@@ -114,3 +115,4 @@ def data_validate(
     print_report(report.lines(), report.as_dict() if as_json else None)
     if not report.usable:
         raise typer.Exit(1)
+    print_next("train", path, "--model", model or BUNDLED_MODEL, "-o", "my-run")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, print_json, print_report
+from buleyean_rl.cli.options import AsJson, print_json, print_next, print_report
 from buleyean_rl.errors import UsageError
 
 ENGINES = ("xllamacpp", "llama-cpp-python", "transformers")
@@ -53,6 +53,8 @@ def doctor(
     if missing:
         print_report([f"error: missing: {', '.join(missing)}"], None)
         raise typer.Exit(1)
+    if not as_json:
+        print_next("demo")
 
 
 def _hardware() -> list[Finding]:

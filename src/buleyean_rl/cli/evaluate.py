@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -66,14 +67,13 @@ def evaluate(
 
     from buleyean_rl import demo_data
     from buleyean_rl.data.importers import read_preferences
-    from buleyean_rl.evaluation.drift import BUNDLED, PASSAGES
-    from buleyean_rl.evaluation.measure import NEUTRAL, Material
+    from buleyean_rl.evaluation.drift import PASSAGES
+    from buleyean_rl.evaluation.measure import Material, plain_texts
     from buleyean_rl.evaluation.measure import evaluate as run
-    from buleyean_rl.evaluation.measured_model import Bases, Settings
+    from buleyean_rl.evaluation.measured_model import Bases, Settings, make_samplings
     from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
     from buleyean_rl.evaluation.texts import read_texts
-    from buleyean_rl.inference.protocol import Sampling
     from buleyean_rl.system.files import encode_json
     from buleyean_rl.system.outputs import check_output_file, open_output
 
@@ -84,11 +84,9 @@ def evaluate(
             check_output_file(Path(target), overwrite=overwrite, is_ours=is_ours)
     if not any((pairs, records, neutral, prompts)):
         neutral = prompts = BUNDLED_DATA
-    bundled, texts = demo_data.neutral_texts()[:limit], {}
-    if neutral == BUNDLED_DATA:
-        texts = {NEUTRAL: bundled}
-    elif neutral is not None:
-        texts = {BUNDLED: bundled, NEUTRAL: list(read_texts(Path(neutral), limit))}
+    texts: Sequence[str] = ()
+    if neutral is not None:
+        texts = demo_data.neutral_texts() if neutral == BUNDLED_DATA else read_texts(Path(neutral))
     passages = min(PASSAGES, limit or PASSAGES) if texts else 0
     prompt_list = (
         [] if prompts is None else read_prompts_or_bundled(None if prompts == BUNDLED_DATA else prompts, "held_out")
@@ -97,12 +95,8 @@ def evaluate(
         None if source is None else read_preferences(source, limit=limit, skip_bad=skip_bad)
         for source in (pairs, records)
     )
-    material = Material(preferences, rejections, texts, passages, tuple(prompt_list[:limit]))
-    samplings = tuple(
-        Sampling(tokens, degrees, top_p=1.0, seed=seed)
-        for degrees in dict.fromkeys(temperature or [0.0])
-        for tokens in dict.fromkeys(max_tokens or [128])
-    )
+    material = Material(preferences, rejections, plain_texts(texts, limit), passages, tuple(prompt_list[:limit]))
+    samplings = make_samplings(temperature or [0.0], max_tokens or [128], seed)
     settings, console = Settings(max_length, samplings, engine, context, model), stderr_console()
     bases = Bases(1 if reference is None else 2)
     evaluations = [
@@ -126,6 +120,6 @@ def evaluate(
 
 def _reference_for(name: str, reference: str | None) -> str | None:
     """The reference of a compared model; None for a run, which has its base, and for the reference itself."""
-    from buleyean_rl.models.run_folder import is_run
+    from buleyean_rl.models.run_files import is_run
 
     return None if is_run(name) or name == reference else reference

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, print_json, print_next, stderr_console
 
 
 def export(
@@ -36,6 +36,7 @@ def export(
     from buleyean_rl.errors import UsageError
     from buleyean_rl.gguf import About
     from buleyean_rl.gguf import export as exporting
+    from buleyean_rl.models.run_folder import find_model
 
     about = About(name=name, author=author, license=license, url=url)
     if adapter and ollama:
@@ -52,6 +53,11 @@ def export(
                 run, path, quants, ollama=ollama, overwrite=overwrite, engine=engine, about=about, console=console
             )
     print_json(written, as_json)
+    first = written["files"][0]["path"]
+    if not adapter:
+        print_next("chat", first)
+    elif (base := find_model(run).base) is not None and base.gguf_path is not None:
+        print_next("chat", base.name, "--lora", first)
 
 
 def push(

@@ -15,6 +15,7 @@ from buleyean_rl.cli.options import (
     default_temperature,
     find_judges,
     print_json,
+    print_next,
     print_report,
     read_prompts_or_bundled,
     stderr_console,
@@ -72,6 +73,8 @@ def mine(
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.report.rejected:
         raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
+    base = "MODEL" if isinstance(location, str) else (location.base or location).name
+    print_next("train", output, "--model", base, "-o", "my-run")
 
 
 def walk(
@@ -129,3 +132,5 @@ def walk(
         console=stderr_console(),
     )
     print_json(result, as_json)
+    if best := result.get("best"):
+        print_next("chat", Path(output) / result["rounds"][best]["run"])

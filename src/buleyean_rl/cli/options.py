@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+INTERRUPTED = 130  # the exit code, which typer makes of KeyboardInterrupt, too
 BUNDLED_DATA = "bundled"
+BUNDLED_MODEL = "smollm2-135m"
 EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 Context = Annotated[
     int | None,
@@ -36,6 +38,10 @@ Judges = Annotated[
         "python:MODULE:FUNCTION, person, or an installed judge; repeatable: several vote.",
     ),
 ]
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with where the command stands, and the words that it needs to go on; typer would drop them."""
 
 
 def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:
@@ -87,6 +93,13 @@ def print_report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
         print(line, file=sys.stderr)
     if as_json is not None:
         print_json(as_json, True)
+
+
+def print_next(*words: object) -> None:
+    """Print, on stderr, the command that people give next, spelled so that it runs where they are."""
+    from buleyean_rl.system.program import command_line
+
+    print(f"Next: {command_line(*words)}", file=sys.stderr)
 
 
 @contextmanager

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, print_json, stderr_console
+from buleyean_rl.cli.options import AsJson, Interrupted, print_json, print_next, stderr_console
+from buleyean_rl.errors import UsageError
 
 
 def train(
-    records: Annotated[str, typer.Argument(metavar="RECORDS", help="A records file.")],
-    model: Annotated[str, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")],
+    records: Annotated[str | None, typer.Argument(metavar="RECORDS", help="A records file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="smollm2-135m (bundled), smollm2-360m, a Hub id, a folder or a GGUF.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="RUN", help="The run folder to write.")
+    ] = None,
     config: Annotated[str | None, typer.Option(help="A YAML file of settings; options override it.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Settings by purpose: log (default), loops (mined answers that loop) or few.")
@@ -38,14 +46,19 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume a run that was stopped.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad records.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and write nothing.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings as YAML for --config, and exit.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a model on rejections; writes an adapter, run.json, loss.png and a model card."""
-    from dataclasses import asdict
-    from pathlib import Path
+    """Fine-tune a model on rejections; writes an adapter, run.json, loss.png and a model card.
 
-    from buleyean_rl.training.config import load_config
-    from buleyean_rl.training.run import train as run
+    RECORDS, --model and --output are required, but for --print-config.
+    """
+    from dataclasses import asdict
+
+    from buleyean_rl.training.config import config_yaml, load_config
 
     settings = {
         "preset": preset,
@@ -65,6 +78,42 @@ def train(
         "seed": seed,
     }
     options = {name: value for name, value in settings.items() if value is not None}
-    run_config = load_config(Path(config) if config else None, Path(output), options)
-    report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=stderr_console())
+    file = Path(config) if config else None
+    if print_config:
+        print(config_yaml(file, options), end="")
+        return
+    if records is None or model is None or output is None:
+        missing = "RECORDS" if records is None else "--model" if model is None else "--output"
+        raise UsageError(f"{missing} is missing: buleyean train RECORDS --model MODEL --output RUN")
+    run_config, console = load_config(file, Path(output), options), stderr_console()
+    if dry_run:
+        from buleyean_rl.training.dry_run import dry_run as plan_run
+
+        plan = plan_run(Path(records), model, run_config, skip_bad=skip_bad, console=console)
+        console.print("\n".join(plan.lines()))
+        print_json(plan.as_dict(), as_json)
+        return
+    from buleyean_rl.training.run import train as run
+
+    with _telling_where_it_stands(Path(output)):
+        report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
     print_json(asdict(report), as_json)
+    print_next("chat", output)
+
+
+@contextmanager
+def _telling_where_it_stands(run: Path) -> Iterator[None]:
+    """Ctrl-C says how far the run is, and whether it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from buleyean_rl.training.run_state import can_resume
+        from buleyean_rl.training.runs import summarise
+
+        if not can_resume(run):
+            raise
+        summary = summarise(run)
+        if summary.steps is None:
+            raise Interrupted("before its first checkpoint; the same command begins anew") from None
+        message = f"step {summary.steps:,} of {summary.total_steps:,} is kept in {run}"
+        raise Interrupted(message, "--resume") from None

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from buleyean_rl import demo_data
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.data.records import Prompt
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.evaluation.answers import answer_figures, describe_unanswered, regeneration_figures
-from buleyean_rl.evaluation.drift import OWN, PASSAGE_TOKENS, PASSAGES
+from buleyean_rl.evaluation.drift import BUNDLED, OWN, PASSAGE_TOKENS, PASSAGES
 from buleyean_rl.evaluation.kept_answers import kept_answers, unchanged_share
 from buleyean_rl.evaluation.measured_model import Bases, MeasuredModel, Settings
 from buleyean_rl.evaluation.neutral_text import Passage
@@ -41,8 +42,8 @@ class Material:
     Args:
         pairs: preferences to rank.
         records: rejected answers with counts; None uses those of the pairs.
-        texts: plain texts by kind: `neutral`, `bundled`.
-        passages: number of passages that the base writes.
+        texts: plain texts by kind, see `plain_texts`.
+        passages: number of passages that the base writes, at most `PASSAGES`.
         prompts: to answer.
     """
 
@@ -51,6 +52,14 @@ class Material:
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     passages: int = 0
     prompts: tuple[Prompt, ...] = ()
+
+
+def plain_texts(neutral: Sequence[str], limit: int | None = None) -> dict[str, Sequence[str]]:
+    """Texts by kind: some, and beside them the bundled ones unless they are those; none for none."""
+    bundled = demo_data.neutral_texts()
+    if not neutral or list(neutral) == bundled:
+        return {NEUTRAL: neutral[:limit]} if neutral else {}
+    return {BUNDLED: bundled[:limit], NEUTRAL: neutral[:limit]}
 
 
 @dataclass

@@ -42,6 +42,15 @@ class Settings:
     key_url: str | None = None
 
 
+def make_samplings(temperatures: Sequence[float], max_tokens: Sequence[int], seed: int = 0) -> tuple[Sampling, ...]:
+    """Every temperature with every number of tokens, from the whole distribution; repeats once."""
+    return tuple(
+        Sampling(tokens, temperature, top_p=1.0, seed=seed)
+        for temperature in dict.fromkeys(temperatures)
+        for tokens in dict.fromkeys(max_tokens)
+    )
+
+
 class Bases:
     """Base models in memory, each loaded once for all that is measured on it, while it is among the last that were.
 

@@ -23,7 +23,8 @@ from buleyean_rl.gguf.parity_probes import CHATS, TEXTS
 from buleyean_rl.gguf.streaming_model import ModelInMemory, StreamingModel
 from buleyean_rl.gguf.tensors import LazyTensor, open_safetensors
 from buleyean_rl.models.adapter_folder import build_adapted_skeleton
-from buleyean_rl.models.run_folder import is_finished, load_run, read_run
+from buleyean_rl.models.run_files import is_finished, read_run
+from buleyean_rl.models.run_folder import load_run
 from buleyean_rl.models.skeleton import LM_HEAD
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_config, weight_files

@@ -17,6 +17,7 @@ from typing import Any
 from buleyean_rl.errors import HubError, UsageError
 from buleyean_rl.hub.cards import data_card, gguf_card, run_card
 from buleyean_rl.models.model_folder import read_json
+from buleyean_rl.models.run_files import read_run
 from buleyean_rl.models.source import HUB_ID, public_name_and_license
 from buleyean_rl.system.files import encode_json
 
@@ -130,8 +131,6 @@ def _read_run_report(run: Path) -> dict[str, Any]:
     path = run / "run.json"
     if not path.exists():
         raise UsageError(f"{run} has no run.json: it is not a run folder, or its training never ended")
-    from buleyean_rl.models.run_folder import read_run  # which imports torch
-
     return read_run(run)
 
 

@@ -1,86 +1,141 @@
-"""Talk to GGUF files in the terminal: one answer, a conversation, or two models side by side.
+"""Talk to models in the terminal, one or several side by side, and reject their answers.
 
-    ask(engine, ...)       one answer, streamed as plain text, for scripts
-    talk(models, ...)      a conversation; two models both answer, side by side
-    open_models(paths)     open GGUF files, close them at the end
+    open_models(names)     any model that `train` takes, a run, or a GGUF file, closed at the end
+    ask(models, ...)       one answer of each
+    talk(models, ...)      a conversation; `/no` adds the last answer to a records file
 
-Every model has a conversation of its own and does not see the other's answers.
+Every model has a conversation of its own and does not see the others' answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
 
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from buleyean_rl.errors import EngineError
+from buleyean_rl.data.encode import tokenizer_hash
+from buleyean_rl.data.records import make_record
+from buleyean_rl.data.records.rejecting import append_record, find_part
+from buleyean_rl.errors import BuleyeanError, EngineError, UsageError
+from buleyean_rl.inference.chat_screen import Stream, show_one, show_side_by_side
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
-from buleyean_rl.inference.protocol import Engine, Sampling
+from buleyean_rl.inference.protocol import Adapter, Answer, Engine, Sampling
+from buleyean_rl.models.source import public_name_and_license
 
 CHAT_SAMPLING = Sampling(max_tokens=512, temperature=0.7)
-HELP = "/new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+SHORT_HELP = "/no rejects an answer, /help lists the rest"
+HELP = """\
+/no                reject the last answer
+/no WHY            the same, with a remark for people
+/no "WORDS" [WHY]  reject only that part of it
+/new               a new conversation
+/exit or Ctrl-D    leave; Ctrl-C stops an answer"""
+_QUOTED = re.compile(r'["“”]([^"“”]*)["“”]\s*')
 
 
 @dataclass
 class ChatModel:
-    """A model in a conversation: its name, its engine, and the messages so far."""
+    """A model in a conversation.
+
+    Args:
+        name: for people.
+        engine: runs it.
+        policy: what records say of it: model and adapter.
+        messages: so far.
+        answer: the last one, to the messages before it; None before the first.
+        rejections: of the last answer so far: its parts, None for all of it.
+    """
 
     name: str
     engine: Engine
+    policy: Mapping[str, str] = field(default_factory=dict)
     messages: list[dict[str, str]] = field(default_factory=list)
+    answer: Answer | None = None
+    rejections: set[tuple[int, int] | None] = field(default_factory=set)
 
 
 @contextmanager
 def open_models(
-    paths: Sequence[Path | str], context: int | None = None, engine: str = DEFAULT_ENGINE
+    names: Sequence[str],
+    context: int | None = None,
+    engine: str = DEFAULT_ENGINE,
+    *,
+    lora: str | None = None,
+    console: Console | None = None,
 ) -> Iterator[list[ChatModel]]:
-    """Open GGUF files; they are freed when the block ends.
+    """Open models; they are freed when the block ends.
 
     Args:
-        paths: of the files, whose names the models get.
+        names: base models as for `train`, run folders, or GGUF files.
         context: maximum tokens of a conversation; None for the model's own, as memory allows.
-        engine: one of `gguf_engines.ENGINES`.
+        engine: of GGUF files, one of `gguf_engines.ENGINES`.
+        lora: an adapter GGUF for the last model, which is a GGUF file.
+        console: says what is loaded; None for nowhere.
 
     Raises:
-        EngineError: a file is missing, is not GGUF, is damaged, or llama.cpp cannot run it.
+        ModelError: nothing of a name can exist, or it cannot be loaded.
+        EngineError: a file is not GGUF or damaged, or llama.cpp cannot run it.
+        UsageError: an adapter or an engine for a model that is no GGUF file.
     """
     with ExitStack() as stack:
         models = []
-        for path in paths:
-            gguf = open_gguf(path, engine, context=context)
-            stack.callback(gguf.close)
-            models.append(ChatModel(Path(path).stem, gguf))
+        for number, name in enumerate(names, start=1):
+            with (console or Console(quiet=True)).status(f"loading {escape(name)}"):
+                model = _open_model(name, context, engine, lora if number == len(names) else None)
+            stack.callback(model.engine.close)
+            models.append(model)
         yield models
 
 
-def ask(
-    engine: Engine, prompt: str, out: TextIO, *, system: str | None = None, sampling: Sampling = CHAT_SAMPLING
-) -> str:
-    """Stream one answer to `out`, followed by a newline.
+def base_name(name: str) -> str:
+    """The name of the base model that the rejections of a model's answers are trained on: its own, or its run's base's.
 
-    Returns:
-        The answer.
+    Raises:
+        ModelError: nothing of that name can exist.
     """
-    pieces = []
-    for piece in engine.generate(initial_messages(prompt, system), sampling):
-        pieces.append(piece)
-        out.write(piece)
-        out.flush()
-    out.write("\n")
-    out.flush()
-    return "".join(pieces)
+    from buleyean_rl.models.run_folder import find_model
+
+    source = find_model(name)
+    return (source.base or source).name
 
 
-def compare(
+def _open_model(name: str, context: int | None, engine: str, lora: str | None) -> ChatModel:
+    path = Path(name)
+    if path.suffix == ".gguf" or path.is_file():
+        return _open_file(path.stem, {"model": public_name_and_license(name)[0]}, path, context, engine, lora)
+    from buleyean_rl.inference.open import describe_policy, open_engine
+    from buleyean_rl.models.run_folder import find_model
+
+    source = find_model(name)
+    shown, policy = path.name if path.is_dir() else name, describe_policy(source)
+    if lora is not None:
+        if source.run is not None:
+            raise UsageError(f"--lora goes with a GGUF file, and {name} is a run, which has its adapter already")
+        if source.gguf_path is None:
+            raise UsageError(f"--lora goes with a GGUF file, which {name} is not")
+        return _open_file(shown, policy, source.gguf_path, context, engine, lora)
+    if engine != DEFAULT_ENGINE:
+        raise UsageError(f"--engine {engine} goes with a GGUF file, which {name} is not")
+    return ChatModel(shown, open_engine(source, context=context), policy)
+
+
+def _open_file(
+    shown: str, policy: Mapping[str, str], path: Path, context: int | None, engine: str, lora: str | None
+) -> ChatModel:
+    """A GGUF file in llama.cpp, which needs no torch."""
+    if lora is None:
+        return ChatModel(shown, open_gguf(path, engine, context=context), policy)
+    opened = open_gguf(path, engine, context=context, adapter=Adapter(Path(lora)))
+    return ChatModel(f"{shown} + {Path(lora).stem}", opened, {**policy, "adapter": Path(lora).name})
+
+
+def ask(
     models: Sequence[ChatModel],
     prompt: str,
     console: Console,
@@ -88,56 +143,98 @@ def compare(
     system: str | None = None,
     sampling: Sampling = CHAT_SAMPLING,
 ) -> list[str]:
-    """Show one answer of every model, side by side.
+    """Show one answer of every model as it comes; of one model, piped, the answer and nothing else.
 
     Returns:
         The answers, in the order of the models.
     """
     for model in models:
-        model.messages = initial_messages(prompt, system)
-    return _stream_answers(models, console, sampling)
+        model.messages = [*_system_messages(system), {"role": "user", "content": prompt}]
+    return [answer.text for answer in _show_answers(models, console, sampling)]
 
 
 def talk(
     models: Sequence[ChatModel],
     console: Console,
     *,
+    rejections: Path,
     system: str | None = None,
     sampling: Sampling = CHAT_SAMPLING,
     read: Callable[[], str] | None = None,
-) -> None:
+) -> int:
     """Hold a conversation until `/exit` or the end of input.
 
     Args:
-        models: all of them answer.
+        models: all of them answer; `/no` is about the last one.
         console: to print on.
+        rejections: the records file that `/no` adds to.
         system: the system message.
         sampling: of every answer.
         read: returns the next line, raises EOFError at the end; None reads from the console.
+
+    Returns:
+        The number of rejections.
     """
     read = read or (lambda: console.input("[bold]> [/bold]"))
-    console.print(f"[dim]{escape(' and '.join(model.name for model in models))}. {HELP}[/dim]")
+    _remark(console, f"{' and '.join(model.name for model in models)}. {SHORT_HELP}")
     _reset(models, system)
+    rejected = 0
     while True:
         try:
             line = read().strip()
         except (EOFError, KeyboardInterrupt):
             console.print()
-            return
-        if line in ("/exit", "/quit", "/bye"):
-            return
-        if line == "/new":
-            _reset(models, system)
-            console.print("[dim]a new conversation[/dim]")
-        elif line.startswith("/"):
-            console.print(f"[dim]{HELP}[/dim]")
-        elif line:
-            _answer_line(models, line, console, sampling)
+            return rejected
+        command, _, argument = line.partition(" ")
+        match command:
+            case "/exit" | "/quit" | "/bye":
+                return rejected
+            case "/new":
+                _reset(models, system)
+                _remark(console, "a new conversation")
+            case "/no":
+                try:
+                    _remark(console, _reject(models[-1], argument.strip(), rejections, sampling))
+                    rejected += 1
+                except (BuleyeanError, OSError) as error:
+                    console.print(Text(str(error), style="red"))
+            case "/help":
+                _remark(console, f"{HELP}\nRejections go to {rejections}.")
+            case _ if line.startswith("/"):
+                _remark(console, f"no command {command}: {SHORT_HELP}")
+            case _ if line:
+                _answer_line(models, line, console, sampling)
 
 
-def initial_messages(prompt: str, system: str | None = None) -> list[dict[str, str]]:
-    """An optional system message and the user's prompt."""
-    return [*_system_messages(system), {"role": "user", "content": prompt}]
+def _reject(model: ChatModel, argument: str, path: Path, sampling: Sampling) -> str:
+    """Add the last answer, or a part of it, to a records file; returns what to say of it."""
+    answer = model.answer
+    if answer is None:
+        raise UsageError("there is no answer to reject yet")
+    span, why = None, argument
+    if quoted := _QUOTED.match(argument):
+        why = argument[quoted.end() :]
+        span = find_part(answer.text, quoted[1])
+        if span is None:
+            raise UsageError(f"the last answer has no {quoted[0].strip()}: nothing is rejected")
+    if span in model.rejections:
+        raise UsageError("that is rejected already")
+    is_blank = not answer.text.strip()
+    has_ids = answer.token_ids is not None and not is_blank and model.engine.tokenizer is not None
+    record = make_record(
+        model.messages[:-1],
+        ["" if is_blank else answer.text],
+        spans=None if span is None else [[list(span)]],
+        token_ids=[answer.token_ids] if has_ids else None,
+        ended=[answer.ended],
+        tokenizer=tokenizer_hash(model.engine.tokenizer) if has_ids else None,
+        policy={**model.policy, "temperature": sampling.temperature, "top_p": sampling.top_p},
+    )
+    is_new = not path.exists()
+    append_record(path, record, why)
+    model.rejections.add(span)
+    what = "the answer" if span is None else f'"{answer.text[slice(*span)]}"'
+    return f"rejected: {what} of {model.name}, in {path}{', a new file' if is_new else ''}"
 
 
 def _system_messages(system: str | None) -> list[dict[str, str]]:
@@ -146,7 +243,7 @@ def _system_messages(system: str | None) -> list[dict[str, str]]:
 
 def _reset(models: Sequence[ChatModel], system: str | None) -> None:
     for model in models:
-        model.messages = _system_messages(system)
+        model.messages, model.answer = _system_messages(system), None
 
 
 def _answer_line(models: Sequence[ChatModel], line: str, console: Console, sampling: Sampling) -> None:
@@ -155,51 +252,50 @@ def _answer_line(models: Sequence[ChatModel], line: str, console: Console, sampl
     for model in models:
         model.messages.append({"role": "user", "content": line})
     try:
-        answers = _stream_answers(models, console, sampling)
+        answers = _show_answers(models, console, sampling)
     except EngineError as error:
         console.print(Text(f"{error} (/new starts over)", style="red"))
         for model, messages in zip(models, previous, strict=True):
             model.messages = messages
         return
     for model, answer in zip(models, answers, strict=True):
-        model.messages.append({"role": "assistant", "content": answer})
+        model.messages.append({"role": "assistant", "content": answer.text})
+        model.answer, model.rejections = answer, set()
 
 
-def _stream_answers(models: Sequence[ChatModel], console: Console, sampling: Sampling) -> list[str]:
-    """Show every model's answer as it comes; Ctrl-C ends it early."""
-    answers = [""] * len(models)
+def _show_answers(models: Sequence[ChatModel], console: Console, sampling: Sampling) -> list[Answer]:
+    """Show every model's answer as it comes; Ctrl-C ends it early, and those of the models after it."""
+    answers: list[Answer] = []
+    is_stopped = False
 
-    def generate(show: Callable[[], Any]) -> None:
-        for index, model in enumerate(models):
+    def stream_of(model: ChatModel) -> Stream:
+        def stream(show: Callable[[str], None]) -> None:
+            nonlocal is_stopped
+            text = ""
+            whole: Answer | None = None
             try:
-                with closing(model.engine.generate(model.messages, sampling)) as pieces:
-                    for piece in pieces:
-                        answers[index] += piece
-                        show()
+                if not is_stopped:
+                    with closing(model.engine.generate(model.messages, sampling)) as pieces:
+                        while True:
+                            piece = next(pieces)
+                            text += piece
+                            show(piece)
+            except StopIteration as end:
+                whole = end.value
             except KeyboardInterrupt:
-                return
+                is_stopped = True
+            if whole is None or whole.text != text:  # stopped, or not all of it was streamed
+                whole = Answer(text, None, whole is not None and whole.ended)
+            answers.append(whole)
+
+        return stream
 
     if len(models) == 1:
-        shown = 0
-
-        def stream() -> None:
-            nonlocal shown
-            console.print(Text(answers[0][shown:]), end="", soft_wrap=True)
-            shown = len(answers[0])
-
-        generate(stream)
-        console.print()
-        return answers
-    with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
-        generate(lambda: live.update(_side_by_side(models, answers), refresh=True))
-        live.update(_side_by_side(models, answers), refresh=True)
+        show_one(console, stream_of(models[0]))
+    else:
+        show_side_by_side(console, [model.name for model in models], [stream_of(model) for model in models])
     return answers
 
 
-def _side_by_side(models: Sequence[ChatModel], answers: Sequence[str]) -> Table:
-    """One panel per model, of equal widths."""
-    row = Table.grid(expand=True)
-    for _ in models:
-        row.add_column(ratio=1)
-    row.add_row(*(Panel(Text(answer), title=escape(model.name)) for model, answer in zip(models, answers, strict=True)))
-    return row
+def _remark(console: Console, text: str) -> None:
+    console.print(Text(text, style="dim"))

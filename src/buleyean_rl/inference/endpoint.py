@@ -150,9 +150,13 @@ class EndpointEngine(BaseEngine):
         """Raises EngineError: endpoints do not offer it."""
         self._refuse()
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
         """The answer, in one piece."""
-        yield from self.complete_many([messages], sampling)
+        (outcome,) = self.answer_many([messages], sampling)
+        if isinstance(outcome, Unanswered):
+            raise EngineError(outcome.detail)
+        yield outcome.text
+        return outcome
 
     def answers(
         self,

@@ -115,14 +115,18 @@ class LlamaCppPythonEngine(BaseEngine):
         """The ids `create_chat_completion` would evaluate: a BOS only from the template."""
         return self.tokenize(self.render(messages))
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer, streamed in pieces."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
+        """The answer, streamed in pieces. See `Engine.generate`."""
         ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
+        text, ended = "", False
         for chunk in self._stream_chunks(ids, sampling):
             if piece := chunk["choices"][0]["text"]:
+                text += piece
                 yield piece
+            ended = chunk["choices"][0]["finish_reason"] == "stop"
+        return Answer(text, None, ended)
 
     def answers(
         self,

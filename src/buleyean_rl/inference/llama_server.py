@@ -134,41 +134,51 @@ class LlamaCppEngine(BaseEngine):
         """The ids llama.cpp's chat endpoint would evaluate."""
         return self.tokenize(self.render(messages), add_special=True)
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer, streamed in pieces; closing the generator cancels it in the server."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
+        """The answer, streamed in pieces; closing the generator cancels it in the server. See `Engine.generate`."""
         ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
-        request = {"prompt": ids, "stream": True, **_sampling_fields(sampling, self.context - len(ids))}
-        pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        fields = _sampling_fields(sampling, self.context - len(ids))
+        request = {"prompt": ids, "stream": True, "verbose": True, "return_tokens": True, **fields}
+        chunks: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
         is_cancelled = threading.Event()
 
         def on_chunk(chunk: dict[str, Any]) -> bool:
             try:
-                pieces.put(_check_reply(chunk)["choices"][0]["text"])
+                chunks.put(_check_reply(chunk))
             except EngineError as error:
-                pieces.put(error)
+                chunks.put(error)
             return is_cancelled.is_set()
 
         def complete() -> None:
             try:
                 with self._budget.hold(len(ids) + request["n_predict"]):
                     self._server.handle_completions(request, on_chunk)
-                pieces.put(None)
+                chunks.put(None)
             except BaseException as error:
-                pieces.put(error)
+                chunks.put(error)
 
         worker = threading.Thread(target=complete, daemon=True)
         worker.start()
+        text, tokens, last = "", list[int](), dict[str, Any]()
         try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                if piece:
+            while (chunk := chunks.get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                last = chunk
+                if piece := chunk["choices"][0]["text"]:  # that of the end token is empty
+                    text += piece
+                    tokens += chunk["__verbose"]["tokens"]
                     yield piece
         finally:
             is_cancelled.set()
             worker.join()
+        ended = last["choices"][0]["finish_reason"] == "stop"
+        count = last["usage"]["completion_tokens"] - ended
+        # Of a character of several tokens the server reports the last.
+        is_exact = last["__verbose"]["stop_type"] != "word" and len(tokens) == count
+        return Answer(text, count, ended, tuple(tokens) if is_exact else None)
 
     def answers(
         self,

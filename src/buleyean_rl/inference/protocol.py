@@ -154,8 +154,12 @@ class Engine(Completer, Protocol):
     def prompt_ids(self, messages: Messages) -> list[int]:
         """The token ids this engine feeds to the model to answer the messages."""
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer to a conversation, streamed in pieces; closing the generator stops the computation."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
+        """The answer to a conversation, streamed in pieces; closing the generator stops the computation.
+
+        Returns:
+            The whole answer, with its token ids where the engine reports them.
+        """
 
     def answer_many(
         self,

@@ -75,16 +75,20 @@ class TransformersEngine(BaseEngine):
         with _as_engine_error():
             return self._encoder.encode_conversations([messages])[0].ids
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str]:
-        """The answer, streamed in pieces."""
+    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
+        """The answer, streamed in pieces. See `Engine.generate`."""
         ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
         emitted, text = 0, ""
         answer: list[int] = []
+        drawn: list[int] = []
+        logprobs: list[float] = []
         limit = min(sampling.max_tokens, self.context - len(ids))
         with closing(self._draw(ids, limit, sampling)) as tokens:
-            for token in tokens:
+            for token, logprob in tokens:
+                drawn.append(token)
+                logprobs.append(logprob)
                 if token in self._eos_token_ids:
                     break
                 answer.append(token)
@@ -101,22 +105,24 @@ class TransformersEngine(BaseEngine):
                     emitted = ready
         if text[emitted:]:
             yield text[emitted:]
+        return self._make_answer(drawn, logprobs, sampling)
 
-    def _draw(self, ids: list[int], limit: int, sampling: Sampling) -> Generator[int]:
-        """The tokens after a prompt, one by one."""
+    def _draw(self, ids: list[int], limit: int, sampling: Sampling) -> Generator[tuple[int, float]]:
+        """The tokens after a prompt, one by one, with their log-probabilities."""
         import torch
 
         if self._batch_decoder is not None:
             request = Request(ids, limit, sampling.temperature, sampling.top_p, sampling.seed)
             with closing(self._batch_decoder.run([request])) as drawn:
-                yield from (each.token for each in drawn)
+                yield from ((each.token, each.logprob) for each in drawn)
             return
         generator, cache, new_ids = torch.Generator().manual_seed(sampling.seed), None, ids
         for _ in range(limit):
             output = self._forward(new_ids, cache=cache, use_cache=True, logits_to_keep=1)
             cache = output.cache
-            new_ids = [sample_token(output.logits[0, -1].float().cpu(), sampling, generator)]
-            yield new_ids[0]
+            logits = output.logits[0, -1].float().cpu()
+            new_ids = [sample_token(logits, sampling, generator)]
+            yield new_ids[0], float(logits.log_softmax(-1)[new_ids[0]])
 
     def answers(
         self,

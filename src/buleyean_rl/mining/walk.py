@@ -31,7 +31,7 @@ from buleyean_rl.mining.judges import Judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
 from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.model import Model, open_model
-from buleyean_rl.models.run_folder import is_finished, is_run
+from buleyean_rl.models.run_files import is_finished, is_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, write_json

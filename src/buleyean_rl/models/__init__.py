@@ -3,7 +3,7 @@
 name --source--> location --weights--> transformers model --adapt--> PEFT model; `model.Model` owns all of them
 
 model                               one model: source, tokenizer, module, head, layout, dtype, kernels
-source, hub, weights, run_folder    locate and load
+source, hub, weights, run_folder, run_files    locate and load
 model_folder, gguf_header           what must be right before anything is loaded
 weight_checks, adapter_folder       what must be right of the weights, and of an adapter's
 skeleton, template_end              parameters without weights; where a template ends an answer

@@ -11,7 +11,7 @@ import torch
 from buleyean_rl.errors import ModelError
 from buleyean_rl.models.adapt import quiet_peft
 from buleyean_rl.models.adapter_folder import adapter_weights, check_adapter, read_adapter_config, untie_head
-from buleyean_rl.models.model_folder import read_json
+from buleyean_rl.models.run_files import is_finished, is_run, is_unfinished, read_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.models.weights import (
     TOKENIZER_FILES,
@@ -23,9 +23,6 @@ from buleyean_rl.models.weights import (
     loading,
     read_tokenizer,
 )
-
-RUN_FORMAT = 2  # of run.json; in 1, without a number, objectives had other losses
-SETTINGS_FORMAT = 3  # of settings.json and of the checkpoints beside it; below 3, learning rates were others
 
 
 def find_model(name: str | Path | Source) -> Source:
@@ -154,52 +151,3 @@ def run_base(run: Path) -> str:
             f"{run} was trained on {base}, which is not there: move it back, or name its place in {config}"
         )
     return base
-
-
-def is_run(name: str) -> bool:
-    """Whether a name is a run folder."""
-    return (Path(name) / "adapter_config.json").exists()
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a folder has a finished run, whatever else is there."""
-    return (run / "run.json").exists()
-
-
-def is_unfinished(run: Path) -> bool:
-    """Whether a folder has a run that has not ended."""
-    return (run / "settings.json").exists() and not is_finished(run)
-
-
-def read_run(run: Path) -> dict[str, Any]:
-    """Read a run folder's report.
-
-    Raises:
-        ModelError: it is damaged, or another version wrote it.
-    """
-    values = read_json(run / "run.json")
-    written = values.get("format", 1)
-    if written == RUN_FORMAT:
-        return values
-    if isinstance(written, int) and written > RUN_FORMAT:
-        raise ModelError(f"{run / 'run.json'} is of format {written}, of a later version: update buleyean-rl")
-    raise ModelError(
-        f"{run / 'run.json'} is of format {written}, whose objective names mean other losses than those of format "
-        f"{RUN_FORMAT}: train the run again in another folder"
-    )
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """Read the settings of a run that has not ended.
-
-    Raises:
-        ModelError: they are damaged, or another version wrote them.
-    """
-    values = read_json(run / "settings.json")
-    written = values.get("format", 1)
-    if written != SETTINGS_FORMAT:
-        raise ModelError(
-            f"{run / 'settings.json'} is of format {written}, and this version goes on with runs of format "
-            f"{SETTINGS_FORMAT}: begin the run anew in another folder, or finish it with the version that began it"
-        )
-    return values

@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,41 @@ def cache_folder() -> Path:
     """`buleyean-rl` in the user's cache: converted models, kernels, token stores, answers.
 
     XDG_CACHE_HOME must be absolute, as its specification has it: a cache does not belong in whatever folder is current.
+    Without a home that can be written, as in some containers, it is the user's folder among the temporary files.
 
     Raises:
-        UsageError: nobody knows where that is, as for a container's user without a name.
+        UsageError: there is no such folder either.
     """
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if configured.is_absolute():
+        return configured / "buleyean-rl"
     try:
-        return (configured if configured.is_absolute() else Path.home() / ".cache") / "buleyean-rl"
-    except RuntimeError:
-        raise UsageError("there is no home folder for the cache: set HOME or XDG_CACHE_HOME to one") from None
+        folder = Path.home() / ".cache" / "buleyean-rl"
+    except RuntimeError:  # as for a container's user without a name
+        return _temporary_cache()
+    # `Path.exists` raises where nobody may look
+    parent = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    return folder if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) else _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    """A folder that is there, the user's, and closed to others: kernels are loaded from it."""
+    folder = Path(tempfile.gettempdir()) / f"buleyean-rl-{os.getuid()}"
+    remedy = "set HOME or XDG_CACHE_HOME to a folder that you may write to"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise UsageError(f"the cache {folder} cannot be made: {error.strerror}: {remedy}") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UsageError(f"the cache {folder} is not yours alone: {remedy}")
+    _say_once(f"no home folder that can be written: the cache is {folder}; XDG_CACHE_HOME moves it")
+    return folder
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def make_cache_folder(name: str) -> Path:

@@ -8,7 +8,8 @@ trainer            Hugging Face's loop around the fused loss
 reference_cache    the reference's hidden states, from epoch to epoch
 guard              ends a run before it ruins the model
 before_after, held_out  the objective, neutral text and drift, before and after
-estimate           time and memory, from a trial step
+estimate, dry_run  time and memory, from a trial step; all that a run would take
 progress, report   progress bar; run.json, loss.png, the card
 checkpoints        run folders while they are written
+runs               run folders side by side
 """

@@ -25,6 +25,7 @@ from buleyean_rl.training.settings import (
     Whole,
     check_one_process,
     check_settings,
+    settings_yaml,
     unknown_setting,
 )
 
@@ -116,6 +117,8 @@ class BuleyeanConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_one_process()  # before transformers joins the others
+        if self.max_steps is None:
+            self.max_steps = NO_MAX_STEPS
         if without_effect := [f.name for f in fields(self) if f.name not in SETTINGS and self._is_changed(f)]:
             raise UsageError(f"without effect in this training: {_list_unknown(without_effect)}")
         values = self.settings()
@@ -155,15 +158,42 @@ def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset
     Raises:
         UsageError: the file cannot be read, or a name or value is wrong.
     """
-    settings = {"preset": preset} | (_read_settings(file) if file is not None else {}) | options
-    _check_names(settings)
-    name = settings.pop("preset")
+    settings = _merge_settings(file, options, preset)
     if "max_steps" in settings:
         check_settings({"max_steps": settings["max_steps"]})
     try:
-        return BuleyeanConfig(**{**PRESETS[name]._asdict(), **settings, "output_dir": str(folder)})
+        return BuleyeanConfig(**{**settings, "output_dir": str(folder)})
     except (TypeError, ValueError) as error:
         raise UsageError(f"{file or 'settings'}: {str(error).splitlines()[0]}") from error
+
+
+def config_yaml(file: Path | None, options: dict[str, Any], preset: str = "log") -> str:
+    """All settings as a YAML file, from which `load_config` makes the same settings on any machine.
+
+    Args:
+        file: see `load_config`.
+        options: see `load_config`.
+        preset: see `load_config`.
+
+    Raises:
+        UsageError: as `load_config`.
+    """
+    load_config(file, Path("run"), options, preset)  # which checks them
+    return settings_yaml(default_settings() | _merge_settings(file, options, preset))
+
+
+def default_settings() -> dict[str, Any]:
+    """The default of every setting, as JSON has it."""
+    defaults = {field.name: field.default for field in fields(BuleyeanConfig)} | {"max_steps": None}
+    plain = {name: defaults[name] for name in SETTINGS}
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in plain.items()}
+
+
+def _merge_settings(file: Path | None, options: dict[str, Any], preset: str) -> dict[str, Any]:
+    """A preset's settings, overridden by a file's, overridden by options."""
+    settings = {"preset": preset} | (_read_settings(file) if file is not None else {}) | options
+    _check_names(settings)
+    return PRESETS[settings.pop("preset")]._asdict() | settings
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

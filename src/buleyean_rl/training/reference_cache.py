@@ -82,6 +82,24 @@ def entry_format(head: OutputHead, objective: Objective) -> EntryFormat:
     return EntryFormat(width, dtype, streams_logits(head, dtype) and not objective.is_listwise)
 
 
+def planned_entry(model: Model, dataset: Dataset, config: BuleyeanConfig) -> EntryFormat | None:
+    """What a run caches for a node of its training data; None where it caches nothing.
+
+    Args:
+        model: the base model.
+        dataset: what is trained on.
+        config: the settings.
+    """
+    training = dataset.training
+    steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
+    if epochs <= 1 or not config.loss.uses_reference:
+        return None
+    full_format, nodes = entry_format(model.head, config.loss), int(training.nodes.sum())
+    formats = (full_format, full_format._replace(with_softmax=False))
+    return next((candidate for candidate in formats if nodes * candidate.bytes <= MAX_CACHE_BYTES), None)
+
+
 class ReferenceCache:
     """The reference at the nodes of numbered records, on disk.
 
@@ -152,13 +170,7 @@ def open_reference_cache(
         console: is told that the disk has no room for it; None for no output.
     """
     training = dataset.training
-    steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
-    epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
-    if epochs <= 1 or not config.loss.uses_reference:
-        return None
-    full_format, nodes = entry_format(model.head, config.loss), int(training.nodes.sum())
-    formats = (full_format, full_format._replace(with_softmax=False))
-    entry = next((candidate for candidate in formats if nodes * candidate.bytes <= MAX_CACHE_BYTES), None)
+    nodes, entry = int(training.nodes.sum()), planned_entry(model, dataset, config)
     if entry is None:
         return None
     key_inputs = [

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from buleyean_rl.errors import TrainingError
-from buleyean_rl.evaluation.drift import TITLES, Drifts, as_drifts, as_json, describe_drift
+from buleyean_rl.evaluation.drift import TITLES, Drifts, as_drifts, as_json, describe_drift, largest_kl
 from buleyean_rl.hub.cards import run_card
-from buleyean_rl.models.run_folder import RUN_FORMAT
+from buleyean_rl.models.run_files import RUN_FORMAT
 from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.dataset import Dataset
 from buleyean_rl.training.trainer import BuleyeanTrainer
+
+UNCHANGED_KL, LITTLE_KL = 0.01, 0.05  # nats per token; twice the latter, perplexity has been seen to rise by a sixth
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def make_report(
 
 
 def result_lines(report: RunReport) -> str:
-    """The result of a run, for the terminal."""
+    """The result of a run, for the terminal; the last line is the verdict."""
     base, final = report.rejected_nll_base, report.rejected_nll_final
     lines = [
         f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
@@ -213,9 +215,33 @@ def result_lines(report: RunReport) -> str:
     if base is not None and final is not None:
         lines.append(f"rejected answers {base:.3f} -> {final:.3f} nats per token")
     lines += [f"{TITLES[kind]}: {describe_drift(drift)}" for kind, drift in as_drifts(report.drift).items()]
-    if base is not None and final is not None and final <= base:
-        lines.append("[yellow]warning:[/] the rejected answers did not become less likely")
-    return "\n".join(lines)
+    return "\n".join([*lines, _verdict(report)])
+
+
+def _verdict(report: RunReport) -> str:
+    """What training has done to the rejected answers and to other text, in words."""
+    base, final = report.rejected_nll_base, report.rejected_nll_final
+    if base is None or final is None:
+        learnt = "trained"
+    elif final <= base:
+        learnt = "[yellow]trained, and the rejected answers did not become less likely[/]"
+    else:
+        learnt = f"trained: the rejected answers are now {_factor(final - base)} less likely per token"
+    kl = largest_kl(as_drifts(report.drift))
+    return f"{learnt}; other text {_drift_in_words(kl)} (KL {kl:.3f})"
+
+
+def _factor(nats: float) -> str:
+    """A ratio of probabilities, as people say it."""
+    ratio = math.exp(min(nats, 20.0))
+    if ratio < 1.095:
+        return f"{ratio - 1:.1%}"
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
+
+
+def _drift_in_words(kl: float) -> str:
+    """Of KL on plain text, nats per token."""
+    return "unchanged" if kl < UNCHANGED_KL else "little changed" if kl < LITTLE_KL else "changed"
 
 
 def _device_name(device: torch.device) -> str:

@@ -104,13 +104,7 @@ def _train(
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
     state.record("compute", model.numerics)
-    cut = fit_length(config, model)
-    dataset = load_dataset(records, model, config, console)
-    console.print(dataset.describe())
-    if cut:
-        console.print(cut)
-    check_tau(config.tau, dataset.training)
-    check_warmup(config, len(dataset.training))
+    dataset = prepare_data(records, model, config, console)
     attach_run_adapter(model, config, console)
     state.record("compute", model.training_numerics)
     _take_intervals(state.checkpoint, config)
@@ -145,6 +139,29 @@ def _train(
     console.print(result_lines(report))
     console.print(f"written to {escape(str(config.output_dir))}")
     return report
+
+
+def prepare_data(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> Dataset:
+    """Read, tokenise and split a run's records, and check the settings against them.
+
+    Args:
+        records: the file.
+        model: the base model.
+        config: the settings; `max_length` is lowered to the model's context.
+        console: for progress, and what was noticed.
+
+    Raises:
+        RecordError: the records cannot be used.
+        UsageError: a setting makes no sense for them.
+    """
+    cut = fit_length(config, model)
+    dataset = load_dataset(records, model, config, console)
+    console.print(dataset.describe())
+    if cut:
+        console.print(cut)
+    check_tau(config.tau, dataset.training)
+    check_warmup(config, len(dataset.training))
+    return dataset
 
 
 def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -> None:

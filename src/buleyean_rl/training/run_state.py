@@ -15,15 +15,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from buleyean_rl.errors import TrainingError, UsageError
-from buleyean_rl.models.run_folder import SETTINGS_FORMAT, is_finished, is_unfinished, read_settings
-from buleyean_rl.system.files import read_json_object, write_json
+from buleyean_rl.models.run_files import (
+    SETTINGS_FILE,
+    SETTINGS_FORMAT,
+    is_finished,
+    is_run_folder,
+    is_unfinished,
+    read_settings,
+)
+from buleyean_rl.system.files import write_json
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.training.checkpoints import Checkpoint, discard_checkpoints, find_checkpoint, has_checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import OWN_SAMPLES_FILE
 from buleyean_rl.training.guard import SOUND_ADAPTER_FILE
 
-SETTINGS_FILE = "settings.json"
 WORK_FILES = (SOUND_ADAPTER_FILE, OWN_SAMPLES_FILE)
 
 
@@ -130,12 +136,6 @@ def can_resume(folder: Path) -> bool:
     return is_unfinished(folder) and "failed" not in read_settings(folder)
 
 
-def is_run_folder(folder: Path) -> bool:
-    """Whether a folder has a run of ours, finished or not."""
-    reports = (read_json_object(folder / name) or {} for name in ("run.json", SETTINGS_FILE))
-    return any({"model", "records_sha256", "config"} <= report.keys() for report in reports)
-
-
 def _begin(folder: Path, settings: Mapping[str, Any]) -> None:
     if can_resume(folder) and has_checkpoint(folder):
         raise UsageError(f"{folder} has an unfinished run: resume it with --resume, or delete it")
@@ -157,8 +157,7 @@ def _resume(folder: Path, settings: Mapping[str, Any], console: Console) -> Chec
     checkpoint, damages = find_checkpoint(folder)
     for damage in damages:
         console.print(f"[yellow]warning:[/] {escape(damage)}", soft_wrap=True)
-    if damages:
-        console.print(f"the run goes on after step {checkpoint.step if checkpoint else 0}")
+    console.print(f"the run goes on after step {checkpoint.step if checkpoint else 0:,}")
     discard_checkpoints(folder, keep=2, newest=checkpoint.step if checkpoint else -1)
     return checkpoint
 

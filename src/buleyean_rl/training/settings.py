@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+import yaml
 
 from buleyean_rl.errors import UsageError
 
@@ -164,7 +167,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "warmup_steps": Setting(StepCount(0, 1e9), "Steps in which the learning rate rises."),
     "num_train_epochs": Setting(Number(0, MANY, "low"), "Passes over the records."),
-    "max_steps": Setting(Whole(1, 1e9), "Number of steps, in place of the epochs."),
+    "max_steps": Setting(Whole(1, 1e9, optional=True), "Number of steps, in place of the epochs; null: by the epochs."),
     "per_device_train_batch_size": Setting(Whole(1, MANY), "Records of a step."),
     "gradient_accumulation_steps": Setting(Whole(1, MANY), "The records of a step are multiplied by it."),
     "optim": Setting(
@@ -269,6 +272,20 @@ def check_one_process() -> None:
     for name in SHARDED:
         if os.environ.get(name, "").lower() in ("1", "true", "yes"):
             raise UsageError(f"training is one process with a whole model: unset {name}, or run without accelerate")
+
+
+def settings_yaml(values: Mapping[str, Any]) -> str:
+    """Settings as a YAML file that `--config` reads, each below what it does and accepts.
+
+    Args:
+        values: by the settings' names, as JSON has them.
+    """
+    lines = ["# Settings of `buleyean train`, for --config; docs/settings.md explains them."]
+    for name, setting in SETTINGS.items():
+        effect = re.sub(r"\[([^]]*)\]\(([^)#]*)[^)]*\)", r"\1 (docs/\2)", setting.effect)
+        value = yaml.safe_dump({name: values[name]}, default_flow_style=False, allow_unicode=True, width=10_000)
+        lines += ["", f"# {effect}", f"# {setting.accepts}", value.rstrip("\n")]
+    return "\n".join(lines) + "\n"
 
 
 def settings_table(defaults: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from buleyean_rl.errors import BuleyeanError, ModelError, UsageError
 from buleyean_rl.inference.open import engine_of, is_endpoint
 from buleyean_rl.inference.protocol import Engine, Sampling
 from buleyean_rl.models.model import Model, open_model
-from buleyean_rl.models.run_folder import is_run, read_run
+from buleyean_rl.models.run_files import is_run, read_run
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.void.answering import MAX_TOKENS, Answering, ServedModel

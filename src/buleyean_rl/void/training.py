@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from buleyean_rl.data.records import write_records
-from buleyean_rl.models.run_folder import is_finished
+from buleyean_rl.models.run_files import is_finished
 from buleyean_rl.void.store import Row, Store
 from buleyean_rl.void.store.runs import UNFINISHED
 

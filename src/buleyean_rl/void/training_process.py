@@ -90,7 +90,7 @@ class TrainingProcess:
         from transformers import TrainerCallback
 
         from buleyean_rl.errors import BuleyeanError
-        from buleyean_rl.models.run_folder import is_finished
+        from buleyean_rl.models.run_files import is_finished
         from buleyean_rl.training.config import load_config
         from buleyean_rl.training.run import train
 

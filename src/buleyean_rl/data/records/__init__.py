@@ -9,6 +9,7 @@ written without ever being in memory.
     answers      one judged answer; several of a text as one
     record       RejectionRecord, and every check on one
     files        JSON Lines in and out
+    rejecting    one rejection more, as a person gives it
     spool        records in temporary files, read again prompt by prompt
     folding      many records of a prompt --> one
     validation   what training would make of a file

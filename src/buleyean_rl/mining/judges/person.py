@@ -10,10 +10,15 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from buleyean_rl.data.records.rejecting import find_part
 from buleyean_rl.errors import UsageError
 from buleyean_rl.mining.judges.protocol import Answer, Verdict, last_message
+from buleyean_rl.system.terminal import printable
+from buleyean_rl.system.wording import counted
 
-HELP = "[r]eject  [a]ccept  [p]art of it  [s]kip  [b]ack  [q]uit: verdicts so far stay"
+HELP = "[n]o: reject  [y]es: accept  [p]art of it is wrong  [s]kip  [u]ndo  [q]uit: verdicts so far stay"
+SKIPPED = Verdict(None, (), "skipped")
+LEAVING = ("q", "\x03", "\x04", "")  # Ctrl-C and Ctrl-D too, and a terminal that has gone
 
 
 class PersonJudge:
@@ -41,59 +46,84 @@ class PersonJudge:
         self._read_line = read_line or self._console.input
 
     def judge(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Until all are judged, or the person quits.
+        """Until all are judged, or the person leaves. The last verdict of all can be taken back, too.
+
+        A verdict is yielded with the next key, so that `u` can take it back. One that was yielded stands until it is
+        given anew.
 
         Raises:
-            KeyboardInterrupt: the person quits.
+            KeyboardInterrupt: the person leaves; all verdicts are yielded before.
         """
-        self._console.print(HELP, style="dim", markup=False)
-        index = 0
-        while index < len(answers):
-            answer = answers[index]
-            self._console.print(
-                Text(f"\n{index + 1}/{len(answers)}  {_printable(last_message(answer.prompt))}", style="bold")
-            )
-            self._console.print(Panel(Text(_printable(answer.text.strip()) or "(nothing)")))
-            match self._ask_key():
-                case "r" | "x" | "n":
-                    yield index, Verdict(True)
-                case "a" | "y":
-                    yield index, Verdict(False)
-                case "s":
-                    yield index, Verdict(None, (), "skipped")
-                case "p":
-                    span = self._ask_part(answer.text)
-                    if span is None:
-                        continue
-                    yield index, Verdict(True, (span,))
-                case "b":
-                    index = max(0, index - 1)
-                    continue
-                case "q" | "\x03" | "\x04" | "":
-                    raise KeyboardInterrupt
-                case _:
-                    self._console.print(HELP, style="dim", markup=False)
-                    continue
-            index += 1
+        self._say(HELP)
+        judged: list[Verdict] = []
+        yielded = kept = 0
+        while answers:
+            index = len(judged)
+            if index < len(answers):
+                self._show(answers[index], f"{index + 1}/{len(answers)}")
+            else:
+                self._say(f"all {len(answers):,} are judged: any key ends, [u] takes the last one back")
+            key = self._ask_key()
+            if key == "u":
+                if judged:
+                    self._say(f"taken back: {judged.pop().outcome}")
+                else:
+                    self._say("nothing to take back")
+                continue
+            verdict = self._judge_by(key, answers[index]) if index < len(answers) else None
+            is_leaving = key in LEAVING or index == len(answers)
+            if verdict is not None or is_leaving:
+                first = min(yielded, len(judged))
+                yield from ((k, judged[k]) for k in range(first, len(judged)))
+                yielded = len(judged)
+                kept = max(kept, yielded)
+            if verdict is not None:
+                judged.append(verdict)
+            elif index == len(answers):
+                return
+            elif is_leaving:
+                self._say(f"{kept:,} of {counted(len(answers), 'verdict')} kept")
+                raise KeyboardInterrupt
+
+    def _judge_by(self, key: str, answer: Answer) -> Verdict | None:
+        """The verdict that a key stands for, which is shown; None for a key that judges nothing."""
+        match key:
+            case "n":
+                verdict, said = Verdict(True), "rejected"
+            case "y":
+                verdict, said = Verdict(False), "accepted"
+            case "s":
+                verdict, said = SKIPPED, "skipped"
+            case "p":
+                span = self._ask_part(answer.text)
+                if span is None:
+                    return None
+                verdict, said = Verdict(True, (span,)), f"rejected: {answer.text[slice(*span)]!r}"
+            case _:
+                if key not in LEAVING:
+                    self._say(HELP)
+                return None
+        self._say(said)
+        return verdict
+
+    def _show(self, answer: Answer, place: str) -> None:
+        self._console.print(Text(f"\n{place}  {printable(last_message(answer.prompt))}", style="bold"))
+        self._console.print(Panel(Text(printable(answer.text.strip()) or "(nothing)")))
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"))
 
     def _ask_key(self) -> str:
         try:
             return self._read_key().lower()
-        except EOFError:  # the terminal has gone
+        except (EOFError, KeyboardInterrupt):  # the terminal has gone, or its Ctrl-C is no key
             return ""
 
     def _ask_part(self, text: str) -> tuple[int, int] | None:
         try:
-            words = self._read_line("which words are wrong? ").strip()
+            words = self._read_line("which words are wrong? ")
         except EOFError:
             words = ""
-        start = text.lower().find(words.lower()) if words else -1
-        if start < 0:
-            self._console.print("the answer has no such words", style="dim")
-            return None
-        return start, start + len(words)
-
-
-def _printable(text: str) -> str:
-    """A text without what would move the terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        if (span := find_part(text, words)) is None:
+            self._say("the answer has no such words")
+        return span

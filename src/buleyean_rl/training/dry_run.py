@@ -1,0 +1,132 @@
+"""What a run would take, found out without leaving anything of it but caches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from buleyean_rl.data.records import records_sha256
+from buleyean_rl.models.model import open_model
+from buleyean_rl.models.source import resolve
+from buleyean_rl.system.wording import counted
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.dataset import Dataset, RecordsFile
+from buleyean_rl.training.estimate import Estimate, estimate
+from buleyean_rl.training.reference_cache import planned_entry
+from buleyean_rl.training.run import attach_run_adapter, prepare_data
+from buleyean_rl.training.trainer import BuleyeanTrainer
+
+STATES = 3  # of an adapter in a checkpoint: its weights, and AdamW's two
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would take.
+
+    Args:
+        records: to train on.
+        records_held_out: to measure on only.
+        tokens: of one pass over the records, shared prompts counted once.
+        need: its steps, time and memory.
+        run_bytes: of the run folder at the end.
+        work_bytes: of disk more while it runs: checkpoints, and the reference's states.
+        free_bytes: of the disk.
+        compute: what it would compute with.
+    """
+
+    records: int
+    records_held_out: int
+    tokens: int
+    need: Estimate
+    run_bytes: int
+    work_bytes: int
+    free_bytes: int
+    compute: str
+
+    def lines(self) -> list[str]:
+        """For a person, in rich's markup, below the line that says what computes."""
+        disk = f"disk: {_size(self.run_bytes)} for the run, {_size(self.work_bytes)} more while it trains"
+        return [
+            f"would train on {counted(self.records, 'record')} ({counted(self.tokens, 'token')} a pass), "
+            f"{self.records_held_out:,} held out",
+            str(self.need),
+            f"{disk}; {_size(self.free_bytes)} free",
+            "nothing was written",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        values = asdict(self)
+        return values | values.pop("need")
+
+
+def dry_run(
+    records_path: Path | str,
+    model_name: str,
+    config: BuleyeanConfig,
+    *,
+    skip_bad: bool = False,
+    console: Console | None = None,
+) -> RunPlan:
+    """Do all that comes before the first step of a run, and try one, without its folder.
+
+    Args:
+        records_path: of the records file.
+        model_name: the base model, see `models.source.resolve`.
+        config: the settings; `config.output_dir` is the run folder, which is not made.
+        skip_bad: skip malformed records.
+        console: for progress; None for no output.
+
+    Raises:
+        RecordError: the records cannot be used.
+        ModelError: the model cannot be used.
+        UsageError: a setting makes no sense here.
+    """
+    console, folder = console or Console(quiet=True), Path(str(config.output_dir))
+    records = RecordsFile(Path(records_path), records_sha256(records_path), skip_bad)
+    model = open_model(resolve(model_name), config.device)
+    with TemporaryDirectory() as scratch:
+        config.output_dir = scratch
+        dataset = prepare_data(records, model, config, console)
+        attach_run_adapter(model, config, console)
+        trainer = BuleyeanTrainer(model, config, dataset.training)
+        need = estimate(trainer, dataset.training)
+    parameters = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return RunPlan(
+        records=len(dataset.training),
+        records_held_out=len(dataset.held_out),
+        tokens=int(dataset.training.sizes.sum()),
+        need=need,
+        run_bytes=adapter,
+        work_bytes=_work_bytes(trainer, dataset, need.steps, adapter),
+        free_bytes=shutil.disk_usage(_existing(folder)).free,
+        compute=model.describe(),
+    )
+
+
+def _work_bytes(trainer: BuleyeanTrainer, dataset: Dataset, steps: int, adapter: int) -> int:
+    """Bytes of disk that a run takes besides its result, while it trains."""
+    config = trainer.args
+    interval = max(1, config.save_steps if config.save_steps >= 1 else round(config.save_steps * steps))
+    written = 0 if config.save_strategy == "no" else max(1, int(steps // interval))
+    kept = min(written, (config.save_total_limit or written) + 1)  # the oldest goes when the newest is whole
+    entry = planned_entry(trainer.language_model, dataset, config)
+    reference = 0 if entry is None else int(dataset.training.nodes.sum()) * entry.bytes
+    return adapter * (STATES * kept + config.guard) + reference
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest above it that there is."""
+    path = Path(os.path.abspath(folder))
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
