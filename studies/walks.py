@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from buleyean_rl import demo_data
+from buleyean_rl.evaluation import drift
 from buleyean_rl.mining.judges import find_judge
 from buleyean_rl.mining.walk import walk, walk_config
 from buleyean_rl.mining.walk_report import Round
@@ -38,9 +39,10 @@ def split(seed: int) -> tuple[list[str], list[str]]:
 
 def add_rounds(summary: Summary, seed: int, report: dict[str, Any]) -> None:
     """Write the rounds of a walk, as its `walk.json` has them."""
-    rounds = [Round(**entry) for entry in report["rounds"]]
+    rounds = [Round.from_json(entry) for entry in report["rounds"]]
     for r in rounds:
-        trained = {**report["training"], "neutral_drift": r.drift(rounds[0])} if r.round else {}
+        bundled = r.drift[drift.BUNDLED]
+        trained = {**report["training"], "neutral_drift": bundled.nll - bundled.nll_base} if r.round else {}
         measured = {
             "split": seed,
             "round": r.round,
@@ -48,7 +50,9 @@ def add_rounds(summary: Summary, seed: int, report: dict[str, Any]) -> None:
             "prompts": report["held_out"],
             "loop_rate": r.loop_rate,
             "rejection_rate": r.rejection_rate,
-            "neutral_nll": r.neutral_nll,
+            "neutral_nll": bundled.nll,
+            "own_kl": r.drift[drift.OWN].kl,
+            "neutral_kl": bundled.kl,
             "rejected": r.rejected,
             "records": r.records,
             "seconds": round(r.seconds, 1),

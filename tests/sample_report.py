@@ -20,8 +20,10 @@ REPORT = RunReport(
     loss_training=0.51,
     rejected_nll_base=1.25,
     rejected_nll_final=2.5,
-    neutral_nll_base=3.0,
-    neutral_nll_final=3.01,
+    drift={
+        "own": {"kl": 0.012, "entropy_base": 3.5, "entropy": 3.55, "nll_base": 3.5, "nll": 3.52},
+        "bundled": {"kl": 0.01, "entropy_base": 3.2, "entropy": 3.25, "nll_base": 3.0, "nll": 3.01},
+    },
     seconds=1800.0,
     tokens_per_second=500.0,
     peak_rss_bytes=10**9,

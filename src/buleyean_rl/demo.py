@@ -24,7 +24,7 @@ from rich.table import Table
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import write_records
-from buleyean_rl.evaluation.drift import NeutralFigures, neutral_figures
+from buleyean_rl.evaluation.drift import TITLES, Drifts, as_json, measure_drift
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
@@ -44,7 +44,7 @@ from buleyean_rl.system.wording import counted
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
-FORMAT = 2  # of demo.json
+FORMAT = 3  # of demo.json
 MAX_ANSWER_TOKENS = 128
 HELLO = "hello"
 SAMPLE = 16  # answers from the GGUF, beside "hello", all at once
@@ -128,7 +128,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     before = _make_answers(held_out, answers[len(prompts) :])
     after = _make_answers(held_out, _answer(trained, held_out, console, "the trained model"))
     with working(console, "measuring drift"):
-        neutral = [neutral_figures(source, demo_data.neutral_texts()) for source in (base, trained)]
+        drift = measure_drift(open_model(trained, keep_adapter=True))
 
     with working(console, "exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
@@ -140,9 +140,9 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
 
     compared = {"before": before, "after": after, "gguf": from_file}
     result = {"format": FORMAT, "run": asdict(report)} | {name: asdict(each) for name, each in compared.items()}
-    result |= {"neutral_before": neutral[0]._asdict(), "neutral_after": neutral[1]._asdict()}
+    result["drift"] = as_json(drift)
     write_json(folder / "demo.json", result)
-    console.print(_table(report, before, after, from_file, neutral))
+    console.print(_table(report, before, after, from_file, drift))
     console.print(_side_by_side(HELLO, before.answers, from_file.answers, "after, in llama.cpp"))
     for prompt in _choose_examples(before, after):
         console.print(_side_by_side(prompt, before.answers, after.answers, "after"))
@@ -173,10 +173,7 @@ def _choose_examples(before: Answers, after: Answers) -> list[str]:
     return loops[:2]
 
 
-def _table(
-    report: RunReport, before: Answers, after: Answers, from_file: Answers, neutral: Sequence[NeutralFigures]
-) -> Table:
-    base, trained = neutral
+def _table(report: RunReport, before: Answers, after: Answers, from_file: Answers, drifts: Drifts) -> Table:
     prompts, sample = len(before.answers) - 1, len(from_file.answers) - 1
     table = Table(title=f"before and after training, and {sample} answers from model.gguf in llama.cpp")
     for column in ("", "before", "after"):
@@ -184,9 +181,10 @@ def _table(
     table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
     in_model = loop_rate([before.answers[prompt] for prompt in list(from_file.answers)[1:]])
     table.add_row(f"  the first {sample}, after from model.gguf", f"{in_model:.1%}", f"{from_file.loop_rate:.1%}")
-    table.add_row("neutral text: NLL, nats per token", f"{base.nll:.3f}", f"{trained.nll:.3f}")
-    table.add_row("  KL(before || after), nats per token", "", f"{trained.kl:.3f}")
-    table.add_row("  entropy of the next token, nats", f"{base.entropy:.3f}", f"{trained.entropy:.3f}")
+    for kind, drift in drifts.items():
+        table.add_row(f"{TITLES[kind]}: KL(before || after), nats per token", "", f"{drift.kl:.3f}")
+        table.add_row("  entropy of the next token, nats", f"{drift.entropy_base:.3f}", f"{drift.entropy:.3f}")
+        table.add_row("  NLL, nats per token", f"{drift.nll_base:.3f}", f"{drift.nll:.3f}")
     table.add_row("loss on the rejections, as trained", f"{report.loss_start:.4f}", f"{report.loss_final:.4f}")
     table.add_row("loss floor: irreducible", "", f"{report.loss_floor:.4f}")
     start_gap = report.loss_start - report.loss_floor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import walks
 from buleyean_rl.data.importers.preferences import Preference
 from buleyean_rl.data.records import make_record, read_records
 from buleyean_rl.data.trie import build_boundary, merge_responses
+from buleyean_rl.evaluation.drift import Drift
 from buleyean_rl.mining.walk_report import Round
 from harness import Method, Summary
 from tiny import tiny_llama, tiny_tokenizer
@@ -291,11 +292,13 @@ def test_walks_go_on_and_are_shown(
     def stand_in(
         mined: list[str], _unseen: list[str], _model: str, folder: Path, *_: Any, rounds: int, **__: Any
     ) -> None:
-        measured = Round(0, 0.25, 0.25, 4.0, 0, 0, 9.6, None, 0.0, 3.2)
-        trained = replace(measured, round=rounds, loop_rate=0.02, neutral_nll=4.0123, rejected=len(mined))
+        still = Drift(0.0, 3.2, 3.2, 4.0, 4.0)
+        measured = Round(0, 0.25, 0.25, 0, 0, 9.6, None, {"own": still, "bundled": still})
+        drift = {"own": still, "bundled": still._replace(nll=4.0123)}
+        trained = replace(measured, round=rounds, loop_rate=0.02, drift=drift, rejected=len(mined))
         folder.mkdir(parents=True)
         report = {"prompts": 340, "held_out": 128, "training": {"objective": "complement", "alpha": 0.9}}
-        (folder / "walk.json").write_text(json.dumps(report | {"rounds": [asdict(measured), asdict(trained)]}))
+        (folder / "walk.json").write_text(json.dumps(report | {"rounds": [measured.as_json(), trained.as_json()]}))
 
     monkeypatch.setattr(walks, "walk", stand_in)
     monkeypatch.setattr(sys, "argv", ["walks.py", "--split", "11", "--rounds", "1", "-o", str(tmp_path)])

@@ -27,7 +27,7 @@ OPTIONS = {
     "--skip-bad --dry-run --print-config --json",
     "runs": "PATH --compare --delete --yes --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
-    "--max-length --context --engine --seed --skip-bad --overwrite",
+    "--temperature --max-length --context --engine --seed --skip-bad --overwrite",
     "export": "RUN --output -o --quant --adapter --ollama --name --author --license --url --engine --overwrite --json",
     "chat": "MODEL --compare --lora --rejections --prompt --system --max-tokens --temperature --seed --context "
     "--engine",

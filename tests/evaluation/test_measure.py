@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from buleyean_rl import demo_data
 from buleyean_rl.cli import main
@@ -18,16 +19,22 @@ from buleyean_rl.data.answer_text import AnswerText
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.errors import RecordError, UsageError
-from buleyean_rl.evaluation.measure import Evaluation, Material, Settings, evaluate
+from buleyean_rl.evaluation.kept_answers import kept_answers, unchanged_share
+from buleyean_rl.evaluation.measure import Evaluation, Material, evaluate
+from buleyean_rl.evaluation.measured_model import Settings
+from buleyean_rl.evaluation.neutral_text import Passage
+from buleyean_rl.evaluation.repetition import is_looping
 from buleyean_rl.evaluation.scoring import EngineScorer, PackedScorer
 from buleyean_rl.evaluation.show import as_json, is_evaluation, is_our_plot, plot
 from buleyean_rl.evaluation.statistics import Figure
 from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.gguf import export_gguf
+from buleyean_rl.inference.protocol import Answer, Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
-from buleyean_rl.models.model import Model
+from buleyean_rl.models.model import Model, open_model
+from buleyean_rl.models.source import resolve
 from loads import counting_loads
 from tiny import SENTENCES, tiny_llama, tiny_run, tiny_tokenizer
 
@@ -104,7 +111,7 @@ def test_max_length_truncates_answers() -> None:
 
 
 def test_a_run_beside_its_base(base: Path, run: Path) -> None:
-    material = Material(Preferences("candidates", QUESTIONS), texts=SENTENCES[:4])
+    material = Material(Preferences("candidates", QUESTIONS), texts={"neutral": SENTENCES[:4]}, passages=2)
     trained, plain = (evaluate(str(name), material) for name in (run, base))
     assert trained.reference == str(base)
     # what the run calls its reference is what the base says of itself
@@ -114,6 +121,10 @@ def test_a_run_beside_its_base(base: Path, run: Path) -> None:
         assert f"{name}_reference" not in plain.figures
     assert (trained.figures["neutral_kl"].value or 0.0) > 0
     assert "neutral_kl" not in plain.figures
+    for kind in ("own_", ""):  # the entropies of neutral texts have no prefix
+        expected = plain.figures[f"{kind}entropy"].value
+        assert trained.figures[f"{kind}entropy_reference"].value == pytest.approx(expected, rel=1e-4)
+    assert (trained.figures["own_kl"].value or 0.0) > 0
     by_reference = evaluate(str(base), material, reference=str(base))
     assert by_reference.figures["accuracy_vs_reference"].value == 0.5  # log pi/pi_ref is 0 everywhere: ties
     with pytest.raises(UsageError, match="whose reference is its base"):
@@ -127,6 +138,68 @@ def test_a_base_is_loaded_once_for_itself_and_its_runs(
     with counting_loads(monkeypatch) as loaded:
         assert main(["evaluate", str(run), "--compare", str(base), "--compare", str(run), *words]) == 0
     assert len(loaded) == 1, capsys.readouterr().err
+
+
+def test_answers_to_keep_are_those_of_the_base_that_do_not_loop(base: Path, run: Path) -> None:
+    prompts = ("Tips?", "Hello", "Capital?")
+    model = open_model(resolve(str(base)).with_adapter(run), keep_adapter=True)
+    kept = kept_answers(model, prompts, 6, None, Console(quiet=True))
+    engine = TransformersEngine(open_model(str(base)).plain, TOKENIZER)
+    for prompt, passage in zip(prompts, kept, strict=True):
+        conversation = [{"role": "user", "content": prompt}]
+        ids, (answer,) = engine.prompt_ids(conversation), engine.answer_many([conversation], Sampling(max_tokens=6))
+        assert isinstance(answer, Answer)
+        if passage.ids:
+            assert passage.ids == [*ids, *(answer.token_ids or ())]
+            assert passage.start == len(ids)
+        else:
+            assert not answer.token_ids or is_looping(answer.text)
+    assert any(passage.ids for passage in kept)
+    material, settings = Material(prompts=prompts), Settings(samplings=(Sampling(max_tokens=6),))
+    figures = evaluate(str(run), material, settings).figures
+    assert (figures["kept_kl"].value or 0.0) > 0
+    assert figures["kept_share"].items[:, 1].sum() == sum(bool(passage.ids) for passage in kept)
+    assert not any(name.startswith("kept") for name in evaluate(str(base), material, settings).figures)
+
+
+def test_what_share_of_answers_begins_as_the_base() -> None:
+    kept = [Passage([1, 7, 8], 1), Passage([1, 7, 8], 1), Passage([]), Passage([1, 7], 1)]
+    outcomes = [
+        Answer("a", 2, True, (7, 8)),
+        Answer("a", 2, True, (7, 9)),
+        Answer("a", 1, True, (7,)),
+        Answer("a", 1, True),
+    ]
+    assert unchanged_share(kept, outcomes).items.tolist() == [[1, 1], [0, 1], [0, 0], [0, 0]]
+    long = [1, *range(40)]
+    begun = [Answer("a", 33, False, (*range(32), 99))]
+    assert unchanged_share([Passage(long, 1)], begun).value == 1
+
+
+def test_answers_are_drawn_in_every_way(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompts", "bundled", "--limit", "3", "--json", "-"]
+    ways = ["--max-tokens", "4", "--max-tokens", "9", "--temperature", "0", "--temperature", "0.8"]
+    assert main(["evaluate", str(base), *words, *ways]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    suffixes = ("", "_t0_9", "_t0.8_4", "_t0.8_9")
+    lengths = [result[f"mean_length{suffix}"] for suffix in suffixes]
+    assert lengths[0] <= 4 < lengths[1]
+    assert lengths[2] <= 4 < lengths[3]
+    for name in ("loop_rate", "ended_share", "distinct_4"):
+        assert all(f"{name}{suffix}" in result for suffix in suffixes)
+    assert "at temperature 0.8, 9 tokens" in err
+    assert main(["evaluate", str(base), *words, *ways[:2]]) == 0
+    assert json.loads(capsys.readouterr().out)["mean_length"] == lengths[0]
+
+
+def test_bundled_texts_are_beside_those_of_a_file(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.txt").write_text("A plain text.\nAnd another.\n")
+    assert main(["evaluate", str(base), "--neutral", str(tmp_path / "t.txt"), "--limit", "1", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len({result["own_nll"], result["bundled_nll"], result["neutral_nll"]}) == 3
 
 
 def test_accuracies_of_swapped_pairs_are_mirrored(run: Path) -> None:
@@ -145,11 +218,13 @@ def test_accuracies_of_swapped_pairs_are_mirrored(run: Path) -> None:
 def test_a_gguf_file_and_its_model(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     export_gguf(tiny_llama(TOKENIZER), TOKENIZER, path, "f32", gate=False)
-    material = Material(Preferences("candidates", QUESTIONS), texts=SENTENCES[:2], prompts=("Tips?",))
-    settings = Settings(max_tokens=4)
+    material = Material(
+        Preferences("candidates", QUESTIONS), texts={"neutral": SENTENCES[:2]}, passages=2, prompts=("Tips?",)
+    )
+    settings = Settings(samplings=(Sampling(max_tokens=4),))
     expected = as_json([evaluate(str(base), material, settings)])
     quick = as_json([evaluate(str(path), material, settings)])
-    slow = as_json([evaluate(str(path), material, Settings(max_tokens=4, engine="llama.cpp"))])
+    slow = as_json([evaluate(str(path), material, Settings(samplings=(Sampling(max_tokens=4),), engine="llama.cpp"))])
     for name in ("accuracy", "kendall_tau", "ndcg", "rejected_nll", "neutral_nll", "mean_length", "ended_share"):
         assert quick[name] == pytest.approx(expected[name], rel=2e-3), name
         assert slow[name] == pytest.approx(expected[name], rel=2e-3), name
@@ -163,7 +238,7 @@ def test_regenerated_rejections_are_recognised(base: Path) -> None:
         [[{"role": "user", "content": "Tips?"}]]
     )
     records = Preferences("records", (Preference("Tips?", (answers[0], "x"), (1, 1), 1),))
-    result = evaluate(str(base), Material(records=records), Settings(max_tokens=256))
+    result = evaluate(str(base), Material(records=records), Settings(samplings=(Sampling(max_tokens=256),)))
     assert result.figures["regeneration_prefix"].value == 1
     assert result.figures["regeneration_overlap"].value == 1
 

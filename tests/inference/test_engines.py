@@ -164,11 +164,11 @@ def test_a_long_prompt_makes_its_batch_smaller(monkeypatch: pytest.MonkeyPatch) 
     longest = len(engine.prompt_ids(conversations[2]))
     monkeypatch.setattr(in_memory, "MAX_BATCH_TOKENS", longest + sampling.max_tokens - 1)  # a row alone may pass it
     shapes: list[tuple[int, int]] = []
-    answer_batch = engine._answer_batch
+    continue_batch = engine._continue_batch
     monkeypatch.setattr(
         engine,
-        "_answer_batch",
-        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or answer_batch(prompts, *rest),
+        "_continue_batch",
+        lambda prompts, *rest: shapes.append((len(prompts), len(prompts[-1]))) or continue_batch(prompts, *rest),
     )
     assert engine.complete_many(conversations, sampling) == expected
     assert sum(rows for rows, _ in shapes) == 5

@@ -1,55 +1,44 @@
-"""What a base model writes itself: the same each time, from the base whatever its adapter, drawn once."""
+"""Passages that a base writes: sampled from its own distribution, once, by the base of an adapter too."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from adapted import TOKENIZER, adapted, stir
 from buleyean_rl.inference import own_text
-from buleyean_rl.inference.own_text import continue_ids, own_passages, start_of_text
-from buleyean_rl.models.model import Model
-from tiny import tiny_llama
+from buleyean_rl.inference.own_text import own_passages, start_token
+from buleyean_rl.inference.protocol import Sampling
+from buleyean_rl.inference.transformers_engine import TransformersEngine
+from buleyean_rl.models.lora import lora_config
+from buleyean_rl.models.model import open_model
+from buleyean_rl.models.source import resolve
+from tiny import tiny_run
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-def make_model(*, stirred: bool = False) -> Model:
-    module = adapted(lambda: tiny_llama(TOKENIZER))
-    model = Model.from_module(stir(module) if stirred else module, TOKENIZER)
-    vars(model)["numerics"] = {"weights": "tiny"}  # a model in memory has no fingerprint
-    return model
-
-
-def test_passages_begin_at_the_start_of_a_text_and_differ() -> None:
-    passages = own_passages(make_model(), 4, 10)
-    assert {ids[0] for ids in passages} == {start_of_text(TOKENIZER)}
-    assert all(1 < len(ids) <= 10 for ids in passages)
-    assert len({tuple(ids) for ids in passages}) == len(passages) > 1
-
-
-def test_the_base_writes_whatever_its_adapter_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = continue_ids(make_model(), [[5, 6], [7]], 8)
-    monkeypatch.setattr(own_text, "memoize_to_disk", lambda _kind, _inputs, compute: compute())
-    assert continue_ids(make_model(stirred=True), [[5, 6], [7]], 8) == plain
-    assert continue_ids(make_model(), [[5, 6], [7]], 8, seed=9) != plain
-
-
-def test_what_was_drawn_is_not_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model()
-    first = continue_ids(model, [[5, 6]], 8)
-    monkeypatch.setattr(own_text, "TransformersEngine", None)
-    assert continue_ids(model, [[5, 6]], 8) == first
-
-
-def test_a_prompt_that_fills_the_context_is_not_continued() -> None:
-    model = make_model()
-    longest = model.plain.config.max_position_embeddings
-    assert continue_ids(model, [[5] * longest, [5]], 4)[0] == []
+def test_passages_are_drawn_once_and_by_the_base_of_a_run(
+    base: Path, tmp_path: Path, use_cache: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_cache(tmp_path / "cache")
+    model = open_model(str(base))
+    start, ends = start_token(model.tokenizer), {model.tokenizer.eos_token_id}
+    passages = own_passages(model, 3, 9)
+    assert len(passages) == 3
+    for passage in passages:
+        assert passage[0] == start
+        assert len(passage) == 9 or passage[-1] in ends
+        assert ends.isdisjoint(passage[:-1])
+    assert passages[0] != passages[1]
+    assert own_passages(model, 3, 9, seed=1)[:2] == passages[1:]  # the i-th has seed + i
+    monkeypatch.setattr(own_text, "engine_of", None)  # all are cached by now
+    assert own_passages(model, 3, 9) == passages
+    run = open_model(resolve(str(base)).with_adapter(tiny_run(tmp_path / "run", base)), keep_adapter=True)
+    assert own_passages(run, 3, 9) == passages
+    in_training = open_model(str(base))
+    in_training.attach_adapter(lora_config(4, 8, 0.0, None))
+    assert own_passages(in_training, 3, 9) == passages
 
 
 class Spelling:
@@ -73,4 +62,13 @@ class Spelling:
     ],
 )
 def test_where_a_text_of_its_own_begins(tokenizer: Spelling, expected: int) -> None:
-    assert start_of_text(tokenizer) == expected
+    assert start_token(tokenizer) == expected
+
+
+def test_what_is_continued_is_greedily_the_likeliest(base: Path) -> None:
+    model = open_model(str(base), dtype=torch.float32)
+    engine = TransformersEngine(model.plain, model.tokenizer)
+    ((first, *_), other) = engine.continue_ids([[5, 6, 7], [8]], Sampling(max_tokens=2))
+    with torch.no_grad():
+        logits = [model.plain(torch.tensor([ids])).logits[0, -1] for ids in ([5, 6, 7], [8])]
+    assert [first, other[0]] == [int(each.argmax()) for each in logits]

@@ -15,6 +15,7 @@ import pytest
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import read_records
+from buleyean_rl.evaluation.drift import Drift
 from buleyean_rl.mining import walk as walking
 from buleyean_rl.mining.walk import best_round, reason_not_to_train, reason_to_stop
 from buleyean_rl.mining.walk_report import Round, plot_walk
@@ -23,31 +24,43 @@ from hostile.attack import untouched
 from loads import counting_loads
 from quick import make_runs_quick
 
-ROUND = Round(0, 0.3, 0.3, 4.0, 0, 0, 1.0, None, 0.0, 3.0)
+STILL = Drift(0.0, 3.0, 3.0, 4.0, 4.0)
+ROUND = Round(0, 0.3, 0.3, 0, 0, 1.0, None, {"own": STILL, "bundled": STILL})
 
 
 def rounds(*measured: tuple[float, float, int]) -> list[Round]:
-    """Rounds of (rejection rate, nats, newly rejected)."""
+    """Rounds of (rejection rate, KL of own passages, newly rejected)."""
     return [
-        replace(ROUND, round=i, rejection_rate=rate, loop_rate=rate, neutral_nll=nats, rejected=rejected)
-        for i, (rate, nats, rejected) in enumerate(measured)
+        replace(
+            ROUND,
+            round=i,
+            rejection_rate=rate,
+            loop_rate=rate,
+            drift={"own": STILL._replace(kl=kl), "bundled": STILL},
+            rejected=rejected,
+        )
+        for i, (rate, kl, rejected) in enumerate(measured)
     ]
 
 
 @pytest.mark.parametrize(
     ("measured", "reason", "best"),
     [
-        ([(0.3, 4.0, 0)], None, 0),
-        ([(0.3, 4.0, 0), (0.1, 4.01, 9)], None, 1),
-        ([(0.3, 4.0, 0), (0.1, 3.9, 9), (0.1, 4.0, 5)], None, 2),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.1, 4.0, 9)], "it did not improve", 2),
+        ([(0.3, 0.0, 0)], None, 0),
+        ([(0.3, 0.0, 0), (0.1, 0.01, 9)], None, 1),
+        ([(0.3, 0.0, 0), (0.1, 0.02, 9), (0.1, 0.0, 5)], None, 2),
+        ([(0.3, 0.0, 0), (0.1, 0.0, 9), (0.1, 0.0, 9)], "it did not improve", 2),
         (
-            [(0.3, 4.0, 0), (0.1, 4.0, 9), (0.2, 4.0, 5)],
+            [(0.3, 0.0, 0), (0.1, 0.0, 9), (0.2, 0.0, 5)],
             "more held-out answers are rejected than in the round before",
             1,
         ),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 9), (0.0, 4.021, 5)], "neutral text lost 0.021 nats per token, more than 0.02", 1),
-        ([(0.3, 4.0, 0), (0.0, 4.0, 9)], "none of the held-out answers is rejected any more", 1),
+        (
+            [(0.3, 0.0, 0), (0.1, 0.0, 9), (0.0, 0.021, 5)],
+            "the base's own passages moved by KL 0.021 nats per token, more than 0.02",
+            1,
+        ),
+        ([(0.3, 0.0, 0), (0.0, 0.0, 9)], "none of the held-out answers is rejected any more", 1),
     ],
 )
 def test_when_a_walk_stops_and_which_round_is_best(
@@ -60,11 +73,11 @@ def test_when_a_walk_stops_and_which_round_is_best(
 @pytest.mark.parametrize(
     ("measured", "rejected", "reason"),
     [
-        ([(0.3, 4.0, 0)], 1, None),
-        ([(0.3, 4.0, 0)], 0, "nothing was rejected any more"),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 7, None),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70)], 6, "rejected answers: 6, and 70 in the first round: too few"),
-        ([(0.3, 4.0, 0), (0.1, 4.0, 70), (0.05, 4.0, 8)], 6, "rejected answers: 6, and 70 in the first round"),
+        ([(0.3, 0.0, 0)], 1, None),
+        ([(0.3, 0.0, 0)], 0, "nothing was rejected any more"),
+        ([(0.3, 0.0, 0), (0.1, 0.0, 70)], 7, None),
+        ([(0.3, 0.0, 0), (0.1, 0.0, 70)], 6, "rejected answers: 6, and 70 in the first round: too few"),
+        ([(0.3, 0.0, 0), (0.1, 0.0, 70), (0.05, 0.0, 8)], 6, "rejected answers: 6, and 70 in the first round"),
     ],
 )
 def test_too_few_rejections_are_not_trained_on(
@@ -75,7 +88,7 @@ def test_too_few_rejections_are_not_trained_on(
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    plot_walk(tmp_path / "walk.png", rounds((0.3, 4.0, 0), (0.1, 4.01, 9)), 0.02)
+    plot_walk(tmp_path / "walk.png", rounds((0.3, 0.0, 0), (0.1, 0.01, 9)), 0.02)
     assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -109,14 +122,15 @@ def test_a_walk_has_rounds_and_resumes(
     assert (base["round"], base["records"], base["run"]) == (0, 0, None)
     assert first["run"] == "round-1/run"
     assert first["records"] == len(list(read_records("w/round-1/records.jsonl"))) > 0
-    assert first["neutral_nll"] != base["neutral_nll"]
-    assert base["neutral_kl"] == 0 < first["neutral_kl"]
-    assert base["entropy"] != first["entropy"] > 0
+    for kind in ("own", "bundled"):
+        assert base["drift"][kind]["kl"] == 0 < first["drift"][kind]["kl"]
+        assert first["drift"][kind]["entropy"] != base["drift"][kind]["entropy"] > 0
+        assert first["drift"][kind]["entropy_base"] == pytest.approx(base["drift"][kind]["entropy"])
     assert walk["training"]["adapter_scale"] == 1
     assert first["seconds"] > 0
     assert {record.prompt for record in read_records("w/round-1/records.jsonl")} <= {f"prompt {i}" for i in range(8)}
     assert Path("w/round-1/run/run.json").exists()
-    assert "drift" in err
+    assert "KL" in err
     assert Path("w/walk.png").stat().st_size > 1000
 
     assert main([*work, "--rounds", "2"]) == 0  # goes on
@@ -134,7 +148,7 @@ def test_a_walk_has_rounds_and_resumes(
     assert main([*work, "--rounds", "2"]) == 2
     assert "has a walk with another prompts_sha256" in capsys.readouterr().err
     Path(work[1]).write_text(prompts)
-    for change, problem in (({"rounds": [{}]}, "is damaged"), ({"format": 1}, "of another version")):
+    for change, problem in (({"rounds": [{}]}, "is damaged"), ({"format": 2}, "of another version")):
         Path("w/walk.json").write_text(json.dumps(longer | change))
         assert main([*work, "--rounds", "2"]) == 2
         assert problem in capsys.readouterr().err

@@ -26,8 +26,9 @@ CASES: list[tuple[torch.dtype, tuple[int, int, int], dict[str, object], bool]] =
 def plain(log_pi: torch.Tensor, log_ref: torch.Tensor, tokens: torch.Tensor) -> TextFigures:
     """The definitions, over log-probabilities of shape (nodes, vocabulary)."""
     nll, base = (-log_p.gather(1, tokens[:, None]).squeeze(1) for log_p in (log_pi, log_ref))
-    kl, entropy = (log_ref.exp() * (log_ref - log_pi)).sum(1), -(log_pi.exp() * log_pi).sum(1)
-    return TextFigures(nll, base, kl, entropy)
+    kl = (log_ref.exp() * (log_ref - log_pi)).sum(1)
+    entropy, reference_entropy = (-(log_p.exp() * log_p).sum(1) for log_p in (log_pi, log_ref))
+    return TextFigures(nll, base, kl, entropy, reference_entropy)
 
 
 @pytest.mark.parametrize(("dtype", "shape", "head", "compiled"), CASES)
@@ -60,6 +61,7 @@ def test_the_figures_are_the_plain_ones(
     alone = compare_distributions(hidden, None, output, tokens)
     assert alone.reference_nll is None
     assert alone.kl is None
+    assert alone.reference_entropy is None
     torch.testing.assert_close(alone.nll, got.nll, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(alone.entropy, got.entropy, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(token_nlls(hidden, output, tokens), got.nll, rtol=tolerance, atol=tolerance)
@@ -70,7 +72,8 @@ def test_by_hand() -> None:
     head = OutputHead(torch.eye(2, dtype=torch.float64))
     pi = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
     figures = compare_distributions(pi, torch.zeros_like(pi), head, torch.tensor([1]))
-    nll, base, kl, entropy = (part.item() for part in figures if part is not None)
+    nll, base, kl, entropy, base_entropy = (part.item() for part in figures if part is not None)
+    assert base_entropy == pytest.approx(math.log(2))
     assert nll == pytest.approx(math.log(4))
     assert base == pytest.approx(math.log(2))
     assert kl == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from adapted import TOKENIZER, adapted, stir
 from buleyean_rl.batching.layout import ANCHOR_SHARE
 from buleyean_rl.data.token_store import BoundaryFile, write_boundaries
 from buleyean_rl.data.trie import Boundary, merge_responses
-from buleyean_rl.models.model import Model
+from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import anchors as module
 from buleyean_rl.training.anchors import anchor_groups
@@ -34,11 +35,9 @@ def rejected(*answers: list[int]) -> Boundary:
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model = Model.from_module(adapted(lambda: tiny_llama(TOKENIZER)), TOKENIZER)
-    vars(model)["numerics"] = {"weights": "tiny"}  # a model in memory has no fingerprint
-    return model
+def model(base: Path, tmp_path: Path, use_cache: Callable[[Path], None]) -> Model:
+    use_cache(tmp_path / "cache")
+    return open_model(str(base))
 
 
 def make_groups(model: Model, folder: Path, boundaries: list[Boundary], **settings: Any) -> list[Any]:
@@ -62,7 +61,8 @@ def test_accepted_answers_and_passages_are_anchors(model: Model, tmp_path: Path)
 def test_without_an_accepted_answer_the_base_answers_but_what_was_rejected(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "continue_ids", lambda _model, prompts, _tokens: [[20, 21], [30], []][: len(prompts)])
+    end = model.tokenizer.eos_token_id
+    monkeypatch.setattr(module, "own_continuations", lambda *_: [[20, 21, end], [30], [end]])
     monkeypatch.setattr(module, "own_passages", lambda *_: [[1, 2]])
     boundaries = [rejected([20, 21, 22]), rejected([20, 21, 22]), rejected([40])]
     answers, _ = make_groups(model, tmp_path, boundaries)

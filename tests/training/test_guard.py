@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.errors import TrainingError
+from buleyean_rl.evaluation.drift import Drift
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.model import Model
@@ -25,21 +26,27 @@ from buleyean_rl.training.run import train
 from quick import make_runs_quick
 from tiny import SENTENCES, tiny_llama, tiny_tokenizer
 
-LIMIT = 0.024  # which the first step stays within and a later one does not
-BASE = DriftCheck(0, 0.0, 2.0, 0.25)
+LIMIT = 0.05  # which the first step stays within and a later one does not
+STILL = Drift(0.0, 2.0, 2.0, 3.0, 3.0)
+BASE = DriftCheck(0, {"own": STILL, "bundled": STILL}, 0.25)
+
+
+def looked(kl: float = 0.0, entropy: float = 2.0, loops: float | None = None) -> DriftCheck:
+    """A check at which only the bundled texts have moved."""
+    return DriftCheck(5, {"own": STILL, "bundled": STILL._replace(kl=kl, entropy=entropy)}, loops)
 
 
 @pytest.mark.parametrize(
     ("check", "words"),
     [
-        (DriftCheck(5, 0.1, 2.0), None),
-        (DriftCheck(5, 0.1001, 2.0), "KL 0.100"),
-        (DriftCheck(5, None, 2.0), "are not numbers any more"),
-        (DriftCheck(5, 0.05, 1.41), None),
-        (DriftCheck(5, 0.05, 1.39), "entropy of neutral text went from 2.00 to 1.39"),
-        (DriftCheck(5, 0.05, 2.61), "entropy of neutral text went from 2.00 to 2.61"),
-        (DriftCheck(5, 0.05, 2.0, 0.5), None),
-        (DriftCheck(5, 0.05, 2.0, 0.51), "51% of its answers loop, 25% of the base model's"),
+        (looked(0.1), None),
+        (looked(0.1001), "bundled texts moved by KL 0.100"),
+        (DriftCheck(5), "are not numbers any more"),
+        (looked(0.05, 1.41), None),
+        (looked(0.05, 1.39), "the entropy of bundled texts went from 2.00 to 1.39"),
+        (looked(0.05, 2.61), "the entropy of bundled texts went from 2.00 to 2.61"),
+        (looked(loops=0.5), None),
+        (looked(loops=0.51), "51% of its answers loop, 25% of the base model's"),
     ],
 )
 def test_which_limit_is_violated(check: DriftCheck, words: str | None) -> None:
@@ -52,7 +59,7 @@ def make_guard(folder: Path, **settings: Any) -> Guard:
     model = Model.from_module(tiny_llama(tokenizer), tokenizer)
     model.attach_adapter(lora_config(4, 8, 0.0, None))
     texts = [boundary for text in SENTENCES[:4] if (boundary := neutral_boundary(Encoder(tokenizer, 16), text))]
-    return Guard(model, texts, ["Hi", "And?"], 100.0, folder, **settings)
+    return Guard(model, {"own": texts[:1], "bundled": texts[1:]}, ["Hi", "And?"], 100.0, folder, **settings)
 
 
 def test_a_check_has_the_kl_of_full_distributions(tmp_path: Path) -> None:
@@ -67,8 +74,12 @@ def test_a_check_has_the_kl_of_full_distributions(tmp_path: Path) -> None:
         log_ref = head(reference_hidden(model.module, batch)[node]).log_softmax(-1)
         log_pi = head(forward_hidden(model.backbone.eval(), batch)[node]).log_softmax(-1)
     check = guard.check(3, with_answers=True)
-    assert check.kl == pytest.approx((log_ref.exp() * (log_ref - log_pi)).sum(-1).mean().item(), rel=1e-4)
-    assert check.entropy == pytest.approx(-(log_pi.exp() * log_pi).sum(-1).mean().item(), rel=1e-4)
+    first = guard._tokens["own"]
+    kl, entropy = (log_ref.exp() * (log_ref - log_pi)).sum(-1), -(log_pi.exp() * log_pi).sum(-1)
+    for kind, nodes in (("own", slice(first)), ("bundled", slice(first, None))):
+        assert check.texts[kind].kl == pytest.approx(kl[nodes].mean().item(), rel=1e-4)
+        assert check.texts[kind].entropy == pytest.approx(entropy[nodes].mean().item(), rel=1e-4)
+    assert DriftCheck.from_json(check.as_json()) == check
     assert check.loop_rate in (0.0, 0.5, 1.0)
     assert guard.check(3, with_answers=False).loop_rate is None
     assert model.plain.config._attn_implementation == PACKED  # as before answering
@@ -84,6 +95,10 @@ def check_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     make_runs_quick(monkeypatch)
 
 
+def largest(check: dict[str, Any]) -> float:
+    return max(drift["kl"] for drift in check["texts"].values())
+
+
 def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
     fixed = {"max_steps": 8, "per_device_train_batch_size": 2, "warmup_steps": 0, "save_steps": 2}
     return train(records, str(base), load_config(None, folder, fixed | settings))
@@ -97,7 +112,7 @@ def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejection
     assert "KL" in seen["stop_reason"]
     assert report.steps == seen["checks"][-1]["step"] < 8
     assert seen["restored_step"] == seen["checks"][-2]["step"]
-    assert seen["checks"][-1]["kl"] > LIMIT >= seen["checks"][-2]["kl"]
+    assert largest(seen["checks"][-1]) > LIMIT >= largest(seen["checks"][-2])
     names = {path.name for path in (tmp_path / "wild").iterdir()}
     assert not names & {"sound.safetensors", "settings.json"}
 
@@ -125,11 +140,11 @@ def test_a_guarded_sound_run_has_the_same_bytes(
     names = ("guarded", "again", "alone")
     one, two, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in names)
     assert one == two
-    assert (again.guard, again.neutral_nll_base) == (guarded.guard, guarded.neutral_nll_base)
+    assert (again.guard, again.drift) == (guarded.guard, guarded.drift)
     assert one == other
     assert guarded.guard is not None
     assert [check["step"] for check in guarded.guard["checks"]] == list(range(1, 9))
-    assert (guarded.guard["stop_reason"], guarded.guard["base"]["kl"]) == (None, 0.0)
+    assert (guarded.guard["stop_reason"], largest(guarded.guard["base"])) == (None, 0.0)
     assert json.loads((tmp_path / "alone" / "run.json").read_text())["guard"] is None
 
 
@@ -142,7 +157,7 @@ def test_a_scale_that_violates_a_limit_is_not_applied(base: Path, rejections: Pa
     assert strong.adapter_scale == 1
     assert strong.guard is not None
     assert [check["step"] for check in strong.guard["checks"]] == [*range(1, 9), 8]
-    assert strong.guard["checks"][-1]["kl"] > LIMIT >= strong.guard["checks"][-2]["kl"]
+    assert largest(strong.guard["checks"][-1]) > LIMIT >= largest(strong.guard["checks"][-2])
     assert strong.guard["stop_reason"] is None
 
 

@@ -60,25 +60,27 @@ def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((tmp_path / "run.json").read_text()) == {"format": 2} | asdict(REPORT)
 
 
-GUARD = {"checks": [{"step": 1125, "kl": 0.004}], "restored_step": None}
+def moved(kl: float) -> dict[str, dict[str, float]]:
+    """The report's drift, with another KL of the bundled texts."""
+    return REPORT.drift | {"bundled": REPORT.drift["bundled"] | {"kl": kl}}
 
 
 @pytest.mark.parametrize(
     ("changes", "verdict"),
     [
         (
-            {"rejected_nll_final": 1.25 + math.log(9), "guard": GUARD},
+            {"rejected_nll_final": 1.25 + math.log(9), "drift": {"own": REPORT.drift["own"] | {"kl": 0.004}}},
             "trained: the rejected answers are now 9.0 times less likely per token; other text unchanged (KL 0.004)",
         ),
         (
-            {"rejected_nll_final": 1.25 + math.log(1.05), "guard": GUARD | {"checks": [{"step": 9, "kl": 0.03}]}},
+            {"rejected_nll_final": 1.25 + math.log(1.05), "drift": moved(0.03)},
             "trained: the rejected answers are now 5.0% less likely per token; other text little changed (KL 0.030)",
         ),
         (
-            {"rejected_nll_final": 1.25, "guard": GUARD | {"checks": [{"step": 9, "kl": 0.3}]}},
+            {"rejected_nll_final": 1.25, "drift": moved(0.3)},
             "[yellow]trained, and the rejected answers did not become less likely[/]; other text changed (KL 0.300)",
         ),
-        ({"rejected_nll_base": None}, "trained; other text: +0.010 nats per token"),
+        ({"rejected_nll_base": None}, "trained; other text little changed (KL 0.012)"),
     ],
 )
 def test_the_last_line_is_a_verdict(changes: dict[str, Any], verdict: str) -> None:

@@ -24,7 +24,7 @@ from buleyean_rl.training.run import hardly_moves_target
 REPORT_KEYS = {
     *("model", "objective", "records", "records_sha256", "steps", "tokens"),
     *("loss_start", "loss_final", "loss_floor", "optimality_gap", "optimality_gap_relative"),
-    *("neutral_nll_base", "neutral_nll_final", "seconds", "tokens_per_second", "peak_rss_bytes", "versions", "config"),
+    *("drift", "seconds", "tokens_per_second", "peak_rss_bytes", "versions", "config"),
 }
 
 
@@ -158,10 +158,10 @@ def test_a_scaled_adapter_is_the_trained_one_times_its_scale(
     trained, scaled = (load_file(run / "adapter_model.safetensors") for run in (uninterrupted, tmp_path / "scaled"))
     for name, tensor in trained.items():
         torch.testing.assert_close(scaled[name], tensor * (1.5 if "lora_B" in name else 1), atol=0, rtol=0)
-    # the loss is the trained adapter's, the NLLs are the scaled one's
+    # the loss is the trained adapter's, NLL and drift are the scaled one's
     assert (report.loss_final, report.optimality_gap) == (unscaled["loss_final"], unscaled["optimality_gap"])
     assert report.rejected_nll_final > unscaled["rejected_nll_final"] > report.rejected_nll_base
-    assert report.neutral_nll_final != unscaled["neutral_nll_final"]
+    assert all(report.drift[kind]["kl"] > drift["kl"] for kind, drift in unscaled["drift"].items())
     assert (report.adapter_scale, unscaled["adapter_scale"]) == (1.5, 1)
     assert "scaled by 1.5" in (tmp_path / "scaled" / "README.md").read_text()
 

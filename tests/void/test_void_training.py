@@ -212,19 +212,17 @@ def test_a_stop_outlives_the_server(store: Store, trains: Trains) -> None:
     assert (learnt["state"], training.finished_folder(learnt)) == ("stopped", folder / "run-1")
 
 
-def test_a_verdict_is_of_the_adapter_that_the_run_ended_with(tmp_path: Path) -> None:
+def test_a_verdict_is_what_training_did(tmp_path: Path) -> None:
     assert read_verdict(tmp_path) is None
-    base = {"step": 0, "kl": 0.0, "entropy": 3.0}
-    checks = [{"step": 5, "kl": 0.02, "entropy": 3.1}, {"step": 10, "kl": 0.9, "entropy": 5.0}]
-    report = {"rejected_nll_base": 0.5, "rejected_nll_final": 2.5}
-    guard = {"base": base, "checks": checks, "stop_reason": "too far", "restored_step": 5}
-    (tmp_path / "run.json").write_text(json.dumps(report | {"guard": guard}))
-    verdict = read_verdict(tmp_path)
-    assert verdict == {"rejected_nll": [0.5, 2.5], "kl": 0.02, "entropy": [3.0, 3.1], "stop_reason": "too far"}
-    (tmp_path / "run.json").write_text(json.dumps(report | {"guard": guard | {"stop_reason": None}}))
-    assert read_verdict(tmp_path)["kl"] == 0.9  # type: ignore[index]
-    (tmp_path / "run.json").write_text(json.dumps(report | {"guard": None}))
-    assert read_verdict(tmp_path)["kl"] is None  # type: ignore[index]
+    drift = {"own": {"kl": 0.02, "entropy_base": 3.0, "entropy": 3.1, "nll_base": 3.0, "nll": 3.2}}
+    report = {"rejected_nll_base": 0.5, "rejected_nll_final": 2.5, "drift": drift}
+    expected = {"rejected_nll": [0.5, 2.5], "drift": {"own": {"kl": 0.02, "entropy": [3.0, 3.1]}}}
+    for guard, reason in (({"stop_reason": "too far"}, "too far"), (None, None)):
+        (tmp_path / "run.json").write_text(json.dumps(report | {"guard": guard}))
+        assert read_verdict(tmp_path) == expected | {"stop_reason": reason}
+    del report["drift"]
+    (tmp_path / "run.json").write_text(json.dumps(report))  # of an earlier version
+    assert read_verdict(tmp_path) is None
 
 
 def begin(void: Process, steps: int) -> int:
@@ -243,8 +241,7 @@ def test_a_stopped_run_is_a_model_that_answers(base: Path, tmp_path: Path) -> No
         assert (done["state"], done["error"]) == ("stopped", "")
         assert 3 <= len(done["points"]) < 10_000
         assert done["verdict"]["rejected_nll"][1] > done["verdict"]["rejected_nll"][0]
-        assert done["verdict"]["kl"] > 0
-        assert done["verdict"]["entropy"][0] > 0
+        assert all(drift["kl"] > 0 and drift["entropy"][0] > 0 for drift in done["verdict"]["drift"].values())
         assert done["samples"]
         assert void.get("state")["models"]["trained"] == f"run {run}"
     with running(base, tmp_path) as void:

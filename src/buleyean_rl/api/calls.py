@@ -16,8 +16,10 @@ from buleyean_rl.api.results import Comparison, Conversation, Exported, Mining
 from buleyean_rl.data.importers import read_preferences
 from buleyean_rl.data.prompts import read_prompts
 from buleyean_rl.data.records import Prompt
-from buleyean_rl.evaluation.measure import Material, Settings
+from buleyean_rl.evaluation.drift import PASSAGES
+from buleyean_rl.evaluation.measure import Material, plain_texts
 from buleyean_rl.evaluation.measure import evaluate as measure
+from buleyean_rl.evaluation.measured_model import Settings, make_samplings
 from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.gguf import About, ExportReport, ParityReport
 from buleyean_rl.gguf import export as exporting
@@ -100,13 +102,14 @@ def evaluate(
     reference: str | None = None,
     limit: int | None = None,
     max_length: int = 1024,
-    max_tokens: int = 128,
+    max_tokens: int | Sequence[int] = 128,
+    temperature: float | Sequence[float] = 0.0,
     context: int | None = None,
     engine: str = "auto",
     seed: int = 0,
     console: Console | None = None,
 ) -> Comparison:
-    """Measure a model without a judge: rankings, likelihoods, drift, loops; by default on bundled data.
+    """Measure a model without a judge: rankings, drift, answers, loops; by default on bundled data.
 
     Args:
         model: a base model as for `train`, a run folder or a GGUF file.
@@ -118,10 +121,11 @@ def evaluate(
         reference: pi_ref of a model that is not a run.
         limit: maximum number of preferences, of records, of texts and of prompts.
         max_length: maximum tokens of a prompt and one answer.
-        max_tokens: maximum tokens of an answer.
+        max_tokens: maximum tokens of an answer; of several, each at each temperature.
+        temperature: of the answers, or several; 0 is greedy.
         context: maximum tokens of a conversation; None for the model's own, as memory allows.
         engine: auto, transformers or llama.cpp.
-        seed: of the bootstrap intervals.
+        seed: of sampled answers and of the bootstrap intervals.
         console: for progress; None for no output.
 
     Raises:
@@ -136,8 +140,11 @@ def evaluate(
         None if name is None else read_preferences(str(name), limit=limit) for name in (pairs, records)
     )
     asked = [] if prompts is None else _read_prompts(prompts)
-    material = Material(preferences, rejections, texts[:limit], tuple(asked[:limit]))
-    settings = Settings(max_length, max_tokens, engine, context, model)
+    passages = min(PASSAGES, limit or PASSAGES) if texts else 0
+    material = Material(preferences, rejections, plain_texts(texts, limit), passages, tuple(asked[:limit]))
+    temperatures = [temperature] if isinstance(temperature, (int, float)) else temperature
+    samplings = make_samplings(temperatures, [max_tokens] if isinstance(max_tokens, int) else max_tokens, seed)
+    settings = Settings(max_length, samplings, engine, context, model)
     evaluations = [measure(model, material, settings, reference=reference, console=console)]
     for name in [compare] if isinstance(compare, str) else compare:
         own = None if is_run(name) or name == reference else reference  # a run has its base

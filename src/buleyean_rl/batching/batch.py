@@ -129,7 +129,9 @@ class Batch:
         kept = torch.isin(entries.node, rejected_nodes)
         node = torch.searchsorted(rejected_nodes, entries.node[kept])
         counts = Counts(node, entries.option[kept], entries.count[kept], entries.rounds[kept], len(rejected_nodes))
-        return replace(self, nodes=self.nodes[rejected_nodes], counts=counts, record=self.record[rejected_nodes])
+        weights = None if self.weights is None else self.weights[rejected_nodes]
+        record = self.record[rejected_nodes]
+        return replace(self, nodes=self.nodes[rejected_nodes], counts=counts, record=record, weights=weights)
 
 
 def pack(boundaries: Sequence[Boundary]) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -45,23 +46,31 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of preferences, of records, of texts and of prompts.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 128,
+    max_tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer (128); repeatable."),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=0, max=100, help="Of the answers (0, greedy); repeatable.")
+    ] = None,
     max_length: Annotated[
         int, typer.Option(min=2, max=1_000_000, help="Maximum tokens of a prompt and one answer.")
     ] = 1024,
     context: Context = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers and of the bootstrap intervals.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure a model without a judge: rankings, likelihoods, drift, loops; by default on bundled data."""
+    """Measure a model without a judge: rankings, drift, answers, loops; by default on bundled data."""
     from pathlib import Path
 
     from buleyean_rl import demo_data
     from buleyean_rl.data.importers import read_preferences
-    from buleyean_rl.evaluation.measure import Bases, Material, Settings
+    from buleyean_rl.evaluation.drift import PASSAGES
+    from buleyean_rl.evaluation.measure import Material, plain_texts
     from buleyean_rl.evaluation.measure import evaluate as run
+    from buleyean_rl.evaluation.measured_model import Bases, Settings, make_samplings
     from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
     from buleyean_rl.evaluation.show import plot as draw
     from buleyean_rl.evaluation.texts import read_texts
@@ -75,11 +84,10 @@ def evaluate(
             check_output_file(Path(target), overwrite=overwrite, is_ours=is_ours)
     if not any((pairs, records, neutral, prompts)):
         neutral = prompts = BUNDLED_DATA
-    texts: tuple[str, ...] = ()
-    if neutral == BUNDLED_DATA:
-        texts = tuple(demo_data.neutral_texts()[:limit])
-    elif neutral is not None:
-        texts = read_texts(Path(neutral), limit)
+    texts: Sequence[str] = ()
+    if neutral is not None:
+        texts = demo_data.neutral_texts() if neutral == BUNDLED_DATA else read_texts(Path(neutral))
+    passages = min(PASSAGES, limit or PASSAGES) if texts else 0
     prompt_list = (
         [] if prompts is None else read_prompts_or_bundled(None if prompts == BUNDLED_DATA else prompts, "held_out")
     )
@@ -87,8 +95,9 @@ def evaluate(
         None if source is None else read_preferences(source, limit=limit, skip_bad=skip_bad)
         for source in (pairs, records)
     )
-    material = Material(preferences, rejections, texts, tuple(prompt_list[:limit]))
-    settings, console = Settings(max_length, max_tokens, engine, context, model), stderr_console()
+    material = Material(preferences, rejections, plain_texts(texts, limit), passages, tuple(prompt_list[:limit]))
+    samplings = make_samplings(temperature or [0.0], max_tokens or [128], seed)
+    settings, console = Settings(max_length, samplings, engine, context, model), stderr_console()
     bases = Bases(1 if reference is None else 2)
     evaluations = [
         run(name, material, settings, reference=reference_of_it, console=console, bases=bases)

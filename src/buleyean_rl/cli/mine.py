@@ -100,8 +100,8 @@ def walk(
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
     context: Context = None,
     max_drift: Annotated[
-        float, typer.Option(help="Nats per token that neutral text may lose; a round that loses more is the last.")
-    ] = 0.02,
+        float, typer.Option(help="Largest KL from the base on plain text, nats per token; a round beyond is the last.")
+    ] = 0.05,
     as_json: AsJson = False,
 ) -> None:
     """Mine, train on all rejections so far, measure; repeat with the trained model.

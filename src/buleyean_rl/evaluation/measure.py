@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from buleyean_rl import demo_data
 from buleyean_rl.data.importers import Preference, Preferences
-from buleyean_rl.data.records import Prompt, as_messages
-from buleyean_rl.errors import EngineError, ModelError, UsageError
+from buleyean_rl.data.records import Prompt
+from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.evaluation.answers import answer_figures, describe_unanswered, regeneration_figures
-from buleyean_rl.evaluation.scoring import AnswerScore, EngineScorer, OnDone, PackedScorer, Scorer, TextScore
+from buleyean_rl.evaluation.drift import BUNDLED, OWN, PASSAGE_TOKENS, PASSAGES
+from buleyean_rl.evaluation.kept_answers import kept_answers, unchanged_share
+from buleyean_rl.evaluation.measured_model import Bases, MeasuredModel, Settings
+from buleyean_rl.evaluation.neutral_text import Passage
+from buleyean_rl.evaluation.scoring import AnswerScore, Text, TextScore
 from buleyean_rl.evaluation.statistics import UNCOUNTED, Figure, kendall_tau, ndcg, preferred
-from buleyean_rl.inference.open import Location, engine_of, is_gguf_file, locate, open_engine
-from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
+from buleyean_rl.inference.open import locate
+from buleyean_rl.inference.own_text import own_passages
+from buleyean_rl.inference.protocol import Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
-from buleyean_rl.system.terminal import can_redraw
 
+NEUTRAL, KEPT = "neutral", "kept"  # kinds of text, beside those of `drift`
+TEXT_FIGURES = {  # of texts, and what each is a sum of
+    "nll": "nats",
+    "nll_reference": "reference_nats",
+    "kl": "kl",
+    "entropy": "entropy",
+    "entropy_reference": "reference_entropy",
+}
 LENGTH_TOLERANCE = 0.2  # difference of two answers' lengths, as a share of the longer, within which they match
 
 
@@ -33,33 +42,24 @@ class Material:
     Args:
         pairs: preferences to rank.
         records: rejected answers with counts; None uses those of the pairs.
-        texts: neutral texts.
-        prompts: for greedy answers.
+        texts: plain texts by kind, see `plain_texts`.
+        passages: number of passages that the base writes, at most `PASSAGES`.
+        prompts: to answer.
     """
 
     pairs: Preferences | None = None
     records: Preferences | None = None
-    texts: tuple[str, ...] = ()
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    passages: int = 0
     prompts: tuple[Prompt, ...] = ()
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a measurement.
-
-    Args:
-        max_length: maximum tokens of a prompt and one answer, or of a text; longer ones are truncated.
-        max_tokens: maximum tokens of a greedy answer.
-        engine: auto, transformers or llama.cpp.
-        context: see `open_engine`.
-        key_url: see `open_engine`; None for no endpoint.
-    """
-
-    max_length: int = 1024
-    max_tokens: int = 128
-    engine: str = "auto"
-    context: int | None = None
-    key_url: str | None = None
+def plain_texts(neutral: Sequence[str], limit: int | None = None) -> dict[str, Sequence[str]]:
+    """Texts by kind: some, and beside them the bundled ones unless they are those; none for none."""
+    bundled = demo_data.neutral_texts()
+    if not neutral or list(neutral) == bundled:
+        return {NEUTRAL: neutral[:limit]} if neutral else {}
+    return {BUNDLED: bundled[:limit], NEUTRAL: neutral[:limit]}
 
 
 @dataclass
@@ -68,17 +68,19 @@ class Evaluation:
 
     Args:
         model: its name.
+        base: what its own passages and the answers to keep are of: its name, or its base's.
         reference: name of the reference model pi_ref, if any.
         figures: by name, as far as material and model allow.
-        distinct_4: distinct 4-grams over all 4-grams of the answers to the prompts.
+        distinct: distinct 4-grams over all 4-grams of the answers to the prompts, as `distinct_4` and a suffix.
         counts: of items left out or truncated.
         notes: on how it was measured.
     """
 
     model: str
+    base: str = ""
     reference: str | None = None
     figures: dict[str, Figure] = field(default_factory=dict)
-    distinct_4: float | None = None
+    distinct: dict[str, float | None] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -110,167 +112,89 @@ def evaluate(
     """
     settings, console = settings or Settings(), console or Console(quiet=True)
     bases = bases or Bases(1 if reference is None else 2)
-    model = _MeasuredModel(locate(name) if isinstance(name, str) else name, settings, console, bases)
+    model = MeasuredModel(locate(name) if isinstance(name, str) else name, settings, console, bases)
     source = model.location if isinstance(model.location, Source) else None
     base = None if source is None else source.base
     if reference is not None and base is not None:
         raise UsageError(f"{model.name} is a run, whose reference is its base: leave --reference out")
     reference_model = None
     if reference is not None:
-        reference_model = _MeasuredModel(
+        reference_model = MeasuredModel(
             locate(reference) if isinstance(reference, str) else reference, settings, console, bases
         )
-    result = Evaluation(model.name, base.name if base else reference_model.name if reference_model else None)
+    reference_name = base.name if base else reference_model.name if reference_model else None
+    result = Evaluation(model.name, base.name if base else model.name, reference_name)
     for preferences in filter(None, (material.pairs, material.records)):
         for reason, number in (("empty_answers", preferences.empty), ("bad_rows", preferences.skipped)):
             result.counts[reason] = result.counts.get(reason, 0) + number
+    replies = _answer(result, model, material)
+    texts: dict[str, Sequence[Text]] = {**material.texts}
+    if material.passages and (in_memory := model.in_memory(result.notes)) is not None:
+        own = own_passages(in_memory, PASSAGES, PASSAGE_TOKENS)
+        texts[OWN] = [Passage(ids) for ids in own[: material.passages]]
+    if base is not None and material.prompts and (in_memory := model.in_memory(result.notes)) is not None:
+        max_tokens = settings.samplings[0].max_tokens
+        kept = kept_answers(in_memory, material.prompts, max_tokens, settings.context, console)
+        texts[KEPT] = kept
+        if settings.samplings[0].temperature == 0:
+            result.figures["kept_share"] = unchanged_share(kept, replies[: len(kept)])
     questions = _Questions(material)
-    if questions.all or material.texts:
-        answers, texts = model.score(questions.all, material.texts, result.notes)
-        if reference_model is not None:
-            base_answers, base_texts = reference_model.score(questions.all, material.texts, result.notes)
-            answers = [
-                [score._replace(reference_nats=base.nats) for score, base in zip(*scores, strict=True)]
-                for scores in zip(answers, base_answers, strict=True)
-            ]
-            texts = [
-                score._replace(reference_nats=base.nats) if score and base else score
-                for score, base in zip(texts, base_texts, strict=True)
-            ]
-        _add_rankings(result, questions, answers)
-        if material.texts:
-            _add_neutral(result, texts)
-    regenerated = [preference.prompt for preference in material.records.items] if material.records else []
-    if material.prompts or regenerated:
-        replies = model.answer([*material.prompts, *regenerated])
-        result.counts["prompts_unanswered"], notes = describe_unanswered(result.model, replies)
-        result.notes.extend(notes)
-        if material.prompts:
-            figures, result.distinct_4 = answer_figures(replies[: len(material.prompts)])
-            result.figures |= figures
-        if material.records:
-            result.figures |= regeneration_figures(material.records.items, replies[len(material.prompts) :])
+    if questions.all or any(texts.values()):
+        _score(result, model, reference_model, questions, texts)
     return result
 
 
-# --- models -------------------------------------------------------------------------------------------
+def _answer(result: Evaluation, model: MeasuredModel, material: Material) -> list[Outcome]:
+    """Add the figures of answers; returns those of the first sampling."""
+    regenerated = [preference.prompt for preference in material.records.items] if material.records else []
+    count = len(material.prompts)
+    if not count and not regenerated:
+        return []
+    by_sampling = model.answer([*material.prompts, *regenerated])
+    for number, (sampling, replies) in enumerate(zip(model.settings.samplings, by_sampling, strict=True)):
+        suffix = sampling_suffix(sampling) if number else ""
+        unanswered, notes = describe_unanswered(result.model, replies)
+        result.counts[f"prompts_unanswered{suffix}"] = unanswered
+        result.notes.extend(note for note in notes if note not in result.notes)
+        figures: dict[str, Figure] = {}
+        if count:
+            figures, result.distinct[f"distinct_4{suffix}"] = answer_figures(replies[:count])
+        if material.records:
+            figures |= regeneration_figures(material.records.items, replies[count:])
+        result.figures |= {f"{name}{suffix}": figure for name, figure in figures.items()}
+    return by_sampling[0]
 
 
-class Bases:
-    """Base models in memory, each loaded once for all that is measured on it, while it is among the last that were.
-
-    Args:
-        capacity: number of bases that are kept.
-    """
-
-    def __init__(self, capacity: int = 1) -> None:
-        self._capacity = capacity
-        self._models: dict[tuple[str, str | None], Model] = {}  # by place, the last used at the end
-
-    def open(self, source: Source) -> Model:
-        """A model on its base in memory, with the adapter of a run kept; nothing is loaded before it is needed."""
-        base = source.base or source
-        place = os.path.realpath(base.location) if os.path.exists(base.location) else base.location, base.gguf
-        model = self._models.pop(place) if place in self._models else Model(base)
-        self._models[place] = model
-        while len(self._models) > self._capacity:
-            self._models.pop(next(iter(self._models)))
-        return model.with_source(source)
+def sampling_suffix(sampling: Sampling) -> str:
+    """What ends the name of a figure of answers that were drawn otherwise than the first ones."""
+    return f"_t{sampling.temperature:g}_{sampling.max_tokens}"
 
 
-class _MeasuredModel:
-    """A model for scoring, then for answering: one in transformers is in memory for both."""
-
-    def __init__(self, model: Location | Model, settings: Settings, console: Console, bases: Bases) -> None:
-        self.location = model.source if isinstance(model, Model) else model
-        self.settings, self.console = settings, console
-        self.name = self.location if isinstance(self.location, str) else self.location.name
-        self._model: Model | None = model if isinstance(model, Model) else None
-        self._bases, self._is_printed = bases, False
-
-    def score(
-        self, questions: Sequence[Preference], texts: Sequence[str], notes: list[str]
-    ) -> tuple[list[list[AnswerScore]], list[TextScore | None]]:
-        """Score answers and texts; notes on how are appended to `notes`."""
-        with self._scorer(notes) as scorer:
-            with self._progress_bar("scoring answers", len(questions)) as on_done:
-                answers = scorer.answers([(question.prompt, question.answers) for question in questions], on_done)
-            with self._progress_bar("scoring neutral texts", len(texts)) as on_done:
-                return answers, scorer.texts(texts, on_done)
-
-    def answer(self, prompts: Sequence[Prompt]) -> list[Outcome]:
-        """Greedy answers, or why there are none."""
-        with self._engine() as engine, self._progress_bar("answering prompts", len(prompts)) as on_done:
-            sampling = Sampling(max_tokens=self.settings.max_tokens)
-            return engine.answer_many([as_messages(prompt) for prompt in prompts], sampling, on_done)
-
-    @contextmanager
-    def _scorer(self, notes: list[str]) -> Iterator[Scorer]:
-        """A scorer; a GGUF file is scored in transformers where it can be, a hundred times as fast as in llama.cpp."""
-        if self.settings.engine != "llama.cpp" and isinstance(self.location, Source):
-            is_gguf = is_gguf_file(self.location)
-            model = self._open(self.location)
-            try:
-                model.module, model.tokenizer  # noqa: B018 - load both
-            except ModelError:
-                if not is_gguf or self.settings.engine == "transformers":
-                    raise
-                notes.append(f"{self.name}: transformers cannot read it, so llama.cpp scores it, token by token")
-            else:
-                if is_gguf:
-                    notes.append(
-                        f"{self.name}: its weights are scored in transformers, its answers come from llama.cpp"
-                    )
-                scorer = PackedScorer(model, self.settings.max_length)
-                self._describe(model)
-                yield scorer
-                return
-        with self._engine() as engine:
-            notes.append(f"{self.name}: an engine has no full distributions, so there are no neutral_kl and entropy")
-            yield EngineScorer(engine, self.settings.max_length)
-
-    @contextmanager
-    def _engine(self) -> Iterator[Engine]:
-        settings, location = self.settings, self.location
-        kinds = ("transformers",) if is_gguf_file(location) else ("transformers", "auto")
-        engine: Engine
-        if isinstance(location, Source) and settings.engine in kinds:
-            model = self._open(location)
-            engine = engine_of(model.with_source(location), settings.context)  # scoring packs, answering does not
-            self._describe(model)
-        else:
-            engine = open_engine(location, settings.engine, context=settings.context, key_url=settings.key_url)
-        try:
-            yield engine
-        finally:
-            engine.close()
-
-    def _open(self, source: Source) -> Model:
-        if self._model is None:
-            self._model = self._bases.open(source)
-        return self._model
-
-    def _describe(self, model: Model) -> None:
-        if not self._is_printed:
-            self.console.print(escape(model.describe()))
-        self._is_printed = True
-
-    @contextmanager
-    def _progress_bar(self, label: str, total: int) -> Iterator[OnDone | None]:
-        """A progress bar, if the console can show one."""
-        if not can_redraw(self.console) or not total:
-            yield None
-            return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"{self.name}: {label}", total=total)
-            yield lambda done: progress.update(task, completed=done)
+def _score(
+    result: Evaluation,
+    model: MeasuredModel,
+    reference: MeasuredModel | None,
+    questions: _Questions,
+    texts: Mapping[str, Sequence[Text]],
+) -> None:
+    """Add the figures of answers' and texts' probabilities, all from one pass."""
+    flat = [text for members in texts.values() for text in members]
+    answers, scores = model.score(questions.all, flat, result.notes)
+    if reference is not None:
+        plain = [text if isinstance(text, str) else "" for text in flat]  # token ids may be another tokenizer's
+        base_answers, base_scores = reference.score(questions.all, plain, result.notes)
+        answers = [
+            [score._replace(reference_nats=base.nats) for score, base in zip(*pair, strict=True)]
+            for pair in zip(answers, base_answers, strict=True)
+        ]
+        scores = [
+            score._replace(reference_nats=base.nats) if score and base else score
+            for score, base in zip(scores, base_scores, strict=True)
+        ]
+    _add_rankings(result, questions, answers)
+    remaining = iter(scores)
+    for kind, members in texts.items():
+        _add_texts(result, kind, [next(remaining) for _ in members])
 
 
 # --- figures ------------------------------------------------------------------------------------------
@@ -378,18 +302,18 @@ def _make_item(value: float | None) -> tuple[float, float]:
     return UNCOUNTED if value is None else (value, 1.0)
 
 
-def _add_neutral(result: Evaluation, scores: Sequence[TextScore | None]) -> None:
-    """Figures of neutral texts, per token."""
+def _add_texts(result: Evaluation, kind: str, scores: Sequence[TextScore | None]) -> None:
+    """Figures of a kind of text, per token."""
     scored = [score for score in scores if score is not None]
-    if not scored:
+    if not scored and kind == NEUTRAL:
         raise EngineError("no neutral text has two tokens: give longer ones")
-    for figure, part in (
-        ("neutral_nll", "nats"),
-        ("neutral_nll_reference", "reference_nats"),
-        ("neutral_kl", "kl"),
-        ("entropy", "entropy"),
-    ):
-        if all(getattr(score, part) is not None for score in scored):
-            items = [UNCOUNTED if score is None else (getattr(score, part), score.tokens) for score in scores]
-            result.figures[figure] = Figure(items)
-    result.counts["neutral_tokens"] = sum(score.tokens for score in scored)
+    for part, field_name in TEXT_FIGURES.items():
+        if scored and all(getattr(score, field_name) is not None for score in scored):
+            items = [UNCOUNTED if score is None else (getattr(score, field_name), score.tokens) for score in scores]
+            result.figures[text_figure(kind, part)] = Figure(items)
+    result.counts[f"{kind}_tokens"] = sum(score.tokens for score in scored)
+
+
+def text_figure(kind: str, part: str) -> str:
+    """The name of a figure of a kind of text; the entropies of neutral texts have no prefix."""
+    return part if kind == NEUTRAL and part.startswith("entropy") else f"{kind}_{part}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,20 +21,33 @@ from buleyean_rl.objectives.fused import token_logprobs
 from buleyean_rl.objectives.losses import Objective
 
 
-def neutral_boundary(encoder: Encoder, text: str) -> Boundary | None:
-    """A plain text as a boundary, all of whose tokens but the first are predicted.
+class Passage(NamedTuple):
+    """A text in tokens.
+
+    Args:
+        ids: of it, and of what stands before it.
+        start: the first that is predicted.
+    """
+
+    ids: list[int]
+    start: int = 1
+
+
+def neutral_boundary(encoder: Encoder, text: str | Passage) -> Boundary | None:
+    """A text as a boundary; of a plain one all tokens but the first are predicted.
 
     Args:
         encoder: of the model; so many tokens are used as it allows.
-        text: a plain text.
+        text: a plain text, or one in tokens.
 
     Returns:
-        The boundary, or None for a text of fewer than two tokens.
+        The boundary, or None for a text without a token to predict.
     """
-    ids = encoder.encode_text(text)
-    if len(ids) < 2:
+    passage = Passage(encoder.encode_text(text)) if isinstance(text, str) else text
+    before, ids = passage.ids[: passage.start], passage.ids[passage.start : encoder.max_length]
+    if not ids:
         return None
-    return merge_responses(ids[:1], [(ids[1:], [True] * (len(ids) - 1))], [1], [1])
+    return merge_responses(before, [(ids, [True] * len(ids))], [1], [1])
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from buleyean_rl.data.answer_text import AnswerText
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import Prompt, as_messages
 from buleyean_rl.data.trie import Boundary, merge_responses
-from buleyean_rl.evaluation.neutral_text import hidden_states, neutral_boundary
+from buleyean_rl.evaluation.neutral_text import Passage, hidden_states, neutral_boundary
 from buleyean_rl.inference.protocol import Engine
 from buleyean_rl.models.model import Model
 from buleyean_rl.objectives.likelihood import compare_distributions, token_nlls
@@ -56,6 +56,7 @@ class TextScore(NamedTuple):
         reference_nats: -log pi_ref(text), or None without a reference.
         kl: sum of KL(pi_ref || pi), or None without a reference.
         entropy: sum of H(pi), or None without full distributions.
+        reference_entropy: sum of H(pi_ref), or None without a reference.
     """
 
     nats: float
@@ -63,9 +64,11 @@ class TextScore(NamedTuple):
     reference_nats: float | None
     kl: float | None
     entropy: float | None
+    reference_entropy: float | None = None
 
 
 Question = tuple[Prompt, Sequence[str]]  # a prompt, and answers to it
+Text = str | Passage
 OnDone = Callable[[int], None]
 
 
@@ -75,7 +78,7 @@ class Scorer(Protocol):
     def answers(self, questions: Sequence[Question], on_done: OnDone | None = None) -> list[list[AnswerScore]]:
         """Score every answer, in order; `on_done` is called with the number of questions so far."""
 
-    def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
+    def texts(self, texts: Sequence[Text], on_done: OnDone | None = None) -> list[TextScore | None]:
         """Score every text; None for one without a token to predict."""
 
 
@@ -111,7 +114,7 @@ class PackedScorer:
                 )
         return scores
 
-    def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
+    def texts(self, texts: Sequence[Text], on_done: OnDone | None = None) -> list[TextScore | None]:
         """See `Scorer.texts`."""
         scores: list[TextScore | None] = []
         for start in range(0, len(texts), WINDOW_ITEMS):
@@ -124,8 +127,8 @@ class PackedScorer:
                 figures = compare_distributions(hidden, reference, self.model.head, batch.counts.option)
                 sums = [None if part is None else _sum_per_record(part, batch, len(numbers)) for part in figures]
                 for number, i in enumerate(numbers):
-                    nats, base, kl, entropy = (None if part is None else part[number] for part in sums)
-                    window_scores[i] = TextScore(nats or 0.0, len(numbered[i].tokens), base, kl, entropy)
+                    nats, *others = (None if part is None else part[number] for part in sums)
+                    window_scores[i] = TextScore(nats or 0.0, len(numbered[i].tokens), *others)
                 done += len(numbers)
                 if on_done is not None:
                     on_done(done)
@@ -217,15 +220,20 @@ class EngineScorer:
                 on_done(len(scores))
         return scores
 
-    def texts(self, texts: Sequence[str], on_done: OnDone | None = None) -> list[TextScore | None]:
+    def texts(self, texts: Sequence[Text], on_done: OnDone | None = None) -> list[TextScore | None]:
         """See `Scorer.texts`."""
-        ids = [self.engine.tokenize(text, add_special=True, parse_special=False)[: self.max_length] for text in texts]
-        scorable = [i for i, sequence in enumerate(ids) if len(sequence) > 1]
+        passages = [self._tokenize(text) if isinstance(text, str) else text for text in texts]
+        ids = [passage.ids[: self.max_length] for passage in passages]
+        scorable = [i for i, passage in enumerate(passages) if len(ids[i]) > passage.start]
         scores: list[TextScore | None] = [None] * len(texts)
-        logprobs = self.engine.logprobs([ids[i] for i in scorable], on_done=on_done)
+        starts = [passages[i].start for i in scorable]
+        logprobs = self.engine.logprobs([ids[i] for i in scorable], starts, on_done)
         for i, values in zip(scorable, logprobs, strict=True):
             scores[i] = TextScore(-sum(values), len(values), None, None, None)
         return scores
+
+    def _tokenize(self, text: str) -> Passage:
+        return Passage(self.engine.tokenize(text, add_special=True, parse_special=False))
 
     def _continue_prompt(self, answer: str) -> list[int]:
         """An answer's tokens after a prompt: as text, and without the space that some tokenizers put before a text."""

@@ -5,8 +5,9 @@ evaluations of models, the first against the others --> one JSON object, one tab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from buleyean_rl.evaluation.measure import Evaluation
+from buleyean_rl.evaluation.drift import BUNDLED, OWN
+from buleyean_rl.evaluation.measure import KEPT, NEUTRAL, Evaluation, text_figure
 from buleyean_rl.evaluation.statistics import Interval
 from buleyean_rl.system.files import read_json_object
 from buleyean_rl.system.outputs import open_output
@@ -35,6 +37,18 @@ class Label:
     better: int
 
 
+def _text_labels(kind: str, title: str) -> dict[str, Label]:
+    """Labels of the figures of a kind of text, in nats per token."""
+    labels = {
+        "kl": Label(f"{title}: KL(reference || model)", False, -1),
+        "entropy": Label("  entropy", False, 0),
+        "entropy_reference": Label("  entropy of the reference", False, 0),
+        "nll": Label("  NLL", False, -1),
+        "nll_reference": Label("  NLL to the reference", False, 0),
+    }
+    return {text_figure(kind, part): label for part, label in labels.items()}
+
+
 LABELS = {
     "accuracy": Label("pairs ranked right", True, 1),
     "accuracy_reference": Label("  by the reference", True, 0),
@@ -46,15 +60,17 @@ LABELS = {
     "rejected_nll_reference": Label("  to the reference", False, 0),
     "regeneration_prefix": Label("rejected answers begun again", True, -1),
     "regeneration_overlap": Label("4-grams from rejected answers", True, -1),
-    "neutral_nll": Label("plain text, nats per token", False, -1),
-    "neutral_nll_reference": Label("  to the reference", False, 0),
-    "neutral_kl": Label("KL(reference || model), nats per token", False, -1),
-    "entropy": Label("entropy, nats per token", False, 0),
+    **_text_labels(OWN, "own passages"),
+    **_text_labels(BUNDLED, "bundled texts"),
+    **_text_labels(NEUTRAL, "plain text"),
+    f"{KEPT}_kl": Label("KL on answers to keep", False, -1),
+    f"{KEPT}_share": Label("  that begin as the base's", True, 1),
     "loop_rate": Label("answers that loop", True, -1),
     "distinct_4": Label("different 4-grams", True, 1),
     "mean_length": Label("tokens in an answer", False, 0),
     "ended_share": Label("answers that end by themselves", True, 1),
 }
+SUFFIX = re.compile(r"_t([\d.e+-]+)_(\d+)$")  # see `measure.sampling_suffix`
 MARK = "buleyean-rl evaluate"  # in a picture's metadata
 PICTURES = (".png", ".svg", ".pdf")
 FIRST_KEYS = (  # of the JSON object, in this order; null without a value
@@ -97,7 +113,7 @@ def _evaluation_json(evaluation: Evaluation, seed: int) -> dict[str, Any]:
     figures = evaluation.figures
     values: dict[str, Any] = {name: figure.value for name, figure in figures.items()}
     intervals = {name: _as_list(figure.interval(seed)) for name, figure in figures.items()}
-    values |= {"accuracy_ci": intervals.get("accuracy"), "distinct_4": evaluation.distinct_4}
+    values |= {"accuracy_ci": intervals.get("accuracy"), **evaluation.distinct}
     return {
         "model": evaluation.model,
         "reference": evaluation.reference,
@@ -119,7 +135,12 @@ def _pairs(evaluation: Evaluation, name: str) -> int | None:
 
 def _difference_intervals(first: Evaluation, other: Evaluation, seed: int) -> dict[str, Interval | None]:
     """Intervals of first - other, for the figures that both have."""
-    shared = [name for name in LABELS if name in first.figures and name in other.figures]
+    of_the_base = () if first.base == other.base else (OWN, KEPT)  # other texts: their items are no pairs
+    shared = [
+        name
+        for name in _names([first, other])
+        if name in first.figures and name in other.figures and not name.startswith(of_the_base)
+    ]
     return {name: other.figures[name].difference(first.figures[name], seed) for name in shared}
 
 
@@ -147,7 +168,8 @@ def table(evaluations: Sequence[Evaluation], seed: int = 0) -> Table:
     for number in range(len(others)):
         shown.add_column("difference" if len(others) == 1 else f"less the {number + 2}.", justify="right")
     differences = [_difference_intervals(first, other, seed) for other in others]
-    for name, label in LABELS.items():
+    for name in _names(evaluations):
+        label = _label(name)
         cells = [_cell(evaluation, name, seed) for evaluation in evaluations]
         if not any(cells):
             continue
@@ -181,7 +203,35 @@ def lines(evaluation: Evaluation) -> list[str]:
 def _cell(evaluation: Evaluation, name: str, seed: int) -> str:
     figure = evaluation.figures.get(name)
     interval = None if figure is None else figure.interval(seed)
-    return _text(_value(evaluation, name), interval, LABELS[name].is_share)
+    return _text(_value(evaluation, name), interval, _label(name).is_share)
+
+
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The figures of some evaluations in the order of the labels, of each the suffixes in their order."""
+    given = list(dict.fromkeys(name for each in evaluations for name in (*each.figures, *each.distinct)))
+    return [name for base in LABELS for name in given if SUFFIX.sub("", name) == base]
+
+
+def _label(name: str) -> Label:
+    """The label of a figure, or below it of how else its answers were drawn."""
+    suffix = SUFFIX.search(name)
+    if suffix is None:
+        return LABELS[name]
+    temperature, tokens = suffix.groups()
+    return replace(LABELS[SUFFIX.sub("", name)], text=f"  at temperature {temperature}, {int(tokens):,} tokens")
+
+
+def _title(name: str) -> str:
+    """A figure's title where it stands alone."""
+    label, base = _label(name).text.strip(), SUFFIX.sub("", name)
+    if base != name:
+        return f"{LABELS[base].text.strip()}\n{label}"
+    if label in ("NLL", "entropy"):
+        kind = next(
+            kind for kind in (OWN, BUNDLED, NEUTRAL) if name in (text_figure(kind, "nll"), text_figure(kind, "entropy"))
+        )
+        return f"{LABELS[text_figure(kind, 'kl')].text.split(':')[0]}: {label}"
+    return label
 
 
 def _text(value: float | None, interval: Interval | None, is_share: bool, *, sign: bool = False) -> str:
@@ -213,7 +263,7 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
     """
     from matplotlib.figure import Figure as Canvas
 
-    names = [name for name, label in LABELS.items() if label.better] + ["entropy", "mean_length"]
+    names = [name for name in _names(evaluations) if _label(name).better or name.endswith(("entropy", "mean_length"))]
     names = [name for name in names if any(_value(evaluation, name) is not None for evaluation in evaluations)]
     columns = min(4, max(len(names), 1))
     rows = max(1, -(-len(names) // columns))
@@ -240,7 +290,7 @@ def plot(path: Path, evaluations: Sequence[Evaluation], seed: int = 0) -> None:
 def _draw_panel(axes: Any, name: str, evaluations: Sequence[Evaluation], seed: int) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    label = LABELS[name]
+    label = _label(name)
     for place, evaluation in enumerate(evaluations):
         value = _value(evaluation, name)
         if value is None:
@@ -255,7 +305,7 @@ def _draw_panel(axes: Any, name: str, evaluations: Sequence[Evaluation], seed: i
     if name == "kendall_tau":
         axes.axhline(0.0, color="0.5", linestyle="--", linewidth=1)
     arrow = {1: " \N{UPWARDS ARROW}", -1: " \N{DOWNWARDS ARROW}", 0: ""}[label.better]
-    axes.set_title(label.text.strip() + arrow, fontsize=9)
+    axes.set_title(_title(name) + arrow, fontsize=9)
     axes.set_xlim(-0.6, len(evaluations) - 0.4)
     axes.set_xticks([])
     axes.grid(axis="y", alpha=0.3)
@@ -266,7 +316,7 @@ def _draw_panel(axes: Any, name: str, evaluations: Sequence[Evaluation], seed: i
 
 
 def _value(evaluation: Evaluation, name: str) -> float | None:
-    if name == "distinct_4":
-        return evaluation.distinct_4
+    if name in evaluation.distinct:
+        return evaluation.distinct[name]
     figure = evaluation.figures.get(name)
     return None if figure is None else figure.value

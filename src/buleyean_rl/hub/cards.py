@@ -21,6 +21,7 @@ from buleyean_rl.system.wording import counted
 TAGS = ["buleyean-rl", "negative-feedback"]
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LARGEST_CATEGORY = "n>1M"
+DRIFT_TITLES = {"own": "Drift on passages of the base's own", "bundled": "Drift on bundled texts"}
 
 
 def run_card(run: Mapping[str, Any], *, license: str | None = None) -> str:
@@ -162,9 +163,17 @@ def run_table(run: Mapping[str, Any], format: str) -> str:
         "Loss floor": f"{run['loss_floor']:.4f}",
         "Optimality gap": f"{run['optimality_gap']:.4f} nats{relative}",
         **_rejected_row(run["rejected_nll_base"], run["rejected_nll_final"]),
-        "Neutral text": f"{run['neutral_nll_base']:.3f} -> {run['neutral_nll_final']:.3f} nats per token",
+        **{DRIFT_TITLES[kind]: _describe_drift(drift) for kind, drift in run.get("drift", {}).items()},
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _describe_drift(drift: Mapping[str, float]) -> str:
+    """What training did to a kind of text."""
+    return (
+        f"KL {drift['kl']:.3f}, entropy {drift['entropy_base']:.2f} -> {drift['entropy']:.2f}, "
+        f"NLL {drift['nll_base']:.3f} -> {drift['nll']:.3f} nats per token"
+    )
 
 
 def _rejected_row(base: float | None, final: float | None) -> dict[str, str]:

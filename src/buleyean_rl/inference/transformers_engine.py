@@ -105,8 +105,7 @@ class TransformersEngine(BaseEngine):
                     emitted = ready
         if text[emitted:]:
             yield text[emitted:]
-        whole = self.tokenizer.decode(answer, skip_special_tokens=True)
-        return self._make_answer(whole, drawn, logprobs, sampling)
+        return self._make_answer(drawn, logprobs, sampling)
 
     def _draw(self, ids: list[int], limit: int, sampling: Sampling) -> Generator[tuple[int, float]]:
         """The tokens after a prompt, one by one, with their log-probabilities."""
@@ -140,24 +139,38 @@ class TransformersEngine(BaseEngine):
                 yield index, ids
             else:
                 prompts[index] = ids
-        yield from self.continue_ids(prompts, sampling, seeds, on_tokens)
+        drawn_seeds = {index: seeds[index] if seeds else sampling.seed + index for index in prompts}
+        with closing(self._continue(prompts, sampling, drawn_seeds, on_tokens)) as continuations:
+            for index, drawn, logprobs in continuations:
+                yield index, self._make_answer(drawn, logprobs, sampling)
 
-    def continue_ids(
+    def continue_ids(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+        """The tokens that the model writes after others, with the end token where it ends.
+
+        Args:
+            prompts: token ids, one each at least, with room in the context.
+            sampling: for all of them; the i-th has seed + i.
+        """
+        numbered = {index: list(ids) for index, ids in enumerate(prompts)}
+        seeds = {index: sampling.seed + index for index in numbered}
+        drawn = {index: tokens for index, tokens, _ in self._continue(numbered, sampling, seeds, None)}
+        return [self._until_end(drawn[index]) for index in numbered]
+
+    def _continue(
         self,
         prompts: Mapping[int, list[int]],
-        sampling: Sampling = GREEDY,
-        seeds: Sequence[int] | None = None,
-        on_tokens: OnTokens | None = None,
-    ) -> Generator[tuple[int, Answer]]:
-        """As `answers`, after prompts that are token ids, by their index."""
-        drawn_seeds = {index: seeds[index] if seeds else sampling.seed + index for index in prompts}
+        sampling: Sampling,
+        seeds: Mapping[int, int],
+        on_tokens: OnTokens | None,
+    ) -> Generator[tuple[int, list[int], list[float]]]:
+        """Each prompt's index, and the tokens drawn after it with their log-probabilities: after an end, padding."""
         if self._batch_decoder is not None:
-            yield from self._decode(self._batch_decoder, prompts, sampling, drawn_seeds, on_tokens)
+            yield from self._decode(self._batch_decoder, prompts, sampling, seeds, on_tokens)
             return
         for indices in self._batches(prompts, sampling.max_tokens):
-            batch_seeds = [drawn_seeds[i] for i in indices]
-            batch = self._answer_batch([prompts[i] for i in indices], sampling, batch_seeds, on_tokens)
-            yield from zip(indices, batch, strict=True)
+            batch_seeds = [seeds[i] for i in indices]
+            batch = self._continue_batch([prompts[i] for i in indices], sampling, batch_seeds, on_tokens)
+            yield from ((index, *drawn) for index, drawn in zip(indices, batch, strict=True))
 
     def _decode(
         self,
@@ -166,8 +179,8 @@ class TransformersEngine(BaseEngine):
         sampling: Sampling,
         seeds: Mapping[int, int],
         on_tokens: OnTokens | None,
-    ) -> Generator[tuple[int, Answer]]:
-        """The answers, each as it comes."""
+    ) -> Generator[tuple[int, list[int], list[float]]]:
+        """See `_continue`; each as it comes."""
 
         def is_stopped(drawn: Sequence[int]) -> bool:
             return find_stop(self.tokenizer.decode(drawn, skip_special_tokens=True), sampling.stop) is not None
@@ -189,8 +202,7 @@ class TransformersEngine(BaseEngine):
                 if on_tokens is not None:
                     on_tokens(1)
                 if drawn.is_last:
-                    text = self.tokenizer.decode(answer, skip_special_tokens=True)
-                    yield indices[drawn.request], self._make_answer(text, answer, logprobs[drawn.request], sampling)
+                    yield indices[drawn.request], answer, logprobs[drawn.request]
 
     @cached_property
     def _batch_decoder(self) -> BatchDecoder | None:
@@ -269,10 +281,10 @@ class TransformersEngine(BaseEngine):
         if batch:
             yield batch
 
-    def _answer_batch(
+    def _continue_batch(
         self, prompts: list[list[int]], sampling: Sampling, seeds: list[int], on_tokens: OnTokens | None
-    ) -> list[Answer]:
-        """Answers to prompts padded on the left to one length."""
+    ) -> list[tuple[list[int], list[float]]]:
+        """See `_continue`; prompts padded on the left to one length."""
         import torch
 
         width = max(map(len, prompts))
@@ -296,12 +308,7 @@ class TransformersEngine(BaseEngine):
                 pad_token_id=pad,
                 eos_token_id=sorted(self._eos_token_ids) or None,
             )
-        tokens = output[:, width:]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [
-            self._make_answer(*answer, sampling)
-            for answer in zip(texts, tokens.tolist(), chooser.logprobs, strict=True)
-        ]
+        return list(zip(output[:, width:].tolist(), chooser.logprobs, strict=True))
 
     def _static_cache(self, tokens: int) -> Any:
         """A preallocated KV cache where the model supports it: a growing one is copied at every step."""
@@ -310,16 +317,23 @@ class TransformersEngine(BaseEngine):
         config = self.model.config.get_text_config(decoder=True)
         return StaticCache(config=config, max_cache_len=tokens) if fits_static_cache(self.model) else None
 
-    def _make_answer(self, text: str, drawn: list[int], logprobs: list[float], sampling: Sampling) -> Answer:
-        """The answer of a batch row: tokens after its end token are padding."""
-        end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), None)
+    def _until_end(self, drawn: list[int]) -> list[int]:
+        """What was drawn, up to the first end token and with it."""
+        end = next((k for k, token in enumerate(drawn) if token in self._eos_token_ids), len(drawn))
+        return drawn[: end + 1]
+
+    def _make_answer(self, drawn: list[int], logprobs: list[float], sampling: Sampling) -> Answer:
+        """The answer of what was drawn: tokens after its end token are padding."""
+        text = self.tokenizer.decode(drawn, skip_special_tokens=True)
+        ids = self._until_end(drawn)
+        ended = bool(ids) and ids[-1] in self._eos_token_ids
+        ids = ids[:-1] if ended else ids
         cut = find_stop(text, sampling.stop)
-        ids = drawn if end is None else drawn[:end]
         is_exact = cut is None and self._special_ids.isdisjoint(ids)  # the text lacks special tokens
         return Answer(
             text[:cut],
             len(ids),
-            end is not None or cut is not None,
+            ended or cut is not None,
             tuple(ids) if is_exact else None,
             tuple(logprobs[: len(ids)]) if sampling.logprobs else None,
         )

@@ -1,6 +1,6 @@
 """Void walking: mine, train on everything rejected so far, measure, and again with the trained model.
 
-    round 0     base --measure--> loop rate, neutral text
+    round 0     base --measure--> loop rate, drift
     round r     model r-1 --mine--> rejections --with earlier ones--> train the base --> model r --measure-->
 
 Every round trains a new adapter on the base: the reference stays the same, so drift does not accumulate. A walk's
@@ -21,10 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from buleyean_rl import demo_data
 from buleyean_rl.data.records import Prompt, fold_records, read_records, write_records
 from buleyean_rl.errors import UsageError
-from buleyean_rl.evaluation.drift import neutral_figures
+from buleyean_rl.evaluation.drift import find_moved_text, largest_kl, measure_drift
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.open import answers_key, describe_policy, engine_of, is_endpoint
 from buleyean_rl.inference.protocol import Engine
@@ -43,7 +42,8 @@ from buleyean_rl.training.run import train
 from buleyean_rl.training.run_state import can_resume, clean_finished
 
 ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
-WALK_FORMAT = 2  # of walk.json; in 1, without a number, prompts were counted, not compared
+WALK_FORMAT = 3  # of walk.json; in 2 drift was the NLL of neutral text
+MAX_ENTROPY_CHANGE = 0.1  # of plain text, as a share of the base's; a round that exceeds it is the last
 MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
 
 
@@ -57,7 +57,7 @@ def walk(
     *,
     rounds: int = 3,
     settings: MineSettings | None = None,
-    max_drift: float = 0.02,
+    max_drift: float = 0.05,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Start or resume a walk.
@@ -71,7 +71,7 @@ def walk(
         configure: run folder -> settings of its training.
         rounds: maximum number of rounds.
         settings: of the mining; None for greedy answers.
-        max_drift: of the neutral texts in nats per token; a round that exceeds it is the last.
+        max_drift: KL from the base on each kind of plain text, in nats per token; a round that exceeds it is the last.
         console: for progress; None for no output.
 
     Returns:
@@ -174,14 +174,13 @@ def reason_to_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
 
     Args:
         rounds: from the base on.
-        max_drift: nats per token.
+        max_drift: KL, in nats per token.
     """
     if len(rounds) < 2:
         return None
-    base, previous, last = rounds[0], rounds[-2], rounds[-1]
-    drift = last.drift(base)
-    if drift > max_drift:
-        return f"neutral text lost {drift:.3f} nats per token, more than {max_drift}"
+    previous, last = rounds[-2], rounds[-1]
+    if moved := find_moved_text(last.drift, max_drift, MAX_ENTROPY_CHANGE):
+        return moved
     if last.rejection_rate > previous.rejection_rate:
         return "more held-out answers are rejected than in the round before"
     if last.rejection_rate == 0:
@@ -193,8 +192,8 @@ def reason_to_stop(rounds: Sequence[Round], max_drift: float) -> str | None:
 
 
 def best_round(rounds: Sequence[Round], max_drift: float) -> int:
-    """The round with the lowest rejection rate within `max_drift`; the later of equals."""
-    within_limit = [r for r in rounds if r.drift(rounds[0]) <= max_drift]
+    """The round with the lowest rejection rate among those whose drift is within the limits; the later of equals."""
+    within_limit = [r for r in rounds if find_moved_text(r.drift, max_drift, MAX_ENTROPY_CHANGE) is None]
     return min(within_limit, key=lambda r: (r.rejection_rate, -r.round)).round
 
 
@@ -239,7 +238,7 @@ class _Walk:
             if differences:
                 raise UsageError(f"{self.folder} has a walk with another {', '.join(differences)}: name another folder")
             try:
-                self.rounds = [Round(**entry) for entry in earlier["rounds"]]
+                self.rounds = [Round.from_json(entry) for entry in earlier["rounds"]]
             except TypeError:
                 raise UsageError(f"{file} is damaged: name another folder, or delete this one") from None
         else:
@@ -251,7 +250,7 @@ class _Walk:
 
     def summary(self, stop: str | None, best: int) -> dict[str, Any]:
         """The contents of `walk.json`."""
-        return {**self.header, "rounds": [asdict(r) for r in self.rounds], "stopped": stop, "best": best}
+        return {**self.header, "rounds": [r.as_json() for r in self.rounds], "stopped": stop, "best": best}
 
     def mine(self, number: int) -> int:
         """Mine a round and write the records of all rounds so far; returns the number of new rejections."""
@@ -283,31 +282,29 @@ class _Walk:
         return sum(1 for _ in read_records(folder / "records.jsonl"))
 
     def measure(self, number: int, rejected: int, records: int) -> None:
-        """Measure a round's model on the held-out prompts and the neutral texts."""
+        """Measure a round's model on the held-out prompts, and its drift."""
         folder = self._round_folder(number)
         with self._measure_time(number) as seconds:
             greedy = MineSettings(max_tokens=self.settings.max_tokens, context=self.settings.context)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
             self.close_engine()
-            with self.console.status("scoring neutral texts"):
-                neutral = neutral_figures(self._model(number), demo_data.neutral_texts())
+            with self.console.status("measuring drift"):
+                drift = measure_drift(self._model(number))
             result = Round(
                 round=number,
                 loop_rate=loop_rate([answer for answers in mined.answers for answer in answers]),
                 rejection_rate=mined.report.rejected / mined.report.answers,
-                neutral_nll=neutral.nll,
                 records=records,
                 rejected=rejected,
                 seconds=seconds(),
                 run=f"{folder.name}/run" if number else None,
-                neutral_kl=neutral.kl,
-                entropy=neutral.entropy,
+                drift=drift,
             )
         self.rounds.append(result)
         self.write(None, 0)
         self.console.print(
             f"round {number}: {result.loop_rate:.1%} of the held-out answers loop, "
-            f"neutral text {result.neutral_nll:.3f} nats per token, KL from the base {result.neutral_kl:.3f}"
+            f"KL from the base at most {largest_kl(drift):.3f} nats per token"
         )
 
     def _mine(self, prompts: Sequence[Prompt], number: int, output: Path, settings: MineSettings) -> Mined:

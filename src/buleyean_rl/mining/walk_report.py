@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from buleyean_rl.evaluation.drift import BUNDLED, OWN, TITLES, Drifts, as_drifts, as_json
 from buleyean_rl.system.files import atomic_write
+
+FIGURES = ("kl", "entropy", "nll")
 
 
 @dataclass(frozen=True)
@@ -20,29 +24,34 @@ class Round:
         round: 0 is the base model.
         loop_rate: share of greedy answers that loop.
         rejection_rate: share of them that any judge rejects.
-        neutral_nll: nats per token of the neutral texts.
         records: number trained on, of this round and earlier ones.
         rejected: number of rejected answers of the previous round's model, mined in this round.
         seconds: spent on the round, over all processes.
         run: the run folder, relative to the walk's.
-        neutral_kl: KL(base || trained) on the neutral texts, in nats per token.
-        entropy: of the next token there.
+        drift: from the base, of each kind of text.
     """
 
     round: int
     loop_rate: float
     rejection_rate: float
-    neutral_nll: float
     records: int
     rejected: int
     seconds: float
     run: str | None
-    neutral_kl: float
-    entropy: float
+    drift: Drifts
 
-    def drift(self, base: Round) -> float:
-        """Increase of `neutral_nll` over the base, in nats per token."""
-        return self.neutral_nll - base.neutral_nll
+    def as_json(self) -> dict[str, Any]:
+        """For `walk.json`."""
+        return asdict(self) | {"drift": as_json(self.drift)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Round:
+        """What `as_json` gave.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        return cls(**{**value, "drift": as_drifts(value.get("drift", {}))})
 
 
 def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
@@ -51,7 +60,7 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
     Args:
         path: of the PNG.
         rounds: from the base on.
-        max_drift: nats per token.
+        max_drift: KL, in nats per token.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -68,9 +77,9 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
     left.legend(frameon=False)
     right.axhline(0, color="0.3", linestyle="--")
     right.axhline(max_drift, color="C3", linestyle=":", label="ends the walk")
-    right.plot(numbers, [r.drift(rounds[0]) for r in rounds], "o-", color="C2", label="NLL over the base's")
-    right.plot(numbers, [r.neutral_kl for r in rounds], "s--", color="C4", label="KL(base || trained)")
-    right.set_title("drift on neutral text, nats per token")
+    for kind, style in ((OWN, "o-C2"), (BUNDLED, "s--C4")):
+        right.plot(numbers, [r.drift[kind].kl for r in rounds], style, label=TITLES[kind])
+    right.set_title("KL(base || trained), nats per token")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.set_xlabel("round")
@@ -84,8 +93,8 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
 
 def rounds_table(rounds: Sequence[Round]) -> Table:
     """A table of the rounds, for the terminal."""
-    table = Table(title="greedy answers to unseen prompts; neutral text, nats per token")
-    columns = ("round", "loop", "rejected", "neutral nats", "drift", "KL", "entropy", "mined", "records", "seconds")
+    table = Table(title="greedy answers to unseen prompts; own passages / bundled texts, nats per token")
+    columns = ("round", "loop", "rejected", "KL", "entropy", "NLL", "mined", "records", "seconds")
     for column in columns:
         table.add_column(column, justify="right")
     for r in rounds:
@@ -93,10 +102,7 @@ def rounds_table(rounds: Sequence[Round]) -> Table:
             str(r.round),
             f"{r.loop_rate:.1%}",
             f"{r.rejection_rate:.1%}",
-            f"{r.neutral_nll:.3f}",
-            f"{r.drift(rounds[0]):+.3f}",
-            f"{r.neutral_kl:.3f}",
-            f"{r.entropy:.3f}",
+            *(" / ".join(f"{getattr(r.drift[kind], name):.3f}" for kind in (OWN, BUNDLED)) for name in FIGURES),
             str(r.rejected),
             str(r.records),
             f"{r.seconds:,.0f}",

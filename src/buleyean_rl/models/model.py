@@ -131,6 +131,11 @@ class Model:
         return model
 
     @property
+    def base(self) -> Model:
+        """The model without an adapter, on the same weights."""
+        return self.with_source(self.source.base or self.source)
+
+    @property
     def plain(self) -> Any:
         """The transformers model, without PEFT's wrapper."""
         return views.plain_model(self.module)

@@ -74,15 +74,9 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def final_kl(report: Mapping[str, Any]) -> float | None:
-    """KL(base || trained) on neutral text, nats per token, by the guard's last check of the model that was saved.
+    """KL(base || trained) in nats per token, on the kind of text that moved farthest; None in earlier reports.
 
     Args:
         report: of `run.json`.
     """
-    guard = report.get("guard")
-    checks = guard["checks"] if guard else []
-    if guard and guard["restored_step"] is not None:
-        checks = [check for check in checks if check["step"] == guard["restored_step"]]
-    elif report["adapter_scale"] != report["config"].get("adapter_scale", 1):
-        checks = checks[:-1]  # the last was of a scale that was taken back
-    return checks[-1]["kl"] if checks else None
+    return max((drift["kl"] for drift in report.get("drift", {}).values()), default=None)

@@ -24,12 +24,14 @@ class TextFigures(NamedTuple):
         reference_nll: -log pi_ref(token), or None without a reference. Shape: (nodes,).
         kl: KL(pi_ref || pi) over the vocabulary, or None without a reference. Shape: (nodes,).
         entropy: H(pi) over the vocabulary. Shape: (nodes,).
+        reference_entropy: H(pi_ref), or None without a reference. Shape: (nodes,).
     """
 
     nll: Tensor
     reference_nll: Tensor | None
     kl: Tensor | None
     entropy: Tensor
+    reference_entropy: Tensor | None
 
 
 @torch.no_grad()
@@ -49,9 +51,10 @@ def compare_distributions(
     """
     states = [hidden] if reference_hidden is None else [hidden, reference_hidden]
     tiles = [_compare(projected, head, next_tokens) for projected, next_tokens in _projected(states, head, tokens)]
-    nll, reference_nll, kl, entropy = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-    figures = TextFigures(nll, reference_nll, kl, entropy)
-    return figures._replace(reference_nll=None, kl=None) if reference_hidden is None else figures
+    figures = TextFigures(*(torch.cat(parts) for parts in zip(*tiles, strict=True)))
+    if reference_hidden is None:
+        return figures._replace(reference_nll=None, kl=None, reference_entropy=None)
+    return figures
 
 
 @torch.no_grad()
@@ -80,8 +83,8 @@ def _projected(states: list[Tensor], head: OutputHead, tokens: Tensor) -> Iterat
         yield head.project(torch.cat([state[nodes] for state in states])), tokens[nodes]
 
 
-def _compare(projected: Tensor, head: OutputHead, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """NLL, reference NLL, KL and entropy of a tile; without a reference the model is its own."""
+def _compare(projected: Tensor, head: OutputHead, tokens: Tensor) -> tuple[Tensor, ...]:
+    """The fields of `TextFigures` of a tile; without a reference the model is its own."""
     nodes, shift = len(tokens), largest_logit(head, projected)
     model, reference = projected[:, :nodes], projected[:, -nodes:]
     model_shift, base_shift = shift[:nodes], shift[-nodes:]
@@ -90,10 +93,10 @@ def _compare(projected: Tensor, head: OutputHead, tokens: Tensor) -> tuple[Tenso
     # KL(pi_ref || pi) = E_ref[z_ref - z] - lse_ref + lse; rounding may bring it below 0
     kl = (difference / base_total - base_lse + lse).clamp_min(0)
     # H(pi) = lse - E_pi[z], the same sum for a reference pi and a model whose logits are all zero
-    zeros = torch.zeros_like(projected)[:, :nodes]
-    _, _, moment = vocabulary_sums(head, zeros, model, torch.zeros_like(model_shift), model_shift)
+    _, _, moment = vocabulary_sums(head, torch.zeros_like(projected), projected, torch.zeros_like(shift), shift)
+    moment, base_moment = moment[:nodes], moment[-nodes:]
     nll, base_nll = lse - _token_logits(model, head, tokens), base_lse - _token_logits(reference, head, tokens)
-    return nll, base_nll, kl, lse - moment / total
+    return nll, base_nll, kl, lse - moment / total, base_lse - base_moment / base_total
 
 
 def _token_logits(projected: Tensor, head: OutputHead, tokens: Tensor) -> Tensor:

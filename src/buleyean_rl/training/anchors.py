@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from buleyean_rl.data.encode import end_token_ids
 from buleyean_rl.data.trie import Boundary, merge_responses
-from buleyean_rl.inference.own_text import continue_ids, own_passages
+from buleyean_rl.inference.own_text import own_continuations, own_passages
 from buleyean_rl.models.model import Model
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset
 
 MAX_ACCEPTED = 4096  # in memory
+SEED = 1 << 20  # other passages than those that drift is measured on
 PASSAGES, PASSAGE_TOKENS = 32, 128
 ANSWERS, ANSWER_TOKENS = 32, 128  # of the base, to prompts of the records
 
@@ -33,7 +35,7 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
     if not config.anchors or not config.loss.uses_reference or config.loss.is_listwise:
         return []
     tokens = min(PASSAGE_TOKENS, config.max_length)
-    passages = [_anchor(ids[:1], ids[1:]) for ids in own_passages(model, PASSAGES, tokens)]
+    passages = [_anchor(ids[:1], ids[1:]) for ids in own_passages(model, PASSAGES, tokens, SEED)]
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.anchors))[:MAX_ACCEPTED]
     accepted: Sequence[Boundary] = dataset.anchors.select(chosen)[:]
     if not accepted and not dataset.training.accepted_answers.any():
@@ -43,10 +45,12 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
 
 def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) -> list[Boundary]:
     """What the base answers to prompts itself, but for answers that were rejected."""
-    prompts = [boundary.prompt for boundary in boundaries]
+    tokens, ends = min(ANSWER_TOKENS, max_length // 2), end_token_ids(model.tokenizer)
+    fitting = [boundary for boundary in boundaries if len(boundary.prompt) + tokens <= max_length]
+    written = own_continuations(model, [boundary.prompt for boundary in fitting], tokens, SEED)
     anchors = []
-    for boundary, ids in zip(boundaries, continue_ids(model, prompts, ANSWER_TOKENS), strict=True):
-        answer = ids[: max_length - len(boundary.prompt)]
+    for boundary, ids in zip(fitting, written, strict=True):
+        answer = [token for token in ids if token not in ends]
         if answer and answer != boundary.tokens[: len(answer)]:
             anchors.append(_anchor(boundary.prompt, answer))
     return anchors

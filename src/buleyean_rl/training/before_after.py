@@ -1,14 +1,11 @@
-"""Measure a run before and after training: held-out records, neutral texts, drift."""
+"""Measure a run: held-out records before and after training, and its drift."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
-from buleyean_rl import demo_data
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.trie import Boundary
-from buleyean_rl.evaluation.neutral_text import mean_nll, neutral_boundary
+from buleyean_rl.evaluation.drift import Drift, drift_texts, measure_drift
+from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.models.model import Model
 from buleyean_rl.system.cache import memoize_to_disk
 from buleyean_rl.training.config import BuleyeanConfig
@@ -29,46 +26,49 @@ class Measurement:
         config: the settings.
 
     Attributes:
-        neutral: boundaries of the bundled neutral texts.
+        texts: boundaries of the texts that drift is measured on, by kind.
     """
 
     def __init__(self, model: Model, dataset: Dataset, config: BuleyeanConfig) -> None:
         self._model = model
         self._held_out = HeldOut(model, dataset.measured_boundaries, config.loss)
-        self.neutral = neutral_boundaries(model.tokenizer, min(MAX_NEUTRAL_TOKENS, config.max_length))
+        self._max_tokens = min(MAX_NEUTRAL_TOKENS, config.max_length)
+        self.texts = text_boundaries(model, self._max_tokens)
 
     def before(self, guard: Guard | None) -> dict[str, float]:
         """Measure the base model, and set the guard's check of it.
 
-        Drift and neutral texts do not depend on the records: they are cached for all runs.
+        The guard's check does not depend on the records: it is cached for all runs.
 
         Raises:
             ModelError: a figure is not a number.
         """
         figures = self.objective()
         check_losses(figures, self._model.source.name)
-        inputs = [*self._model.numerics_key, [text.prompt + text.tokens for text in self.neutral]]
         if guard is not None:
-            base = memoize_to_disk("drift", [*inputs, guard.inputs], lambda: asdict(guard.check_base()))
-            guard.base = DriftCheck(**base)
-        return figures | memoize_to_disk("neutral", inputs, self.neutral_nll)
+            texts = [text.prompt + text.tokens for kind in self.texts.values() for text in kind]
+            inputs = [*self._model.numerics_key, texts, guard.inputs]
+            guard.base = DriftCheck.from_json(memoize_to_disk("drift", inputs, lambda: guard.check_base().as_json()))
+        return figures
 
     def objective(self) -> dict[str, float]:
         """See `HeldOut.measure`."""
         return self._held_out.measure()
 
-    def neutral_nll(self) -> dict[str, float]:
-        """`neutral_nll`: nats per token of the neutral texts."""
-        return {"neutral_nll": mean_nll(self._model, self.neutral)}
+    def drift(self) -> dict[str, Drift]:
+        """What training did to the texts, by kind."""
+        return measure_drift(self._model, self._max_tokens)
 
 
-def neutral_boundaries(tokenizer: Any, max_length: int) -> list[Boundary]:
-    """The bundled neutral texts as boundaries.
+def text_boundaries(model: Model, max_length: int) -> dict[str, list[Boundary]]:
+    """The texts that drift is measured on as boundaries, by kind.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        model: see `drift_texts`.
         max_length: maximum tokens of each.
     """
-    encoder = Encoder(tokenizer, max_length)
-    boundaries = (neutral_boundary(encoder, text) for text in demo_data.neutral_texts())
-    return [boundary for boundary in boundaries if boundary is not None]
+    encoder = Encoder(model.tokenizer, max_length)
+    return {
+        kind: [boundary for text in texts if (boundary := neutral_boundary(encoder, text)) is not None]
+        for kind, texts in drift_texts(model).items()
+    }

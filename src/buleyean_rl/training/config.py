@@ -78,7 +78,8 @@ class BuleyeanConfig(TrainingArguments):
         lora_targets: names of the adapted layers; None for every linear layer.
         adapter_scale: factor of the trained adapter (ExPO, arXiv:2404.16792).
         guard: end the run before it ruins the model.
-        guard_kl: the guard's limit of KL(pi_ref || pi) on neutral text, in nats per token.
+        guard_kl: the guard's limit of KL(pi_ref || pi) on each kind of text, in nats per token.
+        guard_entropy: its limit of the change of the entropy there, as a share of the base's.
 
     Raises:
         UsageError: a value is outside its range, a setting has no effect here, or there is more than one process.
@@ -99,7 +100,8 @@ class BuleyeanConfig(TrainingArguments):
     lora_targets: list[str] | None = None
     adapter_scale: float = LOG.adapter_scale
     guard: bool = True
-    guard_kl: float = 0.5
+    guard_kl: float = 0.05
+    guard_entropy: float = 0.1
 
     learning_rate: float = LOG.learning_rate
     lr_scheduler_type: str = "cosine"

@@ -1,7 +1,7 @@
 """Ends a training run before it ruins the model, and restores the last adapter that was within the limits.
 
-    every few steps    neutral texts   --> KL(pi_ref || pi), entropy
-    less often         a few prompts   --> share of greedy answers that loop
+    every few steps    the base's own passages, bundled texts   --> KL(pi_ref || pi), entropy
+    less often         a few prompts                            --> share of greedy answers that loop
     limit violated     the last sound adapter is restored, the run ends with the reason
 
 The steps of the checks depend on the data and the settings only, so a resumed run is checked at the same steps.
@@ -10,8 +10,8 @@ The steps of the checks depend on the data and the settings only, so a resumed r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,17 @@ from buleyean_rl.batching.batch import Batch
 from buleyean_rl.batching.forward import forward_hidden, reference_hidden
 from buleyean_rl.batching.layout import LAYOUTS
 from buleyean_rl.data.trie import Boundary
+from buleyean_rl.evaluation.drift import Drift, as_drifts, as_json, find_moved_text
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.packed_attention import PADDED
 from buleyean_rl.models.private_interfaces import attending
-from buleyean_rl.objectives.likelihood import compare_distributions
+from buleyean_rl.objectives.likelihood import TextFigures, compare_distributions
 from buleyean_rl.system.files import atomic_write
 
-MAX_TEXTS, MAX_PROMPTS, MAX_ANSWER_TOKENS = 8, 16, 64
+MAX_TEXTS, MAX_PROMPTS, MAX_ANSWER_TOKENS = 8, 16, 64  # texts of each kind
 # Trained tokens between two checks; answers take much longer than the texts.
 TOKENS_BETWEEN_CHECKS, TOKENS_BETWEEN_ANSWERS = 6_000, 40_000
 SOUND_ADAPTER_FILE = "sound.safetensors"
@@ -45,13 +46,13 @@ class Limits:
     """Limits of a model's drift from its base.
 
     Args:
-        kl: KL(pi_ref || pi) on neutral texts, nats per token.
+        kl: KL(pi_ref || pi) on each kind of text, nats per token.
         entropy: change of the entropy there, as a share of the base's.
         loops: rise of the share of answers that loop.
     """
 
-    kl: float = 0.5
-    entropy: float = 0.5
+    kl: float = 0.05
+    entropy: float = 0.1
     loops: float = 0.25
 
 
@@ -61,15 +62,22 @@ class DriftCheck:
 
     Args:
         step: of the optimiser.
-        kl: KL(pi_ref || pi) on the neutral texts, nats per token; None where it is not a number.
-        entropy: on the neutral texts, nats per token; None where it is not a number.
+        texts: the drift of each kind of text; of none, where one is not a number.
         loop_rate: share of the prompts' greedy answers that loop; None without answers.
     """
 
     step: int
-    kl: float | None
-    entropy: float | None
+    texts: Mapping[str, Drift] = field(default_factory=dict)
     loop_rate: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"step": self.step, "texts": as_json(self.texts), "loop_rate": self.loop_rate}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DriftCheck:
+        """What `as_json` gave."""
+        return cls(value["step"], as_drifts(value["texts"]), value["loop_rate"])
 
 
 def violated_limit(check: DriftCheck, base: DriftCheck, limits: Limits) -> str | None:
@@ -80,19 +88,13 @@ def violated_limit(check: DriftCheck, base: DriftCheck, limits: Limits) -> str |
         base: of the base model, with answers.
         limits: of the drift.
     """
-    if check.kl is None or check.entropy is None or base.entropy is None:
-        return "probabilities of neutral text are not numbers any more"
-    if check.kl > limits.kl:
-        return f"neutral text moved by KL {check.kl:.3f} nats per token, more than {limits.kl:g}"
-    if abs(check.entropy - base.entropy) > limits.entropy * base.entropy:
-        return f"entropy of neutral text went from {base.entropy:.2f} to {check.entropy:.2f} nats per token"
+    if not check.texts:
+        return "probabilities of plain text are not numbers any more"
+    if moved := find_moved_text(check.texts, limits.kl, limits.entropy):
+        return moved
     if check.loop_rate is not None and base.loop_rate is not None and check.loop_rate > base.loop_rate + limits.loops:
         return f"{check.loop_rate:.0%} of its answers loop, {base.loop_rate:.0%} of the base model's"
     return None
-
-
-def _finite(value: Tensor) -> float | None:
-    return value.item() if value.isfinite() else None
 
 
 class Guard(TrainerCallback, ExportableState):
@@ -100,7 +102,7 @@ class Guard(TrainerCallback, ExportableState):
 
     Args:
         model: in training.
-        texts: neutral texts, as `neutral_text.neutral_boundary` makes them.
+        texts: by kind, as `neutral_text.neutral_boundary` makes them.
         prompts: for greedy answers.
         step_tokens: mean tokens of an optimiser step.
         folder: for the last sound adapter.
@@ -116,7 +118,7 @@ class Guard(TrainerCallback, ExportableState):
     def __init__(
         self,
         model: Model,
-        texts: Sequence[Boundary],
+        texts: Mapping[str, Sequence[Boundary]],
         prompts: Sequence[str],
         step_tokens: float,
         folder: Path,
@@ -124,7 +126,10 @@ class Guard(TrainerCallback, ExportableState):
     ) -> None:
         self._model, self._limits = model, limits or Limits()
         self._prompts = list(prompts[-MAX_PROMPTS:]) if model.tokenizer.chat_template else []
-        self._batch: Batch = LAYOUTS[model.layout](texts[:MAX_TEXTS]).to(model.device)
+        members = {kind: texts[kind][:MAX_TEXTS] for kind in texts}
+        self._tokens = {kind: sum(len(text.tokens) for text in members[kind]) for kind in members}
+        batch = LAYOUTS[model.layout]([text for kind in members.values() for text in kind])
+        self._batch: Batch = batch.to(model.device)
         self._check_interval = math.ceil(TOKENS_BETWEEN_CHECKS / step_tokens)
         self._answer_interval = self._check_interval * math.ceil(
             TOKENS_BETWEEN_ANSWERS / step_tokens / self._check_interval
@@ -139,7 +144,7 @@ class Guard(TrainerCallback, ExportableState):
     @property
     def inputs(self) -> list[Any]:
         """What a check of the base depends on, besides the model and the texts' tokens."""
-        return ["decoded", MAX_TEXTS, MAX_ANSWER_TOKENS, self._prompts]
+        return ["texts by kind", MAX_TEXTS, MAX_ANSWER_TOKENS, self._prompts]
 
     def check(self, step: int, with_answers: bool) -> DriftCheck:
         """Measure the drift of the model as it is."""
@@ -149,11 +154,11 @@ class Guard(TrainerCallback, ExportableState):
         with self._model.eval_mode(), torch.no_grad():
             hidden = forward_hidden(self._model.backbone, batch)[entries.node]
             figures = compare_distributions(hidden, self._reference, self._model.head, entries.option)
-            assert figures.kl is not None
-            kl, entropy = _finite(figures.kl.mean()), _finite(figures.entropy.mean())
-            can_answer = kl is not None and entropy is not None
-            loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts and can_answer else None
-        return DriftCheck(step, kl, entropy, loops)
+            kinds = zip(*(part.split([*self._tokens.values()]) for part in _drift_parts(figures)), strict=True)
+            drifts = [Drift(*(part.mean().item() for part in parts)) for parts in kinds]
+            is_finite = all(math.isfinite(figure) for drift in drifts for figure in drift)
+            loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts and is_finite else None
+        return DriftCheck(step, dict(zip(self._tokens, drifts, strict=True)) if is_finite else {}, loops)
 
     def check_base(self) -> DriftCheck:
         """Measure the model with its adapter disabled; the KL is zero."""
@@ -169,14 +174,14 @@ class Guard(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [check.as_json() for check in self.checks],
             "stop_reason": self.stop_reason,
             "restored_step": self.restored_step,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds of it. See `state`."""
-        self.checks = [DriftCheck(**check) for check in state["checks"]]
+        self.checks = [DriftCheck.from_json(check) for check in state["checks"]]
         self.stop_reason, self.restored_step = state["stop_reason"], state["restored_step"]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -196,7 +201,7 @@ class Guard(TrainerCallback, ExportableState):
         """The entry of `run.json`."""
         return {
             "limits": asdict(self._limits),
-            "base": None if self.base is None else asdict(self.base),
+            "base": None if self.base is None else self.base.as_json(),
             **self.state(),
         }
 
@@ -225,3 +230,9 @@ class Guard(TrainerCallback, ExportableState):
         with attending(self._model.plain.config, PADDED):
             engine = TransformersEngine(self._model.plain, self._model.tokenizer, batch=MAX_PROMPTS)
             return engine.complete_many(conversations, Sampling(max_tokens=MAX_ANSWER_TOKENS))
+
+
+def _drift_parts(figures: TextFigures) -> list[Tensor]:
+    """The fields of `Drift` at each node. Shapes: (nodes,)."""
+    parts = (figures.kl, figures.reference_entropy, figures.entropy, figures.reference_nll, figures.nll)
+    return [part for part in parts if part is not None]

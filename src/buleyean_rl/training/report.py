@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from buleyean_rl.errors import TrainingError
+from buleyean_rl.evaluation.drift import TITLES, Drifts, as_drifts, as_json, describe_drift, largest_kl
 from buleyean_rl.hub.cards import run_card
-from buleyean_rl.models.run_files import RUN_FORMAT, final_kl
+from buleyean_rl.models.run_files import RUN_FORMAT
 from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
 from buleyean_rl.system.wording import counted
@@ -42,8 +43,7 @@ class RunReport:
         loss_training: mean training loss of the last tenth of the steps.
         rejected_nll_base: nats per rejected token of the same records, before training; None if nothing is rejected.
         rejected_nll_final: after training; higher is less likely.
-        neutral_nll_base: nats per token of the bundled neutral texts, before training.
-        neutral_nll_final: after training; the difference is drift.
+        drift: see `evaluation.drift`, by kind of text.
         seconds: of training.
         tokens_per_second: tokens / seconds.
         peak_rss_bytes: peak memory of the process.
@@ -55,7 +55,7 @@ class RunReport:
         config: the settings that decide the result.
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
-            rejected and neutral text from after.
+            rejected answers and the drift from after.
         numerics: see `Model.training_numerics`.
     """
 
@@ -74,8 +74,7 @@ class RunReport:
     loss_training: float
     rejected_nll_base: float | None
     rejected_nll_final: float | None
-    neutral_nll_base: float
-    neutral_nll_final: float
+    drift: dict[str, dict[str, float]]
     seconds: float
     tokens_per_second: float
     peak_rss_bytes: int
@@ -148,6 +147,7 @@ def make_report(
     settings: Mapping[str, Any],
     before: Mapping[str, float],
     after: Mapping[str, float],
+    drift: Drifts,
 ) -> RunReport:
     """The result of a run.
 
@@ -155,13 +155,18 @@ def make_report(
         trainer: after training.
         dataset: what it trained on.
         settings: of `settings.json`.
-        before: loss, floor, and nats of rejected and neutral text before training.
+        before: loss, floor, and nats of rejected answers before training.
         after: the same after it.
+        drift: of each kind of text.
 
     Raises:
         TrainingError: a figure is not a number: the model is ruined.
     """
-    if wrong := [name for name, value in after.items() if not math.isfinite(value)]:
+    figures = {
+        **after,
+        **{f"{name} of {TITLES[kind]}": v for kind in drift for name, v in drift[kind]._asdict().items()},
+    }
+    if wrong := [name for name, value in figures.items() if not math.isfinite(value)]:
         raise TrainingError(f"the trained model's {' and '.join(wrong)} are not numbers: lower the learning rate")
     log = [entry for entry in trainer.state.log_history if "floor" in entry]
     tokens, training_seconds = (sum(entry[key] for entry in log) for key in ("tokens", "seconds"))
@@ -186,8 +191,7 @@ def make_report(
         loss_training=sum(entry["loss"] for entry in tail) / len(tail),
         rejected_nll_base=before.get("rejected_nll"),
         rejected_nll_final=after.get("rejected_nll"),
-        neutral_nll_base=before["neutral_nll"],
-        neutral_nll_final=after["neutral_nll"],
+        drift=as_json(drift),
         seconds=training_seconds,
         tokens_per_second=tokens / training_seconds,
         peak_rss_bytes=peak_rss_bytes(),
@@ -204,12 +208,13 @@ def make_report(
 def result_lines(report: RunReport) -> str:
     """The result of a run, for the terminal; the last line is the verdict."""
     base, final = report.rejected_nll_base, report.rejected_nll_final
-    neutral = f"neutral text {report.neutral_nll_base:.3f} -> {report.neutral_nll_final:.3f} nats per token"
     lines = [
         f"loss {report.loss_start:.4f} -> {report.loss_final:.4f}, floor {report.loss_floor:.4f}, "
         f"optimality gap {report.optimality_gap:.4f} nats",
-        neutral if base is None or final is None else f"rejected answers {base:.3f} -> {final:.3f}, {neutral}",
     ]
+    if base is not None and final is not None:
+        lines.append(f"rejected answers {base:.3f} -> {final:.3f} nats per token")
+    lines += [f"{TITLES[kind]}: {describe_drift(drift)}" for kind, drift in as_drifts(report.drift).items()]
     return "\n".join([*lines, _verdict(report)])
 
 
@@ -222,9 +227,7 @@ def _verdict(report: RunReport) -> str:
         learnt = "[yellow]trained, and the rejected answers did not become less likely[/]"
     else:
         learnt = f"trained: the rejected answers are now {_factor(final - base)} less likely per token"
-    kl = final_kl(asdict(report))
-    if kl is None:
-        return f"{learnt}; other text: {report.neutral_nll_final - report.neutral_nll_base:+.3f} nats per token"
+    kl = largest_kl(as_drifts(report.drift))
     return f"{learnt}; other text {_drift_in_words(kl)} (KL {kl:.3f})"
 
 
@@ -237,7 +240,7 @@ def _factor(nats: float) -> str:
 
 
 def _drift_in_words(kl: float) -> str:
-    """Of KL on neutral text, nats per token."""
+    """Of KL on plain text, nats per token."""
     return "unchanged" if kl < UNCHANGED_KL else "little changed" if kl < LITTLE_KL else "changed"
 
 

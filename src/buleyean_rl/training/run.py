@@ -10,7 +10,7 @@ checkpoints between them a killed run resumes to the same bytes. See `run_state`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def _train(
     state.record("compute", model.training_numerics)
     _take_intervals(state.checkpoint, config)
     measurement = Measurement(model, dataset, config)
-    guard = make_guard(model, measurement.neutral, dataset, config) if config.guard else None
+    guard = make_guard(model, measurement.texts, dataset, config) if config.guard else None
     with working(console, "measuring the base model"):
         before = measurement.before(guard)
     with working(console, "drawing the base model's own text"):
@@ -132,8 +132,8 @@ def _train(
             scale = _apply_scale(trainer, guard, console)
             if scale != 1:
                 after |= {name: value for name, value in measurement.objective().items() if name == "rejected_nll"}
-            after |= measurement.neutral_nll()
-        report = make_report(trainer, dataset, settings=state.settings, before=before, after=after)
+            drift = measurement.drift()
+        report = make_report(trainer, dataset, settings=state.settings, before=before, after=after, drift=drift)
     report = replace(report, guard=None if guard is None else guard.report(), adapter_scale=scale)
     trainer.save_model(str(state.folder))
     trainer.state.save_to_json(str(state.folder / "trainer_state.json"))
@@ -200,23 +200,25 @@ def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: 
     )
 
 
-def make_guard(model: Model, neutral: Sequence[Boundary], dataset: Dataset, config: BuleyeanConfig) -> Guard:
-    """The guard of a run, which uses neutral texts and the bundled prompts.
+def make_guard(
+    model: Model, texts: Mapping[str, Sequence[Boundary]], dataset: Dataset, config: BuleyeanConfig
+) -> Guard:
+    """The guard of a run, which uses texts and the bundled prompts.
 
     Args:
         model: with its adapter.
-        neutral: texts.
+        texts: that drift is measured on, by kind.
         dataset: what is trained on.
         config: the settings.
     """
     records_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     return Guard(
         model,
-        neutral,
+        texts,
         demo_data.held_out_prompts(),
         float(dataset.training.sizes.mean()) * records_per_step,
         Path(str(config.output_dir)),
-        Limits(kl=config.guard_kl),
+        Limits(config.guard_kl, config.guard_entropy),
     )
 
 

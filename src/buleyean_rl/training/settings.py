@@ -157,7 +157,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "guard": Setting(Switch(), "End the run before it ruins the model; see [guard](training.md#the-guard)."),
     "guard_kl": Setting(
-        Number(0, 1000, "low"), "The guard's limit of KL(base, model), nats per token of neutral text."
+        Number(0, 1000, "low"),
+        "The guard's limit of KL(base, model), nats per token, on the base's own passages and on bundled texts.",
+    ),
+    "guard_entropy": Setting(
+        Number(0, 1000, "low"), "Its limit of the change of the entropy there, as a share of the base's."
     ),
     "learning_rate": Setting(Number(1e-9, 100), "The highest learning rate."),
     "lr_scheduler_type": Setting(

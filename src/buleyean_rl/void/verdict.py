@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from buleyean_rl.system.files import read_json_object
 from buleyean_rl.void.store import Row
@@ -16,28 +15,20 @@ def read_verdict(folder: Path) -> Row | None:
         folder: of the run.
 
     Returns:
-        `rejected_nll` and `entropy` as [before, after] and `kl`, all in nats per token: the latter two, of neutral
-        text, are the drift. `stop_reason` says why the guard ended the run, if it did.
+        `rejected_nll` as [before, after]; `drift`, of each kind of text the `kl` and the `entropy` as [before, after];
+        all in nats per token. `stop_reason` says why the guard ended the run, if it did.
     """
     report = read_json_object(folder / "run.json")
     if report is None:  # unfinished
         return None
     try:
-        guard = report.get("guard") or {}
-        base, last = guard.get("base") or {}, _sound_check(guard)
         return {
             "rejected_nll": [report["rejected_nll_base"], report["rejected_nll_final"]],
-            "kl": last.get("kl"),
-            "entropy": [base.get("entropy"), last.get("entropy")],
-            "stop_reason": guard.get("stop_reason"),
+            "drift": {
+                kind: {"kl": drift["kl"], "entropy": [drift["entropy_base"], drift["entropy"]]}
+                for kind, drift in report["drift"].items()
+            },
+            "stop_reason": (report.get("guard") or {}).get("stop_reason"),
         }
     except KeyError:  # not of this version
         return None
-
-
-def _sound_check(guard: Row) -> dict[str, Any]:
-    """The guard's check of the adapter that the run ended with."""
-    checks = guard.get("checks") or []
-    if guard.get("stop_reason"):
-        checks = [check for check in checks if check["step"] == guard.get("restored_step")]
-    return checks[-1] if checks else {}

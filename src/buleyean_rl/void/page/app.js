@@ -235,9 +235,11 @@ async function showRun(id) {
   $("card").replaceChildren(...cardNodes(run.card));
 }
 
-function verdictWords({ rejected_nll: [before, after], kl, entropy, stop_reason: reason }) {
+const TEXTS = { own: "Text the base wrote itself", bundled: "Other text" };
+
+function verdictWords({ rejected_nll: [before, after], drift, stop_reason: reason }) {
   const words = [`Rejected answers: ${after > before ? "less likely" : "no less likely"}.`];
-  if ([kl, ...entropy].every((figure) => figure != null)) words.push(`Other text: drift ${kl.toFixed(3)} (KL, nats per token), entropy ${entropy[0].toFixed(2)} to ${entropy[1].toFixed(2)}.`);
+  for (const [kind, { kl, entropy }] of Object.entries(drift)) words.push(`${TEXTS[kind]}: drift ${kl.toFixed(3)} (KL, nats per token), entropy ${entropy[0].toFixed(2)} to ${entropy[1].toFixed(2)}.`);
   if (reason) words.push(`Ended early: ${reason}.`);
   return words.join(" ");
 }
