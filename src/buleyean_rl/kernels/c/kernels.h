@@ -90,8 +90,8 @@ typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; f
  * or rank 0; bias: (columns), or NULL. Sizes are multiples of 32. */
 typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank; } RowLinear;
 
-/* A layer of Llama's form. The adapters of q, k and v are stacked, those of gate and up too: one a, and each b is 0 where another layer is. head_norms: RMSNorm's weights for
- * the heads of queries and of keys, or NULL. */
+/* A layer of Llama's form. The adapters of q, k and v are stacked, those of gate and up too: one a, and each b is 0 where another
+ * layer is. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
 typedef struct {
     RowLinear q, k, v, output, gate, up, down;
     const bf16 *norms[2], *head_norms[2];

@@ -50,7 +50,7 @@ INLINE Factors factors(const Packed *x, const bf16 *w, int64_t depth, int64_t ro
     return (Factors){x + row * depth, w + column * depth, depth};
 }
 
-INLINE void add_factors(int rows, SimdF32 (*sums)[COLUMNS_AT_ONCE], Factors f) {
+INLINE void add_factors(int rows, int columns, SimdF32 (*sums)[COLUMNS_AT_ONCE], Factors f) {
     for (int64_t k = 0; k < f.depth; k += DEPTH) {
         Operand x[ROWS_AT_ONCE];
 #pragma GCC unroll 6
@@ -59,7 +59,7 @@ INLINE void add_factors(int rows, SimdF32 (*sums)[COLUMNS_AT_ONCE], Factors f) {
             __asm__("" : "+v"(x[i])); /* compilers would load it again for every column */
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < COLUMNS_AT_ONCE; j++) {
+        for (int j = 0; j < columns; j++) {
             Operand w = load_weight(f.w + j * f.depth + k);
 #pragma GCC unroll 6
             for (int i = 0; i < rows; i++) sums[i][j] = add_products(sums[i][j], x[i], w);
@@ -82,17 +82,26 @@ INLINE __m128 add_lanes(const SimdF32 *x) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* c = x w^T + hidden b^T, of some rows and COLUMNS_AT_ONCE columns. */
-INLINE void multiply_tile(int rows, Factors base, Factors adapter, float *c) {
-    SimdF32 sums[ROWS_AT_ONCE][COLUMNS_AT_ONCE] = {0};
-    add_factors(rows, sums, base);
-    add_factors(rows, sums, adapter);
+/* c = x w^T + hidden b^T, of some rows and COLUMNS_AT_ONCE columns, `some` of them at a time. A row alone takes one after the
+ * other, by the same instructions, which is what the processor's prefetching is made for. */
+INLINE void multiply_tile(int rows, int some, Factors base, Factors adapter, float *c) {
+    SimdF32 sums[ROWS_AT_ONCE][COLUMNS_AT_ONCE];
+#pragma GCC unroll 1
+    for (int j = 0; j < COLUMNS_AT_ONCE; j += some) {
+        SimdF32 part[ROWS_AT_ONCE][COLUMNS_AT_ONCE] = {0};
+        add_factors(rows, some, part, factors(base.x, base.w, base.depth, 0, j));
+        add_factors(rows, some, part, factors(adapter.x, adapter.w, adapter.depth, 0, j));
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int k = 0; k < some; k++) sums[i][j + k] = part[i][k];
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) _mm_storeu_ps(c + i * BLOCK, add_lanes(sums[i]));
 }
 
 /* The same of up to ROW_BLOCK rows and 32 columns, some of which stay in L1 while all rows meet them. Meanwhile `next` is
- * fetched, the columns that are multiplied next, if there are. */
+ * fetched, the columns that are multiplied next, if there are, unless a row is alone. */
 static __attribute__((noinline)) void multiply_block(int64_t rows, Factors base, Factors adapter, const bf16 *next, float *c) {
     int64_t fetched = 0, done = 0, columns = base.depth > DEEP ? 8 : 16;
     for (int64_t first = 0; first < BLOCK; first += columns)
@@ -101,8 +110,8 @@ static __attribute__((noinline)) void multiply_block(int64_t rows, Factors base,
             for (int64_t j = first; j < first + columns; j += COLUMNS_AT_ONCE) {
                 Factors f = factors(base.x, base.w, base.depth, i, j), f2 = factors(adapter.x, adapter.w, adapter.depth, i, j);
                 int64_t end = base.depth * (done += some * COLUMNS_AT_ONCE) / rows;
-                for (; next && fetched < end; fetched += 32) __builtin_prefetch(next + fetched, 0, 2);
-#define CASE(n) case n: multiply_tile(n, f, f2, c + i * BLOCK + j); break;
+                for (; next && rows > 1 && fetched < end; fetched += 32) __builtin_prefetch(next + fetched, 0, 2);
+#define CASE(n) case n: multiply_tile(n, n == 1 ? 1 : COLUMNS_AT_ONCE, f, f2, c + i * BLOCK + j); break;
                 switch (some) {
                     CASE(1) CASE(2) CASE(3)
 #if LANES == 16
