@@ -42,7 +42,7 @@ static void linear(const RowLinear *l, int count, const Packed *x, const Packed 
     float c[ROW_BLOCK * BLOCK];
     int64_t columns = 0, threads = omp_get_num_threads(), part = ROW_BLOCK;
     for (int k = 0; k < count; k++) columns += l[k].columns;
-    if (columns <= SMALL * threads) part = smaller(part, round_up((rows + threads - 1) / threads, ROWS_AT_ONCE));
+    if (columns <= SMALL * threads) part = smaller(part, (rows + threads - 1) / threads);
     int64_t parts = (rows + part - 1) / part;
     Share share = share_of(columns / BLOCK * parts);
     for (int64_t i = share.first; i < share.end; i++) {
