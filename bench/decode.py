@@ -1,18 +1,21 @@
-"""Answers of the bundled model: where a step's time goes, beside its bounds, and tokens a second beside llama.cpp.
+"""Answers of the bundled model: a step's parts beside its bounds, an adapter's cost, tokens a second beside llama.cpp.
 
-    python bench/decode.py [--rounds 3]
+    python bench/decode.py [steps | adapter | uneven | memory | rates ...] [--rounds 2] [--sequences 2000]
 
 A step's bounds: its arithmetic, at the machine's peak in bf16; its traffic, all weights and the cached keys and values
 once, at the speed of reading memory. llama.cpp answers the same prompts from a file of the same weights, in bf16
-and as Q8_0, with as many slots as there are conversations; each round runs everything once.
+and as Q8_0, with as many slots as there are conversations; each round runs everything once. Only a run of all
+parts goes into the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,9 @@ from buleyean_rl.inference.llama_server import LlamaCppEngine
 from buleyean_rl.inference.protocol import Answer, Engine, Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.kernels.decode import CACHE_BLOCK, Decoder, Draws, Rows
+from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.cached_decoder import CachedDecoder
+from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
@@ -39,7 +44,6 @@ STEPS_OF, CONTEXTS, CONVERSATIONS = (1, 8, 64, 256), (128, 1024), (1, 8, 64)
 TOKENS = 128
 READ_BYTES = 1 << 29  # more than any cache holds
 MEMORY_BLOCKS = 1024  # of keys and values, read again and again where there are more: as much as is read at once
-UNEVEN = 2000
 
 
 def read_speed() -> float:
@@ -65,16 +69,10 @@ def step_seconds(decoder: Decoder, width: int, conversations: int, context: int,
     return seconds(step, max(5, 200 // conversations))
 
 
-def step_rows(decoder: Decoder, width: int, linear: int, head: int) -> list[dict[str, str]]:
-    """Rows of the table: the time of a step, of its parts, and its bounds.
-
-    Args:
-        decoder: the model's.
-        width: of its hidden states.
-        linear: weights of its layers.
-        head: weights of its output head.
-    """
-    peak, speed = peak_flops(), read_speed()
+def step_rows(model: Any) -> list[dict[str, str]]:
+    """The time of a step, of its parts, and its bounds."""
+    decoder, width, peak, speed = CachedDecoder(model).decoder, model.config.hidden_size, peak_flops(), read_speed()
+    weights = sum(each.weight.numel() for each in model.modules() if isinstance(each, nn.Linear))
     rows = [results.figure("machine", "peak_flops", peak), results.figure("machine", "read_bytes_per_s", speed)]
     for context in CONTEXTS:
         for conversations in STEPS_OF:
@@ -83,8 +81,8 @@ def step_rows(decoder: Decoder, width: int, linear: int, head: int) -> list[dict
             whole = step_seconds(decoder, width, conversations, context, conversations)
             without_head = step_seconds(decoder, width, conversations, context, 0)
             bounds = {
-                "arithmetic_seconds": 2 * (conversations * (linear + head) + attended) / peak,
-                "traffic_seconds": 2 * (linear + head + cached) / speed,
+                "arithmetic_seconds": 2 * (conversations * weights + attended) / peak,
+                "traffic_seconds": 2 * (weights + cached) / speed,
             }
             parts = {
                 "seconds": whole,
@@ -97,6 +95,18 @@ def step_rows(decoder: Decoder, width: int, linear: int, head: int) -> list[dict
     return rows
 
 
+def adapter_rows(model: Any) -> list[dict[str, str]]:
+    """The time of a step with an adapter in use, which is not merged, over that without."""
+    adapted = attach_lora(copy.deepcopy(model), lora_config(16, 32, 0.0, None)).eval()
+    decoders, width = [CachedDecoder(each).decoder for each in (adapted, model)], model.config.hidden_size
+    rows = []
+    for conversations in CONVERSATIONS:
+        pairs = [[step_seconds(each, width, conversations, 128, conversations) for each in decoders] for _ in range(5)]
+        ratios = [with_adapter / without for with_adapter, without in pairs]
+        rows.append(results.figure(f"step of {conversations} at 128 tokens", "with_adapter_over_without", ratios))
+    return rows
+
+
 def answer_rate(engine: Engine, conversations: int) -> float:
     """Tokens a second of greedy answers to as many of the demo's prompts."""
     prompts = [[{"role": "user", "content": prompt}] for prompt in demo_data.mine_prompts()[:conversations]]
@@ -105,7 +115,7 @@ def answer_rate(engine: Engine, conversations: int) -> float:
     return sum(answer.tokens or 0 for answer in answers if isinstance(answer, Answer)) / (time.perf_counter() - started)
 
 
-def rates(model: Any, rounds: int) -> dict[str, dict[int, list[float]]]:
+def rate_rows(model: Any, rounds: int) -> list[dict[str, str]]:
     """Tokens a second by engine and number of conversations, one a round."""
     found: dict[str, dict[int, list[float]]] = {}
     ours = TransformersEngine(model, load_tokenizer(BUNDLED), batch=max(CONVERSATIONS))
@@ -123,44 +133,64 @@ def rates(model: Any, rounds: int) -> dict[str, dict[int, list[float]]]:
                     engine.close()
                     found.setdefault(f"llama.cpp {name}", {}).setdefault(conversations, []).append(rate)
                 print({name: rates[conversations][-1] for name, rates in found.items()}, file=sys.stderr)
-    return found
+    return [
+        results.figure(f"{engine}, {conversations} conversations", "tokens_per_s", values)
+        for engine, by_conversations in found.items()
+        for conversations, values in by_conversations.items()
+    ]
 
 
-def uneven(model: Any) -> dict[str, float]:
-    """2,000 sequences of 1 to 255 tokens beside the rate of full steps, and memory above the model."""
+def decode_all(decoder: CachedDecoder, lengths: Sequence[int], prompt: int = 2) -> tuple[float, float]:
+    """Tokens a second of sequences that draw so many tokens, 64 at once, and memory above what there was before."""
+    requests = [Request([(i * 31 + j) % 1000 for j in range(prompt)], length) for i, length in enumerate(lengths)]
+    batch = BatchDecoder(decoder, end_tokens=set(), context=512, cache_bytes=1 << 28, parallel=64)
+    before, started, drawn = psutil.Process().memory_info().rss, time.perf_counter(), 0
+    peak = before
+    for _ in batch.run(requests):
+        drawn += 1
+        if drawn % 500 == 0:
+            peak = max(peak, psutil.Process().memory_info().rss)
+    return drawn / (time.perf_counter() - started), float(peak - before)
+
+
+def uneven_rows(model: Any, count: int) -> list[dict[str, str]]:
+    """The rate of sequences of 1 to 255 tokens beside that of full steps."""
     decoder = CachedDecoder(model)
-    settings: dict[str, Any] = {"end_tokens": set(), "context": 512, "parallel": 64, "cache_bytes": 1 << 28}
-    lengths = [1 + 37 * i % 255 for i in range(UNEVEN)]
-    figures = {}
-    for name, wanted in (("steady", [128] * 256), ("uneven", lengths)):
-        requests = [Request([1 + i % 1000, 7], length) for i, length in enumerate(wanted)]
-        before, started, drawn = psutil.Process().memory_info().rss, time.perf_counter(), 0
-        peak = before
-        for _ in BatchDecoder(decoder, **settings).run(requests):
-            drawn += 1
-            if drawn % 1000 == 0:
-                peak = max(peak, psutil.Process().memory_info().rss)
-        figures[f"{name}_tokens_per_s"] = drawn / (time.perf_counter() - started)
-        figures[f"{name}_memory_bytes"] = float(peak - before)
-    return figures | {"uneven_over_steady": figures["uneven_tokens_per_s"] / figures["steady_tokens_per_s"]}
+    steady, _ = decode_all(decoder, [128] * 256)
+    uneven, _ = decode_all(decoder, [1 + 37 * i % 255 for i in range(count)])
+    figures = {"tokens_per_s": uneven, "steady_tokens_per_s": steady, "uneven_over_steady": uneven / steady}
+    return [results.figure(f"{count:,} uneven sequences", name, value) for name, value in figures.items()]
+
+
+def memory_rows(model: Any) -> list[dict[str, str]]:
+    """Memory above the model's, and the rate, of 64 conversations that grow to 512 tokens."""
+    rate, memory = decode_all(CachedDecoder(model), [256] * 64, prompt=256)
+    figures = {"memory_bytes": memory, "tokens_per_s": rate}
+    return [results.figure("64 conversations of 512 tokens", name, value) for name, value in figures.items()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="of the table; all if none is named")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--sequences", type=int, default=2000, help="of uneven lengths (%(default)s)")
     results.add_arguments(parser, results.processor())
     arguments = parser.parse_args()
+    measures: dict[str, Callable[[Any], list[dict[str, str]]]] = {
+        "steps": step_rows,
+        "adapter": adapter_rows,
+        "uneven": lambda model: uneven_rows(model, arguments.sequences),
+        "memory": memory_rows,
+        "rates": lambda model: rate_rows(model, arguments.rounds),
+    }
+    if unknown := set(arguments.parts) - set(measures):
+        parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(measures)}")
     model = load_for_inference(BUNDLED, torch.device("cpu"))
-    head = model.get_output_embeddings().weight.numel()
-    linear = sum(each.weight.numel() for each in model.modules() if isinstance(each, nn.Linear)) - head
-    rows = step_rows(CachedDecoder(model).decoder, model.config.hidden_size, linear, head)
-    rows += [results.figure("2,000 uneven sequences", name, value) for name, value in uneven(model).items()]
-    for engine, by_conversations in rates(model, arguments.rounds).items():
-        for conversations, values in by_conversations.items():
-            rows.append(results.figure(f"{engine}, {conversations} conversations", "tokens_per_s", values))
-    results.replace("decode", rows, arguments.processor, "bfloat16", arguments.output)
-    own = [row for row in results.read(arguments.output) if row["processor"] == arguments.processor]
-    print(results.markdown([row for row in own if row["benchmark"] == "decode"]))
+    rows = [row for name in arguments.parts or measures for row in measures[name](model)]
+    if not arguments.parts:
+        results.replace("decode", rows, arguments.processor, "bfloat16", arguments.output)
+    for row in rows:
+        print(f"{row['subject']}: {row['figure']} {row['value']}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import torch
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.decoding import BatchDecoder, Drawn, Request
 from buleyean_rl.kernels.decode import CACHE_BLOCK
+from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.cached_decoder import CachedDecoder
+from buleyean_rl.models.lora import lora_config
 from marks import needs_c
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -34,6 +37,15 @@ def batch_decoder(decoder: CachedDecoder, parallel: int = 64, blocks: int = 1000
         cache_bytes=2 * blocks * decoder.decoder.block_numbers,
         parallel=parallel,
     )
+
+
+def adapted(model: Any) -> Any:
+    """With an adapter that changes what the model says."""
+    peft = attach_lora(model, lora_config(8, 16, 0.0, None))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    return peft.eval()
 
 
 def requests(count: int) -> list[Request]:
@@ -74,6 +86,15 @@ def test_the_same_tokens_alone_and_beside_others(
     assert {each.request for each in drawn if each.is_last} == set(range(40))
     again = answers(list(batch.run(requests(40)[::-1])))  # in another order, with blocks of the first time
     assert [again[39 - i] for i in range(40)] == alone
+
+
+def test_the_same_with_an_adapter_alone_and_among_63_others() -> None:
+    decoder = CachedDecoder(adapted(tiny_llama(tiny_tokenizer(), head_dim=32, vocab_size=416).bfloat16()))
+    together = answers(list(batch_decoder(decoder).run(requests(64))))
+    backwards = answers(list(batch_decoder(decoder).run(requests(64)[::-1])))
+    assert [backwards[63 - i] for i in range(64)] == [together[i] for i in range(64)]
+    for i in (0, 1, 30, 63):
+        assert answers(list(batch_decoder(decoder).run([requests(64)[i]])))[0] == together[i]
 
 
 def test_every_sequence_ends_where_it_must(alone: list[list[tuple[int, float]]]) -> None:

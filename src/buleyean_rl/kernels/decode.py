@@ -129,7 +129,7 @@ class Decoder:
         self.head_width = head_width
         self.heads, self.key_heads = queries[0] // head_width, keys[0] // head_width
         rank = max(struct.rank for layer in self._structs for struct in (layer.q, layer.output, layer.gate, layer.down))
-        self._widths = (queries[0] + 2 * keys[0], max(queries), down[1], 3 * rank or 1)  # no memory would be NULL
+        self._widths = (queries[0] + 2 * keys[0], max(queries), down[1], rank or 1)  # no memory would be NULL
         self._row_memory: list[Tensor] = []
         self.logits = torch.empty(0, len(weights.head))  # of the last draws, and memory for more
         self.block_numbers = len(layers) * 2 * keys[0] * CACHE_BLOCK  # of a block of the cache

@@ -6,6 +6,7 @@ Models of Llama's form in bf16 on a CPU: RMSNorm, rotary embeddings, SwiGLU; wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from buleyean_rl.models.fused_layers import epsilon_of
 from buleyean_rl.models.views import backbone, plain_model
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-SHARED_INPUT = (range(3), range(3, 4), range(4, 6), range(6, 7))  # of the linear layers: their adapters have one rank
+SHARED_INPUT = (range(3), range(3, 4), range(4, 6), range(6, 7))  # of the linear layers: their adapters are stacked
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # that do not depend on the length of a sequence
 OTHER_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -148,9 +149,7 @@ def _layer_weights(layer: Any) -> LayerWeights:
         raise ValueError("not a layer of Llama's form")
     linears = [_linear_weights(module) for module in _linears(layer)]
     for group in SHARED_INPUT:
-        rank = max(len(a) if (a := linears[i].a) is not None else 0 for i in group)
-        for i in group:
-            linears[i] = _pad_rank(linears[i], -(-rank // abi.BLOCK) * abi.BLOCK)
+        linears[group.start : group.stop] = _stack_adapters(linears[group.start : group.stop])
     return LayerWeights(
         linears,
         (norms[0].weight.detach(), norms[1].weight.detach()),
@@ -199,15 +198,20 @@ def _linear_weights(module: Any) -> LinearWeights:
     return LinearWeights(base.weight.detach(), bias, a.bfloat16(), b.bfloat16())
 
 
-def _pad_rank(linear: LinearWeights, rank: int) -> LinearWeights:
-    """The same with an adapter of this rank, filled up with zeros; without one if it is 0."""
+def _stack_adapters(linears: list[LinearWeights]) -> list[LinearWeights]:
+    """The same with one `a` for all, of a rank filled up with zeros; each `b` is zero where another's `a` is."""
+    ranks = [0 if linear.a is None else len(linear.a) for linear in linears]
+    rank = -(-sum(ranks) // abi.BLOCK) * abi.BLOCK
     if not rank:
-        return linear
-    outputs, inputs = linear.weight.shape
-    a, b = linear.weight.new_zeros(rank, inputs), linear.weight.new_zeros(outputs, rank)
-    if linear.a is not None and linear.b is not None:
-        a[: len(linear.a)], b[:, : len(linear.a)] = linear.a, linear.b
-    return linear._replace(a=a, b=b)
+        return linears
+    a = linears[0].weight.new_zeros(rank, linears[0].weight.shape[1])
+    stacked = []
+    for linear, own, end in zip(linears, ranks, accumulate(ranks), strict=True):
+        b = linear.weight.new_zeros(len(linear.weight), rank)
+        if linear.a is not None and linear.b is not None:
+            a[end - own : end], b[:, end - own : end] = linear.a, linear.b
+        stacked.append(linear._replace(a=a, b=b))
+    return stacked
 
 
 @torch.no_grad()

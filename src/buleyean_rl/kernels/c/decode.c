@@ -10,59 +10,79 @@
 #include "draw.h"
 #include "elementwise.h"
 #include "row_linear.h"
+#include <omp.h>
 
 #define CHAINS 4 /* of sums that do not wait for each other */
 #define MASKED -1e30f
-#define SMALL 128 /* columns of a layer whose rows, too, threads share */
+#define SMALL 64 /* columns for each thread that are too few to share them alone: rows are shared too */
 
 /* What follows is called by all threads, which share the work; those after a `nowait` have to wait before it is used. */
 
-/* Where results go: (rows, stride), with what is `added` rounded to y, or packed for the next product. */
-typedef struct { const bf16 *added; bf16 *y; Packed *packed; int64_t stride; } Output;
+/* Where results go, (rows, stride): with what is `added` rounded to y, packed for the next product, or as logits. */
+typedef struct { const bf16 *added; bf16 *y; Packed *packed; float *logits; int64_t stride; } Output;
 
 static void store(const Output *o, const float *c, int64_t row, int64_t rows, int64_t column) {
     int64_t place = row * o->stride + column;
     if (o->y) store_block(c, o->added ? o->added + place : NULL, o->y + place, o->stride, (int)rows);
-    for (int64_t i = 0; !o->y && i < rows; i++) pack_floats(c + i * BLOCK, o->packed + place + i * o->stride);
+    for (int64_t i = 0; i < rows; i++, c += BLOCK, place += o->stride)
+        if (o->logits) memcpy(o->logits + place, c, BLOCK * sizeof *c);
+        else if (o->packed) pack_floats(c, o->packed + place);
 }
 
-/* x w^T + hidden b^T + bias. The threads do not wait for each other at the end. */
-static void linear(const RowLinear *l, const Packed *x, const Packed *hidden, int64_t rows, Output output) {
-    float c[(ROW_BLOCK + ROWS_AT_ONCE) * BLOCK];
-    int64_t part = l->columns > SMALL ? ROW_BLOCK : ROWS_AT_ONCE;
-#pragma omp for collapse(2) schedule(static) nowait
-    for (int64_t j = 0; j < l->columns; j += BLOCK)
-        for (int64_t i = 0; i < rows; i += part) {
-            linear_block(l, x, hidden, i, smaller(rows - i, part), j, c);
-            store(&output, c, i, smaller(rows - i, part), j);
-        }
+/* A thread's share: an even part of some blocks. */
+typedef struct { int64_t first, end; } Share;
+
+static Share share_of(int64_t blocks) {
+    int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    return (Share){blocks * thread / threads, blocks * (thread + 1) / threads};
 }
 
-/* hidden = x a^T of layers with one input, one after the other. */
-static void adapter_hidden(const RowLinear *l, int count, const Packed *x, int64_t rows, Packed *hidden) {
+/* Results of layers with one input side by side. The threads do not wait for each other at the end. */
+static void linear(const RowLinear *l, int count, const Packed *x, const Packed *hidden, int64_t rows, Output output) {
+    float c[ROW_BLOCK * BLOCK];
+    int64_t columns = 0, threads = omp_get_num_threads(), part = ROW_BLOCK;
+    for (int k = 0; k < count; k++) columns += l[k].columns;
+    if (columns <= SMALL * threads) part = smaller(part, (rows + threads - 1) / threads);
+    int64_t parts = (rows + part - 1) / part;
+    Share share = share_of(columns / BLOCK * parts);
+    for (int64_t i = share.first; i < share.end; i++) {
+        int64_t place = i / parts * BLOCK, column = place, row = i % parts * part, some = smaller(rows - row, part);
+        const RowLinear *layer = l;
+        while (column >= layer->columns) column -= layer++->columns;
+        const bf16 *next = i + parts < share.end ? layer->w + (column + BLOCK) * layer->depth : NULL;
+        if (next && column + BLOCK == layer->columns) next = layer[1].w;
+        linear_block(layer, x, hidden, row, some, column, next, c);
+        store(&output, c, row, some, place);
+    }
+}
+
+/* hidden = x a^T. */
+static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, Packed *hidden) {
     if (!l->rank) return;
-    for (int k = 0; k < count; k++, hidden += rows * l->rank)
-        linear(&(RowLinear){.w = l[k].a, .depth = l->depth, .columns = l->rank}, x, NULL, rows,
-               (Output){.packed = hidden, .stride = l->rank});
+    linear(&(RowLinear){.w = l->a, .depth = l->depth, .columns = l->rank}, 1, x, NULL, rows,
+           (Output){.packed = hidden, .stride = l->rank});
 #pragma omp barrier
 }
 
 /* silu(gate) up */
 static void gated(const RowLinear *gate, const RowLinear *up, const Packed *x, const Packed *hidden, int64_t rows, Packed *y) {
-    float c[(ROW_BLOCK + ROWS_AT_ONCE) * BLOCK], c_up[(ROW_BLOCK + ROWS_AT_ONCE) * BLOCK];
+    float c[ROW_BLOCK * BLOCK], c_up[ROW_BLOCK * BLOCK];
     Output output = {.packed = y, .stride = gate->columns};
-#pragma omp for schedule(static)
-    for (int64_t j = 0; j < gate->columns; j += BLOCK)
+    Share share = share_of(gate->columns / BLOCK);
+    for (int64_t j = share.first; j < share.end; j++)
         for (int64_t i = 0; i < rows; i += ROW_BLOCK) {
             int64_t some = smaller(rows - i, ROW_BLOCK);
-            linear_block(gate, x, hidden, i, some, j, c);
-            linear_block(up, x, hidden + rows * gate->rank, i, some, j, c_up);
+            const bf16 *w = up->w + j * BLOCK * up->depth;
+            linear_block(gate, x, hidden, i, some, j * BLOCK, w, c);
+            w = j + 1 < share.end ? gate->w + (j + 1) * BLOCK * gate->depth : NULL;
+            linear_block(up, x, hidden, i, some, j * BLOCK, w, c_up);
             for (int64_t k = 0; k < some * BLOCK; k += LANES) {
                 SimdF32 z = simd_load(c + k);
                 simd_store(z * sigmoid(z) * simd_load(c_up + k), c + k);
             }
-            store(&output, c, i, some, j);
+            store(&output, c, i, some, j * BLOCK);
         }
+#pragma omp barrier
 }
 
 /* Rows of x, normed and packed; all, or those of `row`. */
@@ -174,46 +194,35 @@ static void attend(const DecodeArgs *g, int64_t layer, int64_t row, int64_t key_
 
 static void decode_layer(const DecodeArgs *g, int64_t layer) {
     const CachedLayer *l = g->layers + layer;
-    int64_t rows = g->rows, queries = g->heads * g->head_width, keys = g->key_heads * g->head_width, group = g->heads / g->key_heads;
+    int64_t rows = g->rows, group = g->heads / g->key_heads;
     Packed *packed = g->packed, *hidden = g->lora_hidden, *gates = g->gates;
-    Output qkv = {.y = g->qkv, .stride = queries + 2 * keys}, residual = {.added = g->x, .y = g->x, .stride = g->width};
+    Output qkv = {.y = g->qkv, .stride = (g->heads + 2 * g->key_heads) * g->head_width};
+    Output residual = {.added = g->x, .y = g->x, .stride = g->width};
     norm_rows(g, l->norms[0], l->epsilons[0], rows, NULL);
-    adapter_hidden(&l->q, 3, packed, rows, hidden);
-    linear(&l->q, packed, hidden, rows, qkv);
-    qkv.y += queries;
-    linear(&l->k, packed, hidden + rows * l->q.rank, rows, qkv);
-    qkv.y += keys;
-    linear(&l->v, packed, hidden + 2 * rows * l->q.rank, rows, qkv);
+    adapter_hidden(&l->q, packed, rows, hidden);
+    linear(&l->q, 3, packed, hidden, rows, qkv);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++) cache_row(g, layer, i);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < rows * g->key_heads; i++)
         attend(g, layer, i / g->key_heads, i % g->key_heads, packed + i * group * g->head_width);
-    adapter_hidden(&l->output, 1, packed, rows, hidden);
-    linear(&l->output, packed, hidden, rows, residual);
+    adapter_hidden(&l->output, packed, rows, hidden);
+    linear(&l->output, 1, packed, hidden, rows, residual);
 #pragma omp barrier
     norm_rows(g, l->norms[1], l->epsilons[1], rows, NULL);
-    adapter_hidden(&l->gate, 2, packed, rows, hidden);
+    adapter_hidden(&l->gate, packed, rows, hidden);
     gated(&l->gate, &l->up, packed, hidden, rows, gates);
-    adapter_hidden(&l->down, 1, gates, rows, hidden);
-    linear(&l->down, gates, hidden, rows, residual);
+    adapter_hidden(&l->down, gates, rows, hidden);
+    linear(&l->down, 1, gates, hidden, rows, residual);
 #pragma omp barrier
 }
 
 /* Draws a token after some of the rows. */
 static void draw_tokens(const DecodeArgs *g) {
-    const RowLinear *head = &g->head;
-    float c[(ROW_BLOCK + ROWS_AT_ONCE) * BLOCK];
     norm_rows(g, g->norm, g->epsilon, g->draws, g->drawn_row);
-#pragma omp for schedule(static)
-    for (int64_t j = 0; j < head->columns; j += BLOCK)
-        for (int64_t i = 0; i < g->draws; i += ROW_BLOCK) {
-            int64_t some = smaller(g->draws - i, ROW_BLOCK);
-            linear_block(head, g->packed, NULL, i, some, j, c);
-            for (int64_t row = 0; row < some; row++)
-                memcpy(g->logits + (i + row) * head->columns + j, c + row * BLOCK, BLOCK * sizeof *c);
-        }
+    linear(&g->head, 1, g->packed, NULL, g->draws, (Output){.logits = g->logits, .stride = g->head.columns});
+#pragma omp barrier
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < g->draws; i++) draw(g, i);
 }

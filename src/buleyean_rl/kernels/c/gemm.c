@@ -13,7 +13,6 @@
 #define PANEL_KC 1536
 #define SUMS_WORDS (5 << 15) /* of sums that fit beside it */
 #define THREAD_ROWS 192      /* that are worth packing b for, for each thread */
-#define FEW_ROWS 4           /* that are not worth packing b for */
 #if defined(__AMX_BF16__) || LANES == TILE
 #define MR BLOCK
 #define ROW_UNIT BLOCK /* rows of a task are a multiple of it */
@@ -27,18 +26,6 @@ static int64_t split(int64_t size, int64_t largest, int64_t multiple, int64_t un
     int64_t parts = round_up((size + largest - 1) / largest, multiple);
     *part = round_up((size + parts - 1) / parts, unit);
     return (size + *part - 1) / *part;
-}
-
-/* Few rows, where columns of b and b2 are read as they lie. */
-static void gemm_few_rows(const GemmArgs *g, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t j = 0; j < g->columns; j++)
-        for (int64_t i = 0; i < g->rows; i++) {
-            float sum = dot(g->a.data + i * g->a.row_stride, g->b.data + j * g->b.column_stride, g->depth);
-            if (g->depth2) sum += dot(g->a2.data + i * g->a2.row_stride, g->b2.data + j * g->b2.column_stride, g->depth2);
-            if (g->added) sum += bf16_to_f32(g->added[i * g->y_stride + j]);
-            g->y[i * g->y_stride + j] = f32_to_bf16(sum);
-        }
 }
 
 /* Block sizes: `panels` of nc columns, `parts` of mc rows, `slices` of panel_kc of the depth, each in `pieces` of kc. */
@@ -143,8 +130,6 @@ static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
 
 void gemm(const GemmArgs *g, int threads) {
     if (!g->rows || !g->columns) return;
-    int by_columns = g->b.row_stride == 1 && (!g->depth2 || g->b2.row_stride == 1);
-    if (g->rows <= FEW_ROWS && by_columns && !g->c) return gemm_few_rows(g, threads);
     Plan plan = plan_of(g, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < plan.panels * plan.parts; task++) gemm_task(g, &plan, task);

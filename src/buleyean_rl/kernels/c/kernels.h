@@ -90,8 +90,8 @@ typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; f
  * or rank 0; bias: (columns), or NULL. Sizes are multiples of 32. */
 typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank; } RowLinear;
 
-/* A layer of Llama's form. The adapters of q, k and v have one rank, those of gate and up too. head_norms: RMSNorm's weights for
- * the heads of queries and of keys, or NULL. */
+/* A layer of Llama's form. The adapters of q, k and v are stacked, those of gate and up too: one a, and each b is 0 where another
+ * layer is. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
 typedef struct {
     RowLinear q, k, v, output, gate, up, down;
     const bf16 *norms[2], *head_norms[2];
@@ -101,7 +101,7 @@ typedef struct {
 /* Rows are tokens: of a `sequence`, at a `position` in it, whose keys and values come into its `blocks`, (sequences,
  * blocks_per_sequence), see decode.c. x: (rows, width), changed; cosine, sine: (rows, head width). A token is drawn after each
  * `drawn_row`. The last ones are memory to work in: (rows, width of queries, keys and values), (rows, width or that of all
- * queries), (rows, depth of down), (3, rows, rank), in 32 bits each but the first, and (draws, vocabulary). */
+ * queries), (rows, depth of down), (rows, rank), in 32 bits each but the first, and (draws, vocabulary). */
 typedef struct {
     const CachedLayer *layers;
     int64_t count, heads, key_heads, head_width, width;

@@ -6,8 +6,16 @@
 #pragma once
 #include "gemm.h"
 
-#define ROWS_AT_ONCE 8 /* whose sums with a column fit in registers, and do not wait for each other */
-#define ROW_BLOCK 48
+#define COLUMNS_AT_ONCE 4 /* whose sums with some rows fit in registers, and do not wait for each other */
+#define ROWS_AT_ONCE (LANES == 16 ? 6 : 3)
+#define ROW_BLOCK 128 /* that stay in L2 */
+#define DEEP 768      /* beyond which only 8 columns, not 16, stay in L1 beside some rows */
+
+#if LANES == 16
+#define CAST _mm512_castps_si512
+#else
+#define CAST _mm256_castps_si256
+#endif
 
 /* Elements along the depth in one vector: of a row, packed, of a weight, and the sums of their products. */
 #if VNNI == 2
@@ -35,68 +43,92 @@ INLINE SimdF32 add_words(SimdF32 sums, const bf16 *x, const bf16 *words) {
 }
 #endif
 
-/* Rows, packed, and a column's or more columns' weights, as many elements each. */
+/* Rows, packed, and columns' weights, as many elements each. */
 typedef struct { const Packed *x; const bf16 *w; int64_t depth; } Factors;
 
-static inline Factors factors(const Packed *x, const bf16 *w, int64_t depth, int64_t row, int64_t column) {
+INLINE Factors factors(const Packed *x, const bf16 *w, int64_t depth, int64_t row, int64_t column) {
     return (Factors){x + row * depth, w + column * depth, depth};
 }
 
-INLINE void add_factors(int rows, SimdF32 *sums, Factors f) {
+INLINE void add_factors(int rows, int columns, SimdF32 (*sums)[COLUMNS_AT_ONCE], Factors f) {
     for (int64_t k = 0; k < f.depth; k += DEPTH) {
-        Operand w = load_weight(f.w + k);
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) sums[i] = add_products(sums[i], load_packed(f.x + i * f.depth + k), w);
+        Operand x[ROWS_AT_ONCE];
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) {
+            x[i] = load_packed(f.x + i * f.depth + k);
+            __asm__("" : "+v"(x[i])); /* compilers would load it again for every column */
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < columns; j++) {
+            Operand w = load_weight(f.w + j * f.depth + k);
+#pragma GCC unroll 6
+            for (int i = 0; i < rows; i++) sums[i][j] = add_products(sums[i][j], x[i], w);
+        }
     }
 }
 
 /* The sums over four vectors' lanes. */
 INLINE __m128 add_lanes(const SimdF32 *x) {
-    __m256 half[4], sums;
-    for (int i = 0; i < 4; i++)
+    SimdF32 pairs[2];
+    for (int i = 0; i < 2; i++)
+        pairs[i] = MM(unpacklo_ps)(x[2 * i], x[2 * i + 1]) + MM(unpackhi_ps)(x[2 * i], x[2 * i + 1]);
+    SimdF32 low = (SimdF32)MM(unpacklo_epi64)(CAST(pairs[0]), CAST(pairs[1]));
+    SimdF32 quads = low + (SimdF32)MM(unpackhi_epi64)(CAST(pairs[0]), CAST(pairs[1]));
 #if LANES == 16
-        half[i] = _mm256_add_ps(_mm512_castps512_ps256(x[i]), _mm512_extractf32x8_ps(x[i], 1));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
 #else
-        half[i] = x[i];
+    __m256 half = quads;
 #endif
-    sums = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-    return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* c = x w^T + hidden b^T, of some rows and 32 columns. */
-INLINE void multiply_rows(int rows, Factors base, Factors adapter, float *c) {
-    float columns[BLOCK * ROWS_AT_ONCE];
-    for (int j = 0; j < BLOCK; j++, base.w += base.depth, adapter.w += adapter.depth) {
-        SimdF32 sums[ROWS_AT_ONCE] = {0};
-        add_factors(rows, sums, base);
-        add_factors(rows, sums, adapter);
-#pragma GCC unroll 2
-        for (int i = 0; i < rows; i += 4) _mm_storeu_ps(columns + j * ROWS_AT_ONCE + i, add_lanes(sums + i));
+/* c = x w^T + hidden b^T, of some rows and COLUMNS_AT_ONCE columns, `some` of them at a time. A row alone takes one after the
+ * other, by the same instructions, which is what the processor's prefetching is made for. */
+INLINE void multiply_tile(int rows, int some, Factors base, Factors adapter, float *c) {
+    SimdF32 sums[ROWS_AT_ONCE][COLUMNS_AT_ONCE];
+#pragma GCC unroll 1
+    for (int j = 0; j < COLUMNS_AT_ONCE; j += some) {
+        SimdF32 part[ROWS_AT_ONCE][COLUMNS_AT_ONCE] = {0};
+        add_factors(rows, some, part, factors(base.x, base.w, base.depth, 0, j));
+        add_factors(rows, some, part, factors(adapter.x, adapter.w, adapter.depth, 0, j));
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int k = 0; k < some; k++) sums[i][j + k] = part[i][k];
     }
-    for (int j = 0; j < BLOCK; j += 8)
-        transpose8((uint32_t *)columns + j * ROWS_AT_ONCE, ROWS_AT_ONCE, (uint32_t *)c + j, BLOCK);
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) _mm_storeu_ps(c + i * BLOCK, add_lanes(sums[i]));
 }
 
-/* The same of up to ROW_BLOCK rows; c has room for ROWS_AT_ONCE more. While later rows are multiplied, `next` is fetched, the
- * columns that are multiplied next, if there are. */
+/* The same of up to ROW_BLOCK rows and 32 columns, some of which stay in L1 while all rows meet them. Meanwhile `next` is
+ * fetched, the columns that are multiplied next, if there are, unless a row is alone. */
 static __attribute__((noinline)) void multiply_block(int64_t rows, Factors base, Factors adapter, const bf16 *next, float *c) {
-    for (int64_t i = 0, fetched = 0, some; i < rows; i += some) {
-        for (; next && fetched < BLOCK * base.depth * i / rows; fetched += 32) __builtin_prefetch(next + fetched);
-        Factors f = factors(base.x, base.w, base.depth, i, 0), f2 = factors(adapter.x, adapter.w, adapter.depth, i, 0);
-#define CASE(n) case n: multiply_rows(n, f, f2, c + i * BLOCK); break;
-        switch (some = even_part((int)(rows - i), ROWS_AT_ONCE)) {
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-        }
+    int64_t fetched = 0, done = 0, columns = base.depth > DEEP ? 8 : 16;
+    for (int64_t first = 0; first < BLOCK; first += columns)
+        for (int64_t i = 0, some; i < rows; i += some) {
+            some = even_part((int)(rows - i), ROWS_AT_ONCE);
+            for (int64_t j = first; j < first + columns; j += COLUMNS_AT_ONCE) {
+                Factors f = factors(base.x, base.w, base.depth, i, j), f2 = factors(adapter.x, adapter.w, adapter.depth, i, j);
+                int64_t end = base.depth * (done += some * COLUMNS_AT_ONCE) / rows;
+                for (; next && rows > 1 && fetched < end; fetched += 32) __builtin_prefetch(next + fetched, 0, 2);
+#define CASE(n) case n: multiply_tile(n, n == 1 ? 1 : COLUMNS_AT_ONCE, f, f2, c + i * BLOCK + j); break;
+                switch (some) {
+                    CASE(1) CASE(2) CASE(3)
+#if LANES == 16
+                    CASE(4) CASE(5) CASE(6)
+#endif
+                }
 #undef CASE
-    }
+            }
+        }
 }
 
-/* 32 columns of a linear layer, of up to ROW_BLOCK rows: x w^T + hidden b^T + bias. */
+/* 32 columns of a linear layer, of up to ROW_BLOCK rows: x w^T + hidden b^T + bias. next: see multiply_block. */
 static void linear_block(const RowLinear *l, const Packed *x, const Packed *hidden, int64_t row, int64_t rows, int64_t column,
-                         float *c) {
+                         const bf16 *next, float *c) {
     Factors base = factors(x, l->w, l->depth, row, column), adapter = {x, l->w, 0};
     if (l->rank) adapter = factors(hidden, l->b, l->rank, row, column);
-    multiply_block(rows, base, adapter, column + BLOCK < l->columns ? base.w + BLOCK * l->depth : NULL, c);
+    multiply_block(rows, base, adapter, next, c);
     for (int64_t i = 0; l->bias && i < rows; i++)
         for (int j = 0; j < BLOCK; j++) c[i * BLOCK + j] += bf16_to_f32(l->bias[column + j]);
 }
