@@ -20,8 +20,8 @@ from buleyean_rl.training.dataset import Dataset
 
 MAX_ACCEPTED = 4096  # in memory
 SEED = 1 << 20  # other passages than those that drift is measured on
-PASSAGES, PASSAGE_TOKENS = 32, 128
-ANSWERS, ANSWER_TOKENS = 32, 128  # of the base, to prompts of the records
+MAX_TOKENS = 64  # of each: many short ones hold more than a few long ones, for the same time
+PASSAGES, ANSWERS = 64, 32  # that the base writes
 
 
 def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> list[Sequence[Boundary]]:
@@ -34,10 +34,11 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
     """
     if not config.anchors or not config.loss.uses_reference or config.loss.is_listwise:
         return []
-    tokens = min(PASSAGE_TOKENS, config.max_length)
-    passages = [_anchor(ids[:1], ids[1:]) for ids in own_passages(model, PASSAGES, tokens, SEED)]
+    passages = [
+        _anchor(ids[:1], ids[1:]) for ids in own_passages(model, PASSAGES, min(MAX_TOKENS, config.max_length), SEED)
+    ]
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.anchors))[:MAX_ACCEPTED]
-    accepted: Sequence[Boundary] = dataset.anchors.select(chosen)[:]
+    accepted = [_shorten(boundary) for boundary in dataset.anchors.select(chosen)]
     if not accepted and not dataset.training.accepted_answers.any():
         accepted = _own_answers(model, dataset.training[:ANSWERS], config.max_length)
     return [accepted, passages]
@@ -45,7 +46,7 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
 
 def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) -> list[Boundary]:
     """What the base answers to prompts itself, but for answers that were rejected."""
-    tokens, ends = min(ANSWER_TOKENS, max_length // 2), end_token_ids(model.tokenizer)
+    tokens, ends = min(MAX_TOKENS, max_length // 2), end_token_ids(model.tokenizer)
     fitting = [boundary for boundary in boundaries if len(boundary.prompt) + tokens <= max_length]
     written = own_continuations(model, [boundary.prompt for boundary in fitting], tokens, SEED)
     anchors = []
@@ -54,6 +55,14 @@ def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) 
         if answer and answer != boundary.tokens[: len(answer)]:
             anchors.append(_anchor(boundary.prompt, answer))
     return anchors
+
+
+def _shorten(boundary: Boundary) -> Boundary:
+    """The first tokens of its accepted answers."""
+    paths = [boundary.path(end) for end in sorted(boundary.accepted_ends)]
+    answers = [[token for piece in path for token in boundary.tokens[piece]][:MAX_TOKENS] for path in paths]
+    responses = [(ids, [True] * len(ids)) for ids in answers]
+    return merge_responses(boundary.prompt, responses, [0] * len(answers), [1] * len(answers))
 
 
 def _anchor(prompt: list[int], ids: list[int]) -> Boundary:

@@ -52,6 +52,7 @@ PRESETS = {
     "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
+PLAUSIBLE = 0.1  # `min_p` of `complement`
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
 
@@ -66,6 +67,8 @@ class BuleyeanConfig(TrainingArguments):
         alpha: weight of the KL to the complement distribution against the contrast; None for the objective's own:
             0.9 for `complement`, 0.7 for the others.
         tau: exponent of the complement weights, how firmly a rejection is meant; 1 is the published formula.
+        min_p: share of the likeliest token's probability from which a token takes what a rejection frees; 0: all take
+            it; None for the objective's own: 0.1 for `complement`.
         beta: scale of the answers' log-ratios, of which the ranking is a softmax; only `listwise` uses it.
         own_samples: samples of the base model that `listwise` adds to the rejected answers of a prompt.
         max_length: maximum tokens of a prompt and one response; longer responses are truncated.
@@ -88,6 +91,7 @@ class BuleyeanConfig(TrainingArguments):
     objective: ObjectiveName = "complement"
     alpha: float | None = None
     tau: float = LOG.tau
+    min_p: float | None = None
     beta: float = 0.1
     own_samples: int = 2
     max_length: int = 1024
@@ -129,7 +133,9 @@ class BuleyeanConfig(TrainingArguments):
         if isinstance(self.objective, str):
             del values["objective"]  # `Objective` knows more of it
         check_settings(values)
-        self.loss = Objective(self.objective, self.alpha, self.tau, self.beta)
+        if self.min_p is None:
+            self.min_p = PLAUSIBLE if self.objective == "complement" else 0.0
+        self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
         self.alpha = self.loss.alpha
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()

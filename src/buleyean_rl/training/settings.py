@@ -138,6 +138,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "alpha": Setting(Number(0, 1, "low", optional=True), "Weight of the KL; null: 0.9 for complement, else 0.7."),
     "tau": Setting(Number(0, 100, "low"), "Exponent of the complement weights; 1 is the published formula."),
+    "min_p": Setting(
+        Number(0, 1, optional=True),
+        "From this share of the likeliest token's probability on, a token takes what a rejection frees; null: 0.1 for "
+        "complement, else 0: all take it.",
+    ),
     "beta": Setting(Number(0, 1000, "low"), "Scale of the log-ratios that `listwise` ranks by."),
     "own_samples": Setting(Whole(0, 1000), "Samples of the base model that `listwise` adds to a prompt's answers."),
     "max_length": Setting(Whole(2, MANY), "Maximum tokens of a prompt and one answer."),
