@@ -106,7 +106,8 @@ def run(base: Path, records: Path, folder: Path, **settings: Any) -> Any:
 
 @pytest.mark.usefixtures("check_every_step")
 def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejections: Path, tmp_path: Path) -> None:
-    report = run(base, rejections, tmp_path / "wild", learning_rate=1e-2, guard_kl=LIMIT)
+    unheld = {"learning_rate": 1e-2, "anchors": 0, "min_p": 0.0}
+    report = run(base, rejections, tmp_path / "wild", guard_kl=LIMIT, **unheld)
     seen = report.guard
     assert seen is not None
     assert "KL" in seen["stop_reason"]
@@ -122,7 +123,7 @@ def test_it_ends_a_run_and_restores_the_last_sound_adapter(base: Path, rejection
             control.should_training_stop = state.global_step >= seen["restored_step"]
 
     settings = {"max_steps": 8, "per_device_train_batch_size": 2, "warmup_steps": 0, "save_steps": 2}
-    config = load_config(None, tmp_path / "short", settings | {"learning_rate": 1e-2, "guard": False})
+    config = load_config(None, tmp_path / "short", settings | unheld | {"guard": False})
     train(rejections, str(base), config, callbacks=[Stop()])
     restored, short = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("wild", "short"))
     for name, tensor in short.items():

@@ -237,7 +237,8 @@ def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_of_the_reference_is_
         nodes, entry = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
         assert entry.with_softmax
         references = ReferenceCache(tmp_path / str(with_softmax), nodes, entry._replace(with_softmax=with_softmax))
-        trainer(model, tmp_path / "run", num_train_epochs=2, learning_rate=1e-3, references=references).train()
+        settings: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 1e-3, "min_p": 0.0}
+        trainer(model, tmp_path / "run", references=references, **settings).train()
         outcomes.append(weights(model))
     # two steps an epoch, in each the model's and, if it is not cached, the reference's
     assert softmaxes[1:] == [8, 6, 4]
