@@ -28,17 +28,17 @@ from buleyean_rl.evaluation.drift import TITLES, Drifts, as_json, measure_drift
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
-from buleyean_rl.inference.open import TRANSFORMERS_BATCH
+from buleyean_rl.inference.open import engine_of
 from buleyean_rl.inference.protocol import Engine
-from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.votes import judge_loops
 from buleyean_rl.mining.walk import walk_config
-from buleyean_rl.models.model import open_model
+from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import BUNDLED, Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, remove_folder, write_json
 from buleyean_rl.system.outputs import claim_folder
+from buleyean_rl.system.program import command_line
 from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.report import RunReport
@@ -115,20 +115,22 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     held_out = [HELLO, *demo_data.held_out_prompts()[: size.held_out]]
 
     console.print(f"{BUNDLED} answers {counted(len(prompts), 'prompt')}, and {len(held_out):,} unseen ones to compare")
-    answers = _answer(base, [*prompts, *held_out], console, "the base model")
+    model = open_model(base, keep_adapter=True)
+    answers = _answer(model.base, [*prompts, *held_out], console, "the base model")
     records = judge_loops(prompts, answers[: len(prompts)])
-    console.print(f"{len(records)} of {counted(len(prompts), 'answer')} loop: their repeats are the rejections")
+    looping = sum(record.rejects for record in records)
+    console.print(f"{looping} of {counted(len(prompts), 'answer')} loop: their repeats are the rejections")
     write_records(folder / "records.jsonl", records)
 
     if any((folder / "run" / name).exists() for name in ("run.json", "settings.json")):
         remove_folder(folder / "run")
     config = walk_config(None, {"save_strategy": "no"})(folder / "run")
-    report = train(folder / "records.jsonl", base, config, console=console)
-    trained = base.with_adapter(folder / "run")
+    report = train(folder / "records.jsonl", model.base, config, console=console)
+    trained = model.with_source(base.with_adapter(folder / "run"))
     before = _make_answers(held_out, answers[len(prompts) :])
     after = _make_answers(held_out, _answer(trained, held_out, console, "the trained model"))
     with working(console, "measuring drift"):
-        drift = measure_drift(open_model(trained, keep_adapter=True))
+        drift = measure_drift(trained)
 
     with working(console, "exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
@@ -150,15 +152,14 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     return result
 
 
-def _answer(source: Source, prompts: Sequence[str], console: Console, label: str) -> list[str]:
+def _answer(model: Model, prompts: Sequence[str], console: Console, label: str) -> list[str]:
     """Answers of a model, or of a run, whose adapter is not merged: that would round it to bf16."""
 
     def open_adapted() -> Engine:
-        model = open_model(source, keep_adapter=True)
         console.print(escape(model.describe()))
-        return TransformersEngine(model.module, model.tokenizer, batch=TRANSFORMERS_BATCH)
+        return engine_of(model)
 
-    key = f"adapter kept {source.fingerprint}"
+    key = f"adapter kept {model.source.fingerprint}"
     return cached_answers(open_adapted, key, prompts, MAX_ANSWER_TOKENS, console, f"{label} answers")
 
 
@@ -202,8 +203,10 @@ def _side_by_side(prompt: str, before: Mapping[str, str], after: Mapping[str, st
 
 
 def _next_steps(folder: Path) -> str:
-    return f"""Next:
-    buleyean chat {escape(str(folder))}/model.gguf
-    buleyean data import YOUR_LOG.jsonl -o records.jsonl
-    buleyean train records.jsonl --model {BUNDLED} -o my-run
-    buleyean export my-run -o my-model.gguf"""
+    commands = (
+        ("chat", folder / "model.gguf"),
+        ("data", "import", "YOUR_LOG.jsonl", "-o", "records.jsonl"),
+        ("train", "records.jsonl", "--model", BUNDLED, "-o", "my-run"),
+        ("export", "my-run", "-o", "my-model.gguf"),
+    )
+    return "\n".join(["Next:", *(f"    {escape(command_line(*words))}" for words in commands)])
