@@ -100,7 +100,7 @@ class Inputs:
                     "import": ["data", "import", self.pairs, "-o", folder / "records.jsonl"],
                     "mine": ["mine", self.prompts, "--model", self.base, "-o", folder / "mined.jsonl", *judge],
                     "train": [
-                        *("train", self.records, "--model", self.base, "-o", folder / "run", "--lr", "1e-2"),
+                        *("train", self.records, "--model", self.base, "-o", folder / "run", "--lr", "1e-3"),
                         *("--batch-size", "2", "--epochs", "2", "--held-out", "0"),
                     ],
                     "walk": [

@@ -133,7 +133,7 @@ def folder(base: Path, rejections: Path, trained: Path, tmp_path: Path, monkeypa
     def no_demo(*_: Any, **__: Any) -> Callable[..., Any]:
         raise EngineError("not in a test")
 
-    monkeypatch.setattr("buleyean_rl.demo.open_engine", no_demo)
+    monkeypatch.setattr("buleyean_rl.demo.engine_of", no_demo)
     return tmp_path
 
 
