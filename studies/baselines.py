@@ -121,7 +121,12 @@ class BaselineTrainer(BuleyeanTrainer):
         inputs: dict[str, Any] = super().collate(numbered)
         boundaries = dict(numbered)
         inputs["batches"] = [
-            replace(batch, answers=collect_answers([boundaries[number] for number in batch.numbers]))
+            replace(
+                batch,
+                answers=collect_answers([boundaries[number] for number in batch.numbers]),
+                weights=None,  # a loss is a record's
+                normaliser=float(len(batch.numbers)),
+            )
             for batch in inputs["batches"]
         ]
         if self.baseline.name == "kto":
