@@ -16,92 +16,23 @@ import pytest
 from rich.console import Console
 
 from buleyean_rl.cli import main
-from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import make_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, OnTokens, Outcome, Sampling, Unanswered
 from buleyean_rl.mining import mine as mining
-from buleyean_rl.mining.answer_cache import cached_answers
 from buleyean_rl.mining.journal import journal_path
 from buleyean_rl.mining.judges import Verdict, find_judge
 from buleyean_rl.mining.mine import Mined, MineSettings, mine
-from buleyean_rl.mining.votes import judge_loops, record_votes
-from buleyean_rl.training.own_samples import add_own_samples
+from buleyean_rl.mining.votes import record_votes
 from standin import standing_in
-from tiny import tiny_tokenizer
 
 QUIET = Console(quiet=True)
-
-
-class Parrot(BaseEngine):
-    """An engine that says a prompt back in capitals, and counts what it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, Sampling]] = []
-        self.closed = 0
-
-    def answers(
-        self,
-        conversations: Sequence[Any],
-        sampling: Sampling = GREEDY,
-        seeds: Sequence[int] | None = None,  # noqa: ARG002
-        on_tokens: OnTokens | None = None,  # noqa: ARG002
-    ) -> Generator[tuple[int, Outcome]]:
-        self.asked.append((conversations, sampling))
-        for index, conversation in enumerate(conversations):
-            yield index, Answer(conversation[-1]["content"].upper(), None, True)
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, use_cache: Callable[[Path], None]) -> Path:
     use_cache(tmp_path)
     return tmp_path / "buleyean-rl"
-
-
-def ask(parrot: Parrot, fingerprint: str = "model", prompts: Sequence[str] = ("é", "b"), tokens: int = 8) -> list[str]:
-    return cached_answers(lambda: parrot, fingerprint, prompts, tokens, QUIET, "answering")
-
-
-def test_a_model_answers_once() -> None:
-    parrot = Parrot()
-    assert ask(parrot) == ask(parrot) == ["É", "B"]
-    assert (len(parrot.asked), parrot.closed) == (1, 1)
-    conversations, sampling = parrot.asked[0]
-    assert conversations == [[{"role": "user", "content": "é"}], [{"role": "user", "content": "b"}]]
-    assert (sampling.max_tokens, sampling.temperature) == (8, 0)
-
-
-def test_another_question_is_asked_anew() -> None:
-    parrot = Parrot()
-    ask(parrot)
-    for other in ({"fingerprint": "another model"}, {"prompts": ("b", "é")}, {"prompts": ("éb",)}, {"tokens": 9}):
-        parrot.asked.clear()
-        ask(parrot, **other)  # type: ignore[arg-type]
-        assert len(parrot.asked) == 1
-
-
-def test_an_engine_that_fails_is_closed_and_leaves_no_answers(cache: Path) -> None:
-    parrot = Parrot()
-    parrot.answers = lambda *_, **__: 1 / 0  # type: ignore[method-assign, assignment]
-    with pytest.raises(ZeroDivisionError):
-        ask(parrot)
-    assert (parrot.closed, list(cache.glob("answers-*"))) == (1, [])
-
-
-def test_only_loops_are_rejected_and_only_where_they_repeat() -> None:
-    loop = "Sleep well! Go to bed early. Go to bed early. Go to bed early."
-    accepted, record = judge_loops(["p", "q"], ["A fine answer.", loop])
-    assert (accepted.prompt, accepted.rejection_counts, accepted.rounds) == ("p", (0,), (1,))
-    assert (record.prompt, record.rejected_responses) == ("q", (loop,))
-    assert (record.rejection_counts, record.rounds) == ((1,), (1,))
-    ((span,),) = record.rejected_spans
-    assert loop[slice(*span)] == "Go to bed early. Go to bed early."
-    assert span[0] > loop.index("Go to bed early.")
-    with pytest.raises(ValueError, match="shorter"):
-        judge_loops(["p", "q"], ["a"])
 
 
 # --- mining -------------------------------------------------------------------------------------------
@@ -422,31 +353,3 @@ def test_a_killed_command_loses_at_most_its_batch(base: Path, tmp_path: Path) ->
         path.unlink()
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "records.jsonl").read_bytes() == killed
-
-
-def test_own_samples_stand_beside_the_rejections_at_count_0() -> None:
-    records = [make_record("Hi", ["No."], [3], 3, [[[0, 2]]]), make_record("And?", ["AND?", "Why"], [1, 2], 4)]
-    done: list[int] = []
-    parrot = Parrot()  # says every prompt again, in capitals
-    grown = add_own_samples(records, parrot, 2, seed=5, on_done=done.append)
-    assert [record.rejected_responses for record in grown] == [("No.", "HI"), ("AND?", "Why")]  # each once
-    assert [record.rejection_counts for record in grown] == [(3, 0), (1, 2)]
-    assert [record.rejected_spans for record in grown] == [(((0, 2),), ()), ((), ())]
-    assert [record.rounds for record in grown] == [(3, 3), (4, 4)]
-    conversations, sampling = parrot.asked[0]
-    assert [messages[-1]["content"] for messages in conversations] == ["Hi", "Hi", "And?", "And?"]
-    assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 1.0, 5)
-    assert done == [1, 2, 3, 4]
-    assert [record.ended for record in grown] == [(None, True), (None, None)]
-    assert all(record.tokenizer is None for record in grown)
-
-
-def test_own_samples_keep_the_ids_that_were_drawn_where_the_records_have_no_others() -> None:
-    talker = Parrot()
-    talker.answers = lambda *_: ((n, Answer("Hm.", 2, True, (1, 2))) for n in range(2))  # type: ignore[method-assign, assignment, misc]
-    talker.tokenizer = tiny_tokenizer()
-    drawn = {"token_ids": [[5]], "policy": {"model": "another"}}
-    ours, others = make_record("Hi", ["No."]), make_record("Hi", ["No."], tokenizer="another", **drawn)  # type: ignore[arg-type]
-    grown, beside = add_own_samples([ours, others], talker, 1)
-    assert (grown.token_ids, grown.tokenizer) == ((None, (1, 2)), tokenizer_hash(talker.tokenizer))
-    assert (beside.token_ids, beside.tokenizer, beside.policy) == (((5,), None), "another", None)

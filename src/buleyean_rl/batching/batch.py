@@ -187,8 +187,7 @@ def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
     for boundary in boundaries:
         prompt = len(boundary.prompt)
         for run in boundary.run_slices():
-            path = boundary.path(run.stop)
-            row = boundary.prompt + [token for piece in path for token in boundary.tokens[piece]]
+            row = boundary.prompt + boundary.path_tokens(run.stop)
             if run.start == 0:
                 cells.append((len(rows), prompt - 1))
             new = run.stop - run.start

@@ -112,6 +112,10 @@ class Boundary:
             node = self.parents[run]
         return pieces[::-1]
 
+    def path_tokens(self, node: int) -> list[int]:
+        """The token ids from the prompt to `node`."""
+        return [token for piece in self.path(node) for token in self.tokens[piece]]
+
     def rejected_terms_per_answer(self) -> float:
         """How many nodes at which something was rejected a rejected answer passes, on average."""
         counted = {judgement.node for judgement in self.judgements if judgement.rejected}

@@ -192,7 +192,7 @@ def import_records(
             report.rows += 1
             if progress is not None and report.rows % ROWS_PER_TICK == 0:
                 progress(report.rows)
-            before, rejects, is_anchor = discards.without_rejection, False, False
+            before, rejects = (discards.without_rejection, accepted), False
             try:
                 for record in row_format.read_records(row, discards, choices):
                     rejects |= record.rejects
@@ -204,9 +204,8 @@ def import_records(
                         accepted += len(record.rejected_responses)
                     is_kept = keeps or record.rejects
                     yield redact_record(record, redactions if is_kept else Counter()) if redact else record
-                    is_anchor |= is_kept and not record.rejects
-                if is_anchor and not rejects:
-                    discards.without_rejection = before  # it is not lost: it anchors
+                if accepted > before[1] and not rejects:
+                    discards.without_rejection = before[0]  # it is not lost: it anchors
             except UnsupportedContent as error:
                 discards.note_unusable(error.problem)
             except RecordError as error:
