@@ -100,8 +100,8 @@ def evaluate(
     settings, console = Settings(max_length, samplings, engine, context, model), stderr_console()
     bases = Bases(1 if reference is None else 2)
     evaluations = [
-        run(name, material, settings, reference=reference_of_it, console=console, bases=bases)
-        for name, reference_of_it in [
+        run(name, material, settings, reference=paired, console=console, bases=bases)
+        for name, paired in [
             (model, reference),
             *((name, _reference_for(name, reference)) for name in compare or []),
         ]

@@ -151,7 +151,7 @@ class Boundary:
                 weights[end] += each / length[end]
             for node in range(self.nodes - 1, 0, -1):  # parents stand before their children
                 weights[before[node]] += weights[node]
-        return [of_rejected or of_accepted for of_rejected, of_accepted in zip(rejected, accepted, strict=True)]
+        return [weight or anchor for weight, anchor in zip(rejected, accepted, strict=True)]
 
     def steps(self, end: int) -> list[tuple[int, int]]:
         """Every (node, next node) from the end of the prompt to `end`; the token between them is next node - 1."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from buleyean_rl.data.importers import Preference
 from buleyean_rl.data.records import Prompt, as_messages
@@ -20,7 +19,7 @@ from buleyean_rl.inference.progress import answer_all
 from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
-from buleyean_rl.system.terminal import can_redraw
+from buleyean_rl.system.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -165,17 +164,9 @@ class MeasuredModel:
 
     @contextmanager
     def _progress_bar(self, label: str, total: int) -> Iterator[OnDone | None]:
-        """A progress bar, if the console can show one."""
-        if not can_redraw(self.console) or not total:
+        """A progress bar, where there is something to do."""
+        if not total:
             yield None
             return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(f"{self.name}: {label}", total=total)
-            yield lambda done: progress.update(task, completed=done)
+        with ProgressBar(self.console, f"{self.name}: {label}", total) as bar:
+            yield lambda done: bar.update(done, total, f"{done:,} of {total:,}")
