@@ -1,6 +1,7 @@
 /-!
-The bridge: `prove.py` appends this text and one `#eval` per case to `Buleyean/Complement.lean`, so what is
-evaluated is the very `ratio`, `ownTarget` and `cappedTarget` that the theorems are about.
+The bridge: `prove.py` appends this text and one `#eval` per case to `Buleyean/Complement.lean` and `Plausible.lean`, so
+what is evaluated is the very `ratio`, `ownTarget`, `cappedTarget`, `plausibleTarget` and `cappedPlausibleTarget` that the
+theorems are about.
 -/
 
 namespace Buleyean
@@ -20,12 +21,18 @@ def spaced {α : Type} [ToString α] (f : Nat → α) : Nat → String
   | 0 => ""
   | n + 1 => spaced f n ++ " " ++ toString (f n)
 
-/-- A case of `n` options with their prior, rounds, counts and base measure, printed as fractions: the ratios, a bar, the
-targets, a bar, and the targets with ratios capped. -/
-def evaluate (n : Nat) (m k : Rat) (T v : List Nat) (μ : List Rat) : String :=
-  let fractions (p : Nat → Rat) := spaced (fun i => toString (p i).num ++ "/" ++ toString (p i).den) n
+/-- A case of `n` options with their prior, rounds, counts and base measure, printed as fractions with a bar between: the
+ratios, the targets, those with ratios capped, and both again that leave the tail of `p`, of the base measure that sums
+to 1. -/
+def evaluate (n : Nat) (m k p : Rat) (T v : List Nat) (μ : List Rat) : String :=
+  let fractions (x : Nat → Rat) := spaced (fun i => toString (x i).num ++ "/" ++ toString (x i).den) n
+  let options := upTo n []
+  let total := sumOver options (lookup μ)
+  let normalised i := lookup μ i / total
   fractions (fun i => ratio m k (lookup T i) (lookup v i)) ++ " |" ++
-    fractions (ownTarget (upTo n []) (lookup μ) m k (lookup T) (lookup v)) ++ " |" ++
-    fractions (cappedTarget (upTo n []) (lookup μ) m k (lookup T) (lookup v))
+    fractions (ownTarget options (lookup μ) m k (lookup T) (lookup v)) ++ " |" ++
+    fractions (cappedTarget options (lookup μ) m k (lookup T) (lookup v)) ++ " |" ++
+    fractions (plausibleTarget options normalised m k p (lookup T) (lookup v)) ++ " |" ++
+    fractions (cappedPlausibleTarget options normalised m k p (lookup T) (lookup v))
 
 end Buleyean

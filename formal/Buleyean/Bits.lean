@@ -9,7 +9,7 @@ take `2 ^ (N - 1)` distinguishable outcomes: N - 1 *independent* verdicts have t
 does not.
 -/
 
--- Only `Complement.lean` is run, so only it is compiled.
+-- Nothing here is run, so nothing is compiled.
 @[expose] public noncomputable section
 
 namespace Buleyean

@@ -9,7 +9,7 @@ The way there: Bernoulli's inequality, then the arithmetic and geometric means, 
 with a common denominator, which every rational distribution has.
 -/
 
--- Only `Complement.lean` is run, so only it is compiled.
+-- Nothing here is run, so nothing is compiled.
 @[expose] public noncomputable section
 
 namespace Buleyean

@@ -9,7 +9,7 @@ For one set of options a rejection is an option. For text a rejection is a list 
 is a node of a trie with its own counts.
 -/
 
--- Only `Complement.lean` is run, so only it is compiled.
+-- Nothing here is run, so nothing is compiled.
 @[expose] public noncomputable section
 
 namespace Buleyean

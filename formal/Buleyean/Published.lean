@@ -12,7 +12,7 @@ up to a constant. When the counts sum to `T`, `q` is a distribution, and by Gibb
 cross-entropy is `-1/N` times the logarithm of `∏ i, π i ^ n i`, so the loss is least where this is greatest.
 -/
 
--- Only `Complement.lean` is run, so only it is compiled.
+-- Nothing here is run, so nothing is compiled.
 @[expose] public noncomputable section
 
 namespace Buleyean

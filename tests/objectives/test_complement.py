@@ -219,8 +219,10 @@ def test_the_plausible_take_what_is_freed_by_hand() -> None:
     """Of mu = (12, 4, 3, 1)/20 the first was rejected: 3/4 of the likeliest other is plausible, 1/4 is not."""
     mu, once = torch.tensor([12.0, 4, 3, 1]).double() / 20, torch.tensor([1.0, 0, 0, 0]).double()
     got = complement.target(once, once, mu, min_p=0.5)
-    Z = (6 + 4 + 3) / 19  # of 20ths, those that move had 19 and keep them
-    torch.testing.assert_close(got, torch.tensor([6 / Z, 4 / Z, 3 / Z, 1]).double() / 20)
+    Z = Fraction(6 + 4 + 3, 19)  # of 20ths, those that move had 19 and keep them
+    expected = [6 / Z / 20, 4 / Z / 20, 3 / Z / 20, Fraction(1, 20)]
+    assert exact_target([1, 0, 0, 0], [1, 0, 0, 0], [12, 4, 3, 1], min_p=Fraction(1, 2)) == expected
+    torch.testing.assert_close(got, torch.tensor([float(p) for p in expected]).double())
 
 
 @given(st.lists(judged_options, min_size=2, max_size=7), st.floats(1e-3, 1), st.floats(0.2, 3), priors)

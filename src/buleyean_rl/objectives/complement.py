@@ -81,25 +81,34 @@ def exact_target(
     rounds: int | Sequence[int],
     base: Sequence[int | Fraction] | None = None,
     prior: Prior = PUBLISHED,
+    min_p: float | Fraction = 0,
 ) -> list[Fraction]:
-    """The complement distribution (1) at tau = 1, in exact rational arithmetic.
+    """The complement distribution (1) or (1a) at tau = 1, in exact rational arithmetic.
 
     Args:
         counts: v_i >= 0, one per option; clipped at its rounds.
         rounds: n_i >= 0, one per option, or one for all.
         base: mu_i > 0 up to a common factor; uniform if None.
         prior: m and k, exact if they are fractions.
+        min_p: of equation (1a), at most 1, exact if it is a fraction; 0 for (1).
 
     Returns:
         P(i), one per option, summing to exactly 1.
     """
-    measure = [Fraction(1)] * len(counts) if base is None else [Fraction(mu) for mu in base]
+    sizes = [Fraction(1)] * len(counts) if base is None else [Fraction(mu) for mu in base]
+    total = sum(sizes)
+    measure = [mu / total for mu in sizes]
     judged = [rounds] * len(counts) if isinstance(rounds, int) else rounds
     m, k = Fraction(prior.mean), Fraction(prior.rounds)
     ratio = [(n - min(v, n) + k * m) / ((n + k) * m) for v, n in zip(counts, judged, strict=True)]
-    mass = [mu * (min(r, Fraction(1)) if prior.capped else r) for mu, r in zip(measure, ratio, strict=True)]
-    total = sum(mass)
-    return [x / total for x in mass]
+    if prior.capped:
+        ratio = [min(r, Fraction(1)) for r in ratio]
+    likeliest = max((mu for mu, r in zip(measure, ratio, strict=True) if r >= 1), default=Fraction(0))
+    moves = [n > 0 or mu >= Fraction(min_p) * likeliest for mu, n in zip(measure, judged, strict=True)]
+    options = list(zip(measure, ratio, moves, strict=True))
+    mass = sum((mu * r for mu, r, moving in options if moving), Fraction())
+    normaliser = mass / sum((mu for mu, _, moving in options if moving), Fraction())
+    return [mu * r / normaliser if moving else mu for mu, r, moving in options]
 
 
 def ratios(counts: Tensor, rounds: Tensor, tau: float = 1.0, prior: Prior = PUBLISHED) -> Tensor:
