@@ -10,12 +10,12 @@ from buleyean_rl.objectives.complement import Counts, Prior
 from buleyean_rl.objectives.losses import NodeLosses, Objective, complement_loss, published_loss
 
 OBJECTIVES = [
-    Objective("complement"),
+    Objective("complement", min_p=0.0),
     Objective("published"),
-    Objective("complement", alpha=0.3, tau=0.1),
+    Objective("complement", alpha=0.3, tau=0.1, min_p=0.0),
     Objective("published", alpha=1.0, tau=0.5),
-    Objective("complement", prior=Prior(0.4, 3.0)),
-    Objective("complement", prior=Prior(0.4), min_p=0.1),
+    Objective("complement", prior=Prior(0.4, 3.0), min_p=0.0),
+    Objective("complement", prior=Prior(0.4)),
     Objective("published", prior=Prior(0.4)),
 ]
 

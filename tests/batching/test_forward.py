@@ -101,7 +101,7 @@ def test_options_never_rejected_leave_the_loss_as_it_is() -> None:
     assert kept == {(0, 20): 4, (1, 21): 1, (2, 22): 1}
     assert len(ACCEPTED.judgements) == 5
     model = adapted().double()
-    for objective in (Objective(), Objective(tau=5.93), Objective("published")):
+    for objective in (Objective(min_p=0.0), Objective(tau=5.93, min_p=0.0), Objective("published")):
         results = []
         for boundary in (ACCEPTED, rejected_only):
             model.zero_grad()

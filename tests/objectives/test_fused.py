@@ -156,7 +156,7 @@ def test_a_model_that_is_sure_of_a_rejected_token(margin: float, constants: dict
     counts = Counts(
         *torch.tensor([[0, 1, 1, 2], [3, 3, 7, 3]]), torch.tensor([60.0, 60, 2, 9]), torch.full((4,), 60.0), 4
     )
-    objective = Objective(alpha=0.7, **constants)
+    objective = Objective(alpha=0.7, **({"min_p": 0.0} | constants))
     tolerance = 1e-4 if dtype == torch.float32 else 1e-6  # nats of a sum whose terms are logits of up to 26
     # the gradient is small where the model is sure; its rounding is that of a push along the margin
     scale = (1 - objective.alpha) * margin

@@ -117,15 +117,17 @@ def test_a_certain_rejected_token_has_a_finite_loss() -> None:
     assert gradient(losses.loss, logits).isfinite().all()
 
 
-@given(p=st.floats(1e-6, 1 - 1e-6), alpha=st.floats(0.05, 1), tau=st.floats(0.1, 8), v=st.integers(1, 9))
-def test_complement_pushes_an_unlikely_token_too(p: float, alpha: float, tau: float, v: int) -> None:
+@given(p=st.floats(1e-6, 0.99), alpha=st.floats(0.05, 1), tau=st.floats(0.1, 8), v=st.integers(1, 9))
+@pytest.mark.parametrize("min_p", [0.0, 0.1])
+def test_complement_pushes_an_unlikely_token_too(min_p: float, p: float, alpha: float, tau: float, v: int) -> None:
     """The gradient in the logit of a rejected token, at pi = pi_base, as docs/theory.md states it."""
-    base = log(p, 1 - p)
+    tail = (1 - p) / 20
+    base = log(p, 1 - p - tail, tail)
     logits = base.clone().requires_grad_()
-    losses = complement_loss(logits, base, counts({0: v}, 9), Objective(alpha=alpha, tau=tau))
-    r = ((9 - v + 1) / 10) ** tau
-    excess = math.log(1 - p * (1 - r)) - math.log(r)
-    push = alpha * p * (1 - r) * (1 - p) / (1 - p * (1 - r)) + (1 - alpha) * v / 9 * excess * (1 - p)
+    losses = complement_loss(logits, base, counts({0: v}, 9), Objective(alpha=alpha, tau=tau, min_p=min_p))
+    r, share = ((9 - v + 1) / 10) ** tau, p / (1 - tail if min_p else 1)
+    Z = 1 - share * (1 - r)
+    push = alpha * p * (1 - r) * (1 - share) / Z + (1 - alpha) * v / 9 * (1 - p) * math.log(Z / r)
     assert gradient(losses.loss, logits)[0, 0].item() == pytest.approx(push, rel=1e-6, abs=1e-9)
 
 
@@ -197,7 +199,7 @@ def test_gradients_are_those_of_finite_differences(seed: int) -> None:
     logits, base, rejections = random_node(seed)
     logits.requires_grad_()
     for loss in (
-        lambda z: complement_loss(z, base, rejections, Objective(alpha=0.3, tau=0.5)).loss,
+        lambda z: complement_loss(z, base, rejections, Objective(alpha=0.3, tau=0.5, min_p=0.0)).loss,
         lambda z: published_loss(z, rejections, Objective("published", tau=2.0)).loss,
         lambda z: complement_loss(z, base, rejections, Objective(prior=Prior(0.5, 2.0), min_p=0.2)).loss,
     ):
@@ -301,10 +303,10 @@ def test_the_listwise_gradient_is_that_of_finite_differences(seed: int) -> None:
 # --- what an objective may be
 
 
-def test_each_objective_has_its_own_alpha() -> None:
-    assert Objective() == Objective("complement", 0.9, 1.0, 0.1)
-    assert Objective("listwise") == Objective("listwise", alpha=0.7)
-    assert Objective("published") == Objective("published", alpha=0.7)
+def test_each_objective_has_its_own_alpha_and_min_p() -> None:
+    assert Objective() == Objective("complement", 0.9, 1.0, 0.1, min_p=0.1)
+    assert Objective("listwise") == Objective("listwise", alpha=0.7, min_p=0.0)
+    assert Objective("published") == Objective("published", alpha=0.7, min_p=0.0)
 
 
 @pytest.mark.parametrize(

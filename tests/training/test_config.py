@@ -37,12 +37,12 @@ def test_the_defaults_are_the_cards_but_for_the_objective(tmp_path: Path) -> Non
     assert (config.learning_rate, config.per_device_train_batch_size, config.num_train_epochs) == (2e-4, 4, 1)
     assert (config.lr_scheduler_type, config.held_out) == ("cosine", 0.1)
     assert config.get_warmup_steps(1125) == 100
-    assert config.loss == Objective(min_p=0.1)
-    assert config.alpha == 0.9
+    assert config.loss == Objective()
+    assert (config.alpha, config.min_p) == (0.9, 0.1)
     for name in ("listwise", "published"):
         assert BuleyeanConfig(output_dir=str(tmp_path), objective=name).loss == Objective(name, 0.7)  # type: ignore[arg-type]
     changed = BuleyeanConfig(output_dir=str(tmp_path), alpha=0.5, min_p=0.0)
-    assert changed.loss == Objective(alpha=0.5)
+    assert changed.loss == Objective(alpha=0.5, min_p=0.0)
 
 
 def test_apple_gpus_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,7 @@ def test_in_tiles_a_run_is_the_same_to_the_bit_however_much_of_the_reference_is_
         torch.manual_seed(0)
         base = tiny_llama(TOKENIZER, head_dim=32, vocab_size=416).bfloat16()
         model = attach_lora(base, lora_config(4, 8, 0.0, None))
-        nodes, entry = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective())
+        nodes, entry = [record.nodes for record in RECORDS], entry_format(output_head(model), Objective(min_p=0.0))
         assert entry.with_softmax
         references = ReferenceCache(tmp_path / str(with_softmax), nodes, entry._replace(with_softmax=with_softmax))
         settings: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 1e-3, "min_p": 0.0}

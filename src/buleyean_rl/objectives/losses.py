@@ -4,7 +4,7 @@ Each loss is
 
     L = alpha KL(P || pi) + (1 - alpha) C                                                  (2)
 
-with P the complement distribution (1) over some options, pi the model's distribution over them and
+with P the complement distribution (1) or (1a) over some options, pi the model's distribution over them and
 c_i = min(v_i, n_i) / n_i the rejection rate of option i, 0 where n_i = 0:
 
     complement   options: the vocabulary, at each trie node; P on the reference model;  C by (3)
@@ -41,6 +41,7 @@ from buleyean_rl.objectives.complement import PUBLISHED, Counts, Prior
 
 ObjectiveName = Literal["complement", "listwise", "published"]
 DEFAULT_ALPHA: dict[ObjectiveName, float] = {"complement": 0.9, "listwise": 0.7, "published": 0.7}
+DEFAULT_MIN_P: dict[ObjectiveName, float] = {"complement": 0.1, "listwise": 0.0, "published": 0.0}
 MAX_RISE = 80.0  # nats by which a ratio may raise an option: e^80 is near the largest number of fp32
 
 
@@ -54,7 +55,8 @@ class Objective:
         tau: exponent of the complement ratios, above 0; 1 is the published formula.
         beta: of equation (5), above 0; only `listwise` uses it.
         prior: m and k of the complement ratios.
-        min_p: of equation (1a), in [0, 1]; only `complement` uses it. 0: all options take what rejections free.
+        min_p: of equation (1a), in [0, 1]; only `complement` uses it. 0: all options take what rejections free, by (1);
+            None for the objective's `DEFAULT_MIN_P`.
 
     Raises:
         UsageError: a value is outside its range, or there is no such objective.
@@ -74,13 +76,14 @@ class Objective:
         tau: float = 1.0,
         beta: float = 0.1,
         prior: Prior = PUBLISHED,
-        min_p: float = 0.0,
+        min_p: float | None = None,
     ) -> None:
         if name == "ratio":
             raise UsageError("objective 'ratio' is called 'complement' now: write complement")
         if name not in get_args(ObjectiveName):
             raise UsageError(f"unknown objective {name!r}: choose one of {', '.join(get_args(ObjectiveName))}")
         alpha = DEFAULT_ALPHA[name] if alpha is None else alpha
+        min_p = DEFAULT_MIN_P[name] if min_p is None else min_p
         if not 0 < alpha <= 1:
             raise UsageError(f"alpha must be above 0 and at most 1, not {alpha}")
         if not 0 < tau < math.inf:

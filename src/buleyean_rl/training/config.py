@@ -52,7 +52,6 @@ PRESETS = {
     "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
-PLAUSIBLE = 0.1  # `min_p` of `complement`
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
 
@@ -133,10 +132,8 @@ class BuleyeanConfig(TrainingArguments):
         if isinstance(self.objective, str):
             del values["objective"]  # `Objective` knows more of it
         check_settings(values)
-        if self.min_p is None:
-            self.min_p = PLAUSIBLE if self.objective == "complement" else 0.0
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
-        self.alpha = self.loss.alpha
+        self.alpha, self.min_p = self.loss.alpha, self.loss.min_p
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
