@@ -31,29 +31,27 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Merge a run into its base model and write a GGUF file, checked in llama.cpp before it is renamed."""
-    from pathlib import Path
-
+    from buleyean_rl.api import calls
     from buleyean_rl.errors import UsageError
     from buleyean_rl.gguf import About
-    from buleyean_rl.gguf import export as exporting
     from buleyean_rl.models.run_folder import find_model
 
-    about = About(name=name, author=author, license=license, url=url)
     if adapter and ollama:
         raise UsageError("--ollama describes the merged model: leave out --adapter")
-    path, console = Path(output), stderr_console()
     with _sigterm_as_interrupt():
-        if adapter:
-            written = exporting.export_adapter(
-                run, path, quant or "f16", overwrite=overwrite, engine=engine, about=about, console=console
-            )
-        else:
-            quants = (quant or "q8_0").split(",")
-            written = exporting.export(
-                run, path, quants, ollama=ollama, overwrite=overwrite, engine=engine, about=about, console=console
-            )
-    print_json(written, as_json)
-    first = written["files"][0]["path"]
+        exported = calls.export(
+            run,
+            output,
+            quant.split(",") if quant else None,
+            adapter=adapter,
+            ollama=ollama,
+            about=About(name=name, author=author, license=license, url=url),
+            engine=engine,
+            overwrite=overwrite,
+            console=stderr_console(),
+        )
+    print_json(exported.report, as_json)
+    first = exported.path
     if not adapter:
         print_next("chat", first)
     elif (base := find_model(run).base) is not None and base.gguf_path is not None:

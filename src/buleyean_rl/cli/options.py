@@ -12,6 +12,7 @@ import typer
 
 INTERRUPTED = 130  # the exit code, which typer makes of KeyboardInterrupt, too
 BUNDLED_DATA = "bundled"
+DEFAULT_JUDGE = "loops"
 BUNDLED_MODEL = "smollm2-135m"
 EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 Context = Annotated[
@@ -25,7 +26,7 @@ Context = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
 Prompts = Annotated[
-    str | None,
+    str,
     typer.Argument(
         metavar="[PROMPTS]", help="A prompt a line, or JSON Lines with prompt or messages; default: bundled."
     ),
@@ -42,36 +43,6 @@ Judges = Annotated[
 
 class Interrupted(Exception):
     """Ctrl-C, with where the command stands, and the words that it needs to go on; typer would drop them."""
-
-
-def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:
-    """The prompts of a file, or the bundled ones of a split."""
-    from pathlib import Path
-
-    from buleyean_rl import demo_data
-    from buleyean_rl.data.prompts import read_prompts
-
-    if path is not None:
-        return list(read_prompts(Path(path)))
-    return demo_data.mine_prompts() if bundled == "mine" else demo_data.held_out_prompts()
-
-
-def find_judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
-    """The judges with these names, by default `loops`; an LLM judge uses the rubric file."""
-    from pathlib import Path
-
-    from buleyean_rl.data.records import read_text
-    from buleyean_rl.mining.judges import find_judge
-
-    names = names or ["loops"]
-    first_endpoint = next((name.removeprefix("llm:") for name in names if name.startswith("llm:")), None)
-    text = read_text(Path(rubric)) if rubric is not None else None
-    return [find_judge(name, rubric=text, key_url=first_endpoint) for name in names]
-
-
-def default_temperature(samples: int, temperature: float | None) -> float:
-    """The option's temperature, or without it 0 for one sample and 0.8 for several."""
-    return temperature if temperature is not None else 0.0 if samples == 1 else 0.8
 
 
 def stderr_console() -> Any:
