@@ -23,8 +23,8 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
 
 
 def test_the_table_of_settings_is_what_the_package_accepts() -> None:
-    page = runpy.run_path(str(ROOT / "docs/settings.py"))["page"]
-    assert (ROOT / "docs/settings.md").read_text() == page(), "run `make docs`"
+    page = runpy.run_path(str(ROOT / "docs/config.py"))["page"]
+    assert (ROOT / "docs/config.md").read_text() == page(), "run `make docs`"
 
 
 def tree() -> dict[Path, str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import Context, Overwrite, print_json, print_next, print_report, stderr_console
+from buleyean_rl.cli.options import Context, Overwrite, announce, print_json, print_next, print_report, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -57,6 +57,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure a model without a judge: rankings, drift, answers, loops; by default on bundled data."""
+    announce(f"measuring {', '.join([model, *(compare or [])])}")
     from pathlib import Path
 
     from buleyean_rl.api import calls

@@ -14,11 +14,13 @@ from buleyean_rl.cli.options import (
     Judges,
     Overwrite,
     Prompts,
+    announce,
     print_json,
     print_next,
     print_report,
     stderr_console,
 )
+from buleyean_rl.system.wording import counted
 
 
 def mine(
@@ -46,6 +48,7 @@ def mine(
     Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
     read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
     """
+    announce(f"mining {output}: {model} answers, {', '.join(judge or [DEFAULT_JUDGE])} judges")
     from dataclasses import asdict
 
     from buleyean_rl.api import calls
@@ -106,6 +109,7 @@ def walk(
 
     Stopped or killed, the same command resumes.
     """
+    announce(f"walking in {output}: {counted(rounds, 'round')} at most of mining, training and measuring {model}")
     from pathlib import Path
 
     from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts

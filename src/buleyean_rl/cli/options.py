@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -66,20 +65,13 @@ def print_report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
         print_json(as_json, True)
 
 
+def announce(line: str) -> None:
+    """Print, on stderr, what is about to be done, before what it needs is loaded."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def print_next(*words: object) -> None:
     """Print, on stderr, the command that people give next, spelled so that it runs where they are."""
     from buleyean_rl.system.program import command_line
 
     print(f"Next: {command_line(*words)}", file=sys.stderr)
-
-
-@contextmanager
-def running_count(label: str) -> Iterator[Callable[[int], object] | None]:
-    """A running count on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(label) as status:
-        yield lambda count: status.update(f"{count:,} {label}")
