@@ -98,6 +98,6 @@ def void(
     try:
         from buleyean_rl.void.serve import serve
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is missing: pip install 'buleyean-rl[void]'") from error
+        raise UsageError(f"{error.name} is missing: pip install '.[void]' in the clone") from error
 
     serve(model, Path(output), host, port, console=stderr_console())

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, announce, print_json, print_next, stderr_console
+from buleyean_rl.system.wording import counted
 
 
 def export(
@@ -84,8 +85,14 @@ def push(
             raise UsageError("stdin is not a terminal to confirm on: add --yes to upload")
         typer.confirm("upload?", abort=True, err=True)
     address = upload(plan, to, private=not public, overwrite_card=overwrite, message=message)
-    print(address, file=sys.stderr)
+    print(f"uploaded: {counted(len(plan.files), 'file')} to {address}", file=sys.stderr)
     print_json({"url": address, "files": list(plan.files)}, as_json)
+    if plan.kind == "dataset":
+        print_next("data", "import", to, "-o", "records.jsonl")
+    elif Path(paths[0]).is_dir():
+        print_next("export", paths[0], "-o", f"{to.rpartition('/')[2]}.gguf")
+    else:
+        print_next("chat", paths[0])
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def table(evaluations: Sequence[Evaluation], seed: int = 0) -> list[str]:
         f"The last column is {first.model} less the model of the line; of shares, in points.",
     ]
     for name in names:
-        lines += ["", name_and_direction(name)]
+        lines.append(name_and_direction(name))
         for evaluation, figures in zip(evaluations, subtracted, strict=True):
             if value_of(evaluation, name) is not None:
                 cells = _difference_cells(name, figures.get(name))
