@@ -20,6 +20,7 @@ from buleyean_rl.training.config import BuleyeanConfig, total_steps
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 READING_SHARE = 1 / 3  # of a trained token's time: a step passes through the model twice forward and once backward
+CACHED_SHARE = 0.7  # of a trained token's time, once the reference's states are read from the cache
 WRITTEN_BYTES_PER_SECOND = 300e6  # of checkpoints
 CHECKPOINT_ADAPTERS = 3  # an adapter, and AdamW's two states of it
 KERNELS_BYTES = 100 << 20  # oneDNN's, of shapes that are not tried: `environment` allows 64, some 1.5 MB each
@@ -52,7 +53,9 @@ class Estimate:
         return line
 
 
-def estimate(trainer: BuleyeanTrainer, training: BoundaryFile, read_tokens: Callable[[int], int]) -> Estimate:
+def estimate(
+    trainer: BuleyeanTrainer, training: BoundaryFile, read_tokens: Callable[[int], int], *, is_cached: bool
+) -> Estimate:
     """Try the step with the longest micro-batch of an epoch, for memory, and one of median length, for time.
 
     The run itself does not change by it.
@@ -61,6 +64,7 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile, read_tokens: Call
         trainer: of the run, not yet started.
         training: what it trains on.
         read_tokens: steps -> tokens that are read for the guard and for measuring, besides training.
+        is_cached: whether the reference is computed in the first epoch alone.
     """
     config, module = trainer.args, trainer.language_model.module
     size = config.per_device_train_batch_size
@@ -83,6 +87,8 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile, read_tokens: Call
     steps = total_steps(config, len(training))
     epoch_tokens = int(batch_tokens.sum()) + trainer.anchor_tokens * len(training)
     tokens = epoch_tokens * steps / -(-len(batch_tokens) // config.gradient_accumulation_steps)
+    if is_cached and tokens > epoch_tokens:
+        tokens = epoch_tokens + CACHED_SHARE * (tokens - epoch_tokens)
     tokens += READING_SHARE * read_tokens(steps)
     saving = checkpoints(config, steps) * CHECKPOINT_ADAPTERS * adapter / WRITTEN_BYTES_PER_SECOND
     free = psutil.virtual_memory().available

@@ -242,7 +242,7 @@ def _print_estimate(
     console: Console,
 ) -> None:
     """Print the time and memory the run will take."""
-    run_estimate = estimate(trainer, dataset.training, read_tokens)
+    run_estimate = estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)
     console.print(str(run_estimate))
     if rejected_nll is not None and hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
         console.print(
