@@ -56,7 +56,7 @@ bench: $(INSTALLED)  ## time training beside its peers; writes this processor's 
 .PHONY: docs
 docs: $(INSTALLED)  ## write the command reference and the table of settings again
 	$(BIN)/python docs/commands.py > docs/commands.md
-	$(BIN)/python docs/settings.py > docs/settings.md
+	$(BIN)/python docs/config.py > docs/config.md
 
 .PHONY: prove
 prove: $(INSTALLED)  ## check the Lean proofs, and the bridge from them to the Python

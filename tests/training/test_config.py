@@ -54,7 +54,16 @@ def test_apple_gpus_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
     config = BuleyeanConfig(output_dir=str(tmp_path))
     assert not config.push_to_hub
-    assert not config.report_to or config.report_to == ["none"]
+    assert not config.report_to
+    assert config.settings()["report_to"] == "none"
+
+
+def test_a_log_for_tensorboard_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buleyean_rl.training.config.is_tensorboard_available", lambda: False)
+    with pytest.raises(UsageError, match="pip install tensorboard"):
+        BuleyeanConfig(output_dir=str(tmp_path), report_to="tensorboard")
+    monkeypatch.setattr("buleyean_rl.training.config.is_tensorboard_available", lambda: True)
+    assert BuleyeanConfig(output_dir=str(tmp_path), report_to="tensorboard").settings()["report_to"] == "tensorboard"
 
 
 @pytest.mark.parametrize("setting", [{"alpha": 0}, {"tau": -1}, {"objective": "kto"}, {"lora_rank": 0}])
@@ -161,7 +170,7 @@ def test_options_override_the_settings_file(tmp_path: Path) -> None:
         ("lora_rnak: 8", "run.yaml: not a setting: lora_rnak (did you mean lora_rank?)"),
         ("batch_size: 4", "batch_size (did you mean per_device_train_batch_size?)"),
         ("gradient_checkpointing: true", "did you mean activation_checkpointing?"),
-        ("fp16: true\ntorch_compile: true", "run.yaml: not a setting: fp16, torch_compile; docs/settings.md"),
+        ("fp16: true\ntorch_compile: true", "run.yaml: not a setting: fp16, torch_compile; docs/config.md"),
         ("1: 2\nlr: 3", "run.yaml: not a setting: 1, lr (did you mean learning_rate?)"),
         ("output_dir: elsewhere", "run.yaml: not a setting: output_dir"),
         ("learning_rate: fast", "run.yaml: learning_rate cannot be 'fast': it must be a number from 1e-09 to 100"),

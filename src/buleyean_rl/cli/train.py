@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Interrupted, print_json, print_next, stderr_console
+from buleyean_rl.cli.options import AsJson, Interrupted, announce, print_json, print_next, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -56,10 +56,6 @@ def train(
 
     RECORDS, --model and --output are required, but for --print-config.
     """
-    from dataclasses import asdict
-
-    from buleyean_rl.training.config import config_yaml, load_config
-
     settings = {
         "preset": preset,
         "objective": objective,
@@ -80,11 +76,18 @@ def train(
     options = {name: value for name, value in settings.items() if value is not None}
     file = Path(config) if config else None
     if print_config:
+        from buleyean_rl.training.config import config_yaml
+
         print(config_yaml(file, options), end="")
         return
     if records is None or model is None or output is None:
         missing = "RECORDS" if records is None else "--model" if model is None else "--output"
         raise UsageError(f"{missing} is missing: buleyean train RECORDS --model MODEL --output RUN")
+    announce(f"{'planning a run of' if dry_run else 'training'} {model} on {records}")
+    from dataclasses import asdict
+
+    from buleyean_rl.training.config import load_config
+
     run_config, console = load_config(file, Path(output), options), stderr_console()
     if dry_run:
         from buleyean_rl.training.dry_run import dry_run as plan_run

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
@@ -134,6 +135,8 @@ class BuleyeanConfig(TrainingArguments):
         check_settings(values)
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
         self.alpha, self.min_p = self.loss.alpha, self.loss.min_p
+        if self.report_to == "tensorboard" and not is_tensorboard_available():
+            raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
@@ -142,6 +145,8 @@ class BuleyeanConfig(TrainingArguments):
     def settings(self) -> dict[str, Any]:
         """The values of `SETTINGS`, as JSON has them."""
         values = {name: getattr(self, name) for name in SETTINGS}
+        if isinstance(self.report_to, list):  # which transformers makes of the word
+            values["report_to"] = next(iter(self.report_to), "none")
         return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
     def _is_changed(self, setting: Any) -> bool:
@@ -257,7 +262,7 @@ class _Loader(yaml.SafeLoader):
 def _list_unknown(names: Sequence[str]) -> str:
     listed = [unknown_setting(name[:60]) for name in names[:5]]
     more = f", and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return f"{', '.join(listed)}{more}; docs/settings.md has all settings"
+    return f"{', '.join(listed)}{more}; docs/config.md has all settings"
 
 
 def _convert_value(name: str, value: Any) -> Any:

@@ -40,7 +40,7 @@ OF_LEARNING = (  # settings that decide nothing of the base model's states; any 
     *("guard", "guard_kl", "guard_entropy"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
     *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("logging_steps", "save_strategy", "save_steps", "save_total_limit"),
+    *("logging_steps", "save_strategy", "save_steps", "save_total_limit", "report_to"),
 )
 FREE_BYTES = 256 << 20  # of disk that stay free, for checkpoints
 

@@ -10,7 +10,7 @@ checkpoints between them a killed run resumes to the same bytes. See `run_state`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def _train(
     references = open_reference_cache(model, dataset, config, anchors, console)
     progress, guards = ShowProgress(console), [] if guard is None else [guard]
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references, anchors)
-    _print_estimate(trainer, dataset, before.get("rejected_nll"), console)
+    _print_estimate(trainer, dataset, tokens_to_read(measurement, guard), before.get("rejected_nll"), console)
 
     with state.failing():
         _fit(trainer, state.checkpoint, progress, guard)
@@ -229,9 +229,20 @@ def _take_intervals(checkpoint: Checkpoint | None, config: BuleyeanConfig) -> No
         config.save_steps, config.logging_steps = earlier.save_steps, earlier.logging_steps
 
 
-def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float | None, console: Console) -> None:
+def tokens_to_read(measurement: Measurement, guard: Guard | None) -> Callable[[int], int]:
+    """Steps -> tokens that are read besides training, by the guard and to measure the trained model."""
+    return lambda steps: measurement.tokens + (0 if guard is None else guard.tokens(steps))
+
+
+def _print_estimate(
+    trainer: BuleyeanTrainer,
+    dataset: Dataset,
+    read_tokens: Callable[[int], int],
+    rejected_nll: float | None,
+    console: Console,
+) -> None:
     """Print the time and memory the run will take."""
-    run_estimate = estimate(trainer, dataset.training)
+    run_estimate = estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)
     console.print(str(run_estimate))
     if rejected_nll is not None and hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
         console.print(

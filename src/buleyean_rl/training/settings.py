@@ -1,4 +1,4 @@
-"""The settings of a run, one by one: what each accepts and does. `docs/settings.md` is written from this table.
+"""The settings of a run, one by one: what each accepts and does. `docs/config.md` is written from this table.
 
 A setting that is not in the table has no effect here, so it is refused, with the nearest that has.
 """
@@ -200,6 +200,10 @@ SETTINGS: dict[str, Setting] = {
     "save_total_limit": Setting(
         Whole(1, MANY, optional=True), "Number of checkpoints that are kept; one that is damaged needs the one before."
     ),
+    "report_to": Setting(
+        Choice(("none", "tensorboard")),
+        "Where the log goes besides the run folder: `tensorboard` writes events into `runs/` in it.",
+    ),
 }
 
 OTHER_NAMES = {  # of the command's options, of other tools and of earlier versions of transformers
@@ -288,7 +292,7 @@ def settings_yaml(values: Mapping[str, Any]) -> str:
     Args:
         values: by the settings' names, as JSON has them.
     """
-    lines = ["# Settings of `buleyean train`, for --config; docs/settings.md explains them."]
+    lines = ["# Settings of `buleyean train`, for --config; docs/config.md explains them."]
     for name, setting in SETTINGS.items():
         effect = re.sub(r"\[([^]]*)\]\(([^)#]*)[^)]*\)", r"\1 (docs/\2)", setting.effect)
         value = yaml.safe_dump({name: values[name]}, default_flow_style=False, allow_unicode=True, width=10_000)
