@@ -151,7 +151,7 @@ class SavedActivationsStruct(ctypes.Structure):
 class RowLinear(ctypes.Structure):
     """A linear layer for few rows."""
 
-    _fields_ = (*_pointers("weight", "bias", "a", "b"), *_sizes("depth", "columns", "rank"))
+    _fields_ = (*_pointers("weight", "bias", "a", "b"), *_sizes("depth", "columns", "rank", "first", "ranks"))
 
 
 class CachedLayer(ctypes.Structure):

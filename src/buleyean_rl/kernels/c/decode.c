@@ -15,6 +15,7 @@
 #define CHAINS 4 /* of sums that do not wait for each other */
 #define MASKED -1e30f
 #define SMALL 64 /* columns for each thread that are too few to share them alone: rows are shared too */
+#define ADAPTER_COLUMNS 8 /* of an A that a thread takes at a time */
 
 /* What follows is called by all threads, which share the work; those after a `nowait` have to wait before it is used. */
 
@@ -38,7 +39,7 @@ static Share share_of(int64_t blocks) {
 }
 
 /* Results of layers with one input side by side. The threads do not wait for each other at the end. */
-static void linear(const RowLinear *l, int count, const Packed *x, const Packed *hidden, int64_t rows, Output output) {
+static void linear(const RowLinear *l, int count, const Packed *x, const bf16 *hidden, int64_t rows, Output output) {
     float c[ROW_BLOCK * BLOCK];
     int64_t columns = 0, threads = omp_get_num_threads(), part = ROW_BLOCK;
     for (int k = 0; k < count; k++) columns += l[k].columns;
@@ -57,15 +58,24 @@ static void linear(const RowLinear *l, int count, const Packed *x, const Packed 
 }
 
 /* hidden = x a^T. */
-static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, Packed *hidden) {
-    if (!l->rank) return;
-    linear(&(RowLinear){.w = l->a, .depth = l->depth, .columns = l->rank}, 1, x, NULL, rows,
-           (Output){.packed = hidden, .stride = l->rank});
+static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, bf16 *hidden) {
+    float c[ROW_BLOCK * BLOCK];
+    int64_t threads = omp_get_num_threads(), groups = l->ranks / ADAPTER_COLUMNS, part = ROW_BLOCK;
+    if (!groups) return;
+    if (groups < threads) part = smaller(part, (rows + threads - 1) / threads);
+    Share share = share_of((rows + part - 1) / part * groups);
+    for (int64_t i = share.first; i < share.end; i++) {
+        int64_t row = i / groups * part, column = i % groups * ADAPTER_COLUMNS, some = smaller(rows - row, part);
+        multiply_block(some, ADAPTER_COLUMNS, x + row * l->depth, l->a + column * l->depth, l->depth, NULL, c);
+        for (int64_t k = 0; k < some; k++)
+            for (int64_t j = 0; j < ADAPTER_COLUMNS; j++)
+                hidden[(row + k) * l->ranks + column + j] = f32_to_bf16(c[k * BLOCK + j]);
+    }
 #pragma omp barrier
 }
 
 /* silu(gate) up */
-static void gated(const RowLinear *gate, const RowLinear *up, const Packed *x, const Packed *hidden, int64_t rows, Packed *y) {
+static void gated(const RowLinear *gate, const RowLinear *up, const Packed *x, const bf16 *hidden, int64_t rows, Packed *y) {
     float c[ROW_BLOCK * BLOCK], c_up[ROW_BLOCK * BLOCK];
     Output output = {.packed = y, .stride = gate->columns};
     Share share = share_of(gate->columns / BLOCK);
@@ -139,18 +149,6 @@ static void block_scores(const bf16 *query, const bf16 *keys, int64_t width, flo
     }
 }
 
-/* y += weights * values of a block. */
-static void add_values(const bf16 *weights, int64_t tokens, const bf16 *values, int64_t width, float *y) {
-    for (int64_t j = 0; j < width; j += 2 * LANES) {
-        SimdF32 sums[2] = {simd_load(y + j), simd_load(y + j + LANES)};
-        for (int64_t token = 0; token < tokens; token += 2)
-#pragma GCC unroll 2
-            for (int k = 0; k < 2; k++)
-                sums[k] = add_words(sums[k], weights + token, values + token * width + 2 * (j + k * LANES));
-        simd_store(sums[0], y + j), simd_store(sums[1], y + j + LANES);
-    }
-}
-
 /* Weights from the scores of `tokens`; zeros after them. */
 static void softmax(float *scores, int64_t tokens, int64_t padded, float scale, bf16 *weights) {
     SimdF32 most = simd_set(MASKED), sums = {0};
@@ -187,7 +185,7 @@ static void attend(const DecodeArgs *g, int64_t layer, int64_t row, int64_t key_
     for (int64_t i = 0; i < tokens; i += TILE)
         for (int64_t h = 0; h < heads; h++) {
             const bf16 *values = cached(g, layer, row, i / TILE, key_head) + TILE * width;
-            add_values(weights + h * padded + i, smaller(tokens - i, TILE), values, width, y + h * width);
+            add_word_rows(weights + h * padded + i, smaller(tokens - i, TILE), values, width, y + h * width);
         }
     for (int64_t j = 0; j < heads * width; j += BLOCK) pack_floats(y + j, to + j);
 }
@@ -195,7 +193,8 @@ static void attend(const DecodeArgs *g, int64_t layer, int64_t row, int64_t key_
 static void decode_layer(const DecodeArgs *g, int64_t layer) {
     const CachedLayer *l = g->layers + layer;
     int64_t rows = g->rows, group = g->heads / g->key_heads;
-    Packed *packed = g->packed, *hidden = g->lora_hidden, *gates = g->gates;
+    Packed *packed = g->packed, *gates = g->gates;
+    bf16 *hidden = g->lora_hidden;
     Output qkv = {.y = g->qkv, .stride = (g->heads + 2 * g->key_heads) * g->head_width};
     Output residual = {.added = g->x, .y = g->x, .stride = g->width};
     norm_rows(g, l->norms[0], l->epsilons[0], rows, NULL);

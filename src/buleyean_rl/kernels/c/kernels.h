@@ -86,12 +86,12 @@ typedef struct { const bf16 *cosine, *sine; int64_t tokens; CuSeqlens seqlens; }
  * values, rotated; attention's result; the residual stream in the middle; gate and up; each linear layer's lora_hidden. */
 typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; float *lse; } SavedActivations;
 
-/* A linear layer for few rows: y = x w^T + (x a^T) b^T + bias. w: (columns, depth); a: (rank, depth), b: (columns, rank), scaled,
- * or rank 0; bias: (columns), or NULL. Sizes are multiples of 32. */
-typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank; } RowLinear;
+/* A linear layer for few rows: y = x w^T + hidden b^T + bias, hidden being `rank` columns, from `first` on, of x a^T, which
+ * layers with one input share. w: (columns, depth); a: (ranks, depth), or ranks 0; b: scaled, words of two columns, (columns / 32,
+ * rank / 2, 32, 2); bias: (columns), or NULL. Sizes are multiples of 32, ranks of 8. */
+typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank, first, ranks; } RowLinear;
 
-/* A layer of Llama's form. The adapters of q, k and v are stacked, those of gate and up too: one a, and each b is 0 where another
- * layer is. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
+/* A layer of Llama's form. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
 typedef struct {
     RowLinear q, k, v, output, gate, up, down;
     const bf16 *norms[2], *head_norms[2];
@@ -101,7 +101,7 @@ typedef struct {
 /* Rows are tokens: of a `sequence`, at a `position` in it, whose keys and values come into its `blocks`, (sequences,
  * blocks_per_sequence), see decode.c. x: (rows, width), changed; cosine, sine: (rows, head width). A token is drawn after each
  * `drawn_row`. The last ones are memory to work in: (rows, width of queries, keys and values), (rows, width or that of all
- * queries), (rows, depth of down), (rows, rank), in 32 bits each but the first, and (draws, vocabulary). */
+ * queries), (rows, depth of down), these two in 32 bits each, (rows, ranks), and (draws, vocabulary). */
 typedef struct {
     const CachedLayer *layers;
     int64_t count, heads, key_heads, head_width, width;
@@ -118,7 +118,8 @@ typedef struct {
     int64_t *token;
     float *logprob;
     bf16 *qkv;
-    void *packed, *gates, *lora_hidden;
+    void *packed, *gates;
+    bf16 *lora_hidden;
     float *logits;
 } DecodeArgs;
 
