@@ -167,7 +167,8 @@ class Decoder:
         ranks = max(
             struct.ranks for layer in self._structs for struct in (layer.q, layer.output, layer.gate, layer.down)
         )
-        self._widths = (queries[0] + 2 * keys[0], max(queries), down[1], ranks or 1)  # no memory would be NULL
+        qkv, gates = queries[0] + 2 * keys[0], down[1]
+        self._widths = (qkv, ranks or 1, max(queries), gates)  # no memory would be NULL
         self._row_memory: list[Tensor] = []
         self.logits = torch.empty(0, len(weights.head))  # of the last draws, and memory for more
         self.block_numbers = len(layers) * 2 * keys[0] * CACHE_BLOCK  # of a block of the cache
@@ -202,7 +203,7 @@ class Decoder:
     def _allocate(self, rows: int, draws: int) -> None:
         """Memory to work in, kept from step to step."""
         if not self._row_memory or len(self._row_memory[0]) < rows:
-            dtypes = (torch.bfloat16, torch.float32, torch.float32, torch.bfloat16)
+            dtypes = [torch.bfloat16] * 2 + [torch.float32] * 2
             memory = zip(self._widths, dtypes, strict=True)
             self._row_memory = [torch.empty(rows, width, dtype=dtype) for width, dtype in memory]
         if len(self.logits) < draws:

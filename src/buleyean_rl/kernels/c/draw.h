@@ -33,11 +33,8 @@ static float nucleus_end(const float *z, int64_t size, float largest, float mass
 static void draw(const DecodeArgs *g, int64_t i) {
     const float *z = g->logits + i * g->head.columns;
     int64_t size = g->head.columns, token = 0;
-    float largest = -INFINITY, low = -INFINITY, *weights;
-    SimdF32 most = simd_load(z);
+    float largest = simd_largest(z, size), low = -INFINITY, *weights;
     if (!SCRATCH(BUFFER(weights, size))) return;
-    for (int64_t j = LANES; j < size; j += LANES) most = simd_max(simd_load(z + j), most);
-    for (int k = 0; k < LANES; k++) largest = fmaxf(largest, most[k]);
     while (token < size - 1 && z[token] != largest) token++;
     float total = powers(z, size, largest, LOG2E, low, weights);
     if (g->temperature[i] > 0) {

@@ -45,7 +45,7 @@ static Plan plan_of(const GemmArgs *g, int threads) {
 /* MR rows of a, of which `rows` are there, from k on. a^T is transposed, its depth filled up with zeros. */
 static const Packed *pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, int64_t k, int64_t depth, int64_t *stride,
                                   Packed *strip, Packed *buffer) {
-    const bf16 *a = g->a.data + row * g->a.row_stride + k * g->a.column_stride;
+    const bf16 *a = part_of(g->a, row, k).data;
     *stride = g->a.row_stride;
     if (g->a.column_stride == 1) return pack_a(a, stride, rows, MR, depth, strip);
     int64_t width = round_up(smaller(rows, MR), TILE);
@@ -58,20 +58,6 @@ static const Packed *pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, 
     return strip;
 }
 
-/* A slice of b, whose depth is filled up with zeros. */
-static void pack_b_slice(const GemmArgs *g, int64_t k, int64_t depth, int64_t column, int64_t columns, uint32_t *panel,
-                         int64_t blocks, bf16 *buffer) {
-    Matrix b = g->b;
-    int64_t there = smaller(g->depth - k, depth) / BLOCK * BLOCK;
-    b.data += k * b.row_stride + column * b.column_stride;
-    pack_b_panel(b, there, columns, panel, blocks, 0);
-    if (there == depth) return;
-    memset(buffer, 0, sizeof *buffer * BLOCK * columns);
-    for (int64_t i = 0; i < g->depth - k - there; i++)
-        memcpy(buffer + i * columns, b.data + (there + i) * b.row_stride, sizeof *buffer * columns);
-    pack_b_panel((Matrix){buffer, columns, 1}, BLOCK, columns, panel, blocks, there / BLOCK);
-}
-
 static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     int64_t column = task % p->panels * p->nc, columns = smaller(g->columns - column, p->nc), depth2 = g->depth2;
     int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc);
@@ -79,22 +65,16 @@ static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     uint32_t *panel;
     float *waiting, block[MR * BLOCK];
     Packed *strip, *strip2, *buffer_a;
-    bf16 *buffer_b;
     if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(waiting, waiting_rows * p->nc),
-                 BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR), BUFFER(buffer_a, 2 * BLOCK * MR),
-                 BUFFER(buffer_b, BLOCK * p->nc)))
+                 BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR), BUFFER(buffer_a, 2 * BLOCK * MR)))
         return;
     TileConfig before;
     amx_begin(&before);
     for (int64_t k = 0; k < p->depth; k += p->panel_kc) {
         int64_t end = smaller(k + p->panel_kc, p->depth), own = (end - k) / BLOCK;
         int64_t panel_blocks = own + (end == p->depth ? depth2 / BLOCK : 0);
-        pack_b_slice(g, k, end - k, column, columns, panel, panel_blocks, buffer_b);
-        if (panel_blocks > own) {
-            Matrix b2 = g->b2;
-            b2.data += column * b2.column_stride;
-            pack_b_panel(b2, depth2, columns, panel, panel_blocks, own);
-        }
+        pack_b_panel(part_of(g->b, k, column), smaller(g->depth, end) - k, columns, panel, panel_blocks, 0);
+        if (panel_blocks > own) pack_b_panel(part_of(g->b2, 0, column), depth2, columns, panel, panel_blocks, own);
         AMX_FENCE;
         for (int64_t piece = 0; piece < (rows + MR - 1) / MR * p->pieces; piece++) {
             int64_t i = piece / p->pieces * MR, z = k + piece % p->pieces * p->kc, left = rows - i;

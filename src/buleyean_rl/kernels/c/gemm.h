@@ -279,6 +279,11 @@ static inline void pack_a_transposed(const Packed *x, int64_t x_stride, int64_t 
 #endif
 }
 
+static inline Matrix part_of(Matrix x, int64_t row, int64_t column) {
+    x.data += row * x.row_stride + column * x.column_stride;
+    return x;
+}
+
 /* A block of b from bf16 as it lies; one of its strides is 1. */
 static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t column_stride, uint32_t *to, int64_t tile_stride) {
     if (column_stride == 1) {
@@ -299,16 +304,21 @@ static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t colum
     }
 }
 
-/* (depth, columns) of b in a panel that is `blocks` deep, from one of its blocks on; read as it lies. */
+/* (depth, columns) of b in a panel that is `blocks` deep, from one of its blocks on; read as it lies. Zeros follow where the
+ * depth of a row-major b is no multiple of 32. */
 static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32_t *panel, int64_t blocks, int64_t block) {
     int by_row = b.column_stride == 1;
     int64_t inner = by_row ? columns : depth, outer = by_row ? depth : columns;
     for (int64_t x = 0; x < outer; x += BLOCK)
         for (int64_t z = 0; z < inner; z += BLOCK) {
             int64_t k = by_row ? x : z, j = by_row ? z : x;
+            const bf16 *from = part_of(b, k, j).data;
             PackedB to = panel_block(panel, blocks, j / BLOCK, block + k / BLOCK);
-            pack_b_block(b.data + k * b.row_stride + j * b.column_stride, b.row_stride, b.column_stride, to.words,
-                         to.tile_stride);
+            bf16 filled[BLOCK * BLOCK] = {0};
+            for (int64_t i = k; i < depth && k + BLOCK > depth; i++)
+                memcpy(filled + (i - k) * BLOCK, from + (i - k) * b.row_stride, BLOCK * sizeof *from);
+            if (k + BLOCK > depth) pack_b_block(filled, BLOCK, 1, to.words, to.tile_stride);
+            else pack_b_block(from, b.row_stride, b.column_stride, to.words, to.tile_stride);
         }
 }
 

@@ -47,7 +47,7 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
                     if (row >= 0 && row < BLOCK && j >= 0 && j < BLOCK) scores[row * BLOCK + j] = MASKED;
                 }
                 for (int row = 0; row < BLOCK && part + done == first; row++) {
-                    float max = block_max(scores + row * BLOCK);
+                    float max = simd_largest(scores + row * BLOCK, BLOCK);
                     softmax->row_max[row] = max > MASKED / 2 ? scale * max : 0;
                 }
                 softmax_weights(softmax, scores, scale, weights, STRIDE, done, sums, width);

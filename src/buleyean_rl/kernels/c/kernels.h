@@ -56,21 +56,6 @@ typedef struct {
     float scale;
 } HeadSoftmaxArgs;
 
-/* y = weight * x / rms(x), (rows, width), or with grad_y its gradient, plus `added`; grad_y, added, y may be NULL. */
-typedef struct {
-    const bf16 *x, *weight, *grad_y, *added;
-    bf16 *y, *grad_x;
-    int64_t rows, width;
-    float epsilon;
-} RmsNormArgs;
-
-/* y = silu(gate) * up, (rows, width), a multiple of 32, or with grad_y its gradient; both may be NULL. gate_up and its gradient: (rows, 2 width),
- * rows `stride` apart. */
-typedef struct { const bf16 *gate_up, *grad_y; bf16 *y, *grad_gate_up; int64_t stride, rows, width; } SwigluArgs;
-
-/* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient; y may be x. cosine, sine: (tokens, width). */
-typedef struct { Heads x, y; const bf16 *cosine, *sine; int64_t head_width, backward; } RopeArgs;
-
 /* A layer of Llama's form: middle = x + output(attention(rope(qkv(norm(x))))), y = middle + down(swiglu(gate_up(norm(middle)))).
  * `scale` is on the scores. */
 typedef struct {
@@ -101,7 +86,7 @@ typedef struct {
 /* Rows are tokens: of a `sequence`, at a `position` in it, whose keys and values come into its `blocks`, (sequences,
  * blocks_per_sequence), see decode.c. x: (rows, width), changed; cosine, sine: (rows, head width). A token is drawn after each
  * `drawn_row`. The last ones are memory to work in: (rows, width of queries, keys and values), (rows, width or that of all
- * queries), (rows, depth of down), these two in 32 bits each, (rows, ranks), and (draws, vocabulary). */
+ * queries), (rows, depth of down), (rows, ranks), and (draws, vocabulary). */
 typedef struct {
     const CachedLayer *layers;
     int64_t count, heads, key_heads, head_width, width;
@@ -117,9 +102,8 @@ typedef struct {
     const float *temperature, *top_p, *uniform;
     int64_t *token;
     float *logprob;
-    bf16 *qkv;
+    bf16 *qkv, *lora_hidden;
     void *packed, *gates;
-    bf16 *lora_hidden;
     float *logits;
 } DecodeArgs;
 
@@ -143,7 +127,13 @@ void lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf1
                                   const bf16 *grad_hidden, int64_t rows, float *grads, int threads);
 void attention(const AttentionArgs *g, int threads);
 void attention_backward(const AttentionArgs *g, int threads);
-void rms_norm(const RmsNormArgs *g, int threads);
-void swiglu(const SwigluArgs *g, int threads);
-void rope(const RopeArgs *g, int threads);
+/* y = weight * x / rms(x), (rows, width), or with grad_y its gradient, plus `added`; grad_y, added, y may be NULL. */
+void rms_norm(const bf16 *x, const bf16 *weight, float epsilon, const bf16 *grad_y, const bf16 *added, int64_t rows,
+              int64_t width, bf16 *y, bf16 *grad_x, int threads);
+/* y = silu(gate) * up, (rows, width), a multiple of 32, or with grad_y its gradient; both may be NULL. gate_up and its gradient:
+ * (rows, 2 width), rows `stride` apart. */
+void swiglu(const bf16 *gate_up, int64_t stride, const bf16 *grad_y, int64_t rows, int64_t width, bf16 *y, bf16 *grad_gate_up,
+            int threads);
+/* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient, in place. cosine, sine: (tokens, width). */
+void rope(const Heads *x, const bf16 *cosine, const bf16 *sine, int64_t width, int backward, int threads);
 void decode(const DecodeArgs *g, int threads);

@@ -24,12 +24,6 @@ static void multiply(const Packed *a, int64_t a_stride, PackedB b, int64_t colum
 /* Sums of a row's weights by the lane, and of the same as they are rounded for products. row_max is in powers of 2. */
 typedef struct { float row_max[BLOCK]; SimdF32 sum_exp[BLOCK], sum_rounded[BLOCK]; } OnlineSoftmax;
 
-static inline float block_max(const float *scores) { /* without NaN */
-    float largest = -INFINITY;
-    for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, scores[j]);
-    return largest;
-}
-
 /* Raises a row_max that its scores are well above, and makes smaller what was summed, the `done` weights before, and `sums` of
  * products. By whole powers of 2, so that weights are not rounded anew. */
 static __attribute__((noinline)) void raise_row_max(OnlineSoftmax *softmax, int row, float above, Packed *weights, int64_t done,
@@ -53,7 +47,7 @@ INLINE void softmax_weights(OnlineSoftmax *softmax, const float *scores, float s
         int exceeds = 0;
         for (int i = 0; i < LANES; i++) exceeds |= above[i] > MARGIN;
         if (exceeds) {
-            float largest = scale * block_max(from) - softmax->row_max[row];
+            float largest = scale * simd_largest(from, BLOCK) - softmax->row_max[row];
             raise_row_max(softmax, row, largest, to, done, sums ? sums + row * width : NULL, width);
             sum_exp = softmax->sum_exp[row], sum_rounded = softmax->sum_rounded[row];
         }
