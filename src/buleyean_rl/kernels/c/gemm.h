@@ -309,16 +309,19 @@ static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t colum
 static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32_t *panel, int64_t blocks, int64_t block) {
     int by_row = b.column_stride == 1;
     int64_t inner = by_row ? columns : depth, outer = by_row ? depth : columns;
+    bf16 filled[BLOCK * BLOCK];
     for (int64_t x = 0; x < outer; x += BLOCK)
         for (int64_t z = 0; z < inner; z += BLOCK) {
             int64_t k = by_row ? x : z, j = by_row ? z : x;
-            const bf16 *from = part_of(b, k, j).data;
+            Matrix from = part_of(b, k, j);
             PackedB to = panel_block(panel, blocks, j / BLOCK, block + k / BLOCK);
-            bf16 filled[BLOCK * BLOCK] = {0};
-            for (int64_t i = k; i < depth && k + BLOCK > depth; i++)
-                memcpy(filled + (i - k) * BLOCK, from + (i - k) * b.row_stride, BLOCK * sizeof *from);
-            if (k + BLOCK > depth) pack_b_block(filled, BLOCK, 1, to.words, to.tile_stride);
-            else pack_b_block(from, b.row_stride, b.column_stride, to.words, to.tile_stride);
+            if (k + BLOCK > depth) {
+                memset(filled, 0, sizeof filled);
+                for (int64_t i = 0; i < depth - k; i++)
+                    memcpy(filled + i * BLOCK, from.data + i * b.row_stride, BLOCK * sizeof *filled);
+                from = (Matrix){filled, BLOCK, 1};
+            }
+            pack_b_block(from.data, from.row_stride, from.column_stride, to.words, to.tile_stride);
         }
 }
 

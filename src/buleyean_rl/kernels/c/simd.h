@@ -40,9 +40,11 @@ static inline bf16 f32_to_bf16(float x) { /* to the nearest, ties to even; addin
 #ifdef __AVX512F__
 #define LANES 16
 #define MM(name) _mm512_##name
+#define HALF __m256i_u
 #else
 #define LANES 8
 #define MM(name) _mm256_##name
+#define HALF __m128i_u
 #endif
 
 typedef float SimdF32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -53,7 +55,7 @@ static inline SimdF32 simd_load(const float *from) { return *(const SimdF32 *)fr
 static inline void simd_store(SimdF32 x, float *to) { *(SimdF32 *)to = x; }
 static inline SimdF32 simd_set(float x) { return (SimdF32){0} + x; }
 static inline SimdF32 simd_load_bf16(const bf16 *from) {
-    return (SimdF32)(__builtin_convertvector(*(const SimdBf16 *)from, SimdU32) << 16);
+    return (SimdF32)MM(slli_epi32)(MM(cvtepu16_epi32)(*(const HALF *)from), 16);
 }
 
 /* Two vectors as one row. */
