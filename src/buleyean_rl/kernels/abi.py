@@ -27,7 +27,7 @@ def _sizes(*names: str) -> tuple[tuple[str, Any], ...]:
 class Matrix(ctypes.Structure):
     """A matrix with the strides of its rows and columns."""
 
-    _fields_ = (*_pointers("data"), *_sizes("row_stride", "column_stride"))
+    _fields_ = (*_pointers("data"), *_sizes("rows", "columns", "row_stride", "column_stride"))
 
 
 class GemmArgs(ctypes.Structure):
@@ -36,7 +36,7 @@ class GemmArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("a", "b", "a2", "b2")),
         *_pointers("added", "y", "c"),
-        *_sizes("y_stride", "rows", "columns", "depth", "depth2"),
+        *_sizes("y_stride"),
     )
 
 

@@ -6,18 +6,12 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-typedef struct { const bf16 *data; int64_t row_stride, column_stride; } Matrix;
+typedef struct { const bf16 *data; int64_t rows, columns, row_stride, column_stride; } Matrix;
 
-/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. a: (rows, depth), a2: (rows, depth2); b: (depth, columns), b2:
- * (depth2, columns), one of their strides 1; y, `added`, c: (rows, columns). depth2 may be 0, `added` NULL. Sizes are multiples
- * of 32, but `rows` of y, and `depth` of c, where a and b are a transposed and a row-major matrix. */
-typedef struct {
-    Matrix a, b, a2, b2;
-    const bf16 *added;
-    bf16 *y;
-    float *c;
-    int64_t y_stride, rows, columns, depth, depth2;
-} GemmArgs;
+/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. One of the strides of b and b2 is 1; y, `added`, c: (rows, columns); a2 and
+ * b2 may be empty, `added` NULL. Sizes are multiples of 32, but rows of y, and the depth of c, where a and b are a transposed and a
+ * row-major matrix. */
+typedef struct { Matrix a, b, a2, b2; const bf16 *added; bf16 *y; float *c; int64_t y_stride; } GemmArgs;
 
 /* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = x a^T. w: (columns, depth); a: (rank,
  * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). It may be several `parts` side by side: their A's lie on
@@ -117,6 +111,8 @@ typedef struct { void **pointer; int64_t bytes; } Buffer;
 #define SCRATCH(...) scratch((Buffer[]){__VA_ARGS__}, sizeof((Buffer[]){__VA_ARGS__}) / sizeof(Buffer))
 int scratch(const Buffer *buffers, int count);
 
+static inline Matrix row_major(const bf16 *x, int64_t rows, int64_t columns) { return (Matrix){x, rows, columns, columns, 1}; }
+static inline Matrix transposed(const bf16 *x, int64_t rows, int64_t columns) { return (Matrix){x, columns, rows, 1, columns}; }
 static inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

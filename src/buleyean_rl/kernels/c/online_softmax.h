@@ -10,15 +10,12 @@
  * multiples of 32. */
 static void multiply(const Packed *a, int64_t a_stride, PackedB b, int64_t columns_stride, int64_t rows, int64_t columns,
                      int64_t depth, int accumulate, float *c, int64_t c_stride) {
-    AMX_FENCE;
     for (int64_t j = 0; j < columns; j += BLOCK, b.words += columns_stride)
         for (int64_t i = 0; i < rows; i += BLOCK) { /* these of b are in L1 now */
+            Operands x = {a + i * a_stride, a_stride, depth / BLOCK, b};
             float *sums = c + i * c_stride + j;
-            Accumulator acc = acc_load(accumulate ? sums : NULL, c_stride, sums, c_stride);
-            microkernel(&acc, a + i * a_stride, a_stride, BLOCK, b, depth / BLOCK);
-            acc_store(&acc);
+            microkernel(accumulate ? sums : NULL, c_stride, sums, c_stride, BLOCK, &x, 1);
         }
-    AMX_FENCE;
 }
 
 /* Sums of a row's weights by the lane, and of the same as they are rounded for products. row_max is in powers of 2. */
