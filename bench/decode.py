@@ -4,8 +4,8 @@
 
 A step's bounds: its arithmetic, at the machine's peak in bf16; its traffic, all weights and the cached keys and values
 once, at the speed of reading memory. llama.cpp answers the same prompts from a file of the same weights, in bf16
-and as Q8_0, with as many slots as there are conversations; each round runs everything once. Only a run of all
-parts goes into the table.
+and as Q8_0, with as many slots as there are conversations; each round runs everything once. Each part replaces its
+own rows of the table.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def memory_rows(model: Any) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of the table; all if none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; all if none is named")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=2000, help="of uneven lengths (%(default)s)")
     results.add_arguments(parser, results.processor())
@@ -186,11 +186,11 @@ def main() -> None:
     if unknown := set(arguments.parts) - set(measures):
         parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(measures)}")
     model = load_for_inference(BUNDLED, torch.device("cpu"))
-    rows = [row for name in arguments.parts or measures for row in measures[name](model)]
-    if not arguments.parts:
-        results.replace("decode", rows, arguments.processor, "bfloat16", arguments.output)
-    for row in rows:
-        print(f"{row['subject']}: {row['figure']} {row['value']}")
+    for name in arguments.parts or measures:
+        rows = measures[name](model)
+        results.replace(f"decode {name}", rows, arguments.processor, "bfloat16", arguments.output)
+        for row in rows:
+            print(f"{row['subject']}: {row['figure']} {row['value']}")
 
 
 if __name__ == "__main__":
