@@ -71,7 +71,9 @@ def replace(benchmark: str, rows: Sequence[dict[str, str]], processor: str, prec
         "torch": version("torch"),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
-        "command": " ".join([f"python bench/{benchmark.split()[0]}.py", *(Path(argument).name for argument in sys.argv[1:])]),
+        "command": " ".join(
+            [f"python bench/{benchmark.split()[0]}.py", *(Path(argument).name for argument in sys.argv[1:])]
+        ),
     }
     others = [row for row in read(path) if (row["processor"], row["benchmark"]) != (processor, benchmark)]
     write([*others, *(origin | row for row in rows)], path)
