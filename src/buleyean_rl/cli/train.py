@@ -27,7 +27,7 @@ def train(
     ] = None,
     objective: Annotated[str | None, typer.Option(help="complement (default), listwise or published.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the KL (complement 0.9, the others 0.7).")] = None,
-    tau: Annotated[float | None, typer.Option(help="Exponent of the complement weights (1).")] = None,
+    tau: Annotated[float | None, typer.Option(help="How firm a rejection is; 1: published (from the data).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps; overrides the epochs.")] = None,

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
 from buleyean_rl.models.private_interfaces import use_one_gpu
+from buleyean_rl.objectives.complement import Prior
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 from buleyean_rl.training.settings import (
     SETTINGS,
@@ -29,14 +30,10 @@ from buleyean_rl.training.settings import (
     unknown_setting,
 )
 
-# One rejection of one judgement read as 60 of 60: half of a token's weight, to this power, is 1/61.
-FIRM = math.log2(61)
-
 
 class Preset(NamedTuple):
     """Settings of a preset; see `BuleyeanConfig` for each."""
 
-    tau: float
     learning_rate: float
     num_train_epochs: float
     per_device_train_batch_size: int
@@ -46,10 +43,10 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    #              tau, learning rate, epochs, batch, dropout, held out, adapter scale
-    "log": Preset(1.0, 2e-4, 1.0, 4, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
-    "loops": Preset(FIRM, 7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
-    "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
+    #              learning rate, epochs, batch, dropout, held out, adapter scale
+    "log": Preset(2e-4, 1.0, 4, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
+    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
+    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
 PLAUSIBLE = 0.1  # `min_p` of `complement`
@@ -66,7 +63,10 @@ class BuleyeanConfig(TrainingArguments):
             to reproduce the published loss.
         alpha: weight of the KL to the complement distribution against the contrast; None for the objective's own:
             0.9 for `complement`, 0.7 for the others.
-        tau: exponent of the complement weights, how firmly a rejection is meant; 1 is the published formula.
+        tau: exponent of the complement weights, how firmly a rejection is meant; 1 is the published formula. None: by
+            whose answers were rejected, see `firmness`.
+        prior_mean: m, how often an answer is presumed not to be rejected; None: the share accepted in the records.
+        prior_rounds: k, how many rounds of judgement that is worth.
         min_p: share of the likeliest token's probability from which a token takes what a rejection frees; 0: all take
             it; None for the objective's own: 0.1 for `complement`.
         beta: scale of the answers' log-ratios, of which the ranking is a softmax; only `listwise` uses it.
@@ -90,7 +90,9 @@ class BuleyeanConfig(TrainingArguments):
 
     objective: ObjectiveName = "complement"
     alpha: float | None = None
-    tau: float = LOG.tau
+    tau: float | None = None
+    prior_mean: float | None = 1.0
+    prior_rounds: float = 1.0
     min_p: float | None = None
     beta: float = 0.1
     own_samples: int = 2
@@ -135,7 +137,8 @@ class BuleyeanConfig(TrainingArguments):
         check_settings(values)
         if self.min_p is None:
             self.min_p = PLAUSIBLE if self.objective == "complement" else 0.0
-        self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
+        prior = Prior(self.prior_mean or 1.0, self.prior_rounds)
+        self.loss = Objective(self.objective, self.alpha, self.tau or 1.0, self.beta, prior, self.min_p)
         self.alpha = self.loss.alpha
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()

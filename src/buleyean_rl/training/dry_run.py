@@ -20,7 +20,7 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset, RecordsFile
 from buleyean_rl.training.estimate import Estimate, estimate
 from buleyean_rl.training.reference_cache import node_counts, planned_entry
-from buleyean_rl.training.run import attach_run_adapter, prepare_data
+from buleyean_rl.training.run import attach_run_adapter, prepare_data, settle_firmness
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 STATES = 3  # of an adapter in a checkpoint: its weights, and AdamW's two
@@ -96,6 +96,7 @@ def dry_run(
         config.output_dir = scratch
         dataset = prepare_data(records, model, config, console)
         attach_run_adapter(model, config, console)
+        settle_firmness(model, dataset, config, console)
         anchors = anchor_groups(model, dataset, config)
         trainer = BuleyeanTrainer(model, config, dataset.training, anchors=anchors)
         need = estimate(trainer, dataset.training)

@@ -30,6 +30,8 @@ class RunReport:
     Args:
         model: name of the base model.
         objective: name of the objective.
+        tau: as decided, where the settings leave it open.
+        prior_mean: likewise.
         records: number trained on.
         records_held_out: number measured on only.
         records_sha256: of the records file.
@@ -61,6 +63,8 @@ class RunReport:
 
     model: str
     objective: str
+    tau: float
+    prior_mean: float
     records: int
     records_held_out: int
     records_sha256: str
@@ -178,6 +182,8 @@ def make_report(
     return RunReport(
         model=settings["model"],
         objective=trainer.args.objective,
+        tau=trainer.args.loss.tau,
+        prior_mean=float(trainer.args.loss.prior.mean),
         records=len(dataset.training),
         records_held_out=len(dataset.held_out),
         records_sha256=settings["records_sha256"],

@@ -137,7 +137,16 @@ SETTINGS: dict[str, Setting] = {
         Choice(("complement", "listwise", "published")), "Which loss; see [objectives](training.md#which-objective)."
     ),
     "alpha": Setting(Number(0, 1, "low", optional=True), "Weight of the KL; null: 0.9 for complement, else 0.7."),
-    "tau": Setting(Number(0, 100, "low"), "Exponent of the complement weights; 1 is the published formula."),
+    "tau": Setting(
+        Number(0, 100, "low", optional=True),
+        "Exponent of the complement weights, 1 in the published formula; null: from the data, see "
+        "[how firm](training.md#how-firm-a-rejection-is).",
+    ),
+    "prior_mean": Setting(
+        Number(0, 1, "low", optional=True),
+        "How often an answer is presumed not to be rejected; null: the share that the records accept.",
+    ),
+    "prior_rounds": Setting(Number(0, MANY, "low"), "How many rounds of judgement that is worth."),
     "min_p": Setting(
         Number(0, 1, optional=True),
         "From this share of the likeliest token's probability on, a token takes what a rejection frees; null: 0.1 for "
