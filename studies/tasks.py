@@ -46,8 +46,8 @@ from kinds import KINDS, Kind
 TOKENS = 128  # of an answer
 MAX_CHARACTERS = 300  # of a prompt
 UNSEEN = {"validation": 64, "test": 100}
-MINED, RECORDS = 480, 72
-PASSAGES, PASSAGE_TOKENS = 20, 256
+MINED, RECORDS, SAMPLED = 480, 48, 24
+PASSAGES, PASSAGE_TOKENS = 12, 256
 TEMPERATURES = {"validation": (0.0, 1.0), "test": (0.0, 0.8, 1.0)}
 KL = 0.02  # that adapters are scaled to
 SCALES = 0.25, 2.5
@@ -72,6 +72,9 @@ VARIANTS = {
     "firm": Variant(FIRM),
     "firm-surprising": Variant(FIRM, {"below": 0.5}),
     "firm-no-anchors": Variant(FIRM | {"anchors": 0}),
+    "firm-min_p0": Variant(FIRM | {"min_p": 0.0}),
+    "firm-min_p0-no-anchors": Variant(FIRM | {"min_p": 0.0, "anchors": 0}),
+    "accepted": Variant(FIRM | {"tau": 2.0, "prior_mean": None, "num_train_epochs": 2}, {"samples": 6}),
 }
 
 
@@ -124,26 +127,23 @@ class Study:
         if not samples:
             answers = self.summary.cached(key, lambda: [a._asdict() for a in self.answer(self.model, prompts, 0.0)])
         else:
-            prompts = [prompt for prompt in prompts[: RECORDS // 2] for _ in range(samples)]
+            prompts = [prompt for prompt in prompts[:SAMPLED] for _ in range(samples)]
             answers = self.summary.cached(key, lambda: [a._asdict() for a in self.answer(self.model, prompts, 1.0)])
         found = [Answer(**answer) for answer in answers]
         return [Drawn(p, a, kind.is_rejected(a)) for p, a in zip(prompts, found, strict=True) if a.text.strip()]
 
-    def records(self, name: str, samples: int = 0, below: float = 0.0, accepted: bool = False) -> list[RejectionRecord]:
+    def records(self, name: str, samples: int = 0, below: float = 0.0) -> list[RejectionRecord]:
         """The log of a kind.
 
         Args:
             name: of the kind.
-            samples: of each prompt, at temperature 1; 0 for its greedy answer.
+            samples: of each prompt, at temperature 1, the accepted ones too; 0 for its greedy answer, if it is rejected.
             below: reject only tokens that the base gave a probability below it; 0 for all.
-            accepted: with the answers that were not rejected.
         """
         rejected = [drawn for drawn in self.drawn(name, samples) if drawn.rejected]
         judged = self.drawn(name, samples) if samples else rejected[:RECORDS]
         records = []
         for drawn in judged:
-            if not drawn.rejected and not accepted:
-                continue
             text, ids = drawn.answer.text, drawn.answer.token_ids
             spans = KINDS[name].spans(text) if drawn.rejected else ()
             if drawn.rejected and below and ids is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from buleyean_rl.data.token_store import BoundaryFile, write_boundaries
 from buleyean_rl.data.trie import Boundary, merge_responses
 from buleyean_rl.models.model import open_model
 from buleyean_rl.objectives.complement import Prior, ratios
@@ -26,12 +28,25 @@ def judged(*answers: tuple[list[int], int, int]) -> Boundary:
     return merge_responses([5, 6], [(ids, [True] * len(ids)) for ids in texts], counts, rounds)
 
 
+def stored(path: Path, boundaries: Sequence[Boundary]) -> BoundaryFile:
+    write_boundaries(path, [boundaries])
+    return BoundaryFile(path)
+
+
 def decide(
-    monkeypatch: pytest.MonkeyPatch, likelihood: Likelihood, folder: Path, *boundaries: Boundary, **settings: Any
+    monkeypatch: pytest.MonkeyPatch,
+    likelihood: Likelihood,
+    folder: Path,
+    *boundaries: Boundary,
+    drawn: int = 0,
+    **settings: Any,
 ) -> tuple[Any, str | None]:
     monkeypatch.setattr(firmness, "rejected_likelihood", lambda *_: likelihood)
-    dataset: Any = SimpleNamespace(training=boundaries, anchors=[judged(([9], 0, 1))] * 3)
-    config = load_config(None, folder, settings)
+    training, anchors = stored(folder / "training", boundaries), stored(folder / "anchors", [judged(([9], 0, 1))] * 3)
+    dataset: Any = SimpleNamespace(
+        training=training, held_out=training.select(np.arange(0)), anchors=anchors, counts={"drawn_ids": drawn}
+    )
+    config = load_config(None, folder / "run", settings)
     line = decide_firmness(None, dataset, config)  # type: ignore[arg-type]
     return config.loss, line
 
@@ -54,6 +69,11 @@ def test_answers_of_others_have_the_published_weight(monkeypatch: pytest.MonkeyP
     assert line is not None
     assert "would not give itself" in line
     assert "divides a token's odds by 2 (tau 1)" in line
+
+
+def test_answers_whose_tokens_were_drawn_are_the_models_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loss, _ = decide(monkeypatch, FOREIGN, tmp_path, judged(([7, 8], 1, 1)), drawn=4)
+    assert loss.tau == own_tau(1)
 
 
 def test_settings_overrule_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

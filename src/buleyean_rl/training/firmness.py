@@ -44,11 +44,6 @@ class Likelihood(NamedTuple):
     nats: float
     entropy: float
 
-    @property
-    def is_own(self) -> bool:
-        """Whether the base would give such answers itself."""
-        return self.nats < OWN_SHARE * self.entropy
-
 
 def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> str | None:
     """Set the tau and the prior of a run's objective where its settings have none.
@@ -69,13 +64,13 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
     if (open_tau or open_mean) and config.objective == "complement":
         sample = spread(dataset.training, SAMPLE)
         likelihood = rejected_likelihood(model, sample)
-        rounds = mean_rounds(sample)
+        rounds, is_own = mean_rounds(sample), is_drawn(dataset) or likelihood.nats < OWN_SHARE * likelihood.entropy
         if open_tau:
-            tau = own_tau(rounds, config.prior_rounds) if likelihood.is_own else 1.0
-        if open_mean and likelihood.is_own:
+            tau = own_tau(rounds, config.prior_rounds) if is_own else 1.0
+        if open_mean and is_own:
             mean = accepted_share([*dataset.training, *dataset.anchors])
         divisor = ((rounds + config.prior_rounds) / config.prior_rounds) ** tau
-        whose = "the model's own" if likelihood.is_own else "answers that the model would not give itself"
+        whose = "the model's own" if is_own else "answers that the model would not give itself"
         line = (
             f"the rejected answers are {whose} ({likelihood.nats:.2f} nats per token, {likelihood.entropy:.2f} "
             f"expected), judged in {rounds:.3g} rounds: a rejection divides a token's odds by {divisor:.3g} "
@@ -87,6 +82,13 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
     )
     check_tau(tau, dataset.training, config.prior_rounds)
     return line
+
+
+def is_drawn(dataset: Dataset) -> bool:
+    """Whether most answers have token ids that were drawn with the model's tokenizer, as those of `mine` have."""
+    files = (dataset.training, dataset.held_out, dataset.anchors)
+    answers = sum(int(file.rejected_answers.sum() + file.accepted_answers.sum()) for file in files)
+    return 2 * dataset.counts.get("drawn_ids", 0) > answers
 
 
 def own_tau(rounds: float, prior_rounds: float = 1.0) -> float:
