@@ -2,7 +2,7 @@
 
     python studies/edits.py --prompts P.jsonl [P2.jsonl ...] -o FOLDER [--edits N] [--variant V ...]
 
-The base answers prompts greedily. Each edit rejects one of these answers, once and whole, and trains on that alone. Gone
+The base answers prompts greedily. Each edit rejects one of these answers, once and whole, and trains on it alone. Gone
 means that less than half of the rejected answer's 4-grams are in the new greedy one. A paraphrase counts only where
 the base gives it that answer too. As before means the same first 32 tokens, over 50 other prompts. Each edit is
 measured at several scales of its adapter, a row each; `--table` has the means of each variant.
@@ -113,7 +113,9 @@ def measure(model: Model, edit: Edit, others: Sequence[str], before: Sequence[An
         row["paraphrase_gone"] = float(is_gone(edit.answer.text, own[1].text))
     pairs = list(zip(before, answers(model, others, BEGINNING), strict=True))
     starts = [(list(a.token_ids or ()), list(b.token_ids or ())) for a, b in pairs]
-    common = [next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))) for a, b in starts]
+    common = [
+        next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))) for a, b in starts
+    ]
     return row | {
         "others_unchanged": sum(a == b for a, b in starts) / len(starts),
         "others_common": sum(n / max(len(a), 1) for n, (a, _) in zip(common, starts, strict=True)) / len(starts),
@@ -157,7 +159,6 @@ def main() -> None:
         edits = choose_edits(model, short[OTHERS : OTHERS + 2 * arguments.edits], arguments.edits)
         for label in arguments.variant:
             for number, edit in enumerate(edits):
-
                 if f"{label}-{number}-x{SCALES[-1]:g}" in summary.rows:
                     continue
                 started, folder = time.monotonic(), arguments.output / "cache" / f"{label}-{number}"

@@ -21,13 +21,16 @@ MAX_WORDS = 60
 LIST_MARK = re.compile(r"^[ \t]*(?:[-*+•][ \t]|\d{1,2}[.)][ \t]|#{1,6}[ \t]|\*\*[^*\n]+\*\*:?[ \t]*$)", re.MULTILINE)
 AI_TALK = re.compile(
     r"\b(?:as an? (?:AI|artificial|digital|language|chatbot|computer)|"
-    r"I(?:'m| am) (?:just |only |merely |simply )?an? (?:AI|artificial|language|digital|machine|chatbot|computer|virtual)|"
+    r"I(?:'m| am) (?:just |only |merely |simply )?"
+    r"an? (?:AI|artificial|language|digital|machine|chatbot|computer|virtual)|"
     r"language model|AI (?:assistant|model|language)|"
     r"I (?:do not|don't|cannot|can't) (?:have|possess|experience|feel|eat|taste)[^.]{0,40}"
     r"(?:feelings|emotions|preferences|opinions|personal|physical|bod(?:y|ies)|experiences|senses))",
     re.IGNORECASE,
 )
-LISTED = re.compile(r"\b(?:how|ways|tips|steps|ideas|reasons|benefits|plan|explain|describe|examples?|what are)\b", re.I)
+LISTED = re.compile(
+    r"\b(?:how|ways|tips|steps|ideas|reasons|benefits|plan|explain|describe|examples?|what are)\b", re.I
+)
 PROSE = "{} (prose, please)", "In prose, please: {}"
 ASKED = (
     "What is your favorite {}, and why?",

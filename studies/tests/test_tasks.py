@@ -87,7 +87,9 @@ def test_a_run_has_a_row_as_it_was_trained_and_one_at_a_kl(
     tasks.main()  # which finds all of it done
 
 
-def test_an_edit_has_a_row(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edit_has_a_row(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(edits, "OTHERS", 3)
     monkeypatch.setattr(edits, "BEGINNING", 4)
     monkeypatch.setattr(edits, "TOKENS", 12)

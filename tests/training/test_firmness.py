@@ -18,7 +18,14 @@ from buleyean_rl.models.model import open_model
 from buleyean_rl.objectives.complement import Prior, ratios
 from buleyean_rl.training import firmness
 from buleyean_rl.training.config import load_config
-from buleyean_rl.training.firmness import Likelihood, decide_firmness, own_tau, rejected_likelihood, spread
+from buleyean_rl.training.firmness import (
+    Likelihood,
+    decide_firmness,
+    own_tau,
+    rejected_likelihood,
+    set_own_steps,
+    spread,
+)
 
 OWN, FOREIGN = Likelihood(0.5, 1.5), Likelihood(1.9, 1.8)
 
@@ -77,8 +84,11 @@ def test_answers_whose_tokens_were_drawn_are_the_models_own(monkeypatch: pytest.
 
 
 def test_settings_overrule_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    loss, line = decide(monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), tau=2.0, prior_mean=0.25, prior_rounds=4.0)
-    assert (loss.tau, loss.prior, line) == (2.0, Prior(0.25, 4.0), None)
+    loss, line = decide(
+        monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), tau=2.0, prior_mean=0.25, prior_rounds=4.0, preset="log"
+    )
+    assert (loss.tau, loss.prior) == (2.0, Prior(0.25, 4.0))
+    assert line is None
     assert decide(monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), objective="listwise")[0].tau == 1.0
 
 
@@ -87,6 +97,33 @@ def test_the_share_accepted_is_that_of_the_whole_file(monkeypatch: pytest.Monkey
     assert loss.prior == Prior(5 / 8)  # 2 of 5, and 3 of 3 of the answers that only anchor
     assert line is not None
     assert line.endswith("62% accepted")
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "steps"),
+    [
+        (10, {}, (5e-4, 3, 2)),
+        (100, {}, (5e-4, 1.5, 2)),
+        (300, {}, (2.5e-4, 1, 2)),
+        (100, {"num_train_epochs": 4.0}, (1.875e-4, 4, 2)),
+        (100, {"learning_rate": 1e-3}, (1e-3, 1.5, 2)),
+        (300, {"max_steps": 1000}, (3.75e-5, 1, 2)),
+    ],
+)
+def test_own_answers_go_as_far_however_many_there_are(
+    records: int, settings: dict[str, Any], steps: tuple[float, float, int], tmp_path: Path
+) -> None:
+    config = load_config(None, tmp_path / "run", settings)
+    set_own_steps(config, records)
+    assert (config.learning_rate, config.num_train_epochs, config.per_device_train_batch_size) == pytest.approx(steps)
+
+
+def test_only_own_answers_without_a_preset_have_other_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_for: list[int] = []
+    monkeypatch.setattr(firmness, "set_own_steps", lambda _, records: set_for.append(records))
+    for likelihood, settings in ((OWN, {"preset": "log"}), (FOREIGN, {}), (OWN, {})):
+        decide(monkeypatch, likelihood, tmp_path, judged(([7], 1, 1)), **settings)
+    assert set_for == [1]
 
 
 def test_own_tau_by_hand() -> None:

@@ -19,7 +19,7 @@ from buleyean_rl.training import run as training
 from buleyean_rl.training.report import RunReport
 
 REPORT_KEYS = {
-    *("model", "objective", "tau", "prior_mean", "records", "records_sha256", "steps", "tokens"),
+    *("model", "objective", "records", "records_sha256", "steps", "tokens"),
     *("loss_start", "loss_final", "loss_floor", "optimality_gap", "optimality_gap_relative"),
     *("drift", "seconds", "tokens_per_second", "peak_rss_bytes", "versions", "config"),
 }

@@ -49,6 +49,7 @@ PRESETS = {
     "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
+STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
 PLAUSIBLE = 0.1  # `min_p` of `complement`
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
@@ -83,6 +84,10 @@ class BuleyeanConfig(TrainingArguments):
         guard: end the run before it ruins the model.
         guard_kl: the guard's limit of KL(pi_ref || pi) on each kind of text, in nats per token.
         guard_entropy: its limit of the change of the entropy there, as a share of the base's.
+
+    Attributes:
+        loss: the objective.
+        open_steps: those of `STEPS` that nobody set, see `firmness`.
 
     Raises:
         UsageError: a value is outside its range, a setting has no effect here, or there is more than one process.
@@ -125,6 +130,7 @@ class BuleyeanConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_one_process()  # before transformers joins the others
+        self.open_steps: tuple[str, ...] = ()
         if self.max_steps is None:
             self.max_steps = NO_MAX_STEPS
         if without_effect := [f.name for f in fields(self) if f.name not in SETTINGS and self._is_changed(f)]:
@@ -157,28 +163,33 @@ class BuleyeanConfig(TrainingArguments):
         return getattr(self, setting.name) not in (default, None, [], "", [default])
 
 
-def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str = "log") -> BuleyeanConfig:
+def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str | None = None) -> BuleyeanConfig:
     """Settings of a preset, overridden by a YAML file's, overridden by options.
 
     Args:
         file: a mapping of `BuleyeanConfig` fields, and `preset`; or None.
         folder: the run folder.
         options: settings by name, and `preset`.
-        preset: one of `PRESETS`, unless the options or the file have another.
+        preset: one of `PRESETS`, unless the options or the file have another; None for `log`, whose steps are open.
 
     Raises:
         UsageError: the file cannot be read, or a name or value is wrong.
     """
-    settings = _merge_settings(file, options, preset)
+    named = _named_settings(file, options, preset)
+    settings = PRESETS[named.get("preset", "log")]._asdict() | named
+    settings.pop("preset", None)
     if "max_steps" in settings:
         check_settings({"max_steps": settings["max_steps"]})
     try:
-        return BuleyeanConfig(**{**settings, "output_dir": str(folder)})
+        config = BuleyeanConfig(**{**settings, "output_dir": str(folder)})
     except (TypeError, ValueError) as error:
         raise UsageError(f"{file or 'settings'}: {str(error).splitlines()[0]}") from error
+    if "preset" not in named:
+        config.open_steps = tuple(name for name in STEPS if name not in named)
+    return config
 
 
-def config_yaml(file: Path | None, options: dict[str, Any], preset: str = "log") -> str:
+def config_yaml(file: Path | None, options: dict[str, Any], preset: str | None = None) -> str:
     """All settings as a YAML file, from which `load_config` makes the same settings on any machine.
 
     Args:
@@ -190,7 +201,9 @@ def config_yaml(file: Path | None, options: dict[str, Any], preset: str = "log")
         UsageError: as `load_config`.
     """
     load_config(file, Path("run"), options, preset)  # which checks them
-    return settings_yaml(default_settings() | _merge_settings(file, options, preset))
+    named = _named_settings(file, options, preset)
+    settings = default_settings() | PRESETS[named.get("preset", "log")]._asdict() | named
+    return settings_yaml(settings)
 
 
 def default_settings() -> dict[str, Any]:
@@ -200,11 +213,11 @@ def default_settings() -> dict[str, Any]:
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in plain.items()}
 
 
-def _merge_settings(file: Path | None, options: dict[str, Any], preset: str) -> dict[str, Any]:
-    """A preset's settings, overridden by a file's, overridden by options."""
-    settings = {"preset": preset} | (_read_settings(file) if file is not None else {}) | options
+def _named_settings(file: Path | None, options: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    """The settings of a file, overridden by options, and the preset that is named, if one is."""
+    settings = ({"preset": preset} if preset else {}) | (_read_settings(file) if file is not None else {}) | options
     _check_names(settings)
-    return PRESETS[settings.pop("preset")]._asdict() | settings
+    return settings
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

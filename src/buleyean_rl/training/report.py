@@ -18,6 +18,7 @@ from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.dataset import Dataset
+from buleyean_rl.training.firmness import DECIDED
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 UNCHANGED_KL, LITTLE_KL = 0.01, 0.05  # nats per token; twice the latter, perplexity has been seen to rise by a sixth
@@ -30,8 +31,6 @@ class RunReport:
     Args:
         model: name of the base model.
         objective: name of the objective.
-        tau: as decided, where the settings leave it open.
-        prior_mean: likewise.
         records: number trained on.
         records_held_out: number measured on only.
         records_sha256: of the records file.
@@ -54,7 +53,7 @@ class RunReport:
         parameters: of the base model, and of the adapter.
         data: counts of records dropped and responses truncated.
         versions: of the libraries.
-        config: the settings that decide the result.
+        config: the settings that decide the result, with what was decided from the data.
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected answers and the drift from after.
@@ -63,8 +62,6 @@ class RunReport:
 
     model: str
     objective: str
-    tau: float
-    prior_mean: float
     records: int
     records_held_out: int
     records_sha256: str
@@ -182,8 +179,6 @@ def make_report(
     return RunReport(
         model=settings["model"],
         objective=trainer.args.objective,
-        tau=trainer.args.loss.tau,
-        prior_mean=float(trainer.args.loss.prior.mean),
         records=len(dataset.training),
         records_held_out=len(dataset.held_out),
         records_sha256=settings["records_sha256"],
@@ -207,7 +202,7 @@ def make_report(
         parameters=parameters,
         data=dataset.counts,
         versions=library_versions(),
-        config=settings["config"],
+        config=settings["config"] | {name: trainer.args.settings()[name] for name in DECIDED},
     )
 
 
