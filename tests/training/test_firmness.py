@@ -85,7 +85,7 @@ def test_answers_whose_tokens_were_drawn_are_the_models_own(monkeypatch: pytest.
 
 def test_settings_overrule_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loss, line = decide(
-        monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), tau=2.0, prior_mean=0.25, prior_rounds=4.0, preset="log"
+        monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), tau=2.0, prior_mean=0.25, prior_rounds=4.0, preset="few"
     )
     assert (loss.tau, loss.prior) == (2.0, Prior(0.25, 4.0))
     assert line is None
@@ -118,10 +118,10 @@ def test_own_answers_go_as_far_however_many_there_are(
     assert (config.learning_rate, config.num_train_epochs, config.per_device_train_batch_size) == pytest.approx(steps)
 
 
-def test_only_own_answers_without_a_preset_have_other_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_own_answers_have_other_steps_and_only_where_they_are_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_for: list[int] = []
     monkeypatch.setattr(firmness, "set_own_steps", lambda _, records: set_for.append(records))
-    for likelihood, settings in ((OWN, {"preset": "log"}), (FOREIGN, {}), (OWN, {})):
+    for likelihood, settings in ((OWN, {"preset": "few"}), (FOREIGN, {}), (OWN, {})):
         decide(monkeypatch, likelihood, tmp_path, judged(([7], 1, 1)), **settings)
     assert set_for == [1]
 

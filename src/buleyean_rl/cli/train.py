@@ -28,10 +28,10 @@ def train(
     objective: Annotated[str | None, typer.Option(help="complement (default), listwise or published.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the KL (complement 0.9, the others 0.7).")] = None,
     tau: Annotated[float | None, typer.Option(help="How firm a rejection is; 1: published (from the data).")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (from the data).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records (from the data).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps; overrides the epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records per step (4).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per step (from the data).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens of a prompt and one answer (1024).")] = None,
     micro_batch_tokens: Annotated[
         int | None,

@@ -34,9 +34,9 @@ from buleyean_rl.training.settings import (
 class Preset(NamedTuple):
     """Settings of a preset; see `BuleyeanConfig` for each."""
 
-    learning_rate: float
-    num_train_epochs: float
-    per_device_train_batch_size: int
+    learning_rate: float | None
+    num_train_epochs: float | None
+    per_device_train_batch_size: int | None
     lora_dropout: float
     held_out: float
     adapter_scale: float
@@ -44,12 +44,13 @@ class Preset(NamedTuple):
 
 PRESETS = {
     #              learning rate, epochs, batch, dropout, held out, adapter scale
-    "log": Preset(2e-4, 1.0, 4, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
+    "log": Preset(None, None, None, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
     "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
     "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
-STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
+# Where nobody sets them, and the answers are not the model's own; for those see `firmness`.
+STEPS = {"learning_rate": 2e-4, "num_train_epochs": 1.0, "per_device_train_batch_size": 4}
 PLAUSIBLE = 0.1  # `min_p` of `complement`
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
@@ -87,7 +88,7 @@ class BuleyeanConfig(TrainingArguments):
 
     Attributes:
         loss: the objective.
-        open_steps: those of `STEPS` that nobody set, see `firmness`.
+        open_steps: those of `STEPS` that nobody set and the data has not decided yet; see `firmness`.
 
     Raises:
         UsageError: a value is outside its range, a setting has no effect here, or there is more than one process.
@@ -114,11 +115,11 @@ class BuleyeanConfig(TrainingArguments):
     guard_kl: float = 0.05
     guard_entropy: float = 0.1
 
-    learning_rate: float = LOG.learning_rate
+    learning_rate: float | None = LOG.learning_rate  # type: ignore[assignment]
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = field(default=0.0888, metadata={"help": "Below 1, a share: 100 of 1125 steps."})
-    per_device_train_batch_size: int = LOG.per_device_train_batch_size
-    num_train_epochs: float = LOG.num_train_epochs
+    per_device_train_batch_size: int | None = LOG.per_device_train_batch_size  # type: ignore[assignment]
+    num_train_epochs: float | None = LOG.num_train_epochs  # type: ignore[assignment]
     logging_steps: float = 1
     save_steps: float = 0.1
     save_total_limit: int | None = 2
@@ -130,7 +131,9 @@ class BuleyeanConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_one_process()  # before transformers joins the others
-        self.open_steps: tuple[str, ...] = ()
+        self.open_steps = [name for name in STEPS if getattr(self, name) is None]
+        for name in self.open_steps:
+            setattr(self, name, STEPS[name])
         if self.max_steps is None:
             self.max_steps = NO_MAX_STEPS
         if without_effect := [f.name for f in fields(self) if f.name not in SETTINGS and self._is_changed(f)]:
@@ -153,7 +156,7 @@ class BuleyeanConfig(TrainingArguments):
 
     def settings(self) -> dict[str, Any]:
         """The values of `SETTINGS`, as JSON has them."""
-        values = {name: getattr(self, name) for name in SETTINGS}
+        values = {name: None if name in self.open_steps else getattr(self, name) for name in SETTINGS}
         return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
     def _is_changed(self, setting: Any) -> bool:
@@ -163,33 +166,28 @@ class BuleyeanConfig(TrainingArguments):
         return getattr(self, setting.name) not in (default, None, [], "", [default])
 
 
-def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str | None = None) -> BuleyeanConfig:
+def load_config(file: Path | None, folder: Path, options: dict[str, Any], preset: str = "log") -> BuleyeanConfig:
     """Settings of a preset, overridden by a YAML file's, overridden by options.
 
     Args:
         file: a mapping of `BuleyeanConfig` fields, and `preset`; or None.
         folder: the run folder.
         options: settings by name, and `preset`.
-        preset: one of `PRESETS`, unless the options or the file have another; None for `log`, whose steps are open.
+        preset: one of `PRESETS`, unless the options or the file have another.
 
     Raises:
         UsageError: the file cannot be read, or a name or value is wrong.
     """
-    named = _named_settings(file, options, preset)
-    settings = PRESETS[named.get("preset", "log")]._asdict() | named
-    settings.pop("preset", None)
+    settings = _merge_settings(file, options, preset)
     if "max_steps" in settings:
         check_settings({"max_steps": settings["max_steps"]})
     try:
-        config = BuleyeanConfig(**{**settings, "output_dir": str(folder)})
+        return BuleyeanConfig(**{**settings, "output_dir": str(folder)})
     except (TypeError, ValueError) as error:
         raise UsageError(f"{file or 'settings'}: {str(error).splitlines()[0]}") from error
-    if "preset" not in named:
-        config.open_steps = tuple(name for name in STEPS if name not in named)
-    return config
 
 
-def config_yaml(file: Path | None, options: dict[str, Any], preset: str | None = None) -> str:
+def config_yaml(file: Path | None, options: dict[str, Any], preset: str = "log") -> str:
     """All settings as a YAML file, from which `load_config` makes the same settings on any machine.
 
     Args:
@@ -201,9 +199,7 @@ def config_yaml(file: Path | None, options: dict[str, Any], preset: str | None =
         UsageError: as `load_config`.
     """
     load_config(file, Path("run"), options, preset)  # which checks them
-    named = _named_settings(file, options, preset)
-    settings = default_settings() | PRESETS[named.get("preset", "log")]._asdict() | named
-    return settings_yaml(settings)
+    return settings_yaml(default_settings() | _merge_settings(file, options, preset))
 
 
 def default_settings() -> dict[str, Any]:
@@ -213,11 +209,11 @@ def default_settings() -> dict[str, Any]:
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in plain.items()}
 
 
-def _named_settings(file: Path | None, options: dict[str, Any], preset: str | None) -> dict[str, Any]:
-    """The settings of a file, overridden by options, and the preset that is named, if one is."""
-    settings = ({"preset": preset} if preset else {}) | (_read_settings(file) if file is not None else {}) | options
+def _merge_settings(file: Path | None, options: dict[str, Any], preset: str) -> dict[str, Any]:
+    """A preset's settings, overridden by a file's, overridden by options."""
+    settings = {"preset": preset} | (_read_settings(file) if file is not None else {}) | options
     _check_names(settings)
-    return settings
+    return PRESETS[settings.pop("preset")]._asdict() | settings
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
         rounds, is_own = mean_rounds(sample), is_drawn(dataset) or likelihood.nats < OWN_SHARE * likelihood.entropy
         if open_tau:
             tau = own_tau(rounds, config.prior_rounds) if is_own else 1.0
-        if is_own and config.open_steps:
+        has_own_steps = is_own and bool(config.open_steps)
+        if has_own_steps:
             set_own_steps(config, len(dataset.training))
         if open_mean and is_own:
             mean = accepted_share([*dataset.training, *dataset.anchors])
@@ -84,9 +85,9 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
             f"(tau {tau:.3g})"
         )
         line += f"; {mean:.0%} accepted" if open_mean and mean < 1 else ""
-        if is_own and config.open_steps:
+        if has_own_steps:
             line += f"; {counted(total_steps(config, len(dataset.training)), 'step')} at {config.learning_rate:.2g}"
-    config.tau, config.prior_mean = tau, mean
+    config.tau, config.prior_mean, config.open_steps = tau, mean, []
     config.loss = Objective(
         config.objective, config.alpha, tau, config.beta, Prior(mean, config.prior_rounds), config.min_p or 0.0
     )

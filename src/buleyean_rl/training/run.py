@@ -11,6 +11,7 @@ checkpoints between them a killed run resumes to the same bytes. See `run_state`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def train(
     else:
         model = open_model(resolve(model_name), config.device)
     settings = run_settings(model.source.absolute_name, records.sha256, config)
+    config = copy(config)  # the data decides some of it
     with name_full_disk(folder), open_run(folder, settings, resume, console) as state:
         return _train(state, records, model, config, callbacks, console)
 

@@ -177,15 +177,18 @@ SETTINGS: dict[str, Setting] = {
     "guard_entropy": Setting(
         Number(0, 1000, "low"), "Its limit of the change of the entropy there, as a share of the base's."
     ),
-    "learning_rate": Setting(Number(1e-9, 100), "The highest learning rate."),
+    "learning_rate": Setting(
+        Number(1e-9, 100, optional=True),
+        "The highest learning rate; null, here and below: by the data, see [presets](training.md#presets).",
+    ),
     "lr_scheduler_type": Setting(
         Choice(("cosine", "linear", "constant_with_warmup", "inverse_sqrt")),
         "How the learning rate falls after the warmup; no step has 0.",
     ),
     "warmup_steps": Setting(StepCount(0, 1e9), "Steps in which the learning rate rises."),
-    "num_train_epochs": Setting(Number(0, MANY, "low"), "Passes over the records."),
+    "num_train_epochs": Setting(Number(0, MANY, "low", optional=True), "Passes over the records."),
     "max_steps": Setting(Whole(1, 1e9, optional=True), "Number of steps, in place of the epochs; null: by the epochs."),
-    "per_device_train_batch_size": Setting(Whole(1, MANY), "Records of a step."),
+    "per_device_train_batch_size": Setting(Whole(1, MANY, optional=True), "Records of a step."),
     "gradient_accumulation_steps": Setting(Whole(1, MANY), "The records of a step are multiplied by it."),
     "optim": Setting(
         Choice(("adamw_torch_fused", "adamw_torch", "adafactor", "sgd")), "The optimiser, by transformers' name."
