@@ -35,7 +35,7 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
     if not config.anchors or not config.loss.uses_reference or config.loss.is_listwise:
         return []
     written = own_passages(model, PASSAGES, min(MAX_TOKENS, config.max_length), SEED)
-    passages = [_anchor(ids[:1], [ids[1:]]) for ids in written]
+    passages = [_anchor(ids[:1], [ids[1:]], judged=False) for ids in written]
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.anchors))[:MAX_ACCEPTED]
     accepted = [_shorten(boundary) for boundary in dataset.anchors.select(chosen)]
     if not accepted and not dataset.training.accepted_answers.any():
@@ -52,16 +52,17 @@ def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) 
     for boundary, ids in zip(fitting, written, strict=True):
         answer = [token for token in ids if token not in ends]
         if answer and answer != boundary.tokens[: len(answer)]:
-            anchors.append(_anchor(boundary.prompt, [answer]))
+            anchors.append(_anchor(boundary.prompt, [answer], judged=False))
     return anchors
 
 
 def _shorten(boundary: Boundary) -> Boundary:
     """The first tokens of its accepted answers."""
     ends = sorted(boundary.accepted_ends)
-    return _anchor(boundary.prompt, [boundary.path_tokens(end)[:MAX_TOKENS] for end in ends])
+    return _anchor(boundary.prompt, [boundary.path_tokens(end)[:MAX_TOKENS] for end in ends], judged=True)
 
 
-def _anchor(prompt: list[int], answers: Sequence[list[int]]) -> Boundary:
-    responses = [(ids, [True] * len(ids)) for ids in answers]
+def _anchor(prompt: list[int], answers: Sequence[list[int]], *, judged: bool) -> Boundary:
+    """Answers that were accepted, or that nobody judged: with a prior mean below 1 only the first may rise."""
+    responses = [(ids, [judged] * len(ids)) for ids in answers]
     return merge_responses(prompt, responses, [0] * len(answers), [1] * len(answers))

@@ -21,7 +21,7 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import RecordsFile
 from buleyean_rl.training.estimate import CHECKPOINT_ADAPTERS, Estimate, checkpoints, estimate
 from buleyean_rl.training.reference_cache import node_counts, planned_entry
-from buleyean_rl.training.run import attach_run_adapter, make_guard, prepare_data, tokens_to_read
+from buleyean_rl.training.run import attach_run_adapter, make_guard, prepare_data, settle_firmness, tokens_to_read
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 
@@ -95,6 +95,7 @@ def dry_run(
         config.output_dir = scratch
         dataset = prepare_data(records, model, config, console)
         attach_run_adapter(model, config, console)
+        settle_firmness(model, dataset, config, console)
         anchors = anchor_groups(model, dataset, config)
         trainer = BuleyeanTrainer(model, config, dataset.training, anchors=anchors)
         measurement = Measurement(model, dataset, config)

@@ -18,6 +18,7 @@ from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.dataset import Dataset
+from buleyean_rl.training.firmness import DECIDED
 from buleyean_rl.training.loss_plot import plot_losses
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
@@ -53,7 +54,7 @@ class RunReport:
         parameters: of the base model, and of the adapter.
         data: counts of records dropped and responses truncated.
         versions: of the libraries.
-        config: the settings that decide the result.
+        config: the settings that decide the result, with what was decided from the data.
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected answers and the drift from after.
@@ -166,7 +167,7 @@ def make_report(
         parameters=parameters,
         data=dataset.counts,
         versions=library_versions(),
-        config=settings["config"],
+        config=settings["config"] | {name: trainer.args.settings()[name] for name in DECIDED},
     )
 
 

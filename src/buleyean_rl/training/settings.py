@@ -137,7 +137,16 @@ SETTINGS: dict[str, Setting] = {
         Choice(("complement", "listwise", "published")), "Which loss; see [objectives](training.md#which-objective)."
     ),
     "alpha": Setting(Number(0, 1, "low", optional=True), "Weight of the KL; null: 0.9 for complement, else 0.7."),
-    "tau": Setting(Number(0, 100, "low"), "Exponent of the complement weights; 1 is the published formula."),
+    "tau": Setting(
+        Number(0, 100, "low", optional=True),
+        "Exponent of the complement weights, 1 in the published formula; null: from the data, see "
+        "[how firm](training.md#how-firm-a-rejection-is).",
+    ),
+    "prior_mean": Setting(
+        Number(0, 1, "low", optional=True),
+        "How often an answer is presumed not to be rejected; null: the share that the records accept.",
+    ),
+    "prior_rounds": Setting(Number(0, MANY, "low"), "How many rounds of judgement that is worth."),
     "min_p": Setting(
         Number(0, 1, optional=True),
         "From this share of the likeliest token's probability on, a token takes what a rejection frees; null: 0.1 for "
@@ -168,15 +177,18 @@ SETTINGS: dict[str, Setting] = {
     "guard_entropy": Setting(
         Number(0, 1000, "low"), "Its limit of the change of the entropy there, as a share of the base's."
     ),
-    "learning_rate": Setting(Number(1e-9, 100), "The highest learning rate."),
+    "learning_rate": Setting(
+        Number(1e-9, 100, optional=True),
+        "The highest learning rate; null, here and below: by the data, see [presets](training.md#presets).",
+    ),
     "lr_scheduler_type": Setting(
         Choice(("cosine", "linear", "constant_with_warmup", "inverse_sqrt")),
         "How the learning rate falls after the warmup; no step has 0.",
     ),
     "warmup_steps": Setting(StepCount(0, 1e9), "Steps in which the learning rate rises."),
-    "num_train_epochs": Setting(Number(0, MANY, "low"), "Passes over the records."),
+    "num_train_epochs": Setting(Number(0, MANY, "low", optional=True), "Passes over the records."),
     "max_steps": Setting(Whole(1, 1e9, optional=True), "Number of steps, in place of the epochs; null: by the epochs."),
-    "per_device_train_batch_size": Setting(Whole(1, MANY), "Records of a step."),
+    "per_device_train_batch_size": Setting(Whole(1, MANY, optional=True), "Records of a step."),
     "gradient_accumulation_steps": Setting(Whole(1, MANY), "The records of a step are multiplied by it."),
     "optim": Setting(
         Choice(("adamw_torch_fused", "adamw_torch", "adafactor", "sgd")), "The optimiser, by transformers' name."
