@@ -49,6 +49,22 @@ class Browser:
     def open(self, void: Process, place: str = "") -> None:
         self.driver.get(f"{void.url}/{place}")
 
+    def resize(self, width: int, height: int) -> None:
+        """A window of a size in pixels of CSS; below 700 a phone's, which is touched."""
+        phone = width < 700
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self.command("Emulation.setDeviceMetricsOverride", **metrics)
+        self.command("Emulation.setTouchEmulationEnabled", enabled=phone)
+
+    def prefer(self, theme: str) -> None:
+        """Light or dark; motion is reduced, so that what is drawn has arrived."""
+        features = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+        self.command("Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in features.items()])
+
+    def command(self, name: str, **words: Any) -> Any:
+        """A command of Chromium's own."""
+        return self.driver.execute_cdp_cmd(name, words)  # type: ignore[attr-defined]
+
     def find(self, css: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, css)
 

@@ -1,0 +1,36 @@
+// The small bar at a selection, or at a part that is rejected: one at a time.
+
+import { button, make } from "./dom.js";
+
+const GAP = matchMedia("(pointer: coarse)").matches ? 56 : 8; // on a phone, above the system's own handles
+
+let bar = null;
+
+export function hideBar() {
+  bar?.remove();
+  bar = null;
+}
+
+export const barIsAt = (owner) => bar?.owner === owner;
+
+// Shows the bar with one action above a range or an element; it stands after `owner`, so that Tab leads to it.
+export function showBar(owner, place, label, action, attributes = {}) {
+  hideBar();
+  const act = button(label, async (event) => { hideBar(); await action(event); }, { class: "no", ...attributes });
+  act.addEventListener("pointerdown", (event) => event.preventDefault()); // keeps the selection
+  bar = make("div", { id: "marking" }, act);
+  bar.owner = owner;
+  owner.after(bar);
+  placeBar(place);
+  return act;
+}
+
+function placeBar(place) {
+  const box = place.getClientRects()[0] ?? place.getBoundingClientRect(), all = place.getBoundingClientRect();
+  const above = box.top - bar.offsetHeight - GAP;
+  bar.style.top = `${above > 64 ? above : Math.min(all.bottom + GAP, innerHeight - bar.offsetHeight - 8)}px`;
+  bar.style.left = `${Math.max(8, Math.min(box.left, innerWidth - bar.offsetWidth - 8))}px`;
+}
+
+addEventListener("scroll", hideBar, { capture: true, passive: true });
+addEventListener("resize", hideBar);
