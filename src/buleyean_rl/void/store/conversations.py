@@ -64,7 +64,8 @@ class Conversations:
             f"""SELECT id, title, created, changed, {REJECTED} AS rejected,
             (SELECT COUNT(*) FROM turns WHERE conversation = conversations.id) AS turns
             FROM conversations WHERE deleted IS NULL AND (? IS NULL OR changed < ?) AND (? = '%%'
-            OR title LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM turns WHERE conversation = conversations.id AND prompt LIKE ? ESCAPE '\\'))
+            OR title LIKE ? ESCAPE '\\' OR EXISTS (
+                SELECT 1 FROM turns WHERE conversation = conversations.id AND prompt LIKE ? ESCAPE '\\'))
             ORDER BY changed DESC LIMIT {PAGE + 1}""",
             *(before, before, pattern, pattern, pattern),
         )

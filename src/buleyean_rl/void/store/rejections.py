@@ -160,7 +160,7 @@ def _judged(answer: Row, spans: Spans, fine: bool) -> RejectionRecord:
         [text],
         [0 if fine else 1],
         1,
-        [[list(span) for span in spans]],
+        [list(spans)],
         token_ids=[drawn["token_ids"]] if has_ids else None,
         ended=[drawn.get("ended")],
         tokenizer=drawn["tokenizer"] if has_ids else None,
