@@ -49,8 +49,7 @@ class Imports:
             )
             if added.rowcount:
                 identity = added.lastrowid
-                shared = {"reason": "", "source": "import", "created": now, "question": None, "slot": None}
-                shared |= {"import": identity}
+                shared = {"reason": "", "source": "import", "created": now, "import": identity}
                 numbered = (row | shared | {"uid": f"{file.uid}/{number}"} for number, row in enumerate(rows))
                 db.executemany(INSERT, numbered)
                 count = "SELECT COUNT(*) FROM rejections WHERE import = ? AND count > 0"
@@ -73,8 +72,12 @@ class Imports:
         """All imports, newest first."""
         return self._database.all("SELECT * FROM imports ORDER BY id DESC")
 
-    def undo(self, identity: int, undone: bool = True) -> bool:
-        """Undo all rejections of an import, or redo those that were undone with it; returns whether it exists."""
+    def get(self, identity: int) -> Row | None:
+        """The import of an id."""
+        return self._database.one("SELECT * FROM imports WHERE id = ?", identity)
+
+    def undo(self, identity: int, undone: bool = True) -> None:
+        """Undo all rejections of an import, or redo those that were undone with it."""
         now = time.time()
         with self._database.writing() as db:
             if undone:
@@ -88,4 +91,3 @@ class Imports:
                 if row and row["undone"] is not None:
                     db.execute(rejections, (identity, row["undone"]))
                     db.execute("UPDATE imports SET undone = NULL WHERE id = ?", (identity,))
-            return bool(db.execute("SELECT 1 FROM imports WHERE id = ?", (identity,)).fetchone())
