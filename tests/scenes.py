@@ -110,19 +110,24 @@ FILE_ROWS = [
     | {"error": "", "possible": row[0] != "q4_k_m", "problem": "K-quants need llama.cpp's tools" * (row[0] == "q4_k_m")}
     for row in FILES
 ]
-MARKDOWN = "".join(
-    (
-        '<h2><span data-from="3" data-to="16">Bake a cake</span></h2><p><span data-from="18" data-to="23">Beat </span>',
-        '<strong><span data-from="25" data-to="34">two eggs</span></strong><span data-from="36" data-to="60">, then add:</span>',
-        '</p><ol><li><span data-from="64" data-to="69">flour</span></li><li><span data-from="73" data-to="78">sugar',
-        '</span></li></ol><pre><code class="language-python"><span data-from="90" data-to="140">def bake(minutes=35, ',
-        'degrees=180, cake="a rather long line"):\n    return cake</span></code></pre><table><thead><tr><th><span ',
-        'data-from="150" data-to="154">what</span></th><th><span data-from="157" data-to="161">much</span></th></tr>',
-        '</thead><tbody><tr><td><span data-from="170" data-to="175">flour</span></td><td><span data-from="178" ',
-        'data-to="183">250 g</span></td></tr></tbody></table><blockquote><p><span data-from="190" data-to="220">',
-        "Do not open the oven.</span></p></blockquote>",
-    )
-)
+MARKDOWN = """## Bake a cake
+
+Beat **two eggs**, then add *slowly*:
+
+1. flour
+2. sugar
+
+```python
+def bake(minutes=35, degrees=180, cake="a rather long line"):
+    return cake
+```
+
+| what | much |
+|---|---|
+| flour | 250 g |
+
+> Do not open the oven.
+"""
 
 
 def talking(*answers: Row, state: Row | None = None, prompt: str = SLEEP, **replies: Any) -> Scene:
@@ -133,11 +138,7 @@ def talking(*answers: Row, state: Row | None = None, prompt: str = SLEEP, **repl
 
 
 def selecting(browser: Browser) -> None:
-    browser.run(
-        """const leaf = document.querySelector('.text [data-from]').firstChild, range = document.createRange();
-        range.setStart(leaf, 0); range.setEnd(leaf, 18); getSelection().removeAllRanges(); getSelection().addRange(range);"""
-    )
-    browser.until(lambda: browser.all("#marking"))
+    browser.select(0, 18)
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ STATES: dict[str, State] = {
         ".card.bad",
     ),
     "answers-coming": State(lambda: talking(answer(1, 0, LOOPS[:60], "writing"), answer(2, 1, "", "waiting"))),
-    "markdown": State(lambda: talking(BASE | {"html": MARKDOWN}, TRAINED, prompt="How do I bake a cake?")),
+    "markdown": State(lambda: talking(answer(1, 0, MARKDOWN), TRAINED, prompt="How do I bake a cake?")),
     "cut": State(lambda: talking(answer(1, 0, LOOPS, "cut"), answer(2, 1, TIPS, "stopped"))),
     "failed": State(
         lambda: talking(

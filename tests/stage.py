@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 import buleyean_rl.void
 from buleyean_rl.void.access import AccessControl
+from buleyean_rl.void.markdown import render
 from voids import free_port, until
 
 PAGE = Path(buleyean_rl.void.__file__).parent / "page"
@@ -30,33 +29,11 @@ NOON = time.time()
 Row = dict[str, Any]
 
 
-def rendered(text: str, spans: list[list[int]]) -> str:
-    """Paragraphs of plain text, in leaves as the server makes them."""
-    edges = sorted({edge for span in spans for edge in span})
-    paragraphs = []
-    for paragraph in re.finditer(r"(?:(?!\n\n).)+", text, re.DOTALL):
-        cuts = [
-            paragraph.start(),
-            *(edge for edge in edges if paragraph.start() < edge < paragraph.end()),
-            paragraph.end(),
-        ]
-        leaves = []
-        for start, end in itertools.pairwise(cuts):
-            tag = "del" if any(a <= start and end <= b for a, b in spans) else "span"
-            leaves.append(f'<{tag} data-from="{start}" data-to="{end}">{_escape(text[start:end])}</{tag}>')
-        paragraphs.append(f"<p>{''.join(leaves)}</p>")
-    return "".join(paragraphs)
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def answer(identity: int, slot: int, text: str, state: str = "done", *, rejected: Any = (), **more: Any) -> Row:
     """An answer; `rejected` holds [] for all of it, or spans, each with a reason."""
     rejections = [{"id": identity * 10 + at, "spans": spans, "reason": why} for at, (spans, why) in enumerate(rejected)]
     model = "run-1" if slot else "base"
-    html = rendered(text, [span for row in rejections for span in row["spans"]])
+    html = render(text, tuple((start, end) for row in rejections for start, end in row["spans"]))
     made: Row = {"id": identity, "turn": "turn-0001", "slot": slot, "attempt": 0, "state": state, "text": text}
     return made | {"html": html, "error": "", "rejections": rejections, "model": model, "name": NAMES[model]} | more
 
@@ -107,7 +84,7 @@ class Scene:
 def staged() -> Iterator[Stage]:
     """The server, in a thread of its own."""
     stage = Stage()
-    config = uvicorn.Config(stage.app, port=stage.port, log_level="error", lifespan="off", timeout_graceful_shutdown=0)
+    config = uvicorn.Config(stage.app, port=stage.port, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -128,6 +128,7 @@ export class Answer {
 
   async undo(rejection) {
     const hadFocus = this.node.contains(document.activeElement);
+    await this.state.querySelector(".reason")?.save(); // what was typed and not sent
     this.show(await this.actions.undo(this.answer, rejection));
     if (hadFocus && !this.node.contains(document.activeElement)) this.text.focus();
   }
@@ -136,10 +137,12 @@ export class Answer {
 function reasonField(rejection) {
   const field = make("input", { class: "reason", type: "text", maxlength: 1000, placeholder: words.reason, "aria-label": words.reasonLabel, value: rejection.reason });
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") field.blur(); });
-  field.addEventListener("change", async () => {
+  field.save = async () => {
+    if (field.value === rejection.reason) return;
     rejection.reason = field.value;
     await insist(`rejections/${rejection.id}/reason`, { reason: field.value }).catch((error) => toast(error.message));
-  });
+  };
+  field.addEventListener("change", field.save);
   return field;
 }
 

@@ -50,7 +50,7 @@ function show(shown, waiting = false) {
       waiting ? null : make("div", { class: "row" }, make("a", { class: "button go", href: "#talk" }, words.train))));
   } else {
     panes = card.answers.map((answer) => new Answer(answer, { longest: card.settings.max_tokens, reject: (one, spans) => judgeCard("rejected", one.slot, spans), undo: async (one) => { await undoLast(); return one; } }));
-    place.replaceChildren(make("div", { class: "sheet" }, make("p", { class: "me any" }, card.prompt), make("div", { class: `pair ${panes.length === 1 ? "one" : ""}` }, panes.map((pane) => pane.node))));
+    place.replaceChildren(make("div", { class: "sheet" }, make("h2", { class: "unseen" }, words.asked), make("p", { class: "me any" }, card.prompt), make("div", { class: `pair ${panes.length === 1 ? "one" : ""}` }, panes.map((pane) => pane.node))));
   }
   drawKeys();
   if (hadFocus) (place.querySelector(".text") ?? place.firstChild).focus();

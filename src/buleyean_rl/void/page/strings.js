@@ -275,6 +275,7 @@ export const words = {
   paused: "paused",
   stopAnswering: "Pause answering",
   resumeAnswering: "Go on answering",
+  asked: "Asked",
   judgeWaiting: "The next answer is being written…",
   judgeDone: (judged, rejected) => `All judged: ${plural(judged, "answer")}, ${number(rejected)} rejected.`,
 };
