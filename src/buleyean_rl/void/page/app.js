@@ -34,7 +34,12 @@ async function route() {
   closePanels();
   document.body.dataset.page = name;
   if (known.loading && page !== talk) return;
-  await page.open($("main"), id);
+  try {
+    await page.open($("main"), id);
+  } catch (error) {
+    if (error.status === 404) location.replace(`#${name}`); // it was deleted
+    throw error;
+  }
   if (current !== page || place !== name + id) return;
   showPage(name, page.title());
   page.hear?.(known, known);

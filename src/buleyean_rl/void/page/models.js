@@ -42,12 +42,12 @@ export const stateWords = (run) => run.in_pair ? words.inUse : words.states[run.
 
 // What can be done with a model, on its card and on its page.
 export function modelActions(run, origin, runs, unusable, changed, { download = true } = {}) {
-  const use = button(words.use, async () => {
-    await insist("pair", { models: ["base", run.model] });
-    toast(words.kept(run.name));
+  const use = button(run.in_pair ? words.unuse : words.use, async () => {
+    await insist("pair", { models: run.in_pair ? ["base"] : ["base", run.model] });
+    toast(run.in_pair ? words.unused : words.kept(run.name));
     await changed();
   }, { "data-do": "use" });
-  allow(use, unusable ?? (run.in_pair ? words.alreadyUsed : null));
+  allow(use, unusable);
   const compare = button(words.compare, () => askToCompare(run, [{ model: "base", name: origin.name }, ...runs.filter((one) => one.usable)]), { "data-do": "compare" });
   allow(compare, unusable);
   const get = download && make("a", { class: "button", href: `#models/${run.id}`, "data-do": "download" }, words.download);

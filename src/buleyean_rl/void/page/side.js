@@ -1,6 +1,6 @@
 // What it should unlearn, and training on it.
 
-import { $, allow, announce, button, make, meter } from "./dom.js";
+import { $, allow, announce, button, make, meter, toast } from "./dom.js";
 import { closePanels } from "./panels.js";
 import { insist, newUid, ask } from "./server.js";
 import { words } from "./strings.js";
@@ -65,11 +65,15 @@ function drawVerdict(ended) {
   verdictPart.hidden = !ended;
   if (!ended) return;
   const { verdict } = ended, look = verdict ? isGood(verdict) && "good" : "bad";
-  const dismiss = async () => { await insist(`runs/${ended.id}/back`, {}); trainButton.focus(); };
+  const dismiss = async () => {
+    await insist(`runs/${ended.id}/back`, {});
+    if (ended.usable) toast(words.wentBack);
+    trainButton.focus();
+  };
   verdictPart.replaceChildren(make("h2", { class: "label" }, words.result), make("div", { class: `card ${look || ""}` }, make("div", { class: "stack" },
     verdict ? verdictWords(verdict) : [make("p", {}, make("b", { class: "error" }, ended.state === "failed" ? words.trainFailed : words.trainStopped)), ended.error && make("p", { class: "any" }, ended.error)],
     ended.usable ? make("div", { class: "row" },
-      button(words.keep, async () => { await insist(`runs/${ended.id}/keep`, {}); $("prompt")?.focus(); }, { class: verdict && isGood(verdict) && "go", "data-do": "keep" }),
+      button(words.keep, async () => { await insist(`runs/${ended.id}/keep`, {}); toast(words.kept(ended.name)); $("prompt")?.focus(); }, { class: verdict && isGood(verdict) && "go", "data-do": "keep" }),
       button(words.goBack, dismiss, { "data-do": "back" }),
       make("a", { class: "button", href: `#models/${ended.id}`, "data-do": "download", onclick: closePanels }, words.download))
       : make("div", { class: "row" }, button(words.close, dismiss, { "data-do": "back" })),

@@ -6,7 +6,7 @@ import { words } from "./strings.js";
 
 export const verdictText = (verdict) => [words.unlearned(verdict.unlearned, verdict.asked), words.otherText[verdict.other_text], words.unlearnedHow[verdict.outcome]].filter(Boolean).join(" ");
 
-export const isGood = (verdict) => verdict.outcome === "good" || verdict.outcome === "partly";
+export const isGood = (verdict) => verdict.outcome === "good";
 
 export function verdictWords(verdict) {
   const other = words.otherText[verdict.other_text];
