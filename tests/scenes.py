@@ -171,6 +171,19 @@ def go_away(browser: Browser, stage: Stage) -> None:
     browser.until(lambda: browser.find("#away").is_displayed())
 
 
+def come_back(browser: Browser, stage: Stage) -> None:
+    go_away(browser, stage)
+    stage.scene.away = False
+    browser.until(lambda: not browser.find("#away").is_displayed())
+
+
+def reject_elsewhere(browser: Browser, stage: Stage) -> None:
+    """In another tab: this one is told."""
+    stage.scene.replies["conversations/talk-0001"] = conversation(turn(SLEEP, WHOLE, TRAINED))
+    stage.tell()
+    browser.until(lambda: browser.all(".answer.rejected"))
+
+
 def pick_file(browser: Browser, _stage: Stage) -> None:
     path = Path(browser.folder) / "ours.csv"
     path.write_text("question,reply,stars\nWhy?,Because.,1\n")
@@ -321,6 +334,7 @@ STATES: dict[str, State] = {
             PART, state={"verdict": FAILED | {"error": "the disk is full: free some space, then train again"}}
         )
     ),
+    "training-stopped": State(lambda: talking(PART, state={"verdict": FAILED | {"state": "stopped"}})),
     "side-open": State(
         lambda: talking(PART, TRAINED, state=ENDED),
         act=lambda browser, _: browser.run(
@@ -334,6 +348,8 @@ STATES: dict[str, State] = {
         ),
     ),
     "server-gone": State(lambda: talking(PART, TRAINED), act=go_away),
+    "server-back": State(lambda: talking(PART, TRAINED), act=come_back),
+    "two-tabs": State(lambda: talking(BASE, TRAINED), act=reject_elsewhere),
     "wrong-token": State(lambda: Scene(token="the-token"), "#talk", "dialog[open]", wrong_token),
     "disk-full": State(
         lambda: talking(BASE, TRAINED, **{"POST rejections": (507, {"error": FULL})}),

@@ -84,7 +84,9 @@ class Scene:
 def staged() -> Iterator[Stage]:
     """The server, in a thread of its own."""
     stage = Stage()
-    config = uvicorn.Config(stage.app, port=stage.port, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
+    config = uvicorn.Config(
+        stage.app, port=stage.port, log_level="critical", lifespan="off", timeout_graceful_shutdown=0
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

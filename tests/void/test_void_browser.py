@@ -68,7 +68,9 @@ def test_from_the_first_visit_to_a_file(void: Process, browser: Browser, tmp_pat
     browser.click("#train")
     browser.until(lambda: browser.all("#stop") and browser.find("#stop").is_displayed())
     browser.until(lambda: browser.all("#verdict:not([hidden]) [data-do=keep]"), 180)
-    assert browser.text("#verdict").split("\n")[1].endswith("nlearned: 1 of 1.") or "unlearned" in browser.text("#verdict")
+    assert browser.text("#verdict").split("\n")[1].endswith("nlearned: 1 of 1.") or "unlearned" in browser.text(
+        "#verdict"
+    )
     browser.until(lambda: "Training has ended" in browser.text("#said"))
     browser.click("[data-do=keep]")
     browser.until(lambda: not browser.find("#verdict").is_displayed())
@@ -138,7 +140,9 @@ def test_a_conversation_goes_on_and_is_stopped_continued_and_asked_again(void: P
     browser.ask("Two.")
     conversation = void.get("conversations")["conversations"][0]
     assert conversation["turns"] == 2
-    assert [turn["settings"]["system"] for turn in void.get(f"conversations/{conversation['id']}")["turns"]] == ["Be brief."] * 2
+    assert [turn["settings"]["system"] for turn in void.get(f"conversations/{conversation['id']}")["turns"]] == [
+        "Be brief."
+    ] * 2
     first = void.get(f"turns/{last_turn(void)}")["answers"][0]["id"]
     browser.click(".turn:last-of-type [data-do=again]")
     browser.until(lambda: void.get(f"turns/{last_turn(void)}")["answers"][0]["id"] != first)
