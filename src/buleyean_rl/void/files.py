@@ -31,6 +31,7 @@ LINK_SECONDS = 600.0
 POLL_SECONDS = 0.2
 WRITTEN_SHARE = 0.9  # of the progress: then the file is checked
 MODEL, MODELFILE = "model.gguf", "Modelfile"
+EXPORT = ("-m", "buleyean_rl", "export")  # what makes a GGUF
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
@@ -121,9 +122,9 @@ class ModelFiles:
                 raise UsageError("another file is being made: wait for it")
             _remove(path.parent)
             path.parent.mkdir(parents=True)
-            command = [sys.executable, "-m", "buleyean_rl", "export", str(folder), "-o", str(path), "--quant", kind]
+            options = [str(folder), "-o", str(path), "--quant", kind, "--ollama", "--name", run["name"]]
             process = subprocess.Popen(
-                [*command, "--ollama", "--name", run["name"]],
+                [sys.executable, *EXPORT, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
