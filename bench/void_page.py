@@ -129,7 +129,8 @@ class Person:
             const leaves = [...document.querySelectorAll('.text [data-from]')], range = document.createRange();
             const first = leaves.find((leaf) => Number(leaf.dataset.to) > arguments[0]), last = leaves.at(-1);
             first.scrollIntoView({block: 'center'});
-            return [[first, Math.max(0, arguments[0] - first.dataset.from)], [last, last.textContent.length - 1]].map(([leaf, at]) => {
+            const ends = [[first, Math.max(0, arguments[0] - first.dataset.from)], [last, last.textContent.length - 1]];
+            return ends.map(([leaf, at]) => {
                 range.setStart(leaf.firstChild, at); range.setEnd(leaf.firstChild, at + 1);
                 const box = range.getBoundingClientRect();
                 return [box.left, box.right, box.top + box.height / 2].map(Math.round);

@@ -36,7 +36,10 @@ SELECTIONS = """
         for (const leaf of root.querySelectorAll('[data-from]')) {
             const single = Array.from(leaf.textContent).length === leaf.dataset.to - leaf.dataset.from;
             let at = 0;
-            for (const character of leaf.textContent) { ends.push([leaf.firstChild, at, single]); at += character.length; }
+            for (const character of leaf.textContent) {
+                ends.push([leaf.firstChild, at, single]);
+                at += character.length;
+            }
             ends.push([leaf.firstChild, at, single]);
         }
         ends.forEach(([start, from, one], first) => ends.slice(first).forEach(([end, to, other]) => {
