@@ -1,7 +1,7 @@
 // An answer: its text, what was rejected of it, and what can be done with it.
 
-import { button, make, allow, toast } from "./dom.js";
-import { barIsAt, hideBar, showBar } from "./marking.js";
+import { allow, button, make, toast } from "./dom.js";
+import { barIsAt, barOffers, hideBar, showBar, whenSelected } from "./marking.js";
 import { insist, newUid } from "./server.js";
 import { selectByKey, selectedIn, showRendered, spanOf } from "./text.js";
 import { words } from "./strings.js";
@@ -15,11 +15,11 @@ export class Answer {
     this.actions = actions;
     this.name = make("h3");
     this.tag = make("span", { class: "tag" });
-    this.text = make("div", { class: "text", tabindex: 0, role: "group", onkeydown: (event) => selectByKey(event, this.text) });
+    this.text = make("div", { class: "text", tabindex: 0, role: "group", onkeydown: (event) => this.pressed(event) });
     this.text.addEventListener("click", (event) => this.offerUndo(event.target));
     this.text.addEventListener("pointerover", (event) => { if (event.pointerType === "mouse") this.offerUndo(event.target); });
     this.text.addEventListener("focusin", (event) => this.offerUndo(event.target));
-    this.text.addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target.matches("del")) this.undo(this.rejectionAt(event.target)); });
+    this.text.addEventListener("focusout", (event) => { if (event.target.matches("del") && !event.relatedTarget?.closest("#marking")) hideBar(); });
     this.state = make("div", { class: "state note" });
     this.first = button("", () => this.whole ? this.undo(this.whole) : this.reject([]), { class: "no", "data-do": "reject" });
     this.copy = button(words.copy, () => copyText(this.answer.text, this.copy), { "data-do": "copy" });
@@ -95,6 +95,13 @@ export class Answer {
     this.state.replaceChildren(...nodes);
   }
 
+  async pressed(event) {
+    selectByKey(event, this.text);
+    if (!event.target.matches("del") || (event.key !== "Enter" && event.key !== " ")) return;
+    event.preventDefault();
+    await this.undo(this.rejectionAt(event.target));
+  }
+
   rejectionAt(part) {
     const from = Number(part.dataset.from);
     return this.answer.rejections.findLast(({ spans }) => spans.some(([start, end]) => start <= from && from < end));
@@ -102,8 +109,9 @@ export class Answer {
 
   offerUndo(target) {
     const part = target.closest("del"), rejection = part && this.rejectionAt(part);
-    if (!rejection || this.whole || selectedIn(this.text)) return;
-    showBar(this.text, part, words.undoPart, () => this.undo(rejection));
+    if (selectedIn(this.text) || this.whole) return;
+    if (!rejection && barIsAt(this.text)) hideBar();
+    if (rejection) showBar(this.text, part, words.undoPart, () => this.undo(rejection));
   }
 
   // The characters that are selected in it, if any, as spans.
@@ -163,7 +171,7 @@ export const rejectAnswer = async (answer, spans) => (await insist("rejections",
 export const undoRejection = async (answer, rejection) => (await insist(`rejections/${rejection.id}/undo`, { answer: answer.id })).answer;
 
 // A selection in an answer brings the bar; without one it goes.
-document.addEventListener("selectionchange", () => {
+whenSelected(() => {
   const anchor = getSelection().anchorNode, node = anchor?.parentElement?.closest(".answer");
-  if (!node?.pane?.offerMarking() && !document.activeElement?.closest("#marking, del")) hideBar();
+  if (!node?.pane?.offerMarking() && barOffers("reject-part")) hideBar();
 });

@@ -70,7 +70,7 @@ async function refresh() {
 // Keys of the page; in a field they are letters.
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return undefined;
-  if (event.target.closest("input, textarea, select, dialog")) return undefined;
+  if (event.target.closest("input, textarea, select, dialog") || !$("scrim").hidden) return undefined;
   if (current.pressed) return current.pressed(event);
   if (event.key === "/") {
     event.preventDefault();

@@ -40,6 +40,15 @@ export const complaining = (action) => async (event) => {
   }
 };
 
+// Whether a node is to be drawn anew: what it shows has changed. Redrawing for nothing would take the focus away.
+const drawn = new WeakMap();
+export function differs(node, value) {
+  const now = JSON.stringify(value);
+  if (drawn.get(node) === now) return false;
+  drawn.set(node, now);
+  return true;
+}
+
 let toastTimer;
 export function toast(text, ...buttons) {
   $("toast").replaceChildren(make("span", {}, text), ...buttons);

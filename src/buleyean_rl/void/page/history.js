@@ -1,6 +1,6 @@
 // The conversations, by day.
 
-import { $, button, make, toast } from "./dom.js";
+import { $, button, differs, make, toast } from "./dom.js";
 import { closePanels } from "./panels.js";
 import { ask, insist } from "./server.js";
 import { words } from "./strings.js";
@@ -38,6 +38,7 @@ async function showOlder(all) {
 }
 
 function draw(all) {
+  if (!differs($("conversations"), [all, hasMore, query])) return;
   const focused = document.activeElement?.closest("#conversations [data-id]")?.dataset.id;
   const nodes = [];
   let day = null, list = null;

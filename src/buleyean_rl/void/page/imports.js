@@ -1,6 +1,6 @@
 // A file of rejections: what is in it is shown before it is taken; it is undone as one.
 
-import { askInDialog, button, make, toast } from "./dom.js";
+import { askInDialog, button, differs, make, toast } from "./dom.js";
 import { ask, call, insist, newUid } from "./server.js";
 import { words } from "./strings.js";
 
@@ -64,12 +64,16 @@ async function askColumns(problem, { columns, sample }) {
   return askColumns(problem, { columns, sample });
 }
 
-// The files that were imported, as nodes.
-export async function importsPart(changed) {
+// The files that were imported.
+export async function showImports(part, changed) {
   const { imports } = await ask("imports");
-  if (!imports.length) return [];
+  if (!differs(part, imports)) return;
+  if (!imports.length) return part.replaceChildren();
+  const focused = [...part.querySelectorAll("button")].indexOf(document.activeElement);
   const line = ({ id, name, created, rejections, undone }) => make("li", {},
     make("div", {}, make("div", { class: "any" }, name || words.aFile), make("small", {}, `${words.moment(created)} · ${words.importCount(rejections)}${undone ? ` · ${words.importUndone}` : ""}`)),
     button(undone ? words.redo : words.undo, async () => { await insist(`imports/${id}/${undone ? "redo" : "undo"}`, {}); await changed(); }, { "aria-label": `${undone ? words.redo : words.undo}: ${name || words.aFile}` }));
-  return [make("section", { class: "card", id: "imports" }, make("h2", {}, words.imports), make("ul", { class: "plain files" }, imports.map(line)))];
+  part.replaceChildren(make("section", { class: "card", id: "imports" }, make("h2", {}, words.imports), make("ul", { class: "plain files" }, imports.map(line))));
+  if (focused >= 0) part.querySelectorAll("button")[focused]?.focus();
+  return undefined;
 }

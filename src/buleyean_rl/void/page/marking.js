@@ -12,6 +12,7 @@ export function hideBar() {
 }
 
 export const barIsAt = (owner) => bar?.owner === owner;
+export const barOffers = (what) => Boolean(bar?.querySelector(`[data-do="${what}"]`));
 
 // Shows the bar with one action above a range or an element; it stands after `owner`, so that Tab leads to it.
 export function showBar(owner, place, label, action, attributes = {}) {
@@ -30,6 +31,19 @@ function placeBar(place) {
   const above = box.top - bar.offsetHeight - GAP;
   bar.style.top = `${above > 64 ? above : Math.min(all.bottom + GAP, innerHeight - bar.offsetHeight - 8)}px`;
   bar.style.left = `${Math.max(8, Math.min(box.left, innerWidth - bar.offsetWidth - 8))}px`;
+}
+
+// While the mouse is drawn over words, what is selected is not yet what is meant.
+let isDrawing = false;
+export function whenSelected(offer) {
+  const look = () => { if (!isDrawing) offer(); };
+  document.addEventListener("pointerdown", (event) => {
+    if (event.target.closest("#marking")) return;
+    isDrawing = true;
+    hideBar();
+  });
+  for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => { isDrawing = false; setTimeout(look); });
+  document.addEventListener("selectionchange", look);
 }
 
 addEventListener("scroll", hideBar, { capture: true, passive: true });

@@ -1,6 +1,6 @@
 // A model's page: its name, verdict, files, answers before and after, and the figures under Details.
 
-import { allow, button, make, meter, toast } from "./dom.js";
+import { allow, button, complaining, differs, make, meter, toast } from "./dom.js";
 import { chart } from "./chart.js";
 import { copyText } from "./answer.js";
 import { lookOf, modelActions, stateWords } from "./models.js";
@@ -63,11 +63,12 @@ async function showFiles(id) {
   clearTimeout(timer);
   const { files: all, ollama } = await ask(`runs/${id}/files`);
   if (!files.isConnected || String(shown?.id) !== String(id)) return;
+  if (all.some(({ state }) => state === "making")) timer = setTimeout(complaining(() => showFiles(id)), LOOK);
+  if (!differs(files, all)) return;
   const focused = document.activeElement?.closest("#files [data-kind]")?.dataset.kind;
   files.replaceChildren(make("h2", {}, words.download), make("ul", { class: "plain files" }, all.map((file) => line(id, file))),
     make("div", {}, make("p", { class: "label" }, words.ollama), command(ollama), make("p", { class: "note" }, words.ollamaHow)));
   if (focused) files.querySelector(`[data-kind="${CSS.escape(focused)}"] button`)?.focus();
-  if (all.some(({ state }) => state === "making")) timer = setTimeout(() => showFiles(id).catch((error) => toast(error.message)), LOOK);
 }
 
 function line(id, file) {

@@ -1,6 +1,6 @@
 // The models that came out of training: a card each.
 
-import { allow, button, confirmed, make, toast } from "./dom.js";
+import { allow, button, confirmed, differs, make, toast } from "./dom.js";
 import { chart } from "./chart.js";
 import { askToCompare } from "./compare.js";
 import { ask, insist } from "./server.js";
@@ -21,6 +21,7 @@ async function open(main) {
 async function show() {
   const { base: origin, runs } = await ask("models");
   if (!list.isConnected) return;
+  if (!differs(list, [origin, runs])) return;
   base.textContent = words.trainedFrom(origin.name);
   const focused = document.activeElement?.closest("#models li"), at = focused && [...list.children].indexOf(focused);
   list.replaceChildren(...(runs.length ? runs.map((run) => card(run, origin, runs)) : [make("li", { class: "nothing" }, words.noModels)]));

@@ -1,7 +1,7 @@
 // All rejections: searched, their reasons edited, several at once; imports and export.
 
-import { $, allow, askInDialog, button, complaining, make, toast } from "./dom.js";
-import { importFile, importsPart } from "./imports.js";
+import { $, allow, askInDialog, button, complaining, differs, make, toast } from "./dom.js";
+import { importFile, showImports } from "./imports.js";
 import { ask, call, insist } from "./server.js";
 import { words } from "./strings.js";
 
@@ -53,9 +53,11 @@ async function turn(by) {
 async function show() {
   if (!body.isConnected || document.activeElement?.matches("#rows input[type=text]")) return; // one is writing there
   const { rows, total, page_size: size } = await ask(`rejections?${new URLSearchParams({ page, q: query })}`);
-  const focused = document.activeElement?.closest("#rows tr")?.dataset.id;
-  body.replaceChildren(...rows.map(row));
-  if (focused) body.querySelector(`[data-id="${focused}"] button`)?.focus();
+  if (differs(body, [rows, [...chosen]])) {
+    const focused = document.activeElement?.closest("#rows tr")?.dataset.id;
+    body.replaceChildren(...rows.map(row));
+    if (focused) (body.querySelector(`[data-id="${focused}"] button`) ?? $("search")).focus();
+  }
   const pages = Math.max(1, Math.ceil(total / size));
   where.textContent = words.pageOf(total, page + 1, pages);
   allow(newer, page === 0 ? words.firstPage : null);
@@ -66,7 +68,7 @@ async function show() {
   $("nothing").textContent = query ? words.noneFound : words.noRejections;
   allow($("export"), total || query ? null : words.noRejections);
   showChosen();
-  imports.replaceChildren(...await importsPart(show));
+  await showImports(imports, show);
 }
 
 function row({ id, prompt, answer, spans, reason, source, cut }) {

@@ -2,6 +2,7 @@
 
 import { words } from "./strings.js";
 
+const AGAIN = 300; // milliseconds until a stream that ended is asked for again
 const SILENCE = 15000; // milliseconds; the server gives a sign of life every five seconds
 const AWAY = [502, 503, 504]; // what a proxy says of a server that is gone, or a server that is busy
 export const isToken = (text) => /^[!-~]+$/.test(text); // a header can hold no other
@@ -83,8 +84,7 @@ export async function keepListening(path, heard, signal, finished = () => false)
       if (!(error instanceof Away) && error.name !== "AbortError") throw error;
     }
     if (signal.aborted || finished()) return;
-    listeners.away(true);
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await new Promise((resolve) => setTimeout(resolve, AGAIN)); // where the server is gone, the next try says so
   }
 }
 

@@ -1,6 +1,6 @@
 // What it should unlearn, and training on it.
 
-import { $, allow, announce, button, make, meter, toast } from "./dom.js";
+import { $, allow, announce, button, differs, make, meter, toast } from "./dom.js";
 import { closePanels } from "./panels.js";
 import { insist, newUid, ask } from "./server.js";
 import { words } from "./strings.js";
@@ -47,6 +47,7 @@ export function hearSide(news, before) {
 }
 
 function drawList({ newest, rejections }) {
+  if (!differs(list, [newest, rejections])) return undefined;
   if (!newest.length) return list.replaceChildren(make("p", { class: "note" }, words.unlearnNothing));
   return list.replaceChildren(make("div", {},
     make("ul", { class: "plain" }, newest.map(({ text, reason }) => make("li", {}, make("div", {}, make("span", { class: "clamped" }, words.quoted(text)), reason && make("small", { class: "clamped" }, reason))))),

@@ -92,8 +92,11 @@ function hear(news) {
 async function refresh() {
   const { id, turns } = shown;
   if (!id || !turns.length || turns.some((turn) => turn.isOpen) || document.activeElement?.matches(".reason")) return;
-  const conversation = await ask(`conversations/${id}`);
-  if (shown.id !== id || shown.turns.length > conversation.turns.length || shown.turns.some((turn) => turn.isOpen)) return;
+  const conversation = await ask(`conversations/${id}`).catch((error) => {
+    if (error.status !== 404) throw error;
+    location.hash = "talk"; // it was deleted elsewhere
+  });
+  if (!conversation || shown.id !== id || shown.turns.length > conversation.turns.length || shown.turns.some((turn) => turn.isOpen)) return;
   conversation.turns.forEach((turn, index) => {
     if (shown.turns[index]) shown.turns[index].show(turn);
     else shown.turns.push(new Turn(turn, changed));
