@@ -8,5 +8,5 @@
     access     token, host, origin, content policy
     serve      address, token, models: ready to run
 
-The page has no build step. What an answer's Markdown becomes is made here and cleaned; every other text is shown as text.
+The page has no build step. An answer's Markdown is rendered and cleaned here; every other text is shown as text.
 """
