@@ -1,9 +1,9 @@
-"""The Void's server: what takes how long. Prints what it measured; bench/void_page.py is the page, in a browser.
+"""The Void as its page asks it. Prints what it measured; `void_page.py` drives the page itself.
 
     python bench/void.py again      from a thumbs-down to a better answer, twice: what takes how long
-    python bench/void.py answers    how soon the page is answered with ten thousand rejections in the store
+    python bench/void.py answers    how soon the page is answered, with 10,000 rejections and 1,000 conversations
 
-All start a server of their own with the bundled model and an empty store.
+Both start a server of their own with the bundled model.
 """
 
 from __future__ import annotations

@@ -128,6 +128,21 @@ def test_an_engine_that_fails_is_told_and_asked_again(app: Any, engine: Echo, mo
     assert finished(app)["state"] == "done"
 
 
+def test_an_answer_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+    with void_in_process(tmp_path) as (app, void):
+        ask(app)
+        finished(app)
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        save, void.store.conversations.save = void.store.conversations.save, full  # type: ignore[method-assign]
+        assert ask(app, "asked-0002").status == 200
+        failed = finished(app, "asked-0002")
+        assert (failed["state"], "free some space" in failed["error"]) == ("failed", True)
+        void.store.conversations.save = save  # type: ignore[method-assign]
+
+
 def test_each_turn_hears_the_conversation_so_far(app: Any, engine: Echo) -> None:
     ask(app, prompt="hello", system="Be brief.")
     finished(app)

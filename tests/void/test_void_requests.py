@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from asgi import BINARY, JSON, Reply, call, send
 from buleyean_rl.void import requests as checks
-from buleyean_rl.void.app import ROUTES
+from buleyean_rl.void.app import ROUTES, make_app
 from buleyean_rl.void.files import KINDS
+from buleyean_rl.void.services import Loading
 from voids import until, void_in_process
 
 UID = "asked-0001"
@@ -143,6 +144,15 @@ def test_no_other_token_is_an_error(tmp_path: Path, presented: bytes) -> None:
         assert wrong.status == 401
         assert ("is needed" if not presented else "is not the one") in wrong.json()["error"]
         assert call(app, "GET", "/api/state", headers=[*JSON, (b"authorization", b"Bearer the-token")]).status == 200
+
+
+def test_while_the_model_is_loaded_the_page_is_there_and_says_so() -> None:
+    app = make_app(Loading("smollm2-135m"), token=None, hosts=None, on_shutdown=lambda: None)
+    assert call(app, "GET", "/").status == 200
+    assert call(app, "GET", "/api/state").json() == {"loading": {"what": "smollm2-135m"}}
+    for path in ("/api/models", "/api/rejections", "/api/turns/asked-0001"):
+        reply = call(app, "GET", path)
+        assert (reply.status, "being loaded" in reply.json()["error"]) == (503, True)
 
 
 def test_a_query_that_is_no_text_is_no_error(app: Any) -> None:

@@ -17,6 +17,7 @@ from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.inference.protocol import Answer, Sampling
 from buleyean_rl.void.models import Models, ServedModel
 from buleyean_rl.void.store import Row, Store
+from buleyean_rl.void.store.conversations import UNFINISHED
 from buleyean_rl.void.store.subject import messages_of
 
 MAX_CONCURRENT = 4  # answers; more would slow all of them down
@@ -57,7 +58,7 @@ class Answering:
     def __init__(self, store: Store, models: Models) -> None:
         self._store, self._models = store, models
         self._pool = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="answer")
-        self._lock, self._partial = threading.Lock(), dict[int, PartialAnswer]()
+        self._lock, self._partial, self._writing = threading.Lock(), dict[int, PartialAnswer](), 0
         self._closing, self._quiet = threading.Event(), threading.Event()
         self._quiet.set()
         self._background = threading.Thread(target=self._answer_batches, name="batches", daemon=True)
@@ -77,11 +78,12 @@ class Answering:
             for answer in answers:
                 if answer["id"] not in self._partial and not self._closing.is_set():
                     partial = self._partial[answer["id"]] = PartialAnswer(answer["text"].rstrip("\ufffd"))
+                    self._writing += 1
                     self._quiet.clear()
                     self._pool.submit(self._write, answer, partial)
 
     def partial(self, identity: int) -> PartialAnswer | None:
-        """An answer under way; None if it is not."""
+        """An answer under way, or one whose end the disk did not take; None of another."""
         with self._lock:
             return self._partial.get(identity)
 
@@ -115,11 +117,12 @@ class Answering:
         except Exception as error:  # a page that waits must be told
             partial.error = f"the model failed: {error}"
         finally:
-            if partial.error:
-                self._fail(answer, partial)
+            is_stored = not partial.error or self._fail(answer, partial)
             with self._lock:
-                del self._partial[answer["id"]]
-                if not self._partial:
+                if is_stored:
+                    del self._partial[answer["id"]]
+                self._writing -= 1
+                if not self._writing:
                     self._quiet.set()
 
     def _generate(self, answer: Row, model: ServedModel, partial: PartialAnswer) -> Answer | None:
@@ -143,12 +146,14 @@ class Answering:
             self._store.conversations.save(answer, partial.text, "writing")
         return None
 
-    def _fail(self, answer: Row, partial: PartialAnswer) -> None:
+    def _fail(self, answer: Row, partial: PartialAnswer) -> bool:
+        """Store that an answer failed; returns whether the disk took it."""
         partial.state = "failed"
         try:
             self._store.conversations.save(answer, partial.text, "failed", error=partial.error)
-        except OSError:  # it waits still, and is written when the server starts again
-            return
+        except OSError:  # it is written on when the server starts again
+            return False
+        return True
 
     def _answer_batches(self) -> None:
         while not self._closing.is_set():
@@ -166,7 +171,9 @@ class Answering:
             except Exception as error:
                 problem = str(error) if isinstance(error, BuleyeanError) else f"the model failed: {error}"
                 for answer in group:
-                    self._fail(answer, PartialAnswer(answer["text"], error=problem))
+                    now = self._store.conversations.answer(answer["id"])
+                    if now is not None and now["state"] in UNFINISHED:
+                        self._fail(answer, PartialAnswer(answer["text"], error=problem))
 
     def _answer_group(self, group: list[Row]) -> None:
         """Write answers of one batch and one model, which wait while a conversation's are written."""

@@ -22,7 +22,7 @@ from buleyean_rl.void.models import BASE, Models, ServedModel
 from buleyean_rl.void.services import Void
 from buleyean_rl.void.store import Store
 from buleyean_rl.void.timing import Timing, Timings
-from buleyean_rl.void.trained import RunModels, put_to_use
+from buleyean_rl.void.trained import PutToUse, RunModels
 from buleyean_rl.void.training import Training
 
 RUNS, FILES = "runs", "files"  # in the folder
@@ -50,13 +50,11 @@ def load(model: str, source: Source, store: Store, opened: ExitStack, console: C
     drawn = {"tokenizer": tokenizer_hash(engine.tokenizer)}
     base = ServedModel(BASE, engine, drawn | {"policy": describe_policy(source)})
 
-    def put_run_to_use(run: int, _folder: Path) -> None:
-        put_to_use(store, models, run)
-
     timings = Timings(store.settings, Timing.from_pass(_pass_seconds(engine)))
-    training = Training(store, folder / RUNS, model, put_run_to_use, timings)
+    training = Training(store, folder / RUNS, model, lambda run, _folder: put_to_use(run), timings)
     run_models = RunModels(base_model, source, training, drawn)
     models = Models(store, base, shown_name(model), run_models.open, run_models.problem)
+    put_to_use = PutToUse(store, models)
     opened.callback(training.close)
     answering = Answering(store, models)
     opened.callback(answering.close)

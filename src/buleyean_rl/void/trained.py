@@ -58,34 +58,46 @@ class RunModels:
         return "" if trained_on == self._source.absolute_name else f"it was trained on {trained_on}"
 
 
-def put_to_use(store: Store, models: Models, run: int) -> None:
-    """Ask a run's model what was rejected, and put it beside the base.
+class PutToUse:
+    """Asks a run's model what was rejected, and puts it beside the base.
 
     Args:
         store: gets the samples.
         models: gets the pair.
-        run: that has ended with a model.
-
-    Raises:
-        ModelError: it cannot be used.
     """
-    trained = models.get(key_of(run))
-    examples = store.rejections.examples(SAMPLES)
-    conversations = [messages_of(example["prompt"]) for example in examples]
-    before, after = (_answers(model.engine, conversations) for model in (models.base, trained))
-    samples = [
-        Sample(text_of_prompt(example["prompt"]), old, new, is_unlearned(example["answer"], example["spans"], new))
-        for example, old, new in zip(examples, before, after, strict=True)
-        if old is not None and new is not None
-    ]
-    store.runs.add_samples(run, samples)
-    store.runs.set(run, pair_before=json.dumps(models.pair))
-    models.set_pair([BASE, trained.key])
+
+    def __init__(self, store: Store, models: Models) -> None:
+        self._store, self._models = store, models
+        self._base_answers: dict[str, str | None] = {}  # which are the same for every run
+
+    def __call__(self, run: int) -> None:
+        """Put a run to use that has ended with a model.
+
+        Raises:
+            ModelError: it cannot be used.
+        """
+        trained, examples = self._models.get(key_of(run)), self._store.rejections.examples(SAMPLES)
+        contexts = [example["prompt"] for example in examples]
+        new = [context for context in contexts if context not in self._base_answers]
+        self._base_answers |= zip(new, _answers(self._models.base.engine, new), strict=True)
+        after = _answers(trained.engine, contexts)
+        self._store.runs.add_samples(
+            run,
+            [
+                Sample(
+                    text_of_prompt(context), before, answer, is_unlearned(example["answer"], example["spans"], answer)
+                )
+                for example, context, answer in zip(examples, contexts, after, strict=True)
+                if answer is not None and (before := self._base_answers[context]) is not None
+            ],
+        )
+        self._store.runs.set(run, pair_before=json.dumps(self._models.pair))
+        self._models.set_pair([BASE, trained.key])
 
 
-def _answers(engine: TransformersEngine, conversations: list[list[dict[str, str]]]) -> list[str | None]:
+def _answers(engine: TransformersEngine, contexts: list[str]) -> list[str | None]:
     """The same as the page gives, computed beside others only where that is so; None where there is none."""
-    sampling = Sampling(max_tokens=SAMPLE_TOKENS)
+    sampling, conversations = Sampling(max_tokens=SAMPLE_TOKENS), [messages_of(context) for context in contexts]
     groups = [[messages] for messages in conversations] if engine.is_batched else [conversations]
     outcomes = [outcome for group in groups for outcome in engine.answer_many(group, sampling)]
     return [outcome.text if isinstance(outcome, Answer) else None for outcome in outcomes]
