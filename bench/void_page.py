@@ -70,9 +70,6 @@ def download(void: Process, browser: Browser, folder: Path) -> None:
     button = "#files [data-kind=q8_0] button"
     browser.open(void, "#models/1")
     browser.until(lambda: browser.all(button))
-    if browser.text(button) != "Download":
-        browser.click(button)
-        browser.until(lambda: browser.text(button) == "Download")
     browser.click(button)
     browser.until(lambda: [path for path in folder.glob("*.gguf") if path.stat().st_size])
 

@@ -86,9 +86,6 @@ def test_from_the_first_visit_to_a_file(void: Process, browser: Browser, tmp_pat
     browser.until(lambda: void.get("runs/1")["name"] == "sleep tips")
     row = "#files [data-kind=records]"
     browser.until(lambda: browser.all(row))
-    if browser.text(f"{row} button") != "Download":
-        browser.click(f"{row} button")
-        browser.until(lambda: browser.text(f"{row} button") == "Download")
     browser.click(f"{row} button")
     found = browser.until(lambda: [path for path in tmp_path.glob("*.jsonl") if path.stat().st_size])
     assert json.loads(found[0].read_text())["rejected_responses"] == [void.get("rejections")["rows"][0]["answer"]]

@@ -12,8 +12,9 @@ import { isGood, verdictWords, wholePairs } from "./verdict.js";
 const LOOK = 700; // milliseconds between looks at files that are being made
 
 let shown = null, files, timer = null;
+const wanted = new Set(); // kinds that are downloaded as soon as they are made
 
-export const model = { title: () => shown?.name ?? words.models, open, refresh, leave: () => clearTimeout(timer) };
+export const model = { title: () => shown?.name ?? words.models, open, refresh, leave: () => { clearTimeout(timer); wanted.clear(); } };
 
 async function open(main, id) {
   const [run, { base, runs }] = await Promise.all([ask(`runs/${id}`), ask("models")]);
@@ -64,6 +65,9 @@ async function showFiles(id) {
   const { files: all, ollama } = await ask(`runs/${id}/files`);
   if (!files.isConnected || String(shown?.id) !== String(id)) return;
   if (all.some(({ state }) => state === "making")) timer = setTimeout(complaining(() => showFiles(id)), LOOK);
+  for (const { kind, name, state } of all) {
+    if (["ready", "failed"].includes(state) && wanted.delete(kind) && state === "ready") await fetchFile(id, kind, name);
+  }
   if (!differs(files, all)) return;
   const focused = document.activeElement?.closest("#files [data-kind]")?.dataset.kind;
   files.replaceChildren(make("h2", {}, words.download), make("ul", { class: "plain files" }, all.map((file) => line(id, file))),
@@ -75,14 +79,15 @@ function line(id, file) {
   const { kind, name, bytes, state, phase, progress, error, possible, problem } = file;
   const bar = state === "making" ? meter(words.making(name)) : null;
   bar?.show(progress ?? null);
-  const act = button(state === "ready" ? words.download : state === "making" ? words.makingShort : words.make, () => state === "ready" ? fetchFile(id, kind, name) : start(id, kind),
-    { class: kind === "q8_0" && "go", "aria-label": `${state === "ready" ? words.download : words.make}: ${name}` });
+  const act = button(state === "making" ? words.makingShort : words.download, () => state === "ready" ? fetchFile(id, kind, name) : start(id, kind),
+    { class: kind === "q8_0" && "go", "aria-label": `${words.download}: ${name}` });
   allow(act, !possible ? problem || words.impossible : state === "making" ? words.phases[phase] ?? words.makingShort : null);
-  return make("li", { "data-kind": kind }, make("div", {}, make("div", { class: "any" }, name), make("small", {}, [words.kinds[kind] ?? kind, bytes && words.size(bytes)].filter(Boolean).join(" · ")),
+  return make("li", { "data-kind": kind }, make("div", {}, make("div", { class: "any" }, name), make("small", {}, [words.kinds[kind] ?? kind, bytes ? words.size(bytes) : possible && state === "missing" && words.madeFirst].filter(Boolean).join(" · ")),
     !possible && make("small", { class: "block" }, problem), bar, state === "making" && make("small", {}, words.phases[phase] ?? ""), state === "failed" && make("small", { class: "error", role: "alert" }, error)), act);
 }
 
 async function start(id, kind) {
+  wanted.add(kind);
   await ask(`runs/${id}/files/${kind}`, {});
   await showFiles(id);
 }

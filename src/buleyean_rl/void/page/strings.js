@@ -229,7 +229,7 @@ export const words = {
   beforeAfter: "Before and after",
   ollama: "For Ollama",
   ollamaHow: "Download a GGUF file and the Modelfile into one folder, then run this there.",
-  make: "Make",
+  madeFirst: "made when you ask for it",
   makingShort: "Making…",
   making: (name) => `Making ${name}`,
   impossible: "It cannot be made here.",
