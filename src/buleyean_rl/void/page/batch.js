@@ -95,7 +95,7 @@ function pressed(event) {
     event.preventDefault();
     return judgeCard("fine");
   }
-  const slot = { r: 0, 1: 0, 2: 1 }[event.key.toLowerCase()];
+  const slot = { [panes.length === 1 ? "r" : "1"]: 0, 2: 1 }[event.key.toLowerCase()];
   if (slot !== undefined && panes[slot]) return panes[slot].reject(panes[slot].selected());
   if (event.key.toLowerCase() === "u") return undoLast();
   return undefined;

@@ -8,9 +8,10 @@ const PROMPTS = 2000;
 
 export async function askToCompare(run, models) {
   const others = models.filter(({ model }) => model !== run.model);
+  const prompts = new Set([...(run.verdict?.pairs ?? []).map(({ prompt }) => prompt.replaceAll("\n", " ")), ...words.startPrompts]);
   const held = await askInDialog(words.compareTitle(run.name), [
     make("label", { class: "field" }, words.compareWith, make("select", { name: "other" }, others.map(({ model, name }) => make("option", { value: model }, name)))),
-    make("label", { class: "field" }, words.comparePrompts, make("textarea", { name: "prompts", rows: 6, required: true }, words.startPrompts.join("\n"))),
+    make("label", { class: "field" }, words.comparePrompts, make("textarea", { name: "prompts", rows: 6, required: true }, [...prompts].join("\n"))),
     make("label", { class: "check" }, make("input", { type: "checkbox", name: "blind", value: "1" }), words.blind),
   ], words.compare);
   if (!held) return;

@@ -51,7 +51,7 @@ function draw(all) {
     }
     list.append(item(one));
   }
-  if (!all.length && query) nodes.push(make("p", { class: "note label" }, words.noneFound));
+  if (!all.length) nodes.push(make("p", { class: "note empty" }, query ? words.noneFound : words.noConversations));
   if (hasMore) nodes.push(button(words.earlier, () => showOlder(all), { class: "bare wide" }));
   $("conversations").replaceChildren(...nodes);
   markCurrent();

@@ -21,13 +21,15 @@ export function showBar(owner, place, label, action, attributes = {}) {
   act.addEventListener("pointerdown", (event) => event.preventDefault()); // keeps the selection
   bar = make("div", { id: "marking" }, act);
   bar.owner = owner;
+  bar.place = place;
   owner.after(bar);
-  placeBar(place);
+  placeBar();
   return act;
 }
 
-function placeBar(place) {
-  const box = place.getClientRects()[0] ?? place.getBoundingClientRect(), all = place.getBoundingClientRect();
+function placeBar() {
+  if (!bar) return;
+  const { place } = bar, box = place.getClientRects()[0] ?? place.getBoundingClientRect(), all = place.getBoundingClientRect();
   const above = box.top - bar.offsetHeight - GAP;
   bar.style.top = `${above > 64 ? above : Math.min(all.bottom + GAP, innerHeight - bar.offsetHeight - 8)}px`;
   bar.style.left = `${Math.max(8, Math.min(box.left, innerWidth - bar.offsetWidth - 8))}px`;
@@ -46,5 +48,5 @@ export function whenSelected(offer) {
   document.addEventListener("selectionchange", look);
 }
 
-addEventListener("scroll", hideBar, { capture: true, passive: true });
-addEventListener("resize", hideBar);
+addEventListener("scroll", placeBar, { capture: true, passive: true });
+addEventListener("resize", placeBar);

@@ -48,6 +48,7 @@ export const words = {
   deletedConversation: "Deleted. What you rejected stays among the rejections.",
   searchConversations: "Search conversations",
   conversation: "Conversation",
+  noConversations: "What you ask appears here.",
   noneFound: "Nothing was found.",
   delete: "Delete",
 
