@@ -52,7 +52,7 @@ class Conversations:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def list(self, words: str = "", before: float | None = None) -> Row:
+    def page(self, words: str = "", before: float | None = None) -> Row:
         """A page of conversations, the last changed first.
 
         Args:
