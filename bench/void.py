@@ -70,6 +70,7 @@ def fill(folder: Path) -> None:
     draw = random.Random(0)
     folder.mkdir()
     with closing(Store(folder / "void.db")) as store:
+        store.database._writer.execute("PRAGMA synchronous = OFF")  # it is no store of anybody's
         records = [
             make_record(f"prompt {n % 5000}", [f"answer {n} " + "words " * draw.randrange(50, 150)])
             for n in range(REJECTIONS)

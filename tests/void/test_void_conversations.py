@@ -95,14 +95,14 @@ def test_conversations_are_listed_by_their_last_turn_and_found_by_their_words(st
     store.rejections.add("n-1", first["answers"][1])
 
     def listed(**options: Any) -> list[tuple[str, int, bool]]:
-        rows = store.conversations.list(**options)["conversations"]
+        rows = store.conversations.page(**options)["conversations"]
         return [(row["title"], row["turns"], row["rejected"]) for row in rows]
 
     rice, half = ("How do I cook rice?", 2, True), ("50% of it", 1, False)
     assert listed() == [rice, half]
     assert listed(words="BEANS") == [rice]
     assert listed(words="50%") == [half]
-    newest = store.conversations.list()["conversations"][0]
+    newest = store.conversations.page()["conversations"][0]
     assert listed(before=newest["changed"]) == [half]
     assert store.conversations.set_title("talk-0002", "Half")
     assert store.conversations.delete("talk-0001")
@@ -147,12 +147,12 @@ def test_a_batch_is_answered_in_groups_and_judged(store: Store) -> None:
 def test_a_batch_is_paused_and_deleted(store: Store) -> None:
     batch(store)
     assert store.batches.set("batch-001", paused=True)
-    assert (store.batches.list()[0]["state"], store.batches.waiting(9)) == ("paused", [])
+    assert (store.batches.all()[0]["state"], store.batches.waiting(9)) == ("paused", [])
     assert not store.batches.is_active("batch-001")
     assert store.batches.set("batch-001")
     assert len(store.batches.waiting(9)) == 3
     assert store.batches.set("batch-001", deleted=True)
-    assert (store.batches.list(), store.batches.waiting(9), store.batches.get("batch-001")) == ([], [], None)
+    assert (store.batches.all(), store.batches.waiting(9), store.batches.get("batch-001")) == ([], [], None)
 
 
 def test_runs_and_their_steps_are_not_doubled(store: Store) -> None:

@@ -14,6 +14,8 @@ import pytest
 from buleyean_rl.inference.gguf_engines import ENGINES, open_gguf
 from buleyean_rl.inference.llama_cpp_python import is_installed
 from buleyean_rl.inference.protocol import Sampling
+from buleyean_rl.models.source import BUNDLED
+from bundled import needs_bundled
 from voids import Process, running, until
 
 pytestmark = pytest.mark.slow
@@ -23,8 +25,8 @@ PROMPT, TOKENS = "Give me a tip.", 24
 
 def trained(void: Process) -> int:
     """A run that has ended with a model."""
-    void.reject("rejection-1", void.ask("train-001", PROMPT, max_tokens=128)["answers"][0]).raise_for_status()
-    run = int(void.post("runs", uid="run-00001", steps=6).json()["id"])
+    void.reject("rejection-1", void.ask("train-001", PROMPT, max_tokens=TOKENS)["answers"][0]).raise_for_status()
+    run = int(void.post("runs", uid="run-00001", steps=4).json()["id"])
     assert void.finished(run)["state"] == "done"
     return run
 
@@ -44,8 +46,10 @@ def download(void: Process, run: int, kind: str, folder: Path) -> Path:
     return folder / name
 
 
-def test_a_downloaded_file_answers_as_the_page_did(base: Path, tmp_path: Path) -> None:
-    with running(base, tmp_path / "void") as void:
+@needs_bundled
+def test_a_downloaded_file_answers_as_the_page_did(tmp_path: Path) -> None:
+    """Of a model whose words are no accident: rounding decides what one without training says."""
+    with running(BUNDLED, tmp_path / "void") as void:
         run = trained(void)
         file = download(void, run, "f16", tmp_path)
         modelfile = download(void, run, "modelfile", tmp_path)

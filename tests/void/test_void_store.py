@@ -147,7 +147,7 @@ def test_a_file_of_the_last_version_is_brought_up_with_all_that_is_in_it(tmp_pat
     old.close()
     for _ in range(2):
         store = Store(path)
-        conversations = store.conversations.list()["conversations"]
+        conversations = store.conversations.page()["conversations"]
         assert [(row["title"], row["rejected"]) for row in conversations] == [
             ("blind", False),
             ("Wie geht's, é?", True),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -61,6 +60,7 @@ class Preview:
         sample: the first rejections.
         columns: of a table.
         folder: of its rows.
+        opened: deletes the folder.
     """
 
     file: ImportedFile
@@ -71,6 +71,7 @@ class Preview:
     sample: list[Row]
     columns: list[str]
     folder: Path
+    opened: ExitStack
 
     def rows(self) -> Iterator[Row]:
         """See `store.rejections.record_rows`; read from a file."""
@@ -120,8 +121,7 @@ class Importer:
             self.drop(file.uid)
             for uid in list(self._previews)[: 1 - MAX_PREVIEWS]:
                 self.drop(uid)
-            preview = self._previews[file.uid] = Preview(file=file, folder=folder, **reply)
-            opened.pop_all()  # the folder stays
+            preview = self._previews[file.uid] = Preview(file=file, folder=folder, opened=opened.pop_all(), **reply)
             return preview
 
     def read_prompts(self, content: bytes, name: str) -> list[str]:
@@ -147,7 +147,7 @@ class Importer:
         """Forget a preview."""
         preview = self._previews.pop(uid, None)
         if preview is not None:
-            shutil.rmtree(preview.folder, ignore_errors=True)
+            preview.opened.close()
 
     def close(self) -> None:
         """End what is under way; nothing of it is imported, unless it is being stored already."""

@@ -67,7 +67,7 @@ async def _prompts(request: Request) -> Response:
 
 
 async def _list(request: Request) -> Response:
-    return JSONResponse({"batches": await in_thread(services(request).store.batches.list)})
+    return JSONResponse({"batches": await in_thread(services(request).store.batches.all)})
 
 
 async def _batch(request: Request) -> Response:

@@ -24,7 +24,7 @@ MAX_WORDS = 200
 async def _list(request: Request) -> Response:
     store = services(request).store
     words, before = parse_text(request.query_params, "q", MAX_WORDS, ""), query_number(request, "before")
-    return JSONResponse(await in_thread(store.conversations.list, words.strip(), before))
+    return JSONResponse(await in_thread(store.conversations.page, words.strip(), before))
 
 
 async def _conversation(request: Request) -> Response:

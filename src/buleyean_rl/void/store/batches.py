@@ -56,7 +56,7 @@ class Batches:
         assert found is not None
         return found
 
-    def list(self) -> list[Row]:
+    def all(self) -> list[Row]:
         """All batches, the newest first."""
         return [_with_state(row) for row in self._database.all(f"{SUMMARY} ORDER BY created DESC")]
 

@@ -19,7 +19,8 @@ AGAIN_TEMPERATURE = 0.7  # of another answer, where the first was greedy
 LATEST = """attempt = (
     SELECT MAX(attempt) FROM answers AS other WHERE other.turn = answers.turn AND other.slot = answers.slot)"""
 REJECTED = """EXISTS (
-    SELECT 1 FROM turns JOIN answers ON answers.turn = turns.id JOIN rejections USING (subject)
+    SELECT 1 FROM turns CROSS JOIN answers ON answers.turn = turns.id
+    CROSS JOIN rejections INDEXED BY rejections_by_subject ON rejections.subject = answers.subject
     WHERE turns.conversation = conversations.id AND rejections.undone IS NULL AND rejections.count > 0)"""
 
 
@@ -52,7 +53,7 @@ class Conversations:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def list(self, words: str = "", before: float | None = None) -> Row:
+    def page(self, words: str = "", before: float | None = None) -> Row:
         """A page of conversations, the last changed first.
 
         Args:
@@ -193,7 +194,7 @@ class Conversations:
         """Answers with what is rejected of each, here or where the same was said before."""
         marks = ", ".join("?" * len(answers))
         rows = self._database.all(
-            f"""SELECT id, subject, spans, reason FROM rejections
+            f"""SELECT id, subject, spans, reason FROM rejections INDEXED BY rejections_by_subject
             WHERE subject IN ({marks}) AND undone IS NULL AND count > 0 ORDER BY id""",
             *(answer["subject"] for answer in answers),
         )

@@ -94,7 +94,7 @@ MIGRATIONS = (
     UPDATE rejections SET subject = subject_of(prompt, answer);
     CREATE INDEX rejections_by_subject ON rejections (subject, undone);
     CREATE INDEX rejections_by_digest ON rejections (digest);
-    CREATE INDEX rejections_active ON rejections (undone, count);
+    CREATE INDEX rejections_active ON rejections (id) WHERE undone IS NULL AND count > 0;
     ALTER TABLE runs ADD COLUMN name TEXT NOT NULL DEFAULT '';
     ALTER TABLE runs ADD COLUMN rejections INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN decision TEXT;
