@@ -5,9 +5,9 @@ import { linesOf } from "./compare.js";
 import { ask, call, insist, newUid } from "./server.js";
 import { words } from "./strings.js";
 
-let list, known = {};
+let list;
 
-export const judge = { title: () => words.judge, open, refresh: show, hear: (news) => { known = news; } };
+export const judge = { title: () => words.judge, open, refresh: show };
 
 async function open(main) {
   const prompts = make("textarea", { id: "prompts", rows: 8, placeholder: words.judgePlaceholder, oninput: () => tell() });

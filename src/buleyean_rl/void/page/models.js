@@ -7,9 +7,9 @@ import { ask, insist } from "./server.js";
 import { words } from "./strings.js";
 import { verdictText } from "./verdict.js";
 
-let list, base, known = {};
+let list, base;
 
-export const models = { title: () => words.models, open, refresh: show, hear: (news) => { known = news; } };
+export const models = { title: () => words.models, open, refresh: show };
 
 async function open(main) {
   list = make("ul", { class: "plain models", id: "models" });

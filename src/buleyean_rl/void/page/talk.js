@@ -1,7 +1,7 @@
 // The page one talks on: a conversation, and the question below it.
 
 import { AskForm } from "./ask.js";
-import { $, announce, make } from "./dom.js";
+import { make } from "./dom.js";
 import { ask, insist, newUid } from "./server.js";
 import { startView, loadingView } from "./start.js";
 import { words } from "./strings.js";
