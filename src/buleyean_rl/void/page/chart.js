@@ -15,7 +15,7 @@ export function chart(points, planned, { small = false } = {}) {
   return figure;
 }
 
-export function linesOf(points) {
+function linesOf(points) {
   const one = points.every(({ loss, gap }) => Math.abs(loss - gap) < EQUAL);
   return one ? [["loss", words.lossAndGap]] : [["loss", words.loss], ["floor", words.floor], ["gap", words.gap]];
 }

@@ -13,7 +13,6 @@ let shown = { id: null, title: null, turns: [] };
 let form, flow, inner, hint, known = {};
 
 export const talk = { title: () => shown.title ?? words.talk, open, hear, refresh };
-export const shownConversation = () => shown.id;
 
 async function open(main, id) {
   if (!main.querySelector("#talk")) build(main);
