@@ -22,7 +22,7 @@ def test_more_rejections_want_more_steps() -> None:
 
 def test_the_time_left_goes_from_what_was_expected_to_what_is_measured() -> None:
     clock = Clock()
-    run = RunClock(10, Timing(start=4, step=1, end=6), clock)
+    run = RunClock(10, Timing(start=4, step=1, end=6), now=clock)
     assert (run.phase, run.seconds_left()) == ("starting", 20)
     clock.now += 3
     assert run.seconds_left() == 17
@@ -37,11 +37,23 @@ def test_the_time_left_goes_from_what_was_expected_to_what_is_measured() -> None
     assert (run.phase, run.seconds_left()) == ("checking", 1)
 
 
+def test_a_run_that_goes_on_has_the_rest_before_it() -> None:
+    clock = Clock()
+    run = RunClock(10, Timing(start=4, step=1, end=6), done=7, now=clock)
+    assert run.seconds_left() == 4 + 3 + 6
+    for step in range(1, 8):  # told again
+        run.add(step)
+    assert run.phase == "starting"
+    clock.now += 5
+    run.add(8)
+    assert (run.phase, run.seconds_left(), run.measured().start) == ("training", 2 + 6, 4)
+
+
 def test_the_next_run_is_expected_to_take_as_long(tmp_path: Path) -> None:
     clock, store = Clock(), Store(tmp_path / "void.db")
     timings = Timings(store.settings, Timing.from_pass(0.05))
     assert timings.expected().seconds(12) == 30
-    run = RunClock(3, timings.expected(), clock)
+    run = RunClock(3, timings.expected(), now=clock)
     assert run.measured() == timings.expected()  # nothing was heard of it
     clock.now += 7
     for step in (1, 2, 3):

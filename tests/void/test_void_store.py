@@ -17,6 +17,7 @@ import pytest
 from buleyean_rl.data.records import make_record
 from buleyean_rl.errors import UsageError
 from buleyean_rl.void.store import ImportedFile, Store
+from buleyean_rl.void.store.imports import CHUNK
 from buleyean_rl.void.store.rejections import record_rows
 from buleyean_rl.void.store.schema import MIGRATIONS
 from void_rows import add_import, reject
@@ -37,8 +38,38 @@ def test_an_import_is_stored_whole_or_not_at_all(store: Store) -> None:
     with pytest.raises(OSError, match="cannot be read on"):
         store.imports.add(ImportedFile("upload-1", "0", "log"), "records", 1, rows())
     assert store.rejections.count() == 0
-    assert store.imports.list() == []
+    assert store.imports.list() == store.database.all("SELECT id FROM rejections") == []
     assert add_import(store, "upload-1", [make_record("p", ["a"])]) == 1
+
+
+def test_others_write_while_a_large_import_is_stored_and_a_kill_leaves_nothing_of_it(tmp_path: Path) -> None:
+    def rows(last: Any) -> Iterator[dict[str, Any]]:
+        for number in range(CHUNK + 1):
+            if number == CHUNK:
+                last()
+            yield from record_rows(make_record("p", [f"answer {number}"]))
+
+    class Killed(BaseException):
+        pass
+
+    def write() -> None:
+        reject(store, "uid-1")
+        assert (store.rejections.count(), store.imports.list()) == (1, [])
+
+    store = Store(tmp_path / "void.db")
+    store.imports.add(ImportedFile("upload-1", "0", "log"), "records", 1, rows(write))
+    assert store.rejections.count() == CHUNK + 2
+
+    def kill() -> None:
+        store.close()  # nothing can be written any more
+        raise Killed
+
+    with pytest.raises((Killed, sqlite3.ProgrammingError)):
+        store.imports.add(ImportedFile("upload-2", "0", "log"), "records", 1, rows(kill))
+    store = Store(tmp_path / "void.db")
+    assert (store.rejections.count(), len(store.imports.list())) == (CHUNK + 2, 1)
+    assert store.database.count("rejections") == CHUNK + 2
+    store.close()
 
 
 def test_an_import_is_undone_and_redone_as_one(store: Store) -> None:

@@ -54,17 +54,19 @@ class RunClock:
     Args:
         steps: in all.
         expected: what its parts will take.
+        done: steps of an earlier process.
         now: a clock, in seconds.
     """
 
-    def __init__(self, steps: int, expected: Timing, now: Callable[[], float] = time.monotonic) -> None:
-        self._steps, self._expected, self._now = steps, expected, now
+    def __init__(self, steps: int, expected: Timing, done: int = 0, now: Callable[[], float] = time.monotonic) -> None:
+        self._steps, self._expected, self._done, self._now = steps, expected, done, now
         self._began = now()
         self._points: list[tuple[int, float]] = []  # the first step that was heard of, and the last
 
     def add(self, step: int) -> None:
-        """Note a step."""
-        self._points = [*self._points[:1], (step, self._now())]
+        """Note a step; one of an earlier process tells nothing."""
+        if step > self._done:
+            self._points = [*self._points[:1], (step, self._now())]
 
     @property
     def phase(self) -> str:
@@ -76,7 +78,7 @@ class RunClock:
     def seconds_left(self) -> int:
         """Until the model can be used; at least one."""
         if not self._points:
-            left = self._expected.seconds(self._steps) - (self._now() - self._began)
+            left = self._expected.seconds(self._steps - self._done) - (self._now() - self._began)
         else:
             step, since = self._points[-1][0], self._now() - self._points[-1][1]
             left = (self._steps - step) * self._step_seconds() + self._expected.end - since
@@ -87,7 +89,7 @@ class RunClock:
         if not self._points:
             return self._expected
         step = self._step_seconds()
-        start = self._points[0][1] - self._began - self._points[0][0] * step
+        start = self._points[0][1] - self._began - (self._points[0][0] - self._done) * step
         return Timing(max(0.0, start), step, self._now() - self._points[-1][1])
 
     def _step_seconds(self) -> float:

@@ -172,7 +172,8 @@ class Training:
         except OSError as error:
             self._end(run, "failed", f"could not be started: {error.strerror}: train again")
             raise
-        self._clock = RunClock(steps, self._timings.expected())
+        done = (self._store.runs.get(run) or {}).get("step") or 0
+        self._clock = RunClock(steps, self._timings.expected(), done)
         self.running, self._killed = run, False
         _tell(process, {"model": self._model, "folder": str(folder), "steps": steps})
         if stopping:

@@ -178,7 +178,7 @@ class Conversations:
         values = answer | {"attempt": attempt, "seed": attempt, "state": "waiting", "text": "", "error": ""}
         values |= {"temperature": answer["temperature"] or AGAIN_TEMPERATURE, "drawn": None, "subject": ""}
         with self._database.writing() as db:
-            db.execute(INSERT_ANSWER.replace("INSERT", "INSERT OR IGNORE", 1), values)
+            db.execute(INSERT_ANSWER, values)  # once, if it is asked for twice at a time
 
     def _turns(self, where: str, value: str) -> list[Row]:
         with self._database.reading():
@@ -207,7 +207,7 @@ class Conversations:
         return answers
 
 
-INSERT_ANSWER = """INSERT INTO answers
+INSERT_ANSWER = """INSERT OR IGNORE INTO answers
     (turn, slot, attempt, model, name, context, temperature, seed, state, text, error, drawn, subject)
     VALUES (:turn, :slot, :attempt, :model, :name, :context, :temperature, :seed, :state, :text, :error, :drawn,
     :subject)"""

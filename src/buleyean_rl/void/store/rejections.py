@@ -18,9 +18,9 @@ EXCERPT = 120  # characters
 # An answer that was up for rejection and never was anchors; it is no rejection itself.
 ACTIVE = "undone IS NULL AND count > 0"
 INSERT = """INSERT OR IGNORE INTO rejections
-    (uid, digest, subject, prompt, answer, spans, count, rounds, drawn, reason, source, created, import)
+    (uid, digest, subject, prompt, answer, spans, count, rounds, drawn, reason, source, created, undone, import)
     VALUES (:uid, :digest, :subject, :prompt, :answer, :spans, :count, :rounds, :drawn, :reason, :source, :created,
-    :import)"""
+    :undone, :import)"""
 SAME = """SELECT id, reason FROM rejections
     WHERE uid = ? OR (digest = ? AND undone IS NULL AND count = ? AND import IS NULL)"""
 UNDONE_REASON = """SELECT reason FROM rejections WHERE digest = ? AND undone IS NOT NULL AND reason != ''
@@ -56,7 +56,8 @@ class Rejections:
                 if not reason:
                     earlier = db.execute(UNDONE_REASON, (row["digest"],)).fetchone()
                     reason = earlier["reason"] if earlier else ""
-                values = {"uid": uid, "reason": reason, "source": source, "created": time.time(), "import": None}
+                values: Row = {"uid": uid, "reason": reason, "source": source, "created": time.time()}
+                values |= {"undone": None, "import": None}
                 stored = {"id": db.execute(INSERT, row | values).lastrowid, "reason": reason}
         return dict(stored)
 
