@@ -68,9 +68,7 @@ def test_from_the_first_visit_to_a_file(void: Process, browser: Browser, tmp_pat
     browser.click("#train")
     browser.until(lambda: browser.all("#stop") and browser.find("#stop").is_displayed())
     browser.until(lambda: browser.all("#verdict:not([hidden]) [data-do=keep]"), 180)
-    assert browser.text("#verdict").split("\n")[1].endswith("nlearned: 1 of 1.") or "unlearned" in browser.text(
-        "#verdict"
-    )
+    assert "nlearned" in browser.text("#verdict .verdict")  # or "Nothing was unlearned"
     browser.until(lambda: "Training has ended" in browser.text("#said"))
     browser.click("[data-do=keep]")
     browser.until(lambda: not browser.find("#verdict").is_displayed())
@@ -174,7 +172,7 @@ def test_markup_in_prompt_answer_reason_and_names_stays_text(void: Process, brow
     assert browser.text("#rows").count("<script>") >= 3
     assert browser.all("main script, main img, #rows b") == []
     browser.find("nav a[href='#talk']").click()
-    browser.until(lambda: SCRIPT in browser.text("#conversations"))
+    browser.until(lambda: SCRIPT[:40] in browser.text("#conversations"))
     assert browser.all("#conversations img") == []
     time.sleep(0.2)
     assert "broken" not in browser.driver.title.replace(SCRIPT[:20], "").replace("'broken'", "")
