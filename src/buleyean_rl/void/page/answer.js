@@ -1,7 +1,7 @@
 // An answer: its text, what was rejected of it, and what can be done with it.
 
 import { allow, button, make, toast } from "./dom.js";
-import { barIsAt, barOffers, hideBar, showBar, whenSelected } from "./marking.js";
+import { barIsAt, barOffers, hideBar, hideBarSoon, showBar, whenSelected } from "./marking.js";
 import { insist, newUid } from "./server.js";
 import { selectByKey, selectedIn, showRendered, spanOf } from "./text.js";
 import { words } from "./strings.js";
@@ -17,7 +17,10 @@ export class Answer {
     this.tag = make("span", { class: "tag" });
     this.text = make("div", { class: "text", tabindex: 0, role: "group", onkeydown: (event) => this.pressed(event) });
     this.text.addEventListener("click", (event) => this.offerUndo(event.target));
-    this.text.addEventListener("pointerover", (event) => { if (event.pointerType === "mouse") this.offerUndo(event.target); });
+    this.text.addEventListener("pointerover", (event) => {
+      if (event.pointerType === "mouse" && event.target.closest("del")) this.offerUndo(event.target);
+      else if (barIsAt(this.text) && barOffers("undo-here")) hideBarSoon();
+    });
     this.text.addEventListener("focusin", (event) => this.offerUndo(event.target));
     this.text.addEventListener("focusout", (event) => { if (event.target.matches("del") && !event.relatedTarget?.closest("#marking")) hideBar(); });
     this.state = make("div", { class: "state note" });
@@ -111,7 +114,7 @@ export class Answer {
     const part = target.closest("del"), rejection = part && this.rejectionAt(part);
     if (selectedIn(this.text) || this.whole) return;
     if (!rejection && barIsAt(this.text)) hideBar();
-    if (rejection) showBar(this.text, part, words.undoPart, () => this.undo(rejection));
+    if (rejection) showBar(this.text, part, words.undoPart, () => this.undo(rejection), { "data-do": "undo-here" });
   }
 
   // The characters that are selected in it, if any, as spans.

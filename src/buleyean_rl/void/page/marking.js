@@ -4,9 +4,18 @@ import { button, make } from "./dom.js";
 
 const GAP = matchMedia("(pointer: coarse)").matches ? 56 : 8; // on a phone, above the system's own handles
 
-let bar = null;
+const LINGER = 400; // milliseconds in which the mouse finds the bar
+
+let bar = null, leaving = null;
+
+// The mouse has left the words: the bar goes, unless the mouse is on its way to it.
+export function hideBarSoon() {
+  clearTimeout(leaving);
+  leaving = setTimeout(() => { if (!bar?.matches(":hover, :focus-within")) hideBar(); }, LINGER);
+}
 
 export function hideBar() {
+  clearTimeout(leaving);
   bar?.remove();
   bar = null;
 }
