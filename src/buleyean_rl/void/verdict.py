@@ -12,7 +12,7 @@ from buleyean_rl.void.store import Row
 
 COMPARED = 200  # characters of a rejected text: who says them says it again
 LEARNT_NATS = 0.05  # by which rejected answers become less likely, at least
-UNCHANGED, SLIGHTLY = 0.03, 0.1  # KL of other text from the base, in nats per token, at most
+UNCHANGED, SLIGHTLY = 0.02, 0.05  # KL of other text from the base at most, nats per token: the latter is the guard's
 
 
 def is_unlearned(answer: str, spans: Spans, after: str) -> bool:
