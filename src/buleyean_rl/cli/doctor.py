@@ -93,7 +93,7 @@ def _software() -> list[Finding]:
     for engine in ENGINES:
         version = _installed_version(engine)
         findings.append(Finding(engine, version or f"missing: pip install {engine}", version is not None))
-    has_page = all(map(_installed_version, ("starlette", "uvicorn")))
+    has_page = all(map(_installed_version, ("starlette", "uvicorn", "markdown-it-py", "nh3")))
     return [
         *findings,
         Finding("void", "installed" if has_page else "missing: pip install '.[void]' in the clone", has_page),
