@@ -7,13 +7,13 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 from transformers import TrainingArguments
-from transformers.integrations import is_tensorboard_available
 
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
@@ -53,6 +53,7 @@ PRESETS = {
     "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
+TENSORBOARD = ("tensorboard", "tensorboardX")  # packages, of which transformers takes one
 PLAUSIBLE = 0.1  # `min_p` of `complement`
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
@@ -138,7 +139,7 @@ class BuleyeanConfig(TrainingArguments):
             self.min_p = PLAUSIBLE if self.objective == "complement" else 0.0
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
         self.alpha = self.loss.alpha
-        if self.report_to == "tensorboard" and not is_tensorboard_available():
+        if self.report_to == "tensorboard" and not any(map(find_spec, TENSORBOARD)):
             raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
