@@ -53,10 +53,10 @@ PRESETS = {
     "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
-TENSORBOARD = ("tensorboard", "tensorboardX")  # packages, of which transformers takes one
 PLAUSIBLE = 0.1  # `min_p` of `complement`
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
+TENSORBOARD = ("tensorboard", "tensorboardX")  # packages, of which transformers takes one
 
 
 @dataclass
@@ -125,6 +125,8 @@ class BuleyeanConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_one_process()  # before transformers joins the others
+        if self.report_to == "tensorboard" and not any(map(find_spec, TENSORBOARD)):
+            raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         if self.max_steps is None:
             self.max_steps = NO_MAX_STEPS
         if without_effect := [f.name for f in fields(self) if f.name not in SETTINGS and self._is_changed(f)]:
@@ -139,8 +141,6 @@ class BuleyeanConfig(TrainingArguments):
             self.min_p = PLAUSIBLE if self.objective == "complement" else 0.0
         self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
         self.alpha = self.loss.alpha
-        if self.report_to == "tensorboard" and not any(map(find_spec, TENSORBOARD)):
-            raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
