@@ -87,4 +87,6 @@ def test_exporting_returns_the_files_and_chat_talks_to_them(
 def test_an_adapter_is_exported_alone(base: Path, run: Path, tmp_path: Path) -> None:
     exported = export(run, tmp_path / "adapter.gguf", adapter=True, overwrite=True)
     assert [file.quant for file in exported.files] == ["f16"]
+    with pytest.raises(BuleyeanError, match="one quantisation"):
+        export(run, tmp_path / "other.gguf", ["f16", "q8_0"], adapter=True)
     assert base.exists()

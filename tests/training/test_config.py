@@ -58,10 +58,10 @@ def test_nothing_is_published_or_reported(tmp_path: Path) -> None:
 
 
 def test_a_log_for_tensorboard_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buleyean_rl.training.config.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr("buleyean_rl.training.config.find_spec", lambda _: None)
     with pytest.raises(UsageError, match="pip install tensorboard"):
         BuleyeanConfig(output_dir=str(tmp_path), report_to="tensorboard")
-    monkeypatch.setattr("buleyean_rl.training.config.is_tensorboard_available", lambda: True)
+    monkeypatch.setattr("buleyean_rl.training.config.find_spec", lambda name: name)
     assert BuleyeanConfig(output_dir=str(tmp_path), report_to="tensorboard").settings()["report_to"] == "tensorboard"
 
 

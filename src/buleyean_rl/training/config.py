@@ -7,13 +7,13 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 from transformers import TrainingArguments
-from transformers.integrations import is_tensorboard_available
 
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
@@ -54,6 +54,7 @@ LOG = PRESETS["log"]
 STEPS = {"learning_rate": 2e-4, "num_train_epochs": 1.0, "per_device_train_batch_size": 4}
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
+TENSORBOARD = ("tensorboard", "tensorboardX")  # packages, of which transformers takes one
 
 
 @dataclass
@@ -131,6 +132,8 @@ class BuleyeanConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_one_process()  # before transformers joins the others
+        if self.report_to == "tensorboard" and not any(map(find_spec, TENSORBOARD)):
+            raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         self.open_steps = [name for name in STEPS if getattr(self, name) is None]
         for name in self.open_steps:
             setattr(self, name, STEPS[name])
@@ -147,8 +150,6 @@ class BuleyeanConfig(TrainingArguments):
         prior = Prior(self.prior_mean or 1.0, self.prior_rounds)
         self.loss = Objective(self.objective, self.alpha, self.tau or 1.0, self.beta, prior, self.min_p)
         self.alpha, self.min_p = self.loss.alpha, self.loss.min_p
-        if self.report_to == "tensorboard" and not is_tensorboard_available():
-            raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
