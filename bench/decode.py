@@ -3,15 +3,16 @@
     python bench/decode.py [steps | adapter | uneven | memory | rates ...] [--rounds 2] [--sequences 2000]
 
 A step's bounds: its arithmetic, at the machine's peak in bf16; its traffic, all weights and the cached keys and values
-once, at the speed of reading memory. llama.cpp answers the same prompts from a file of the same weights, in bf16
-and as Q8_0, with as many slots as there are conversations; each round runs everything once. Only a run of all
-parts goes into the table.
+once, at the speed of reading memory; a large product and a sweep over memory run in turn with the steps. llama.cpp
+answers the same prompts from a file of the same weights, in bf16 and as Q8_0, with as many slots as there are
+conversations; each round runs everything once. Each part replaces its own rows of the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 import sys
 import tempfile
 import time
@@ -38,22 +39,17 @@ from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.weights import load_tokenizer
-from run import peak_flops, seconds
+from run import seconds
 
 STEPS_OF, CONTEXTS, CONVERSATIONS = (1, 8, 64, 256), (128, 1024), (1, 8, 64)
 TOKENS = 128
+MATRIX = 2048  # rows and columns of the product that shows the machine's peak
 READ_BYTES = 1 << 29  # more than any cache holds
 MEMORY_BLOCKS = 1024  # of keys and values, read again and again where there are more: as much as is read at once
 
 
-def read_speed() -> float:
-    """Bytes a second of memory that is only read."""
-    x = torch.ones(READ_BYTES // 8, dtype=torch.int64)
-    return READ_BYTES / seconds(lambda: x.sum(), 9)
-
-
-def step_seconds(decoder: Decoder, width: int, conversations: int, context: int, draws: int) -> float:
-    """Of a step in which every conversation has so many tokens, and some draw another one at temperature 0.8."""
+def make_step(decoder: Decoder, width: int, conversations: int, context: int, draws: int) -> Callable[[], None]:
+    """A step in which every conversation has so many tokens, and some draw another one at temperature 0.8."""
     needed = -(-context // CACHE_BLOCK)
     memory = torch.zeros(min(conversations * needed, MEMORY_BLOCKS), decoder.block_numbers, dtype=torch.bfloat16)
     addresses = [memory[i % len(memory)].data_ptr() for i in range(conversations * needed)]
@@ -63,36 +59,51 @@ def step_seconds(decoder: Decoder, width: int, conversations: int, context: int,
     x = torch.randn(conversations, width, dtype=torch.bfloat16)
     drawing = Draws(places[:draws], torch.full((draws,), 0.8), torch.full((draws,), 0.95), torch.rand(draws))
 
-    def step() -> None:
+    def step(_memory: torch.Tensor = memory) -> None:  # which has to live as long
         decoder.step(Rows(x.clone(), rotations, rotations, places, positions, blocks), drawing)
 
-    return seconds(step, max(5, 200 // conversations))
+    return step
+
+
+def in_turn(steps: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
+    """The seconds of each of some steps, one after the other, again and again."""
+    for step in steps:
+        step()
+    return [[seconds(step, 1, warm=False) for step in steps] for _ in range(repeats)]
 
 
 def step_rows(model: Any) -> list[dict[str, str]]:
     """The time of a step, of its parts, and its bounds."""
-    decoder, width, peak, speed = CachedDecoder(model).decoder, model.config.hidden_size, peak_flops(), read_speed()
+    decoder, width = CachedDecoder(model).decoder, model.config.hidden_size
     weights = sum(each.weight.numel() for each in model.modules() if isinstance(each, nn.Linear))
-    rows = [results.figure("machine", "peak_flops", peak), results.figure("machine", "read_bytes_per_s", speed)]
+    a, x = torch.randn(MATRIX, MATRIX, dtype=torch.bfloat16), torch.ones(READ_BYTES // 8, dtype=torch.int64)
+    rows, peaks, speeds = [], [], []
     for context in CONTEXTS:
         for conversations in STEPS_OF:
             cached = conversations * context * decoder.block_numbers // CACHE_BLOCK
             attended = cached * decoder.heads // decoder.key_heads
-            whole = step_seconds(decoder, width, conversations, context, conversations)
-            without_head = step_seconds(decoder, width, conversations, context, 0)
-            bounds = {
-                "arithmetic_seconds": 2 * (conversations * weights + attended) / peak,
-                "traffic_seconds": 2 * (weights + cached) / speed,
-            }
+            kinds = [(context, conversations), (context, 0), (1, 0)]
+            steps = [make_step(decoder, width, conversations, length, draws) for length, draws in kinds]
+            times = in_turn([*steps, lambda: a @ a, lambda: x.sum()], max(15, 200 // conversations))
+            whole, without_head, without_attention, product, read = map(statistics.median, zip(*times, strict=True))
+            arithmetic = (conversations * weights + attended) / MATRIX**3  # of such a product
+            traffic = 2 * (weights + cached) / READ_BYTES
             parts = {
                 "seconds": whole,
                 "head_and_drawing_seconds": whole - without_head,
-                "attention_seconds": without_head - step_seconds(decoder, width, conversations, 1, 0),
-                "bound_over_seconds": max(bounds.values()) / whole,
+                "attention_seconds": without_head - without_attention,
+                "arithmetic_seconds": arithmetic * product,
+                "traffic_seconds": traffic * read,
+                "bound_over_seconds": statistics.median(
+                    max(arithmetic * p, traffic * r) / s for s, _, _, p, r in times
+                ),
             }
             subject = f"step of {conversations} at {context} tokens"
-            rows += [results.figure(subject, name, value) for name, value in (parts | bounds).items()]
-    return rows
+            rows += [results.figure(subject, name, value) for name, value in parts.items()]
+            peaks.append(2 * MATRIX**3 / product)
+            speeds.append(READ_BYTES / read)
+    machine = {"peak_flops": peaks, "read_bytes_per_s": speeds}
+    return [*(results.figure("machine", name, values) for name, values in machine.items()), *rows]
 
 
 def adapter_rows(model: Any) -> list[dict[str, str]]:
@@ -101,9 +112,10 @@ def adapter_rows(model: Any) -> list[dict[str, str]]:
     decoders, width = [CachedDecoder(each).decoder for each in (adapted, model)], model.config.hidden_size
     rows = []
     for conversations in CONVERSATIONS:
-        pairs = [[step_seconds(each, width, conversations, 128, conversations) for each in decoders] for _ in range(5)]
-        ratios = [with_adapter / without for with_adapter, without in pairs]
-        rows.append(results.figure(f"step of {conversations} at 128 tokens", "with_adapter_over_without", ratios))
+        steps = [make_step(each, width, conversations, 128, conversations) for each in decoders]
+        pairs = in_turn(steps, max(60, 400 // conversations))
+        ratio = statistics.median(with_adapter / without for with_adapter, without in pairs)
+        rows.append(results.figure(f"step of {conversations} at 128 tokens", "with_adapter_over_without", ratio))
     return rows
 
 
@@ -171,7 +183,7 @@ def memory_rows(model: Any) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="of the table; all if none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; all if none is named")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=2000, help="of uneven lengths (%(default)s)")
     results.add_arguments(parser, results.processor())
@@ -186,11 +198,11 @@ def main() -> None:
     if unknown := set(arguments.parts) - set(measures):
         parser.error(f"no part {', '.join(sorted(unknown))}: there are {', '.join(measures)}")
     model = load_for_inference(BUNDLED, torch.device("cpu"))
-    rows = [row for name in arguments.parts or measures for row in measures[name](model)]
-    if not arguments.parts:
-        results.replace("decode", rows, arguments.processor, "bfloat16", arguments.output)
-    for row in rows:
-        print(f"{row['subject']}: {row['figure']} {row['value']}")
+    for name in arguments.parts or measures:
+        rows = measures[name](model)
+        results.replace(f"decode {name}", rows, arguments.processor, "bfloat16", arguments.output)
+        for row in rows:
+            print(f"{row['subject']}: {row['figure']} {row['value']}")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def replace(benchmark: str, rows: Sequence[dict[str, str]], processor: str, prec
     """Put a benchmark's rows in the place of those that this processor had.
 
     Args:
-        benchmark: its script's name.
+        benchmark: its script's name, and which of its parts ran, where each has rows of its own.
         rows: as `figure` makes them.
         processor: which.
         precision: what was computed in.
@@ -71,7 +71,9 @@ def replace(benchmark: str, rows: Sequence[dict[str, str]], processor: str, prec
         "torch": version("torch"),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
-        "command": " ".join([f"python bench/{benchmark}.py", *(Path(argument).name for argument in sys.argv[1:])]),
+        "command": " ".join(
+            [f"python bench/{benchmark.split()[0]}.py", *(Path(argument).name for argument in sys.argv[1:])]
+        ),
     }
     others = [row for row in read(path) if (row["processor"], row["benchmark"]) != (processor, benchmark)]
     write([*others, *(origin | row for row in rows)], path)

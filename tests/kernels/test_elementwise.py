@@ -17,8 +17,7 @@ TOLERANCE = {"rtol": 2**-6, "atol": 2**-6}
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, backward: bool = False) -> None:
     """Rotary embedding, or its gradient, into `y`. Shapes: (heads, tokens, width), (tokens, width) twice."""
-    heads = abi.Heads.of(x), abi.Heads.of(y)
-    abi.call("rope", byref(abi.RopeArgs(*heads, abi.address(cos), abi.address(sin), x.shape[-1], backward)))
+    abi.call("rope", byref(abi.Heads.of(y.copy_(x))), cos, sin, x.shape[-1], backward)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

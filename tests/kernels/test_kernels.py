@@ -18,7 +18,7 @@ FEW_ROWS = 4  # of gemm.c
 
 
 def matrix(x: Tensor | None) -> abi.Matrix:
-    return abi.Matrix() if x is None else abi.Matrix(x.data_ptr(), *x.stride())
+    return abi.Matrix() if x is None else abi.Matrix(x.data_ptr(), *x.shape, *x.stride())
 
 
 def gemm(
@@ -28,9 +28,8 @@ def gemm(
     y = torch.full((len(a), b.shape[1] + 5), 7, dtype=torch.bfloat16)
     if added is not None:
         added = torch.nn.functional.pad(added, (0, 5))
-    sizes = y.stride(0), len(a), b.shape[1], len(b), 0 if b2 is None else len(b2)
     places = abi.address(added), y.data_ptr(), None
-    abi.call("gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, *sizes)))
+    abi.call("gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, y.stride(0))))
     assert (y[:, -5:] == 7).all()
     return y[:, :-5]
 
@@ -38,9 +37,8 @@ def gemm(
 def gemm_of_transpose(a: Tensor, b: Tensor) -> Tensor:
     """a^T b, in fp32."""
     c = torch.empty(a.shape[1], b.shape[1])
-    places, sizes = (None, None, c.data_ptr()), (b.shape[1], a.shape[1], b.shape[1], len(a), 0)
     nothing = abi.Matrix(), abi.Matrix()
-    abi.call("gemm", byref(abi.GemmArgs(matrix(a.T), matrix(b), *nothing, *places, *sizes)))
+    abi.call("gemm", byref(abi.GemmArgs(matrix(a.T), matrix(b), *nothing, None, None, c.data_ptr(), b.shape[1])))
     return c
 
 

@@ -27,7 +27,7 @@ def _sizes(*names: str) -> tuple[tuple[str, Any], ...]:
 class Matrix(ctypes.Structure):
     """A matrix with the strides of its rows and columns."""
 
-    _fields_ = (*_pointers("data"), *_sizes("row_stride", "column_stride"))
+    _fields_ = (*_pointers("data"), *_sizes("rows", "columns", "row_stride", "column_stride"))
 
 
 class GemmArgs(ctypes.Structure):
@@ -36,7 +36,7 @@ class GemmArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("a", "b", "a2", "b2")),
         *_pointers("added", "y", "c"),
-        *_sizes("y_stride", "rows", "columns", "depth", "depth2"),
+        *_sizes("y_stride"),
     )
 
 
@@ -98,28 +98,6 @@ class HeadSoftmaxArgs(ctypes.Structure):
     )
 
 
-class RmsNormArgs(ctypes.Structure):
-    """Of `rms_norm` and its backward pass."""
-
-    _fields_ = (
-        *_pointers("x", "weight", "grad_y", "added", "y", "grad_x"),
-        *_sizes("rows", "width"),
-        ("epsilon", c_float),
-    )
-
-
-class SwigluArgs(ctypes.Structure):
-    """Of `swiglu` and its backward pass."""
-
-    _fields_ = (*_pointers("gate_up", "grad_y", "y", "grad_gate_up"), *_sizes("stride", "rows", "width"))
-
-
-class RopeArgs(ctypes.Structure):
-    """Of `rope`."""
-
-    _fields_ = (("x", Heads), ("y", Heads), *_pointers("cosine", "sine"), *_sizes("head_width", "backward"))
-
-
 class DecoderLayerStruct(ctypes.Structure):
     """The weights of a decoder layer."""
 
@@ -151,7 +129,7 @@ class SavedActivationsStruct(ctypes.Structure):
 class RowLinear(ctypes.Structure):
     """A linear layer for few rows."""
 
-    _fields_ = (*_pointers("weight", "bias", "a", "b"), *_sizes("depth", "columns", "rank"))
+    _fields_ = (*_pointers("weight", "bias", "a", "b"), *_sizes("depth", "columns", "rank", "first", "ranks"))
 
 
 class CachedLayer(ctypes.Structure):
@@ -178,25 +156,13 @@ class DecodeArgs(ctypes.Structure):
         *_pointers("x", "cosine", "sine", "sequence", "position", "blocks"),
         *_sizes("rows", "blocks_per_sequence", "draws"),
         *_pointers("drawn_row", "temperature", "top_p", "uniform", "token", "logprob"),
-        *_pointers("qkv", "packed", "gates", "lora_hidden", "logits"),
+        *_pointers("qkv", "lora_hidden", "packed", "gates", "logits"),
     )
 
 
-STRUCTS = (  # in the order of `struct_sizes` in memory.c
-    *(
-        Matrix,
-        GemmArgs,
-        Linear,
-        Heads,
-        CuSeqlensStruct,
-        AttentionArgs,
-        HeadSoftmaxArgs,
-        RmsNormArgs,
-        SwigluArgs,
-        RopeArgs,
-    ),
-    *(DecoderLayerStruct, PackedSequenceStruct, SavedActivationsStruct),
-    *(RowLinear, CachedLayer, DecodeArgs),
+STRUCTS = (  # those that hold no other one of these, in the order of `struct_sizes` in memory.c
+    *(GemmArgs, AttentionArgs, HeadSoftmaxArgs, DecoderLayerStruct),
+    *(PackedSequenceStruct, SavedActivationsStruct, CachedLayer, DecodeArgs),
 )
 SIGNATURES = {
     "gemm": [POINTER(GemmArgs), c_int],
@@ -208,9 +174,9 @@ SIGNATURES = {
     "head_softmax": [POINTER(HeadSoftmaxArgs), c_int],
     "decoder_layers": [c_void_p, c_int64, *[c_void_p] * 3, c_int],
     "decoder_layers_backward": [c_void_p, c_int64, *[c_void_p] * 4, c_int, c_void_p, c_int],
-    "rms_norm": [POINTER(RmsNormArgs), c_int],
-    "swiglu": [POINTER(SwigluArgs), c_int],
-    "rope": [POINTER(RopeArgs), c_int],
+    "rms_norm": [*[c_void_p] * 2, c_float, *[c_void_p] * 2, *[c_int64] * 2, *[c_void_p] * 2, c_int],
+    "swiglu": [c_void_p, c_int64, c_void_p, *[c_int64] * 2, *[c_void_p] * 2, c_int],
+    "rope": [POINTER(Heads), *[c_void_p] * 2, c_int64, c_int, c_int],
     "decode": [POINTER(DecodeArgs), c_int],
     "limit_memory": [c_int64],
 }

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import byref
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from buleyean_rl.kernels.abi import CachedLayer, DecodeArgs, RowLinear, address, call
+from buleyean_rl.kernels.abi import BLOCK, CachedLayer, DecodeArgs, RowLinear, address, call
 
 CACHE_BLOCK = 16  # tokens
+RANK_BLOCK = 8  # ADAPTER_COLUMNS in `decode.c`
 
 
 class LinearWeights(NamedTuple):
@@ -21,20 +23,54 @@ class LinearWeights(NamedTuple):
     Args:
         weight: Shape: (outputs, inputs).
         bias: Shape: (outputs,), or None.
-        a: Shape: (rank, inputs), or None.
-        b: scaled. Shape: (outputs, rank), or None.
+        a: of all layers that share the input. Shape: (ranks, inputs), or None.
+        b: scaled, by blocks of outputs. Shape: (outputs / 32, rank / 2, 32, 2), or None.
+        first: of the rows of `a`, where this layer's begin.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     a: Tensor | None = None
     b: Tensor | None = None
+    first: int = 0
 
     def as_struct(self) -> RowLinear:
         """As `kernels.h` has it; this has to outlive it."""
         pointers = map(address, (self.weight, self.bias, self.a, self.b))
         columns, depth = self.weight.shape
-        return RowLinear(*pointers, depth, columns, 0 if self.a is None else len(self.a))
+        rank, ranks = 0 if self.b is None else 2 * self.b.shape[1], 0 if self.a is None else len(self.a)
+        return RowLinear(*pointers, depth, columns, rank, self.first, ranks)
+
+
+def share_input(
+    linears: Sequence[LinearWeights], adapters: Sequence[tuple[Tensor, Tensor] | None]
+) -> list[LinearWeights]:
+    """Linear layers with one input, and their adapters.
+
+    Args:
+        linears: without adapters.
+        adapters: A and B, scaled, of each that has one. Shapes: (rank, inputs), (outputs, rank).
+    """
+    filled = [None if pair is None else _fill_rank(*pair) for pair in adapters]
+    if not any(filled):
+        return list(linears)
+    a = torch.cat([pair[0] for pair in filled if pair])
+    firsts = accumulate((len(pair[0]) if pair else 0 for pair in filled), initial=0)
+    return [
+        linear._replace(a=a, b=pair and _as_words(pair[1]), first=first)
+        for linear, pair, first in zip(linears, filled, firsts, strict=False)
+    ]
+
+
+def _fill_rank(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """With zeros, up to a multiple of what is computed at once."""
+    missing = -len(a) % RANK_BLOCK
+    return nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing))
+
+
+def _as_words(b: Tensor) -> Tensor:
+    outputs, rank = b.shape
+    return b.view(outputs // BLOCK, BLOCK, rank // 2, 2).transpose(1, 2).contiguous()
 
 
 class LayerWeights(NamedTuple):
@@ -128,8 +164,11 @@ class Decoder:
         queries, keys, *_, down = (linear.weight.shape for linear in layers[0].linears)
         self.head_width = head_width
         self.heads, self.key_heads = queries[0] // head_width, keys[0] // head_width
-        rank = max(struct.rank for layer in self._structs for struct in (layer.q, layer.output, layer.gate, layer.down))
-        self._widths = (queries[0] + 2 * keys[0], max(queries), down[1], rank or 1)  # no memory would be NULL
+        ranks = max(
+            struct.ranks for layer in self._structs for struct in (layer.q, layer.output, layer.gate, layer.down)
+        )
+        qkv, gates = queries[0] + 2 * keys[0], down[1]
+        self._widths = (qkv, ranks or 1, max(queries), gates)  # no memory would be NULL
         self._row_memory: list[Tensor] = []
         self.logits = torch.empty(0, len(weights.head))  # of the last draws, and memory for more
         self.block_numbers = len(layers) * 2 * keys[0] * CACHE_BLOCK  # of a block of the cache
@@ -164,7 +203,7 @@ class Decoder:
     def _allocate(self, rows: int, draws: int) -> None:
         """Memory to work in, kept from step to step."""
         if not self._row_memory or len(self._row_memory[0]) < rows:
-            dtypes = (torch.bfloat16, torch.float32, torch.float32, torch.float32)
+            dtypes = [torch.bfloat16] * 2 + [torch.float32] * 2
             memory = zip(self._widths, dtypes, strict=True)
             self._row_memory = [torch.empty(rows, width, dtype=dtype) for width, dtype in memory]
         if len(self.logits) < draws:

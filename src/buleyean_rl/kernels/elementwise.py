@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import byref
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import RmsNormArgs, SwigluArgs, address, call
+from buleyean_rl.kernels.abi import call
 
 LOGITS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,16 +41,14 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         epsilon: added to the mean square.
     """
     width, y = x.shape[-1], torch.empty_like(x)
-    places = address(x), address(weight), None, None, address(y), None
-    call("rms_norm", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
+    call("rms_norm", x, weight, epsilon, None, None, x.numel() // width, width, y, None)
     return y
 
 
 def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """The gradient in `x` from that in the result of `rms_norm`. Shapes as there, contiguous."""
     width, grad_x = x.shape[-1], torch.empty_like(x)
-    places = address(x), address(weight), address(gradient), None, None, address(grad_x)
-    call("rms_norm", byref(RmsNormArgs(*places, x.numel() // width, width, epsilon)))
+    call("rms_norm", x, weight, epsilon, gradient, None, x.numel() // width, width, None, grad_x)
     return grad_x
 
 
@@ -59,14 +56,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up. Shape: (..., 2 * width), gate before up, contiguous; to (..., width), a multiple of `BLOCK`."""
     width = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], width)
-    places = address(gate_up), None, address(y), None
-    call("swiglu", byref(SwigluArgs(*places, 2 * width, y.numel() // width, width)))
+    call("swiglu", gate_up, 2 * width, None, y.numel() // width, width, y, None)
     return y
 
 
 def swiglu_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient in `gate_up` from that in the result of `swiglu`. Shapes as there, contiguous."""
     width, grad = gradient.shape[-1], torch.empty_like(gate_up)
-    places = address(gate_up), address(gradient), None, address(grad)
-    call("swiglu", byref(SwigluArgs(*places, 2 * width, gradient.numel() // width, width)))
+    call("swiglu", gate_up, 2 * width, gradient, gradient.numel() // width, width, None, grad)
     return grad

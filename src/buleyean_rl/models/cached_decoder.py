@@ -6,20 +6,28 @@ Models of Llama's form in bf16 on a CPU: RMSNorm, rotary embeddings, SwiGLU; wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from buleyean_rl.kernels import abi
-from buleyean_rl.kernels.decode import CACHE_BLOCK, Decoder, DecoderWeights, Draws, LayerWeights, LinearWeights, Rows
+from buleyean_rl.kernels.decode import (
+    CACHE_BLOCK,
+    Decoder,
+    DecoderWeights,
+    Draws,
+    LayerWeights,
+    LinearWeights,
+    Rows,
+    share_input,
+)
 from buleyean_rl.models.fused_decoder import agree
 from buleyean_rl.models.fused_layers import epsilon_of
 from buleyean_rl.models.views import backbone, plain_model
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-SHARED_INPUT = (range(3), range(3, 4), range(4, 6), range(6, 7))  # of the linear layers: their adapters are stacked
+SHARED_INPUT = ((0, 3), (3, 4), (4, 6), (6, 7))  # which of the linear layers have one input
 PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 FIXED_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # that do not depend on the length of a sequence
 OTHER_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -147,11 +155,10 @@ def _layer_weights(layer: Any) -> LayerWeights:
         norm is not None and epsilon_of(norm) != epsilon_of(norms[0]) for norm in head_norms
     ):
         raise ValueError("not a layer of Llama's form")
-    linears = [_linear_weights(module) for module in _linears(layer)]
-    for group in SHARED_INPUT:
-        linears[group.start : group.stop] = _stack_adapters(linears[group.start : group.stop])
+    modules = _linears(layer)
+    groups = [modules[start:stop] for start, stop in SHARED_INPUT]
     return LayerWeights(
-        linears,
+        [linear for group in groups for linear in share_input(list(map(_weights, group)), list(map(_adapter, group)))],
         (norms[0].weight.detach(), norms[1].weight.detach()),
         (_weight(head_norms[0]), _weight(head_norms[1])),
         (epsilon_of(norms[0]), epsilon_of(norms[1])),
@@ -186,32 +193,21 @@ def _linear_state(module: Any) -> object:
     return name, scaling, [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
 
-def _linear_weights(module: Any) -> LinearWeights:
-    name = _adapter_in_use(module)
+def _weights(module: Any) -> LinearWeights:
+    """Of a linear module, without its adapter."""
     base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     if not isinstance(base, nn.Linear):
         raise ValueError("a linear layer of another kind")
-    bias = None if base.bias is None else base.bias.detach()
+    return LinearWeights(base.weight.detach(), None if base.bias is None else base.bias.detach())
+
+
+def _adapter(module: Any) -> tuple[Tensor, Tensor] | None:
+    """A copy of a linear module's adapter in use: A and B, scaled."""
+    name = _adapter_in_use(module)
     if name is None:
-        return LinearWeights(base.weight.detach(), bias)
+        return None
     a, b = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach() * module.scaling[name]
-    return LinearWeights(base.weight.detach(), bias, a.bfloat16(), b.bfloat16())
-
-
-def _stack_adapters(linears: list[LinearWeights]) -> list[LinearWeights]:
-    """The same with one `a` for all, of a rank filled up with zeros; each `b` is zero where another's `a` is."""
-    ranks = [0 if linear.a is None else len(linear.a) for linear in linears]
-    rank = -(-sum(ranks) // abi.BLOCK) * abi.BLOCK
-    if not rank:
-        return linears
-    a = linears[0].weight.new_zeros(rank, linears[0].weight.shape[1])
-    stacked = []
-    for linear, own, end in zip(linears, ranks, accumulate(ranks), strict=True):
-        b = linear.weight.new_zeros(len(linear.weight), rank)
-        if linear.a is not None and linear.b is not None:
-            a[end - own : end], b[:, end - own : end] = linear.a, linear.b
-        stacked.append(linear._replace(a=a, b=b))
-    return stacked
+    return a.bfloat16(), b.bfloat16()
 
 
 @torch.no_grad()

@@ -15,10 +15,11 @@
 #define CHAINS 4 /* of sums that do not wait for each other */
 #define MASKED -1e30f
 #define SMALL 64 /* columns for each thread that are too few to share them alone: rows are shared too */
+#define ADAPTER_COLUMNS 8 /* of an A that a thread takes at a time */
 
 /* What follows is called by all threads, which share the work; those after a `nowait` have to wait before it is used. */
 
-/* Where results go, (rows, stride): with what is `added` rounded to y, packed for the next product, or as logits. */
+/* Where results go, (rows, stride): plus what is `added` rounded to y, packed for the next product, or as logits. */
 typedef struct { const bf16 *added; bf16 *y; Packed *packed; float *logits; int64_t stride; } Output;
 
 static void store(const Output *o, const float *c, int64_t row, int64_t rows, int64_t column) {
@@ -37,9 +38,10 @@ static Share share_of(int64_t blocks) {
     return (Share){blocks * thread / threads, blocks * (thread + 1) / threads};
 }
 
-/* Results of layers with one input side by side. The threads do not wait for each other at the end. */
-static void linear(const RowLinear *l, int count, const Packed *x, const Packed *hidden, int64_t rows, Output output) {
-    float c[ROW_BLOCK * BLOCK];
+/* Results of layers with one input side by side, or silu of the first times the second. The threads do not wait for each other
+ * at the end. */
+static void linear(const RowLinear *l, int count, int gated, const Packed *x, const bf16 *hidden, int64_t rows, Output output) {
+    float c[ROW_BLOCK * BLOCK], c_up[ROW_BLOCK * BLOCK];
     int64_t columns = 0, threads = omp_get_num_threads(), part = ROW_BLOCK;
     for (int k = 0; k < count; k++) columns += l[k].columns;
     if (columns <= SMALL * threads) part = smaller(part, (rows + threads - 1) / threads);
@@ -51,37 +53,30 @@ static void linear(const RowLinear *l, int count, const Packed *x, const Packed 
         while (column >= layer->columns) column -= layer++->columns;
         const bf16 *next = i + parts < share.end ? layer->w + (column + BLOCK) * layer->depth : NULL;
         if (next && column + BLOCK == layer->columns) next = layer[1].w;
-        linear_block(layer, x, hidden, row, some, column, next, c);
+        linear_block(layer, x, hidden, row, some, column, gated ? l[1].w + column * l->depth : next, c);
+        if (gated) linear_block(l + 1, x, hidden, row, some, column, next, c_up);
+        for (int64_t k = 0; k < some * BLOCK && gated; k += LANES) {
+            SimdF32 z = simd_load(c + k);
+            simd_store(z * sigmoid(z) * simd_load(c_up + k), c + k);
+        }
         store(&output, c, row, some, place);
     }
 }
 
 /* hidden = x a^T. */
-static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, Packed *hidden) {
-    if (!l->rank) return;
-    linear(&(RowLinear){.w = l->a, .depth = l->depth, .columns = l->rank}, 1, x, NULL, rows,
-           (Output){.packed = hidden, .stride = l->rank});
-#pragma omp barrier
-}
-
-/* silu(gate) up */
-static void gated(const RowLinear *gate, const RowLinear *up, const Packed *x, const Packed *hidden, int64_t rows, Packed *y) {
-    float c[ROW_BLOCK * BLOCK], c_up[ROW_BLOCK * BLOCK];
-    Output output = {.packed = y, .stride = gate->columns};
-    Share share = share_of(gate->columns / BLOCK);
-    for (int64_t j = share.first; j < share.end; j++)
-        for (int64_t i = 0; i < rows; i += ROW_BLOCK) {
-            int64_t some = smaller(rows - i, ROW_BLOCK);
-            const bf16 *w = up->w + j * BLOCK * up->depth;
-            linear_block(gate, x, hidden, i, some, j * BLOCK, w, c);
-            w = j + 1 < share.end ? gate->w + (j + 1) * BLOCK * gate->depth : NULL;
-            linear_block(up, x, hidden, i, some, j * BLOCK, w, c_up);
-            for (int64_t k = 0; k < some * BLOCK; k += LANES) {
-                SimdF32 z = simd_load(c + k);
-                simd_store(z * sigmoid(z) * simd_load(c_up + k), c + k);
-            }
-            store(&output, c, i, some, j * BLOCK);
-        }
+static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, bf16 *hidden) {
+    float c[ROW_BLOCK * BLOCK];
+    int64_t threads = omp_get_num_threads(), groups = l->ranks / ADAPTER_COLUMNS, part = ROW_BLOCK;
+    if (!groups) return;
+    if (groups < threads) part = smaller(part, (rows + threads - 1) / threads);
+    Share share = share_of((rows + part - 1) / part * groups);
+    for (int64_t i = share.first; i < share.end; i++) {
+        int64_t row = i / groups * part, column = i % groups * ADAPTER_COLUMNS, some = smaller(rows - row, part);
+        multiply_block(some, ADAPTER_COLUMNS, x + row * l->depth, l->a + column * l->depth, l->depth, NULL, c);
+        for (int64_t k = 0; k < some; k++)
+            for (int64_t j = 0; j < ADAPTER_COLUMNS; j++)
+                hidden[(row + k) * l->ranks + column + j] = f32_to_bf16(c[k * BLOCK + j]);
+    }
 #pragma omp barrier
 }
 
@@ -100,7 +95,7 @@ static void norm_rows(const DecodeArgs *g, const bf16 *weight, float epsilon, in
 /* A head of a row's queries or keys, in place. */
 static void place_head(const DecodeArgs *g, const CachedLayer *l, int64_t row, bf16 *head, int is_key) {
     if (l->head_norms[is_key]) norm(head, l->head_norms[is_key], l->epsilons[0], g->head_width, head);
-    rotate(head, g->cosine + row * g->head_width, g->sine + row * g->head_width, 0, g->head_width / 2, head);
+    rotate(head, g->cosine + row * g->head_width, g->sine + row * g->head_width, 0, g->head_width / 2);
 }
 
 /* The keys of a block of the cache; its values follow them. */
@@ -139,30 +134,10 @@ static void block_scores(const bf16 *query, const bf16 *keys, int64_t width, flo
     }
 }
 
-/* y += weights * values of a block. */
-static void add_values(const bf16 *weights, int64_t tokens, const bf16 *values, int64_t width, float *y) {
-    for (int64_t j = 0; j < width; j += 2 * LANES) {
-        SimdF32 sums[2] = {simd_load(y + j), simd_load(y + j + LANES)};
-        for (int64_t token = 0; token < tokens; token += 2)
-#pragma GCC unroll 2
-            for (int k = 0; k < 2; k++)
-                sums[k] = add_words(sums[k], weights + token, values + token * width + 2 * (j + k * LANES));
-        simd_store(sums[0], y + j), simd_store(sums[1], y + j + LANES);
-    }
-}
-
 /* Weights from the scores of `tokens`; zeros after them. */
 static void softmax(float *scores, int64_t tokens, int64_t padded, float scale, bf16 *weights) {
-    SimdF32 most = simd_set(MASKED), sums = {0};
-    float largest = MASKED, inverse;
     for (int64_t i = tokens; i < padded; i++) scores[i] = MASKED;
-    for (int64_t i = 0; i < padded; i += LANES) most = simd_max(simd_load(scores + i), most);
-    for (int i = 0; i < LANES; i++) largest = fmaxf(largest, most[i]);
-    for (int64_t i = 0; i < padded; i += LANES) {
-        SimdF32 power = simd_exp2(scale * (simd_load(scores + i) - largest));
-        simd_store(power, scores + i), sums += power;
-    }
-    inverse = 1 / simd_sum(sums);
+    float inverse = 1 / powers(scores, padded, simd_largest(scores, padded), scale, MASKED, scores);
     for (int64_t i = 0; i < padded; i++) weights[i] = f32_to_bf16(inverse * scores[i]);
 }
 
@@ -187,7 +162,7 @@ static void attend(const DecodeArgs *g, int64_t layer, int64_t row, int64_t key_
     for (int64_t i = 0; i < tokens; i += TILE)
         for (int64_t h = 0; h < heads; h++) {
             const bf16 *values = cached(g, layer, row, i / TILE, key_head) + TILE * width;
-            add_values(weights + h * padded + i, smaller(tokens - i, TILE), values, width, y + h * width);
+            add_word_rows(weights + h * padded + i, smaller(tokens - i, TILE), values, width, y + h * width);
         }
     for (int64_t j = 0; j < heads * width; j += BLOCK) pack_floats(y + j, to + j);
 }
@@ -195,12 +170,13 @@ static void attend(const DecodeArgs *g, int64_t layer, int64_t row, int64_t key_
 static void decode_layer(const DecodeArgs *g, int64_t layer) {
     const CachedLayer *l = g->layers + layer;
     int64_t rows = g->rows, group = g->heads / g->key_heads;
-    Packed *packed = g->packed, *hidden = g->lora_hidden, *gates = g->gates;
+    Packed *packed = g->packed, *gates = g->gates;
+    bf16 *hidden = g->lora_hidden;
     Output qkv = {.y = g->qkv, .stride = (g->heads + 2 * g->key_heads) * g->head_width};
     Output residual = {.added = g->x, .y = g->x, .stride = g->width};
     norm_rows(g, l->norms[0], l->epsilons[0], rows, NULL);
     adapter_hidden(&l->q, packed, rows, hidden);
-    linear(&l->q, 3, packed, hidden, rows, qkv);
+    linear(&l->q, 3, 0, packed, hidden, rows, qkv);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++) cache_row(g, layer, i);
@@ -208,20 +184,21 @@ static void decode_layer(const DecodeArgs *g, int64_t layer) {
     for (int64_t i = 0; i < rows * g->key_heads; i++)
         attend(g, layer, i / g->key_heads, i % g->key_heads, packed + i * group * g->head_width);
     adapter_hidden(&l->output, packed, rows, hidden);
-    linear(&l->output, 1, packed, hidden, rows, residual);
+    linear(&l->output, 1, 0, packed, hidden, rows, residual);
 #pragma omp barrier
     norm_rows(g, l->norms[1], l->epsilons[1], rows, NULL);
     adapter_hidden(&l->gate, packed, rows, hidden);
-    gated(&l->gate, &l->up, packed, hidden, rows, gates);
+    linear(&l->gate, 1, 1, packed, hidden, rows, (Output){.packed = gates, .stride = l->down.depth});
+#pragma omp barrier
     adapter_hidden(&l->down, gates, rows, hidden);
-    linear(&l->down, 1, gates, hidden, rows, residual);
+    linear(&l->down, 1, 0, gates, hidden, rows, residual);
 #pragma omp barrier
 }
 
 /* Draws a token after some of the rows. */
 static void draw_tokens(const DecodeArgs *g) {
     norm_rows(g, g->norm, g->epsilon, g->draws, g->drawn_row);
-    linear(&g->head, 1, g->packed, NULL, g->draws, (Output){.logits = g->logits, .stride = g->head.columns});
+    linear(&g->head, 1, 0, g->packed, NULL, g->draws, (Output){.logits = g->logits, .stride = g->head.columns});
 #pragma omp barrier
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < g->draws; i++) draw(g, i);

@@ -18,7 +18,7 @@ static AttentionArgs attention_args(const DecoderLayer *l, const PackedSequence 
 /* Queries and keys where they lie, or gradients in them. */
 static void rope_in_place(const DecoderLayer *l, const PackedSequence *s, bf16 *qkv, int backward, int threads) {
     Heads x = heads_of(l, qkv, s->tokens, 0, l->heads + l->key_heads);
-    rope(&(RopeArgs){x, x, s->cosine, s->sine, l->head_width, backward}, threads);
+    rope(&x, s->cosine, s->sine, l->head_width, backward, threads);
 }
 
 /* What a layer's passes make for each other, of (tokens, some width); all but the first two in the backward pass. The same
@@ -42,17 +42,14 @@ static void forward(const DecoderLayer *l, const PackedSequence *s, const SavedA
     int64_t tokens = s->tokens;
     bf16 *normed = buffers[NORMED], *hidden = buffers[HIDDEN], *const *lora_hidden = saved->lora_hidden;
     AttentionArgs attend = attention_args(l, s, saved);
-    RmsNormArgs norm1 = {saved->x, l->norms[0], NULL, NULL, normed, NULL, tokens, l->qkv.depth, l->epsilons[0]};
-    RmsNormArgs norm2 = {saved->middle, l->norms[1], NULL, NULL, normed, NULL, tokens, l->qkv.depth, l->epsilons[1]};
-    SwigluArgs gate = {saved->gate_up, NULL, hidden, NULL, l->gate_up.y_stride, tokens, l->down.depth};
-    rms_norm(&norm1, threads);
+    rms_norm(saved->x, l->norms[0], l->epsilons[0], NULL, NULL, tokens, l->qkv.depth, normed, NULL, threads);
     lora_linear(&l->qkv, normed, NULL, tokens, lora_hidden[0], saved->qkv, threads);
     rope_in_place(l, s, saved->qkv, 0, threads);
     attention(&attend, threads);
     lora_linear(&l->output, saved->attended, saved->x, tokens, lora_hidden[1], saved->middle, threads);
-    rms_norm(&norm2, threads);
+    rms_norm(saved->middle, l->norms[1], l->epsilons[1], NULL, NULL, tokens, l->qkv.depth, normed, NULL, threads);
     lora_linear(&l->gate_up, normed, NULL, tokens, lora_hidden[2], saved->gate_up, threads);
-    swiglu(&gate, threads);
+    swiglu(saved->gate_up, l->gate_up.y_stride, NULL, tokens, l->down.depth, hidden, NULL, threads);
     lora_linear(&l->down, hidden, saved->middle, tokens, lora_hidden[3], y, threads);
 }
 
@@ -68,23 +65,20 @@ static void backward(const DecoderLayer *l, const PackedSequence *s, const Saved
     SavedActivations gradients = {.qkv = grad_qkv, .attended = grad_attended};
     AttentionArgs attend = attention_args(l, s, saved), grad = attention_args(l, s, &gradients);
     attend.grad_y = grad.y, attend.grad_q = grad.q, attend.grad_k = grad.k, attend.grad_v = grad.v;
-    SwigluArgs gate = {saved->gate_up, grad_hidden, hidden, grad_gate_up, l->gate_up.y_stride, tokens, l->down.depth};
-    RmsNormArgs norm1 = {saved->x, l->norms[0], grad_x ? grad_normed : NULL, grad_middle, normed, grad_x, tokens, width,
-                         l->epsilons[0]};
-    RmsNormArgs norm2 = {saved->middle, l->norms[1], grad_normed, grad_y, normed, grad_middle, tokens, width, l->epsilons[1]};
 
     lora_linear_input_gradient(&l->down, grad_y, tokens, grad_lora[3], grad_hidden, threads);
-    swiglu(&gate, threads);
+    swiglu(saved->gate_up, l->gate_up.y_stride, grad_hidden, tokens, l->down.depth, hidden, grad_gate_up, threads);
     lora_linear_weight_gradients(&l->down, grad_y, hidden, lora_hidden[3], grad_lora[3], tokens, grads[3], threads);
     lora_linear_input_gradient(&l->gate_up, grad_gate_up, tokens, grad_lora[2], grad_normed, threads);
-    rms_norm(&norm2, threads);
+    rms_norm(saved->middle, l->norms[1], l->epsilons[1], grad_normed, grad_y, tokens, width, normed, grad_middle, threads);
     lora_linear_weight_gradients(&l->gate_up, grad_gate_up, normed, lora_hidden[2], grad_lora[2], tokens, grads[2], threads);
     lora_linear_input_gradient(&l->output, grad_middle, tokens, grad_lora[1], grad_attended, threads);
     lora_linear_weight_gradients(&l->output, grad_middle, saved->attended, lora_hidden[1], grad_lora[1], tokens, grads[1], threads);
     attention_backward(&attend, threads);
     rope_in_place(l, s, grad_qkv, 1, threads);
     lora_linear_input_gradient(&l->qkv, grad_qkv, tokens, grad_lora[0], grad_x ? grad_normed : NULL, threads);
-    rms_norm(&norm1, threads);
+    rms_norm(saved->x, l->norms[0], l->epsilons[0], grad_x ? grad_normed : NULL, grad_middle, tokens, width, normed, grad_x,
+             threads);
     lora_linear_weight_gradients(&l->qkv, grad_qkv, normed, lora_hidden[0], grad_lora[0], tokens, grads[0], threads);
 }
 

@@ -16,14 +16,17 @@ static float powers(const float *z, int64_t size, float largest, float factor, f
 }
 
 /* The smallest logit of the nucleus, within 2^-20 of NUCLEUS_DEPTH. */
-static float nucleus_end(const float *z, int64_t size, float largest, float mass, const float *weights) {
+static float nucleus_end(int64_t size, float largest, float mass, const float *weights) {
     float low = largest - NUCLEUS_DEPTH, high = largest;
     for (int step = 0; step < 20; step++) {
-        float middle = low + (high - low) / 2;
-        SimdF32 sums = {0};
-        for (int64_t j = 0; j < size; j += LANES)
-            sums += (SimdF32)((SimdU32)simd_load(weights + j) & (SimdU32)(simd_load(z + j) >= middle));
-        if (simd_sum(sums) >= mass) low = middle;
+        float middle = low + (high - low) / 2, least = exp2f(LOG2E * (middle - largest));
+        SimdF32 sums[2] = {0}; /* that do not wait for each other */
+        for (int64_t j = 0; j < size; j += 2 * LANES)
+            for (int k = 0; k < 2; k++) {
+                SimdF32 x = simd_load(weights + j + k * LANES);
+                sums[k] += (SimdF32)((SimdU32)x & (SimdU32)(x >= least));
+            }
+        if (simd_sum(sums[0] + sums[1]) >= mass) low = middle;
         else high = middle;
     }
     return low;
@@ -33,21 +36,22 @@ static float nucleus_end(const float *z, int64_t size, float largest, float mass
 static void draw(const DecodeArgs *g, int64_t i) {
     const float *z = g->logits + i * g->head.columns;
     int64_t size = g->head.columns, token = 0;
-    float largest = -INFINITY, low = -INFINITY, *weights;
-    SimdF32 most = simd_load(z);
+    float largest = simd_largest(z, size), low = -INFINITY, *weights;
     if (!SCRATCH(BUFFER(weights, size))) return;
-    for (int64_t j = LANES; j < size; j += LANES) most = simd_max(simd_load(z + j), most);
-    for (int k = 0; k < LANES; k++) largest = fmaxf(largest, most[k]);
     while (token < size - 1 && z[token] != largest) token++;
     float total = powers(z, size, largest, LOG2E, low, weights);
     if (g->temperature[i] > 0) {
-        if (g->top_p[i] < 1) low = nucleus_end(z, size, largest, g->top_p[i] * total, weights);
+        if (g->top_p[i] < 1) low = nucleus_end(size, largest, g->top_p[i] * total, weights);
         float left = g->uniform[i] * powers(z, size, largest, LOG2E / g->temperature[i], low, weights);
-        for (int64_t j = 0; j < size; j++)
-            if ((left -= weights[j]) < 0) {
-                token = j;
-                break;
+        for (int64_t j = 0; j < size; j += LANES) {
+            float sum = simd_sum(simd_load(weights + j));
+            if (left >= sum) {
+                left -= sum;
+                continue;
             }
+            for (token = j; token < size - 1 && (left -= weights[token]) >= 0;) token++;
+            break;
+        }
     }
     g->token[i] = token, g->logprob[i] = z[token] - largest - logf(total);
 }

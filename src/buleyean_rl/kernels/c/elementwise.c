@@ -2,32 +2,29 @@
  * that results are the same from run to run. */
 #include "elementwise.h"
 
-#define BLOCK 32 /* elements that SwiGLU works on at a time */
-
-/* Its gradient, if grad_y is there. */
-void rms_norm(const RmsNormArgs *g, int threads) {
-    int64_t width = g->width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < g->rows; i++) {
-        const bf16 *restrict x = g->x + i * width, *restrict weight = g->weight;
-        float scale = inverse_rms(x, width, g->epsilon), dot = 0;
-        if (g->grad_y) {
-            const bf16 *restrict grad_y = g->grad_y + i * width, *restrict added = g->added ? g->added + i * width : NULL;
-            bf16 *restrict grad_x = g->grad_x + i * width;
-            for (int64_t j = 0; j < width; j++) dot += bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) * bf16_to_f32(x[j]);
-            dot *= scale * scale / width;
-            for (int64_t j = 0; j < width; j++) {
-                float grad = scale * (bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) - bf16_to_f32(x[j]) * dot);
-                grad_x[j] = f32_to_bf16(grad + (added ? bf16_to_f32(added[j]) : 0));
-            }
-        }
-        if (g->y) norm(x, weight, g->epsilon, width, g->y + i * width);
+static void norm_backward(const bf16 *restrict x, const bf16 *restrict weight, const bf16 *restrict grad_y,
+                          const bf16 *restrict added, float epsilon, int64_t width, bf16 *restrict grad_x) {
+    float scale = inverse_rms(x, width, epsilon), dot = 0;
+    for (int64_t j = 0; j < width; j++) dot += bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) * bf16_to_f32(x[j]);
+    dot *= scale * scale / width;
+    for (int64_t j = 0; j < width; j++) {
+        float grad = scale * (bf16_to_f32(grad_y[j]) * bf16_to_f32(weight[j]) - bf16_to_f32(x[j]) * dot);
+        grad_x[j] = f32_to_bf16(grad + (added ? bf16_to_f32(added[j]) : 0));
     }
 }
 
-/* BLOCK elements; y where it is wanted, of the gradient too. */
+void rms_norm(const bf16 *x, const bf16 *weight, float epsilon, const bf16 *grad_y, const bf16 *added, int64_t rows,
+              int64_t width, bf16 *y, bf16 *grad_x, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows * width; i += width) {
+        if (grad_y) norm_backward(x + i, weight, grad_y + i, added ? added + i : NULL, epsilon, width, grad_x + i);
+        if (y) norm(x + i, weight, epsilon, width, y + i);
+    }
+}
+
+/* 32 elements of SwiGLU; y where it is wanted, of the gradient too. */
 INLINE void swiglu_block(const bf16 *gate, const bf16 *up, const bf16 *grad_y, bf16 *grad_gate, bf16 *grad_up, bf16 *y) {
-    for (int j = 0; j < BLOCK; j += 2 * LANES) {
+    for (int j = 0; j < 32; j += 2 * LANES) {
         SimdF32 out[2], out_gate[2], out_up[2];
         for (int half = 0; half < 2; half++) {
             int k = j + half * LANES;
@@ -45,26 +42,21 @@ INLINE void swiglu_block(const bf16 *gate, const bf16 *up, const bf16 *grad_y, b
     }
 }
 
-/* Its gradient, if grad_y is there. */
-void swiglu(const SwigluArgs *g, int threads) {
+void swiglu(const bf16 *gate_up, int64_t stride, const bf16 *grad_y, int64_t rows, int64_t width, bf16 *y, bf16 *grad_gate_up,
+            int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < g->rows; i++) {
-        int64_t width = g->width;
-        const bf16 *gate = g->gate_up + i * g->stride, *grad_y = g->grad_y ? g->grad_y + i * width : NULL;
-        bf16 *grad_gate = g->grad_gate_up ? g->grad_gate_up + i * g->stride : NULL, *y = g->y ? g->y + i * width : NULL;
-        for (int64_t j = 0; j < width; j += BLOCK) {
-            if (!grad_y) swiglu_block(gate + j, gate + width + j, NULL, NULL, NULL, y + j);
-            else swiglu_block(gate + j, gate + width + j, grad_y + j, grad_gate + j, grad_gate + width + j, y ? y + j : NULL);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j += 32) {
+            const bf16 *gate = gate_up + i * stride + j;
+            bf16 *grad = grad_y ? grad_gate_up + i * stride + j : NULL, *to = y ? y + i * width + j : NULL;
+            if (!grad) swiglu_block(gate, gate + width, NULL, NULL, NULL, to);
+            else swiglu_block(gate, gate + width, grad_y + i * width + j, grad, grad + width, to);
         }
-    }
 }
 
-void rope(const RopeArgs *g, int threads) {
+void rope(const Heads *x, const bf16 *cosine, const bf16 *sine, int64_t width, int backward, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t t = 0; t < g->x.tokens; t++)
-        for (int64_t h = 0; h < g->x.heads; h++) {
-            const bf16 *x = g->x.data + h * g->x.head_stride + t * g->x.token_stride;
-            bf16 *y = g->y.data + h * g->y.head_stride + t * g->y.token_stride;
-            rotate(x, g->cosine + t * g->head_width, g->sine + t * g->head_width, (int)g->backward, g->head_width / 2, y);
-        }
+    for (int64_t t = 0; t < x->tokens; t++)
+        for (int64_t h = 0; h < x->heads; h++)
+            rotate(x->data + h * x->head_stride + t * x->token_stride, cosine + t * width, sine + t * width, backward, width / 2);
 }

@@ -18,14 +18,14 @@ static inline void norm(const bf16 *x, const bf16 *weight, float epsilon, int64_
 
 static inline SimdF32 sigmoid(SimdF32 x) { return 1 / (1 + simd_exp2(simd_min(simd_set(120), -LOG2E * x))); }
 
-/* y = x cos + (-x2, x1) sin, or its gradient; both are halves of a head. y may be x. */
-static inline void rotate(const bf16 *x, const bf16 *cosine, const bf16 *sine, int backward, int64_t half, bf16 *y) {
+/* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient, in place. */
+static inline void rotate(bf16 *x, const bf16 *cosine, const bf16 *sine, int backward, int64_t half) {
     const bf16 *sine1 = sine + (backward ? half : 0), *sine2 = sine + (backward ? 0 : half); /* the transpose swaps them */
     float sign = backward ? -1.0f : 1.0f;
 #pragma omp simd
     for (int64_t j = 0; j < half; j++) {
         float first = bf16_to_f32(x[j]), second = bf16_to_f32(x[half + j]);
-        y[j] = f32_to_bf16(first * bf16_to_f32(cosine[j]) - sign * second * bf16_to_f32(sine1[j]));
-        y[half + j] = f32_to_bf16(second * bf16_to_f32(cosine[half + j]) + sign * first * bf16_to_f32(sine2[j]));
+        x[j] = f32_to_bf16(first * bf16_to_f32(cosine[j]) - sign * second * bf16_to_f32(sine1[j]));
+        x[half + j] = f32_to_bf16(second * bf16_to_f32(cosine[half + j]) + sign * first * bf16_to_f32(sine2[j]));
     }
 }

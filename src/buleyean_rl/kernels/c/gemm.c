@@ -32,104 +32,73 @@ static int64_t split(int64_t size, int64_t largest, int64_t multiple, int64_t un
 typedef struct { int64_t depth, nc, mc, panel_kc, kc, panels, parts, slices, pieces; } Plan;
 
 static Plan plan_of(const GemmArgs *g, int threads) {
-    Plan p = {.depth = round_up(g->depth, BLOCK)};
-    int64_t row_threads = g->rows < 2 * THREAD_ROWS ? 1 : smaller(g->rows / THREAD_ROWS, threads);
+    Plan p = {.depth = round_up(g->b.rows, BLOCK)};
+    int64_t rows = g->a.rows, row_threads = rows < 2 * THREAD_ROWS ? 1 : smaller(rows / THREAD_ROWS, threads);
     p.slices = split(p.depth, PANEL_KC, 1, BLOCK, &p.panel_kc);
     p.pieces = split(p.panel_kc, KC, 1, BLOCK, &p.kc);
-    int64_t fitting = PANEL_WORDS / BLOCK / ((p.panel_kc + g->depth2) / VNNI) * BLOCK;
-    p.panels = split(g->columns, fitting < BLOCK ? BLOCK : fitting, (threads + row_threads - 1) / row_threads, BLOCK, &p.nc);
-    p.parts = split(g->rows, p.slices > 1 ? SUMS_WORDS / p.nc : g->rows, row_threads, ROW_UNIT, &p.mc);
+    int64_t fitting = PANEL_WORDS / BLOCK / ((p.panel_kc + g->b2.rows) / VNNI) * BLOCK;
+    p.panels = split(g->b.columns, fitting < BLOCK ? BLOCK : fitting, (threads + row_threads - 1) / row_threads, BLOCK, &p.nc);
+    p.parts = split(rows, p.slices > 1 ? SUMS_WORDS / p.nc : rows, row_threads, ROW_UNIT, &p.mc);
     return p;
 }
 
-/* MR rows of a, of which `rows` are there, from k on. a^T is transposed, its depth filled up with zeros. */
-static const Packed *pack_a_strip(const GemmArgs *g, int64_t row, int64_t rows, int64_t k, int64_t depth, int64_t *stride,
-                                  Packed *strip, Packed *buffer) {
-    const bf16 *a = g->a.data + row * g->a.row_stride + k * g->a.column_stride;
-    *stride = g->a.row_stride;
-    if (g->a.column_stride == 1) return pack_a(a, stride, rows, MR, depth, strip);
-    int64_t width = round_up(smaller(rows, MR), TILE);
+/* Up to MR rows of a. a^T is transposed, its depth filled up with zeros. */
+static Operands pack_a_strip(Matrix a, int64_t depth, Packed *strip, Packed *buffer) {
+    Operands x = {.a = strip, .a_stride = a.row_stride, .blocks = depth / BLOCK};
+    if (a.column_stride == 1) {
+        x.a = pack_a(a.data, &x.a_stride, a.rows, MR, depth, strip);
+        return x;
+    }
+    int64_t width = round_up(a.rows, TILE);
     for (int64_t z = 0; z < depth; z += BLOCK) {
-        int64_t from = g->a.column_stride;
-        const Packed *block = pack_a(a + z * from, &from, g->depth - k - z, BLOCK, width, buffer);
+        int64_t from = a.column_stride;
+        const Packed *block = pack_a(a.data + z * from, &from, a.columns - z, BLOCK, width, buffer);
         pack_a_transposed(block, from, BLOCK, width, (uint32_t *)(buffer + BLOCK * MR), (uint32_t *)(strip + z), depth / VNNI);
     }
-    *stride = depth;
-    return strip;
-}
-
-/* A slice of b, whose depth is filled up with zeros. */
-static void pack_b_slice(const GemmArgs *g, int64_t k, int64_t depth, int64_t column, int64_t columns, uint32_t *panel,
-                         int64_t blocks, bf16 *buffer) {
-    Matrix b = g->b;
-    int64_t there = smaller(g->depth - k, depth) / BLOCK * BLOCK;
-    b.data += k * b.row_stride + column * b.column_stride;
-    pack_b_panel(b, there, columns, panel, blocks, 0);
-    if (there == depth) return;
-    memset(buffer, 0, sizeof *buffer * BLOCK * columns);
-    for (int64_t i = 0; i < g->depth - k - there; i++)
-        memcpy(buffer + i * columns, b.data + (there + i) * b.row_stride, sizeof *buffer * columns);
-    pack_b_panel((Matrix){buffer, columns, 1}, BLOCK, columns, panel, blocks, there / BLOCK);
+    x.a_stride = depth;
+    return x;
 }
 
 static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
-    int64_t column = task % p->panels * p->nc, columns = smaller(g->columns - column, p->nc), depth2 = g->depth2;
-    int64_t top = task / p->panels * p->mc, rows = smaller(g->rows - top, p->mc);
+    int64_t column = task % p->panels * p->nc, columns = smaller(g->b.columns - column, p->nc), depth2 = g->b2.rows;
+    int64_t top = task / p->panels * p->mc, rows = smaller(g->a.rows - top, p->mc);
     int64_t waiting_rows = p->slices > 1 ? round_up(p->mc, MR) : p->pieces > 1 ? MR : 0;
     uint32_t *panel;
     float *waiting, block[MR * BLOCK];
-    Packed *strip, *strip2, *buffer_a;
-    bf16 *buffer_b;
+    Packed *strip, *strip2, *buffer;
     if (!SCRATCH(BUFFER(panel, (p->panel_kc + depth2) / VNNI * p->nc), BUFFER(waiting, waiting_rows * p->nc),
-                 BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR), BUFFER(buffer_a, 2 * BLOCK * MR),
-                 BUFFER(buffer_b, BLOCK * p->nc)))
+                 BUFFER(strip, p->kc * MR), BUFFER(strip2, depth2 * MR), BUFFER(buffer, 2 * BLOCK * MR)))
         return;
     TileConfig before;
     amx_begin(&before);
     for (int64_t k = 0; k < p->depth; k += p->panel_kc) {
         int64_t end = smaller(k + p->panel_kc, p->depth), own = (end - k) / BLOCK;
         int64_t panel_blocks = own + (end == p->depth ? depth2 / BLOCK : 0);
-        pack_b_slice(g, k, end - k, column, columns, panel, panel_blocks, buffer_b);
-        if (panel_blocks > own) {
-            Matrix b2 = g->b2;
-            b2.data += column * b2.column_stride;
-            pack_b_panel(b2, depth2, columns, panel, panel_blocks, own);
-        }
-        AMX_FENCE;
+        pack_b_panel(part_of(g->b, k, end - k, column, columns), panel, panel_blocks, 0);
+        if (panel_blocks > own) pack_b_panel(part_of(g->b2, 0, depth2, column, columns), panel, panel_blocks, own);
         for (int64_t piece = 0; piece < (rows + MR - 1) / MR * p->pieces; piece++) {
-            int64_t i = piece / p->pieces * MR, z = k + piece % p->pieces * p->kc, left = rows - i;
+            int64_t i = piece / p->pieces * MR, z = k + piece % p->pieces * p->kc, height = smaller(rows - i, MR);
             if (z >= end) continue;
-            int64_t kc = smaller(p->kc, end - z), last = z + kc == p->depth, kc2 = last ? depth2 : 0, stride, stride2 = 0;
-            int height = (int)smaller(left, MR);
-            const Packed *a = pack_a_strip(g, top + i, left, z, kc, &stride, strip, buffer_a), *a2 = NULL;
-            if (kc2) {
-                stride2 = g->a2.row_stride;
-                a2 = pack_a(g->a2.data + (top + i) * stride2, &stride2, left, MR, kc2, strip2);
-            }
+            int64_t kc = smaller(p->kc, end - z), last = z + kc == p->depth, count = last && depth2 ? 2 : 1;
+            Operands x[2] = {pack_a_strip(part_of(g->a, top + i, height, z, kc), kc, strip, buffer)};
+            if (count > 1) x[1] = pack_a_strip(part_of(g->a2, top + i, height, 0, depth2), depth2, strip2, buffer);
             for (int64_t j = 0; j < columns; j += BLOCK) {
-                PackedB b = panel_block(panel, panel_blocks, j / BLOCK, (z - k) / BLOCK);
                 float *sums = waiting + (p->slices > 1 ? i : 0) * p->nc + j * MR, *c = sums;
                 int64_t place = (top + i) * g->y_stride + column + j, c_stride = BLOCK;
                 if (last && g->c) c = g->c + place, c_stride = g->y_stride;
                 else if (last) c = block;
-                Accumulator acc = acc_load(z ? sums : NULL, BLOCK, c, c_stride);
-                microkernel(&acc, a, stride, height, b, kc / BLOCK);
-                if (kc2) {
-                    PackedB b2 = panel_block(panel, panel_blocks, j / BLOCK, own);
-                    microkernel(&acc, a2, stride2, height, b2, kc2 / BLOCK);
-                }
-                acc_store(&acc);
-                AMX_FENCE;
-                if (last && !g->c) store_block(c, g->added ? g->added + place : NULL, g->y + place, g->y_stride, height);
+                x[0].b = panel_block(panel, panel_blocks, j / BLOCK, (z - k) / BLOCK);
+                x[1].b = panel_block(panel, panel_blocks, j / BLOCK, own);
+                microkernel(z ? sums : NULL, BLOCK, c, c_stride, (int)height, x, (int)count);
+                if (last && !g->c) store_block(c, g->added ? g->added + place : NULL, g->y + place, g->y_stride, (int)height);
             }
         }
     }
-    AMX_FENCE;
     amx_end(&before);
 }
 
 void gemm(const GemmArgs *g, int threads) {
-    if (!g->rows || !g->columns) return;
+    if (!g->a.rows || !g->b.columns) return;
     Plan plan = plan_of(g, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < plan.panels * plan.parts; task++) gemm_task(g, &plan, task);

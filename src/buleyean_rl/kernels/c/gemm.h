@@ -111,9 +111,10 @@ static inline PackedB panel_block(uint32_t *panel, int64_t blocks, int64_t colum
     return (PackedB){panel + TILE_WORDS * (2 * column_block * blocks + block), TILE, TILE_WORDS * blocks, TILE_WORDS};
 }
 
-/* Sums of a block: `acc_load` from where they are, or zeros if that is NULL; `microkernel`, once or more; `acc_store` has
- * them in c, which may be the same place. */
-typedef struct { const float *from; float *c; int64_t from_stride, c_stride; } Accumulator;
+/* A block's rows of a, and its columns of b, `blocks` deep. */
+typedef struct { const Packed *a; int64_t a_stride, blocks; PackedB b; } Operands;
+
+/* `microkernel`: a block c = from + the products of some operands; from: zeros if NULL, or the same place as c. */
 
 #ifdef __AMX_BF16__
 /* A compiler does not know what of memory these instructions read and write. */
@@ -135,7 +136,9 @@ static inline void amx_end(const TileConfig *before) {
     else _tile_release();
 }
 
-INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, int64_t c_stride) {
+INLINE void microkernel(const float *from, int64_t from_stride, float *c, int64_t c_stride, int rows, const Operands *x, int count) {
+    (void)rows;
+    AMX_FENCE;
     if (from) {
         _tile_loadd(0, from, 4 * from_stride);
         _tile_loadd(1, from + TILE, 4 * from_stride);
@@ -144,43 +147,30 @@ INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, in
     } else {
         _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     }
-    return (Accumulator){NULL, c, 0, c_stride};
-}
-
-INLINE void acc_store(const Accumulator *acc) {
-    _tile_stored(0, acc->c, 4 * acc->c_stride);
-    _tile_stored(1, acc->c + TILE, 4 * acc->c_stride);
-    _tile_stored(2, acc->c + TILE * acc->c_stride, 4 * acc->c_stride);
-    _tile_stored(3, acc->c + TILE * acc->c_stride + TILE, 4 * acc->c_stride);
-}
-
-INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int64_t blocks) {
-    (void)acc, (void)rows;
-    for (int64_t k = 0; k < blocks; k++) {
-        const Packed *a_k = a + k * BLOCK;
-        const uint32_t *b_k = b.words + k * b.block_stride;
-        _tile_stream_loadd(6, b_k, 4 * b.row_stride); /* b is not to drive a from L1 */
-        _tile_loadd(4, a_k, 2 * a_stride);
-        _tile_stream_loadd(7, b_k + b.tile_stride, 4 * b.row_stride);
-        _tile_loadd(5, a_k + TILE * a_stride, 2 * a_stride);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+    for (const Operands *end = x + count; x < end; x++)
+        for (int64_t k = 0; k < x->blocks; k++) {
+            const Packed *a = x->a + k * BLOCK;
+            const uint32_t *b = x->b.words + k * x->b.block_stride;
+            _tile_stream_loadd(6, b, 4 * x->b.row_stride); /* b is not to drive a from L1 */
+            _tile_loadd(4, a, 2 * x->a_stride);
+            _tile_stream_loadd(7, b + x->b.tile_stride, 4 * x->b.row_stride);
+            _tile_loadd(5, a + TILE * x->a_stride, 2 * x->a_stride);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    _tile_stored(0, c, 4 * c_stride);
+    _tile_stored(1, c + TILE, 4 * c_stride);
+    _tile_stored(2, c + TILE * c_stride, 4 * c_stride);
+    _tile_stored(3, c + TILE * c_stride + TILE, 4 * c_stride);
+    AMX_FENCE;
 }
 #else
-#define AMX_FENCE
 
 typedef struct { char unused; } TileConfig;
 static inline void amx_begin(TileConfig *before) { (void)before; }
 static inline void amx_end(const TileConfig *before) { (void)before; }
-
-INLINE Accumulator acc_load(const float *from, int64_t from_stride, float *c, int64_t c_stride) {
-    return (Accumulator){from, c, from_stride, c_stride};
-}
-
-INLINE void acc_store(const Accumulator *acc) { (void)acc; }
 
 /* A word of a times a vector of words of b, added. */
 static inline SimdF32 multiply_add(SimdF32 sums, const Packed *a, const uint32_t *b) {
@@ -194,15 +184,13 @@ static inline SimdF32 multiply_add(SimdF32 sums, const Packed *a, const uint32_t
 }
 
 /* `rows` of a block, and two vectors' columns, which are `far` apart in c and `apart` in b. */
-INLINE void microkernel_rows(int rows, Accumulator acc, int64_t far, const Packed *a, int64_t a_stride, const uint32_t *b,
-                             int64_t row_stride, int64_t apart, int64_t words) {
+INLINE void microkernel_rows(int rows, const float *from, int64_t from_stride, float *c, int64_t c_stride, int64_t far,
+                             const Packed *a, int64_t a_stride, const uint32_t *b, int64_t row_stride, int64_t apart, int64_t words) {
     SimdF32 left[8], right[8];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
         left[i] = right[i] = (SimdF32){0};
-        if (!acc.from) continue;
-        left[i] = simd_load(acc.from + i * acc.from_stride);
-        right[i] = simd_load(acc.from + i * acc.from_stride + far);
+        if (from) left[i] = simd_load(from + i * from_stride), right[i] = simd_load(from + i * from_stride + far);
     }
 #pragma GCC unroll 4
     for (int64_t k = 0; k < words; k++)
@@ -212,35 +200,29 @@ INLINE void microkernel_rows(int rows, Accumulator acc, int64_t far, const Packe
             right[i] = multiply_add(right[i], a + i * a_stride + k * VNNI, b + k * row_stride + apart);
         }
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) {
-        float *c = acc.c + i * acc.c_stride;
-        simd_store(left[i], c), simd_store(right[i], c + far);
-    }
+    for (int i = 0; i < rows; i++) simd_store(left[i], c + i * c_stride), simd_store(right[i], c + i * c_stride + far);
 }
 
 /* Apart: inlined into a large function, compilers keep its sums in memory. */
-static __attribute__((noinline, unused)) void microkernel_block(Accumulator acc, const Packed *a, int64_t a_stride, int rows,
-                                                                PackedB b, int64_t words) {
-    int64_t far = LANES == TILE ? TILE : LANES, apart = LANES == TILE ? b.tile_stride : LANES;
-    for (int half = 0; half < 2; half += 2 * LANES / TILE)
-        for (int row = 0, some; row < rows; row += some) {
-            const Packed *a_rows = a + row * a_stride;
-            const uint32_t *b_half = b.words + half * b.tile_stride;
-            Accumulator acc_rows = acc;
-            if (acc.from) acc_rows.from += row * acc.from_stride + half * TILE;
-            acc_rows.c += row * acc.c_stride + half * TILE;
-#define CASE(n) case n: microkernel_rows(n, acc_rows, far, a_rows, a_stride, b_half, b.row_stride, apart, words); break;
-            switch (some = even_part(rows - row, LANES == TILE ? 8 : 6)) {
-                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-            }
+static __attribute__((noinline, unused)) void microkernel(const float *from, int64_t from_stride, float *c, int64_t c_stride,
+                                                          int rows, const Operands *x, int count) {
+    for (const Operands *end = x + count; x < end && x->blocks; x++, from = c, from_stride = c_stride) {
+        PackedB b = x->b;
+        int64_t far = LANES == TILE ? TILE : LANES, apart = LANES == TILE ? b.tile_stride : LANES, words = x->blocks * BLOCK_WORDS;
+        for (int half = 0; half < 2; half += 2 * LANES / TILE)
+            for (int row = 0, some; row < rows; row += some) {
+                const Packed *a = x->a + row * x->a_stride;
+                const float *from_rows = from ? from + row * from_stride + half * TILE : NULL;
+                const uint32_t *b_half = b.words + half * b.tile_stride;
+                float *c_rows = c + row * c_stride + half * TILE;
+#define CASE(n) case n: microkernel_rows(n, from_rows, from_stride, c_rows, c_stride, far, a, x->a_stride, b_half, b.row_stride, \
+                                         apart, words); break;
+                switch (some = even_part(rows - row, LANES == TILE ? 8 : 6)) {
+                    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+                }
 #undef CASE
-        }
-}
-
-INLINE void microkernel(Accumulator *acc, const Packed *a, int64_t a_stride, int rows, PackedB b, int64_t blocks) {
-    if (!blocks) return;
-    microkernel_block(*acc, a, a_stride, rows, b, blocks * BLOCK_WORDS);
-    acc->from = acc->c, acc->from_stride = acc->c_stride;
+            }
+    }
 }
 #endif
 
@@ -279,36 +261,51 @@ static inline void pack_a_transposed(const Packed *x, int64_t x_stride, int64_t 
 #endif
 }
 
+/* As many rows and columns from some on, or those that there are. */
+static inline Matrix part_of(Matrix x, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    x.data += row * x.row_stride + column * x.column_stride;
+    x.rows = smaller(x.rows - row, rows), x.columns = smaller(x.columns - column, columns);
+    return x;
+}
+
 /* A block of b from bf16 as it lies; one of its strides is 1. */
-static inline void pack_b_block(const bf16 *b, int64_t row_stride, int64_t column_stride, uint32_t *to, int64_t tile_stride) {
-    if (column_stride == 1) {
+static inline void pack_b_block(Matrix b, uint32_t *to, int64_t tile_stride) {
+    if (b.column_stride == 1) {
         for (int i = 0; i < BLOCK_WORDS; i++)
-            pack_b_row(b + VNNI * i * row_stride, row_stride, to + i * TILE, to + i * TILE + tile_stride);
+            pack_b_row(b.data + VNNI * i * b.row_stride, b.row_stride, to + i * TILE, to + i * TILE + tile_stride);
         return;
     }
     for (int half = 0; half < 2; half++) {
-        const bf16 *columns = b + half * TILE * column_stride;
+        const bf16 *columns = b.data + half * TILE * b.column_stride;
         uint32_t *tile = to + half * tile_stride;
 #if VNNI == 2
-        transpose((const uint32_t *)columns, column_stride / 2, TILE, TILE, tile, TILE);
+        transpose((const uint32_t *)columns, b.column_stride / 2, TILE, TILE, tile, TILE);
 #else
         float wide[TILE * BLOCK];
-        for (int j = 0; j < TILE; j++) bf16_to_f32_many(columns + j * column_stride, BLOCK, wide + j * BLOCK);
+        for (int j = 0; j < TILE; j++) bf16_to_f32_many(columns + j * b.column_stride, BLOCK, wide + j * BLOCK);
         transpose((uint32_t *)wide, BLOCK, TILE, BLOCK, tile, TILE);
 #endif
     }
 }
 
-/* (depth, columns) of b in a panel that is `blocks` deep, from one of its blocks on; read as it lies. */
-static inline void pack_b_panel(Matrix b, int64_t depth, int64_t columns, uint32_t *panel, int64_t blocks, int64_t block) {
+/* b in a panel that is `blocks` deep, from one of its blocks on; read as it lies. Zeros follow where the depth of a row-major b is
+ * no multiple of 32. */
+static inline void pack_b_panel(Matrix b, uint32_t *panel, int64_t blocks, int64_t block) {
     int by_row = b.column_stride == 1;
-    int64_t inner = by_row ? columns : depth, outer = by_row ? depth : columns;
+    int64_t inner = by_row ? b.columns : b.rows, outer = by_row ? b.rows : b.columns;
+    bf16 filled[BLOCK * BLOCK];
     for (int64_t x = 0; x < outer; x += BLOCK)
         for (int64_t z = 0; z < inner; z += BLOCK) {
             int64_t k = by_row ? x : z, j = by_row ? z : x;
+            Matrix from = part_of(b, k, BLOCK, j, BLOCK);
             PackedB to = panel_block(panel, blocks, j / BLOCK, block + k / BLOCK);
-            pack_b_block(b.data + k * b.row_stride + j * b.column_stride, b.row_stride, b.column_stride, to.words,
-                         to.tile_stride);
+            if (from.rows < BLOCK) {
+                memset(filled, 0, sizeof filled);
+                for (int64_t i = 0; i < from.rows; i++)
+                    memcpy(filled + i * BLOCK, from.data + i * b.row_stride, BLOCK * sizeof *filled);
+                from = row_major(filled, BLOCK, BLOCK);
+            }
+            pack_b_block(from, to.words, to.tile_stride);
         }
 }
 

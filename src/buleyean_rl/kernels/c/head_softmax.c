@@ -34,8 +34,8 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
         int64_t rows = smaller(end - part, PART), count = 0;
         for (int64_t i = rejection; i < rejections; i++)
             if (g->rejected_token[i] >= part && g->rejected_token[i] < part + rows) here[count++] = i;
-        pack_b_panel((Matrix){g->weight + part * width, 1, width}, width, rows, keys, width / BLOCK, 0);
-        pack_b_panel((Matrix){g->weight + part * width, width, 1}, rows, width, values, PART / BLOCK, 0);
+        pack_b_panel(transposed(g->weight + part * width, rows, width), keys, width / BLOCK, 0);
+        pack_b_panel(row_major(g->weight + part * width, rows, width), values, PART / BLOCK, 0);
         for (int64_t node = 0; node < nodes; node += BLOCK) {
             OnlineSoftmax *softmax = share->softmaxes + node / BLOCK;
             float *sums = share->sums + node * width;
@@ -47,7 +47,7 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
                     if (row >= 0 && row < BLOCK && j >= 0 && j < BLOCK) scores[row * BLOCK + j] = MASKED;
                 }
                 for (int row = 0; row < BLOCK && part + done == first; row++) {
-                    float max = block_max(scores + row * BLOCK);
+                    float max = simd_largest(scores + row * BLOCK, BLOCK);
                     softmax->row_max[row] = max > MASKED / 2 ? scale * max : 0;
                 }
                 softmax_weights(softmax, scores, scale, weights, STRIDE, done, sums, width);

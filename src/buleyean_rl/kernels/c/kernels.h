@@ -6,18 +6,12 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-typedef struct { const bf16 *data; int64_t row_stride, column_stride; } Matrix;
+typedef struct { const bf16 *data; int64_t rows, columns, row_stride, column_stride; } Matrix;
 
-/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. a: (rows, depth), a2: (rows, depth2); b: (depth, columns), b2:
- * (depth2, columns), one of their strides 1; y, `added`, c: (rows, columns). depth2 may be 0, `added` NULL. Sizes are multiples
- * of 32, but `rows` of y, and `depth` of c, where a and b are a transposed and a row-major matrix. */
-typedef struct {
-    Matrix a, b, a2, b2;
-    const bf16 *added;
-    bf16 *y;
-    float *c;
-    int64_t y_stride, rows, columns, depth, depth2;
-} GemmArgs;
+/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. One of the strides of b and b2 is 1; y, `added`, c: (rows, columns); a2 and
+ * b2 may be empty, `added` NULL. Sizes are multiples of 32, but rows of y, and the depth of c, where a and b are a transposed and a
+ * row-major matrix. */
+typedef struct { Matrix a, b, a2, b2; const bf16 *added; bf16 *y; float *c; int64_t y_stride; } GemmArgs;
 
 /* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = x a^T. w: (columns, depth); a: (rank,
  * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). It may be several `parts` side by side: their A's lie on
@@ -56,21 +50,6 @@ typedef struct {
     float scale;
 } HeadSoftmaxArgs;
 
-/* y = weight * x / rms(x), (rows, width), or with grad_y its gradient, plus `added`; grad_y, added, y may be NULL. */
-typedef struct {
-    const bf16 *x, *weight, *grad_y, *added;
-    bf16 *y, *grad_x;
-    int64_t rows, width;
-    float epsilon;
-} RmsNormArgs;
-
-/* y = silu(gate) * up, (rows, width), a multiple of 32, or with grad_y its gradient; both may be NULL. gate_up and its gradient: (rows, 2 width),
- * rows `stride` apart. */
-typedef struct { const bf16 *gate_up, *grad_y; bf16 *y, *grad_gate_up; int64_t stride, rows, width; } SwigluArgs;
-
-/* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient; y may be x. cosine, sine: (tokens, width). */
-typedef struct { Heads x, y; const bf16 *cosine, *sine; int64_t head_width, backward; } RopeArgs;
-
 /* A layer of Llama's form: middle = x + output(attention(rope(qkv(norm(x))))), y = middle + down(swiglu(gate_up(norm(middle)))).
  * `scale` is on the scores. */
 typedef struct {
@@ -86,12 +65,12 @@ typedef struct { const bf16 *cosine, *sine; int64_t tokens; CuSeqlens seqlens; }
  * values, rotated; attention's result; the residual stream in the middle; gate and up; each linear layer's lora_hidden. */
 typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; float *lse; } SavedActivations;
 
-/* A linear layer for few rows: y = x w^T + (x a^T) b^T + bias. w: (columns, depth); a: (rank, depth), b: (columns, rank), scaled,
- * or rank 0; bias: (columns), or NULL. Sizes are multiples of 32. */
-typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank; } RowLinear;
+/* A linear layer for few rows: y = x w^T + hidden b^T + bias, hidden being `rank` columns, from `first` on, of x a^T, which
+ * layers with one input share. w: (columns, depth); a: (ranks, depth), or ranks 0; b: scaled, words of two columns, (columns / 32,
+ * rank / 2, 32, 2); bias: (columns), or NULL. Sizes are multiples of 32, ranks of 8. */
+typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank, first, ranks; } RowLinear;
 
-/* A layer of Llama's form. The adapters of q, k and v are stacked, those of gate and up too: one a, and each b is 0 where another
- * layer is. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
+/* A layer of Llama's form. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
 typedef struct {
     RowLinear q, k, v, output, gate, up, down;
     const bf16 *norms[2], *head_norms[2];
@@ -101,7 +80,7 @@ typedef struct {
 /* Rows are tokens: of a `sequence`, at a `position` in it, whose keys and values come into its `blocks`, (sequences,
  * blocks_per_sequence), see decode.c. x: (rows, width), changed; cosine, sine: (rows, head width). A token is drawn after each
  * `drawn_row`. The last ones are memory to work in: (rows, width of queries, keys and values), (rows, width or that of all
- * queries), (rows, depth of down), (rows, rank), in 32 bits each but the first, and (draws, vocabulary). */
+ * queries), (rows, depth of down), (rows, ranks), and (draws, vocabulary). */
 typedef struct {
     const CachedLayer *layers;
     int64_t count, heads, key_heads, head_width, width;
@@ -117,8 +96,8 @@ typedef struct {
     const float *temperature, *top_p, *uniform;
     int64_t *token;
     float *logprob;
-    bf16 *qkv;
-    void *packed, *gates, *lora_hidden;
+    bf16 *qkv, *lora_hidden;
+    void *packed, *gates;
     float *logits;
 } DecodeArgs;
 
@@ -132,6 +111,8 @@ typedef struct { void **pointer; int64_t bytes; } Buffer;
 #define SCRATCH(...) scratch((Buffer[]){__VA_ARGS__}, sizeof((Buffer[]){__VA_ARGS__}) / sizeof(Buffer))
 int scratch(const Buffer *buffers, int count);
 
+static inline Matrix row_major(const bf16 *x, int64_t rows, int64_t columns) { return (Matrix){x, rows, columns, columns, 1}; }
+static inline Matrix transposed(const bf16 *x, int64_t rows, int64_t columns) { return (Matrix){x, columns, rows, 1, columns}; }
 static inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -142,7 +123,13 @@ void lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf1
                                   const bf16 *grad_hidden, int64_t rows, float *grads, int threads);
 void attention(const AttentionArgs *g, int threads);
 void attention_backward(const AttentionArgs *g, int threads);
-void rms_norm(const RmsNormArgs *g, int threads);
-void swiglu(const SwigluArgs *g, int threads);
-void rope(const RopeArgs *g, int threads);
+/* y = weight * x / rms(x), (rows, width), or with grad_y its gradient, plus `added`; grad_y, added, y may be NULL. */
+void rms_norm(const bf16 *x, const bf16 *weight, float epsilon, const bf16 *grad_y, const bf16 *added, int64_t rows,
+              int64_t width, bf16 *y, bf16 *grad_x, int threads);
+/* y = silu(gate) * up, (rows, width), a multiple of 32, or with grad_y its gradient; both may be NULL. gate_up and its gradient:
+ * (rows, 2 width), rows `stride` apart. */
+void swiglu(const bf16 *gate_up, int64_t stride, const bf16 *grad_y, int64_t rows, int64_t width, bf16 *y, bf16 *grad_gate_up,
+            int threads);
+/* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient, in place. cosine, sine: (tokens, width). */
+void rope(const Heads *x, const bf16 *cosine, const bf16 *sine, int64_t width, int backward, int threads);
 void decode(const DecodeArgs *g, int threads);

@@ -29,9 +29,7 @@ int scratch(const Buffer *buffers, int count) {
     return memory != NULL;
 }
 
-const int64_t struct_sizes[] = {sizeof(Matrix), sizeof(GemmArgs), sizeof(Linear), sizeof(Heads), sizeof(CuSeqlens),
-                                sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(RmsNormArgs), sizeof(SwigluArgs),
-                                sizeof(RopeArgs), sizeof(DecoderLayer), sizeof(PackedSequence), sizeof(SavedActivations),
-                                sizeof(RowLinear), sizeof(CachedLayer), sizeof(DecodeArgs), 0};
+const int64_t struct_sizes[] = {sizeof(GemmArgs), sizeof(AttentionArgs), sizeof(HeadSoftmaxArgs), sizeof(DecoderLayer),
+                                sizeof(PackedSequence), sizeof(SavedActivations), sizeof(CachedLayer), sizeof(DecodeArgs), 0};
 
 const char *instruction_set(void) { return INSTRUCTION_SET; }

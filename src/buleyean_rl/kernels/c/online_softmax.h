@@ -10,25 +10,16 @@
  * multiples of 32. */
 static void multiply(const Packed *a, int64_t a_stride, PackedB b, int64_t columns_stride, int64_t rows, int64_t columns,
                      int64_t depth, int accumulate, float *c, int64_t c_stride) {
-    AMX_FENCE;
     for (int64_t j = 0; j < columns; j += BLOCK, b.words += columns_stride)
         for (int64_t i = 0; i < rows; i += BLOCK) { /* these of b are in L1 now */
+            Operands x = {a + i * a_stride, a_stride, depth / BLOCK, b};
             float *sums = c + i * c_stride + j;
-            Accumulator acc = acc_load(accumulate ? sums : NULL, c_stride, sums, c_stride);
-            microkernel(&acc, a + i * a_stride, a_stride, BLOCK, b, depth / BLOCK);
-            acc_store(&acc);
+            microkernel(accumulate ? sums : NULL, c_stride, sums, c_stride, BLOCK, &x, 1);
         }
-    AMX_FENCE;
 }
 
 /* Sums of a row's weights by the lane, and of the same as they are rounded for products. row_max is in powers of 2. */
 typedef struct { float row_max[BLOCK]; SimdF32 sum_exp[BLOCK], sum_rounded[BLOCK]; } OnlineSoftmax;
-
-static inline float block_max(const float *scores) { /* without NaN */
-    float largest = -INFINITY;
-    for (int j = 0; j < BLOCK; j++) largest = fmaxf(largest, scores[j]);
-    return largest;
-}
 
 /* Raises a row_max that its scores are well above, and makes smaller what was summed, the `done` weights before, and `sums` of
  * products. By whole powers of 2, so that weights are not rounded anew. */
@@ -53,7 +44,7 @@ INLINE void softmax_weights(OnlineSoftmax *softmax, const float *scores, float s
         int exceeds = 0;
         for (int i = 0; i < LANES; i++) exceeds |= above[i] > MARGIN;
         if (exceeds) {
-            float largest = scale * block_max(from) - softmax->row_max[row];
+            float largest = scale * simd_largest(from, BLOCK) - softmax->row_max[row];
             raise_row_max(softmax, row, largest, to, done, sums ? sums + row * width : NULL, width);
             sum_exp = softmax->sum_exp[row], sum_rounded = softmax->sum_rounded[row];
         }

@@ -43,27 +43,14 @@ INLINE SimdF32 add_words(SimdF32 sums, const bf16 *x, const bf16 *words) {
 }
 #endif
 
-/* Rows, packed, and columns' weights, as many elements each. */
-typedef struct { const Packed *x; const bf16 *w; int64_t depth; } Factors;
-
-INLINE Factors factors(const Packed *x, const bf16 *w, int64_t depth, int64_t row, int64_t column) {
-    return (Factors){x + row * depth, w + column * depth, depth};
-}
-
-INLINE void add_factors(int rows, int columns, SimdF32 (*sums)[COLUMNS_AT_ONCE], Factors f) {
-    for (int64_t k = 0; k < f.depth; k += DEPTH) {
-        Operand x[ROWS_AT_ONCE];
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            x[i] = load_packed(f.x + i * f.depth + k);
-            __asm__("" : "+v"(x[i])); /* compilers would load it again for every column */
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < columns; j++) {
-            Operand w = load_weight(f.w + j * f.depth + k);
-#pragma GCC unroll 6
-            for (int i = 0; i < rows; i++) sums[i][j] = add_products(sums[i][j], x[i], w);
-        }
+/* y += x b. x: (depth); b: words of two rows, (depth / 2, width, 2); width: a multiple of two vectors. */
+INLINE void add_word_rows(const bf16 *x, int64_t depth, const bf16 *b, int64_t width, float *y) {
+    for (int64_t j = 0; j < width; j += 2 * LANES) {
+        SimdF32 sums[2] = {simd_load(y + j), simd_load(y + j + LANES)};
+        for (int64_t k = 0; k < depth; k += 2)
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) sums[i] = add_words(sums[i], x + k, b + k * width + 2 * (j + i * LANES));
+        simd_store(sums[0], y + j), simd_store(sums[1], y + j + LANES);
     }
 }
 
@@ -82,36 +69,49 @@ INLINE __m128 add_lanes(const SimdF32 *x) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* c = x w^T + hidden b^T, of some rows and COLUMNS_AT_ONCE columns, `some` of them at a time. A row alone takes one after the
- * other, by the same instructions, which is what the processor's prefetching is made for. */
-INLINE void multiply_tile(int rows, int some, Factors base, Factors adapter, float *c) {
+/* c = x w^T, of some rows and COLUMNS_AT_ONCE columns, `some` of them at a time. A row alone takes one after the other, by the
+ * same instructions, which is what the processor's prefetching is made for. */
+INLINE void multiply_tile(int rows, int some, const Packed *x, const bf16 *w, int64_t depth, float *c) {
     SimdF32 sums[ROWS_AT_ONCE][COLUMNS_AT_ONCE];
 #pragma GCC unroll 1
-    for (int j = 0; j < COLUMNS_AT_ONCE; j += some) {
+    for (int first = 0; first < COLUMNS_AT_ONCE; first += some) {
         SimdF32 part[ROWS_AT_ONCE][COLUMNS_AT_ONCE] = {0};
-        add_factors(rows, some, part, factors(base.x, base.w, base.depth, 0, j));
-        add_factors(rows, some, part, factors(adapter.x, adapter.w, adapter.depth, 0, j));
+        for (int64_t k = 0; k < depth; k += DEPTH) {
+            Operand row[ROWS_AT_ONCE];
+#pragma GCC unroll 6
+            for (int i = 0; i < rows; i++) {
+                row[i] = load_packed(x + i * depth + k);
+                __asm__("" : "+v"(row[i])); /* compilers would load it again for every column */
+            }
+#pragma GCC unroll 4
+            for (int j = 0; j < some; j++) {
+                Operand column = load_weight(w + (first + j) * depth + k);
+#pragma GCC unroll 6
+                for (int i = 0; i < rows; i++) part[i][j] = add_products(part[i][j], row[i], column);
+            }
+        }
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-            for (int k = 0; k < some; k++) sums[i][j + k] = part[i][k];
+            for (int j = 0; j < some; j++) sums[i][first + j] = part[i][j];
     }
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) _mm_storeu_ps(c + i * BLOCK, add_lanes(sums[i]));
 }
 
-/* The same of up to ROW_BLOCK rows and 32 columns, some of which stay in L1 while all rows meet them. Meanwhile `next` is
- * fetched, the columns that are multiplied next, if there are, unless a row is alone. */
-static __attribute__((noinline)) void multiply_block(int64_t rows, Factors base, Factors adapter, const bf16 *next, float *c) {
-    int64_t fetched = 0, done = 0, columns = base.depth > DEEP ? 8 : 16;
-    for (int64_t first = 0; first < BLOCK; first += columns)
+/* The same of up to ROW_BLOCK rows and up to 32 columns, some of which stay in L1 while all rows meet them. Meanwhile `next`
+ * is fetched, the columns that are multiplied next, if there are, unless a row is alone. */
+static __attribute__((noinline)) void multiply_block(int64_t rows, int64_t columns, const Packed *x, const bf16 *w, int64_t depth,
+                                                     const bf16 *next, float *c) {
+    int64_t fetched = 0, done = 0, part = depth > DEEP ? 8 : smaller(columns, 16);
+    for (int64_t first = 0; first < columns; first += part)
         for (int64_t i = 0, some; i < rows; i += some) {
+            const Packed *tile = x + i * depth;
             some = even_part((int)(rows - i), ROWS_AT_ONCE);
-            for (int64_t j = first; j < first + columns; j += COLUMNS_AT_ONCE) {
-                Factors f = factors(base.x, base.w, base.depth, i, j), f2 = factors(adapter.x, adapter.w, adapter.depth, i, j);
-                int64_t end = base.depth * (done += some * COLUMNS_AT_ONCE) / rows;
+            for (int64_t j = first; j < first + part; j += COLUMNS_AT_ONCE) {
+                int64_t end = depth * (done += some * COLUMNS_AT_ONCE) / rows;
                 for (; next && rows > 1 && fetched < end; fetched += 32) __builtin_prefetch(next + fetched, 0, 2);
-#define CASE(n) case n: multiply_tile(n, n == 1 ? 1 : COLUMNS_AT_ONCE, f, f2, c + i * BLOCK + j); break;
+#define CASE(n) case n: multiply_tile(n, n == 1 ? 1 : COLUMNS_AT_ONCE, tile, w + j * depth, depth, c + i * BLOCK + j); break;
                 switch (some) {
                     CASE(1) CASE(2) CASE(3)
 #if LANES == 16
@@ -124,11 +124,13 @@ static __attribute__((noinline)) void multiply_block(int64_t rows, Factors base,
 }
 
 /* 32 columns of a linear layer, of up to ROW_BLOCK rows: x w^T + hidden b^T + bias. next: see multiply_block. */
-static void linear_block(const RowLinear *l, const Packed *x, const Packed *hidden, int64_t row, int64_t rows, int64_t column,
+static void linear_block(const RowLinear *l, const Packed *x, const bf16 *hidden, int64_t row, int64_t rows, int64_t column,
                          const bf16 *next, float *c) {
-    Factors base = factors(x, l->w, l->depth, row, column), adapter = {x, l->w, 0};
-    if (l->rank) adapter = factors(hidden, l->b, l->rank, row, column);
-    multiply_block(rows, base, adapter, next, c);
-    for (int64_t i = 0; l->bias && i < rows; i++)
-        for (int j = 0; j < BLOCK; j++) c[i * BLOCK + j] += bf16_to_f32(l->bias[column + j]);
+    const bf16 *b = l->b + column * l->rank;
+    for (int64_t j = 0; j < BLOCK * l->rank; j += 32) __builtin_prefetch(b + j); /* lies apart from what is read before */
+    multiply_block(rows, BLOCK, x + row * l->depth, l->w + column * l->depth, l->depth, next, c);
+    for (int64_t i = 0; i < rows; i++, c += BLOCK) {
+        if (l->rank) add_word_rows(hidden + (row + i) * l->ranks + l->first, l->rank, b, BLOCK, c);
+        for (int j = 0; j < BLOCK && l->bias; j++) c[j] += bf16_to_f32(l->bias[column + j]);
+    }
 }

@@ -40,9 +40,11 @@ static inline bf16 f32_to_bf16(float x) { /* to the nearest, ties to even; addin
 #ifdef __AVX512F__
 #define LANES 16
 #define MM(name) _mm512_##name
+#define HALF __m256i_u
 #else
 #define LANES 8
 #define MM(name) _mm256_##name
+#define HALF __m128i_u
 #endif
 
 typedef float SimdF32 __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -53,11 +55,7 @@ static inline SimdF32 simd_load(const float *from) { return *(const SimdF32 *)fr
 static inline void simd_store(SimdF32 x, float *to) { *(SimdF32 *)to = x; }
 static inline SimdF32 simd_set(float x) { return (SimdF32){0} + x; }
 static inline SimdF32 simd_load_bf16(const bf16 *from) {
-#ifdef __AVX512F__
-    return (SimdF32)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
-#else
-    return (SimdF32)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
-#endif
+    return (SimdF32)MM(slli_epi32)(MM(cvtepu16_epi32)(*(const HALF *)from), 16);
 }
 
 /* Two vectors as one row. */
@@ -73,19 +71,9 @@ static inline void simd_store_bf16(SimdF32 left, SimdF32 right, bf16 *to) {
 #endif
 }
 
-/* simd_max, simd_min: the second where either is NaN. simd_scale_by_power: 2^power x, for x near 1; 0 far below. */
+/* simd_max, simd_min: the second where either is NaN. */
 static inline SimdF32 simd_max(SimdF32 x, SimdF32 y) { return MM(max_ps)(x, y); }
 static inline SimdF32 simd_min(SimdF32 x, SimdF32 y) { return MM(min_ps)(x, y); }
-#ifdef __AVX512F__
-static inline SimdF32 simd_round(SimdF32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline SimdF32 simd_scale_by_power(SimdF32 x, SimdF32 power) { return _mm512_scalef_ps(x, power); }
-#else
-static inline SimdF32 simd_round(SimdF32 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline SimdF32 simd_scale_by_power(SimdF32 x, SimdF32 power) {
-    __m256i scaled = _mm256_add_epi32((__m256i)x, _mm256_slli_epi32(_mm256_cvtps_epi32(power), 23));
-    return _mm256_and_ps((__m256)scaled, _mm256_cmp_ps(power, _mm256_set1_ps(-125.0f), _CMP_NLE_UQ));
-}
-#endif
 
 static inline float simd_sum(SimdF32 x) {
     float sum = 0;
@@ -93,14 +81,24 @@ static inline float simd_sum(SimdF32 x) {
     return sum;
 }
 
+/* Of a multiple of LANES floats, but for NaN. */
+static inline float simd_largest(const float *x, int64_t size) {
+    SimdF32 lanes = simd_set(-INFINITY);
+    for (int64_t i = 0; i < size; i += LANES) lanes = simd_max(simd_load(x + i), lanes);
+    float largest = lanes[0];
+    for (int i = 1; i < LANES; i++) largest = fmaxf(largest, lanes[i]);
+    return largest;
+}
+
 /* 2^x within 2e-7 of it, for x up to 127; 0 where x is far below; NaN of NaN. */
 static inline SimdF32 simd_exp2(SimdF32 x) {
-    SimdF32 n = simd_round(x), r = x - n;
-    SimdF32 p = 1.3264659e-3f * r + 9.6715659e-3f; /* minimax of 2^r between -1/2 and 1/2 */
+    __auto_type n = MM(cvtps_epi32)(x);
+    SimdF32 r = x - MM(cvtepi32_ps)(n), p = 1.3264659e-3f * r + 9.6715659e-3f; /* minimax of 2^r between -1/2 and 1/2 */
     p = p * r + 5.5507343e-2f;
     p = p * r + 2.4022241e-1f;
     p = p * r + 6.9314698e-1f;
-    return simd_scale_by_power(p * r + 1, n);
+    SimdU32 power = (SimdU32)(p * r + 1) + ((SimdU32)n << 23);
+    return (SimdF32)(power & ~(SimdU32)(x < -125));
 }
 
 static inline float dot(const bf16 *x, const bf16 *y, int64_t size) {
