@@ -48,4 +48,5 @@ def _cpu_has_bf16() -> bool:
     """Whether it has instructions for it: with AVX-512 alone oneDNN takes bf16 too, and is slower than in fp32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    asks_mkldnn = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # which macOS and Windows on ARM lack
+    return asks_mkldnn is not None and bool(asks_mkldnn())

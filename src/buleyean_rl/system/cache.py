@@ -44,14 +44,16 @@ def cache_folder() -> Path:
 
 def _temporary_cache() -> Path:
     """A folder that is there, the user's, and closed to others: kernels are loaded from it."""
-    folder = Path(tempfile.gettempdir()) / f"buleyean-rl-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else None  # on Windows the folder itself is the user's
+    folder = Path(tempfile.gettempdir()) / ("buleyean-rl" if user is None else f"buleyean-rl-{user}")
     remedy = "set HOME or XDG_CACHE_HOME to a folder that you may write to"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
         raise UsageError(f"the cache {folder} cannot be made: {error.strerror}: {remedy}") from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+    is_shared = user is not None and (status.st_uid != user or status.st_mode & 0o077)
+    if not stat.S_ISDIR(status.st_mode) or is_shared:
         raise UsageError(f"the cache {folder} is not yours alone: {remedy}")
     _say_once(f"no home folder that can be written: the cache is {folder}; XDG_CACHE_HOME moves it")
     return folder
@@ -126,7 +128,9 @@ def sweep_cache() -> None:
 def entry_bytes(entry: Path) -> int:
     """Disk that a file, or a folder with all in it, takes."""
     files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
-    return sum(path.stat().st_blocks * 512 for path in files)
+    statuses = (path.stat() for path in files)
+    # Windows knows no blocks
+    return sum(status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size for status in statuses)
 
 
 def evict_lru(folder: Path, max_bytes: int) -> None:

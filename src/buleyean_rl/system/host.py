@@ -7,6 +7,8 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 LIBRARIES = ("buleyean-rl", "torch", "transformers", "peft", "accelerate", "safetensors", "gguf")
 
 
@@ -17,8 +19,10 @@ def library_versions() -> dict[str, str]:
 
 def peak_rss_bytes() -> int:
     """The most memory this process has ever held, in bytes."""
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, which tells it psutil
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 
