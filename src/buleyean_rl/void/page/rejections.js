@@ -23,7 +23,8 @@ async function open(main) {
     if (picked && await importFile(picked)) await show();
   }));
   all = make("input", { type: "checkbox", "aria-label": words.chooseAll, onchange: () => {
-    for (const box of body.querySelectorAll("input[type=checkbox]")) choose(box, all.checked);
+    const { checked } = all;
+    for (const box of body.querySelectorAll("input[type=checkbox]")) choose(box, checked);
   } });
   body = make("tbody", { id: "rows" });
   const table = make("table", { class: "list" }, make("caption", { class: "unseen" }, words.rejections),
