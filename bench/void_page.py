@@ -134,7 +134,8 @@ class Person:
         spans = repeated_spans(answer)
         assert spans, f"nothing in it repeats: {answer}"
         corners = """
-            const leaves = [...document.querySelectorAll('.text [data-from]')], range = document.createRange();
+            const answer = document.querySelector('.turn:last-of-type .answer');
+            const leaves = [...answer.querySelectorAll('[data-from]')], range = document.createRange();
             const first = leaves.find((leaf) => Number(leaf.dataset.to) > arguments[0]), last = leaves.at(-1);
             first.scrollIntoView({block: 'center'});
             const ends = [[first, Math.max(0, arguments[0] - first.dataset.from)], [last, last.textContent.length - 1]];

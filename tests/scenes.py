@@ -269,7 +269,7 @@ BATCH = {
     "rejected": 2,
     "models": [PAIR[0]],
 }
-CARD = turn(SLEEP, BASE, position=5, verdict=None)
+CARD = {"card": turn(SLEEP, BASE, position=5, verdict=None), "waiting": False}
 RUNNING = {"pair": PAIR, "models": 1, "run": TRAINING}
 ENDED = {"pair": PAIR, "models": 1, "verdict": RUN}
 
@@ -400,7 +400,7 @@ STATES: dict[str, State] = {
     "judge-card": State(
         lambda: Scene(
             THREE | {"batches": 1},
-            **{"batches/batch-001": BATCH, "batches/batch-001/next": {"card": CARD, "waiting": False}},
+            **{"batches/batch-001": BATCH, "batches/batch-001/next": CARD},
         ),
         "#judge/batch-001",
         ".answer",
