@@ -52,12 +52,12 @@ def loop() -> None:
             person.click("#train")
             browser.until(lambda: browser.all("#verdict:not([hidden]) [data-do=keep]"))
             tell("trained, measured, and the new model swapped in")
-            answers = person.ask(PROMPT)
-            tell("asked again, both answered and read")
             browser.look("void-verdict")
             person.click("[data-do=keep]")
+            answers = person.ask_again()
+            tell("kept, asked again, both answered and read")
             download(void, browser, folder)
-            tell("kept, made as GGUF, and downloaded")
+            tell("made as GGUF, and downloaded")
             whole = sum(seconds for _, seconds in told)
             pictures(void, browser)
     for what, seconds in told:
@@ -79,6 +79,7 @@ def pictures(void: Process, browser: Browser) -> None:
     browser.open(void)
     browser.click("#conversations li a")
     browser.texts()
+    Person(browser).reject_repeats(void)
     browser.run("document.activeElement.blur()")
     time.sleep(6)  # what was said in passing is gone
     browser.look("void-talk")
@@ -100,9 +101,19 @@ class Person:
         turns = len(self.browser.all(".turn"))
         self.write("#prompt", prompt)
         self.browser.until(lambda: len(self.browser.all(".turn")) > turns)
+        return self.read()
+
+    def read(self) -> list[str]:
         answers = self.browser.texts()
         time.sleep(READING * sum(len(answer.split()) for answer in answers))
         return answers
+
+    def ask_again(self) -> list[str]:
+        """Send the question that stands there already."""
+        self.browser.until(lambda: self.browser.all(".start"))
+        self.write("#prompt", "")
+        self.browser.until(lambda: len(self.browser.all(".answer")) == 2)
+        return self.read()
 
     def write(self, css: str, text: str) -> None:
         """Into a field, key by key, and Enter."""
@@ -123,7 +134,8 @@ class Person:
         spans = repeated_spans(answer)
         assert spans, f"nothing in it repeats: {answer}"
         corners = """
-            const leaves = [...document.querySelectorAll('.text [data-from]')], range = document.createRange();
+            const answer = document.querySelector('.turn:last-of-type .answer');
+            const leaves = [...answer.querySelectorAll('[data-from]')], range = document.createRange();
             const first = leaves.find((leaf) => Number(leaf.dataset.to) > arguments[0]), last = leaves.at(-1);
             first.scrollIntoView({block: 'center'});
             const ends = [[first, Math.max(0, arguments[0] - first.dataset.from)], [last, last.textContent.length - 1]];

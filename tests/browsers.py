@@ -33,6 +33,7 @@ def browsing(folder: Path, *options: str) -> Iterator[Browser]:
     settings.add_experimental_option("prefs", {"download.default_directory": str(folder)})
     settings.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=settings, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(120)  # the machine may be busy
     try:
         yield Browser(driver, folder)
     finally:

@@ -269,7 +269,7 @@ BATCH = {
     "rejected": 2,
     "models": [PAIR[0]],
 }
-CARD = turn(SLEEP, BASE, position=5, verdict=None)
+CARD = {"card": turn(SLEEP, BASE, position=5, verdict=None), "waiting": False}
 RUNNING = {"pair": PAIR, "models": 1, "run": TRAINING}
 ENDED = {"pair": PAIR, "models": 1, "verdict": RUN}
 
@@ -398,7 +398,10 @@ STATES: dict[str, State] = {
     ),
     "judge": State(lambda: Scene(THREE | {"batches": 1}, batches={"batches": [BATCH]}), "#judge", "#batches li"),
     "judge-card": State(
-        lambda: Scene(THREE | {"batches": 1}, **{"batches/batch-001": BATCH, "batches/batch-001/next": CARD}),
+        lambda: Scene(
+            THREE | {"batches": 1},
+            **{"batches/batch-001": BATCH, "batches/batch-001/next": CARD},
+        ),
         "#judge/batch-001",
         ".answer",
     ),
@@ -407,7 +410,7 @@ STATES: dict[str, State] = {
             THREE | {"batches": 1},
             **{
                 "batches/batch-001": BATCH | {"models": PAIR},
-                "batches/batch-001/next": turn(SLEEP, BASE, TRAINED, position=5, verdict=None),
+                "batches/batch-001/next": {"card": turn(SLEEP, BASE, TRAINED, position=5), "waiting": False},
             },
         ),
         "#judge/batch-001",

@@ -72,7 +72,11 @@ def test_from_the_first_visit_to_a_file(void: Process, browser: Browser, tmp_pat
     browser.until(lambda: "Training has ended" in browser.text("#said"))
     browser.click("[data-do=keep]")
     browser.until(lambda: not browser.find("#verdict").is_displayed())
-    base_answer, trained_answer = browser.ask("Give me two tips for sleeping better.")
+    browser.until(lambda: browser.all(".start"))  # a new conversation, with what was rejected to be asked again
+    assert browser.find("#prompt").get_attribute("value") == "Give me two tips for sleeping better."
+    browser.find("#prompt").send_keys(Keys.ENTER)
+    browser.until(lambda: len(browser.all(".answer")) == 2)
+    base_answer, trained_answer = browser.texts()
     assert base_answer == before
     assert trained_answer
 

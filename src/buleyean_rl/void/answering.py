@@ -6,6 +6,7 @@ What is written is in the store every second, so that a server that was killed g
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -138,7 +139,8 @@ class Answering:
                 try:
                     partial.text += next(pieces)
                 except StopIteration as end:
-                    return end.value
+                    whole: Answer = end.value
+                    return whole if whole.text == partial.text else whole._replace(token_ids=None)
                 if time.monotonic() > stored_at + STORE_SECONDS:
                     self._store.conversations.save(answer, partial.text, "writing")
                     stored_at = time.monotonic()
@@ -158,15 +160,16 @@ class Answering:
     def _answer_batches(self) -> None:
         while not self._closing.is_set():
             self._quiet.wait()
-            group = self._store.batches.waiting(GROUP)
-            if not group:
-                self._closing.wait(IDLE_SECONDS)
-                continue
+            group: list[Row] = []
             try:
-                self._answer_group(group)
+                group = self._store.batches.waiting(GROUP)
+                if group:
+                    self._answer_group(group)
+                else:
+                    self._closing.wait(IDLE_SECONDS)
             except _Ended:
                 continue
-            except OSError:  # the disk is full
+            except (OSError, sqlite3.Error):  # the disk is full, or the store busy
                 self._closing.wait(10 * IDLE_SECONDS)
             except Exception as error:
                 problem = str(error) if isinstance(error, BuleyeanError) else f"the model failed: {error}"
@@ -202,7 +205,7 @@ class Answering:
 
 def _outcome(answer: Row, model: ServedModel, whole: Answer | None) -> tuple[str, Row]:
     """The state of an answer, and what a record says of it."""
-    policy = {"temperature": answer["temperature"], **dict(model.drawn.get("policy", {}))}  # type: ignore[call-overload]
+    policy = {**model.drawn.get("policy", {}), "temperature": answer["temperature"]}
     drawn: Row = {**model.drawn, "policy": policy, "ended": whole is not None and whole.ended}
     if whole is None:
         return "stopped", drawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from buleyean_rl.errors import ModelError, UsageError
@@ -27,7 +27,7 @@ class ServedModel:
 
     key: str
     engine: TransformersEngine
-    drawn: Mapping[str, object] = field(default_factory=dict)
+    drawn: Row = field(default_factory=dict)
 
 
 class Models:

@@ -36,9 +36,8 @@ async function refresh() {
 }
 
 async function next() {
-  const { card: none, waiting, ...found } = await ask(`batches/${id}/next`);
-  if (none === null) return show(null, waiting);
-  return show(found);
+  const { card: found, waiting } = await ask(`batches/${id}/next`);
+  show(found, waiting);
 }
 
 function show(shown, waiting = false) {

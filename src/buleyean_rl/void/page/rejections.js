@@ -19,12 +19,12 @@ async function open(main) {
   const file = make("input", { type: "file", id: "import-file", class: "unseen", tabindex: -1, "aria-hidden": "true", accept: ".jsonl,.json,.csv,.tsv,.parquet" });
   file.addEventListener("change", complaining(async () => {
     const [picked] = file.files;
-    const taken = picked && await importFile(picked);
-    file.value = "";
-    if (taken) await show();
+    file.value = ""; // the same file may be picked again
+    if (picked && await importFile(picked)) await show();
   }));
   all = make("input", { type: "checkbox", "aria-label": words.chooseAll, onchange: () => {
-    for (const box of body.querySelectorAll("input[type=checkbox]")) choose(box, all.checked);
+    const { checked } = all;
+    for (const box of body.querySelectorAll("input[type=checkbox]")) choose(box, checked);
   } });
   body = make("tbody", { id: "rows" });
   const table = make("table", { class: "list" }, make("caption", { class: "unseen" }, words.rejections),

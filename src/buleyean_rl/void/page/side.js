@@ -3,6 +3,7 @@
 import { $, allow, announce, button, differs, make, meter, toast } from "./dom.js";
 import { closePanels } from "./panels.js";
 import { insist, newUid, ask } from "./server.js";
+import { proposeAgain } from "./talk.js";
 import { words } from "./strings.js";
 import { isGood, shortPairs, verdictText, verdictWords } from "./verdict.js";
 
@@ -74,7 +75,7 @@ function drawVerdict(ended) {
   verdictPart.replaceChildren(make("h2", { class: "label" }, words.result), make("div", { class: `card ${look || ""}` }, make("div", { class: "stack" },
     verdict ? verdictWords(verdict) : [make("p", {}, make("b", { class: "error" }, ended.state === "failed" ? words.trainFailed : words.trainStopped)), ended.error && make("p", { class: "any" }, ended.error)],
     ended.usable ? make("div", { class: "row" },
-      button(words.keep, async () => { await insist(`runs/${ended.id}/keep`, {}); toast(words.kept(ended.name)); $("prompt")?.focus(); }, { class: ["good", "partly"].includes(verdict?.outcome) && "go", "data-do": "keep" }),
+      button(words.keep, async () => { await insist(`runs/${ended.id}/keep`, {}); closePanels(); toast(words.kept(ended.name)); proposeAgain(verdict?.pairs[0]?.prompt ?? ""); }, { class: ["good", "partly"].includes(verdict?.outcome) && "go", "data-do": "keep" }),
       button(words.goBack, dismiss, { "data-do": "back" }),
       make("a", { class: "button", href: `#models/${ended.id}`, "data-do": "download", onclick: closePanels }, words.download))
       : make("div", { class: "row" }, button(words.close, dismiss, { "data-do": "back" })),

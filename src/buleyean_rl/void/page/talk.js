@@ -10,7 +10,7 @@ import { Turn } from "./turn.js";
 const NEAR = 80; // pixels from the end, where the page follows what is written
 
 let shown = { id: null, title: null, turns: [] };
-let form, flow, inner, hint, known = {};
+let form, flow, inner, hint, known = {}, next = null;
 
 export const talk = { title: () => shown.title ?? words.talk, open, hear, refresh };
 
@@ -28,7 +28,12 @@ async function open(main, id) {
   }
   draw();
   flow.scrollTop = id ? flow.scrollHeight : 0;
-  if (!id && matchMedia("(pointer: fine)").matches) form.prompt.focus({ preventScroll: true });
+  if (!id && next !== null) {
+    form.prompt.value = next;
+    next = null;
+    form.show();
+    form.prompt.focus();
+  } else if (!id && matchMedia("(pointer: fine)").matches) form.prompt.focus({ preventScroll: true });
 }
 
 function build(main) {
@@ -101,6 +106,14 @@ async function refresh() {
     else shown.turns.push(new Turn(turn, changed));
   });
   if (inner.querySelectorAll(".turn").length !== shown.turns.length) draw();
+}
+
+// A new conversation that begins with a question: one more press asks it.
+export function proposeAgain(prompt) {
+  next = prompt;
+  if (location.hash === "#talk") return open(document.getElementById("main"), null);
+  location.hash = "talk";
+  return undefined;
 }
 
 export const panesShown = () => shown.turns.at(-1)?.panes ?? [];
