@@ -14,6 +14,7 @@ import torch
 
 from buleyean_rl.data.token_store import BoundaryFile, write_boundaries
 from buleyean_rl.data.trie import Boundary, merge_responses
+from buleyean_rl.errors import UsageError
 from buleyean_rl.models.model import open_model
 from buleyean_rl.objectives.complement import Prior, ratios
 from buleyean_rl.training import firmness
@@ -118,7 +119,9 @@ def test_own_answers_go_as_far_however_many_there_are(
     assert (config.learning_rate, config.num_train_epochs, config.per_device_train_batch_size) == pytest.approx(steps)
 
 
-def test_only_own_answers_have_other_steps_and_only_where_they_are_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_own_answers_have_other_steps_and_only_where_they_are_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     set_for: list[int] = []
     monkeypatch.setattr(firmness, "set_own_steps", lambda _, records: set_for.append(records))
     for likelihood, settings in ((OWN, {"preset": "few"}), (FOREIGN, {}), (OWN, {})):
@@ -151,3 +154,10 @@ def test_the_likelihood_is_the_bases_over_a_rejected_answer_alone(
     log_p = torch.cat(logs)
     assert nats == pytest.approx(-log_p[range(4), [7, 8, 9, 11]].mean().item(), rel=1e-3)
     assert entropy == pytest.approx(-(log_p.exp() * log_p).sum(-1).mean().item(), rel=1e-3)
+
+
+def test_a_tau_whose_targets_no_float_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = {"tau": 20.0, "preset": "few"}
+    assert decide(monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), **settings)[0].tau == 20
+    with pytest.raises(UsageError, match=r"at most 11\.5 works"):
+        decide(monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), prior_rounds=0.001, **settings)
