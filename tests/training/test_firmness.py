@@ -97,7 +97,7 @@ def test_the_share_accepted_is_that_of_the_whole_file(monkeypatch: pytest.Monkey
     loss, line = decide(monkeypatch, OWN, tmp_path, judged(([7], 2, 4), ([8], 1, 1)), prior_mean=None)
     assert loss.prior == Prior(5 / 8)  # 2 of 5, and 3 of 3 of the answers that only anchor
     assert line is not None
-    assert line.endswith("62% accepted")
+    assert "62% accepted" in line
 
 
 @pytest.mark.parametrize(
