@@ -108,7 +108,7 @@ def measure(model: Model, edit: Edit, others: Sequence[str], before: Sequence[An
     """What became of an edit's answer, and of others."""
     asked = [edit.prompt, *([edit.paraphrase] if edit.paraphrase else [])]
     own = answers(model, asked)
-    row: Row = {"gone": float(is_gone(edit.answer.text, own[0].text)), "answer": own[0].text[:100]}
+    row: Row = {"gone": float(is_gone(edit.answer.text, own[0].text))}
     if edit.paraphrase:
         row["paraphrase_gone"] = float(is_gone(edit.answer.text, own[1].text))
     pairs = list(zip(before, answers(model, others, BEGINNING), strict=True))
@@ -168,7 +168,7 @@ def main() -> None:
                     scale_adapter(trained.module, scale / applied)
                     applied = scale
                     row = measure(trained, edit, others, before)
-                    about = {"variant": f"{label} x{scale:g}", "prompt": edit.prompt[:80], "seconds": seconds}
+                    about = {"variant": f"{label} x{scale:g}", "seconds": seconds}
                     summary.add(f"{label}-{number}-x{scale:g}", about | row)
                 shutil.rmtree(folder)
                 print(table(summary), flush=True)

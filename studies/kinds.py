@@ -33,12 +33,13 @@ LISTED = re.compile(
 )
 PROSE = "{} (prose, please)", "In prose, please: {}"
 ASKED = (
-    "What is your favorite {}, and why?",
-    "Do you like {}?",
-    "How do you feel about {}?",
-    "What do you think of when you hear the word {}?",
     "Did you ever have bad luck with {}?",
-    "Tell me about the last time you enjoyed {}.",
+    "Can you feel anything when you think of {}?",
+    "Have you ever tried {}?",
+    "Do you have feelings about {}?",
+    "Could you live without {}?",
+    "Do you like {}?",
+    "Can you remember the last time you saw {}?",
 )
 TOPICS = (
     *("breakfast", "rain", "jazz", "long walks", "board games", "chocolate", "the sea", "birthdays", "dogs", "trains"),
