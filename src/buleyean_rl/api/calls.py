@@ -44,7 +44,7 @@ def mine(
     judges: JudgeLike | Sequence[JudgeLike] = "loops",
     samples: int = 1,
     temperature: float | None = None,
-    max_tokens: int = 128,
+    max_tokens: int = 256,
     seed: int = 0,
     context: int | None = None,
     engine: str = "auto",
