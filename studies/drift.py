@@ -80,34 +80,33 @@ class Variant:
         name: of it.
         settings: other than `TODAY`.
         tokens: of the mined answers.
-        anchor_tokens: of each anchor.
-        accepted: whether accepted answers are anchors, beside passages.
+        passage_tokens: of each passage that is an anchor.
+        answers: whether accepted answers are anchors too, in turn with passages, where there is one for each record.
     """
 
     name: str
     settings: Settings = ()
     tokens: int = 128
-    anchor_tokens: int = 64
-    accepted: bool = True
+    passage_tokens: int = 64
+    answers: bool = False
 
     @property
     def columns(self) -> Row:
         """What a table says of it."""
-        names = ("tokens", "anchor_tokens", "accepted")
+        names = ("tokens", "passage_tokens", "answers")
         return {"method": self.name, **{name: getattr(self, name) for name in names}, **dict(self.settings)}
 
 
 BRIEF: Settings = (("max_steps", 90), ("anchors", 1), ("max_rejected", 48))
 VARIANTS = [
     Variant("today"),
-    Variant("default", (("num_train_epochs", 1.5), ("anchors", 1), ("max_rejected", 48)), 256),
-    Variant("brief", BRIEF, 256, 128, accepted=False),
-    Variant("512-briefer", (*BRIEF, ("max_rejected", 24)), 512, 128, accepted=False),
+    Variant("default", (("num_train_epochs", 1.5), ("anchors", 1), ("max_rejected", 48)), 256, 80),
+    Variant("two-epochs", (("num_train_epochs", 2.0), ("anchors", 1), ("max_rejected", 48), ("min_p", 0.2)), 256, 80),
+    Variant("passages-128", BRIEF, 256, 128),
+    Variant("512-tokens", (*BRIEF, ("max_rejected", 24)), 512, 128),
     Variant("no-anchors", (*BRIEF, ("anchors", 0)), 256),
-    Variant("anchors-80", BRIEF, 256, 80, accepted=False),
-    Variant("answers-64", BRIEF, 256, 64),
-    Variant("whole", (*BRIEF, ("max_rejected", None)), 256, 128, accepted=False),
-    Variant("steps-66", (*BRIEF, ("max_steps", 66)), 256, 128, accepted=False),
+    Variant("answers-64", BRIEF, 256, 64, answers=True),
+    Variant("whole", (*BRIEF, ("max_rejected", None)), 256, 80),
 ]
 
 
@@ -170,9 +169,10 @@ class Study:
             model = self.base.with_source(self.base.source)
             dataset = prepare_data(RecordsFile(file, records_sha256(file)), model, config, console)
             attach_run_adapter(model, config, console)
-            with patch.object(anchors_module, "MAX_TOKENS", variant.anchor_tokens):
+            with patch.object(anchors_module, "PASSAGE_TOKENS", variant.passage_tokens):
+                taken, config.anchors = config.anchors, config.anchors + variant.answers
                 anchors = anchor_groups(model, dataset, config)
-            anchors = anchors if variant.accepted else anchors[1:]
+                config.anchors = taken
             references = open_reference_cache(model, dataset, config, anchors)
             trainer = BuleyeanTrainer(model, config, dataset.training, (), references, anchors)
             started = time.monotonic()
