@@ -37,7 +37,7 @@ def mine(
     rubric: Path | str | None = None,
     samples: int = 1,
     temperature: float | None = None,
-    max_tokens: int = 128,
+    max_tokens: int = 256,
     seed: int = 0,
     context: int | None = None,
     engine: str = "auto",

@@ -40,14 +40,16 @@ class Preset(NamedTuple):
     per_device_train_batch_size: int | None
     lora_dropout: float
     held_out: float
+    anchors: int
+    max_rejected: int | None
     adapter_scale: float
 
 
 PRESETS = {
-    #              learning rate, epochs, batch, dropout, held out, adapter scale
-    "log": Preset(None, None, None, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
-    "loops": Preset(7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
-    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
+    #              learning rate, epochs, batch, dropout, held out, anchors, max rejected, adapter scale
+    "log": Preset(None, None, None, 0.0, 0.1, 2, None, 1.0),  # the default: hundreds of rejections or more
+    "loops": Preset(7e-4, 1.5, 2, 0.0, 0.0, 1, 48, 1.0),  # mined answers that loop: `walk` and `demo`
+    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 2, None, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
 # Where nobody sets them, and the answers are not the model's own; for those see `firmness`.
@@ -75,6 +77,7 @@ class BuleyeanConfig(TrainingArguments):
         beta: scale of the answers' log-ratios, of which the ranking is a softmax; only `listwise` uses it.
         own_samples: samples of the base model that `listwise` adds to the rejected answers of a prompt.
         max_length: maximum tokens of a prompt and one response; longer responses are truncated.
+        max_rejected: where a response ends of which parts are rejected: after so many rejected tokens; None: all of it.
         micro_batch_tokens: maximum tokens of a forward pass; None for the device's default.
         held_out: share of the records that are measured on, not trained on.
         anchors: texts that were not rejected, in a step for each of its records; see `anchors`.
@@ -104,9 +107,10 @@ class BuleyeanConfig(TrainingArguments):
     beta: float = 0.1
     own_samples: int = 2
     max_length: int = 1024
+    max_rejected: int | None = LOG.max_rejected
     micro_batch_tokens: int | None = None
     held_out: float = LOG.held_out
-    anchors: int = 2
+    anchors: int = LOG.anchors
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = LOG.lora_dropout

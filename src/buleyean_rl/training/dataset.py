@@ -147,6 +147,7 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
             source,
             model.tokenizer,
             config.max_length,
+            max_rejected=config.max_rejected,
             skip_refused=records.skip_bad,
             progress=lambda count: show(counted(count, "record")),
         )

@@ -155,6 +155,10 @@ SETTINGS: dict[str, Setting] = {
     "beta": Setting(Number(0, 1000, "low"), "Scale of the log-ratios that `listwise` ranks by."),
     "own_samples": Setting(Whole(0, 1000), "Samples of the base model that `listwise` adds to a prompt's answers."),
     "max_length": Setting(Whole(2, MANY), "Maximum tokens of a prompt and one answer."),
+    "max_rejected": Setting(
+        Whole(1, MANY, optional=True),
+        "An answer of which parts are rejected ends after so many rejected tokens; null: all of it is learnt from.",
+    ),
     "micro_batch_tokens": Setting(
         Whole(1, 1e9, optional=True), "Maximum tokens of a forward pass; null: 1,280, in fp32 640, on a GPU 32,000."
     ),
