@@ -45,11 +45,12 @@ SELECTIONS = """
                 ends.push([leaf.firstChild, at, single, starts.length]);
             }
         }
-        starts.forEach(([start, from, one], first) => ends.filter((end) => end[3] > first).forEach(([end, to, other]) => {
+        const pairs = starts.flatMap((start, first) => ends.filter((end) => end[3] > first).map((end) => [start, end]));
+        pairs.forEach(([[start, from, one], [end, to, other]]) => {
             range.setStart(start, from);
             range.setEnd(end, to);
             found.push([range.toString(), spanOf(root, range), one, other]);
-        }));
+        });
         done(found);
     });"""
 
