@@ -24,7 +24,7 @@ def draw(folder: Path, names: list[str]) -> None:
     """Every state, or those named, as NAME-WIDTH-THEME.png."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, staged() as stage, browsing(Path(scratch)) as browser:
-        browser.patience = 5
+        browser.patience = 20
         for width, height in SIZES.items():
             browser.resize(width, height)
             for theme in THEMES:

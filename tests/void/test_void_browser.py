@@ -83,7 +83,7 @@ def test_from_the_first_visit_to_a_file(void: Process, browser: Browser, tmp_pat
     browser.find("nav a[href='#models']").click()
     browser.click("#models h2 a")
     name = browser.until(lambda: browser.all("#model-name") and browser.find("#model-name"))
-    name.clear()
+    name.send_keys(Keys.CONTROL + "a")
     name.send_keys("sleep tips", Keys.ENTER)
     browser.until(lambda: void.get("runs/1")["name"] == "sleep tips")
     row = "#files [data-kind=records]"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.errors import BuleyeanError, EngineError
 from buleyean_rl.inference.open import describe_policy, engine_of
-from buleyean_rl.inference.protocol import Answer, Sampling
+from buleyean_rl.inference.protocol import Answer, Messages, Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.run_files import read_run
@@ -98,6 +98,14 @@ class PutToUse:
 def _answers(engine: TransformersEngine, contexts: list[str]) -> list[str | None]:
     """The same as the page gives, computed beside others only where that is so; None where there is none."""
     sampling, conversations = Sampling(max_tokens=SAMPLE_TOKENS), [messages_of(context) for context in contexts]
-    groups = [[messages] for messages in conversations] if engine.is_batched else [conversations]
-    outcomes = [outcome for group in groups for outcome in engine.answer_many(group, sampling)]
+    if engine.is_batched:
+        return [_answer(engine, messages, sampling) for messages in conversations]
+    outcomes = engine.answer_many(conversations, sampling)
     return [outcome.text if isinstance(outcome, Answer) else None for outcome in outcomes]
+
+
+def _answer(engine: TransformersEngine, messages: Messages, sampling: Sampling) -> str | None:
+    try:
+        return "".join(engine.generate(messages, sampling))
+    except EngineError:  # too long for the context
+        return None

@@ -81,7 +81,8 @@ export async function keepListening(path, heard, signal, finished = () => false)
       await listen(path, heard, signal);
     } catch (error) {
       if (signal.aborted) return;
-      if (!(error instanceof Away) && error.name !== "AbortError") throw error;
+      if (error instanceof Away) listeners.away(true);
+      else if (error.name !== "AbortError") throw error;
     }
     if (signal.aborted || finished()) return;
     await new Promise((resolve) => setTimeout(resolve, AGAIN)); // where the server is gone, the next try says so

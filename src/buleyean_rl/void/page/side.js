@@ -74,7 +74,7 @@ function drawVerdict(ended) {
   };
   verdictPart.replaceChildren(make("h2", { class: "label" }, words.result), make("div", { class: `card ${look || ""}` }, make("div", { class: "stack" },
     verdict ? verdictWords(verdict) : [make("p", {}, make("b", { class: "error" }, ended.state === "failed" ? words.trainFailed : words.trainStopped)), ended.error && make("p", { class: "any" }, ended.error)],
-    ended.usable ? make("div", { class: "row" },
+    ended.usable ? make("div", { class: "choices" },
       button(words.keep, async () => { await insist(`runs/${ended.id}/keep`, {}); closePanels(); toast(words.kept(ended.name)); proposeAgain(verdict?.pairs[0]?.prompt ?? ""); }, { class: ["good", "partly"].includes(verdict?.outcome) && "go", "data-do": "keep" }),
       button(words.goBack, dismiss, { "data-do": "back" }),
       make("a", { class: "button", href: `#models/${ended.id}`, "data-do": "download", onclick: closePanels }, words.download))

@@ -12,7 +12,7 @@ const characters = (text) => Array.from(text).length; // the browser counts UTF-
 
 // The characters of the answer that a range covers, as [start, end]; null where it covers none.
 export function spanOf(root, range) {
-  const leaves = [...root.querySelectorAll("[data-from]")].filter((leaf) => covers(range, leaf));
+  const leaves = [...root.querySelectorAll("[data-from]")].filter((leaf) => leaf.firstChild && covers(range, leaf));
   if (!leaves.length) return null;
   const start = positionIn(leaves[0], range.startContainer, range.startOffset, "from");
   const end = positionIn(leaves.at(-1), range.endContainer, range.endOffset, "to");
@@ -21,7 +21,7 @@ export function spanOf(root, range) {
 
 function covers(range, leaf) {
   const within = document.createRange();
-  within.selectNodeContents(leaf);
+  within.selectNodeContents(leaf.firstChild); // its text: the edge of a leaf and that of its text are two places
   return range.compareBoundaryPoints(Range.END_TO_START, within) < 0 && range.compareBoundaryPoints(Range.START_TO_END, within) > 0;
 }
 
