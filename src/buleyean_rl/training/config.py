@@ -115,11 +115,11 @@ class BuleyeanConfig(TrainingArguments):
     guard_kl: float = 0.05
     guard_entropy: float = 0.1
 
-    learning_rate: float | None = LOG.learning_rate  # type: ignore[assignment]
+    learning_rate: float = LOG.learning_rate  # type: ignore[assignment]  # a number once it is made
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = field(default=0.0888, metadata={"help": "Below 1, a share: 100 of 1125 steps."})
-    per_device_train_batch_size: int | None = LOG.per_device_train_batch_size  # type: ignore[assignment]
-    num_train_epochs: float | None = LOG.num_train_epochs  # type: ignore[assignment]
+    per_device_train_batch_size: int = LOG.per_device_train_batch_size  # type: ignore[assignment]
+    num_train_epochs: float = LOG.num_train_epochs  # type: ignore[assignment]
     logging_steps: float = 1
     save_steps: float = 0.1
     save_total_limit: int | None = 2
