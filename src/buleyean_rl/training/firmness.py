@@ -78,10 +78,11 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
         if open_mean and is_own:
             mean = accepted_share([*dataset.training, *dataset.anchors])
         divisor = ((rounds + config.prior_rounds) / config.prior_rounds) ** tau
+        in_rounds = "1 round" if rounds == 1 else f"{rounds:.3g} rounds"
         whose = "the model's own" if is_own else "answers that the model would not give itself"
         line = (
             f"the rejected answers are {whose} ({likelihood.nats:.2f} nats per token, {likelihood.entropy:.2f} "
-            f"expected), judged in {rounds:.3g} rounds: a rejection divides a token's odds by {divisor:.3g} "
+            f"expected), judged in {in_rounds}: a rejection divides a token's odds by {divisor:.3g} "
             f"(tau {tau:.3g})"
         )
         line += f"; {mean:.0%} accepted" if open_mean and mean < 1 else ""
