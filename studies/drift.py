@@ -60,7 +60,7 @@ SAMPLINGS = {"long": Sampling(512), "t1": Sampling(128, temperature=1.0, top_p=1
 KL = 0.02  # nats per token, at which variants are compared
 Settings = tuple[tuple[str, Any], ...]
 COSTS = ("records", "steps", "trained_tokens")
-TODAY: Row = {  # the preset `loops` as it was, whatever it becomes
+BEFORE: Row = {  # the preset `loops` as it was
     "num_train_epochs": 4.0,
     "learning_rate": 7e-4,
     "per_device_train_batch_size": 2,
@@ -78,7 +78,7 @@ class Variant:
 
     Args:
         name: of it.
-        settings: other than `TODAY`.
+        settings: other than `BEFORE`.
         tokens: of the mined answers.
         passage_tokens: of each passage that is an anchor.
         answers: whether accepted answers are anchors too, in turn with passages, where there is one for each record.
@@ -100,7 +100,7 @@ class Variant:
 BRIEF: Settings = (("max_steps", 90), ("anchors", 1), ("max_rejected", 48))
 FASTER: Settings = (("learning_rate", 1e-3), ("min_p", 0.2))
 VARIANTS = [
-    Variant("today"),
+    Variant("before"),
     Variant("default", (("num_train_epochs", 1.5), ("anchors", 1), ("max_rejected", 48)), 256, 80),
     Variant("faster", (("num_train_epochs", 1.5), ("anchors", 1), ("max_rejected", 48), *FASTER), 256, 80),
     Variant("passages-128", BRIEF, 256, 128),
@@ -166,7 +166,7 @@ class Study:
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "records.jsonl"
             write_records(file, self.records(variant))
-            config = load_config(None, folder, TODAY | dict(variant.settings) | {"seed": seed}, "loops")
+            config = load_config(None, folder, BEFORE | dict(variant.settings) | {"seed": seed}, "loops")
             model = self.base.with_source(self.base.source)
             dataset = prepare_data(RecordsFile(file, records_sha256(file)), model, config, console)
             attach_run_adapter(model, config, console)
