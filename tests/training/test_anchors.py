@@ -117,6 +117,6 @@ def test_a_step_is_a_mean_over_rejected_answers_and_one_over_its_anchors(tmp_pat
 
 
 def test_only_accepted_answers_were_judged(model: Model, tmp_path: Path) -> None:
-    answers, passages = make_groups(model, tmp_path, [rejected([20]), accepted(7)])
+    passages, answers = make_groups(model, tmp_path, [rejected([20]), accepted(7)])
     assert [(j.rejected, j.judged) for anchor in answers for j in anchor.judgements] == [(0, 1)] * 3
     assert not any(anchor.judgements for anchor in passages)

@@ -25,12 +25,12 @@ from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.mining.mine import MineSettings
 from buleyean_rl.mining.mine import mine as draw_and_judge
 from buleyean_rl.models.run_files import is_run
-from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.source import BUNDLED, Source
 
 
 def mine(
     prompts: Prompts = inputs.BUNDLED,
-    model: str = BUNDLED,
+    model: str | Source = BUNDLED,
     output: Path | str = "records.jsonl",
     *,
     judges: JudgeLike | Sequence[JudgeLike] = "loops",

@@ -53,12 +53,12 @@ def mine(
 
     from buleyean_rl.api import calls
     from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.chat import base_name
-    from buleyean_rl.inference.open import is_endpoint
+    from buleyean_rl.inference.open import locate
 
+    location = locate(model)
     mined = calls.mine(
         prompts,
-        model,
+        location,
         output,
         judges=judge or DEFAULT_JUDGE,
         rubric=rubric,
@@ -75,7 +75,7 @@ def mine(
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.report.rejected:
         raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
-    base = "MODEL" if is_endpoint(model) else base_name(model)
+    base = "MODEL" if isinstance(location, str) else (location.base or location).name
     print_next("train", output, "--model", base, "-o", "my-run")
 
 

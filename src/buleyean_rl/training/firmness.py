@@ -21,6 +21,7 @@ from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import Passage
 from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.models.model import Model
+from buleyean_rl.models.views import adapter_disabled
 from buleyean_rl.objectives.complement import Prior, share_accepted
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.system.wording import counted
@@ -156,6 +157,7 @@ def rejected_likelihood(model: Model, boundaries: Sequence[Boundary]) -> Likelih
         ids = boundary.path_tokens(min(boundary.rejected_ends))[:SAMPLE_TOKENS]
         passages.append(Passage([*boundary.prompt, *ids], len(boundary.prompt)))
     longest = max(len(passage.ids) for passage in passages)
-    scores = [score for score in PackedScorer(model.base, longest).texts(passages) if score is not None]
+    with adapter_disabled(model.module):
+        scores = [score for score in PackedScorer(model, longest).texts(passages) if score is not None]
     tokens = sum(score.tokens for score in scores)
     return Likelihood(*(sum(getattr(s, name) or 0.0 for s in scores) / tokens for name in ("nats", "entropy")))
