@@ -24,7 +24,19 @@ test: $(INSTALLED)  ## run the tests, all but the slow ones
 .PHONY: test-slow
 test-slow: $(INSTALLED)  ## kills, restarts, a browser, llama-cpp-python (compiled once, minutes)
 	$(INSTALL) --editable '.[llama-cpp]'
+	-$(MAKE) axe
 	$(PYTEST) -m slow
+
+AXE := .cache/axe
+.PHONY: axe
+axe: $(AXE)/package/axe.min.js  ## fetch axe-core (npm), by which the page's states are checked for screen readers
+$(AXE)/package/axe.min.js:
+	mkdir -p $(AXE)
+	cd $(AXE) && npm pack --silent axe-core@4.11.0 && tar xzf axe-core-4.11.0.tgz package/axe.min.js
+
+.PHONY: pictures
+pictures: $(INSTALLED)  ## draw every state of the Void's page, light and dark, at three widths, into .cache/pictures
+	$(BIN)/python docs/pictures.py .cache/pictures
 
 .PHONY: hostile
 hostile: $(INSTALLED)  ## every attack on the commands at full scale: hostile files, kills, full disks, endpoints (hours)
@@ -56,7 +68,7 @@ bench: $(INSTALLED)  ## time training beside its peers; writes this processor's 
 .PHONY: docs
 docs: $(INSTALLED)  ## write the command reference and the table of settings again
 	$(BIN)/python docs/commands.py > docs/commands.md
-	$(BIN)/python docs/settings.py > docs/settings.md
+	$(BIN)/python docs/config.py > docs/config.md
 
 .PHONY: prove
 prove: $(INSTALLED)  ## check the Lean proofs, and the bridge from them to the Python

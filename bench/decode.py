@@ -48,8 +48,10 @@ READ_BYTES = 1 << 29  # more than any cache holds
 MEMORY_BLOCKS = 1024  # of keys and values, read again and again where there are more: as much as is read at once
 
 
-def make_step(decoder: Decoder, width: int, conversations: int, context: int, draws: int) -> Callable[[], None]:
-    """A step in which every conversation has so many tokens, and some draw another one at temperature 0.8."""
+def make_step(
+    decoder: Decoder, width: int, conversations: int, context: int, draws: int, temperature: float = 0.8
+) -> Callable[[], None]:
+    """A step in which every conversation has so many tokens, and some draw another one."""
     needed = -(-context // CACHE_BLOCK)
     memory = torch.zeros(min(conversations * needed, MEMORY_BLOCKS), decoder.block_numbers, dtype=torch.bfloat16)
     addresses = [memory[i % len(memory)].data_ptr() for i in range(conversations * needed)]
@@ -57,7 +59,7 @@ def make_step(decoder: Decoder, width: int, conversations: int, context: int, dr
     places, positions = torch.arange(conversations), torch.full((conversations,), context - 1)
     rotations = torch.ones(conversations, decoder.head_width, dtype=torch.bfloat16)
     x = torch.randn(conversations, width, dtype=torch.bfloat16)
-    drawing = Draws(places[:draws], torch.full((draws,), 0.8), torch.full((draws,), 0.95), torch.rand(draws))
+    drawing = Draws(places[:draws], torch.full((draws,), temperature), torch.full((draws,), 0.95), torch.rand(draws))
 
     def step(_memory: torch.Tensor = memory) -> None:  # which has to live as long
         decoder.step(Rows(x.clone(), rotations, rotations, places, positions, blocks), drawing)
@@ -84,8 +86,9 @@ def step_rows(model: Any) -> list[dict[str, str]]:
             attended = cached * decoder.heads // decoder.key_heads
             kinds = [(context, conversations), (context, 0), (1, 0)]
             steps = [make_step(decoder, width, conversations, length, draws) for length, draws in kinds]
-            times = in_turn([*steps, lambda: a @ a, lambda: x.sum()], max(15, 200 // conversations))
-            whole, without_head, without_attention, product, read = map(statistics.median, zip(*times, strict=True))
+            greedy = make_step(decoder, width, conversations, context, conversations, 0)
+            times = in_turn([*steps, lambda: a @ a, lambda: x.sum(), greedy], max(20, 200 // conversations))
+            whole, without_head, without_attention, product, read, _ = map(statistics.median, zip(*times, strict=True))
             arithmetic = (conversations * weights + attended) / MATRIX**3  # of such a product
             traffic = 2 * (weights + cached) / READ_BYTES
             parts = {
@@ -95,8 +98,9 @@ def step_rows(model: Any) -> list[dict[str, str]]:
                 "arithmetic_seconds": arithmetic * product,
                 "traffic_seconds": traffic * read,
                 "bound_over_seconds": statistics.median(
-                    max(arithmetic * p, traffic * r) / s for s, _, _, p, r in times
+                    max(arithmetic * p, traffic * r) / s for s, _, _, p, r, _ in times
                 ),
+                "bound_over_greedy": statistics.median(max(arithmetic * p, traffic * r) / s for *_, p, r, s in times),
             }
             subject = f"step of {conversations} at {context} tokens"
             rows += [results.figure(subject, name, value) for name, value in parts.items()]

@@ -150,12 +150,16 @@ class Summary:
         """The trained runs alone: neither the base, nor runs taken together."""
         return {name: row for name, row in self.rows.items() if name != "base" and "runs" not in row}
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns."""
+        return list(dict.fromkeys(column for row in self.rows.values() for column in row))
+
     def add(self, name: str, row: Row) -> None:
         """Write a row, or more columns of one; rows that others wrote meanwhile stay."""
         self.rows = self._read()
         self.rows[name] = self.rows.get(name, {}) | row
-        every = dict.fromkeys(column for each in self.rows.values() for column in each)
-        columns = ["run", *sorted(every, key=lambda column: column not in FIRST_COLUMNS)]
+        columns = ["run", *sorted(self.columns, key=lambda column: column not in FIRST_COLUMNS)]
         self.folder.mkdir(parents=True, exist_ok=True)
         partial_file = self.path.with_suffix(".partial")
         with partial_file.open("w", encoding="utf-8", newline="") as file:

@@ -73,6 +73,31 @@ def plot_strength(folder: Path, path: Path) -> None:
     figure.savefig(path)
 
 
+def plot_drift(folder: Path, path: Path) -> None:
+    """Loops against KL, a line for each adapter: as it was trained, and scaled to the goal."""
+    summary = Summary(folder)
+    texts = [column for column in summary.columns if column.startswith("kl_")]
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab10"].colors)  # type: ignore[attr-defined]
+    base = summary.rows["base"]["loop_rate"]
+    axes.scatter([0], [base], marker="*", s=160, color="0.2", label="base", zorder=3)
+    for name, row in summary.runs.items():
+        if texts[0] in row and "scale" not in row:
+            scaled = summary.rows.get(f"{name} at KL {GOAL:g}")
+            points = [(max(row[text] for text in texts), row["loop_rate"])]
+            points += [(GOAL, scaled["loop_rate"])] if scaled else []
+            axes.plot(*zip(*points, strict=True), "o-", label=name.replace("-seed42", ""))
+    axes.axvline(GOAL, color="0.6", linestyle=":")
+    axes.axhline(base / 10, color="0.6", linestyle=":")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=-0.001)
+    axes.set_xlabel("KL(base, trained), nats per token, on the text that moved farther")
+    axes.set_ylabel(LOOPS)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 def _points(rows: list[Row]) -> tuple[list[float], list[float]]:
     return [row["neutral_drift"] for row in rows], [row["loop_rate"] for row in rows]
 
@@ -92,6 +117,7 @@ def main() -> None:
     """Draw all of them."""
     plot_loops(RESULTS / "own_loops", IMAGES / "own-loops.png")
     plot_strength(RESULTS / "strength", IMAGES / "strength.png")
+    plot_drift(RESULTS / "drift", IMAGES / "drift.png")
     for study in ("own_loops_gpu", "long_training"):
         plot_loops(RESULTS / study, RESULTS / study / "plot.png")
 

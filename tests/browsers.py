@@ -18,6 +18,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from voids import Process, until
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+AXE = Path(__file__).parents[1] / ".cache/axe/package/axe.min.js"  # `make axe` fetches it
 SCREENSHOTS = os.environ.get("BULEYEAN_SCREENSHOTS")  # a folder to look at afterwards
 
 
@@ -32,6 +33,7 @@ def browsing(folder: Path, *options: str) -> Iterator[Browser]:
     settings.add_experimental_option("prefs", {"download.default_directory": str(folder)})
     settings.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=settings, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(120)  # the machine may be busy
     try:
         yield Browser(driver, folder)
     finally:
@@ -49,6 +51,22 @@ class Browser:
     def open(self, void: Process, place: str = "") -> None:
         self.driver.get(f"{void.url}/{place}")
 
+    def resize(self, width: int, height: int) -> None:
+        """A window of a size in pixels of CSS; below 700 a phone's, which is touched."""
+        phone = width < 700
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self.command("Emulation.setDeviceMetricsOverride", **metrics)
+        self.command("Emulation.setTouchEmulationEnabled", enabled=phone)
+
+    def prefer(self, theme: str) -> None:
+        """Light or dark; motion is reduced, so that what is drawn has arrived."""
+        features = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+        self.command("Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in features.items()])
+
+    def command(self, name: str, **words: Any) -> Any:
+        """A command of Chromium's own."""
+        return self.driver.execute_cdp_cmd(name, words)  # type: ignore[attr-defined]
+
     def find(self, css: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
@@ -64,9 +82,9 @@ class Browser:
         self.until(lambda: self.run(found, css))
 
     def texts(self) -> list[str]:
-        """The answers, once both are there."""
-        self.until(lambda: self.all(".text") and not self.all('#answers .text[aria-busy="true"]'))
-        return self.contents("#answers .text")
+        """The answers of the last turn, once they are there."""
+        self.until(lambda: self.all(".answer") and not self.all('.turn:last-of-type .text[aria-busy="true"]'))
+        return self.contents(".turn:last-of-type .text")
 
     def text(self, css: str) -> str:
         """What is to be read in a node that the page may draw again at any moment; nothing where there is none."""
@@ -82,15 +100,27 @@ class Browser:
         return self.run(texts, css)
 
     def await_marked(self, *texts: str) -> None:
-        """Wait until just these are shown as rejected: the server and its count know it before the page does."""
-        self.until(lambda: self.contents("#answers mark") == list(texts))
+        """Wait until just these parts are shown as rejected: the server and its count know it before the page does."""
+        self.until(lambda: self.contents(".turn:last-of-type del") == list(texts))
 
     def ask(self, prompt: str) -> list[str]:
-        self.run("document.querySelectorAll('#answers article').forEach((node) => { node.dataset.old = ''; })")
-        self.find("#prompt").clear()
+        """Ask, and wait for the answers."""
+        turns = len(self.all(".turn"))
         self.find("#prompt").send_keys(prompt, Keys.ENTER)
-        self.until(lambda: self.text("#asked") == prompt and not self.all("#answers article[data-old]"))
+        self.until(lambda: len(self.all(".turn")) > turns and self.text(".turn:last-of-type .me") == prompt)
         return self.texts()
+
+    def select(self, first: int, last: int, leaf: str = ".turn:last-of-type .text [data-from]") -> None:
+        """Select some units of a leaf's text."""
+        self.run(
+            """const node = document.querySelector(arguments[2]).firstChild, range = document.createRange();
+            range.setStart(node, arguments[0]); range.setEnd(node, arguments[1]);
+            getSelection().removeAllRanges(); getSelection().addRange(range);""",
+            first,
+            last,
+            leaf,
+        )
+        self.until(lambda: self.all("#marking"))
 
     def press(self, *keys: str) -> None:
         """Keys for the page, not for a field."""
@@ -99,6 +129,12 @@ class Browser:
 
     def until(self, condition: Callable[[], Any], seconds: float | None = None) -> Any:
         return until(condition, self.patience if seconds is None else seconds)
+
+    def violations(self) -> list[str]:
+        """What axe-core has against the page as it is."""
+        self.run(AXE.read_text("utf-8"))
+        found = self.driver.execute_async_script("axe.run().then((found) => arguments[0](found.violations))")
+        return [f"{one['id']}: {node['html'][:160]} {node['failureSummary']}" for one in found for node in one["nodes"]]
 
     def look(self, name: str) -> None:
         if SCREENSHOTS:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import buleyean_rl
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +25,8 @@ def test_the_command_reference_is_what_the_commands_say() -> None:
 
 
 def test_the_table_of_settings_is_what_the_package_accepts() -> None:
-    page = runpy.run_path(str(ROOT / "docs/settings.py"))["page"]
-    assert (ROOT / "docs/settings.md").read_text() == page(), "run `make docs`"
+    page = runpy.run_path(str(ROOT / "docs/config.py"))["page"]
+    assert (ROOT / "docs/config.md").read_text() == page(), "run `make docs`"
 
 
 def tree() -> dict[Path, str]:
@@ -59,9 +61,43 @@ def test_every_path_that_the_architecture_names_exists() -> None:
     assert sorted(name for name in quoted if not any((at / name).exists() for at in (ROOT, PACKAGE))) == []
 
 
-def test_what_the_readme_links_to_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name in re.findall(r"\]\(([^)#]+)", text) if not (ROOT / name).exists()] == []
+PAGES = [
+    ROOT / name for name in sorted(subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split())
+]
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's sections, as the pages of a repository are shown."""
+    lines = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL).splitlines()
+    titles = [line.lstrip("#").strip().lower() for line in lines if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT).with_suffix("")))
+def test_what_a_page_links_to_is_there_and_its_lines_fit(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = []
+    for name, section in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+        target = page.parent / name if name else page
+        if not target.exists() or (section and target.suffix == ".md" and section not in headings(target)):
+            missing.append(f"{name}#{section}")
+    assert missing == []
+    if page.name not in ("commands.md", "config.md"):  # generated
+        assert [line for line in text.splitlines() if len(line) > 160] == []
+
+
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_the_messages_of_the_troubleshooting_are_said() -> None:
+    section = (ROOT / "docs/index.md").read_text(encoding="utf-8").split("## Troubleshooting")[1].split("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    said = "".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+    said = re.sub(r'"\s*\n\s*f?"', "", said)
+    parts = [part.strip(" '") for message in messages[1:] for part in message.split("...")]  # the first is a shell's
+    assert len(messages) > 10
+    assert [part for part in parts if part and part not in said] == []
 
 
 def test_the_lock_names_versions_and_nothing_else() -> None:

@@ -45,7 +45,7 @@ from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
 FORMAT = 3  # of demo.json
-MAX_ANSWER_TOKENS = 128
+MINED_TOKENS, MAX_ANSWER_TOKENS = 256, 128  # of the answers that are learnt from, and that are compared
 HELLO = "hello"
 SAMPLE = 16  # answers from the GGUF, beside "hello", all at once
 
@@ -116,8 +116,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
 
     console.print(f"{BUNDLED} answers {counted(len(prompts), 'prompt')}, and {len(held_out):,} unseen ones to compare")
     model = open_model(base, keep_adapter=True)
-    answers = _answer(model.base, [*prompts, *held_out], console, "the base model")
-    records = judge_loops(prompts, answers[: len(prompts)])
+    records = judge_loops(prompts, _answer(model.base, prompts, MINED_TOKENS, console, "the base model"))
     looping = sum(record.rejects for record in records)
     console.print(f"{looping} of {counted(len(prompts), 'answer')} loop: their repeats are the rejections")
     write_records(folder / "records.jsonl", records)
@@ -127,8 +126,10 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     config = walk_config(None, {"save_strategy": "no"})(folder / "run")
     report = train(folder / "records.jsonl", model.base, config, console=console)
     trained = model.with_source(base.with_adapter(folder / "run"))
-    before = _make_answers(held_out, answers[len(prompts) :])
-    after = _make_answers(held_out, _answer(trained, held_out, console, "the trained model"))
+    before, after = (
+        _make_answers(held_out, _answer(each, held_out, MAX_ANSWER_TOKENS, console, label))
+        for each, label in ((model.base, "the base model"), (trained, "the trained model"))
+    )
     with working(console, "measuring drift"):
         drift = measure_drift(trained)
 
@@ -152,7 +153,7 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
     return result
 
 
-def _answer(model: Model, prompts: Sequence[str], console: Console, label: str) -> list[str]:
+def _answer(model: Model, prompts: Sequence[str], max_tokens: int, console: Console, label: str) -> list[str]:
     """Answers of a model, or of a run, whose adapter is not merged: that would round it to bf16."""
 
     def open_adapted() -> Engine:
@@ -160,7 +161,7 @@ def _answer(model: Model, prompts: Sequence[str], console: Console, label: str) 
         return engine_of(model)
 
     key = f"adapter kept {model.source.fingerprint}"
-    return cached_answers(open_adapted, key, prompts, MAX_ANSWER_TOKENS, console, f"{label} answers")
+    return cached_answers(open_adapted, key, prompts, max_tokens, console, f"{label} answers")
 
 
 def _make_answers(prompts: Sequence[str], answers: Sequence[str]) -> Answers:

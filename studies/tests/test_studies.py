@@ -293,7 +293,7 @@ def test_walks_go_on_and_are_shown(
         mined: list[str], _unseen: list[str], _model: str, folder: Path, *_: Any, rounds: int, **__: Any
     ) -> None:
         still = Drift(0.0, 3.2, 3.2, 4.0, 4.0)
-        measured = Round(0, 0.25, 0.25, 0, 0, 9.6, None, {"own": still, "bundled": still})
+        measured = Round(0, 0.25, 0.25, 128, 0, 0, 9.6, None, {"own": still, "bundled": still})
         drift = {"own": still, "bundled": still._replace(nll=4.0123)}
         trained = replace(measured, round=rounds, loop_rate=0.02, drift=drift, rejected=len(mined))
         folder.mkdir(parents=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from buleyean_rl import BuleyeanError, Mining, chat, evaluate, export, mine
-from buleyean_rl.api.calls import _find_judges
+from buleyean_rl.api.inputs import find_judges
 from tiny import tiny_run
 
 PROMPTS = ["Give me a tip.", "What is a river?"]
@@ -47,7 +47,7 @@ def test_a_judge_that_is_a_function_is_named_by_its_text() -> None:
     def accept(prompt: str, answer: str) -> None:  # type: ignore[no-redef]  # noqa: ARG001
         return None
 
-    names = [judge.name for judge in _find_judges([first, accept, "loops"])]
+    names = [judge.name for judge in find_judges([first, accept, "loops"])]
     assert names[0].rpartition(" ")[0] == names[1].rpartition(" ")[0]
     assert len(set(names)) == 3
     assert names[2] == "loops"
@@ -87,4 +87,6 @@ def test_exporting_returns_the_files_and_chat_talks_to_them(
 def test_an_adapter_is_exported_alone(base: Path, run: Path, tmp_path: Path) -> None:
     exported = export(run, tmp_path / "adapter.gguf", adapter=True, overwrite=True)
     assert [file.quant for file in exported.files] == ["f16"]
+    with pytest.raises(BuleyeanError, match="one quantisation"):
+        export(run, tmp_path / "other.gguf", ["f16", "q8_0"], adapter=True)
     assert base.exists()

@@ -52,7 +52,8 @@ def test_runs_below_a_folder_are_listed(capsys: pytest.CaptureFixture[str]) -> N
     assert "stopped at 40 of 104" in stopped
     assert first.split()[:2] == ["b/first", "org/base"]
     assert first.split()[4:] == ["1,125", "1.25", "->", "2.50", "0.012"]
-    assert err == ""
+    assert err.startswith("Next: ")
+    assert err.rstrip().endswith(" chat b/first")
 
 
 def test_json_has_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:

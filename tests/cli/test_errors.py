@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from buleyean_rl import cli
@@ -47,3 +49,26 @@ def test_ctrl_c_says_how_to_go_on(
     assert cli.main(words) == 130
     program = command_line().rstrip()
     assert capsys.readouterr().err.endswith(f"{said.format(program)}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", "r.jsonl", "--model", "none", "-o", "run"], "training none on r.jsonl"),
+        (["train", "r.jsonl", "--model", "none", "-o", "run", "--dry-run"], "planning a run of none on r.jsonl"),
+        (["evaluate", "none", "--compare", "other"], "measuring none, other"),
+        (["export", "none", "-o", "m.gguf"], "exporting none to m.gguf"),
+        (["chat", "none"], "opening none"),
+        (["mine", "--model", "none"], "mining records.jsonl: none answers, loops judges"),
+        (["walk", "--model", "none"], "walking in walk: 3 rounds at most of mining, training and measuring none"),
+    ],
+)
+def test_a_command_first_says_what_it_is_about_to_do(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.jsonl").write_text('{"prompt": "Hi", "rejected_responses": ["Go."]}\n')
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == line
+    assert err[-1].startswith("error: ")

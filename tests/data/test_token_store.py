@@ -170,12 +170,13 @@ def test_other_data_another_length_or_other_code_tokenise_again(
 ) -> None:
     read: list[RejectionRecord] = []
 
-    def again(source: str, length: int) -> int:
+    def again(source: str, length: int, max_rejected: int | None = None) -> int:
         read.clear()
-        tokenise(recorded(some_records(), read), source, TOKENIZER, length)
+        tokenise(recorded(some_records(), read), source, TOKENIZER, length, max_rejected=max_rejected)
         return len(read)
 
     assert [again("some", 64), again("other", 64), again("some", 32), again("some", 64)] == [20, 20, 20, 0]
+    assert [again("some", 64, 3), again("some", 64, 3)] == [20, 0]
     for module in ("token_store.py", "records/messages.py", "records/values.py"):
         monkeypatch.setattr(token_store, "_DATA", code := shutil.copytree(token_store._DATA, tmp_path / module))
         assert again("some", 64) == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.data.trie import Boundary, build_boundary, merge_responses
+from buleyean_rl.data.trie import Boundary, _rejected_end, build_boundaries, build_boundary, merge_responses
 from tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -160,6 +160,20 @@ def test_long_responses_are_cut_at_the_end_and_counted() -> None:
     assert boundary.truncated == 1
     longest = max((prefix(boundary, node) for node in range(boundary.nodes)), key=len)
     assert list(longest) == TOKENIZER("Ignore it, or talk").input_ids[:3]
+
+
+def test_an_answer_rejected_in_parts_ends_where_so_many_tokens_of_it_were() -> None:
+    ids, rejected = [1, 2, 3, 4, 5, 6], [False, True, False, True, True, False]
+    ends = {most: _rejected_end(rejected, most) for most in (1, 2, 3, 4, None)}
+    assert ends == {1: 2, 2: 4, 3: 5, 4: len(ids), None: len(ids)}
+    assert _rejected_end([True] * 3, 1) == 3  # a whole answer
+    text = "Go to bed early. Go to bed early."
+    looping, whole = record(text, "No", spans=(((16, 33),), ())), record(text, counts=(0,))
+    one, none = build_boundaries([looping, whole], Encoder(TOKENIZER, 512), max_rejected=1)
+    assert one is not None
+    assert none is not None
+    assert len(one.judgements) == 1 + len(TOKENIZER("No").input_ids)
+    assert none.accepted_ends == {len(TOKENIZER(text).input_ids)}
 
 
 def test_what_has_no_rejected_token_is_dropped() -> None:

@@ -19,14 +19,14 @@ from buleyean_rl.data.answer_text import AnswerText
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.importers import Preference, Preferences
 from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.evaluation.forest_plot import is_our_plot
 from buleyean_rl.evaluation.kept_answers import kept_answers, unchanged_share
-from buleyean_rl.evaluation.measure import Evaluation, Material, evaluate
+from buleyean_rl.evaluation.measure import Material, evaluate
 from buleyean_rl.evaluation.measured_model import Settings
 from buleyean_rl.evaluation.neutral_text import Passage
 from buleyean_rl.evaluation.repetition import is_looping
 from buleyean_rl.evaluation.scoring import EngineScorer, PackedScorer
-from buleyean_rl.evaluation.show import as_json, is_evaluation, is_our_plot, plot
-from buleyean_rl.evaluation.statistics import Figure
+from buleyean_rl.evaluation.show import as_json, is_evaluation
 from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.gguf import export_gguf
 from buleyean_rl.inference.protocol import Answer, Sampling
@@ -254,6 +254,8 @@ def test_the_command(base: Path, run: Path, tmp_path: Path, capsys: pytest.Captu
     out, err = capsys.readouterr()
     assert out == ""
     assert "pairs ranked right" in err
+    assert f"{run} against {base}: " in err.splitlines()[-2]
+    assert err.splitlines()[-1].startswith("Next: ")
     result = json.loads(file.read_text())
     assert set(KEYS.split()) <= result.keys()
     assert result["pairs"] == 3
@@ -327,15 +329,3 @@ def test_texts_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": 3}\n')
     with pytest.raises(RecordError, match=r"bad\.jsonl:2: text is the number 3"):
         read_texts(tmp_path / "bad.jsonl")
-
-
-def test_a_plot_names_models_as_they_are_called(tmp_path: Path) -> None:
-    names = ("$\\frac{$", "_hidden", os.fsdecode(b"caf\xe9"))
-    plot(tmp_path / "p.svg", [Evaluation(name, figures={"accuracy": Figure([(1.0, 1.0)])}) for name in names])
-    drawn = (tmp_path / "p.svg").read_text()
-    assert all(f"<!-- {name} -->" in drawn for name in (*names[:2], "caf?"))
-
-
-def test_a_plot_of_one_figure(tmp_path: Path) -> None:
-    plot(tmp_path / "p.png", [Evaluation("m", figures={"accuracy": Figure([(1.0, 1.0)])})])
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

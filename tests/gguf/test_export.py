@@ -198,7 +198,7 @@ def test_a_missing_engine_names_the_command(
 ) -> None:
     monkeypatch.setattr(llama_cpp_python, "is_installed", lambda: False)
     assert export(run, "-o", tmp_path / "m.gguf", "--engine", "llama-cpp-python") == 1
-    assert "pip install 'buleyean-rl[llama-cpp]'" in capsys.readouterr().err
+    assert "pip install llama-cpp-python" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

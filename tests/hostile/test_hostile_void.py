@@ -19,8 +19,8 @@ from urllib.parse import quote_from_bytes
 import httpx2
 import pytest
 
-from asgi import BINARY, JSON, send
-from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
+from asgi import BINARY, JSON, Reply, send
+from buleyean_rl.void.app import ROUTES
 from buleyean_rl.void.store import Store
 from hostile.attack import HANG_SECONDS, run_process
 from hostile.disk import small_disk
@@ -30,9 +30,12 @@ from voids import Process, free_port, until, void_in_process
 pytestmark = pytest.mark.slow
 
 SEED = 33
-PATHS = [route.path for part in (page, state, questions, rejections, imports, runs) for route in part.ROUTES]
+PATHS = [route.path for route in ROUTES]
 METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "")
-FIELDS = ("uid", "prompt", "blind", "question", "slot", "spans", "reason", "steps", "name", "again", "page", "below")
+FIELDS = (
+    *("uid", "prompt", "blind", "conversation", "answer", "slot", "spans", "reason", "steps", "name", "again", "title"),
+    *("system", "temperature", "max_tokens", "models", "prompts", "ids", "verdict"),
+)
 ATOMS: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 1 << 31, 1 << 63, 1 << 64, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan")),
     *("", " ", "a", "\x00", "\ud800", "\udfff\ud800", "💥", "a" * 9_000, "../../etc/passwd", "%00", "' OR 1=1 --"),
@@ -60,7 +63,8 @@ def a_body(draw: random.Random) -> bytes:
         right = {
             "uid": f"hostile-{draw.randrange(9)}",
             "prompt": "hi",
-            "question": "asked-0001",
+            "conversation": "talk-0001",
+            "answer": 1,
             "slot": 0,
             "spans": [],
         }
@@ -74,9 +78,11 @@ def a_body(draw: random.Random) -> bytes:
 
 def a_path(draw: random.Random) -> str:
     path = draw.choice(PATHS)
-    for name in ("{id}", "{uid}"):
+    for name in ("{id}", "{uid}", "{kind}", "{secret}", "{name}"):
         value = draw.choice(ATOMS)
-        path = path.replace(name, draw.choice(["1", "asked-0001", str(value) if not isinstance(value, str) else value]))
+        path = path.replace(
+            name, draw.choice(["1", "asked-0001", "q8_0", str(value) if not isinstance(value, str) else value])
+        )
     if draw.random() < 0.1:
         path += draw.choice(["/", "/..", "/undo", "\x00", "//", "?", "#"])
     return path
@@ -97,9 +103,9 @@ def headers(draw: random.Random) -> list[tuple[bytes, bytes]]:
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Any]:
     with void_in_process(tmp_path) as (app, void):
-        asked = json.dumps({"uid": "asked-0001", "prompt": "hello there"}).encode()
-        assert asyncio.run(send(app, "POST", "/api/questions", headers=JSON, body=asked)).status == 200
-        assert asyncio.run(send(app, "GET", "/api/questions/asked-0001/stream", headers=JSON)).status == 200
+        asked = json.dumps({"uid": "asked-0001", "conversation": "talk-0001", "prompt": "hello there"}).encode()
+        assert asyncio.run(send(app, "POST", "/api/turns", headers=JSON, body=asked)).status == 200
+        assert asyncio.run(send(app, "GET", "/api/turns/asked-0001/stream", headers=JSON)).status == 200
         void.training.start = lambda _uid, _steps: None  # type: ignore[method-assign]
         yield app
 
@@ -112,7 +118,7 @@ def test_hostile_requests(app: Any) -> None:
         for number in range(scaled(40_000)):
             method, path = draw.choice(METHODS), a_path(draw)
             query = quote_from_bytes(draw.randbytes(9), safe="=&").encode() if draw.random() < 0.3 else b"page=1"
-            if path.startswith("/api/import"):
+            if path in ("/api/imports", "/api/batches/prompts"):
                 query = b""  # see the files below
             request = send(app, method, path, query=query, headers=headers(draw), body=a_body(draw), seconds=0.01)
             reply = await asyncio.wait_for(request, HANG_SECONDS)
@@ -121,6 +127,15 @@ def test_hostile_requests(app: Any) -> None:
     asyncio.run(attack())
     assert asyncio.run(send(app, "GET", "/api/state", headers=JSON)).status == 200
     assert asyncio.run(send(app, "GET", "/api/export", headers=JSON)).status == 200
+
+
+async def take(app: Any, query: bytes, content: bytes) -> Reply:
+    """A file that is looked at and taken, unless it is refused."""
+    preview = await send(app, "POST", "/api/imports", query=query, headers=BINARY, body=content)
+    if preview.status != 200:
+        return preview
+    path = f"/api/imports/{preview.json()['uid']}/take"
+    return await send(app, "POST", path, headers=JSON, body=b'{"again": true}')
 
 
 def test_hostile_files(app: Any) -> None:
@@ -136,9 +151,8 @@ def test_hostile_files(app: Any) -> None:
                 [b"x.jsonl", b"x.json", b"x.csv", b"x.parquet", b"x.jsonl.gz", b"", b"..", b"%00", b"%ff"]
             )
             columns = draw.choice([b"", b"&prompt=question&answer=reply", b"&prompt=prompt&answer=rejected&below=1e9"])
-            query = b"uid=upload-%d&again=1&name=%s%s" % (number, name, columns)
-            sending = send(app, "POST", "/api/import", query=query, headers=BINARY, body=bytes(content))
-            reply = await asyncio.wait_for(sending, HANG_SECONDS)
+            query = b"uid=upload-%d&name=%s%s" % (number, name, columns)
+            reply = await asyncio.wait_for(take(app, query, bytes(content)), HANG_SECONDS)
             assert reply.status in (200, 400), (number, bytes(content), reply)
             assert reply.status == 200 or reply.json()["error"]
             assert "Traceback" not in reply.body.decode()
@@ -166,8 +180,8 @@ def test_heavy_text_keeps_nobody_waiting(app: Any) -> None:
     size = 5_000_000
 
     async def attack(content: bytes, name: bytes, number: int) -> None:
-        query = b"uid=upload-%d&again=1&name=%s" % (number, name)
-        reading = asyncio.create_task(send(app, "POST", "/api/import", query=query, headers=BINARY, body=content))
+        query = b"uid=upload-%d&name=%s" % (number, name)
+        reading = asyncio.create_task(take(app, query, content))
         while not reading.done():
             sent = time.monotonic()
             assert (await send(app, "GET", "/api/rejections", headers=JSON)).status == 200
@@ -187,10 +201,10 @@ def test_half_requests_are_closed_and_others_answered(base: Path, tmp_path: Path
             b"",
             b"G",
             b"GET / HTTP/1.1\r\n",
-            b"POST /api/questions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9",
+            b"POST /api/turns HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9",
         ]
         heads.append(
-            b"POST /api/questions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"POST /api/turns HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: 99\r\n\r\n{"
         )
         lines = [socket.create_connection(("127.0.0.1", void.port)) for _ in range(scaled(400))]
@@ -215,27 +229,27 @@ def test_half_requests_are_closed_and_others_answered(base: Path, tmp_path: Path
 def test_kills_lose_nothing_that_was_acknowledged(base: Path, tmp_path: Path) -> None:
     """Killed while it answers, trains and imports: all that it acknowledged is there, and no run is left running."""
     draw = random.Random(SEED)
-    acknowledged: dict[str, int] = {}
+    acknowledged, imported = dict[int, str](), set[str]()
     for life in range(max(2, scaled(40))):
         void = Process(base, tmp_path, free_port())
         asked = f"life-{life:04}"
-        void.ask(asked, "Give me a tip.")
-        if not void.get("runs")["runs"] or void.get("state")["running"] is None:
-            void.post("rejections", uid=f"first-{life:04}", question=asked, slot=0).raise_for_status()
+        answer = void.ask(asked, "Give me a tip.", max_tokens=32)["answers"][0]
+        length = len(answer["text"])
+        if not void.get("models")["runs"] or void.get("state")["run"] is None:
+            void.reject(f"first-{life:04}", answer).raise_for_status()
             void.post("runs", uid=f"run-{life:04}", steps=40).raise_for_status()
         threading.Timer(draw.uniform(0.1, 6), void.process.send_signal, [signal.SIGKILL]).start()
         number = 0
         while True:
             try:
                 uid = f"reject-{life:04}-{number}"
-                reply = void.post("rejections", uid=uid, question=asked, slot=0)
-                acknowledged[uid] = reply.raise_for_status().json()["id"]
+                start = number % length  # another part each time
+                reply = void.reject(uid, answer, spans=[[start, start + 1 + number // length % (length - start)]])
+                acknowledged[reply.raise_for_status().json()["id"]] = uid
                 if number % 20 == 0:
                     row = json.dumps({"prompt": uid, "rejected": "a"}).encode()
-                    kind = {"Content-Type": "application/octet-stream"}
-                    reply = void.client.post(f"/api/import?uid=import-{uid}", content=row, headers=kind)
-                    reply.raise_for_status()
-                    acknowledged[f"import-{uid}/0"] = -1
+                    void.upload(f"import-{uid}", row).raise_for_status()
+                    imported.add(f"import-{uid}/0")
             except httpx2.TransportError:
                 break
             number += 1
@@ -243,13 +257,14 @@ def test_kills_lose_nothing_that_was_acknowledged(base: Path, tmp_path: Path) ->
         void.client.close()
         void.process.stderr.close()  # type: ignore[union-attr]
         with closing(Store(tmp_path / "void.db")) as store:
-            stored = {row["uid"] for row in store.database.all("SELECT uid FROM rejections WHERE undone IS NULL")}
-            assert acknowledged.keys() <= stored
+            rows = store.database.all("SELECT id, uid FROM rejections WHERE undone IS NULL")
+            assert acknowledged.keys() <= {row["id"] for row in rows}
+            assert imported <= {row["uid"] for row in rows}
     with_runs = Process(base, tmp_path, free_port())
     try:
-        until(lambda: with_runs.get("state")["running"] is None, 4 * HANG_SECONDS)
-        assert {run["state"] for run in with_runs.get("runs")["runs"]} <= {"done", "failed"}
-        assert "done" in {run["state"] for run in with_runs.get("runs")["runs"]}
+        until(lambda: with_runs.get("state")["run"] is None, 4 * HANG_SECONDS)
+        assert {run["state"] for run in with_runs.get("models")["runs"]} <= {"done", "failed"}
+        assert "done" in {run["state"] for run in with_runs.get("models")["runs"]}
     finally:
         with_runs.stop()
 
@@ -279,8 +294,8 @@ def test_a_full_disk(base: Path, disk: Path) -> None:
     draw = random.Random(SEED)
     void, ballast, accepted = Process(base, disk / "void", free_port()), disk / "ballast", 0
     try:
-        void.ask("asked-0001", "Give me a tip.")
-        void.post("rejections", uid="first-001", question="asked-0001", slot=0).raise_for_status()
+        answer = void.ask("asked-0001", "Give me a tip.", max_tokens=128)["answers"][0]
+        void.reject("first-001", answer).raise_for_status()
         for level in range(max(2, scaled(40))):
             spare = draw.choice([0, 4, 40, 200, 600, 2_000]) * 1024
             free = shutil.disk_usage(disk).free
@@ -289,14 +304,15 @@ def test_a_full_disk(base: Path, disk: Path) -> None:
             assert reply.status_code in (200, 507), reply.text
             for number in range(20):
                 uid, reason = f"more-{level:03}-{number}", "why " * 200
-                reply = void.post("rejections", uid=uid, question="asked-0001", slot=0, reason=reason)
+                row = {"prompt": uid, "rejected": reason}
+                reply = void.upload(uid, json.dumps(row).encode())
                 assert reply.status_code in (200, 507), reply.text
                 accepted += reply.status_code == 200
-            until(lambda: void.get("state")["running"] is None, 2 * HANG_SECONDS)
-            assert all(run["state"] in ("done", "failed") for run in void.get("runs")["runs"])
+            until(lambda: void.get("state")["run"] is None, 2 * HANG_SECONDS)
+            assert all(run["state"] in ("done", "failed") for run in void.get("models")["runs"])
             ballast.unlink()
-            reply = void.post("rejections", uid=f"last-{level:05}", question="asked-0001", slot=0)
-            assert reply.status_code == 200
+            row = {"prompt": f"last {level}", "rejected": "a"}
+            assert void.upload(f"last-{level:05}", json.dumps(row).encode()).status_code == 200
             accepted += 1
             for folder in (disk / "void" / "runs").glob("run-*"):  # the disk stays small
                 shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -304,6 +320,6 @@ def test_a_full_disk(base: Path, disk: Path) -> None:
         void.stop(signal.SIGKILL)
         void = Process(base, disk / "void", free_port())
         assert void.get("state")["rejections"] == 1 + accepted
-        assert void.get("state")["running"] is None
+        assert void.get("state")["run"] is None
     finally:
         void.stop()

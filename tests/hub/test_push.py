@@ -159,6 +159,9 @@ def test_a_run(standin: StandIn, run: Path) -> None:
     done = push(standin, run, "--to", "me/model", "--yes", "--license", "mit", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["url"] == f"{standin.url}/me/model"
+    uploaded, following = done.stderr.splitlines()[-2:]
+    assert uploaded.startswith("uploaded: ")
+    assert " export " in following
     assert is_private(standin.repositories["model"])
     assert "type" not in standin.repositories["model"] or standin.repositories["model"]["type"] == "model"
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= standin.files.keys()

@@ -25,7 +25,7 @@ from loads import counting_loads
 from quick import make_runs_quick
 
 STILL = Drift(0.0, 3.0, 3.0, 4.0, 4.0)
-ROUND = Round(0, 0.3, 0.3, 0, 0, 1.0, None, {"own": STILL, "bundled": STILL})
+ROUND = Round(0, 0.3, 0.3, 100, 0, 0, 1.0, None, {"own": STILL, "bundled": STILL})
 
 
 def rounds(*measured: tuple[float, float, int]) -> list[Round]:

@@ -66,7 +66,7 @@ ABSENT = {
     "darwin": ("", "sched_getaffinity sched_setaffinity posix_fallocate"),
     "win32": (
         "fcntl resource pwd grp termios",
-        "sched_getaffinity sched_setaffinity posix_fallocate getuid geteuid fork killpg",
+        "sched_getaffinity sched_setaffinity posix_fallocate getuid geteuid fork killpg uname sysconf",
     ),
 }
 

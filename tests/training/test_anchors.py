@@ -52,10 +52,12 @@ def make_groups(model: Model, folder: Path, boundaries: list[Boundary], **settin
 
 
 def test_accepted_answers_and_passages_are_anchors(model: Model, tmp_path: Path) -> None:
-    answers, passages = make_groups(model, tmp_path, [rejected([20]), accepted(7), accepted(8)])
+    boundaries = [rejected([20]), accepted(7), accepted(8)]
+    passages, answers = make_groups(model, tmp_path, boundaries)
     assert sorted(anchor.prompt for anchor in answers) == [[7], [8]]
     assert all(anchor.rejected_answers == 0 for anchor in (*answers, *passages))
     assert all(anchor.size <= 64 for anchor in passages)
+    assert make_groups(model, tmp_path, boundaries, anchors=1) == [passages]  # where there is one, a passage
 
 
 def test_without_an_accepted_answer_the_base_answers_but_what_was_rejected(
@@ -65,7 +67,7 @@ def test_without_an_accepted_answer_the_base_answers_but_what_was_rejected(
     monkeypatch.setattr(module, "own_continuations", lambda *_: [[20, 21, end], [30], [end]])
     monkeypatch.setattr(module, "own_passages", lambda *_: [[1, 2]])
     boundaries = [rejected([20, 21, 22]), rejected([20, 21, 22]), rejected([40])]
-    answers, _ = make_groups(model, tmp_path, boundaries)
+    _, answers = make_groups(model, tmp_path, boundaries)
     assert [(anchor.prompt, anchor.tokens) for anchor in answers] == [([5, 6], [30])]
 
 
@@ -112,3 +114,9 @@ def test_a_step_is_a_mean_over_rejected_answers_and_one_over_its_anchors(tmp_pat
             weights[is_anchor] += batch.weights[(numbers >= len(records)) == is_anchor].sum().item()
     assert weights[False] == pytest.approx(2 * len(records))  # two answers are rejected in each
     assert weights[True] == pytest.approx(ANCHOR_SHARE * weights[False])
+
+
+def test_only_accepted_answers_were_judged(model: Model, tmp_path: Path) -> None:
+    passages, answers = make_groups(model, tmp_path, [rejected([20]), accepted(7)])
+    assert [(j.rejected, j.judged) for anchor in answers for j in anchor.judgements] == [(0, 1)] * 3
+    assert not any(anchor.judgements for anchor in passages)

@@ -29,9 +29,18 @@ def file_of(folder: Path, lengths: list[int]) -> BoundaryFile:
     return BoundaryFile(folder / "records.arrow")
 
 
-@pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(2.0, -1, 10), (1.0, 3, 3)])
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps", "is_cached", "passes"),
+    [(2.0, -1, 10, False, 2.0), (2.0, -1, 10, True, 1.7), (1.0, 3, 3, True, 0.6)],
+)
 def test_time_is_that_of_a_step_of_median_length_and_its_anchors(
-    epochs: float, max_steps: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epochs: float,
+    max_steps: int,
+    steps: int,
+    is_cached: bool,
+    passes: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = file_of(tmp_path, [10, 20, 30, 40, 400])
     tried: list[int] = []
@@ -49,10 +58,10 @@ def test_time_is_that_of_a_step_of_median_length_and_its_anchors(
     )
     model = SimpleNamespace(module=torch.nn.Linear(2, 2))
     trainer: Any = SimpleNamespace(args=config, language_model=model, micro_batch_limit=1280, anchor_tokens=60.0)
-    need = estimate(trainer, training)
+    need = estimate(trainer, training, lambda steps: 300 * steps, is_cached=is_cached)
     assert tried == [400, 30]  # the longest says what memory it takes
     assert need.steps == steps
-    assert need.seconds == pytest.approx(4 / 30 * (500 + 5 * 60) * steps / 5)
+    assert need.seconds == pytest.approx(4 / 30 * ((500 + 5 * 60) * passes + 100 * steps))
 
 
 def test_nothing_of_a_run_changes_by_it(tmp_path: Path) -> None:
@@ -61,7 +70,7 @@ def test_nothing_of_a_run_changes_by_it(tmp_path: Path) -> None:
     config = BuleyeanConfig(str(tmp_path), per_device_train_batch_size=1, activation_checkpointing=True)
     trainer = BuleyeanTrainer(model, config, training)
     before, weights = torch.get_rng_state(), [weight.clone() for weight in model.parameters()]
-    assert estimate(trainer, training).seconds > 0
+    assert estimate(trainer, training, lambda _: 0, is_cached=False).seconds > 0
     assert torch.get_rng_state().equal(before)
     assert all(now.equal(then) for now, then in zip(model.parameters(), weights, strict=True))
     assert all(weight.grad is None for weight in model.parameters())

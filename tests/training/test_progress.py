@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -42,12 +41,13 @@ def test_a_quiet_console_has_no_output() -> None:
 
 
 def test_a_log_gets_lines_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = count(0, 45)  # seconds: a step takes as long
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     seen = io.StringIO()
     shown = ShowProgress(Console(file=seen, width=80))
     shown.on_train_begin(None, SimpleNamespace(max_steps=9, global_step=5), None)
     for step in (6, 7, 8, 9):
+        clock.now += 45  # seconds, that a step takes
         shown.on_log(
             None, SimpleNamespace(max_steps=9, global_step=step), None, logs=FIGURES | {"tokens": 9, "seconds": 1}
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import struct
 import zlib
 from dataclasses import asdict, replace
@@ -14,7 +16,8 @@ import psutil
 import pytest
 
 from buleyean_rl.system.host import peak_rss_bytes
-from buleyean_rl.training.report import _smooth, plot_losses, result_lines, write_report
+from buleyean_rl.training.loss_plot import _smooth, plot_losses
+from buleyean_rl.training.report import result_lines, write_report
 from sample_report import REPORT
 
 LOG = [
@@ -40,10 +43,33 @@ def png_size(data: bytes) -> tuple[int, int]:
     return size
 
 
+LOOK = {"step": 4, "texts": REPORT.drift, "loop_rate": 0.25}
+GUARD = {"limits": {"kl": 0.05}, "checks": [LOOK], "stop_reason": None, "restored_step": None}
+STOPPED = GUARD | {"checks": [LOOK, LOOK | {"step": 7, "texts": {}}], "stop_reason": "it moved", "restored_step": 4}
+
+
 @pytest.mark.parametrize("log", [LOG, LOG[:1]], ids=["several steps", "one step"])
 def test_the_plot_is_a_whole_png(log: list[dict[str, float]], tmp_path: Path) -> None:
-    plot_losses(tmp_path / "loss.png", REPORT, log)
-    assert png_size((tmp_path / "loss.png").read_bytes()) == (1200, 480)
+    write_report(tmp_path, REPORT, log)
+    assert png_size((tmp_path / "loss.png").read_bytes()) == (960, 720)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, {"held-out records, before and after: 0.900 to 0.500", "bundled texts: 0.010 at the end"}),
+        (
+            {"records_held_out": 0, "guard": GUARD},
+            {"some of the records, before and after: 0.900 to 0.500", "25% loop"},
+        ),
+        ({"guard": STOPPED}, {"the guard ended the run", "the guard's limit, 0.05"}),
+    ],
+)
+def test_the_plot_says_what_a_run_came_to(changes: dict[str, Any], shown: set[str], tmp_path: Path) -> None:
+    plot_losses(tmp_path / "p.svg", asdict(REPORT) | changes, LOG, "$my_run")
+    drawn = {html.unescape(text) for text in re.findall(r"<!-- (.*?) -->", (tmp_path / "p.svg").read_text())}
+    assert shown | {"$my_run"} <= drawn
+    assert ("the guard ended the run" in drawn) == (changes.get("guard") is STOPPED)
 
 
 def test_run_json_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +116,7 @@ def test_the_last_line_is_a_verdict(changes: dict[str, Any], verdict: str) -> No
 def test_smoothing_is_a_running_mean() -> None:
     assert _smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
     assert _smooth([]) == []
-    assert _smooth([0.0, 2.0] * 50)[:4] == [0.0, 1.0, 1.0, 1.0]  # a hundred values: means of two
+    assert _smooth([0.0, 2.0] * 20)[:4] == [0.0, 1.0, 1.0, 1.0]  # forty values: means of two
 
 
 def test_peak_memory_is_in_bytes() -> None:

@@ -14,12 +14,9 @@ from rich.console import Console
 from runs import adapter_bytes, logged_steps, start
 from safetensors.torch import load_file
 
-from buleyean_rl.data.trie import merge_responses
 from buleyean_rl.errors import TrainingError
-from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import run as training
 from buleyean_rl.training.report import RunReport
-from buleyean_rl.training.run import hardly_moves_target
 
 REPORT_KEYS = {
     *("model", "objective", "records", "records_sha256", "steps", "tokens"),
@@ -126,16 +123,6 @@ def test_a_run_prints_its_estimate_and_its_result(finished: Finished) -> None:
 def test_all_objectives_but_published_make_rejected_answers_less_likely(finished: Finished) -> None:
     change = finished.report.rejected_nll_final - finished.report.rejected_nll_base
     assert (change > 0) == (finished.report.objective != "published")
-
-
-def test_one_rejection_of_a_likely_answer_hardly_moves_the_target() -> None:
-    once, often = (merge_responses([1], [([5, 6], [True, True])], [rounds], [rounds]) for rounds in (1, 60))
-    assert hardly_moves_target([once, once], 0.24, Objective())
-    assert not hardly_moves_target([once], 1.68, Objective())
-    assert not hardly_moves_target([once, often], 0.24, Objective())
-    assert not hardly_moves_target([once], 0.24, Objective(tau=6.0))
-    assert not hardly_moves_target([once], 0.24, Objective("published"))
-    assert not hardly_moves_target([once], 0.24, Objective("listwise"))
 
 
 # --- the same bytes

@@ -1,4 +1,4 @@
-"""The store: what is acknowledged stays, nothing is doubled, and ten thousand rejections are no burden."""
+"""The store: what is acknowledged stays, nothing is doubled, older files are brought up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from buleyean_rl.data.records import RejectionRecord, make_record
-from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.data.records import make_record
+from buleyean_rl.errors import UsageError
 from buleyean_rl.void.store import ImportedFile, Store
-from buleyean_rl.void.store.rejections import MAX_SHOWN, record_rows
+from buleyean_rl.void.store.imports import CHUNK
+from buleyean_rl.void.store.rejections import record_rows
 from buleyean_rl.void.store.schema import MIGRATIONS
+from void_rows import add_import, reject
 
 
 @pytest.fixture
@@ -26,69 +28,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(tmp_path / "void.db")
     yield opened
     opened.close()
-
-
-def add_import(store: Store, uid: str, records: list[RejectionRecord], sha256: str = "0") -> int:
-    """Import records; returns how many rejections there are more."""
-    before = store.rejections.count()
-    rows = (row for record in records for row in record_rows(record))
-    store.imports.add(ImportedFile(uid, sha256, "log.jsonl"), "records", len(records), rows)
-    return store.rejections.count() - before
-
-
-def reject(store: Store, uid: str, answer: str = "a", **changes: object) -> int:
-    values: dict[str, Any] = {"uid": uid, "prompt": "p", "answer": answer, "spans": (), "reason": "", "source": "page"}
-    return int(store.rejections.add(**values | changes)["id"])
-
-
-def test_a_rejection_is_counted_said_why_undone_and_redone(store: Store) -> None:
-    first = reject(store, "uid-1")
-    second = reject(store, "uid-2", reason="why")
-    reject(store, "uid-3", spans=((0, 1),))
-    page = store.rejections.page()
-    assert [(row["times"], row["spans"], row["reason"]) for row in page["rows"]] == [(1, [[0, 1]], ""), (2, [], "why")]
-    assert (page["total"], store.rejections.count()) == (2, 3)
-    assert store.rejections.records() == [make_record("p", ["a", "a"], [2, 1], None, [[], [[0, 1]]], rounds=[2, 1])]
-    assert store.rejections.set_reason(first, "because")
-    assert store.rejections.undo(second)
-    assert store.rejections.page()["rows"][1]["reason"] == "because"
-    assert store.rejections.count() == 2
-    assert store.rejections.undo(second, undone=False)
-    assert store.rejections.count() == 3
-    assert not store.rejections.undo(99)
-    assert not store.rejections.set_reason(99, "")
-
-
-def test_the_same_uid_is_the_same_rejection(store: Store) -> None:
-    assert reject(store, "uid-1") == reject(store, "uid-1") == 1
-    assert store.rejections.count() == 1
-    store.rejections.undo(1)
-    reject(store, "uid-1")
-    assert store.rejections.count() == 0
-
-
-@pytest.mark.parametrize("spans", [((0, 9),), ((1, 1),), ((True, 1),), ("ab",), (None,)])
-def test_spans_beyond_the_answer_are_refused(store: Store, spans: tuple[object, ...]) -> None:
-    with pytest.raises(RecordError):
-        reject(store, "uid-1", spans=spans)
-    assert store.rejections.count() == 0
-
-
-def test_records_come_in_once_and_go_out_as_they_came(store: Store) -> None:
-    records = [
-        make_record("q", ["x", "y"], [45, 12], 60, [[[0, 1]], []]),
-        make_record([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], ["é"], [1], 1),
-    ]
-    assert add_import(store, "upload-1", records) == 3
-    assert add_import(store, "upload-1", records) == 0
-    assert store.rejections.records() == records
-    assert store.rejections.page()["rows"][0]["prompt"] == "system: s\nuser: u"
-
-
-def test_a_persons_no_stands_beside_imported_counts(store: Store) -> None:
-    add_import(store, "upload-1", [make_record("p", ["x"], [1], 3)])
-    reject(store, "uid-1", "a")
-    assert store.rejections.records() == [make_record("p", ["x", "a"], [1, 1], rounds=[3, 1])]
 
 
 def test_an_import_is_stored_whole_or_not_at_all(store: Store) -> None:
@@ -99,33 +38,38 @@ def test_an_import_is_stored_whole_or_not_at_all(store: Store) -> None:
     with pytest.raises(OSError, match="cannot be read on"):
         store.imports.add(ImportedFile("upload-1", "0", "log"), "records", 1, rows())
     assert store.rejections.count() == 0
-    assert store.imports.list() == []
+    assert store.imports.list() == store.database.all("SELECT id FROM rejections") == []
     assert add_import(store, "upload-1", [make_record("p", ["a"])]) == 1
 
 
-def test_what_drew_an_answer_comes_out_as_it_came(store: Store) -> None:
-    record = make_record(
-        "p",
-        ["x", "y"],
-        [1, 1],
-        rounds=[1, 2],
-        token_ids=[[5, 6], None],
-        ended=[True, None],
-        tokenizer="abc",
-        policy={"model": "m"},
-    )
-    add_import(store, "upload-1", [record])
-    assert store.rejections.records() == [record]
+def test_others_write_while_a_large_import_is_stored_and_a_kill_leaves_nothing_of_it(tmp_path: Path) -> None:
+    def rows(last: Any) -> Iterator[dict[str, Any]]:
+        for number in range(CHUNK + 1):
+            if number == CHUNK:
+                last()
+            yield from record_rows(make_record("p", [f"answer {number}"]))
 
+    class Killed(BaseException):
+        pass
 
-def test_an_answer_that_was_never_rejected_stays_beside_those_that_were(store: Store) -> None:
-    record = make_record("p", ["x", "y"], [3, 0], 3)
-    assert add_import(store, "upload-1", [record]) == 1
-    assert [row["answer"] for row in store.rejections.page()["rows"]] == ["x"]
-    assert store.rejections.records() == [record]
-    store.rejections.undo(1)
-    assert store.rejections.records() == [make_record("p", ["y"], [0], 3)]  # which anchors
-    assert store.rejections.count() == 0
+    def write() -> None:
+        reject(store, "uid-1")
+        assert (store.rejections.count(), store.imports.list()) == (1, [])
+
+    store = Store(tmp_path / "void.db")
+    store.imports.add(ImportedFile("upload-1", "0", "log"), "records", 1, rows(write))
+    assert store.rejections.count() == CHUNK + 2
+
+    def kill() -> None:
+        store.close()  # nothing can be written any more
+        raise Killed
+
+    with pytest.raises((Killed, sqlite3.ProgrammingError)):
+        store.imports.add(ImportedFile("upload-2", "0", "log"), "records", 1, rows(kill))
+    store = Store(tmp_path / "void.db")
+    assert (store.rejections.count(), len(store.imports.list())) == (CHUNK + 2, 1)
+    assert store.database.count("rejections") == CHUNK + 2
+    store.close()
 
 
 def test_an_import_is_undone_and_redone_as_one(store: Store) -> None:
@@ -134,17 +78,17 @@ def test_an_import_is_undone_and_redone_as_one(store: Store) -> None:
     everything = store.rejections.records()
     (imported,) = store.imports.list()
     assert (imported["rejections"], imported["format"], imported["undone"]) == (3, "records", None)
-    assert store.imports.undo(imported["id"])
-    assert store.imports.undo(imported["id"])  # again changes nothing
+    store.imports.undo(imported["id"])
+    store.imports.undo(imported["id"])  # again changes nothing
     assert [record.prompt for record in store.rejections.records()] == ["p"]
-    assert store.imports.undo(imported["id"], undone=False)
-    assert store.imports.undo(imported["id"], undone=False)
+    store.imports.undo(imported["id"], undone=False)
+    store.imports.undo(imported["id"], undone=False)
     assert store.rejections.records() == everything
-    store.rejections.undo(2)  # one of the three, which stays undone
+    store.rejections.undo([2])  # one of the three, which stays undone
     store.imports.undo(imported["id"])
     store.imports.undo(imported["id"], undone=False)
     assert store.rejections.count() == 3
-    assert not store.imports.undo(99)
+    assert store.imports.get(99) is None
 
 
 def test_a_file_is_known_by_its_bytes_until_its_import_is_undone(store: Store) -> None:
@@ -154,29 +98,6 @@ def test_a_file_is_known_by_its_bytes_until_its_import_is_undone(store: Store) -
     assert store.imports.find_file("abd") is None
     store.imports.undo(earlier["id"])
     assert store.imports.find_file("abc") is None
-
-
-def test_a_reason_outlives_an_undo_and_a_later_rejection_without_one(store: Store) -> None:
-    key = {"answer_key": ("q-1", 0)}
-    first = reject(store, "uid-1", reason="why", **key)
-    store.rejections.undo(first)
-    again = store.rejections.add("uid-2", "p", "a", (), "", "page", ("q-1", 0))
-    assert again["reason"] == "why"
-    part = store.rejections.add("uid-3", "p", "a", ((0, 1),), "", "page", ("q-1", 0))
-    assert part["reason"] == ""  # another rejection than the one that was undone
-    reject(store, "uid-4")
-    rows = store.rejections.page()["rows"]
-    assert [(row["times"], row["reason"]) for row in rows] == [(2, "why"), (1, "")]
-    assert store.rejections.undo(first, undone=False)
-    assert store.rejections.page()["rows"][0]["times"] == 3
-
-
-def test_a_book_is_shown_in_part_and_exported_whole(store: Store) -> None:
-    record = make_record("p" * 50_000, ["a" * 50_000])
-    add_import(store, "upload-1", [record])
-    (row,) = store.rejections.page()["rows"]
-    assert (len(row["prompt"]), len(row["answer"])) == (MAX_SHOWN + 1, MAX_SHOWN)
-    assert store.rejections.records() == [record]
 
 
 def test_a_full_disk_loses_nothing_and_is_survived(store: Store) -> None:
@@ -200,7 +121,9 @@ def test_a_commit_that_fails_leaves_no_transaction_behind(store: Store) -> None:
     def fail() -> None:
         with store.database.writing() as db:
             db.execute("PRAGMA defer_foreign_keys = ON")
-            db.execute("INSERT INTO answers VALUES ('nobody', 0, '', '', NULL)")  # to a question that there is not
+            db.execute(
+                f"INSERT INTO answers VALUES (1, 'nobody', {', '.join('0' * 12)})"
+            )  # to a turn that there is not
 
     with pytest.raises(sqlite3.IntegrityError):
         fail()
@@ -210,42 +133,10 @@ def test_a_commit_that_fails_leaves_no_transaction_behind(store: Store) -> None:
 
 def test_reading_waits_for_no_writer(store: Store) -> None:
     with store.database.writing() as db:
-        db.execute("INSERT INTO questions VALUES ('q', 'p', 0, 1, 0)")
-        assert store.questions.get("q") is None
+        db.execute("INSERT INTO conversations VALUES ('talk', 'title', 0, 0, NULL)")
+        assert store.conversations.get("talk") is None
         assert store.rejections.count() == 0
-    assert store.questions.get("q") is not None
-
-
-def test_questions_keep_their_answers(store: Store) -> None:
-    for _ in range(2):
-        store.questions.add("q-1", "hi", True, [("trained", "run 1"), ("base", "m")])
-    store.questions.finish_answer("q-1", 1, "hello")
-    question = store.questions.get("q-1")
-    assert question is not None
-    assert [(a["side"], a["text"]) for a in question["answers"]] == [("trained", None), ("base", "hello")]
-    assert not question["revealed"]
-    kept = store.rejections.add("n-1", "hi", "hello", ((0, 1),), "why", "page", ("q-1", 1))["id"]
-    store.rejections.undo(store.rejections.add("n-2", "hi", "hello", (), "", "page", ("q-1", 1))["id"])
-    answers = store.questions.get("q-1")["answers"]  # type: ignore[index]
-    assert [a["rejections"] for a in answers] == [[], [{"id": kept, "spans": [[0, 1]], "reason": "why"}]]
-    store.questions.reveal("q-1")
-    assert store.questions.get("q-1")["revealed"]  # type: ignore[index]
-    assert store.questions.get("nobody") is None
-
-
-def test_runs_and_their_steps_are_not_doubled(store: Store) -> None:
-    run = store.runs.add("run-uid", "folder", 3, 12)
-    assert store.runs.add("run-uid", "folder", 3, 12) == run
-    for loss in (1.0, 0.5):
-        store.runs.add_point(run, {"step": 1, "loss": loss, "floor": 0.1, "gap": loss - 0.1})
-    store.runs.add_samples(run, [("p", "b", "a")])
-    store.runs.end(run, "failed", "why")
-    found = store.runs.get(run)
-    assert found is not None
-    assert [point["loss"] for point in found["points"]] == [0.5]
-    assert (found["state"], found["error"], found["samples"][0]["after"]) == ("failed", "why", "a")
-    assert [(row["id"], row["step"]) for row in store.runs.list()] == [(run, 1)]
-    assert store.runs.get(99) is None
+    assert store.conversations.get("talk") is not None
 
 
 def test_an_older_file_is_brought_up_with_all_that_is_in_it(tmp_path: Path) -> None:
@@ -265,6 +156,44 @@ def test_an_older_file_is_brought_up_with_all_that_is_in_it(tmp_path: Path) -> N
     again = Store(path)
     assert again.rejections.count() == 2
     again.close()
+
+
+def test_a_file_of_the_last_version_is_brought_up_with_all_that_is_in_it(tmp_path: Path) -> None:
+    path, version = tmp_path / "void.db", 5
+    with sqlite3.connect(path) as old:
+        for script in MIGRATIONS[:version]:
+            old.executescript(script)
+        old.execute(f"PRAGMA user_version = {version}")
+        old.executescript("""
+            INSERT INTO questions VALUES ('asked-01', 'Wie geht''s, é?', 0, 1, 5.0), ('asked-02', 'blind', 1, 0, 6.0);
+            INSERT INTO answers VALUES ('asked-01', 0, 'base', 'm', 'gut'), ('asked-01', 1, 'trained', 'run 1', 'so'),
+                ('asked-02', 0, 'base', 'm', NULL);
+            INSERT INTO rejections (uid, digest, prompt, answer, spans, count, rounds, reason, source, created,
+                question, slot) VALUES ('n-1', 'd', '"Wie geht''s, \\u00e9?"', 'gut', '[[0, 1]]', 1, 1, 'why', 'page',
+                7.0, 'asked-01', 0);
+            INSERT INTO runs (uid, folder, state, records, steps, error, created)
+                VALUES ('run-uid', 'runs/run-1', 'done', 3, 12, '', 8.0);
+            INSERT INTO samples VALUES (1, 0, 'p', 'b', 'a');
+        """)
+    old.close()
+    for _ in range(2):
+        store = Store(path)
+        conversations = store.conversations.page()["conversations"]
+        assert [(row["title"], row["rejected"]) for row in conversations] == [
+            ("blind", False),
+            ("Wie geht's, é?", True),
+        ]
+        turn = store.conversations.get("asked-01")["turns"][0]  # type: ignore[index]
+        assert [(a["model"], a["name"], a["text"], a["state"]) for a in turn["answers"]] == [
+            ("base", "m", "gut", "done"), ("run-1", "run 1", "so", "done"),
+        ]  # fmt: skip
+        assert turn["answers"][0]["rejections"] == [{"id": 1, "spans": [[0, 1]], "reason": "why"}]
+        assert [(row["turn"], row["max_tokens"]) for row in store.conversations.unfinished()] == [("asked-02", 128)]
+        run = store.runs.get(1)
+        assert run is not None
+        assert (run["name"], run["decision"], run["samples"][0]["unlearned"]) == ("run 1", "kept", None)
+        assert len(store.rejections.records()) == 1
+        store.close()
 
 
 def test_files_that_are_no_store(tmp_path: Path) -> None:
@@ -290,7 +219,7 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
 def test_many_threads_write_and_nothing_is_lost(store: Store) -> None:
     def write(writer: int) -> None:
         for number in range(20):
-            reject(store, f"uid-{writer}-{number}", f"answer {number}")
+            reject(store, f"uid-{writer}-{number}", f"answer {writer} {number}")
 
     writers = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
     for thread in writers:
@@ -298,19 +227,6 @@ def test_many_threads_write_and_nothing_is_lost(store: Store) -> None:
     for thread in writers:
         thread.join()
     assert store.rejections.count() == 160
-    assert {row["times"] for row in store.rejections.page()["rows"]} == {8}
-
-
-def test_a_page_of_ten_thousand_rejections(store: Store) -> None:
-    texts = random.Random(0)
-    records = [
-        make_record(f"prompt {number}", [f"answer {number} " + "words " * texts.randrange(50, 200)])
-        for number in range(10_000)
-    ]
-    add_import(store, "upload-1", records)
-    reject(store, "uid-1")
-    assert store.rejections.page(0)["total"] == 10_001
-    assert len(store.rejections.page(199)["rows"]) == 50
 
 
 WRITER = """
@@ -322,7 +238,8 @@ print("ready", flush=True)
 number = 0
 while True:
     uid = f"{sys.argv[2]}-{number}"
-    store.rejections.add(uid, f"prompt {uid}", "an answer " * 50, (), "", "page")
+    answer = {"context": f'"prompt {uid}"', "text": "an answer " * 50, "drawn": None}
+    store.rejections.add(uid, answer)
     print(uid, flush=True)  # acknowledged
     number += 1
 """

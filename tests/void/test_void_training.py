@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 import pytest
 
+from buleyean_rl.models.run_files import is_finished
 from buleyean_rl.void import training as module
 from buleyean_rl.void.store import Store
+from buleyean_rl.void.timing import TIMING, Timing, Timings
 from buleyean_rl.void.training import Training
-from buleyean_rl.void.verdict import read_verdict
+from void_rows import given
 from voids import Process, running, until
 
 # The process of runs without a model: what it does is the name of its model.
@@ -59,7 +61,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(module, "PROCESS", "standin_run")
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
     opened = Store(tmp_path / "void.db")
-    opened.rejections.add("uid-1", "p", "a", (), "", "page")
+    opened.rejections.add("uid-1", given())
     yield opened
     opened.close()
 
@@ -74,7 +76,8 @@ def trains(store: Store) -> Iterator[Trains]:
     with ExitStack() as opened:
 
         def begin(how: str, on_trained: Callable[[int, Path], None] = lambda _run, _folder: None) -> Training:
-            training = Training(store, store.database.path.parent / "runs", how, on_trained)
+            timings = Timings(store.settings, Timing(1, 2, 3))
+            training = Training(store, store.database.path.parent / "runs", how, on_trained, timings)
             opened.callback(training.close)
             return training
 
@@ -93,7 +96,8 @@ def test_a_run_is_done_when_its_model_is_in_use(store: Store, trains: Trains) ->
     assert training.start("run-uid", 3) == training.start("run-uid", 3) == 1
     run = ended(store, training)
     assert (run["state"], run["step"], used) == ("done", 3, [1])
-    assert training.finished_folder(run) == store.database.path.parent / "runs/run-1"
+    assert is_finished(training.folder(run))
+    assert store.settings.get(TIMING)["start"] >= 0  # the next run is expected to take as long
     training.close()
 
 
@@ -120,7 +124,7 @@ def test_a_run_that_fails_says_why(store: Store, trains: Trains) -> None:
     training.start("run-uid", 3)
     run = ended(store, training)
     assert (run["state"], run["error"]) == ("failed", "the model is broken")
-    assert training.finished_folder(run) is None
+    assert not is_finished(training.folder(run))
 
     def refuse(_run: int, _folder: Path) -> None:
         raise ValueError("no such layer")
@@ -140,7 +144,7 @@ def test_stop_ends_a_run_with_what_it_has_learnt_and_once_more_without(store: St
     assert training.stop(first)
     run = ended(store, training)
     assert (run["state"], run["error"], used) == ("stopped", "", [first])
-    assert training.finished_folder(run) is not None
+    assert is_finished(training.folder(run))
     assert not training.stop(first)
 
     second = training.start("run-uid-2", 9)
@@ -150,7 +154,7 @@ def test_stop_ends_a_run_with_what_it_has_learnt_and_once_more_without(store: St
     assert training.stop(second)
     until(lambda: training.running is None, 60)
     assert store.runs.list()[0]["state"] == "stopped"
-    assert training.finished_folder(store.runs.list()[0]) is None
+    assert not is_finished(training.folder(store.runs.list()[0]))
     assert used == [first]
 
 
@@ -184,7 +188,7 @@ def test_what_a_killed_server_left_is_resumed_or_has_failed(store: Store, trains
     runs = store.database.path.parent / "runs"
     runs.mkdir()
     for number, state in enumerate(["running", "stopping", "running", "running"], start=1):
-        store.runs.add(f"run-uid-{number}", f"elsewhere/run-{number}", 1, 3)
+        store.runs.add(f"run-uid-{number}", f"elsewhere/run-{number}", 1, 1, 3)
         if state == "stopping":
             store.runs.mark_stopping(number)
         if number < 4:
@@ -201,33 +205,36 @@ def test_a_stop_outlives_the_server(store: Store, trains: Trains) -> None:
     folder = store.database.path.parent / "runs"
     folder.mkdir()
     for number in (1, 2):
-        store.runs.add(f"run-uid-{number}", f"runs/run-{number}", 1, 9)
+        store.runs.add(f"run-uid-{number}", f"runs/run-{number}", 1, 1, 9)
         store.runs.mark_stopping(number)
         (folder / f"run-{number}.jsonl").write_text("{}")
     (folder / "run-1" / "checkpoint-5").mkdir(parents=True)
     training.resume()
     until(lambda: training.running is None, 60)
     nothing_learnt, learnt = store.runs.list()
-    assert (nothing_learnt["state"], training.finished_folder(nothing_learnt)) == ("stopped", None)
-    assert (learnt["state"], training.finished_folder(learnt)) == ("stopped", folder / "run-1")
+    assert nothing_learnt["state"] == learnt["state"] == "stopped"
+    assert [is_finished(training.folder(run)) for run in (nothing_learnt, learnt)] == [False, True]
 
 
-def test_a_verdict_is_what_training_did(tmp_path: Path) -> None:
-    assert read_verdict(tmp_path) is None
-    drift = {"own": {"kl": 0.02, "entropy_base": 3.0, "entropy": 3.1, "nll_base": 3.0, "nll": 3.2}}
-    report = {"rejected_nll_base": 0.5, "rejected_nll_final": 2.5, "drift": drift}
-    expected = {"rejected_nll": [0.5, 2.5], "drift": {"own": {"kl": 0.02, "entropy": [3.0, 3.1]}}}
-    for guard, reason in (({"stop_reason": "too far"}, "too far"), (None, None)):
-        (tmp_path / "run.json").write_text(json.dumps(report | {"guard": guard}))
-        assert read_verdict(tmp_path) == expected | {"stop_reason": reason}
-    del report["drift"]
-    (tmp_path / "run.json").write_text(json.dumps(report))  # of an earlier version
-    assert read_verdict(tmp_path) is None
+def test_a_run_is_planned_and_its_files_are_removed(store: Store, trains: Trains) -> None:
+    training = trains("waits")
+    assert training.plan() == {"rejections": 1, "steps": 12, "seconds": 1 + 12 * 2 + 3, "problem": None}
+    training.start("run-uid")
+    assert training.plan()["problem"] == "running"
+    run = until(lambda: (row := training.describe(store.runs.list()[0]))["phase"] == "training" and row, 60)
+    assert run["seconds_left"] > 0
+    training.stop(run["id"])
+    run = training.describe(ended(store, training))
+    assert (run["phase"], run["seconds_left"]) == (None, None)
+    training.remove(run)
+    assert list((store.database.path.parent / "runs").iterdir()) == []
+    store.rejections.undo([1])
+    assert training.plan()["problem"] == "no_rejections"
 
 
 def begin(void: Process, steps: int) -> int:
-    void.ask("train-001", "Give me a tip.")
-    void.post("rejections", uid="rejection-1", question="train-001", slot=0).raise_for_status()
+    answer = void.ask("train-001", "Give me a tip.", max_tokens=128)["answers"][0]
+    void.reject("rejection-1", answer).raise_for_status()
     return int(void.post("runs", uid="run-00001", steps=steps).json()["id"])
 
 
@@ -240,12 +247,13 @@ def test_a_stopped_run_is_a_model_that_answers(base: Path, tmp_path: Path) -> No
         done = void.finished(run)
         assert (done["state"], done["error"]) == ("stopped", "")
         assert 3 <= len(done["points"]) < 10_000
-        assert done["verdict"]["rejected_nll"][1] > done["verdict"]["rejected_nll"][0]
-        assert all(drift["kl"] > 0 and drift["entropy"][0] > 0 for drift in done["verdict"]["drift"].values())
+        details = done["verdict"]["details"]
+        assert details["rejected_nll"][1] > details["rejected_nll"][0]
+        assert all(drift["kl"] > 0 and drift["entropy"][0] > 0 for drift in details["drift"].values())
         assert done["samples"]
-        assert void.get("state")["models"]["trained"] == f"run {run}"
+        assert void.get("state")["pair"][1]["model"] == f"run-{run}"
     with running(base, tmp_path) as void:
-        assert void.get("state")["models"]["trained"] == f"run {run}"
+        assert void.get("state")["pair"][1]["model"] == f"run-{run}"
 
 
 @pytest.mark.slow
@@ -255,7 +263,7 @@ def test_a_folder_that_was_moved_and_another_model(base: Path, tmp_path: Path) -
         assert void.finished(run)["state"] == "done"
     (tmp_path / "void").rename(tmp_path / "moved")
     with running(base, tmp_path / "moved") as void:
-        assert void.get("state")["models"]["trained"] == f"run {run}"
+        assert void.get("state")["pair"][1]["model"] == f"run-{run}"
     other = tmp_path / "other"
     other.symlink_to(base)
     copy = tmp_path / "copy"
@@ -263,7 +271,9 @@ def test_a_folder_that_was_moved_and_another_model(base: Path, tmp_path: Path) -
     for file in base.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     with running(copy, tmp_path / "moved") as void:  # an adapter of another model is not put on this one
-        assert "trained" not in void.get("state")["models"]
+        assert [each["model"] for each in void.get("state")["pair"]] == ["base"]
+        (shown,) = void.get("models")["runs"]
+        assert (shown["usable"], "it was trained on" in shown["problem"]) == (False, True)
 
 
 @pytest.mark.slow
@@ -277,4 +287,4 @@ def test_a_stop_that_a_kill_interrupted_ends_after_the_restart(base: Path, tmp_p
         time.sleep(0.5)
     with running(base, tmp_path) as void:
         assert void.finished(run)["state"] == "stopped"
-        assert void.get("state")["models"]["trained"] == f"run {run}"
+        assert void.get("state")["pair"][1]["model"] == f"run-{run}"

@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from buleyean_rl.evaluation import show
+from buleyean_rl.evaluation import forest_plot, show
+from buleyean_rl.evaluation.differences import verdict
 from buleyean_rl.evaluation.measure import Evaluation
 from buleyean_rl.gguf import ExportReport
 from buleyean_rl.inference.protocol import Engine, Sampling
@@ -80,7 +81,7 @@ class Comparison(Shown):
         return show.as_json(self.evaluations, self.seed)
 
     def plot(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Draw the figures with their intervals.
+        """Draw a forest plot: differences from the others with their intervals, or without others the figures.
 
         Args:
             path: of the picture: .png, .svg or .pdf.
@@ -89,12 +90,18 @@ class Comparison(Shown):
         Raises:
             UsageError: a file is there already and may not be replaced.
         """
-        check_output_file(Path(path), overwrite=overwrite, is_ours=show.is_our_plot)
-        show.plot(Path(path), self.evaluations, self.seed)
+        check_output_file(Path(path), overwrite=overwrite, is_ours=forest_plot.is_our_plot)
+        forest_plot.plot(Path(path), self.evaluations, self.seed)
+
+    def lines(self) -> list[str]:
+        """The figures, what a reader should know of them, and last a verdict on each of the others."""
+        first, *others = self.evaluations
+        remarks = [note for evaluation in self.evaluations for note in show.notes(evaluation)]
+        verdicts = [verdict(first, other, self.seed) for other in others]
+        return [*show.table(self.evaluations, self.seed), *remarks, *verdicts]
 
     def __rich__(self) -> RenderableType:
-        notes = [Text(line) for evaluation in self.evaluations for line in show.lines(evaluation)]
-        return Group(show.table(self.evaluations, self.seed), *notes)
+        return Group(*(Text(line) for line in self.lines()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,9 +110,11 @@ class Exported(Shown):
 
     Args:
         files: a report of each, with what the check measured.
+        report: the same, and more, as `buleyean export --json` prints it.
     """
 
     files: tuple[ExportReport, ...]
+    report: dict[str, Any]
 
     @property
     def path(self) -> Path:

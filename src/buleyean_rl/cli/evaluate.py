@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import (
-    BUNDLED_DATA,
-    Context,
-    Overwrite,
-    print_json,
-    print_report,
-    read_prompts_or_bundled,
-    stderr_console,
-)
+from buleyean_rl.cli.options import Context, Overwrite, announce, print_json, print_next, print_report, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -42,7 +33,10 @@ def evaluate(
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the figures as one JSON object; - for stdout.")
     ] = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Plot the figures with their intervals.")] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.png", help="Draw a forest plot of the differences, with intervals."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of preferences, of records, of texts and of prompts.")
     ] = None,
@@ -63,17 +57,12 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure a model without a judge: rankings, drift, answers, loops; by default on bundled data."""
+    announce(f"measuring {', '.join([model, *(compare or [])])}")
     from pathlib import Path
 
-    from buleyean_rl import demo_data
-    from buleyean_rl.data.importers import read_preferences
-    from buleyean_rl.evaluation.drift import PASSAGES
-    from buleyean_rl.evaluation.measure import Material, plain_texts
-    from buleyean_rl.evaluation.measure import evaluate as run
-    from buleyean_rl.evaluation.measured_model import Bases, Settings, make_samplings
-    from buleyean_rl.evaluation.show import PICTURES, as_json, is_evaluation, is_our_plot, lines, table
-    from buleyean_rl.evaluation.show import plot as draw
-    from buleyean_rl.evaluation.texts import read_texts
+    from buleyean_rl.api import calls
+    from buleyean_rl.evaluation.forest_plot import PICTURES, is_our_plot
+    from buleyean_rl.evaluation.show import is_evaluation
     from buleyean_rl.system.files import encode_json
     from buleyean_rl.system.outputs import check_output_file, open_output
 
@@ -82,44 +71,42 @@ def evaluate(
     for target, is_ours in ((json_file, is_evaluation), (plot, is_our_plot)):
         if target is not None and target != "-":
             check_output_file(Path(target), overwrite=overwrite, is_ours=is_ours)
-    if not any((pairs, records, neutral, prompts)):
-        neutral = prompts = BUNDLED_DATA
-    texts: Sequence[str] = ()
-    if neutral is not None:
-        texts = demo_data.neutral_texts() if neutral == BUNDLED_DATA else read_texts(Path(neutral))
-    passages = min(PASSAGES, limit or PASSAGES) if texts else 0
-    prompt_list = (
-        [] if prompts is None else read_prompts_or_bundled(None if prompts == BUNDLED_DATA else prompts, "held_out")
+    comparison = calls.evaluate(
+        model,
+        compare=compare or (),
+        pairs=pairs,
+        records=records,
+        neutral=neutral,
+        prompts=prompts,
+        reference=reference,
+        limit=limit,
+        max_length=max_length,
+        max_tokens=max_tokens or 128,
+        temperature=temperature or 0.0,
+        context=context,
+        engine=engine,
+        seed=seed,
+        skip_bad=skip_bad,
+        console=stderr_console(),
     )
-    preferences, rejections = (
-        None if source is None else read_preferences(source, limit=limit, skip_bad=skip_bad)
-        for source in (pairs, records)
-    )
-    material = Material(preferences, rejections, plain_texts(texts, limit), passages, tuple(prompt_list[:limit]))
-    samplings = make_samplings(temperature or [0.0], max_tokens or [128], seed)
-    settings, console = Settings(max_length, samplings, engine, context, model), stderr_console()
-    bases = Bases(1 if reference is None else 2)
-    evaluations = [
-        run(name, material, settings, reference=paired, console=console, bases=bases)
-        for name, paired in [
-            (model, reference),
-            *((name, _reference_for(name, reference)) for name in compare or []),
-        ]
-    ]
-    console.print(table(evaluations, seed))
-    print_report([line for evaluation in evaluations for line in lines(evaluation)], None)
-    result = as_json(evaluations, seed)
+    print_report(comparison.lines(), None)
+    result = comparison.as_json()
     if json_file == "-":
         print_json(result, True)
     elif json_file is not None:
         with open_output(Path(json_file)) as file:
             file.write(encode_json(result, allow_nan=False))
     if plot is not None:
-        draw(Path(plot), evaluations, seed)
+        comparison.plot(plot, overwrite=True)
+    _print_next(model, comparison.evaluations[0].reference, bool(compare))
 
 
-def _reference_for(name: str, reference: str | None) -> str | None:
-    """The reference of a compared model; None for a run, which has its base, and for the reference itself."""
+def _print_next(model: str, base: str | None, is_compared: bool) -> None:
+    """What people do with a measured run: see whether it is better, then take it."""
     from buleyean_rl.models.run_files import is_run
 
-    return None if is_run(name) or name == reference else reference
+    if is_run(model) and base is not None:
+        if is_compared:
+            print_next("export", model, "-o", "my-model.gguf")
+        else:
+            print_next("evaluate", model, "--compare", base)

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, print_json, print_next, stderr_console
+from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, announce, print_json, print_next, stderr_console
+from buleyean_rl.system.wording import counted
 
 
 def export(
@@ -31,29 +32,28 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Merge a run into its base model and write a GGUF file, checked in llama.cpp before it is renamed."""
-    from pathlib import Path
-
+    announce(f"exporting {run} to {output}")
+    from buleyean_rl.api import calls
     from buleyean_rl.errors import UsageError
     from buleyean_rl.gguf import About
-    from buleyean_rl.gguf import export as exporting
     from buleyean_rl.models.run_folder import find_model
 
-    about = About(name=name, author=author, license=license, url=url)
     if adapter and ollama:
         raise UsageError("--ollama describes the merged model: leave out --adapter")
-    path, console = Path(output), stderr_console()
     with _sigterm_as_interrupt():
-        if adapter:
-            written = exporting.export_adapter(
-                run, path, quant or "f16", overwrite=overwrite, engine=engine, about=about, console=console
-            )
-        else:
-            quants = (quant or "q8_0").split(",")
-            written = exporting.export(
-                run, path, quants, ollama=ollama, overwrite=overwrite, engine=engine, about=about, console=console
-            )
-    print_json(written, as_json)
-    first = written["files"][0]["path"]
+        exported = calls.export(
+            run,
+            output,
+            quant.split(",") if quant else None,
+            adapter=adapter,
+            ollama=ollama,
+            about=About(name=name, author=author, license=license, url=url),
+            engine=engine,
+            overwrite=overwrite,
+            console=stderr_console(),
+        )
+    print_json(exported.report, as_json)
+    first = exported.path
     if not adapter:
         print_next("chat", first)
     elif (base := find_model(run).base) is not None and base.gguf_path is not None:
@@ -85,8 +85,14 @@ def push(
             raise UsageError("stdin is not a terminal to confirm on: add --yes to upload")
         typer.confirm("upload?", abort=True, err=True)
     address = upload(plan, to, private=not public, overwrite_card=overwrite, message=message)
-    print(address, file=sys.stderr)
+    print(f"uploaded: {counted(len(plan.files), 'file')} to {address}", file=sys.stderr)
     print_json({"url": address, "files": list(plan.files)}, as_json)
+    if plan.kind == "dataset":
+        print_next("data", "import", to, "-o", "records.jsonl")
+    elif Path(paths[0]).is_dir():
+        print_next("export", paths[0], "-o", f"{to.rpartition('/')[2]}.gguf")
+    else:
+        print_next("chat", paths[0])
 
 
 @contextmanager

@@ -7,23 +7,24 @@ from typing import Annotated
 import typer
 
 from buleyean_rl.cli.options import (
+    BUNDLED_DATA,
+    DEFAULT_JUDGE,
     AsJson,
     Context,
     Judges,
     Overwrite,
     Prompts,
-    default_temperature,
-    find_judges,
+    announce,
     print_json,
     print_next,
     print_report,
-    read_prompts_or_bundled,
     stderr_console,
 )
+from buleyean_rl.system.wording import counted
 
 
 def mine(
-    prompts: Prompts = None,
+    prompts: Prompts = BUNDLED_DATA,
     model: Annotated[
         str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
     ] = "smollm2-135m",
@@ -32,7 +33,7 @@ def mine(
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Answers to each prompt.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, 0.8 for more.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Same seed, same records.")] = 0,
     context: Context = None,
     engine: Annotated[str, typer.Option(help="auto, transformers or llama.cpp.")] = "auto",
@@ -47,28 +48,29 @@ def mine(
     Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
     read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
     """
+    announce(f"mining {output}: {model} answers, {', '.join(judge or [DEFAULT_JUDGE])} judges")
     from dataclasses import asdict
-    from pathlib import Path
 
+    from buleyean_rl.api import calls
     from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.open import answers_key, describe_policy, locate, open_engine
-    from buleyean_rl.mining.mine import MineSettings
-    from buleyean_rl.mining.mine import mine as run
+    from buleyean_rl.inference.open import locate
 
-    settings = MineSettings(samples, max_tokens, default_temperature(samples, temperature), seed=seed, context=context)
-    prompt_list, judges = read_prompts_or_bundled(prompts, "mine"), find_judges(judge, rubric)
-    location, console = locate(model), stderr_console()
-    mined = run(
-        prompt_list,
-        lambda: open_engine(location, engine, console, context=context),
-        answers_key(location, engine),
-        judges,
-        Path(output),
-        settings,
-        policy=describe_policy(location),
+    location = locate(model)
+    mined = calls.mine(
+        prompts,
+        location,
+        output,
+        judges=judge or DEFAULT_JUDGE,
+        rubric=rubric,
+        samples=samples,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        context=context,
+        engine=engine,
         keep_accepted=keep_accepted,
         overwrite=overwrite,
-        console=console,
+        console=stderr_console(),
     )
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.report.rejected:
@@ -78,23 +80,22 @@ def mine(
 
 
 def walk(
-    prompts: Prompts = None,
+    prompts: Prompts = BUNDLED_DATA,
     model: Annotated[str, typer.Option(help="The base model, as for `train`.")] = "smollm2-135m",
     output: Annotated[str, typer.Option("--output", "-o", help="The folder of the walk.")] = "walk",
     rounds: Annotated[
         int, typer.Option(min=1, max=1000, help="Rounds in total; a higher number continues a walk.")
     ] = 3,
     held_out: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Prompts to measure on, never mined; default: bundled."),
-    ] = None,
+        str, typer.Option(metavar="FILE", help="Prompts to measure on, never mined; default: bundled.")
+    ] = BUNDLED_DATA,
     judge: Judges = None,
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Answers to each prompt and round.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0, help="Default: 0 for one sample, 0.8 for more.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Maximum tokens of an answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Same seed, same walk.")] = 0,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (4).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records in each round (1.5).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
     adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1).")] = None,
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
@@ -108,19 +109,21 @@ def walk(
 
     Stopped or killed, the same command resumes.
     """
+    announce(f"walking in {output}: {counted(rounds, 'round')} at most of mining, training and measuring {model}")
     from pathlib import Path
 
+    from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts
     from buleyean_rl.mining.mine import MineSettings
     from buleyean_rl.mining.walk import walk as run
     from buleyean_rl.mining.walk import walk_config
 
     overrides = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(
-        read_prompts_or_bundled(prompts, "mine"),
-        read_prompts_or_bundled(held_out, "held_out"),
+        find_prompts(prompts, "mine"),
+        find_prompts(held_out, "held out"),
         model,
         Path(output),
-        find_judges(judge, rubric),
+        find_judges(judge or DEFAULT_JUDGE, rubric),
         walk_config(
             Path(config) if config else None, {name: value for name, value in overrides.items() if value is not None}
         ),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 INTERRUPTED = 130  # the exit code, which typer makes of KeyboardInterrupt, too
 BUNDLED_DATA = "bundled"
+DEFAULT_JUDGE = "loops"
 BUNDLED_MODEL = "smollm2-135m"
 EngineName = Annotated[str, typer.Option("--engine", help="xllamacpp or llama-cpp-python (an extra).")]
 Context = Annotated[
@@ -25,7 +25,7 @@ Context = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
 Prompts = Annotated[
-    str | None,
+    str,
     typer.Argument(
         metavar="[PROMPTS]", help="A prompt a line, or JSON Lines with prompt or messages; default: bundled."
     ),
@@ -42,36 +42,6 @@ Judges = Annotated[
 
 class Interrupted(Exception):
     """Ctrl-C, with where the command stands, and the words that it needs to go on; typer would drop them."""
-
-
-def read_prompts_or_bundled(path: str | None, bundled: str) -> list[Any]:
-    """The prompts of a file, or the bundled ones of a split."""
-    from pathlib import Path
-
-    from buleyean_rl import demo_data
-    from buleyean_rl.data.prompts import read_prompts
-
-    if path is not None:
-        return list(read_prompts(Path(path)))
-    return demo_data.mine_prompts() if bundled == "mine" else demo_data.held_out_prompts()
-
-
-def find_judges(names: Sequence[str] | None, rubric: str | None) -> list[Any]:
-    """The judges with these names, by default `loops`; an LLM judge uses the rubric file."""
-    from pathlib import Path
-
-    from buleyean_rl.data.records import read_text
-    from buleyean_rl.mining.judges import find_judge
-
-    names = names or ["loops"]
-    first_endpoint = next((name.removeprefix("llm:") for name in names if name.startswith("llm:")), None)
-    text = read_text(Path(rubric)) if rubric is not None else None
-    return [find_judge(name, rubric=text, key_url=first_endpoint) for name in names]
-
-
-def default_temperature(samples: int, temperature: float | None) -> float:
-    """The option's temperature, or without it 0 for one sample and 0.8 for several."""
-    return temperature if temperature is not None else 0.0 if samples == 1 else 0.8
 
 
 def stderr_console() -> Any:
@@ -95,20 +65,13 @@ def print_report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
         print_json(as_json, True)
 
 
+def announce(line: str) -> None:
+    """Print, on stderr, what is about to be done, before what it needs is loaded."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def print_next(*words: object) -> None:
     """Print, on stderr, the command that people give next, spelled so that it runs where they are."""
     from buleyean_rl.system.program import command_line
 
     print(f"Next: {command_line(*words)}", file=sys.stderr)
-
-
-@contextmanager
-def running_count(label: str) -> Iterator[Callable[[int], object] | None]:
-    """A running count on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(label) as status:
-        yield lambda count: status.update(f"{count:,} {label}")

@@ -59,6 +59,17 @@ def _show(folders: Sequence[Path], compare: bool, as_json: bool) -> None:
 
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         Console(width=width, highlight=False).print(_comparison(summaries) if compare else _list(summaries))
+        _print_next(summaries, compare)
+
+
+def _print_next(summaries: Sequence[RunSummary], compare: bool) -> None:
+    """What people do with runs: measure those compared, talk to the newest."""
+    finished = [run for run in summaries if run.state == "finished"]
+    if compare and len(finished) > 1:
+        others = [word for run in finished[1:] for word in ("--compare", run.folder)]
+        print_next("evaluate", finished[0].folder, *others)
+    elif finished:
+        print_next("chat", max(finished, key=lambda run: run.date).folder)
 
 
 def _list(summaries: Sequence[RunSummary]) -> Table:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Interrupted, print_json, print_next, stderr_console
+from buleyean_rl.cli.options import AsJson, Interrupted, announce, print_json, print_next, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -27,11 +27,11 @@ def train(
     ] = None,
     objective: Annotated[str | None, typer.Option(help="complement (default), listwise or published.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the KL (complement 0.9, the others 0.7).")] = None,
-    tau: Annotated[float | None, typer.Option(help="Exponent of the complement weights (1).")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (2e-4).")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the records (1).")] = None,
+    tau: Annotated[float | None, typer.Option(help="How firm a rejection is; 1: published (from the data).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (from the data).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the records (from the data).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps; overrides the epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records per step (4).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per step (from the data).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens of a prompt and one answer (1024).")] = None,
     micro_batch_tokens: Annotated[
         int | None,
@@ -59,10 +59,6 @@ def train(
 
     RECORDS, --model and --output are required, but for --print-config.
     """
-    from dataclasses import asdict
-
-    from buleyean_rl.training.config import config_yaml, load_config
-
     settings = {
         "preset": preset,
         "objective": objective,
@@ -84,11 +80,18 @@ def train(
     options = {name: value for name, value in settings.items() if value is not None}
     file = Path(config) if config else None
     if print_config:
+        from buleyean_rl.training.config import config_yaml
+
         print(config_yaml(file, options), end="")
         return
     if records is None or model is None or output is None:
         missing = "RECORDS" if records is None else "--model" if model is None else "--output"
         raise UsageError(f"{missing} is missing: buleyean train RECORDS --model MODEL --output RUN")
+    announce(f"{'planning a run of' if dry_run else 'training'} {model} on {records}")
+    from dataclasses import asdict
+
+    from buleyean_rl.training.config import load_config
+
     run_config, console = load_config(file, Path(output), options), stderr_console()
     if dry_run:
         from buleyean_rl.training.dry_run import dry_run as plan_run

@@ -145,6 +145,7 @@ def tokenise(
     tokenizer: Any,
     max_length: int,
     *,
+    max_rejected: int | None = None,
     skip_refused: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> BoundaryFile:
@@ -155,6 +156,7 @@ def tokenise(
         source: names the records: other records must have another name, such as a hash of their file.
         tokenizer: of the base model.
         max_length: tokens of prompt and response together; what is longer is cut.
+        max_rejected: see `build_boundaries`.
         skip_refused: drop records that the chat template refuses instead of raising.
         progress: told the number of records read, after each batch.
 
@@ -163,13 +165,13 @@ def tokenise(
         UsageError: the cache cannot be written.
     """
     folder = cache_folder() / "tokens"
-    path = folder / f"{_store_key(source, tokenizer, max_length, skip_refused)}.arrow"
+    path = folder / f"{_store_key(source, tokenizer, max_length, max_rejected, skip_refused)}.arrow"
     with suppress(OSError, ValueError):  # missing or damaged: it is written again
         os.utime(path)  # for evict_lru
         return BoundaryFile(path)
     make_cache_folder("tokens")
     encoder = Encoder(tokenizer, max_length, skip_refused=skip_refused)
-    write_boundaries(path, _build_batches(records, encoder), progress, encoder.counts)
+    write_boundaries(path, _build_batches(records, encoder, max_rejected), progress, encoder.counts)
     boundaries = BoundaryFile(path)
     evict_lru(folder, CACHE_BYTES)
     return boundaries
@@ -204,10 +206,12 @@ def write_boundaries(
         writer.write_batch(_to_columns([]), custom_metadata={"data": json.dumps(data)})
 
 
-def _build_batches(records: Iterable[RejectionRecord], encoder: Encoder) -> Iterator[Sequence[Boundary | None]]:
+def _build_batches(
+    records: Iterable[RejectionRecord], encoder: Encoder, max_rejected: int | None
+) -> Iterator[Sequence[Boundary | None]]:
     stream = iter(records)
     while batch := list(islice(stream, BATCH_RECORDS)):
-        yield build_boundaries(batch, encoder)
+        yield build_boundaries(batch, encoder, max_rejected)
 
 
 def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
@@ -220,7 +224,9 @@ def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
 
 
-def _store_key(source: str, tokenizer: Any, max_length: int, skip_refused: bool = False) -> str:
+def _store_key(
+    source: str, tokenizer: Any, max_length: int, max_rejected: int | None = None, skip_refused: bool = False
+) -> str:
     """A hash of all that boundaries depend on: other data, another tokenizer or other code makes others."""
     with tempfile.TemporaryDirectory() as folder:  # its files are all a tokenizer is, chat template included
         tokenizer.save_pretrained(folder)
@@ -228,4 +234,4 @@ def _store_key(source: str, tokenizer: Any, max_length: int, skip_refused: bool 
         hashes = [[path.name, file_sha256(path)] for path in files]
     sources = {str(path.relative_to(_DATA)): file_sha256(path) for path in sorted(_DATA.rglob("*.py"))}
     versions = {name: version(name) for name in _LIBRARIES}
-    return cache_key([source, max_length, skip_refused, hashes, sources, versions, _SCHEMA.to_string()])
+    return cache_key([source, max_length, max_rejected, skip_refused, hashes, sources, versions, _SCHEMA.to_string()])

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from buleyean_rl.data.encode import EncodedQuestion, Encoder
@@ -164,35 +164,49 @@ def build_boundary(record: RejectionRecord, tokenizer: Any, max_length: int) -> 
     return build_boundaries([record], Encoder(tokenizer, max_length))[0]
 
 
-def build_boundaries(records: Sequence[RejectionRecord], encoder: Encoder) -> list[Boundary | None]:
+def build_boundaries(
+    records: Sequence[RejectionRecord], encoder: Encoder, max_rejected: int | None = None
+) -> list[Boundary | None]:
     """Tokenise records and merge the responses of each into a trie.
 
     Args:
         records: what was rejected; so few that all their token ids fit in memory.
         encoder: of the base model; responses are cut at its `max_length`, and it counts what is left out.
+        max_rejected: tokens that are rejected of a response of which parts are, and where it ends; None for all.
 
     Returns:
         Of each record the boundary, or None where the prompt leaves no room for a response, the chat template refuses
         it, or nothing remains of what was rejected or, in a record without a rejection, of any response.
     """
     questions = encoder.encode_records(records)
-    return [_merge_record(record, question, encoder) for record, question in zip(records, questions, strict=True)]
+    pairs = zip(records, questions, strict=True)
+    return [_merge_record(record, question, encoder, max_rejected) for record, question in pairs]
 
 
-def _merge_record(record: RejectionRecord, question: EncodedQuestion, encoder: Encoder) -> Boundary | None:
+def _merge_record(
+    record: RejectionRecord, question: EncodedQuestion, encoder: Encoder, max_rejected: int | None
+) -> Boundary | None:
     prompt = question.prompt
     if not encoder.has_room(prompt):
         encoder.counts["no_room"] += prompt.refusal is None
         return None
     room = encoder.max_length - len(prompt.ids)
     truncated = sum(answer.length > room for answer in question.answers)
-    cut = [(answer.ids[:room], answer.rejected[:room]) for answer in question.answers]
+    ends = [min(room, _rejected_end(answer.rejected, max_rejected)) for answer in question.answers]
+    cut = [(answer.ids[:end], answer.rejected[:end]) for answer, end in zip(question.answers, ends, strict=True)]
     boundary = merge_responses(prompt.ids, cut, record.rejection_counts, record.rounds, truncated)
     is_usable = (
         any(judgement.rejected for judgement in boundary.judgements) if record.rejects else bool(boundary.tokens)
     )
     encoder.counts["nothing_rejected"] += not is_usable
     return boundary if is_usable else None
+
+
+def _rejected_end(rejected: Sequence[bool], most: int | None) -> int:
+    """Where a response ends of which so many tokens may be rejected, if not all of it is."""
+    if most is None or all(rejected):
+        return len(rejected)
+    return next((end for end, count in enumerate(accumulate(rejected), 1) if count == most), len(rejected))
 
 
 def merge_responses(

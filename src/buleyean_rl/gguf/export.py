@@ -7,7 +7,7 @@ run --------------------------------------> write_adapter --> adapter file, note
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import HUB_ID, Source, public_name_and_license
 from buleyean_rl.system.files import write_text
 from buleyean_rl.system.outputs import check_output_file
+from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted, one_line
 
 MODELFILE = "Modelfile"
@@ -72,18 +73,17 @@ def export(
     source = find_model(run)
     _check_outputs(paths.values(), source, overwrite)
     about = _complete(about or About(), source, path)
-    with (
-        console.status(f"reading {escape(str(run))}") as status,
-        _make_blueprint(source, path, engine) as blueprint,
-    ):
-        notes: list[str] = []
+    notes: list[str] = []
+    with ExitStack() as stack:
+        with working(console, f"reading {run}"):
+            blueprint = stack.enter_context(_make_blueprint(source, path, engine))
         if ollama:
             first, stops = next(iter(paths.values())), sorted(blueprint.end_tokens)
             modelfile, notes = make_modelfile(first, blueprint.tokenizer, stops, about.license)
             _check_modelfile(first, modelfile, overwrite)
-        status.update(f"writing {escape(str(path))}, and checking it in llama.cpp")
-        trained = compare_with_trained(source, blueprint) if source.run and blueprint.layouts else None
-        reports = write_gguf(blueprint, paths, engine=engine, about=about)
+        with working(console, f"writing {path}, and checking it in llama.cpp"):
+            trained = compare_with_trained(source, blueprint) if source.run and blueprint.layouts else None
+            reports = write_gguf(blueprint, paths, engine=engine, about=about)
     if trained is not None and trained.precision is not None:
         console.print(
             f"KL to the model as it was trained, with its base in {trained.precision}: {trained.divergence:.5f} nats"
@@ -129,7 +129,7 @@ def export_adapter(
     source = find_model(run)
     _check_outputs([path], source, overwrite)
     about = _complete(about or About(), source, path)
-    with console.status(f"writing {escape(str(path))}, and checking it in llama.cpp with its base"):
+    with working(console, f"writing {path}, and checking it in llama.cpp with its base"):
         report = write_adapter(source, path, quant, engine=engine, about=about)
     return _show([report], report.notes, engine, console)
 

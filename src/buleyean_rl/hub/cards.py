@@ -152,7 +152,7 @@ def run_table(run: Mapping[str, Any], format: str) -> str:
     rows = {
         "Base model": public_name_and_license(str(run["model"]))[0],
         "Parameters": f"{run['parameters']['base']:,} (adapter: {run['parameters']['adapter']:,})",
-        "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {config['tau']}",
+        "Objective": f"`{run['objective']}`, alpha {config['alpha']}, tau {round(config['tau'], 2)}",
         "Adapter": f"LoRA r={config['lora_rank']}, alpha={config['lora_alpha']}, dropout={config['lora_dropout']}"
         + (f", scaled by {scale:g}" if scale != 1 else ""),
         "Training data": f"{counted(run['records'], 'rejection record')}, no chosen answers{held_out}",

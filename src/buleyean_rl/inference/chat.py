@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from buleyean_rl.data.encode import tokenizer_hash
@@ -27,6 +26,7 @@ from buleyean_rl.inference.chat_screen import Stream, show_one, show_side_by_sid
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
 from buleyean_rl.inference.protocol import Adapter, Answer, Engine, Sampling
 from buleyean_rl.models.source import public_name_and_license
+from buleyean_rl.system.progress import working
 
 CHAT_SAMPLING = Sampling(max_tokens=512, temperature=0.7)
 SHORT_HELP = "/no rejects an answer, /help lists the rest"
@@ -86,7 +86,7 @@ def open_models(
     with ExitStack() as stack:
         models = []
         for number, name in enumerate(names, start=1):
-            with (console or Console(quiet=True)).status(f"loading {escape(name)}"):
+            with working(console or Console(quiet=True), f"loading {name}"):
                 model = _open_model(name, context, engine, lora if number == len(names) else None)
             stack.callback(model.engine.close)
             models.append(model)

@@ -33,7 +33,7 @@ from buleyean_rl.inference.protocol import (
 )
 from buleyean_rl.system.wording import counted
 
-INSTALL_HINT = "pip install 'buleyean-rl[llama-cpp]' (it compiles for some minutes)"
+INSTALL_HINT = "pip install llama-cpp-python (it compiles for some minutes)"
 
 
 def is_installed() -> bool:

@@ -24,17 +24,17 @@ SERVER_SLOTS = 8  # conversations at once
 Location = Source | str  # a string is the URL of an endpoint
 
 
-def locate(name: str) -> Location:
+def locate(name: str | Source) -> Location:
     """Resolve a model's name, once per command.
 
     Args:
-        name: a base model as for `train`, a run folder, or the URL of an OpenAI-compatible endpoint.
+        name: a base model as for `train`, a run folder, or the URL of an OpenAI-compatible endpoint; or what it is.
 
     Raises:
         ModelError: nothing of that name can exist.
         UsageError: the URL is not valid.
     """
-    if not is_endpoint(name):
+    if isinstance(name, Source) or not is_endpoint(name):
         return find_model(name)
     parse_address(name)
     return name

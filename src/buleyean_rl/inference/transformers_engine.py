@@ -75,17 +75,27 @@ class TransformersEngine(BaseEngine):
         with _as_engine_error():
             return self._encoder.encode_conversations([messages])[0].ids
 
-    def generate(self, messages: Messages, sampling: Sampling = GREEDY) -> Generator[str, None, Answer]:
-        """The answer, streamed in pieces. See `Engine.generate`."""
+    def generate(
+        self, messages: Messages, sampling: Sampling = GREEDY, begun: Sequence[int] = ()
+    ) -> Generator[str, None, Answer]:
+        """The answer, streamed in pieces. See `Engine.generate`.
+
+        Args:
+            messages: the conversation.
+            sampling: of what is drawn.
+            begun: tokens that the answer begins with; they are not streamed, and count for nothing.
+        """
         ids = fit_prompt(self, messages)
         if isinstance(ids, Unanswered):
             raise EngineError(ids.detail)
-        emitted, text = 0, ""
-        answer: list[int] = []
-        drawn: list[int] = []
-        logprobs: list[float] = []
-        limit = min(sampling.max_tokens, self.context - len(ids))
-        with closing(self._draw(ids, limit, sampling)) as tokens:
+        text = self.tokenizer.decode(begun, skip_special_tokens=True)
+        emitted = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+        answer, drawn = list(begun), list(begun)
+        logprobs = [0.0] * len(begun)
+        limit = min(sampling.max_tokens, self.context - len(ids) - len(begun))
+        if limit <= 0:
+            return self._make_answer(drawn, logprobs, sampling)
+        with closing(self._draw([*ids, *begun], limit, sampling)) as tokens:
             for token, logprob in tokens:
                 drawn.append(token)
                 logprobs.append(logprob)

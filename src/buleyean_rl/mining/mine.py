@@ -53,7 +53,7 @@ class MineSettings:
     """
 
     samples: int = 1
-    max_tokens: int = 128
+    max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 0.95
     seed: int = 0

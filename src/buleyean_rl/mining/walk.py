@@ -36,13 +36,14 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import read_json_object, write_json
 from buleyean_rl.system.outputs import claim_folder
+from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
 from buleyean_rl.training.run_state import can_resume, clean_finished
 
 ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
-WALK_FORMAT = 3  # of walk.json; in 2 drift was the NLL of neutral text
+WALK_FORMAT = 4  # of walk.json; in 3 the rounds did not say how many answers they were measured on
 MAX_ENTROPY_CHANGE = 0.1  # of plain text, as a share of the base's; a round that exceeds it is the last
 MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
 
@@ -289,12 +290,13 @@ class _Walk:
             greedy = MineSettings(max_tokens=self.settings.max_tokens, context=self.settings.context)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
             self.close_engine()
-            with self.console.status("measuring drift"):
+            with working(self.console, "measuring drift"):
                 drift = measure_drift(self._model(number))
             result = Round(
                 round=number,
                 loop_rate=loop_rate([answer for answers in mined.answers for answer in answers]),
                 rejection_rate=mined.report.rejected / mined.report.answers,
+                answers=mined.report.answers,
                 records=records,
                 rejected=rejected,
                 seconds=seconds(),

@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from buleyean_rl.evaluation.drift import BUNDLED, OWN, TITLES, Drifts, as_drifts, as_json
+from buleyean_rl.evaluation.drift import BUNDLED, OWN, TITLES, Drifts, as_drifts, as_json, largest_kl
+from buleyean_rl.evaluation.labels import SHARE, format_figure
+from buleyean_rl.evaluation.statistics import Interval, wilson
 from buleyean_rl.system.files import atomic_write
-
-FIGURES = ("kl", "entropy", "nll")
+from buleyean_rl.system.wording import counted
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Round:
         round: 0 is the base model.
         loop_rate: share of greedy answers that loop.
         rejection_rate: share of them that any judge rejects.
+        answers: number of them.
         records: number trained on, of this round and earlier ones.
         rejected: number of rejected answers of the previous round's model, mined in this round.
         seconds: spent on the round, over all processes.
@@ -34,6 +36,7 @@ class Round:
     round: int
     loop_rate: float
     rejection_rate: float
+    answers: int
     records: int
     rejected: int
     seconds: float
@@ -68,11 +71,11 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
     numbers = [r.round for r in rounds]
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(numbers, [r.loop_rate for r in rounds], "o-", label="loop", color="C0")
+    _draw_rate(left, rounds, "loop_rate", "o-C0", "loop")
     if any(r.rejection_rate != r.loop_rate for r in rounds):
-        left.plot(numbers, [r.rejection_rate for r in rounds], "s--", label="rejected", color="C1")
+        _draw_rate(left, rounds, "rejection_rate", "s--C1", "rejected", 0.04)
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
-    left.set_title("answers to unseen prompts")
+    left.set_title(f"answers to {counted(rounds[0].answers, 'unseen prompt')}, with 95% intervals")
     left.set_ylim(bottom=0)
     left.legend(frameon=False)
     right.axhline(0, color="0.3", linestyle="--")
@@ -91,20 +94,28 @@ def plot_walk(path: Path, rounds: Sequence[Round], max_drift: float) -> None:
         file.write(picture.getvalue())
 
 
+def _draw_rate(axes: Any, rounds: Sequence[Round], name: str, style: str, label: str, shift: float = 0.0) -> None:
+    """A share of the answers over the rounds, with Wilson's intervals, shifted so that two are seen."""
+    shares = [getattr(r, name) for r in rounds]
+    intervals = [_interval(r, name) for r in rounds]
+    below = [share - interval.low for share, interval in zip(shares, intervals, strict=True)]
+    above = [interval.high - share for share, interval in zip(shares, intervals, strict=True)]
+    axes.errorbar([r.round + shift for r in rounds], shares, yerr=[below, above], fmt=style, capsize=4, label=label)
+
+
+def _interval(r: Round, name: str) -> Interval:
+    return wilson(getattr(r, name) * r.answers, r.answers) or Interval(0.0, 1.0)
+
+
 def rounds_table(rounds: Sequence[Round]) -> Table:
-    """A table of the rounds, for the terminal."""
-    table = Table(title="greedy answers to unseen prompts; own passages / bundled texts, nats per token")
-    columns = ("round", "loop", "rejected", "KL", "entropy", "NLL", "mined", "records", "seconds")
-    for column in columns:
+    """A table of the rounds, for a terminal of 80 columns."""
+    table = Table(title="greedy answers to unseen prompts, with 95% intervals; KL from the base", box=None)
+    for column in ("round", "loop", "rejected", "KL", "records", "seconds"):
         table.add_column(column, justify="right")
     for r in rounds:
-        table.add_row(
-            str(r.round),
-            f"{r.loop_rate:.1%}",
-            f"{r.rejection_rate:.1%}",
-            *(" / ".join(f"{getattr(r.drift[kind], name):.3f}" for kind in (OWN, BUNDLED)) for name in FIGURES),
-            str(r.rejected),
-            str(r.records),
-            f"{r.seconds:,.0f}",
+        rates = (
+            format_figure(getattr(r, name), _interval(r, name), SHARE).replace("[", "\\[")
+            for name in ("loop_rate", "rejection_rate")
         )
+        table.add_row(str(r.round), *rates, f"{largest_kl(r.drift):.3f}", str(r.records), f"{r.seconds:,.0f}")
     return table

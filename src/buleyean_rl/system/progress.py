@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
@@ -32,7 +32,7 @@ class ProgressBar:
 
     def __init__(self, console: Console, label: str, total: int, completed: int = 0) -> None:
         self._console, self._label, self._first = console, label, completed
-        self._lock = threading.Lock()
+        self._lock, self._lines = threading.Lock(), _Lines(console)
         self._started = self._shown = time.monotonic()
         self._bar = _BarWithFigures(console) if can_redraw(console) else None
         if self._bar is not None:
@@ -50,21 +50,16 @@ class ProgressBar:
         """
         with self._lock:
             now = time.monotonic()
-            passed, is_last = now - self._started, completed >= total
-            wait = min(max(LINE_SECONDS[0], LINE_SHARE * passed), LINE_SECONDS[1])
-            if now - self._shown < wait and not (self._bar and (is_last or now - self._shown >= REDRAW_SECONDS)):
-                return
-            self._shown = now
-            advanced = completed - self._first
+            passed, advanced = now - self._started, completed - self._first
             seconds = passed / advanced * (total - completed) if advanced > 0 else None
-            if self._bar is not None:
+            if self._bar is None:
+                left = "" if seconds is None else f", about {in_words(seconds)} left"
+                self._lines.print(f"{self._label}: {amount}{left}{figures and ': '}{figures}")
+            elif completed >= total or now - self._shown >= REDRAW_SECONDS:
+                self._shown = now
                 left = "" if seconds is None else _as_clock(seconds)
                 self._bar.figures = figures
                 self._bar.update(self._task, completed=completed, total=total, amount=amount, left=left)
-                return
-            left = "" if seconds is None else f", about {in_words(seconds)} left"
-            line = f"{self._label}: {amount}{left}{figures and ': '}{figures}"
-            self._console.print(line, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -79,14 +74,39 @@ class ProgressBar:
 
 
 @contextmanager
-def working(console: Console, label: str) -> Iterator[None]:
-    """Say what is done within the context, where nobody can say how long it takes."""
+def working(console: Console, label: str) -> Iterator[Callable[[str], None]]:
+    """Say what is done within the context, where nobody can say how long it takes.
+
+    Args:
+        console: where it is said.
+        label: of the work.
+
+    Returns:
+        Says how far it is by now, such as "3,000 records"; in a pipe every some seconds.
+    """
     if can_redraw(console):
-        with console.status(escape(label)):
-            yield
+        with console.status(escape(label)) as status:
+            yield lambda amount: status.update(escape(f"{label}: {amount}"))
         return
     console.print(label, markup=False, soft_wrap=True)
-    yield
+    lines = _Lines(console)
+    yield lambda amount: lines.print(f"{label}: {amount}")
+
+
+class _Lines:
+    """Lines of a console that nobody redraws, some seconds after each other and ever fewer."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = self._printed = time.monotonic()
+
+    def print(self, line: str) -> None:
+        """Print a line, unless there was one just now."""
+        now = time.monotonic()
+        wait = min(max(LINE_SECONDS[0], LINE_SHARE * (now - self._started)), LINE_SECONDS[1])
+        if now - self._printed >= wait:
+            self._printed = now
+            self._console.print(line, markup=False, soft_wrap=True)
 
 
 def _as_clock(seconds: float) -> str:

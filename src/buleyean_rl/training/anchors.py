@@ -1,8 +1,10 @@
 """What a run holds a model to while it learns: text that was not rejected, on which it keeps to its base.
 
-accepted answers of the records, or else the base's own --+
-                                                          +--> a step has some for each rejection
 passages that the base wrote from nothing ----------------+
+                                                          +--> a step has some for each rejection
+accepted answers of the records, or else the base's own --+
+
+Passages come first: with one anchor for each rejection it is a passage.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from buleyean_rl.training.dataset import Dataset
 
 MAX_ACCEPTED = 4096  # in memory
 SEED = 1 << 20  # other passages than those that drift is measured on
-MAX_TOKENS = 64  # of each: many short ones hold more than a few long ones, for the same time
+PASSAGE_TOKENS, ANSWER_TOKENS = 80, 64  # of each: many short ones hold more than a few long ones, for the same time
 PASSAGES, ANSWERS = 64, 32  # that the base writes
 
 
 def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> list[Sequence[Boundary]]:
-    """The anchors of a run, in groups that its steps take from in turn; none where the objective has no reference.
+    """The anchors of a run: passages, then answers; none where the objective has no reference.
 
     Args:
         model: the base, or one with an adapter, which is disabled.
@@ -34,34 +36,37 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
     """
     if not config.anchors or not config.loss.uses_reference or config.loss.is_listwise:
         return []
-    written = own_passages(model, PASSAGES, min(MAX_TOKENS, config.max_length), SEED)
-    passages = [_anchor(ids[:1], [ids[1:]]) for ids in written]
+    written = own_passages(model, PASSAGES, min(PASSAGE_TOKENS, config.max_length), SEED)
+    passages = [_anchor(ids[:1], [ids[1:]], judged=False) for ids in written]
+    if config.anchors == 1:
+        return [passages]
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.anchors))[:MAX_ACCEPTED]
     accepted = [_shorten(boundary) for boundary in dataset.anchors.select(chosen)]
     if not accepted and not dataset.training.accepted_answers.any():
         accepted = _own_answers(model, dataset.training[:ANSWERS], config.max_length)
-    return [accepted, passages]
+    return [passages, accepted]
 
 
 def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) -> list[Boundary]:
     """What the base answers to prompts itself, but for answers that were rejected."""
-    tokens, ends = min(MAX_TOKENS, max_length // 2), end_token_ids(model.tokenizer)
+    tokens, ends = min(ANSWER_TOKENS, max_length // 2), end_token_ids(model.tokenizer)
     fitting = [boundary for boundary in boundaries if len(boundary.prompt) + tokens <= max_length]
     written = own_continuations(model, [boundary.prompt for boundary in fitting], tokens, SEED)
     anchors = []
     for boundary, ids in zip(fitting, written, strict=True):
         answer = [token for token in ids if token not in ends]
         if answer and answer != boundary.tokens[: len(answer)]:
-            anchors.append(_anchor(boundary.prompt, [answer]))
+            anchors.append(_anchor(boundary.prompt, [answer], judged=False))
     return anchors
 
 
 def _shorten(boundary: Boundary) -> Boundary:
     """The first tokens of its accepted answers."""
     ends = sorted(boundary.accepted_ends)
-    return _anchor(boundary.prompt, [boundary.path_tokens(end)[:MAX_TOKENS] for end in ends])
+    return _anchor(boundary.prompt, [boundary.path_tokens(end)[:ANSWER_TOKENS] for end in ends], judged=True)
 
 
-def _anchor(prompt: list[int], answers: Sequence[list[int]]) -> Boundary:
-    responses = [(ids, [True] * len(ids)) for ids in answers]
+def _anchor(prompt: list[int], answers: Sequence[list[int]], *, judged: bool) -> Boundary:
+    """Answers that were accepted, or that nobody judged: with a prior mean below 1 only the first may rise."""
+    responses = [(ids, [judged] * len(ids)) for ids in answers]
     return merge_responses(prompt, responses, [0] * len(answers), [1] * len(answers))

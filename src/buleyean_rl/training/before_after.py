@@ -35,6 +35,12 @@ class Measurement:
         self._max_tokens = min(MAX_NEUTRAL_TOKENS, config.max_length)
         self.texts = text_boundaries(model, self._max_tokens)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that measuring the trained model reads, those of plain texts with the base and without."""
+        texts = sum(text.size for members in self.texts.values() for text in members)
+        return self._held_out.tokens + 2 * texts
+
     def before(self, guard: Guard | None) -> dict[str, float]:
         """Measure the base model, and set the guard's check of it.
 

@@ -7,6 +7,7 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from transformers import TrainingArguments
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
 from buleyean_rl.models.private_interfaces import use_one_gpu
+from buleyean_rl.objectives.complement import Prior
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 from buleyean_rl.training.settings import (
     SETTINGS,
@@ -29,31 +31,32 @@ from buleyean_rl.training.settings import (
     unknown_setting,
 )
 
-# One rejection of one judgement read as 60 of 60: half of a token's weight, to this power, is 1/61.
-FIRM = math.log2(61)
-
 
 class Preset(NamedTuple):
     """Settings of a preset; see `BuleyeanConfig` for each."""
 
-    tau: float
-    learning_rate: float
-    num_train_epochs: float
-    per_device_train_batch_size: int
+    learning_rate: float | None
+    num_train_epochs: float | None
+    per_device_train_batch_size: int | None
     lora_dropout: float
     held_out: float
+    anchors: int
+    max_rejected: int | None
     adapter_scale: float
 
 
 PRESETS = {
-    #              tau, learning rate, epochs, batch, dropout, held out, adapter scale
-    "log": Preset(1.0, 2e-4, 1.0, 4, 0.0, 0.1, 1.0),  # the default: hundreds of rejections or more
-    "loops": Preset(FIRM, 7e-4, 4.0, 2, 0.0, 0.0, 1.0),  # mined answers that loop: `walk` and `demo`
-    "few": Preset(FIRM, 5e-4, 3.0, 4, 0.0, 0.0, 1.0),  # a handful of rejections: the Void
+    #              learning rate, epochs, batch, dropout, held out, anchors, max rejected, adapter scale
+    "log": Preset(None, None, None, 0.0, 0.1, 2, None, 1.0),  # the default: hundreds of rejections or more
+    "loops": Preset(7e-4, 1.5, 2, 0.0, 0.0, 1, 48, 1.0),  # mined answers that loop: `walk` and `demo`
+    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 2, None, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
+# Where nobody sets them, and the answers are not the model's own; for those see `firmness`.
+STEPS = {"learning_rate": 2e-4, "num_train_epochs": 1.0, "per_device_train_batch_size": 4}
 MAX_FILE_BYTES = 1 << 20
 NO_MAX_STEPS = -1  # transformers' word for it
+TENSORBOARD = ("tensorboard", "tensorboardX")  # packages, of which transformers takes one
 
 
 @dataclass
@@ -65,12 +68,16 @@ class BuleyeanConfig(TrainingArguments):
             to reproduce the published loss.
         alpha: weight of the KL to the complement distribution against the contrast; None for the objective's own:
             0.9 for `complement`, 0.7 for the others.
-        tau: exponent of the complement weights, how firmly a rejection is meant; 1 is the published formula.
+        tau: exponent of the complement weights, how firmly a rejection is meant; 1 is the published formula. None: by
+            whose answers were rejected, see `firmness`.
+        prior_mean: m, how often an answer is presumed not to be rejected; None: the share accepted in the records.
+        prior_rounds: k, how many rounds of judgement that is worth.
         min_p: share of the likeliest token's probability from which a token takes what a rejection frees; 0: all take
             it; None for the objective's own: 0.1 for `complement`.
         beta: scale of the answers' log-ratios, of which the ranking is a softmax; only `listwise` uses it.
         own_samples: samples of the base model that `listwise` adds to the rejected answers of a prompt.
         max_length: maximum tokens of a prompt and one response; longer responses are truncated.
+        max_rejected: where a response ends of which parts are rejected: after so many rejected tokens; None: all of it.
         micro_batch_tokens: maximum tokens of a forward pass; None for the device's default.
         held_out: share of the records that are measured on, not trained on.
         anchors: texts that were not rejected, in a step for each of its records; see `anchors`.
@@ -85,20 +92,27 @@ class BuleyeanConfig(TrainingArguments):
         guard_kl: the guard's limit of KL(pi_ref || pi) on each kind of text, in nats per token.
         guard_entropy: its limit of the change of the entropy there, as a share of the base's.
 
+    Attributes:
+        loss: the objective.
+        open_steps: those of `STEPS` that nobody set and the data has not decided yet; see `firmness`.
+
     Raises:
         UsageError: a value is outside its range, a setting has no effect here, or there is more than one process.
     """
 
     objective: ObjectiveName = "complement"
     alpha: float | None = None
-    tau: float = LOG.tau
+    tau: float | None = None
+    prior_mean: float | None = 1.0
+    prior_rounds: float = 1.0
     min_p: float | None = None
     beta: float = 0.1
     own_samples: int = 2
     max_length: int = 1024
+    max_rejected: int | None = LOG.max_rejected
     micro_batch_tokens: int | None = None
     held_out: float = LOG.held_out
-    anchors: int = 2
+    anchors: int = LOG.anchors
     base_bits: int | None = None
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -109,11 +123,12 @@ class BuleyeanConfig(TrainingArguments):
     guard_kl: float = 0.05
     guard_entropy: float = 0.1
 
-    learning_rate: float = LOG.learning_rate
+    # Open until the data is read where it is None: see `STEPS`.
+    learning_rate: float = LOG.learning_rate  # type: ignore[assignment]
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = field(default=0.0888, metadata={"help": "Below 1, a share: 100 of 1125 steps."})
-    per_device_train_batch_size: int = LOG.per_device_train_batch_size
-    num_train_epochs: float = LOG.num_train_epochs
+    per_device_train_batch_size: int = LOG.per_device_train_batch_size  # type: ignore[assignment]
+    num_train_epochs: float = LOG.num_train_epochs  # type: ignore[assignment]
     logging_steps: float = 1
     save_steps: float = 0.1
     save_total_limit: int | None = 2
@@ -125,6 +140,11 @@ class BuleyeanConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_one_process()  # before transformers joins the others
+        if self.report_to == "tensorboard" and not any(map(find_spec, TENSORBOARD)):
+            raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
+        self.open_steps = [name for name in STEPS if getattr(self, name) is None]
+        for name in self.open_steps:
+            setattr(self, name, STEPS[name])
         if self.max_steps is None:
             self.max_steps = NO_MAX_STEPS
         if without_effect := [f.name for f in fields(self) if f.name not in SETTINGS and self._is_changed(f)]:
@@ -135,7 +155,8 @@ class BuleyeanConfig(TrainingArguments):
         if isinstance(self.objective, str):
             del values["objective"]  # `Objective` knows more of it
         check_settings(values)
-        self.loss = Objective(self.objective, self.alpha, self.tau, self.beta, min_p=self.min_p)
+        prior = Prior(self.prior_mean or 1.0, self.prior_rounds)
+        self.loss = Objective(self.objective, self.alpha, self.tau or 1.0, self.beta, prior, self.min_p)
         self.alpha, self.min_p = self.loss.alpha, self.loss.min_p
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
@@ -144,7 +165,9 @@ class BuleyeanConfig(TrainingArguments):
 
     def settings(self) -> dict[str, Any]:
         """The values of `SETTINGS`, as JSON has them."""
-        values = {name: getattr(self, name) for name in SETTINGS}
+        values = {name: None if name in self.open_steps else getattr(self, name) for name in SETTINGS}
+        if isinstance(self.report_to, list):  # which transformers makes of the word
+            values["report_to"] = next(iter(self.report_to), "none")
         return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
 
     def _is_changed(self, setting: Any) -> bool:
@@ -260,7 +283,7 @@ class _Loader(yaml.SafeLoader):
 def _list_unknown(names: Sequence[str]) -> str:
     listed = [unknown_setting(name[:60]) for name in names[:5]]
     more = f", and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return f"{', '.join(listed)}{more}; docs/settings.md has all settings"
+    return f"{', '.join(listed)}{more}; docs/config.md has all settings"
 
 
 def _convert_value(name: str, value: Any) -> Any:

@@ -32,6 +32,7 @@ from buleyean_rl.errors import RecordError
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
 from buleyean_rl.system.cache import cache_folder
+from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.own_samples import add_own_samples
@@ -140,14 +141,15 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
     """The boundaries of the usable records, at least one of which rejects something."""
     # With skip_bad the cached tokens must not pass for those of a file without bad lines.
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
-    with console.status("tokenising") as status:
+    with working(console, "tokenising") as show:
         boundaries = tokenise(
             fold_stream(_read_unchanged(records), cache_folder()),  # a prompt is one trie
             source,
             model.tokenizer,
             config.max_length,
+            max_rejected=config.max_rejected,
             skip_refused=records.skip_bad,
-            progress=lambda count: status.update(f"tokenising: {counted(count, 'record')}"),
+            progress=lambda count: show(counted(count, "record")),
         )
     if not boundaries:
         raise RecordError(_explain_nothing_left(boundaries.data, config.max_length), path=records.path)
@@ -176,19 +178,10 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
         encoder = Encoder(model.tokenizer, config.max_length, skip_refused=True)
         prompts = encoder.encode_prompts([record.prompt for record in originals])
         fits = [encoder.has_room(prompt) for prompt in prompts]  # the others are dropped and counted later
-        label = "sampling answers of the base model"
-        with console.status(f"loading {escape(model.source.name)}"):
+        with working(console, f"loading {model.source.name}"):
             engine = TransformersEngine(model.module, model.tokenizer, batch=SAMPLE_BATCH)
-        with console.status(label) as status:
-            extended = iter(
-                add_own_samples(
-                    list(compress(originals, fits)),
-                    engine,
-                    config.own_samples,
-                    config.seed,
-                    lambda done: status.update(f"{label}: {done:,}"),
-                )
-            )
+        samples, seed = config.own_samples, config.seed
+        extended = iter(add_own_samples(list(compress(originals, fits)), engine, samples, seed, console))
         pairs = zip(originals, fits, strict=True)
         write_records(file, (next(extended) if fit else record for record, fit in pairs))
     return RecordsFile(file, records_sha256(file), records.skip_bad)

@@ -16,14 +16,13 @@ from buleyean_rl.models.model import open_model
 from buleyean_rl.models.source import resolve
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.anchors import anchor_groups
+from buleyean_rl.training.before_after import Measurement
 from buleyean_rl.training.config import BuleyeanConfig
-from buleyean_rl.training.dataset import Dataset, RecordsFile
-from buleyean_rl.training.estimate import Estimate, estimate
+from buleyean_rl.training.dataset import RecordsFile
+from buleyean_rl.training.estimate import CHECKPOINT_ADAPTERS, Estimate, checkpoints, estimate
 from buleyean_rl.training.reference_cache import node_counts, planned_entry
-from buleyean_rl.training.run import attach_run_adapter, prepare_data
+from buleyean_rl.training.run import attach_run_adapter, make_guard, prepare_data, settle_firmness, tokens_to_read
 from buleyean_rl.training.trainer import BuleyeanTrainer
-
-STATES = 3  # of an adapter in a checkpoint: its weights, and AdamW's two
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class RunPlan:
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         values = asdict(self)
-        return values | values.pop("need")
+        return values.pop("need") | values
 
 
 def dry_run(
@@ -96,9 +95,15 @@ def dry_run(
         config.output_dir = scratch
         dataset = prepare_data(records, model, config, console)
         attach_run_adapter(model, config, console)
+        settle_firmness(model, dataset, config, console)
         anchors = anchor_groups(model, dataset, config)
         trainer = BuleyeanTrainer(model, config, dataset.training, anchors=anchors)
-        need = estimate(trainer, dataset.training)
+        measurement = Measurement(model, dataset, config)
+        guard = make_guard(model, measurement.texts, dataset, config) if config.guard else None
+        nodes = sum(node_counts(dataset, anchors))
+        entry = planned_entry(model, dataset, config, nodes)
+        read_tokens = tokens_to_read(measurement, guard)
+        need = estimate(trainer, dataset.training, read_tokens, is_cached=entry is not None)
     parameters = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
     adapter = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     return RunPlan(
@@ -107,21 +112,17 @@ def dry_run(
         tokens=int(dataset.training.sizes.sum()),
         need=need,
         run_bytes=adapter,
-        work_bytes=_work_bytes(trainer, dataset, sum(node_counts(dataset, anchors)), need.steps, adapter),
+        work_bytes=_checkpoint_bytes(config, need.steps, adapter) + (0 if entry is None else nodes * entry.bytes),
         free_bytes=shutil.disk_usage(_existing(folder)).free,
         compute=model.describe(),
     )
 
 
-def _work_bytes(trainer: BuleyeanTrainer, dataset: Dataset, nodes: int, steps: int, adapter: int) -> int:
-    """Bytes of disk that a run takes besides its result, while it trains."""
-    config = trainer.args
-    interval = max(1, config.save_steps if config.save_steps >= 1 else round(config.save_steps * steps))
-    written = 0 if config.save_strategy == "no" else max(1, int(steps // interval))
-    kept = min(written, (config.save_total_limit or written) + 1)  # the oldest goes when the newest is whole
-    entry = planned_entry(trainer.language_model, dataset, config, nodes)
-    reference = 0 if entry is None else nodes * entry.bytes
-    return adapter * (STATES * kept + config.guard) + reference
+def _checkpoint_bytes(config: BuleyeanConfig, steps: int, adapter: int) -> int:
+    """Bytes of disk that a run's checkpoints and the guard's last sound adapter take, while it trains."""
+    written = checkpoints(config, steps)
+    present = min(written, (config.save_total_limit or written) + 1)  # the oldest goes when the newest is whole
+    return adapter * (CHECKPOINT_ADAPTERS * present + config.guard)
 
 
 def _existing(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,13 @@ from buleyean_rl.data.trie import Boundary
 from buleyean_rl.models.segments import segments_in_use
 from buleyean_rl.system.host import peak_rss_bytes
 from buleyean_rl.system.wording import counted, in_words
-from buleyean_rl.training.config import total_steps
+from buleyean_rl.training.config import BuleyeanConfig, total_steps
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
+READING_SHARE = 1 / 3  # of a trained token's time: a step passes through the model twice forward and once backward
+CACHED_SHARE = 0.7  # of a trained token's time, once the reference's states are read from the cache
+WRITTEN_BYTES_PER_SECOND = 300e6  # of checkpoints
+CHECKPOINT_ADAPTERS = 3  # an adapter, and AdamW's two states of it
 KERNELS_BYTES = 100 << 20  # oneDNN's, of shapes that are not tried: `environment` allows 64, some 1.5 MB each
 
 
@@ -26,7 +31,7 @@ class Estimate:
     """What a run will take.
 
     Args:
-        seconds: of its steps.
+        seconds: of its steps, the guard's checks, its checkpoints, and measuring the trained model.
         steps: in all.
         memory_bytes: its peak; on a GPU, of the GPU's memory.
         free_bytes: of the machine's memory, where the optimiser's state will not fit into it; else None.
@@ -39,7 +44,7 @@ class Estimate:
 
     def __str__(self) -> str:
         line = (
-            f"about {in_words(self.seconds)} for {counted(self.steps, 'step')}, "
+            f"about {in_words(self.seconds)} for {counted(self.steps, 'step')}, measuring included, "
             f"{self.memory_bytes / 1e9:.1f} GB of memory at most"
         )
         if self.free_bytes is not None:
@@ -48,7 +53,9 @@ class Estimate:
         return line
 
 
-def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
+def estimate(
+    trainer: BuleyeanTrainer, training: BoundaryFile, read_tokens: Callable[[int], int], *, is_cached: bool
+) -> Estimate:
     """Try the step with the longest micro-batch of an epoch, for memory, and one of median length, for time.
 
     The run itself does not change by it.
@@ -56,6 +63,8 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     Args:
         trainer: of the run, not yet started.
         training: what it trains on.
+        read_tokens: steps -> tokens that are read for the guard and for measuring, besides training.
+        is_cached: whether the reference is computed in the first epoch alone.
     """
     config, module = trainer.args, trainer.language_model.module
     size = config.per_device_train_batch_size
@@ -78,9 +87,19 @@ def estimate(trainer: BuleyeanTrainer, training: BoundaryFile) -> Estimate:
     steps = total_steps(config, len(training))
     epoch_tokens = int(batch_tokens.sum()) + trainer.anchor_tokens * len(training)
     tokens = epoch_tokens * steps / -(-len(batch_tokens) // config.gradient_accumulation_steps)
+    if is_cached and tokens > epoch_tokens:
+        tokens = epoch_tokens + CACHED_SHARE * (tokens - epoch_tokens)
+    tokens += READING_SHARE * read_tokens(steps)
+    saving = checkpoints(config, steps) * CHECKPOINT_ADAPTERS * adapter / WRITTEN_BYTES_PER_SECOND
     free = psutil.virtual_memory().available
     lacking = not on_gpu and 2 * adapter > free
-    return Estimate(seconds_a_token * tokens, steps, memory, free if lacking else None)
+    return Estimate(seconds_a_token * tokens + saving, steps, memory, free if lacking else None)
+
+
+def checkpoints(config: BuleyeanConfig, steps: int) -> int:
+    """The number of checkpoints that a run writes."""
+    interval = max(1, config.save_steps if config.save_steps >= 1 else round(config.save_steps * steps))
+    return 0 if config.save_strategy == "no" else max(1, int(steps // interval))
 
 
 def _try_step(trainer: BuleyeanTrainer, boundaries: list[Boundary]) -> None:

@@ -146,6 +146,11 @@ class Guard(TrainerCallback, ExportableState):
         """What a check of the base depends on, besides the model and the texts' tokens."""
         return ["texts by kind", MAX_TEXTS, MAX_ANSWER_TOKENS, self._prompts]
 
+    def tokens(self, steps: int) -> int:
+        """Tokens that its checks read and write in a run of some steps."""
+        checks, answers = (-(-steps // interval) for interval in (self._check_interval, self._answer_interval))
+        return checks * sum(self._tokens.values()) + answers * len(self._prompts) * MAX_ANSWER_TOKENS
+
     def check(self, step: int, with_answers: bool) -> DriftCheck:
         """Measure the drift of the model as it is."""
         batch, entries = self._batch, self._batch.counts

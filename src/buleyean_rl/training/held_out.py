@@ -24,6 +24,7 @@ class HeldOut:
 
     def __init__(self, model: Model, boundaries: Sequence[Boundary], objective: Objective) -> None:
         self._model, self._objective = model, objective
+        self.tokens = sum(boundary.size for boundary in boundaries)
         self._batches = make_micro_batches(model, boundaries, objective)
         if objective.uses_reference:
             self._batches = add_references(model.module, self._batches)

@@ -18,23 +18,24 @@ from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import BuleyeanConfig, total_steps
 
 MAX_EXPONENT = 80.0  # e^-80 is near the smallest number of fp32
-SMALL_TAU = MAX_EXPONENT / math.log(2**31 + 1)  # records have at most 2^31 - 1 rounds
+MAX_ROUNDS = 2**31  # more than a record has
 
 
-def check_tau(tau: float, boundaries: Iterable[Boundary]) -> None:
+def check_tau(tau: float, boundaries: Iterable[Boundary], prior_rounds: float = 1.0) -> None:
     """Refuse a tau whose targets are smaller than any number.
 
     Args:
         tau: exponent of the complement weights.
         boundaries: of the records.
+        prior_rounds: k of equation (1).
 
     Raises:
         UsageError: says the largest that works.
     """
-    if tau <= SMALL_TAU:
+    if tau <= MAX_EXPONENT / math.log1p(MAX_ROUNDS / prior_rounds):
         return
     rounds = max(int(np.max(boundary.rounds)) for boundary in boundaries)
-    largest = MAX_EXPONENT / math.log(rounds + 1)
+    largest = MAX_EXPONENT / math.log1p(rounds / prior_rounds)
     if tau > largest:
         raise UsageError(
             f"tau {tau:g} is too large for answers that were judged in {counted(rounds, 'round')}: it divides their "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+
+from rich.console import Console
 
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import RejectionRecord, as_messages
+from buleyean_rl.inference.progress import answer_all
 from buleyean_rl.inference.protocol import Answer, Engine, Outcome, Sampling
 
 MAX_SAMPLE_TOKENS = 256
@@ -17,7 +20,7 @@ def add_own_samples(
     engine: Engine,
     samples: int,
     seed: int = 0,
-    on_done: Callable[[int], None] | None = None,
+    console: Console | None = None,
 ) -> list[RejectionRecord]:
     """Add samples of the base model to the rejected answers, with count 0.
 
@@ -26,15 +29,14 @@ def add_own_samples(
         engine: of the base model.
         samples: number for each prompt; blank and repeated ones are left out.
         seed: of the sampling.
-        on_done: called with the number of samples so far.
+        console: for progress; None for no output.
 
     Returns:
         The records, each with up to `samples` more answers.
     """
     conversations = [as_messages(record.prompt) for record in records for _ in range(samples)]
-    outcomes = engine.answer_many(
-        conversations, Sampling(MAX_SAMPLE_TOKENS, temperature=1.0, top_p=1.0, seed=seed), on_done
-    )
+    sampling = Sampling(MAX_SAMPLE_TOKENS, temperature=1.0, top_p=1.0, seed=seed)
+    outcomes = answer_all(engine, conversations, sampling, console or Console(quiet=True), "samples of the base model")
     tokenizer = None if engine.tokenizer is None else tokenizer_hash(engine.tokenizer)
     return [
         _add_samples(record, outcomes[index * samples : (index + 1) * samples], tokenizer)

@@ -36,11 +36,23 @@ from buleyean_rl.training.dataset import Dataset
 MAX_CACHE_BYTES = 4 << 30  # of disk, all runs together
 REFERENCE_FORMAT = 4  # of the files; below 4 they had no anchors
 OF_LEARNING = (  # settings that decide nothing of the base model's states; any other may
-    *("alpha", "tau", "min_p", "beta", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "adapter_scale"),
+    *(
+        "alpha",
+        "tau",
+        "prior_mean",
+        "prior_rounds",
+        "min_p",
+        "beta",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_targets",
+        "adapter_scale",
+    ),
     *("guard", "guard_kl", "guard_entropy"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
     *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("logging_steps", "save_strategy", "save_steps", "save_total_limit"),
+    *("logging_steps", "save_strategy", "save_steps", "save_total_limit", "report_to"),
 )
 FREE_BYTES = 256 << 20  # of disk that stay free, for checkpoints
 

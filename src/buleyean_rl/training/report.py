@@ -18,6 +18,8 @@ from buleyean_rl.system.files import write_json, write_text
 from buleyean_rl.system.host import library_versions, peak_rss_bytes
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.dataset import Dataset
+from buleyean_rl.training.firmness import DECIDED
+from buleyean_rl.training.loss_plot import plot_losses
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 UNCHANGED_KL, LITTLE_KL = 0.01, 0.05  # nats per token; twice the latter, perplexity has been seen to rise by a sixth
@@ -52,7 +54,7 @@ class RunReport:
         parameters: of the base model, and of the adapter.
         data: counts of records dropped and responses truncated.
         versions: of the libraries.
-        config: the settings that decide the result.
+        config: the settings that decide the result, with what was decided from the data.
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected answers and the drift from after.
@@ -97,48 +99,12 @@ def write_report(folder: Path, report: RunReport, log: Sequence[Mapping[str, flo
         report: the result.
         log: the training log, one entry a step.
     """
-    plot_losses(folder / "loss.png", report, log)
     values = {"format": RUN_FORMAT} | asdict(report)
+    name, records = folder.resolve().name, counted(report.records, "record")
+    title = f"{name}: {report.objective} on {report.model}, {records}\n{_verdict(report, '', '')}"
+    plot_losses(folder / "loss.png", values, log, title)
     write_text(folder / "README.md", run_card(values))
     write_json(folder / "run.json", values)
-
-
-def plot_losses(path: Path, report: RunReport, log: Sequence[Mapping[str, float]]) -> None:
-    """Draw the loss above its floor, and its two parts, over the steps.
-
-    Args:
-        path: of the PNG.
-        report: the result.
-        log: the training log.
-    """
-    from matplotlib.figure import Figure
-
-    entries = [entry for entry in log if "floor" in entry]
-    steps = [entry["step"] for entry in entries]
-    curves = {key: _smooth([entry[key] for entry in entries]) for key in ("loss", "floor", "gap", "kl", "contrast")}
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(steps, curves["loss"], label="loss", color="C0")
-    left.plot(steps, curves["floor"], label="floor: irreducible", color="0.3", linestyle="--")
-    left.fill_between(steps, curves["floor"], curves["loss"], color="C0", alpha=0.15, label="optimality gap")
-    left.set_title(f"{report.objective}: optimality gap {report.optimality_gap:.4f} nats")
-    right.plot(steps, curves["kl"], label="KL(P || model)", color="C1")
-    right.plot(steps, curves["contrast"], label="contrast", color="C2")
-    right.plot(steps, curves["gap"], label="gap", color="C0")
-    right.set_title("its parts")
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        axes.set_ylabel("nats per node")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.savefig(path)
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over a fiftieth of the values."""
-    width = max(1, len(values) // 50)
-    return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
 
 
 def make_report(
@@ -201,7 +167,7 @@ def make_report(
         parameters=parameters,
         data=dataset.counts,
         versions=library_versions(),
-        config=settings["config"],
+        config=settings["config"] | {name: trainer.args.settings()[name] for name in DECIDED},
     )
 
 
@@ -215,16 +181,16 @@ def result_lines(report: RunReport) -> str:
     if base is not None and final is not None:
         lines.append(f"rejected answers {base:.3f} -> {final:.3f} nats per token")
     lines += [f"{TITLES[kind]}: {describe_drift(drift)}" for kind, drift in as_drifts(report.drift).items()]
-    return "\n".join([*lines, _verdict(report)])
+    return "\n".join([*lines, _verdict(report, "[yellow]", "[/]")])
 
 
-def _verdict(report: RunReport) -> str:
-    """What training has done to the rejected answers and to other text, in words."""
+def _verdict(report: RunReport, warn: str, end: str) -> str:
+    """What training has done to the rejected answers and to other text, in words; a warning between two marks."""
     base, final = report.rejected_nll_base, report.rejected_nll_final
     if base is None or final is None:
         learnt = "trained"
     elif final <= base:
-        learnt = "[yellow]trained, and the rejected answers did not become less likely[/]"
+        learnt = f"{warn}trained, and the rejected answers did not become less likely{end}"
     else:
         learnt = f"trained: the rejected answers are now {_factor(final - base)} less likely per token"
     kl = largest_kl(as_drifts(report.drift))

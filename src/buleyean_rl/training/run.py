@@ -10,7 +10,8 @@ checkpoints between them a killed run resumes to the same bytes. See `run_state`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
-from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.progress import working
 from buleyean_rl.training.anchors import anchor_groups
@@ -34,8 +34,9 @@ from buleyean_rl.training.checkpoints import Checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset
 from buleyean_rl.training.estimate import estimate
+from buleyean_rl.training.firmness import decide_firmness
 from buleyean_rl.training.guard import Guard, Limits
-from buleyean_rl.training.limits import check_layers, check_tau, check_warmup, fit_length
+from buleyean_rl.training.limits import check_layers, check_warmup, fit_length
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
@@ -43,7 +44,6 @@ from buleyean_rl.training.run_state import RunState, open_run, run_settings
 from buleyean_rl.training.settings import check_one_process
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
-MAX_LIKELY_NATS = 0.7  # per token: probability 1/2
 PUBLISHED_WARNING = (
     "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target spreads "
     "over the whole vocabulary: expect damaged text. It is for reproducing the published numbers; leave out "
@@ -93,6 +93,7 @@ def train(
     else:
         model = open_model(resolve(model_name), config.device, base_bits=config.base_bits)
     settings = run_settings(model.source.absolute_name, records.sha256, config)
+    config = copy(config)  # the data decides some of it
     with name_full_disk(folder), open_run(folder, settings, resume, console) as state:
         return _train(state, records, model, config, callbacks, console)
 
@@ -111,6 +112,7 @@ def _train(
     state.record("compute", model.numerics)
     dataset = prepare_data(records, model, config, console)
     attach_run_adapter(model, config, console)
+    settle_firmness(model, dataset, config, console)
     state.record("compute", model.training_numerics)
     _take_intervals(state.checkpoint, config)
     measurement = Measurement(model, dataset, config)
@@ -122,7 +124,8 @@ def _train(
     references = open_reference_cache(model, dataset, config, anchors, console)
     progress, guards = ShowProgress(console), [] if guard is None else [guard]
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references, anchors)
-    _print_estimate(trainer, dataset, before.get("rejected_nll"), console)
+    read_tokens = tokens_to_read(measurement, guard)
+    console.print(str(estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)))
 
     with state.failing():
         _fit(trainer, state.checkpoint, progress, guard)
@@ -166,7 +169,6 @@ def prepare_data(records: RecordsFile, model: Model, config: BuleyeanConfig, con
     console.print(dataset.describe())
     if cut:
         console.print(cut)
-    check_tau(config.tau, dataset.training)
     check_warmup(config, len(dataset.training))
     return dataset
 
@@ -187,21 +189,12 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
     console.print(escape(model.describe()))
 
 
-def hardly_moves_target(boundaries: Sequence[Boundary], nats: float, objective: Objective) -> bool:
-    """Whether answers are so likely that one rejection each hardly moves the target.
-
-    Args:
-        boundaries: a sample of the training data.
-        nats: mean NLL of a rejected token under the base model.
-        objective: of the run.
-    """
-    by_token = objective.uses_reference and not objective.is_listwise
-    return (
-        by_token
-        and objective.tau <= 1
-        and nats < MAX_LIKELY_NATS
-        and all(rounds == 1 for boundary in boundaries for rounds in boundary.rounds)
-    )
+def settle_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig, console: Console) -> None:
+    """Decide how firm a rejection is, and say it; see `decide_firmness`."""
+    with working(console, "looking at the rejected answers"):
+        decided = decide_firmness(model, dataset, config)
+    if decided:
+        console.print(decided)
 
 
 def make_guard(
@@ -233,15 +226,9 @@ def _take_intervals(checkpoint: Checkpoint | None, config: BuleyeanConfig) -> No
         config.save_steps, config.logging_steps = earlier.save_steps, earlier.logging_steps
 
 
-def _print_estimate(trainer: BuleyeanTrainer, dataset: Dataset, rejected_nll: float | None, console: Console) -> None:
-    """Print the time and memory the run will take."""
-    run_estimate = estimate(trainer, dataset.training)
-    console.print(str(run_estimate))
-    if rejected_nll is not None and hardly_moves_target(dataset.measured_boundaries, rejected_nll, trainer.args.loss):
-        console.print(
-            f"[yellow]note:[/] the model would give these answers itself ({rejected_nll:.2f} nats per token), "
-            "so one rejection of each hardly moves the target: --tau 6 moves it as far as the preset loops does"
-        )
+def tokens_to_read(measurement: Measurement, guard: Guard | None) -> Callable[[int], int]:
+    """Steps -> tokens that are read besides training, by the guard and to measure the trained model."""
+    return lambda steps: measurement.tokens + (0 if guard is None else guard.tokens(steps))
 
 
 def _fit(trainer: BuleyeanTrainer, checkpoint: Checkpoint | None, progress: ShowProgress, guard: Guard | None) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a run, one by one: what each accepts and does. `docs/settings.md` is written from this table.
+"""The settings of a run, one by one: what each accepts and does. `docs/config.md` is written from this table.
 
 A setting that is not in the table has no effect here, so it is refused, with the nearest that has.
 """
@@ -155,7 +155,16 @@ SETTINGS: dict[str, Setting] = {
         Choice(("complement", "listwise", "published")), "Which loss; see [objectives](training.md#which-objective)."
     ),
     "alpha": Setting(Number(0, 1, "low", optional=True), "Weight of the KL; null: 0.9 for complement, else 0.7."),
-    "tau": Setting(Number(0, 100, "low"), "Exponent of the complement weights; 1 is the published formula."),
+    "tau": Setting(
+        Number(0, 100, "low", optional=True),
+        "Exponent of the complement weights, 1 in the published formula; null: from the data, see "
+        "[how firm](training.md#how-firm-a-rejection-is).",
+    ),
+    "prior_mean": Setting(
+        Number(0, 1, "low", optional=True),
+        "How often an answer is presumed not to be rejected; null: the share that the records accept.",
+    ),
+    "prior_rounds": Setting(Number(0, MANY, "low"), "How many rounds of judgement that is worth."),
     "min_p": Setting(
         Number(0, 1, optional=True),
         "From this share of the likeliest token's probability on, a token takes what a rejection frees; null: 0.1 for "
@@ -164,6 +173,10 @@ SETTINGS: dict[str, Setting] = {
     "beta": Setting(Number(0, 1000, "low"), "Scale of the log-ratios that `listwise` ranks by."),
     "own_samples": Setting(Whole(0, 1000), "Samples of the base model that `listwise` adds to a prompt's answers."),
     "max_length": Setting(Whole(2, MANY), "Maximum tokens of a prompt and one answer."),
+    "max_rejected": Setting(
+        Whole(1, MANY, optional=True),
+        "An answer of which parts are rejected ends after so many rejected tokens; null: all of it is learnt from.",
+    ),
     "micro_batch_tokens": Setting(
         Whole(1, 1e9, optional=True), "Maximum tokens of a forward pass; null: 1,280, in fp32 640, on a GPU 32,000."
     ),
@@ -191,15 +204,18 @@ SETTINGS: dict[str, Setting] = {
     "guard_entropy": Setting(
         Number(0, 1000, "low"), "Its limit of the change of the entropy there, as a share of the base's."
     ),
-    "learning_rate": Setting(Number(1e-9, 100), "The highest learning rate."),
+    "learning_rate": Setting(
+        Number(1e-9, 100, optional=True),
+        "The highest learning rate; null, here and below: by the data, see [presets](training.md#presets).",
+    ),
     "lr_scheduler_type": Setting(
         Choice(("cosine", "linear", "constant_with_warmup", "inverse_sqrt")),
         "How the learning rate falls after the warmup; no step has 0.",
     ),
     "warmup_steps": Setting(StepCount(0, 1e9), "Steps in which the learning rate rises."),
-    "num_train_epochs": Setting(Number(0, MANY, "low"), "Passes over the records."),
+    "num_train_epochs": Setting(Number(0, MANY, "low", optional=True), "Passes over the records."),
     "max_steps": Setting(Whole(1, 1e9, optional=True), "Number of steps, in place of the epochs; null: by the epochs."),
-    "per_device_train_batch_size": Setting(Whole(1, MANY), "Records of a step."),
+    "per_device_train_batch_size": Setting(Whole(1, MANY, optional=True), "Records of a step."),
     "gradient_accumulation_steps": Setting(Whole(1, MANY), "The records of a step are multiplied by it."),
     "optim": Setting(
         Choice(("adamw_torch_fused", "adamw_torch", "adafactor", "sgd")), "The optimiser, by transformers' name."
@@ -222,6 +238,10 @@ SETTINGS: dict[str, Setting] = {
     "save_steps": Setting(StepCount(0, 1e9, "low"), "Steps between two checkpoints; five minutes at most."),
     "save_total_limit": Setting(
         Whole(1, MANY, optional=True), "Number of checkpoints that are kept; one that is damaged needs the one before."
+    ),
+    "report_to": Setting(
+        Choice(("none", "tensorboard")),
+        "Where the log goes besides the run folder: `tensorboard` writes events into `runs/` in it.",
     ),
 }
 
@@ -313,7 +333,7 @@ def settings_yaml(values: Mapping[str, Any]) -> str:
     Args:
         values: by the settings' names, as JSON has them.
     """
-    lines = ["# Settings of `buleyean train`, for --config; docs/settings.md explains them."]
+    lines = ["# Settings of `buleyean train`, for --config; docs/config.md explains them."]
     for name, setting in SETTINGS.items():
         effect = re.sub(r"\[([^]]*)\]\(([^)#]*)[^)]*\)", r"\1 (docs/\2)", setting.effect)
         value = yaml.safe_dump({name: values[name]}, default_flow_style=False, allow_unicode=True, width=10_000)

@@ -100,6 +100,11 @@ class BuleyeanTrainer(Trainer):
         return self.args.loss.uses_reference
 
     @property
+    def has_cache(self) -> bool:
+        """Whether the base model's states are computed in the first epoch alone."""
+        return self._references is not None
+
+    @property
     def anchor_tokens(self) -> float:
         """Tokens of the anchors that a step takes for each record, on average."""
         return self.args.anchors * self._anchors.mean_size if self._anchors else 0.0

@@ -17,22 +17,26 @@ from starlette.responses import JSONResponse, Response
 from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.system.disk import full_disk
 from buleyean_rl.void.access import AccessControl
-from buleyean_rl.void.routes import imports, page, questions, rejections, runs, state
-from buleyean_rl.void.services import Void
+from buleyean_rl.void.routes import batches, conversations, files, imports, models, page, rejections, runs, state, turns
+from buleyean_rl.void.services import Loading
+
+PARTS = (page, state, conversations, turns, rejections, batches, imports, runs, models, files)
+ROUTES = [route for part in PARTS for route in part.ROUTES]
 
 
-def make_app(void: Void, *, token: str | None, hosts: frozenset[str] | None, on_shutdown: Callable[[], None]) -> Any:
+def make_app(
+    loading: Loading, *, token: str | None, hosts: frozenset[str] | None, on_shutdown: Callable[[], None]
+) -> Any:
     """The application, guarded.
 
     Args:
-        void: what it works on.
+        loading: what it works on.
         token: must be shown to `/api`; None for nobody but this machine.
         hosts: names under which the page may be asked for; None for any.
         on_shutdown: called at the end.
     """
-    parts = (page, state, questions, rejections, imports, runs)
     app = Starlette(
-        routes=[route for part in parts for route in part.ROUTES],
+        routes=ROUTES,
         exception_handlers={
             HTTPException: _refuse,
             BuleyeanError: _say,
@@ -42,7 +46,7 @@ def make_app(void: Void, *, token: str | None, hosts: frozenset[str] | None, on_
         },
     )
     app.router.redirect_slashes = False  # it would decode whatever stands in the query
-    app.state.void = void
+    app.state.loading = loading
     return AccessControl(app, token=token, hosts=hosts, on_shutdown=on_shutdown)
 
 

@@ -83,12 +83,31 @@ def parse_text(values: Mapping[str, Any], name: str, max_characters: int, defaul
     return value
 
 
-def parse_integer(values: Mapping[str, Any], name: str, minimum: int, maximum: int) -> int:
+def parse_integer(values: Mapping[str, Any], name: str, minimum: int, maximum: int, default: int | None = None) -> int:
     """A whole number within bounds."""
-    value = values.get(name)
+    value = values.get(name, default)
     if type(value) is not int or not minimum <= value <= maximum:
         raise HTTPException(400, f"{name} must be a whole number from {minimum} to {maximum:,}")
     return value
+
+
+def parse_number(values: Mapping[str, Any], name: str, minimum: float, maximum: float, default: float) -> float:
+    """A number within bounds."""
+    value = values.get(name, default)
+    if type(value) not in (int, float) or not minimum <= value <= maximum:
+        raise HTTPException(400, f"{name} must be a number from {minimum:g} to {maximum:g}")
+    return float(value)
+
+
+def parse_list(values: Mapping[str, Any], name: str, kind: type, maximum: int) -> list[Any]:
+    """A list of texts or whole numbers, at least one."""
+    value = values.get(name)
+    if not isinstance(value, list) or not 1 <= len(value) <= maximum or any(type(each) is not kind for each in value):
+        what = "texts" if kind is str else "whole numbers"
+        raise HTTPException(400, f"{name} must be a list of 1 to {maximum:,} {what}")
+    if kind is int and not all(0 <= each <= MAX_INTEGER for each in value):
+        raise HTTPException(400, f"{name} holds a number that nothing can have")
+    return [parse_text({name: each}, name, MAX_BODY) if kind is str else each for each in value]
 
 
 def parse_flag(values: Mapping[str, Any], name: str) -> bool:

@@ -19,8 +19,10 @@ from pathlib import Path
 
 from buleyean_rl.data.records import write_records
 from buleyean_rl.models.run_files import is_finished
+from buleyean_rl.system.files import remove_folder
 from buleyean_rl.void.store import Row, Store
 from buleyean_rl.void.store.runs import UNFINISHED
+from buleyean_rl.void.timing import RunClock, Timings, plan_steps
 
 PROCESS = "buleyean_rl.void.training_process"
 STOP = "stop"
@@ -37,13 +39,18 @@ class Training:
         folder: gets a folder for each run.
         model: the base model.
         on_trained: called with a run's id and folder before it counts as done; what it raises fails the run.
+        timings: what runs take.
 
     Attributes:
         running: id of the run under way, if any.
     """
 
-    def __init__(self, store: Store, folder: Path, model: str, on_trained: Callable[[int, Path], None]) -> None:
+    def __init__(
+        self, store: Store, folder: Path, model: str, on_trained: Callable[[int, Path], None], timings: Timings
+    ) -> None:
         self._store, self._folder, self._model, self._on_trained = store, folder, model, on_trained
+        self._timings = timings
+        self._clock: RunClock | None = None  # of the run under way
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None  # of the last run; of the next too, if it lives
         self._watcher: threading.Thread | None = None
@@ -52,8 +59,12 @@ class Training:
         self._unwritten: dict[int, tuple[str, str]] = {}  # run -> state and error that the full disk did not take
         self.running: int | None = None
 
-    def start(self, uid: str, steps: int) -> int | None:
+    def start(self, uid: str, steps: int | None = None) -> int | None:
         """Start a run on all rejections; returns its id, or None while another one runs.
+
+        Args:
+            uid: the client's name for it.
+            steps: None for as many as the rejections want.
 
         Raises:
             OSError: the disk is full.
@@ -64,11 +75,12 @@ class Training:
                 return int(earlier["id"])
             if self.running is not None:
                 return None
-            records = self._store.rejections.records()
-            folder = self._folder / f"run-{1 + max((int(run['id']) for run in self._store.runs.list()), default=0)}"
+            records, rejections = self._store.rejections.records(), self._store.rejections.count()
+            folder = self._folder / f"run-{1 + self._store.runs.newest_id()}"
             self._folder.mkdir(parents=True, exist_ok=True)
             write_records(folder.with_suffix(".jsonl"), records)
-            run = self._store.runs.add(uid, str(folder), len(records), steps)
+            steps = steps or plan_steps(rejections)
+            run = self._store.runs.add(uid, str(folder), len(records), rejections, steps)
             self._begin(run, folder, steps)
             return run
 
@@ -114,13 +126,29 @@ class Training:
         """A run's folder, also where all of it was moved."""
         return self._folder / Path(run["folder"]).name
 
-    def finished_folder(self, run: Row) -> Path | None:
-        """The folder of a run that ended with a model; None of another."""
+    def remove(self, run: Row) -> None:
+        """Delete the files of a run that has ended."""
         folder = self.folder(run)
-        return folder if run["state"] in ("done", "stopped") and is_finished(folder) else None
+        if folder.exists():
+            remove_folder(folder)
+        for suffix in (".jsonl", ".log"):
+            folder.with_suffix(suffix).unlink(missing_ok=True)
+
+    def plan(self) -> Row:
+        """What a run would take now: `rejections`, `steps`, `seconds`, and the `problem` that it cannot be, or None."""
+        rejections = self._store.rejections.count()
+        steps = plan_steps(rejections)
+        problem = "running" if self.running is not None else None if rejections else "no_rejections"
+        seconds = self._timings.expected().seconds(steps)
+        return {"rejections": rejections, "steps": steps, "seconds": seconds, "problem": problem}
 
     def describe(self, run: Row) -> Row:
-        """A run of the store as it stands: its end may not have been written yet."""
+        """A run of the store as it stands: its `phase` and `seconds_left`; its end may not have been written yet."""
+        clock = self._clock if run["id"] == self.running else None
+        run = run | {
+            "phase": None if clock is None else clock.phase,
+            "seconds_left": None if clock is None else clock.seconds_left(),
+        }
         if run["id"] in self._unwritten:
             state, error = self._unwritten[run["id"]]
             return run | {"state": state, "error": error}
@@ -144,6 +172,8 @@ class Training:
         except OSError as error:
             self._end(run, "failed", f"could not be started: {error.strerror}: train again")
             raise
+        done = (self._store.runs.get(run) or {}).get("step") or 0
+        self._clock = RunClock(steps, self._timings.expected(), done)
         self.running, self._killed = run, False
         _tell(process, {"model": self._model, "folder": str(folder), "steps": steps})
         if stopping:
@@ -209,6 +239,8 @@ class Training:
             if "ended" in message:
                 return True
             self._store.runs.add_point(run, message)
+            if self._clock is not None:
+                self._clock.add(message["step"])
         return False
 
     def _outcome(self, run: int, folder: Path, ended: bool) -> tuple[str, str]:
@@ -219,6 +251,8 @@ class Training:
             return "failed", _reason(folder)
         stored = self._store.runs.get(run)
         self._on_trained(run, folder)
+        if self._clock is not None:
+            self._timings.learn(self._clock.measured())
         return ("stopped" if stored and stored["state"] == "stopping" else "done"), ""
 
 

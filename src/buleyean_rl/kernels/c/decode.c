@@ -17,7 +17,7 @@
 #define SMALL 64 /* columns for each thread that are too few to share them alone: rows are shared too */
 #define ADAPTER_COLUMNS 8 /* of an A that a thread takes at a time */
 
-/* What follows is called by all threads, which share the work; those after a `nowait` have to wait before it is used. */
+/* What follows is called by all threads, which share the work, and wait for each other at its end. */
 
 /* Where results go, (rows, stride): plus what is `added` rounded to y, packed for the next product, or as logits. */
 typedef struct { const bf16 *added; bf16 *y; Packed *packed; float *logits; int64_t stride; } Output;
@@ -38,13 +38,29 @@ static Share share_of(int64_t blocks) {
     return (Share){blocks * thread / threads, blocks * (thread + 1) / threads};
 }
 
-/* Results of layers with one input side by side, or silu of the first times the second. The threads do not wait for each other
- * at the end. */
-static void linear(const RowLinear *l, int count, int gated, const Packed *x, const bf16 *hidden, int64_t rows, Output output) {
+/* hidden = x a^T. */
+static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, bf16 *hidden) {
+    float c[ROW_BLOCK * BLOCK];
+    int64_t threads = omp_get_num_threads(), groups = l->ranks / ADAPTER_COLUMNS, part = ROW_BLOCK;
+    if (groups < threads) part = smaller(part, (rows + threads - 1) / threads);
+    Share share = share_of((rows + part - 1) / part * groups);
+    for (int64_t i = share.first; i < share.end; i++) {
+        int64_t row = i / groups * part, column = i % groups * ADAPTER_COLUMNS, some = smaller(rows - row, part);
+        multiply_block(some, ADAPTER_COLUMNS, x + row * l->depth, l->a + column * l->depth, l->depth, NULL, c);
+        for (int64_t k = 0; k < some; k++)
+            for (int64_t j = 0; j < ADAPTER_COLUMNS; j++)
+                hidden[(row + k) * l->ranks + column + j] = f32_to_bf16(c[k * BLOCK + j]);
+    }
+#pragma omp barrier
+}
+
+/* Results of layers with one input side by side, or silu of the first times the second. hidden: memory for their adapters. */
+static void linear(const RowLinear *l, int count, int gated, const Packed *x, bf16 *hidden, int64_t rows, Output output) {
     float c[ROW_BLOCK * BLOCK], c_up[ROW_BLOCK * BLOCK];
     int64_t columns = 0, threads = omp_get_num_threads(), part = ROW_BLOCK;
     for (int k = 0; k < count; k++) columns += l[k].columns;
     if (columns <= SMALL * threads) part = smaller(part, (rows + threads - 1) / threads);
+    if (l->ranks) adapter_hidden(l, x, rows, hidden);
     int64_t parts = (rows + part - 1) / part;
     Share share = share_of(columns / BLOCK * parts);
     for (int64_t i = share.first; i < share.end; i++) {
@@ -60,22 +76,6 @@ static void linear(const RowLinear *l, int count, int gated, const Packed *x, co
             simd_store(z * sigmoid(z) * simd_load(c_up + k), c + k);
         }
         store(&output, c, row, some, place);
-    }
-}
-
-/* hidden = x a^T. */
-static void adapter_hidden(const RowLinear *l, const Packed *x, int64_t rows, bf16 *hidden) {
-    float c[ROW_BLOCK * BLOCK];
-    int64_t threads = omp_get_num_threads(), groups = l->ranks / ADAPTER_COLUMNS, part = ROW_BLOCK;
-    if (!groups) return;
-    if (groups < threads) part = smaller(part, (rows + threads - 1) / threads);
-    Share share = share_of((rows + part - 1) / part * groups);
-    for (int64_t i = share.first; i < share.end; i++) {
-        int64_t row = i / groups * part, column = i % groups * ADAPTER_COLUMNS, some = smaller(rows - row, part);
-        multiply_block(some, ADAPTER_COLUMNS, x + row * l->depth, l->a + column * l->depth, l->depth, NULL, c);
-        for (int64_t k = 0; k < some; k++)
-            for (int64_t j = 0; j < ADAPTER_COLUMNS; j++)
-                hidden[(row + k) * l->ranks + column + j] = f32_to_bf16(c[k * BLOCK + j]);
     }
 #pragma omp barrier
 }
@@ -175,31 +175,22 @@ static void decode_layer(const DecodeArgs *g, int64_t layer) {
     Output qkv = {.y = g->qkv, .stride = (g->heads + 2 * g->key_heads) * g->head_width};
     Output residual = {.added = g->x, .y = g->x, .stride = g->width};
     norm_rows(g, l->norms[0], l->epsilons[0], rows, NULL);
-    adapter_hidden(&l->q, packed, rows, hidden);
     linear(&l->q, 3, 0, packed, hidden, rows, qkv);
-#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i++) cache_row(g, layer, i);
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < rows * g->key_heads; i++)
         attend(g, layer, i / g->key_heads, i % g->key_heads, packed + i * group * g->head_width);
-    adapter_hidden(&l->output, packed, rows, hidden);
     linear(&l->output, 1, 0, packed, hidden, rows, residual);
-#pragma omp barrier
     norm_rows(g, l->norms[1], l->epsilons[1], rows, NULL);
-    adapter_hidden(&l->gate, packed, rows, hidden);
     linear(&l->gate, 1, 1, packed, hidden, rows, (Output){.packed = gates, .stride = l->down.depth});
-#pragma omp barrier
-    adapter_hidden(&l->down, gates, rows, hidden);
     linear(&l->down, 1, 0, gates, hidden, rows, residual);
-#pragma omp barrier
 }
 
 /* Draws a token after some of the rows. */
 static void draw_tokens(const DecodeArgs *g) {
     norm_rows(g, g->norm, g->epsilon, g->draws, g->drawn_row);
     linear(&g->head, 1, 0, g->packed, NULL, g->draws, (Output){.logits = g->logits, .stride = g->head.columns});
-#pragma omp barrier
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < g->draws; i++) draw(g, i);
 }

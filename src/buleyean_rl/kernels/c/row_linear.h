@@ -126,7 +126,7 @@ static __attribute__((noinline)) void multiply_block(int64_t rows, int64_t colum
 /* 32 columns of a linear layer, of up to ROW_BLOCK rows: x w^T + hidden b^T + bias. next: see multiply_block. */
 static void linear_block(const RowLinear *l, const Packed *x, const bf16 *hidden, int64_t row, int64_t rows, int64_t column,
                          const bf16 *next, float *c) {
-    const bf16 *b = l->b + column * l->rank, *w = l->w + column * l->depth;
+    const bf16 *b = l->rank ? l->b + column * l->rank : NULL, *w = l->w + column * l->depth;
     bf16 *dequantised;
     if (l->quantised) {
         if (!SCRATCH(BUFFER(dequantised, BLOCK * l->depth))) return;

@@ -106,5 +106,5 @@ def _load_identifier() -> Any:
     try:
         from py3langid import langid
     except ImportError:
-        raise UsageError("the judge `language` needs py3langid: pip install 'buleyean-rl[language]'") from None
+        raise UsageError("the judge `language` needs py3langid: pip install py3langid") from None
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)

@@ -1,29 +1,44 @@
-// Loss, floor and gap over the steps, as SVG.
+// A run's curve as SVG: loss, floor and gap over the planned steps. Where there is no floor, loss and gap are one line.
+
+import { words } from "./strings.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 640, HEIGHT = 240, LEFT = 48, RIGHT = 12, TOP = 28, BOTTOM = 28;
+const EQUAL = 1e-6; // below it loss and gap are drawn as one
+const SMALL = { height: 72, left: 4, right: 4, top: 6, bottom: 6 };
+const LARGE = { height: 240, left: 52, right: 14, top: 34, bottom: 30 };
 
-export function chart(figure, points) {
-  const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-  const last = points.at(-1);
-  svg.setAttribute("aria-label", last
-    ? `loss ${last.loss.toFixed(4)}, floor ${last.floor.toFixed(4)}, gap ${last.gap.toFixed(4)} at step ${last.step}`
-    : "no step yet");
-  const steps = Math.max(1, ...points.map((point) => point.step));
-  const top = Math.max(1e-6, ...points.map((point) => point.loss));
-  const x = (step) => LEFT + (WIDTH - LEFT - RIGHT) * (steps > 1 ? (step - 1) / (steps - 1) : 0);
-  const y = (value) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top;
-  svg.append(element("path", { class: "axis", d: `M${LEFT} ${TOP}V${HEIGHT - BOTTOM}H${WIDTH - RIGHT}` }));
-  svg.append(text(LEFT - 6, y(top) + 4, top.toPrecision(2), { "text-anchor": "end" }));
-  svg.append(text(LEFT - 6, y(0) + 4, "0", { "text-anchor": "end" }));
-  svg.append(text(WIDTH - RIGHT, HEIGHT - 8, `step ${steps}`, { "text-anchor": "end" }));
-  ["loss", "floor", "gap"].forEach((name, index) => {
-    const line = points.map((point) => `${x(point.step).toFixed(1)},${y(Math.max(0, point[name])).toFixed(1)}`);
-    svg.append(element("polyline", { class: name, points: line.join(" ") }));
-    const value = last ? ` ${last[name].toFixed(4)}` : "";
-    svg.append(text(LEFT + 8 + index * 130, 16, name + value, { class: name }));
-  });
-  figure.replaceChildren(svg);
+// Returns a figure, which is drawn anew for every width: its texts stay as large as they are.
+export function chart(points, planned, { small = false } = {}) {
+  const figure = document.createElement("figure");
+  figure.className = small ? "chart small" : "chart";
+  new ResizeObserver(() => figure.replaceChildren(draw(points, planned, figure.clientWidth || 320, small ? SMALL : LARGE, small))).observe(figure);
+  return figure;
+}
+
+function linesOf(points) {
+  const one = points.every(({ loss, gap }) => Math.abs(loss - gap) < EQUAL);
+  return one ? [["loss", words.lossAndGap]] : [["loss", words.loss], ["floor", words.floor], ["gap", words.gap]];
+}
+
+function draw(points, planned, width, { height, left, right, top, bottom }, small) {
+  const last = points.at(-1), lines = linesOf(points);
+  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": words.chart(last, planned, lines.map(([name]) => name)) });
+  const steps = Math.max(1, planned ?? 0, last?.step ?? 0);
+  const most = Math.max(1e-6, ...points.map(({ loss }) => loss));
+  const x = (step) => left + (width - left - right) * (steps > 1 ? (step - 1) / (steps - 1) : 0);
+  const y = (value) => height - bottom - (height - top - bottom) * Math.max(0, value) / most;
+  svg.append(element("path", { class: "axis", d: small ? `M${left} ${y(0)}H${width - right}` : `M${left} ${top}V${height - bottom}H${width - right}` }));
+  for (const [name] of lines.toReversed()) {
+    const at = points.map((point) => [x(point.step), y(point[name])].map((number) => number.toFixed(1)).join());
+    svg.append(element("polyline", { class: name, points: at.join(" ") }));
+    if (at.length === 1) svg.append(element("circle", { class: name, cx: x(points[0].step), cy: y(points[0][name]), r: 3 }));
+  }
+  if (small) return svg;
+  svg.append(text(left - 8, y(most) + 4, most.toPrecision(2), "end"), text(left - 8, y(0) + 4, "0", "end"));
+  svg.append(text(left, height - 8, words.step(1), "start"), text(width - right, height - 8, words.step(steps), "end"));
+  const room = (width - left) / lines.length;
+  lines.forEach(([name, label], index) => svg.append(text(left + index * room, 16, last ? `${label} ${last[name].toFixed(3)}` : label, "start", name)));
+  return svg;
 }
 
 function element(name, attributes) {
@@ -32,8 +47,8 @@ function element(name, attributes) {
   return made;
 }
 
-function text(x, y, words, attributes) {
-  const made = element("text", { x, y, ...attributes });
-  made.textContent = words;
+function text(x, y, content, anchor, name = "") {
+  const made = element("text", { x, y, "text-anchor": anchor, class: name });
+  made.textContent = content;
   return made;
 }

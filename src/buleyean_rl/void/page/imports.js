@@ -1,76 +1,79 @@
-// Files that are imported: asked about where they were there before or have columns of their own, undone as one.
+// A file of rejections: what is in it is shown before it is taken; it is undone as one.
 
-import { $, button, counted, make } from "./dom.js";
+import { askInDialog, button, differs, make, toast } from "./dom.js";
 import { ask, call, insist, newUid } from "./server.js";
+import { words } from "./strings.js";
 
 const MAX_BYTES = 16 * 1024 * 1024;
-const ROLES = { prompt: "what was asked", answer: "the rejected answer", score: "a score or label (optional)", system: "a system prompt (optional)" };
+const ROLES = ["prompt", "answer", "score", "system"];
 
-export async function importFile(file, imported) {
-  if (file.size > MAX_BYTES) throw new Error("too large: 16 MB at most");
-  const state = $("import-state");
-  state.textContent = `reading ${file.name}`;
-  try {
-    const done = await send(file, { uid: newUid(), name: file.name.slice(-255) });
-    if (done) state.replaceChildren(`${counted(done.rejections, "rejection")} of ${counted(done.records, "prompt")} imported`, ...done.notes.map((note) => make("div", {}, note)));
-    else state.textContent = `${file.name} is not imported`;
-    await imported();
-  } catch (error) {
-    state.textContent = error.message;
-    throw error;
+// Returns whether something was taken.
+export async function importFile(file) {
+  if (file.size > MAX_BYTES) throw new Error(words.importTooLarge);
+  toast(words.importReading(file.name));
+  const preview = await upload(file, {});
+  if (!preview) return false;
+  const held = await askInDialog(words.importTitle(file.name), previewNodes(preview), preview.rejections ? (preview.earlier ? words.importAgain : words.importTake(preview.rejections)) : null, { large: true });
+  if (!held) {
+    await insist(`imports/${preview.uid}/drop`, {});
+    return false;
   }
+  const taken = await insist(`imports/${preview.uid}/take`, { again: Boolean(preview.earlier) });
+  toast(words.importTaken(taken.rejections), button(words.undo, () => insist(`imports/${taken.id}/undo`, {})));
+  return true;
 }
 
-async function send(file, query) {
+// The preview; the columns are asked for where the server does not know them. Null where one gives up.
+async function upload(file, columns) {
   const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
+  const query = { uid: newUid(), name: file.name.slice(-255), ...columns };
   try {
-    return await (await call(`import?${new URLSearchParams(query)}`, undefined, options)).json();
+    return await (await call(`imports?${new URLSearchParams(query)}`, undefined, options)).json();
   } catch (error) {
-    const { earlier, columns, sample } = error.problem ?? {};
-    const more = earlier ? await askAgain(earlier) : columns && !query.prompt ? await askColumns(error.message, columns, sample) : undefined;
-    if (more === undefined) throw error;
-    return more && send(file, { ...query, ...more });
+    if (!error.problem?.columns) throw error;
+    const named = await askColumns(error.message, error.problem);
+    return named && upload(file, named);
   }
 }
 
-// Shows the dialog; what its form holds, or null where it is cancelled.
-function asked(title, nodes, words) {
-  const form = make("form", { method: "dialog", class: "stack" }, make("h2", {}, title), ...nodes,
-    make("div", { class: "row" }, make("button", { class: "main", value: "ok" }, words), make("button", { value: "", formnovalidate: "" }, "Cancel")));
-  const dialog = $("import-dialog");
-  dialog.replaceChildren(form);
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => {
-    resolve(dialog.returnValue ? Object.fromEntries([...new FormData(form)].filter(([, value]) => value)) : null);
-  }, { once: true }));
+function previewNodes({ format, records, rejections, notes, sample, earlier }) {
+  return [
+    earlier && make("div", { class: "card bad" }, make("p", {}, words.importEarlier(earlier.name, words.moment(earlier.created)))),
+    make("p", {}, make("b", {}, words.importFound(rejections, records)), " ", make("span", { class: "note" }, words.importFormat(format))),
+    notes.length ? make("div", {}, make("p", { class: "label" }, words.importDropped), make("ul", {}, notes.map((note) => make("li", { class: "note" }, note)))) : null,
+    sample.length ? make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words.importSample }, make("table", { class: "list" },
+      make("thead", {}, make("tr", {}, words.rejectionColumns.slice(0, 2).map((label) => make("th", {}, label)))),
+      make("tbody", {}, sample.map(({ prompt, answer }) => make("tr", {}, make("td", {}, make("div", { class: "clamped any" }, prompt)), make("td", {}, make("div", { class: "clamped any" }, make("del", {}, answer)))))))) : null,
+  ];
 }
 
-async function askAgain(earlier) {
-  const when = new Date(earlier.created * 1000).toLocaleString();
-  const words = `It was imported on ${when}, as ${earlier.name || "a file"}: ${counted(earlier.rejections, "rejection")}. Once more, all of them count twice.`;
-  return (await asked("This file was imported before", [make("p", {}, words)], "Import again")) && { again: "1" };
+// A select above every column: what it holds is chosen there.
+async function askColumns(problem, { columns, sample }) {
+  const select = (column) => make("select", { name: `column-${column}`, "aria-label": words.columnHolds(column) }, make("option", { value: "" }, words.columnNothing),
+    ROLES.map((role) => make("option", { value: role }, words.columnRoles[role])));
+  const table = make("table", { class: "sample" },
+    make("thead", {}, make("tr", {}, columns.map((column) => make("th", {}, make("label", { class: "field" }, column, select(column)))))),
+    make("tbody", {}, sample.map((line) => make("tr", {}, columns.map((column) => make("td", {}, make("div", {}, line[column] ?? "")))))));
+  const below = make("label", { class: "field" }, words.columnBelow, make("input", { type: "number", step: "any", name: "below", placeholder: "0.5" }));
+  const held = await askInDialog(words.columnsTitle, [make("p", { class: "note" }, problem.split("\n")[0]), make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words.columnsTitle }, table), below], words.importPreview, { large: true });
+  if (!held) return null;
+  const named = held.below ? { below: held.below } : {};
+  for (const column of columns) if (held[`column-${column}`]) named[held[`column-${column}`]] = column;
+  if (named.prompt && named.answer) return named;
+  toast(words.columnsMissing);
+  return askColumns(problem, { columns, sample });
 }
 
-function askColumns(problem, columns, sample) {
-  const select = (role) => make("select", { name: role, ...(role === "prompt" || role === "answer" ? { required: "" } : {}) },
-    make("option", { value: "" }, "none"), ...columns.map((name) => make("option", { value: name }, name)));
-  const fields = Object.entries(ROLES).map(([role, words]) => make("label", { class: "field" }, words, select(role)));
-  fields.push(make("label", { class: "field" }, "a score below it is a rejection", make("input", { type: "number", step: "any", name: "below", placeholder: "0.5" })));
-  const rows = sample.map((row) => make("tr", {}, ...columns.map((name) => make("td", {}, row[name]))));
-  const table = make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", {}, name)))), make("tbody", {}, ...rows)));
-  return asked("Which columns are these?", [make("p", { class: "quiet" }, problem.split("\n")[0]), ...fields, table], "Import");
-}
-
-export async function showImports(changed) {
+// The files that were imported.
+export async function showImports(part, changed) {
   const { imports } = await ask("imports");
-  $("imports").replaceChildren(...imports.map((row) => {
-    const change = button(row.undone ? "Redo" : "Undo", async () => {
-      await insist(`imports/${row.id}/${row.undone ? "redo" : "undo"}`, {});
-      await changed();
-    });
-    const words = `${row.name || "a file"}, ${new Date(row.created * 1000).toLocaleString()}: ${counted(row.rejections, "rejection")}${row.undone ? ", undone" : ""} `;
-    return make("li", {}, words, change);
-  }));
-  $("imports-part").hidden = !imports.length;
+  if (!differs(part, imports)) return;
+  if (!imports.length) return part.replaceChildren();
+  const focused = [...part.querySelectorAll("button")].indexOf(document.activeElement);
+  const line = ({ id, name, created, rejections, undone }) => make("li", {},
+    make("div", {}, make("div", { class: "any" }, name || words.aFile), make("small", {}, `${words.moment(created)} · ${words.importCount(rejections)}${undone ? ` · ${words.importUndone}` : ""}`)),
+    button(undone ? words.redo : words.undo, async () => { await insist(`imports/${id}/${undone ? "redo" : "undo"}`, {}); await changed(); }, { "aria-label": `${undone ? words.redo : words.undo}: ${name || words.aFile}` }));
+  part.replaceChildren(make("section", { class: "card", id: "imports" }, make("h2", {}, words.imports), make("ul", { class: "plain files" }, imports.map(line))));
+  if (focused >= 0) part.querySelectorAll("button")[focused]?.focus();
+  return undefined;
 }

@@ -1,5 +1,8 @@
 // The server: requests, and streams of events. It says when the server is away, and when it wants another token.
 
+import { words } from "./strings.js";
+
+const AGAIN = 300; // milliseconds until a stream that ended is asked for again
 const SILENCE = 15000; // milliseconds; the server gives a sign of life every five seconds
 const AWAY = [502, 503, 504]; // what a proxy says of a server that is gone, or a server that is busy
 export const isToken = (text) => /^[!-~]+$/.test(text); // a header can hold no other
@@ -19,7 +22,7 @@ function headers(more) {
 function refuseToken(wrong) {
   sessionStorage.removeItem("token");
   listeners.token(wrong);
-  throw new Error(wrong ? "The token is wrong" : "The server wants its token");
+  throw Object.assign(new Error("the token is asked for"), { isTold: true });
 }
 
 export async function call(path, body, options = {}) {
@@ -29,12 +32,12 @@ export async function call(path, body, options = {}) {
   const reply = await fetch(`api/${path}`, request).catch((error) => {
     if (!(error instanceof TypeError)) throw error;
     listeners.away(true);
-    throw new Away("The server is away");
+    throw new Away(words.away);
   });
   if (reply.status === 401) refuseToken("Authorization" in request.headers);
   if (!reply.ok) {
     const problem = await reply.json().catch(() => ({}));
-    const words = problem.error || `the server answered ${reply.status}`;
+    const words = problem.error || words.serverAnswered(reply.status);
     throw Object.assign(AWAY.includes(reply.status) ? new Away(words) : new Error(words), { status: reply.status, problem });
   }
   listeners.away(false);
@@ -78,11 +81,11 @@ export async function keepListening(path, heard, signal, finished = () => false)
       await listen(path, heard, signal);
     } catch (error) {
       if (signal.aborted) return;
-      if (!(error instanceof Away) && error.name !== "AbortError") throw error;
+      if (error instanceof Away) listeners.away(true);
+      else if (error.name !== "AbortError") throw error;
     }
     if (signal.aborted || finished()) return;
-    listeners.away(true);
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await new Promise((resolve) => setTimeout(resolve, AGAIN)); // where the server is gone, the next try says so
   }
 }
 

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 PAGE = Path(__file__).parents[1] / "page"
-FILES = ("app.js", "server.js", "dom.js", "imports.js", "chart.js", "style.css")
+FILES = sorted(path.name for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".svg"))
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:

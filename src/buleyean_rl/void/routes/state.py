@@ -1,4 +1,4 @@
-"""What every page shows: models, counts, the run under way.
+"""What every page shows: who answers, counts, what Train would do, the run under way.
 
 GET /api/state, /api/events: the state whenever it changes
 """
@@ -7,65 +7,75 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from buleyean_rl.void.services import Void, services
+from buleyean_rl.void.routes.events import BEAT, event, event_stream
+from buleyean_rl.void.services import Loading, Void, loading
+from buleyean_rl.void.shown import show_pair, show_run, undecided
 from buleyean_rl.void.store import Row
 
 POLL_SECONDS = 0.2  # between looks at the state
 LOOKS_A_BEAT = 25  # after which a sign of life is sent
-BEAT = ":\n\n"  # a comment: by it a page hears that the server is there
+LOOKS_OF_A_RUN = 5  # after which the time left of a run is told anew
+NEWEST = 3  # rejections
 
 
 async def _state(request: Request) -> Response:
-    return JSONResponse(await run_in_threadpool(_read_state, services(request)))
+    return JSONResponse(await run_in_threadpool(_read_state, loading(request)))
 
 
-def _read_state(void: Void) -> Row:
-    run = void.store.runs.get(void.training.running) if void.training.running is not None else None
-    if run is not None:
-        run = {name: run[name] for name in ("id", "state", "steps", "records")} | {"points": run["points"][-1:]}
-    models = {side: model.name for side, model in void.answering.models.items()}
+def _read_state(found: Loading) -> Row:
+    void = found.void
+    if void is None:
+        return {"loading": {"what": found.what}}
+    store, running = void.store, void.training.running
+    run = store.runs.get(running) if running is not None else None
     return {
-        "models": models,
-        "rejections": void.store.rejections.count(),
-        "running": run,
-        "changes": void.store.changes,
+        "loading": None,
+        "pair": show_pair(void),
+        "rejections": store.rejections.count(),
+        "conversations": store.conversations.count(),
+        "models": sum(not void.models.problem(each) for each in store.runs.list()),
+        "batches": store.batches.count(),
+        "newest": store.rejections.newest(NEWEST),
+        "plan": void.training.plan(),
+        "run": None if run is None else show_run(void, run),
+        "verdict": None if run is not None else undecided(void),
+        "changes": _changes(void),
     }
 
 
+def _changes(void: Void) -> int:
+    return void.store.changes + void.files.changes
+
+
 async def _events(request: Request) -> Response:
-    void = services(request)
+    found = loading(request)
 
     async def changes() -> AsyncIterator[str]:
         last_sent: Any = None
         for look in itertools.count(1):
-            now = (void.store.changes, len(void.answering.models), void.training.running)
+            if found.closing:
+                return
+            void = found.void
+            now: Any = found.what
+            if void is not None:
+                running = void.training.running
+                now = (_changes(void), running, look // LOOKS_OF_A_RUN if running is not None else 0)
             if now != last_sent:
                 last_sent = now
-                yield event(await run_in_threadpool(_read_state, void))
+                yield event(await run_in_threadpool(_read_state, found))
             elif look % LOOKS_A_BEAT == 0:
                 yield BEAT
             await asyncio.sleep(POLL_SECONDS)
 
     return event_stream(changes())
-
-
-def event(value: Row) -> str:
-    """A value as a server-sent event."""
-    return f"data: {json.dumps(value)}\n\n"
-
-
-def event_stream(events: AsyncIterator[str]) -> Response:
-    """A reply of server-sent events."""
-    return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 ROUTES = [

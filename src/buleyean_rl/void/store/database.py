@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.void.store.schema import MIGRATIONS
+from buleyean_rl.void.store.subject import subject_of
 
 Row = dict[str, Any]
 BUSY_SECONDS = 10
@@ -92,6 +94,10 @@ class Database:
         rows = self.all(query, *values)
         return rows[0] if rows else None
 
+    def count(self, rows: str, *values: Any) -> int:
+        """How many rows a FROM clause has."""
+        return int(self.all(f"SELECT COUNT(*) AS n FROM {rows}", *values)[0]["n"])
+
     def select(self, query: str, *values: Any) -> list[Row]:
         """The rows of a query in a `reading` context."""
         return [dict(row) for row in self._reader.execute(query, values)]
@@ -105,6 +111,8 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS)
         connection.row_factory = sqlite3.Row
+        connection.create_function("json_text", 1, json.dumps, deterministic=True)
+        connection.create_function("subject_of", 2, subject_of, deterministic=True)
         return connection
 
     def _check_format(self) -> int:

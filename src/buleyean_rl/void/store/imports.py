@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from buleyean_rl.void.store.database import Database, Row
 from buleyean_rl.void.store.rejections import INSERT
+
+CHUNK = 2_000  # rejections that are stored at a time
+UNFINISHED = -1  # rejections of an import that is being stored: until its end they count as undone
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Imports:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._discard_unfinished()  # of a server that was killed
 
     def add(self, file: ImportedFile, format: str, records: int, rows: Iterable[Row]) -> Row:
         """Add an import with its rejections, all or none; returns it, or the one with this uid.
@@ -40,28 +47,47 @@ class Imports:
             records: prompts in it.
             rows: see `record_rows`.
         """
+        self._discard_unfinished()  # of one that a full disk ended
         now = time.time()
         with self._database.writing() as db:
             added = db.execute(
-                """INSERT OR IGNORE INTO imports (uid, sha256, name, format, records, rejections, created)
-                VALUES (?, ?, ?, ?, ?, 0, ?)""",
-                (file.uid, file.sha256, file.name, format, records, now),
+                """INSERT OR IGNORE INTO imports (uid, sha256, name, format, records, rejections, created, undone)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+                (file.uid, file.sha256, file.name, format, records, UNFINISHED, now, now),
             )
-            if added.rowcount:
-                identity = added.lastrowid
-                shared = {"reason": "", "source": "import", "created": now, "question": None, "slot": None}
-                shared |= {"import": identity}
-                numbered = (row | shared | {"uid": f"{file.uid}/{number}"} for number, row in enumerate(rows))
-                db.executemany(INSERT, numbered)
-                count = "SELECT COUNT(*) FROM rejections WHERE import = ? AND count > 0"
-                db.execute(f"UPDATE imports SET rejections = ({count}) WHERE id = ?", (identity, identity))
+        if added.rowcount:
+            shared = {"reason": "", "source": "import", "created": now, "import": added.lastrowid, "undone": now}
+            try:
+                self._insert(row | shared | {"uid": f"{file.uid}/{number}"} for number, row in enumerate(rows))
+            except BaseException:
+                with suppress(OSError, sqlite3.Error):  # the disk is full: later then
+                    self._discard_unfinished()
+                raise
+            count = "SELECT COUNT(*) FROM rejections WHERE import = imports.id AND count > 0"
+            with self._database.writing() as db:
+                db.execute(f"UPDATE imports SET rejections = ({count}), undone = NULL WHERE id = ?", (added.lastrowid,))
+                db.execute("UPDATE rejections SET undone = NULL WHERE import = ?", (added.lastrowid,))
         stored = self.find(file.uid)
         assert stored is not None
         return stored
 
+    def _insert(self, rows: Iterator[Row]) -> None:
+        """Add rejections a chunk at a time, so that others may write in between."""
+        while chunk := list(islice(rows, CHUNK)):
+            with self._database.writing() as db:
+                db.executemany(INSERT, chunk)
+
+    def _discard_unfinished(self) -> None:
+        """Delete what there is of an import that did not come to its end."""
+        unfinished = f"SELECT id FROM imports WHERE rejections = {UNFINISHED}"
+        if self._database.all(unfinished):
+            with self._database.writing() as db:
+                db.execute(f"DELETE FROM rejections WHERE import IN ({unfinished})")
+                db.execute(f"DELETE FROM imports WHERE rejections = {UNFINISHED}")
+
     def find(self, uid: str) -> Row | None:
         """The import of a uid."""
-        return self._database.one("SELECT * FROM imports WHERE uid = ?", uid)
+        return self._database.one(f"SELECT * FROM imports WHERE uid = ? AND rejections <> {UNFINISHED}", uid)
 
     def find_file(self, sha256: str) -> Row | None:
         """The newest import of a file that is not undone."""
@@ -71,10 +97,14 @@ class Imports:
 
     def list(self) -> list[Row]:
         """All imports, newest first."""
-        return self._database.all("SELECT * FROM imports ORDER BY id DESC")
+        return self._database.all(f"SELECT * FROM imports WHERE rejections <> {UNFINISHED} ORDER BY id DESC")
 
-    def undo(self, identity: int, undone: bool = True) -> bool:
-        """Undo all rejections of an import, or redo those that were undone with it; returns whether it exists."""
+    def get(self, identity: int) -> Row | None:
+        """The import of an id."""
+        return self._database.one("SELECT * FROM imports WHERE id = ?", identity)
+
+    def undo(self, identity: int, undone: bool = True) -> None:
+        """Undo all rejections of an import, or redo those that were undone with it."""
         now = time.time()
         with self._database.writing() as db:
             if undone:
@@ -88,4 +118,3 @@ class Imports:
                 if row and row["undone"] is not None:
                     db.execute(rejections, (identity, row["undone"]))
                     db.execute("UPDATE imports SET undone = NULL WHERE id = ?", (identity,))
-            return bool(db.execute("SELECT 1 FROM imports WHERE id = ?", (identity,)).fetchone())

@@ -1,25 +1,29 @@
-"""Rejections by people and from imports: listed, undone, exported as records."""
+"""Rejections by people and from imports: listed, searched, undone, exported as records."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from buleyean_rl.data.records import RejectionRecord, Spans, fold_records, make_record
+from buleyean_rl.void.store.conversations import like
 from buleyean_rl.void.store.database import Database, Row
+from buleyean_rl.void.store.subject import hash_texts, subject_of
 
 PAGE = 50  # rejections on a page
 MAX_SHOWN = 10_000  # characters of a prompt or an answer there: an imported one may be a book
+EXCERPT = 120  # characters
 # An answer that was up for rejection and never was anchors; it is no rejection itself.
 ACTIVE = "undone IS NULL AND count > 0"
 INSERT = """INSERT OR IGNORE INTO rejections
-    (uid, digest, prompt, answer, spans, count, rounds, drawn, reason, source, created, question, slot, import)
-    VALUES (:uid, :digest, :prompt, :answer, :spans, :count, :rounds, :drawn, :reason, :source, :created, :question,
-    :slot, :import)"""
-UNDONE_REASON = """SELECT reason FROM rejections
-    WHERE question = ? AND slot = ? AND spans = ? AND undone IS NOT NULL AND reason != ''
+    (uid, digest, subject, prompt, answer, spans, count, rounds, drawn, reason, source, created, undone, import)
+    VALUES (:uid, :digest, :subject, :prompt, :answer, :spans, :count, :rounds, :drawn, :reason, :source, :created,
+    :undone, :import)"""
+SAME = """SELECT id, reason FROM rejections
+    WHERE uid = ? OR (digest = ? AND undone IS NULL AND count = ? AND import IS NULL)"""
+UNDONE_REASON = """SELECT reason FROM rejections WHERE digest = ? AND undone IS NOT NULL AND reason != ''
     ORDER BY undone DESC LIMIT 1"""
 
 
@@ -30,81 +34,89 @@ class Rejections:
         self._database = database
 
     def add(
-        self,
-        uid: str,
-        prompt: str,
-        answer: str,
-        spans: Spans,
-        reason: str,
-        source: str,
-        answer_key: tuple[str | None, int | None] = (None, None),
+        self, uid: str, answer: Row, spans: Spans = (), reason: str = "", source: str = "page", fine: bool = False
     ) -> Row:
-        """Add a rejection; returns id and reason of it, or of the one with this uid.
+        """Add a rejection; returns id and reason of it, or of the same one that is there.
 
         Args:
             uid: the client's name for it.
-            prompt: what was asked.
-            answer: all of it.
+            answer: a row of it; see `Conversations`.
             spans: the part that is rejected; none for the whole.
             reason: may be empty; then it is that of the same rejection, if it was made and undone before.
-            source: where it came from.
-            answer_key: question and slot of the answer, if it was given here.
+            source: page or judge.
+            fine: it is no rejection: the answer was judged and is to stay.
 
         Raises:
             RecordError: the spans are not within the answer.
         """
-        record = make_record(prompt, [answer], [1], 1, [list(spans)])
-        (row,) = record_rows(record)
-        question, slot = answer_key
+        (row,) = record_rows(_judged(answer, spans, fine))
         with self._database.writing() as db:
-            if not reason:
-                earlier = db.execute(UNDONE_REASON, (question, slot, row["spans"])).fetchone()
-                reason = earlier["reason"] if earlier else ""
-            values = {"uid": uid, "reason": reason, "source": source, "created": time.time(), "import": None}
-            db.execute(INSERT, row | values | {"question": question, "slot": slot})
-        stored = self._database.one("SELECT id, reason FROM rejections WHERE uid = ?", uid)
-        assert stored is not None
-        return stored
+            stored = db.execute(SAME, (uid, row["digest"], row["count"])).fetchone()
+            if stored is None:
+                if not reason:
+                    earlier = db.execute(UNDONE_REASON, (row["digest"],)).fetchone()
+                    reason = earlier["reason"] if earlier else ""
+                values: Row = {"uid": uid, "reason": reason, "source": source, "created": time.time()}
+                values |= {"undone": None, "import": None}
+                stored = {"id": db.execute(INSERT, row | values).lastrowid, "reason": reason}
+        return dict(stored)
 
-    def set_reason(self, identity: int, reason: str) -> bool:
-        """Set a reason; returns whether there is such a rejection."""
-        with self._database.writing() as db:
-            return bool(db.execute("UPDATE rejections SET reason = ? WHERE id = ?", (reason, identity)).rowcount)
+    def set_reason(self, identities: Sequence[int], reason: str) -> int:
+        """Set the reason of some; returns how many there are."""
+        return self._update("reason = ?", reason, identities)
 
-    def undo(self, identity: int, undone: bool = True) -> bool:
-        """Undo a rejection, or redo it; returns whether there is such a rejection."""
-        with self._database.writing() as db:
-            when = time.time() if undone else None
-            return bool(db.execute("UPDATE rejections SET undone = ? WHERE id = ?", (when, identity)).rowcount)
+    def undo(self, identities: Sequence[int], undone: bool = True) -> int:
+        """Undo some, or redo them; returns how many there are."""
+        return self._update("undone = ?", time.time() if undone else None, identities)
 
     def count(self) -> int:
         """How many rejections there are."""
-        row = self._database.one(f"SELECT COUNT(*) AS n FROM rejections WHERE {ACTIVE}")
-        return int(row["n"]) if row else 0
+        return self._database.count(f"rejections WHERE {ACTIVE}")
 
-    def page(self, page: int = 0) -> Row:
-        """A page of rejected answers, newest first: how often each was rejected, and the last reason given."""
+    def newest(self, limit: int) -> list[Row]:
+        """The newest, each with the words that are rejected."""
+        rows = self._database.all(
+            f"""SELECT id, substr(answer, 1, {MAX_SHOWN}) AS answer, spans, reason FROM rejections WHERE {ACTIVE}
+            ORDER BY id DESC LIMIT ?""",
+            limit,
+        )
+        return [{"id": row["id"], "text": _rejected_words(row), "reason": row["reason"]} for row in rows]
+
+    def examples(self, limit: int) -> list[Row]:
+        """Newest rejections whose prompts a person might have asked, a prompt each: prompt, answer and spans."""
+        rows = self._database.all(
+            f"""SELECT prompt, answer, spans FROM rejections WHERE id IN (
+                SELECT MAX(id) FROM rejections WHERE {ACTIVE} AND length(prompt) <= {MAX_SHOWN}
+                GROUP BY prompt ORDER BY 1 DESC LIMIT ?) ORDER BY id DESC""",
+            limit,
+        )
+        return [row | {"spans": json.loads(row["spans"])} for row in rows]
+
+    def page(self, page: int = 0, words: str = "") -> Row:
+        """A page of rejections, newest first.
+
+        Args:
+            page: from 0.
+            words: in a prompt, an answer or a reason.
+        """
+        where, pattern = ACTIVE, (like(words),) * 3 if words else ()
+        if words:
+            where += " AND (prompt LIKE ? ESCAPE '\\' OR answer LIKE ? ESCAPE '\\' OR reason LIKE ? ESCAPE '\\')"
         with self._database.reading():
-            groups = self._database.select(
-                f"""SELECT last.id, times, substr(prompt, 1, {MAX_SHOWN}) AS prompt, length(prompt) AS length,
-                substr(answer, 1, {MAX_SHOWN}) AS answer, spans, source, created, COALESCE((
-                    SELECT reason FROM rejections AS given
-                    WHERE given.undone IS NULL AND given.digest = rejections.digest AND reason != ''
-                    ORDER BY given.id DESC LIMIT 1
-                ), '') AS reason
-                FROM (
-                    SELECT MAX(id) AS id, COUNT(*) AS times FROM rejections WHERE {ACTIVE}
-                    GROUP BY digest ORDER BY 1 DESC LIMIT ? OFFSET ?
-                ) AS last JOIN rejections USING (id) ORDER BY last.id DESC""",
-                PAGE,
-                page * PAGE,
+            rows = self._database.select(
+                f"""SELECT id, substr(prompt, 1, {MAX_SHOWN}) AS prompt, length(prompt) AS prompt_length,
+                substr(answer, 1, {MAX_SHOWN}) AS answer, length(answer) AS answer_length, spans, reason, source,
+                created FROM rejections WHERE {where} ORDER BY id DESC LIMIT ? OFFSET ?""",
+                *(*pattern, PAGE, page * PAGE),
             )
-            (total,) = self._database.select(f"SELECT COUNT(DISTINCT digest) AS n FROM rejections WHERE {ACTIVE}")
-        for group in groups:
-            is_cut = group.pop("length") > MAX_SHOWN
-            prompt = group["prompt"] + "…" if is_cut else _as_text(json.loads(group["prompt"]))
-            group |= {"prompt": prompt, "spans": json.loads(group["spans"])}
-        return {"rows": groups, "total": total["n"], "page": page, "page_size": PAGE}
+            (total,) = self._database.select(f"SELECT COUNT(*) AS n FROM rejections WHERE {where}", *pattern)
+        for row in rows:
+            is_cut = row.pop("prompt_length") > MAX_SHOWN
+            prompt = row["prompt"] + "…" if is_cut else text_of_prompt(row["prompt"])
+            row |= {"prompt": prompt, "spans": json.loads(row["spans"])}
+            row["cut"] = is_cut or row.pop("answer_length") > MAX_SHOWN
+            row.pop("answer_length", None)
+        return {"rows": rows, "total": total["n"], "page": page, "page_size": PAGE}
 
     def records(self) -> list[RejectionRecord]:
         """All rejections as records, one per prompt, and the answers that were up for rejection and never were."""
@@ -112,6 +124,11 @@ class Rejections:
             "SELECT prompt, answer, spans, count, rounds, drawn FROM rejections WHERE undone IS NULL ORDER BY id"
         )
         return fold_records(map(_row_record, rows))
+
+    def _update(self, change: str, value: Any, identities: Sequence[int]) -> int:
+        marks = ", ".join("?" * len(identities))
+        with self._database.writing() as db:
+            return db.execute(f"UPDATE rejections SET {change} WHERE id IN ({marks})", (value, *identities)).rowcount
 
 
 def record_rows(record: RejectionRecord) -> list[Row]:
@@ -122,7 +139,6 @@ def record_rows(record: RejectionRecord) -> list[Row]:
     rows = []
     for judged in record.entries():
         texts = json.dumps(prompt), judged.text, json.dumps(judged.spans)
-        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         row: Row = dict(zip(("prompt", "answer", "spans"), texts, strict=True))
         drawn: dict[str, Any] = {
             "token_ids": judged.token_ids,
@@ -131,8 +147,26 @@ def record_rows(record: RejectionRecord) -> list[Row]:
             "policy": record.policy,
         }
         row |= {"drawn": json.dumps(drawn) if any(value is not None for value in drawn.values()) else None}
-        rows.append(row | {"digest": digest, "count": judged.count, "rounds": judged.rounds})
+        row |= {"digest": hash_texts(*texts), "subject": subject_of(*texts[:2])}
+        rows.append(row | {"count": judged.count, "rounds": judged.rounds})
     return rows
+
+
+def _judged(answer: Row, spans: Spans, fine: bool) -> RejectionRecord:
+    """An answer that was given here and judged once, as a record."""
+    drawn, text = json.loads(answer["drawn"] or "{}"), answer["text"] if answer["text"].strip() else ""
+    has_ids = drawn.get("token_ids") is not None and bool(text)
+    return make_record(
+        json.loads(answer["context"]),
+        [text],
+        [0 if fine else 1],
+        1,
+        [list(spans)],
+        token_ids=[drawn["token_ids"]] if has_ids else None,
+        ended=[drawn.get("ended")],
+        tokenizer=drawn["tokenizer"] if has_ids else None,
+        policy=drawn.get("policy"),
+    )
 
 
 def _row_record(row: Row) -> RejectionRecord:
@@ -156,8 +190,16 @@ def _row_record(row: Row) -> RejectionRecord:
     )
 
 
-def _as_text(prompt: Any) -> str:
-    """A prompt as text: a conversation becomes a transcript."""
+def _rejected_words(row: Row) -> str:
+    """The beginning of what is rejected, on one line."""
+    spans = json.loads(row["spans"]) or [[0, None]]
+    words = " ".join("…".join(row["answer"][start:end] for start, end in spans).split())
+    return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
+
+
+def text_of_prompt(prompt_json: str) -> str:
+    """A prompt, stored as JSON, as text: a conversation becomes a transcript."""
+    prompt = json.loads(prompt_json)
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

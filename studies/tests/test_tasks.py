@@ -1,0 +1,103 @@
+"""The study of kinds: its judges by hand, its log, and a run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import edits
+import tasks
+from buleyean_rl.inference.protocol import Answer
+from harness import Summary
+from kinds import KINDS, Kind, list_marks
+from tasks import UNSEEN, Study
+from tiny import tiny_llama, tiny_tokenizer
+
+
+def said(text: str, *, ended: bool = True) -> Answer:
+    return Answer(text, len(text.split()), ended)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rejected", "accepted"),
+    [
+        ("loops", said("and so it goes on " * 8), said("A short answer that says it once.")),
+        ("length", said("word " * 61), said("word " * 60)),
+        ("length", said("Cut off", ended=False), said("Done.")),
+        ("format", said("Here:\n1. Sleep\n2. Eat"), said("On 1 May we slept - and ate.\n- Bob")),
+        ("format", said("# Title\n**Sleep**\nWell."), said("It is **very** good, # 1.")),
+        ("ai_talk", said("As an AI, I do not sleep."), said("I sleep well, and artificially.")),
+        ("ai_talk", said("I don't have personal opinions."), said("I don't have a car.")),
+    ],
+)
+def test_judges(kind: str, rejected: Answer, accepted: Answer) -> None:
+    assert KINDS[kind].is_rejected(rejected)
+    assert not KINDS[kind].is_rejected(accepted)
+
+
+def test_a_list_is_wrong_at_its_marks() -> None:
+    text = "Two:\n- Sleep - well\n  2) Eat"
+    assert [text[start:end] for start, end in list_marks(text)] == ["- ", "  2) "]
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "base"
+    tokenizer = tiny_tokenizer()
+    for part in (tiny_llama(tokenizer), tokenizer):
+        part.save_pretrained(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (tasks, edits):
+        monkeypatch.setattr(module, "BUNDLED", str(folder))
+    (tmp_path / "prompts.txt").write_text("".join(f"Give me tip {n}.\n" for n in range(12)))
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "The two cats sat on the mat."}) + "\n")
+    return tmp_path
+
+
+def test_the_parts_are_apart(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "UNSEEN", {"validation": 3, "test": 4})
+    study = Study(tiny_base / "study", [f"{n}" for n in range(12)], {}, "test")
+    parts = [study.prompts(KINDS["loops"], part) for part in ("training", *UNSEEN)]
+    assert list(map(len, parts)) == [5, 3, 4]
+    assert sorted(prompt for part in parts for prompt in part) == sorted(f"{n}" for n in range(12))
+
+
+def test_a_run_has_a_row_as_it_was_trained_and_one_at_a_kl(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tasks, "UNSEEN", {"validation": 2, "test": 2})
+    monkeypatch.setattr(tasks, "TOKENS", 12)
+    every = Kind(lambda _: True, lambda _: (), list)
+    monkeypatch.setitem(KINDS, "length", every)
+    monkeypatch.setattr(tasks, "VARIANTS", {"log": tasks.Variant({"anchors": 0, "lora_rank": 4})})
+    texts = str(tiny_base / "texts.jsonl")
+    arguments = ["--prompts", str(tiny_base / "prompts.txt"), "--c4", texts, "--wikitext", texts]
+    argv = ["tasks.py", *arguments, "-o", str(tiny_base / "study"), "--kind", "length", "--variant", "log"]
+    monkeypatch.setattr(sys, "argv", argv)
+    tasks.main()
+    rows = Summary(tiny_base / "study").rows
+    assert set(rows) == {"length-base", "length-log", "length-log-scaled"}
+    assert rows["length-log"]["records"] == 8
+    assert rows["length-log"]["kl_c4"] > 0
+    assert "| length-log-scaled | 100% |" in capsys.readouterr().out
+    monkeypatch.setattr(tasks, "train", None)
+    tasks.main()  # which finds all of it done
+
+
+def test_an_edit_has_a_row(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(edits, "OTHERS", 3)
+    monkeypatch.setattr(edits, "BEGINNING", 4)
+    monkeypatch.setattr(edits, "TOKENS", 12)
+    monkeypatch.setattr(edits, "VARIANTS", {"few": {"lora_rank": 4}})
+    arguments = ["--prompts", str(tiny_base / "prompts.txt"), "--edits", "2", "--variant", "few"]
+    monkeypatch.setattr(sys, "argv", ["edits.py", *arguments, "-o", str(tiny_base / "study")])
+    edits.main()
+    rows = Summary(tiny_base / "study").rows
+    assert set(rows) == {f"few-{n}-x{scale:g}" for n in (0, 1) for scale in edits.SCALES}
+    assert rows["few-0-x0.1"]["others_unchanged"] >= rows["few-0-x1"]["others_unchanged"]
+    assert "| few x0.1 | 2 |" in capsys.readouterr().out
