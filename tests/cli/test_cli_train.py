@@ -24,8 +24,8 @@ OPTIONS = {
     "": "--debug --version --install-completion --show-completion",
     "demo": "--output -o --quick --engine --json",
     "train": "RECORDS --model --output -o --config --preset --objective --alpha --tau --lr --epochs --max-steps "
-    "--batch-size --max-length --micro-batch-tokens --guard --held-out --lora-rank --adapter-scale --seed --resume "
-    "--skip-bad --dry-run --print-config --json",
+    "--batch-size --max-length --micro-batch-tokens --guard --held-out --base-bits --lora-rank --adapter-scale --seed "
+    "--resume --skip-bad --dry-run --print-config --json",
     "runs": "PATH --compare --delete --yes --json",
     "evaluate": "MODEL --pairs --records --neutral --prompts --reference --compare --json --plot --limit --max-tokens "
     "--temperature --max-length --context --engine --seed --skip-bad --overwrite",

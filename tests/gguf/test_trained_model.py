@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_export import write_unchecked
 
 from buleyean_rl.errors import ParityError
 from buleyean_rl.gguf import blueprint_from_run
@@ -55,3 +56,25 @@ def test_an_adapters_own_head_is_in_the_file(base: Path, tmp_path: Path) -> None
     export(str(run), tmp_path / "m.gguf", ["f32"])
     names = {tensor.name for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
     assert {"output.weight", "token_embd.weight"} <= names
+
+
+@pytest.mark.parametrize(("bits", "passes"), [(8, True), (4, False)])
+def test_a_base_quantised_for_training_has_a_limit(bits: int, passes: bool, base: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", base)
+    report = {"format": 2, "compute": f"bf16 from weights of {bits}.5 bits, kernels", "config": {"base_bits": bits}}
+    (run / "run.json").write_text(json.dumps(report))
+    if passes:
+        trained = export(str(run), tmp_path / "m.gguf", ["f16"])["trained"]
+        assert trained["precision"] == f"{bits} bits"
+        assert 0 < trained["divergence"] < trained["tolerance"] == 1e-2
+    else:
+        with pytest.raises(ParityError, match="was quantised to 4 bits; train with --base-bits 8 or 16"):
+            export(str(run), tmp_path / "m.gguf", ["f16"])
+
+
+def test_an_adapter_on_a_gguf_file_is_merged_into_its_numbers(tmp_path: Path) -> None:
+    path, _, _ = write_unchecked(tmp_path)
+    run = find_model(tiny_run(tmp_path / "run", path))
+    comparison = compare_with_trained(run, blueprint_from_run(run))
+    assert comparison.precision is None
+    assert comparison.divergence < comparison.tolerance

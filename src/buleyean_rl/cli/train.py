@@ -41,6 +41,9 @@ def train(
         bool | None, typer.Option("--guard/--no-guard", help="End the run before it ruins the model (on).")
     ] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the records held out to measure on (0.1).")] = None,
+    base_bits: Annotated[
+        int | None, typer.Option(help="Bits of a number of the frozen base: 16, or 8 or 4, which take less memory.")
+    ] = None,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter (16).")] = None,
     adapter_scale: Annotated[float | None, typer.Option(help="Factor of the trained adapter (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bytes (42).")] = None,
@@ -69,6 +72,7 @@ def train(
         "micro_batch_tokens": micro_batch_tokens,
         "guard": guard,
         "held_out": held_out,
+        "base_bits": base_bits,
         "lora_rank": lora_rank,
         "adapter_scale": adapter_scale,
         "seed": seed,

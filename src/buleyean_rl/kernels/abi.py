@@ -24,10 +24,26 @@ def _sizes(*names: str) -> tuple[tuple[str, Any], ...]:
     return tuple((name, c_int64) for name in names)
 
 
-class Matrix(ctypes.Structure):
-    """A matrix with the strides of its rows and columns."""
+class QuantisedRows(ctypes.Structure):
+    """Rows in GGUF's blocks, of up to three kinds."""
 
-    _fields_ = (*_pointers("data"), *_sizes("rows", "columns", "row_stride", "column_stride"))
+    _fields_ = (
+        ("data", c_void_p * PARTS),
+        ("kinds", c_int64 * PARTS),
+        ("bytes", c_int64 * PARTS),
+        ("ends", c_int64 * PARTS),
+    )
+
+
+class Matrix(ctypes.Structure):
+    """A matrix with the strides of its rows and columns; where it begins, if it is quantised."""
+
+    _fields_ = (
+        *_pointers("data"),
+        *_sizes("rows", "columns", "row_stride", "column_stride"),
+        *_pointers("quantised"),
+        *_sizes("first_row", "first_column"),
+    )
 
 
 class GemmArgs(ctypes.Structure):
@@ -50,6 +66,7 @@ class Linear(ctypes.Structure):
         ("ranks", c_int64 * PARTS),
         ("outputs", c_int64 * PARTS),
         ("scalings", c_float * PARTS),
+        *_pointers("quantised"),
     )
 
     @property
@@ -95,6 +112,7 @@ class HeadSoftmaxArgs(ctypes.Structure):
         *_pointers("weight", "hidden", "rejected_token", "rejected_node", "row_max", "sum_exp", "mean"),
         *_sizes("vocabulary", "width", "nodes", "rejections"),
         ("scale", c_float),
+        *_pointers("quantised"),
     )
 
 
@@ -129,7 +147,11 @@ class SavedActivationsStruct(ctypes.Structure):
 class RowLinear(ctypes.Structure):
     """A linear layer for few rows."""
 
-    _fields_ = (*_pointers("weight", "bias", "a", "b"), *_sizes("depth", "columns", "rank", "first", "ranks"))
+    _fields_ = (
+        *_pointers("weight", "bias", "a", "b"),
+        *_sizes("depth", "columns", "rank", "first", "ranks"),
+        *_pointers("quantised"),
+    )
 
 
 class CachedLayer(ctypes.Structure):
@@ -178,6 +200,7 @@ SIGNATURES = {
     "swiglu": [c_void_p, c_int64, c_void_p, *[c_int64] * 2, *[c_void_p] * 2, c_int],
     "rope": [POINTER(Heads), *[c_void_p] * 2, c_int64, c_int, c_int],
     "decode": [POINTER(DecodeArgs), c_int],
+    "dequantise": [POINTER(QuantisedRows), *[c_int64] * 2, c_void_p, c_int],
     "limit_memory": [c_int64],
 }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from buleyean_rl.kernels.abi import BLOCK, CachedLayer, DecodeArgs, RowLinear, address, call
+from buleyean_rl.kernels.quantised import quantised_address
 
 CACHE_BLOCK = 16  # tokens
 RANK_BLOCK = 8  # ADAPTER_COLUMNS in `decode.c`
@@ -21,7 +22,7 @@ class LinearWeights(NamedTuple):
     """A linear layer and its adapter, all contiguous and in bf16; see `RowLinear` in `kernels.h`.
 
     Args:
-        weight: Shape: (outputs, inputs).
+        weight: contiguous, or quantised. Shape: (outputs, inputs).
         bias: Shape: (outputs,), or None.
         a: of all layers that share the input. Shape: (ranks, inputs), or None.
         b: scaled, by blocks of outputs. Shape: (outputs / 32, rank / 2, 32, 2), or None.
@@ -39,7 +40,7 @@ class LinearWeights(NamedTuple):
         pointers = map(address, (self.weight, self.bias, self.a, self.b))
         columns, depth = self.weight.shape
         rank, ranks = 0 if self.b is None else 2 * self.b.shape[1], 0 if self.a is None else len(self.a)
-        return RowLinear(*pointers, depth, columns, rank, self.first, ranks)
+        return RowLinear(*pointers, depth, columns, rank, self.first, ranks, quantised_address(self.weight))
 
 
 def share_input(

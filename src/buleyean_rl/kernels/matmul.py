@@ -12,6 +12,7 @@ from torch import Tensor
 
 from buleyean_rl.kernels.abi import BLOCK, HeadSoftmaxArgs, Linear, available, call
 from buleyean_rl.kernels.precision import bf16_is_emulated
+from buleyean_rl.kernels.quantised import QuantisedTensor, quantised_address
 
 
 class Adapter(NamedTuple):
@@ -34,7 +35,11 @@ class Adapter(NamedTuple):
 
 def gemm_available(*matrices: Tensor) -> bool:
     """Whether `lora_linear` can be used with these matrices, and is fast on `min_rows` or more."""
-    return not any(x.shape[-1] % BLOCK for x in matrices) and available(*matrices)
+    return not any(x.shape[-1] % BLOCK or not _is_readable(x) for x in matrices) and available(*matrices)
+
+
+def _is_readable(x: Tensor) -> bool:
+    return not isinstance(x, QuantisedTensor) or x.fits_kernels
 
 
 def min_rows(x: Tensor) -> int:
@@ -51,15 +56,17 @@ def make_linear(weight: Tensor, adapter: Adapter | None = None) -> Linear:
     """A linear layer and its adapter for `lora_linear`, where `gemm_available`; the tensors have to outlive it.
 
     Args:
-        weight: contiguous. Shape: (outputs, inputs).
+        weight: contiguous, or quantised. Shape: (outputs, inputs).
         adapter: of one to three layers side by side.
     """
     columns, depth = weight.shape
-    if adapter is None:
-        return Linear(weight.data_ptr(), depth=depth, columns=columns, y_stride=columns)
-    a, b, *parts = adapter
-    pointers = (x.data_ptr() for x in (weight, a, b))
-    return Linear(*pointers, depth, columns, columns, len(a), len(adapter.ranks), *map(tuple, parts))
+    linear = Linear(weight.data_ptr(), depth=depth, columns=columns, y_stride=columns)
+    if adapter is not None:
+        a, b, *parts = adapter
+        pointers = (x.data_ptr() for x in (weight, a, b))
+        linear = Linear(*pointers, depth, columns, columns, len(a), len(adapter.ranks), *map(tuple, parts))
+    linear.quantised = quantised_address(weight)
+    return linear
 
 
 def lora_linear(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -100,6 +107,21 @@ def lora_linear_backward(
     return grad_x
 
 
+def linear_input_gradient(grad_y: Tensor, linear: Linear) -> Tensor:
+    """The gradient in its input of a linear layer without an adapter, from that in its result, in bf16.
+
+    Args:
+        grad_y: contiguous. Shape: (rows, outputs).
+        linear: see `make_linear`.
+
+    Returns:
+        Shape: (rows, inputs).
+    """
+    grad_x = grad_y.new_empty(len(grad_y), linear.depth)
+    call("lora_linear_input_gradient", byref(linear), grad_y, len(grad_y), None, grad_x)
+    return grad_x
+
+
 def head_softmax_available(weight: Tensor) -> bool:
     """Whether `head_softmax` can be used with an output head. Shape: (vocabulary, width)."""
     return not weight.shape[0] % BLOCK and gemm_available(weight)
@@ -111,7 +133,7 @@ def head_softmax(
     """What the normaliser and the gradient of a softmax over the vocabulary are made of, in one pass, in bf16.
 
     Args:
-        weight: W of the output head, contiguous. Shape: (vocabulary, width).
+        weight: W of the output head, contiguous, or quantised. Shape: (vocabulary, width).
         hidden: contiguous. Shape: (nodes, width).
         scale: factor on the logits.
         rejected_tokens: left out of the softmax. Shape: (entries,).
@@ -124,5 +146,6 @@ def head_softmax(
     row_max, sum_exp, mean = torch.empty(len(hidden)), torch.empty(len(hidden)), torch.empty(hidden.shape)
     tensors = (weight, hidden, rejected_tokens, rejected_nodes, row_max, sum_exp, mean)
     sizes = (*weight.shape, len(hidden), len(rejected_tokens))
-    call("head_softmax", byref(HeadSoftmaxArgs(*(x.data_ptr() for x in tensors), *sizes, scale)))
+    pointers = (x.data_ptr() for x in tensors)
+    call("head_softmax", byref(HeadSoftmaxArgs(*pointers, *sizes, scale, quantised_address(weight))))
     return row_max, sum_exp, mean

@@ -216,8 +216,9 @@ class _Walk:
         self.rounds: list[Round] = []
         self._engine: tuple[int, Engine] | None = None
         self._current: tuple[int, Model] | None = None
-        self._base_model = open_model(self.base)  # whose weights are loaded once, for all rounds and their training
         config = self.configure(self.folder / "run")
+        # whose weights are loaded once, for all rounds and their training
+        self._base_model = open_model(self.base, base_bits=config.base_bits)
         self.header = {
             "format": WALK_FORMAT,
             "model": answers_key(self.base, ENGINE_KIND),

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from buleyean_rl.errors import ModelError
+from buleyean_rl.kernels.quantised import QuantisedTensor
 from buleyean_rl.models.fused_decoder import fuse_decoder
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.lora import group_layers
@@ -35,7 +36,8 @@ def attach_lora(model: Any, config: Any) -> Any:
     from peft import get_peft_model
 
     for weight in model.parameters():
-        weight.data = weight.data.clone()  # or the mapped file would stay in memory beside the concatenated weights
+        if not isinstance(weight, QuantisedTensor):
+            weight.data = weight.data.clone()  # or the mapped file would stay in memory beside the concatenated weights
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from buleyean_rl.kernels import abi, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated
+from buleyean_rl.kernels.quantised import QuantisedTensor
 from buleyean_rl.models.private_interfaces import scaled_copy
 
 
@@ -190,7 +191,7 @@ def copy_adapters(linears: Sequence[AdaptedLinear]) -> None:
 
 def frozen_linear(x: Tensor, linear: AdaptedLinear) -> Tensor:
     """A linear layer without adapters, with a gradient in its input alone. Shape: (..., inputs) to (..., outputs)."""
-    if linear.c_linear is None or not bf16_is_emulated(x):
+    if linear.c_linear is None or not (bf16_is_emulated(x) or isinstance(linear.weight, QuantisedTensor)):
         return nn.functional.linear(x, linear.weight, linear.bias)
     y: Tensor = _FrozenLinearFunction.apply(x, linear)
     return y
@@ -204,10 +205,8 @@ class _FrozenLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        transposed = ctx.linear.weight.T.contiguous()
-        grad_x, _ = matmul.lora_linear(
-            grad_y.reshape(-1, grad_y.shape[-1]).contiguous(), matmul.make_linear(transposed)
-        )
+        flat = grad_y.reshape(-1, grad_y.shape[-1]).contiguous()
+        grad_x = matmul.linear_input_gradient(flat, ctx.linear.c_linear)
         return grad_x.view(*grad_y.shape[:-1], -1), None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from buleyean_rl.kernels import abi
+from buleyean_rl.kernels import abi, matmul
 from buleyean_rl.kernels.decode import (
     CACHE_BLOCK,
     Decoder,
@@ -141,7 +141,7 @@ def _decoder_weights(model: Any) -> DecoderWeights:
     sizes = [size for matrix in matrices for size in matrix.shape]
     if len({tuple(linear.weight.shape for linear in layer.linears) for layer in layers}) > 1:
         raise ValueError("layers of several sizes")
-    if any(size % abi.BLOCK for size in (head_width, *sizes)) or not abi.available(norm.weight, *matrices):
+    if any(size % abi.BLOCK for size in (head_width, *sizes)) or not matmul.gemm_available(norm.weight, *matrices):
         raise ValueError("not in bf16 on a CPU, or sizes that are no multiples of 32")
     if not all(matrix.is_contiguous() for matrix in matrices):
         raise ValueError("weights that do not lie in one piece")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from buleyean_rl.kernels import abi, elementwise, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated
+from buleyean_rl.kernels.quantised import QuantisedTensor
 from buleyean_rl.models.adapted_linear import AdaptedLinear, frozen_linear
 from buleyean_rl.models.lora import concatenated_outputs
 from buleyean_rl.models.packed_attention import PADDED
@@ -42,13 +43,17 @@ def fuse_layers(model: nn.Module) -> None:
             _replace_forward(module, _norm_forward(module), module.weight)
         elif all(hasattr(module, name) for name in MLP) and _has_kernel(module.gate_proj.weight):
             _replace_forward(module, _mlp_forward(module), module.gate_proj.weight)
-        elif type(module) is nn.Linear and bf16_is_emulated(module.weight):
+        elif type(module) is nn.Linear and _is_slow_in_torch(module.weight):
             _replace_forward(module, _linear_forward(module), module.weight)
 
 
 def _has_kernel(gate: Tensor) -> bool:
     """Whether SwiGLU is in C for this gate. Shape: (width, inputs)."""
     return abi.available(gate) and not len(gate) % abi.BLOCK
+
+
+def _is_slow_in_torch(weight: Tensor) -> bool:
+    return bf16_is_emulated(weight) or isinstance(weight, QuantisedTensor)
 
 
 def epsilon_of(norm: Any) -> float:
@@ -99,7 +104,7 @@ def _linear_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         weight = linear.weight
-        if not (bf16_is_emulated(weight) and matmul.gemm_available(weight, weight.T)):
+        if not (_is_slow_in_torch(weight) and matmul.gemm_available(weight, weight.T)):
             return own_forward(x)
         return frozen_linear(x, AdaptedLinear(weight, linear.bias, None, (), matmul.make_linear(weight)))
 

@@ -21,6 +21,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
 from buleyean_rl.kernels import matmul
+from buleyean_rl.kernels.quantised import QuantisedTensor
 from buleyean_rl.models.adapted_linear import (
     AdaptedLinear,
     AdaptedLinearFunction,
@@ -185,11 +186,24 @@ class LinearGroup:
         bases = [layer.get_base_layer() for layer in self.layers]
         if len(bases) == 1:
             return bases[0].weight, bases[0].bias
+        if isinstance(bases[0].weight, QuantisedTensor):
+            self._stack_quantised([base.weight for base in bases])
+            return self._with_biases(bases)
         parts = () if self._stacked_weight is None else self._stacked_weight.split(self._outputs)
         if [base.weight.data_ptr() for base in bases] != [part.data_ptr() for part in parts]:  # new, moved or cast
             self._stacked_weight = torch.cat([base.weight.detach() for base in bases])
             for base, part in zip(bases, self._stacked_weight.split(self._outputs), strict=True):
                 base.weight.data = part
+        return self._with_biases(bases)
+
+    def _stack_quantised(self, weights: Sequence[QuantisedTensor]) -> None:
+        """Side by side, nothing is copied."""
+        parts, stacked = [part.packed for weight in weights for part in weight.parts], self._stacked_weight
+        known = [part.packed for part in stacked.parts] if isinstance(stacked, QuantisedTensor) else []
+        if len(parts) != len(known) or any(a is not b for a, b in zip(parts, known, strict=True)):
+            self._stacked_weight = torch.cat([weight.detach() for weight in weights])
+
+    def _with_biases(self, bases: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         assert self._stacked_weight is not None
         if all(base.bias is None for base in bases):
             return self._stacked_weight, None
@@ -253,7 +267,8 @@ def group_layers(model: nn.Module) -> None:
     for module in model.modules():
         for names in SHARED_INPUTS:
             layers = [layer for name in names if isinstance(layer := getattr(module, name, None), LoraLinear)]
-            if len(layers) > 1:
+            kinds = {isinstance(layer.get_base_layer().weight, QuantisedTensor) for layer in layers}
+            if len(layers) > 1 and len(kinds) == 1:
                 group = LinearGroup(layers)
                 group.base()
                 for layer in layers:

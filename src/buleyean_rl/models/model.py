@@ -18,12 +18,13 @@ from torch import nn
 
 from buleyean_rl.errors import ModelError
 from buleyean_rl.kernels import abi, build
+from buleyean_rl.kernels.quantised import stored_bytes
 from buleyean_rl.models import views
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.fused_layers import fuse_layers
 from buleyean_rl.models.layout_probe import Layout, probe_layout
 from buleyean_rl.models.output_head import OutputHead
-from buleyean_rl.models.placement import default_device, load_for_inference, preferred_dtype
+from buleyean_rl.models.placement import default_device, load_for_inference, preferred_bits, preferred_dtype
 from buleyean_rl.models.run_folder import attach_run, check_files, find_model, run_tokenizer
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weight_checks import check_token_ids
@@ -42,6 +43,7 @@ class Model:
         device: None for a GPU if there is one.
         dtype: of its weights; None for the fastest on the device.
         keep_adapter: do not merge a run's adapter into the base, so that it can be disabled.
+        base_bits: of a number of its base's matrices: 4, 8 or 16; None for a run's own, or by `preferred_bits`.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Model:
         dtype: torch.dtype | None = None,
         *,
         keep_adapter: bool = False,
+        base_bits: int | None = None,
     ) -> None:
         self.source, self.device = source, device or default_device()
-        self._dtype, self._switchable = dtype, keep_adapter
+        self._dtype, self._switchable, self._base_bits = dtype, keep_adapter, base_bits
         self._sharing: Model | None = None  # whose base it takes
 
     @classmethod
@@ -81,6 +84,17 @@ class Model:
         return self._dtype or preferred_dtype(self.source, self.device)
 
     @cached_property
+    def base_bits(self) -> int | None:
+        """Of a number of its base's matrices; None where they stay in a GGUF file's blocks.
+
+        Raises:
+            ModelError: its configuration cannot be loaded.
+        """
+        if self._sharing is not None:
+            return self._sharing.base_bits
+        return preferred_bits(self.source, self.device, self.dtype, self._base_bits)
+
+    @cached_property
     def tokenizer(self) -> Any:
         """Its transformers tokenizer; the model's files are checked before it is loaded.
 
@@ -99,7 +113,7 @@ class Model:
         Raises:
             ModelError: it cannot be loaded.
         """
-        if self.source.run is not None and not self._switchable:
+        if self.source.run is not None and not self._switchable and self.base_bits == 16:  # others cannot be merged
             return load_for_inference(self.source, self.device, self.dtype)
         if self.source.run is not None:
             check_files(self.source)
@@ -118,7 +132,7 @@ class Model:
         """
         if self._sharing is not None:
             return self._sharing.base_module
-        return load_base(self.source, self.dtype).to(self.device)
+        return load_base(self.source, self.dtype, self.base_bits).to(self.device)
 
     def with_source(self, source: Source) -> Model:
         """A model on the same base, which is loaded once for both: the base itself, or a run, whose adapter is kept.
@@ -171,6 +185,7 @@ class Model:
         return {
             "weights": self.source.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if self.base_bits == 16 else {"base_bits": self.base_bits}),
             "device": self._describe_device(),
             "kernels": f"{self.kernels.instruction_set} {library.stem[:12]}" if library else "off",
             "vectors": torch.backends.cpu.get_cpu_capability(),  # of torch's own kernels
@@ -223,6 +238,10 @@ class Model:
         For example `compute: bf16, AVX2 kernels, fused decoder, packed sequences, 2 threads`.
         """
         parts = [DTYPE_NAMES.get(self.dtype, str(self.dtype))]
+        if self.base_bits != 16:
+            weights = [*views.plain_model(self.module).parameters()]
+            bits = 8 * sum(map(stored_bytes, weights)) / sum(weight.numel() for weight in weights)
+            parts[0] += f" from weights of {bits:.1f} bits"
         on_cpu = self.device.type == "cpu"
         parts.append(self._describe_kernels() if on_cpu else self._describe_device())
         if "forward" in vars(self.backbone):  # which `fuse_decoder` replaces
@@ -241,7 +260,8 @@ class Model:
         if self.kernels.problem is not None:
             return f"no kernels ({self.kernels.problem})"
         if not abi.available(torch.empty(0, dtype=self.dtype)):
-            return f"no kernels (they do not compute in {DTYPE_NAMES.get(self.dtype, self.dtype)})"
+            dtype = DTYPE_NAMES.get(self.dtype, self.dtype)
+            return f"no kernels (they do not compute this model, or not in {dtype}: several times the time and memory)"
         return f"{self.kernels.instruction_set} kernels"
 
 
@@ -251,6 +271,7 @@ def open_model(
     dtype: torch.dtype | None = None,
     *,
     keep_adapter: bool = False,
+    base_bits: int | None = None,
 ) -> Model:
     """Open a model by its name.
 
@@ -259,8 +280,9 @@ def open_model(
         device: None for a GPU if there is one.
         dtype: of its weights; None for the fastest on the device.
         keep_adapter: see `Model`.
+        base_bits: see `Model`.
 
     Raises:
         ModelError: nothing of that name can exist.
     """
-    return Model(find_model(name), device, dtype, keep_adapter=keep_adapter)
+    return Model(find_model(name), device, dtype, keep_adapter=keep_adapter, base_bits=base_bits)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from buleyean_rl.kernels import abi, elementwise, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated, product
+from buleyean_rl.kernels.quantised import QuantisedTensor
 
 # Nodes of a tile: enough for efficient products, and with V = 49,152 in bf16 it holds 6 MB. A GPU has memory to spare.
 TILE = 64
@@ -42,8 +43,17 @@ class OutputHead:
         return self.scale_and_cap(self.project(hidden)).T
 
     @cached_property
-    def transposed(self) -> Tensor:
+    def _in_c(self) -> abi.Linear | None:
+        """W as the kernels take it, if it is quantised and they can."""
+        is_quantised = isinstance(self.weight, QuantisedTensor)
+        readable = is_quantised and matmul.gemm_available(self.weight, self.weight.T)
+        return matmul.make_linear(self.weight) if readable else None
+
+    @cached_property
+    def _transposed(self) -> Tensor:
         """W^T. Shape: (width, vocabulary). Copied in bf16 on a CPU, where W itself makes slower products."""
+        if isinstance(self.weight, QuantisedTensor):
+            return self.weight.T
         in_bf16_on_cpu = self.weight.device.type == "cpu" and self.weight.dtype == torch.bfloat16
         return self.weight.T.contiguous() if in_bf16_on_cpu and not bf16_is_emulated(self.weight) else self.weight.T
 
@@ -54,12 +64,21 @@ class OutputHead:
 
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
-        if out is None and bf16_is_emulated(self.weight) and matmul.gemm_available(self.weight):
+        if self._in_c is not None:
+            raw = matmul.lora_linear(hidden.contiguous(), self._in_c)[0].T
+            raw = raw.contiguous() if out is None else out.copy_(raw)
+        elif out is None and bf16_is_emulated(self.weight) and matmul.gemm_available(self.weight):
             padded = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.BLOCK)).contiguous()
             raw = matmul.lora_linear(self.weight, matmul.make_linear(padded))[0][:, : len(hidden)].contiguous()
         else:
             raw = product(self.weight, hidden.T.contiguous(), out)
         return raw if self.bias is None else raw.add_(self.bias.unsqueeze(1))
+
+    def project_backward(self, gradient: Tensor) -> Tensor:
+        """The gradient in the states from that in what `project` made. Shape: (vocabulary, nodes) to (nodes, width)."""
+        if self._in_c is not None:
+            return matmul.linear_input_gradient(gradient.T.contiguous(), self._in_c)
+        return product(self._transposed, gradient).T
 
     def scale_and_cap(self, raw: Tensor) -> Tensor:
         """Logits from what `project` made, in at least fp32. Shape: any."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
+from buleyean_rl.errors import ModelError
 from buleyean_rl.kernels import abi, matmul
 from buleyean_rl.kernels.precision import default_dtype
+from buleyean_rl.models import gguf_weights
 from buleyean_rl.models.fused_layers import fuse_layers
+from buleyean_rl.models.gguf_header import read_header
+from buleyean_rl.models.run_files import is_finished, read_run
 from buleyean_rl.models.run_folder import find_model, merge_run
 from buleyean_rl.models.source import Source
 from buleyean_rl.models.weights import load_base, load_config, loading
+
+LARGE = 500_000_000  # numbers of a model that stays in its blocks: 1 GB in bf16
 
 
 def default_device() -> torch.device:
@@ -59,6 +66,37 @@ def preferred_dtype(name: str | Source, device: torch.device) -> torch.dtype:
         with loading(source):  # a configuration may ask for what transformers cannot build
             dtype = torch.bfloat16 if _fits_kernels(load_config(source)) else dtype
     return dtype
+
+
+def preferred_bits(source: Source, device: torch.device, dtype: torch.dtype, wanted: int | None) -> int | None:
+    """The bits of a number of a base model's matrices; None for a GGUF file's blocks as they lie.
+
+    Blocks save memory, and time where weights are read; a small model is quicker without them.
+
+    Args:
+        source: of the model, or of a run of it, which has the bits that it was trained with.
+        device: to compute on.
+        dtype: that it computes in.
+        wanted: 4, 8 or 16; None for the best.
+
+    Raises:
+        ModelError: the model cannot be quantised there.
+    """
+    if wanted is None and source.run is not None and is_finished(source.run):
+        wanted = read_run(source.run).get("config", {}).get("base_bits")
+    if wanted == 16:
+        return 16
+    if device.type != "cpu":
+        if wanted is not None:
+            raise ModelError(f"{source.name}: only a CPU computes with {wanted} bits: use base_bits 16, or the CPU")
+        return 16
+    if wanted is not None:
+        return wanted
+    path = (source.base or source).gguf_path
+    if path is None or not matmul.gemm_available(torch.empty(0, 0, dtype=dtype)) or not gguf_weights.is_known(path):
+        return 16
+    numbers = sum(math.prod(tensor.shape) for tensor in read_header(path).tensors.values())
+    return None if numbers > LARGE else 16
 
 
 @torch.no_grad()

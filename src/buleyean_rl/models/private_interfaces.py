@@ -73,6 +73,25 @@ def quick_gguf_reading() -> Iterator[None]:
             del gguf.GGUFReader.data
 
 
+def gguf_names(model: Any, architecture: str) -> tuple[dict[str, str], Callable[[np.ndarray, str], np.ndarray]]:
+    """A GGUF file's names for a transformers model's parameters, and how their rows get the model's order.
+
+    Of transformers 5.24: the table that its own reader goes by, which has no place for weights that stay quantised.
+
+    Args:
+        model: its parameters may be on the meta device.
+        architecture: of the file.
+
+    Returns:
+        The parameters' names by the file's; a function of a tensor, fp32 numbers or packed rows, and its name there.
+    """
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    return names, lambda weights, name: processor.process(weights=weights, name=name).weights
+
+
 def use_one_gpu(arguments: Any) -> None:
     """Keep transformers' `TrainingArguments` from replicating a model over all GPUs. transformers 5.24."""
     arguments._n_gpu = min(arguments.n_gpu, 1)

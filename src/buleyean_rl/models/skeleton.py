@@ -10,8 +10,14 @@ import torch
 LM_HEAD, EMBED_TOKENS = "lm_head.weight", "model.embed_tokens.weight"  # in transformers
 
 
-def build_skeleton(config: Any) -> Any:
-    """The transformers model of a configuration, its parameters on the meta device."""
+def build_skeleton(config: Any, dtype: torch.dtype = torch.float32, attention: str | None = "eager") -> Any:
+    """The transformers model of a configuration, its parameters on the meta device.
+
+    Args:
+        config: of transformers.
+        dtype: of its parameters.
+        attention: None for the model's default; eager attention is the only one that caps its logits.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -19,9 +25,8 @@ def build_skeleton(config: Any) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
-        # eager attention is the only one that caps its logits
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
     return model.eval()
 

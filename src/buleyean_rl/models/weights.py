@@ -1,8 +1,9 @@
 """A base model's weights, tokenizer and configuration, from safetensors or GGUF.
 
-    Source --GGUF: converted once--> folder or Hub commit --> transformers model
+    Source --> folder or Hub commit, or a GGUF file's blocks --> transformers model --quantised, if asked--> the same
 
-Only safetensors and GGUF are read, no pickle; no code of a model is run.
+Of a GGUF file its configuration and tokenizer are converted once; its weights never are. Only safetensors and GGUF are
+read, no pickle; no code of a model is run.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from buleyean_rl.errors import BuleyeanError, ModelError
-from buleyean_rl.models import hub, pre_tokenizers, weight_checks
+from buleyean_rl.kernels.quantised import OF_BITS, QuantisedTensor, quantise
+from buleyean_rl.models import gguf_weights, hub, pre_tokenizers, weight_checks
 from buleyean_rl.models.gguf_header import check_model_header, check_numbers, read_header
 from buleyean_rl.models.model_folder import check_folder, read_json, stored_tensors, weight_paths
 from buleyean_rl.models.private_interfaces import quick_gguf_reading
@@ -37,21 +40,37 @@ LOAD_OPTIONS: dict[str, Any] = {
 }
 
 
-def load_base(name: str | Source, dtype: torch.dtype = torch.float32) -> Any:
+def load_base(name: str | Source, dtype: torch.dtype = torch.float32, bits: int | None = 16) -> Any:
     """Load a causal language model, in evaluation mode.
 
     Args:
         name: see `resolve`.
-        dtype: of its weights.
+        dtype: of its weights, or of the numbers that they are dequantised to.
+        bits: 4 or 8: matrices stay in a GGUF file's blocks, others are quantised; None: they stay in those; 16: all are
+            numbers.
 
     Raises:
         ModelError: it cannot be resolved or loaded, or its weights are not those of its configuration, or not finite.
     """
     source = resolve(name)
-    model = _load(source, dtype=dtype)
-    weight_checks.check_finite(source.name, dict(model.named_parameters()))
+    model = _load(source, dtype=dtype, keep_blocks=bits != 16)
+    numbers = {name: weight for name, weight in model.named_parameters() if not isinstance(weight, QuantisedTensor)}
+    weight_checks.check_finite(source.name, numbers)
+    if bits in OF_BITS:
+        _quantise(model, bits)
     _keep_end_tokens(model, source)
     return model.eval()
+
+
+def _quantise(model: Any, bits: int) -> None:
+    """Quantise the matrices of a model's linear layers and embeddings, in place, one after the other."""
+    replaced: dict[int, nn.Parameter] = {}  # by the matrix, which several modules may have
+    for module in model.modules():
+        if not isinstance(module, (nn.Linear, nn.Embedding)) or isinstance(module.weight, QuantisedTensor):
+            continue
+        if id(module.weight) not in replaced and (weight := quantise(module.weight, bits)) is not None:
+            replaced[id(module.weight)] = nn.Parameter(weight, requires_grad=False)
+        module.weight = replaced.get(id(module.weight), module.weight)
 
 
 def _keep_end_tokens(model: Any, source: Source) -> None:
@@ -115,7 +134,7 @@ def load_tokenizer(name: str | Source) -> Any:
     """
     source = resolve(name)
     with loading(source):
-        folder = _convert_gguf(source) if source.gguf else _configuration_folder(source)
+        folder = _describe_gguf(source) if source.gguf else _configuration_folder(source)
         return read_tokenizer(folder)
 
 
@@ -207,13 +226,13 @@ def weight_files(name: str | Source) -> list[Path]:
 
 
 def model_folder(source: Source) -> Path:
-    """The folder that transformers loads a model from: its own, a download, or a GGUF file's conversion; checked.
+    """The folder that transformers loads a model from: its own, a download, or a GGUF file's description; checked.
 
     Raises:
         ModelError: it cannot be loaded.
     """
     if source.gguf:
-        return _convert_gguf(source)
+        return _describe_gguf(source)
     folder = _configuration_folder(source)
     if source.revision is not None:
         folder = hub.download(source.location, source.revision, (*hub.CONFIGURATION_FILES, *hub.WEIGHT_FILES))
@@ -228,11 +247,13 @@ def _configuration_folder(source: Source) -> Path:
     return hub.download(source.location, source.revision, hub.CONFIGURATION_FILES)
 
 
-def _load(source: Source, **options: Any) -> Any:
+def _load(source: Source, *, keep_blocks: bool = False, **options: Any) -> Any:
     """A transformers model, with all the weights its configuration asks for and no others."""
     from transformers import AutoModelForCausalLM
 
     with loading(source):
+        if source.gguf_path is not None:
+            return _load_gguf(source, source.gguf_path, keep_blocks=keep_blocks, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(model_folder(source)), **LOAD_OPTIONS, **options, use_safetensors=True
         )
@@ -241,40 +262,52 @@ def _load(source: Source, **options: Any) -> Any:
         return model
 
 
-def _convert_gguf(source: Source) -> Path:
-    """Convert a GGUF file to a transformers folder in fp32, once: reading a GGUF is slow."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def _load_gguf(source: Source, path: Path, *, dtype: torch.dtype, keep_blocks: bool) -> Any:
+    """The transformers model in a GGUF file."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    check_model_header(read_header(path))
+    if gguf_weights.is_known(path):
+        _describe_gguf(source)  # whose configuration is quicker to load
+        return gguf_weights.load_gguf(path, load_config(source), dtype, keep_blocks=keep_blocks)
+    # transformers' reader draws a bar of its own, whatever its settings
+    with redirect_stderr(io.StringIO()), quick_gguf_reading():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            gguf_file=source.gguf,
+            dtype=dtype,
+            quantization_config=GgufConfig(dequantize=True),
+            **LOAD_OPTIONS,
+        )
+    model, report = loaded
+    weight_checks.check_report(source.name, report)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
+
+
+def _describe_gguf(source: Source) -> Path:
+    """A folder with a GGUF file's configuration and tokenizer, made once: reading a large vocabulary is slow."""
+    from transformers import AutoConfig, AutoTokenizer
 
     folder, path = _conversion_folder(source), Path(source.location) / str(source.gguf)
     if os.path.isdir(folder):
         return folder
     make_cache_folder("models")
     check_model_header(read_header(path))
-    # transformers' reader draws a bar of its own, whatever its settings
-    quiet = redirect_stderr(io.StringIO())
-    with loading(source), atomic_folder(folder) as unfinished, quiet, quick_gguf_reading():
-        # quantised weights could be neither trained nor merged
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            gguf_file=source.gguf,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-            **LOAD_OPTIONS,
-        )
-        model, report = loaded
-        weight_checks.check_report(source.name, report)
-        weight_checks.check_finite(source.name, dict(model.named_parameters()))
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+    with loading(source), atomic_folder(folder) as unfinished, redirect_stderr(io.StringIO()), quick_gguf_reading():
+        config = AutoConfig.from_pretrained(source.location, gguf_file=source.gguf, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf, trust_remote_code=False)
         _restore_pre_tokenizer(tokenizer, path)
-        for part in (model, tokenizer):
+        for part in (config, tokenizer):
             part.save_pretrained(unfinished)
     return folder
 
 
 def _conversion_folder(source: Source) -> Path:
-    """The cached folder of a GGUF file's conversion."""
+    """The cached folder of a GGUF file's description."""
     from transformers import __version__
 
     return cache_folder() / "models" / f"{source.fingerprint}-{__version__}"

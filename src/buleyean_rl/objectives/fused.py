@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.precision import product
 from buleyean_rl.models.output_head import OutputHead, node_tiles, nodes_of_tile
 from buleyean_rl.objectives.complement import Counts, plausible, published_floor, ratios, sparse_target
 from buleyean_rl.objectives.losses import NodeLosses, Objective
@@ -205,7 +204,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logits_gradient.scatter_add_(
                 0, tokens[nodes].unsqueeze(0), grad[nodes].unsqueeze(0).to(logits_gradient.dtype)
             )
-            gradient[nodes] = product(
-                head.transposed, head.scale_and_cap_backward(logits_gradient, logits).to(hidden.dtype)
-            ).T
+            gradient[nodes] = head.project_backward(
+                head.scale_and_cap_backward(logits_gradient, logits).to(hidden.dtype)
+            )
         return gradient, None, None

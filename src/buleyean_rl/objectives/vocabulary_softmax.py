@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from buleyean_rl.kernels import matmul
-from buleyean_rl.kernels.precision import product
 from buleyean_rl.models.output_head import OutputHead, dense_gradient, largest_logit, nodes_of_tile, vocabulary_sums
 from buleyean_rl.objectives.complement import Counts
 
@@ -173,7 +172,7 @@ class MaterializedLogits:
         node_values = (x.to(dtype) for x in (lse, reference_lse, pi_coefficient, reference_coefficient))
         dense_gradient(head, model, self._reference, *node_values)
         model[self._listed] = head.scale_and_cap_backward(on_listed, self._logits).to(model.dtype)
-        return product(head.transposed, model).T
+        return head.project_backward(model)
 
 
 class StreamingLogits:

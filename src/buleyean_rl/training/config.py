@@ -81,6 +81,8 @@ class BuleyeanConfig(TrainingArguments):
         micro_batch_tokens: maximum tokens of a forward pass; None for the device's default.
         held_out: share of the records that are measured on, not trained on.
         anchors: texts that were not rejected, in a step for each of its records; see `anchors`.
+        base_bits: of a number of the frozen base: 4 and 8 quantise it in memory, 16 do not; None for a large GGUF
+            file's own blocks, and 16 for all else.
         lora_rank: rank of the adapter.
         lora_alpha: the adapter is scaled by lora_alpha / lora_rank.
         lora_dropout: on the adapter's input.
@@ -111,6 +113,7 @@ class BuleyeanConfig(TrainingArguments):
     micro_batch_tokens: int | None = None
     held_out: float = LOG.held_out
     anchors: int = LOG.anchors
+    base_bits: int | None = None
     lora_rank: int = 16
     lora_alpha: int = 32
     lora_dropout: float = LOG.lora_dropout

@@ -90,7 +90,7 @@ def dry_run(
     """
     console, folder = console or Console(quiet=True), Path(str(config.output_dir))
     records = RecordsFile(Path(records_path), records_sha256(records_path), skip_bad)
-    model = open_model(resolve(model_name), config.device)
+    model = open_model(resolve(model_name), config.device, base_bits=config.base_bits)
     with TemporaryDirectory() as scratch:
         config.output_dir = scratch
         dataset = prepare_data(records, model, config, console)

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerState, set_seed
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import records_sha256
 from buleyean_rl.data.trie import Boundary
-from buleyean_rl.errors import TrainingError
+from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import Source, resolve
@@ -85,9 +85,13 @@ def train(
     console, folder = console or Console(quiet=True), Path(str(config.output_dir))
     records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
     if isinstance(model_name, Model):
+        if config.base_bits not in (None, model_name.base_bits):
+            raise UsageError(
+                f"base_bits is {config.base_bits}, and the model in memory has {model_name.base_bits or 'blocks'}"
+            )
         model = model_name.with_source(model_name.source)
     else:
-        model = open_model(resolve(model_name), config.device)
+        model = open_model(resolve(model_name), config.device, base_bits=config.base_bits)
     settings = run_settings(model.source.absolute_name, records.sha256, config)
     config = copy(config)  # the data decides some of it
     with name_full_disk(folder), open_run(folder, settings, resume, console) as state:

@@ -112,6 +112,24 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """One of some whole numbers, or None.
+
+    Args:
+        numbers: which.
+    """
+
+    numbers: tuple[int, ...]
+
+    def admits(self, value: Any) -> bool:
+        """See `Accepts`."""
+        return value is None or (type(value) is int and value in self.numbers)
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.numbers))}, or null"
+
+
+@dataclass(frozen=True)
 class LayerNames:
     """Names of layers, or None for all."""
 
@@ -165,6 +183,11 @@ SETTINGS: dict[str, Setting] = {
     "held_out": Setting(Number(0, 1, "high"), "Share of the records that are measured on, not trained on."),
     "anchors": Setting(
         Whole(0, 1000), "Texts that were not rejected, for each record; see [anchors](training.md#anchors)."
+    ),
+    "base_bits": Setting(
+        OneOf((4, 8, 16)),
+        "Of a number of the frozen base: 4 or 8 quantise it in memory; null: as a large GGUF file has it, else 16; see "
+        "[memory](models.md#memory).",
     ),
     "lora_rank": Setting(Whole(1, 65536), "Rank of the adapter, at most a layer's smaller side."),
     "lora_alpha": Setting(Whole(1, MANY), "The adapter is scaled by lora_alpha / lora_rank."),
@@ -240,6 +263,8 @@ OTHER_NAMES = {  # of the command's options, of other tools and of earlier versi
     "cutoff_len": "max_length",
     "sequence_len": "max_length",
     "optimizer": "optim",
+    "load_in_4bit": "base_bits",
+    "load_in_8bit": "base_bits",
     "rank": "lora_rank",
     "lora_r": "lora_rank",
     "r": "lora_rank",

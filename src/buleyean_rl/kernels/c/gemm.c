@@ -97,6 +97,11 @@ static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
     amx_end(&before);
 }
 
+void dequantise(const QuantisedRows *x, int64_t rows, int64_t width, bf16 *to, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) dequantise_part(x, row, 1, 0, width, to + row * width);
+}
+
 void gemm(const GemmArgs *g, int threads) {
     if (!g->a.rows || !g->b.columns) return;
     Plan plan = plan_of(g, threads);

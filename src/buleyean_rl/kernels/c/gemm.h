@@ -15,7 +15,7 @@
  * a is read row by row: its words are neighbours of a row, as they lie in memory.
  */
 #pragma once
-#include "kernels.h"
+#include "dequantise.h"
 
 #define TILE 16
 #define BLOCK 32
@@ -263,7 +263,9 @@ static inline void pack_a_transposed(const Packed *x, int64_t x_stride, int64_t 
 
 /* As many rows and columns from some on, or those that there are. */
 static inline Matrix part_of(Matrix x, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-    x.data += row * x.row_stride + column * x.column_stride;
+    int by_row = x.column_stride == 1;
+    if (x.quantised) x.first_row += by_row ? row : column, x.first_column += by_row ? column : row;
+    else x.data += row * x.row_stride + column * x.column_stride;
     x.rows = smaller(x.rows - row, rows), x.columns = smaller(x.columns - column, columns);
     return x;
 }
@@ -288,7 +290,7 @@ static inline void pack_b_block(Matrix b, uint32_t *to, int64_t tile_stride) {
     }
 }
 
-/* b in a panel that is `blocks` deep, from one of its blocks on; read as it lies. Zeros follow where the depth of a row-major b is
+/* b in a panel that is `blocks` deep, from one of its blocks on; read as it lies, or dequantised. Zeros follow where the depth of a row-major b is
  * no multiple of 32. */
 static inline void pack_b_panel(Matrix b, uint32_t *panel, int64_t blocks, int64_t block) {
     int by_row = b.column_stride == 1;
@@ -299,7 +301,10 @@ static inline void pack_b_panel(Matrix b, uint32_t *panel, int64_t blocks, int64
             int64_t k = by_row ? x : z, j = by_row ? z : x;
             Matrix from = part_of(b, k, BLOCK, j, BLOCK);
             PackedB to = panel_block(panel, blocks, j / BLOCK, block + k / BLOCK);
-            if (from.rows < BLOCK) {
+            if (b.quantised) {
+                dequantise_part(b.quantised, from.first_row, BLOCK, from.first_column, BLOCK, filled);
+                from = by_row ? row_major(filled, BLOCK, BLOCK) : transposed(filled, BLOCK, BLOCK);
+            } else if (from.rows < BLOCK) {
                 memset(filled, 0, sizeof filled);
                 for (int64_t i = 0; i < from.rows; i++)
                     memcpy(filled + i * BLOCK, from.data + i * b.row_stride, BLOCK * sizeof *filled);

@@ -34,8 +34,10 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
         int64_t rows = smaller(end - part, PART), count = 0;
         for (int64_t i = rejection; i < rejections; i++)
             if (g->rejected_token[i] >= part && g->rejected_token[i] < part + rows) here[count++] = i;
-        pack_b_panel(transposed(g->weight + part * width, rows, width), keys, width / BLOCK, 0);
-        pack_b_panel(row_major(g->weight + part * width, rows, width), values, PART / BLOCK, 0);
+        pack_b_panel(part_of(quantised(transposed(g->weight, g->vocabulary, width), g->quantised), 0, width, part, rows), keys,
+                     width / BLOCK, 0);
+        pack_b_panel(part_of(quantised(row_major(g->weight, g->vocabulary, width), g->quantised), part, rows, 0, width), values,
+                     PART / BLOCK, 0);
         for (int64_t node = 0; node < nodes; node += BLOCK) {
             OnlineSoftmax *softmax = share->softmaxes + node / BLOCK;
             float *sums = share->sums + node * width;

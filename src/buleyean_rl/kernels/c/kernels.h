@@ -6,7 +6,17 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-typedef struct { const bf16 *data; int64_t rows, columns, row_stride, column_stride; } Matrix;
+/* Rows in GGUF's blocks, of up to three kinds one below the other, the last of each before row `ends`, a multiple of 32. */
+enum { Q4_0 = 2, Q4_1 = 3, Q8_0 = 8, Q4_K = 12, Q6_K = 14 }; /* as GGML numbers them */
+typedef struct { const uint8_t *data[3]; int64_t kinds[3], bytes[3], ends[3]; } QuantisedRows;
+
+/* Of weights that are `quantised`, or of their transpose, it begins at a row and a column of theirs; data is not read. */
+typedef struct {
+    const bf16 *data;
+    int64_t rows, columns, row_stride, column_stride;
+    const QuantisedRows *quantised;
+    int64_t first_row, first_column;
+} Matrix;
 
 /* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. One of the strides of b and b2 is 1; y, `added`, c: (rows, columns); a2 and
  * b2 may be empty, `added` NULL. Sizes are multiples of 32, but rows of y, and the depth of c, where a and b are a transposed and a
@@ -14,13 +24,14 @@ typedef struct { const bf16 *data; int64_t rows, columns, row_stride, column_str
 typedef struct { Matrix a, b, a2, b2; const bf16 *added; bf16 *y; float *c; int64_t y_stride; } GemmArgs;
 
 /* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = x a^T. w: (columns, depth); a: (rank,
- * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). It may be several `parts` side by side: their A's lie on
+ * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). w may be `quantised`, or that NULL. It may be several `parts` side by side: their A's lie on
  * top of each other in a, their B's along a diagonal in b. */
 typedef struct {
     const bf16 *w, *a, *b;
     int64_t depth, columns, y_stride, rank;
     int64_t parts, ranks[3], outputs[3];
     float scalings[3];
+    const QuantisedRows *quantised;
 } Linear;
 
 /* A tensor (heads, tokens, head width) with the strides of both; a head's elements lie next to each other. */
@@ -48,6 +59,7 @@ typedef struct {
     float *row_max, *sum_exp, *mean;
     int64_t vocabulary, width, nodes, rejections;
     float scale;
+    const QuantisedRows *quantised;
 } HeadSoftmaxArgs;
 
 /* A layer of Llama's form: middle = x + output(attention(rope(qkv(norm(x))))), y = middle + down(swiglu(gate_up(norm(middle)))).
@@ -68,7 +80,11 @@ typedef struct { bf16 *x, *qkv, *attended, *middle, *gate_up, *lora_hidden[4]; f
 /* A linear layer for few rows: y = x w^T + hidden b^T + bias, hidden being `rank` columns, from `first` on, of x a^T, which
  * layers with one input share. w: (columns, depth); a: (ranks, depth), or ranks 0; b: scaled, words of two columns, (columns / 32,
  * rank / 2, 32, 2); bias: (columns), or NULL. Sizes are multiples of 32, ranks of 8. */
-typedef struct { const bf16 *w, *bias, *a, *b; int64_t depth, columns, rank, first, ranks; } RowLinear;
+typedef struct {
+    const bf16 *w, *bias, *a, *b;
+    int64_t depth, columns, rank, first, ranks;
+    const QuantisedRows *quantised;
+} RowLinear;
 
 /* A layer of Llama's form. head_norms: RMSNorm's weights for the heads of queries and of keys, or NULL. */
 typedef struct {
@@ -111,8 +127,13 @@ typedef struct { void **pointer; int64_t bytes; } Buffer;
 #define SCRATCH(...) scratch((Buffer[]){__VA_ARGS__}, sizeof((Buffer[]){__VA_ARGS__}) / sizeof(Buffer))
 int scratch(const Buffer *buffers, int count);
 
-static inline Matrix row_major(const bf16 *x, int64_t rows, int64_t columns) { return (Matrix){x, rows, columns, columns, 1}; }
-static inline Matrix transposed(const bf16 *x, int64_t rows, int64_t columns) { return (Matrix){x, columns, rows, 1, columns}; }
+static inline Matrix row_major(const bf16 *x, int64_t rows, int64_t columns) {
+    return (Matrix){x, rows, columns, columns, 1, NULL, 0, 0};
+}
+static inline Matrix transposed(const bf16 *x, int64_t rows, int64_t columns) {
+    return (Matrix){x, columns, rows, 1, columns, NULL, 0, 0};
+}
+static inline Matrix quantised(Matrix x, const QuantisedRows *rows) { x.quantised = rows; return x; }
 static inline int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -133,3 +154,5 @@ void swiglu(const bf16 *gate_up, int64_t stride, const bf16 *grad_y, int64_t row
 /* x cos + (-x2, x1) sin, x1 and x2 being the halves of a head, or its gradient, in place. cosine, sine: (tokens, width). */
 void rope(const Heads *x, const bf16 *cosine, const bf16 *sine, int64_t width, int backward, int threads);
 void decode(const DecodeArgs *g, int threads);
+/* to: (rows, width) */
+void dequantise(const QuantisedRows *x, int64_t rows, int64_t width, bf16 *to, int threads);

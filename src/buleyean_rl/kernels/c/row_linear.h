@@ -126,9 +126,15 @@ static __attribute__((noinline)) void multiply_block(int64_t rows, int64_t colum
 /* 32 columns of a linear layer, of up to ROW_BLOCK rows: x w^T + hidden b^T + bias. next: see multiply_block. */
 static void linear_block(const RowLinear *l, const Packed *x, const bf16 *hidden, int64_t row, int64_t rows, int64_t column,
                          const bf16 *next, float *c) {
-    const bf16 *b = l->rank ? l->b + column * l->rank : NULL;
+    const bf16 *b = l->rank ? l->b + column * l->rank : NULL, *w = l->w + column * l->depth;
+    bf16 *dequantised;
+    if (l->quantised) {
+        if (!SCRATCH(BUFFER(dequantised, BLOCK * l->depth))) return;
+        dequantise_part(l->quantised, column, BLOCK, 0, l->depth, dequantised);
+        w = dequantised, next = NULL;
+    }
     for (int64_t j = 0; j < BLOCK * l->rank; j += 32) __builtin_prefetch(b + j); /* lies apart from what is read before */
-    multiply_block(rows, BLOCK, x + row * l->depth, l->w + column * l->depth, l->depth, next, c);
+    multiply_block(rows, BLOCK, x + row * l->depth, w, l->depth, next, c);
     for (int64_t i = 0; i < rows; i++, c += BLOCK) {
         if (l->rank) add_word_rows(hidden + (row + i) * l->ranks + l->first, l->rank, b, BLOCK, c);
         for (int j = 0; j < BLOCK && l->bias; j++) c[j] += bf16_to_f32(l->bias[column + j]);
