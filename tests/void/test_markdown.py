@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from itertools import combinations
 
@@ -165,3 +166,7 @@ def test_nothing_that_is_rendered_runs_or_fetches(answer: str) -> None:
 
 def test_a_rejected_part_is_struck_where_it_stands() -> None:
     assert [leaf[0] for leaf in Shown(render("a **bold** move", ((4, 12),))).leaves if leaf[3]] == ["bold", " m"]
+
+
+def test_headings_stand_below_the_page_and_go_down_a_level_at_a_time() -> None:
+    assert re.findall("<(h[1-6])>", render("## a\n\n#### b\n\n# c\n\n###### d\n")) == ["h4", "h5", "h4", "h5"]

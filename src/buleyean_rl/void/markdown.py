@@ -30,7 +30,7 @@ from buleyean_rl.void.markdown_positions import (
 )
 
 CACHED = 2_048  # rendered answers
-HEADINGS = {"h1": "h4", "h2": "h5"}  # an answer stands below the page's own; the others become h6
+PAGE_LEVEL = 3  # of the heading that an answer stands below
 ALIGNMENTS = {f"text-align:{side}": f"align-{side}" for side in ("left", "center", "right")}
 LEAF = {"data-from", "data-to"}
 BLOCKS = {"p", "h4", "h5", "h6", "pre", "ul", "ol", "li", "blockquote", "hr"}
@@ -60,12 +60,23 @@ def render(text: str, spans: Spans = ()) -> str:
     """
     source, origins = normalise(text)
     return nh3.clean(
-        "".join(_blocks(_PARSER.parse(source), source, origins, spans)),
+        "".join(_blocks(_level_headings(_PARSER.parse(source)), source, origins, spans)),
         tags=TAGS,
         attributes={**ATTRIBUTES, "ol": {"start"}},
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener noreferrer nofollow",
     )
+
+
+def _level_headings(tokens: list[Token]) -> list[Token]:
+    """Move headings below the page's own, none more than one level below the one before it."""
+    level = PAGE_LEVEL
+    for token in tokens:
+        if token.type == "heading_open":
+            level = min(PAGE_LEVEL + int(token.tag[1]), level + 1, 6)
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{level}"
+    return tokens
 
 
 def _blocks(tokens: list[Token], source: str, origins: Sequence[int], spans: Spans) -> Iterator[str]:
@@ -124,11 +135,10 @@ def _leaf(text: str, start: int, end: int, spans: Spans) -> Iterator[str]:
 
 
 def _tag(token: Token) -> str:
-    name = HEADINGS.get(token.tag, "h6") if re.fullmatch("h[1-6]", token.tag) else token.tag
     if token.nesting < 0:
-        return f"</{name}>"
+        return f"</{token.tag}>"
     attributes = {key: str(value) for key, value in token.attrs.items() if key in ("href", "start")}
     if alignment := ALIGNMENTS.get(str(token.attrs.get("style"))):
         attributes["class"] = alignment
     written = "".join(f' {key}="{html.escape(value)}"' for key, value in attributes.items())
-    return f"<{name}{written}>"
+    return f"<{token.tag}{written}>"
