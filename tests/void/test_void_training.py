@@ -234,6 +234,7 @@ def test_a_run_is_planned_and_its_files_are_removed(store: Store, trains: Trains
 
 def begin(void: Process, steps: int) -> int:
     answer = void.ask("train-001", "Give me a tip.", max_tokens=128)["answers"][0]
+    assert answer["state"] in ("done", "cut"), answer
     void.reject("rejection-1", answer).raise_for_status()
     return int(void.post("runs", uid="run-00001", steps=steps).json()["id"])
 
