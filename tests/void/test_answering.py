@@ -128,6 +128,20 @@ def test_an_engine_that_fails_is_told_and_asked_again(app: Any, engine: Echo, mo
     assert finished(app)["state"] == "done"
 
 
+def test_an_answer_has_ended_only_once_the_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with void_in_process(tmp_path) as (app, void):
+        save, shown = void.store.conversations.save, []
+
+        def watch(row: Any, text: str, state: str, **rest: Any) -> None:
+            shown.append((state, answer(app)["state"]))
+            save(row, text, state, **rest)
+
+        monkeypatch.setattr(void.store.conversations, "save", watch)
+        ask(app)
+        finished(app)
+        assert shown == [("done", "writing")]
+
+
 def test_an_answer_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
     with void_in_process(tmp_path) as (app, void):
         ask(app)

@@ -102,15 +102,15 @@ class Answering:
             self._background.join()
 
     def _write(self, answer: Row, partial: PartialAnswer) -> None:
-        drawn: Row | None = None
         try:
             model = self._models.get(answer["model"])
             partial.state = "writing"
             whole = self._generate(answer, model, partial)
             if whole is None and self._closing.is_set():
                 return
-            partial.state, drawn = _outcome(answer, model, whole)
-            self._store.conversations.save(answer, partial.text, partial.state, drawn=drawn)
+            # It is shown as written until the store has its end: whoever sees the end may act on it.
+            state, drawn = _outcome(answer, model, whole)
+            self._store.conversations.save(answer, partial.text, state, drawn=drawn)
         except OSError as error:
             partial.error = f"the answer cannot be stored: {error.strerror}: free some space, then ask again"
         except BuleyeanError as error:
@@ -150,11 +150,12 @@ class Answering:
 
     def _fail(self, answer: Row, partial: PartialAnswer) -> bool:
         """Store that an answer failed; returns whether the disk took it."""
-        partial.state = "failed"
         try:
             self._store.conversations.save(answer, partial.text, "failed", error=partial.error)
         except OSError:  # it is written on when the server starts again
             return False
+        finally:
+            partial.state = "failed"
         return True
 
     def _answer_batches(self) -> None:
