@@ -63,6 +63,14 @@ def path_id(request: Request) -> int:
     return int(text)
 
 
+def path_uid(request: Request) -> str:
+    """The client's name in a request's path."""
+    uid = request.path_params["uid"]
+    if not UID.fullmatch(uid):
+        raise HTTPException(404, "there is nothing of that name")
+    return str(uid)
+
+
 def parse_uid(values: Mapping[str, Any], name: str = "uid") -> str:
     """A client's name for what it sends."""
     uid = values.get(name)

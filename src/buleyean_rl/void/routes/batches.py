@@ -23,19 +23,18 @@ from buleyean_rl.void.requests import (
     parse_spans,
     parse_text,
     parse_uid,
+    path_uid,
     query_integer,
     read_body,
     read_json,
 )
-from buleyean_rl.void.routes.conversations import path_uid
 from buleyean_rl.void.routes.imports import MAX_NAME, MAX_UPLOAD
-from buleyean_rl.void.routes.rejections import MAX_REASON
+from buleyean_rl.void.routes.rejections import MAX_REASON, check_finished
 from buleyean_rl.void.routes.turns import MAX_PROMPT, choose_slots, parse_prompt, parse_settings
 from buleyean_rl.void.services import in_thread, services
 from buleyean_rl.void.shown import show_turn
 from buleyean_rl.void.store import Row
 from buleyean_rl.void.store.batches import FINE, REJECTED, SKIPPED
-from buleyean_rl.void.store.conversations import READABLE
 
 MAX_PROMPTS, MAX_CARDS = 2_000, 50
 ANSWER_TOKENS = 256
@@ -116,8 +115,8 @@ async def _judge(request: Request) -> Response:
         turn = void.store.conversations.turn(uid)
         if turn is None or turn["batch"] is None or slot >= len(turn["answers"]):
             raise HTTPException(404, "there is no such card")
-        if verdict in (REJECTED, FINE) and turn["answers"][slot]["state"] not in READABLE:
-            raise HTTPException(409, "the answer is not finished yet")
+        if verdict in (REJECTED, FINE):
+            check_finished(turn["answers"][slot])
         said = {"spans": spans, "reason": reason} if verdict == REJECTED else {}
         return show_turn(void.answering, void.store.batches.judge(turn, name, verdict, slot, **said))
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from buleyean_rl.void.requests import UID, parse_text, query_number, read_json
+from buleyean_rl.void.requests import parse_text, path_uid, query_number, read_json
 from buleyean_rl.void.services import in_thread, services
 from buleyean_rl.void.shown import show_turn
 from buleyean_rl.void.store import Row
@@ -55,14 +55,6 @@ async def _delete(request: Request) -> Response:
     uid, deleted = path_uid(request), request.scope["path"].endswith("/delete")
     await in_thread(services(request).store.conversations.delete, uid, deleted, missing="conversation")
     return JSONResponse({"id": uid})
-
-
-def path_uid(request: Request) -> str:
-    """The client's name in a request's path."""
-    uid = request.path_params["uid"]
-    if not UID.fullmatch(uid):
-        raise HTTPException(404, "there is nothing of that name")
-    return str(uid)
 
 
 ROUTES = [

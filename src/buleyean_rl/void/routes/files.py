@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from buleyean_rl.void.files import KINDS
 from buleyean_rl.void.requests import path_id
+from buleyean_rl.void.routes.runs import find_run
 from buleyean_rl.void.services import Void, in_thread, services
 from buleyean_rl.void.store import Row
 
@@ -68,9 +69,7 @@ def _kind(request: Request) -> str:
 
 def _find(void: Void, identity: int) -> Row:
     """A run that has a model."""
-    run = void.store.runs.get(identity)
-    if run is None:
-        raise HTTPException(404, "there is no such run")
+    run = find_run(void, identity)
     if void.models.problem(run):
         raise HTTPException(409, "the run has no model")
     return run

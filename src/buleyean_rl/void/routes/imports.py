@@ -20,11 +20,11 @@ from starlette.routing import Route
 from buleyean_rl.data.importers.protocol import COLUMN_ROLES
 from buleyean_rl.void.importing import Preview, UnreadableFile
 from buleyean_rl.void.requests import (
-    UID,
     parse_flag,
     parse_text,
     parse_uid,
     path_id,
+    path_uid,
     query_number,
     read_body,
     read_json,
@@ -63,7 +63,7 @@ def _show(void: Void, preview: Preview) -> Row:
 
 
 async def _take(request: Request) -> Response:
-    void, uid, again = services(request), _uid(request), parse_flag(await read_json(request), "again")
+    void, uid, again = services(request), path_uid(request), parse_flag(await read_json(request), "again")
 
     def take() -> Response:
         stored = void.store.imports.find(uid)
@@ -86,7 +86,7 @@ async def _take(request: Request) -> Response:
 
 
 async def _drop(request: Request) -> Response:
-    await in_thread(services(request).importer.drop, _uid(request))
+    await in_thread(services(request).importer.drop, path_uid(request))
     return JSONResponse({})
 
 
@@ -101,19 +101,11 @@ async def _undo(request: Request) -> Response:
     return JSONResponse(await in_thread(imports.get, identity, missing="import"))
 
 
-def _uid(request: Request) -> str:
-    """The client's name of an import in a request's path."""
-    uid = str(request.path_params["id"])
-    if not UID.fullmatch(uid):
-        raise HTTPException(404, "there is nothing of that name")
-    return uid
-
-
 ROUTES = [
     Route("/api/imports", _list, methods=["GET"]),
     Route("/api/imports", _upload, methods=["POST"]),
-    Route("/api/imports/{id}/take", _take, methods=["POST"]),
-    Route("/api/imports/{id}/drop", _drop, methods=["POST"]),
+    Route("/api/imports/{uid}/take", _take, methods=["POST"]),
+    Route("/api/imports/{uid}/drop", _drop, methods=["POST"]),
     Route("/api/imports/{id}/undo", _undo, methods=["POST"]),
     Route("/api/imports/{id}/redo", _undo, methods=["POST"]),
 ]

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from buleyean_rl.void.models import BASE, key_of
 from buleyean_rl.void.requests import parse_list, parse_text, path_id, read_json
-from buleyean_rl.void.routes.runs import find_run
+from buleyean_rl.void.routes.runs import find_run, shown_run
 from buleyean_rl.void.services import Void, in_thread, services
 from buleyean_rl.void.shown import show_pair, show_runs
 from buleyean_rl.void.store import Row
@@ -77,13 +77,11 @@ async def _delete(request: Request) -> Response:
 
 def _set(void: Void, identity: int, values: Row) -> Row:
     void.store.runs.set(identity, **values)
-    return find_run(void, identity)
+    return shown_run(void, identity)
 
 
 def _find_ended(void: Void, identity: int) -> Row:
-    run = void.store.runs.get(identity)
-    if run is None:
-        raise HTTPException(404, "there is no such run")
+    run = find_run(void, identity)
     if identity == void.training.running or void.training.describe(run)["state"] in UNFINISHED:
         raise HTTPException(409, "the run is under way: stop it first")
     return run

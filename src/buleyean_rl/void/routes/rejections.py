@@ -97,9 +97,14 @@ def find_finished(void: Void, identity: int) -> Row:
     answer = void.store.conversations.answer(identity)
     if answer is None:
         raise HTTPException(404, "there is no such answer")
+    check_finished(answer)
+    return answer
+
+
+def check_finished(answer: Row) -> None:
+    """Refuse an answer that is still being written, or failed."""
     if answer["state"] not in READABLE:
         raise HTTPException(409, "the answer is not finished yet")
-    return answer
 
 
 def _is_undo(request: Request) -> bool:

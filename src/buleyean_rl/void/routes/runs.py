@@ -31,7 +31,7 @@ async def _train(request: Request) -> Response:
         run = void.training.start(uid, steps)
         if run is None:
             raise HTTPException(409, "a run is under way")
-        return find_run(void, run)
+        return shown_run(void, run)
 
     return JSONResponse(await in_thread(train))
 
@@ -57,15 +57,20 @@ async def _stop(request: Request) -> Response:
     void, identity = services(request), path_id(request)
     if not await in_thread(void.training.stop, identity):
         raise HTTPException(409, "the run is not under way")
-    return JSONResponse(await in_thread(find_run, void, identity))
+    return JSONResponse(await in_thread(shown_run, void, identity))
 
 
 def find_run(void: Void, identity: int) -> Row:
-    """A run as it is shown."""
+    """A run as the store has it."""
     run = void.store.runs.get(identity)
     if run is None:
         raise HTTPException(404, "there is no such run")
-    return show_run(void, run)
+    return run
+
+
+def shown_run(void: Void, identity: int) -> Row:
+    """A run as it is shown."""
+    return show_run(void, find_run(void, identity))
 
 
 ROUTES = [

@@ -28,9 +28,9 @@ from buleyean_rl.void.requests import (
     parse_text,
     parse_uid,
     path_id,
+    path_uid,
     read_json,
 )
-from buleyean_rl.void.routes.conversations import path_uid
 from buleyean_rl.void.routes.events import BEAT, event, event_stream
 from buleyean_rl.void.services import Void, in_thread, loading, services
 from buleyean_rl.void.shown import show_answer, show_answer_of, show_turn
