@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -18,6 +19,13 @@ from selenium.webdriver.remote.webelement import WebElement
 from voids import Process, until
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+IN_CHROMIUM = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
+    ),
+]
 AXE = Path(__file__).parents[1] / ".cache/axe/package/axe.min.js"  # `make axe` fetches it
 SCREENSHOTS = os.environ.get("BULEYEAN_SCREENSHOTS")  # a folder to look at afterwards
 

@@ -16,15 +16,9 @@ pytest.importorskip("selenium", reason="selenium is not installed")
 
 from selenium.webdriver.common.keys import Keys
 
-from browsers import CHROMIUM, DRIVER, Browser, browsing
+from browsers import IN_CHROMIUM, Browser, browsing
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
-    ),
-]
+pytestmark = IN_CHROMIUM
 
 SCRIPT = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> & <b>bold</b>"
 REASON = ".state input"

@@ -9,17 +9,11 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
-from browsers import CHROMIUM, DRIVER, Browser, browsing
+from browsers import IN_CHROMIUM, Browser, browsing
 from buleyean_rl.void.markdown import render
 from stage import Scene, Stage, staged
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
-    ),
-]
+pytestmark = IN_CHROMIUM
 ANSWERS = [
     "Plain words, two of them.\n\nAnd a *second* paragraph.",
     "## A **bold** head\n\n1. one `code` item\n2. two [a link](https://example.org)\n   - nested *deep*",

@@ -8,17 +8,11 @@ import pytest
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 
-from browsers import AXE, CHROMIUM, DRIVER, Browser, browsing
+from browsers import AXE, IN_CHROMIUM, Browser, browsing
 from scenes import STATES, enter
 from stage import Stage, staged
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="there is no chromium with its chromedriver on the path (Debian: chromium, chromium-driver)",
-    ),
-]
+pytestmark = IN_CHROMIUM
 # What a finger touches, but for words in a text, boxes in a label, and what is not drawn.
 SMALL = """
     const aside = '.unseen, .code > button, input[type=checkbox], input[type=range]';

@@ -155,13 +155,17 @@ class BuleyeanConfig(TrainingArguments):
         if isinstance(self.objective, str):
             del values["objective"]  # `Objective` knows more of it
         check_settings(values)
-        prior = Prior(self.prior_mean or 1.0, self.prior_rounds)
-        self.loss = Objective(self.objective, self.alpha, self.tau or 1.0, self.beta, prior, self.min_p)
-        self.alpha, self.min_p = self.loss.alpha, self.loss.min_p
+        self.set_loss()
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
         super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
         use_one_gpu(self)  # replicas would bypass the adapter switch
+
+    def set_loss(self) -> None:
+        """Make the loss anew, after its settings have changed; tau and m are 1 while they are open."""
+        prior = Prior(self.prior_mean or 1.0, self.prior_rounds)
+        self.loss = Objective(self.objective, self.alpha, self.tau or 1.0, self.beta, prior, self.min_p)
+        self.alpha, self.min_p = self.loss.alpha, self.loss.min_p
 
     def settings(self) -> dict[str, Any]:
         """The values of `SETTINGS`, as JSON has them."""

@@ -22,8 +22,7 @@ from buleyean_rl.evaluation.neutral_text import Passage
 from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.views import adapter_disabled
-from buleyean_rl.objectives.complement import Prior, share_accepted
-from buleyean_rl.objectives.losses import Objective
+from buleyean_rl.objectives.complement import share_accepted
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.config import STEPS, BuleyeanConfig, total_steps
 from buleyean_rl.training.dataset import Dataset
@@ -90,9 +89,7 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
         if has_own_steps:
             line += f"; {counted(total_steps(config, len(dataset.training)), 'step')} at {config.learning_rate:.2g}"
     config.tau, config.prior_mean, config.open_steps = tau, mean, []
-    config.loss = Objective(
-        config.objective, config.alpha, tau, config.beta, Prior(mean, config.prior_rounds), config.min_p or 0.0
-    )
+    config.set_loss()
     check_tau(tau, dataset.training, config.prior_rounds)
     return line
 
