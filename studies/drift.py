@@ -27,10 +27,11 @@ from buleyean_rl.system import environment  # noqa: F401 - before torch
 import torch
 from rich.console import Console
 
+from answers import draw
 from buleyean_rl import demo_data
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.prompts import read_prompts
-from buleyean_rl.data.records import RejectionRecord, as_messages, records_sha256, write_records
+from buleyean_rl.data.records import RejectionRecord, records_sha256, write_records
 from buleyean_rl.evaluation.drift import Drift, sum_drift
 from buleyean_rl.evaluation.repetition import distinct, is_looping
 from buleyean_rl.evaluation.scoring import PackedScorer
@@ -134,7 +135,7 @@ class Study:
 
     def _mine(self) -> list[list[int]]:
         prompts = demo_data.mine_prompts()[:MINED]
-        return [list(answer.token_ids or ()) for answer in draw(self.base, prompts, Sampling(MINED_TOKENS))]
+        return [list(answer.token_ids or ()) for answer in draw(engine_of(self.base), prompts, Sampling(MINED_TOKENS))]
 
     def records(self, variant: Variant) -> list[RejectionRecord]:
         """What a variant learns from."""
@@ -199,7 +200,7 @@ class Study:
 
     def count_loops(self, model: Model, run: str) -> Row:
         """How many answers loop; the cache gets the answers."""
-        answers = draw(model, self.unseen, Sampling(128))
+        answers = draw(engine_of(model), self.unseen, Sampling(128))
         loops = [int(is_looping(answer.text)) for answer in answers]
         self.summary.write_cache(run, {"items": loops, "texts": [answer.text for answer in answers]})
         return {"prompts": len(loops), "loops": sum(loops), **with_interval("loop_rate", shares(loops))}
@@ -211,7 +212,7 @@ class Study:
         def work() -> Row:
             row: Row = {"method": name}
             for label, sampling in SAMPLINGS.items():
-                answers = draw(model, self.unseen[:SAMPLED], sampling)
+                answers = draw(engine_of(model), self.unseen[:SAMPLED], sampling)
                 row |= {f"{label}_{figure}": value for figure, value in describe(answers).items()}
             return row
 
@@ -239,15 +240,6 @@ def describe(answers: Sequence[Answer]) -> Row:
         "mean_tokens": sum(answer.tokens or 0 for answer in answers) / count,
         "ended": sum(answer.ended for answer in answers) / count,
     }
-
-
-def draw(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
-    """Answers, all of which there must be."""
-    outcomes = engine_of(model).answer_many([as_messages(prompt) for prompt in prompts], sampling)
-    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-    if len(answers) < len(prompts):
-        raise SystemExit("a prompt has no answer")
-    return answers
 
 
 def unseen_prompts(paths: Sequence[Path], tokenizer: Any) -> list[str]:

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 
 # isort: split
+from answers import draw
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.prompts import read_prompts
-from buleyean_rl.data.records import as_messages, make_record, write_records
+from buleyean_rl.data.records import make_record, write_records
 from buleyean_rl.evaluation.repetition import overlap
 from buleyean_rl.inference.open import engine_of
 from buleyean_rl.inference.protocol import Answer, Sampling
@@ -61,10 +62,7 @@ class Edit(NamedTuple):
 
 def answers(model: Model, prompts: Sequence[str], tokens: int = TOKENS) -> list[Answer]:
     """Greedy answers."""
-    outcomes = engine_of(model).answer_many([as_messages(prompt) for prompt in prompts], Sampling(tokens))
-    if any(not isinstance(outcome, Answer) for outcome in outcomes):
-        raise SystemExit("a prompt has no answer: leave it out")
-    return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    return draw(engine_of(model), prompts, Sampling(tokens))
 
 
 def is_gone(rejected: str, answer: str) -> bool:

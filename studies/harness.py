@@ -28,14 +28,13 @@ from buleyean_rl.system import environment  # noqa: F401 - before torch
 import numpy as np
 import torch
 
+from answers import draw
 from baselines import BASELINES, NEEDS_BASE, Baseline, BaselineTrainer
 from buleyean_rl.data.encode import Encoder
-from buleyean_rl.data.records import as_messages
 from buleyean_rl.data.trie import Boundary
-from buleyean_rl.errors import EngineError
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
 from buleyean_rl.evaluation.statistics import Figure
-from buleyean_rl.inference.protocol import Answer, Sampling, Unanswered
+from buleyean_rl.inference.protocol import Answer, Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.fused_layers import fuse_layers
@@ -386,10 +385,7 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[Answer]:
     """Greedy answers."""
     plain_model(model).set_attn_implementation("sdpa")  # the packed layout has no padded rows
     engine = TransformersEngine(model.eval(), tokenizer, batch=BATCH)
-    answers = engine.answer_many([as_messages(prompt) for prompt in prompts], Sampling(max_tokens=ANSWER_TOKENS))
-    if refused := [answer for answer in answers if isinstance(answer, Unanswered)]:
-        raise EngineError(f"{len(refused)} prompts have no answer: {refused[0].detail}")
-    return [answer for answer in answers if isinstance(answer, Answer)]
+    return draw(engine, prompts, Sampling(max_tokens=ANSWER_TOKENS))
 
 
 def neutral_texts(path: Path, tokenizer: Any, count: int) -> list[Boundary]:

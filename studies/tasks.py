@@ -24,10 +24,11 @@ from buleyean_rl.system import environment  # noqa: F401 - before torch
 
 # isort: split
 
+from answers import draw
 from buleyean_rl.data.answer_text import locate_drawn_tokens
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.prompts import read_prompts
-from buleyean_rl.data.records import RejectionRecord, as_messages, make_record, write_records
+from buleyean_rl.data.records import RejectionRecord, make_record, write_records
 from buleyean_rl.data.records.answers import Spans
 from buleyean_rl.evaluation.drift import Drift, sum_drift
 from buleyean_rl.evaluation.repetition import distinct
@@ -117,8 +118,7 @@ class Study:
     def answer(self, model: Model, prompts: Sequence[str], temperature: float, seed: int = 0) -> list[Answer]:
         """Answers of a model."""
         sampling = Sampling(TOKENS, temperature=temperature, top_p=1.0, seed=seed, logprobs=model is self.model)
-        outcomes = engine_of(model).answer_many([as_messages(prompt) for prompt in prompts], sampling)
-        return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+        return draw(engine_of(model), prompts, sampling)
 
     def drawn(self, name: str, samples: int) -> list[Drawn]:
         """The base's greedy answers to the training prompts, or samples of it, judged."""
