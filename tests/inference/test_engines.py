@@ -257,10 +257,11 @@ def test_tokens_under_way_are_counted(gguf: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(llama_server, "POLL_SECONDS", 0.001)
     counted: list[int] = []
     with closing(open_gguf(gguf, "xllamacpp", parallel=2, context=500, threads=1)) as engine:
-        outcomes = [answer for _, answer in engine.answers([ASK] * 2, Sampling(400), on_tokens=counted.append)]
+        asked = [ASK] * 40  # one alone may be done between two looks
+        outcomes = [answer for _, answer in engine.answers(asked, Sampling(400), on_tokens=counted.append)]
     total = sum(outcome.tokens or 0 for outcome in outcomes if isinstance(outcome, Answer))
-    assert total <= sum(counted) <= total + 2  # an end token is counted while it is under way
-    assert len(counted) > 2
+    assert total <= sum(counted) <= total + len(asked)  # an end token is counted while it is under way
+    assert len(counted) > len(asked)
 
 
 def test_conversations_wait_for_room_in_the_cache(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
