@@ -1,7 +1,9 @@
-# Everything runs in .venv, which is made on first use; all that is needed is Python 3.11 or later.
+# Everything runs in .venv, which is made on first use; all that is needed is Python 3.11 or later. What only tests and
+# checks need comes with the first of them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEVELOPED := .venv/.developed
 # A process for each of two cores: most tests use one. Those of a file stay together, with what they share.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --constraint requirements.lock
@@ -18,11 +20,11 @@ demo: $(INSTALLED)  ## the main job on bundled data: mine, train, export, measur
 	$(BIN)/buleyean demo
 
 .PHONY: test
-test: $(INSTALLED)  ## run the tests, all but the slow ones
+test: $(DEVELOPED)  ## run the tests, all but the slow ones
 	$(PYTEST) -m "not slow"
 
 .PHONY: test-slow
-test-slow: $(INSTALLED)  ## kills, restarts, a browser, llama-cpp-python (compiled once, minutes)
+test-slow: $(DEVELOPED)  ## kills, restarts, a browser, llama-cpp-python (compiled once, minutes)
 	$(INSTALL) --editable '.[llama-cpp]'
 	-$(MAKE) axe
 	$(PYTEST) -m slow
@@ -35,43 +37,43 @@ $(AXE)/package/axe.min.js:
 	cd $(AXE) && npm pack --silent axe-core@4.11.0 && tar xzf axe-core-4.11.0.tgz package/axe.min.js
 
 .PHONY: pictures
-pictures: $(INSTALLED)  ## draw every state of the Void's page, light and dark, at three widths, into .cache/pictures
+pictures: $(DEVELOPED)  ## draw every state of the Void's page, light and dark, at three widths, into .cache/pictures
 	$(BIN)/python docs/pictures.py .cache/pictures
 
 .PHONY: hostile
-hostile: $(INSTALLED)  ## every attack on the commands at full scale: hostile files, kills, full disks, endpoints (hours)
+hostile: $(DEVELOPED)  ## every attack on the commands at full scale: hostile files, kills, full disks, endpoints (hours)
 	BULEYEAN_HOSTILE=1 $(PYTEST) tests/hostile
 
 .PHONY: test-studies
-test-studies: $(INSTALLED)  ## run the studies' own tests
+test-studies: $(DEVELOPED)  ## run the studies' own tests
 	$(BIN)/python -m pytest studies/tests
 
 .PHONY: test-all
 test-all: test test-slow test-studies  ## all of them
 
 .PHONY: sanitize
-sanitize: $(INSTALLED)  ## run the kernels' tests under ASan and UBSan, built by gcc and by clang
+sanitize: $(DEVELOPED)  ## run the kernels' tests under ASan and UBSan, built by gcc and by clang
 	bash .ci/sanitize $(BIN)/python
 
 .PHONY: check
-check: $(INSTALLED)  ## lint, format and type checks, and the C sources without a warning
+check: $(DEVELOPED)  ## lint, format and type checks, and the C sources without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m buleyean_rl.kernels.build --check
 
 .PHONY: bench
-bench: $(INSTALLED)  ## time training beside its peers; writes this processor's rows of bench/results.csv
+bench: $(DEVELOPED)  ## time training beside its peers; writes this processor's rows of bench/results.csv
 	$(INSTALL) --editable '.[bench]'
 	$(BIN)/python bench/run.py
 
 .PHONY: docs
-docs: $(INSTALLED)  ## write the command reference and the table of settings again
+docs: $(DEVELOPED)  ## write the command reference and the table of settings again
 	$(BIN)/python docs/commands.py > docs/commands.md
 	$(BIN)/python docs/config.py > docs/config.md
 
 .PHONY: prove
-prove: $(INSTALLED)  ## check the Lean proofs, and the bridge from them to the Python
+prove: $(DEVELOPED)  ## check the Lean proofs, and the bridge from them to the Python
 	$(BIN)/python formal/prove.py
 	BULEYEAN_PROVE=1 $(BIN)/python -m pytest -q tests/test_formal.py
 
@@ -102,5 +104,9 @@ lock:  ## renew requirements.lock
 
 $(INSTALLED): pyproject.toml requirements.lock install.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	sh install.sh $(BIN)/python --editable '.[dev]'
+	sh install.sh $(BIN)/python --editable '.[language,void]'
+	touch $@
+
+$(DEVELOPED): $(INSTALLED)
+	$(INSTALL) --editable '.[dev]'
 	touch $@

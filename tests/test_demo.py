@@ -36,7 +36,7 @@ def test_an_earlier_demo_is_replaced_and_one_process_runs_in_it(
     (tmp_path / "demo.json").write_text('{"run": {}, "before": {}, "after": {}}')
     (tmp_path / "notes.txt").write_text("mine")
     started: dict[str, Any] = run_demo(tmp_path)
-    assert started == {"format": 3} == run_demo(tmp_path)  # killed after its start, too
+    assert started == {"format": demo.FORMAT} == run_demo(tmp_path)  # killed after its start, too
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with claim_folder(tmp_path, lambda _: True, "demo"):
         assert main(["demo", "-o", str(tmp_path)]) == 2

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from buleyean_rl import demo_data
 from buleyean_rl.data.records import write_records
-from buleyean_rl.evaluation.drift import TITLES, Drifts, as_json, measure_drift
+from buleyean_rl.evaluation.drift import TITLES, as_drifts
 from buleyean_rl.evaluation.repetition import is_looping, loop_rate
 from buleyean_rl.gguf.export import export
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE, open_gguf
@@ -44,7 +44,7 @@ from buleyean_rl.system.wording import counted
 from buleyean_rl.training.report import RunReport
 from buleyean_rl.training.run import train
 
-FORMAT = 3  # of demo.json
+FORMAT = 4  # of demo.json
 MINED_TOKENS, MAX_ANSWER_TOKENS = 256, 128  # of the answers that are learnt from, and that are compared
 HELLO = "hello"
 SAMPLE = 16  # answers from the GGUF, beside "hello", all at once
@@ -93,7 +93,7 @@ def run_demo(
         console: for progress and the table; None for no output.
 
     Returns:
-        The contents of `demo.json`: the run, the answers of both models and of the file, and figures of neutral text.
+        The contents of `demo.json`: the run, and the answers of both models and of the file.
 
     Raises:
         ModelError: the bundled model is not installed.
@@ -130,9 +130,6 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
         _make_answers(held_out, _answer(each, held_out, MAX_ANSWER_TOKENS, console, label))
         for each, label in ((model.base, "the base model"), (trained, "the trained model"))
     )
-    with working(console, "measuring drift"):
-        drift = measure_drift(trained)
-
     with working(console, "exporting to GGUF, and checking it against the model"):
         export(str(folder / "run"), folder / "model.gguf", engine=engine)
     sample = held_out[: SAMPLE + 1]
@@ -143,9 +140,8 @@ def _run_demo(folder: Path, base: Source, size: DemoSize, engine: str, console: 
 
     compared = {"before": before, "after": after, "gguf": from_file}
     result = {"format": FORMAT, "run": asdict(report)} | {name: asdict(each) for name, each in compared.items()}
-    result["drift"] = as_json(drift)
     write_json(folder / "demo.json", result)
-    console.print(_table(report, before, after, from_file, drift))
+    console.print(_table(report, before, after, from_file))
     console.print(_side_by_side(HELLO, before.answers, from_file.answers, "after, in llama.cpp"))
     for prompt in _choose_examples(before, after):
         console.print(_side_by_side(prompt, before.answers, after.answers, "after"))
@@ -175,7 +171,7 @@ def _choose_examples(before: Answers, after: Answers) -> list[str]:
     return loops[:2]
 
 
-def _table(report: RunReport, before: Answers, after: Answers, from_file: Answers, drifts: Drifts) -> Table:
+def _table(report: RunReport, before: Answers, after: Answers, from_file: Answers) -> Table:
     prompts, sample = len(before.answers) - 1, len(from_file.answers) - 1
     table = Table(title=f"before and after training, and {sample} answers from model.gguf in llama.cpp")
     for column in ("", "before", "after"):
@@ -183,7 +179,7 @@ def _table(report: RunReport, before: Answers, after: Answers, from_file: Answer
     table.add_row(f"answers that loop, {prompts} unseen prompts", f"{before.loop_rate:.1%}", f"{after.loop_rate:.1%}")
     in_model = loop_rate([before.answers[prompt] for prompt in list(from_file.answers)[1:]])
     table.add_row(f"  the first {sample}, after from model.gguf", f"{in_model:.1%}", f"{from_file.loop_rate:.1%}")
-    for kind, drift in drifts.items():
+    for kind, drift in as_drifts(report.drift).items():
         table.add_row(f"{TITLES[kind]}: KL(before || after), nats per token", "", f"{drift.kl:.3f}")
         table.add_row("  entropy of the next token, nats", f"{drift.entropy_base:.3f}", f"{drift.entropy:.3f}")
         table.add_row("  NLL, nats per token", f"{drift.nll_base:.3f}", f"{drift.nll:.3f}")
