@@ -1,40 +1,71 @@
-"""What others do with rejected answers, behind the same trainer: for comparison, not for use.
+"""What others do with rejected answers, each loss from likelihoods or logits alone: for comparison, not for use.
 
-With r = log pi_model(y) - log pi_base(y), both summed over the rejected tokens of y:
+With r = log pi_model(y) - log pi_base(y), both summed over the rejected tokens of y, and |y| their number:
 
-    ascent          log pi(y), per token                                      gradient ascent on the likelihood
-    unlikelihood    -log(1 - pi(y_t)), per token                              Welleck et al. 2020, eq. 4
-    npo             -(2 / beta) log sigmoid(-beta r)                          Zhang et al. 2024, eq. 3
-    kto             1 - sigmoid(beta (z - r)), no desirable answers           Ethayarajh et al. 2024, eq. 8
-    dpo             -log sigmoid(beta (r_chosen - r_rejected))                Rafailov et al. 2023, eq. 7
-    sft             -log pi(chosen), per token                                the plain alternative
+    ascent          log pi(y) / |y|                                             gradient ascent on the likelihood
+    unlikelihood    -log(1 - pi(y_t)), mean over tokens                         Welleck et al. 2020, eq. 4
+    npo             -(2 / beta) log sigmoid(-beta r)                            Zhang et al. 2024, eq. 3
+    simnpo          -(2 / beta) log sigmoid(-beta log pi(y) / |y| - margin)     Fan et al., 2410.07163
+    kto             1 - sigmoid(beta (z - r)), no desirable answers             Ethayarajh et al. 2024, eq. 8
+    pmpo            log pi(y) / |y| + beta KL(base || pi) at the answer         Abdolmaleki et al., 2410.04166
+    ftpo            own alternatives above the first rejected token by a        Paech et al., 2510.15061
+                    margin in logits; all logits held near the base's
+    dpo             -log sigmoid(beta (r_chosen - r_rejected))                  Rafailov et al. 2023, eq. 7
+    sft             -log pi(chosen), per token                                  the plain alternative
 
-`dpo` and `sft` see the chosen answers: one is the ceiling, the other the habit. In `kto`, z estimates KL(pi || base)
-from the answers of the batch under each other's prompts, not below 0, no gradient, as TRL and the paper do.
+Two are the package's KL(P || pi), without its contrast and min-p (`kin_settings`):
+
+    undial          P: the base, gamma off a rejected token's logit             Dong et al., 2402.10052
+    tnt             P: the base without the rejected token, forward KL          Zhang et al., 2406.13660
+
+`pmpo` is its half for rejected answers. `dpo` and `sft` see chosen ones too: one is the ceiling, the other the habit.
+In `kto`, z estimates KL(pi || base) from the answers of the batch under each other's prompts, not below 0, no gradient,
+as TRL and the paper do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
-from buleyean_rl.batching.batch import Batch, collect_answers
-from buleyean_rl.batching.forward import forward_hidden, reference_hidden
-from buleyean_rl.batching.layout import LAYOUTS
-from buleyean_rl.data.trie import Boundary
-from buleyean_rl.models.views import backbone
-from buleyean_rl.objectives.fused import token_logprobs
-from buleyean_rl.objectives.losses import NodeLosses
-from buleyean_rl.training.trainer import BuleyeanTrainer
-
-BASELINES = ("ascent", "unlikelihood", "npo", "kto", "dpo", "sft")
+BASELINES = ("ascent", "unlikelihood", "npo", "simnpo", "kto", "pmpo", "ftpo", "dpo", "sft")
 NEEDS_CHOSEN = ("dpo", "sft")
-NEEDS_BASE = ("npo", "kto", "dpo")
+NEEDS_BASE = ("npo", "kto", "pmpo", "ftpo", "dpo")
+HAVE_BETA = ("npo", "simnpo", "kto", "pmpo", "dpo")
+KIN = ("undial", "tnt")
+BANNED = 30.0  # nats off a logit, after which a token is as good as removed
+
+# As its authors' trainer has them: margin of the logits; weights of the squares, and what the judged tokens' logits may
+# move at no cost; alternatives, and their least share of the likeliest one.
+FTPO_MARGIN, FTPO_OTHERS, FTPO_JUDGED, FTPO_FREE = 2.0, 0.4, 0.05, 1.0
+FTPO_ALTERNATIVES, FTPO_MIN_P = 20, 0.05
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Which loss, and how strong.
+
+    Args:
+        name: of `BASELINES`.
+        beta: for those that have one.
+        margin: for `simnpo`.
+        anchor: weight of KL(base || pi) where nothing was rejected: in the answers, and at a trainer's anchors.
+    """
+
+    name: str
+    beta: float = 0.1
+    margin: float = 0.0
+    anchor: float = 0.0
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether it compares with the base model."""
+        return self.name in NEEDS_BASE or self.anchor > 0
 
 
 class Scores(NamedTuple):
@@ -52,16 +83,21 @@ class Scores(NamedTuple):
     policy: Tensor
     base: Tensor
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of per-token values over each answer. Shape: (entries,) to (answers,)."""
+        sums, ones = torch.zeros_like(self.policy), torch.ones_like(values)
+        return sums.index_add(0, self.answer, values) / sums.index_add(0, self.answer, ones).clamp_min(1)
+
 
 def ascent(rejected: Scores) -> Tensor:
     """Mean log-likelihood of each answer's tokens. Shape: (answers,)."""
-    return _mean(rejected, rejected.tokens)
+    return rejected.mean(rejected.tokens)
 
 
 def unlikelihood(rejected: Scores) -> Tensor:
     """Mean unlikelihood of each answer's tokens. Shape: (answers,)."""
     not_pi = (-torch.expm1(rejected.tokens)).clamp_min(torch.finfo(rejected.tokens.dtype).eps)
-    return _mean(rejected, -not_pi.log())
+    return rejected.mean(-not_pi.log())
 
 
 def npo(rejected: Scores, beta: float) -> Tensor:
@@ -69,9 +105,44 @@ def npo(rejected: Scores, beta: float) -> Tensor:
     return -2 / beta * logsigmoid(-beta * (rejected.policy - rejected.base))
 
 
+def simnpo(rejected: Scores, beta: float, margin: float) -> Tensor:
+    """The same without a base, per token. Shape: (answers,)."""
+    return -2 / beta * logsigmoid(-beta * rejected.mean(rejected.tokens) - margin)
+
+
 def kto(rejected: Scores, divergence: Tensor, beta: float) -> Tensor:
     """Kahneman-Tversky optimisation of undesirable answers alone. `divergence` is z, a scalar. Shape: (answers,)."""
     return 1 - torch.sigmoid(beta * (divergence - (rejected.policy - rejected.base)))
+
+
+def ftpo(logits: Tensor, base: Tensor, rejected: Tensor) -> Tensor:
+    """Final-token preference optimisation, at the first rejected token of each answer.
+
+    Each of the base's alternatives within min-p is pulled to a margin above the rejected token, the less the nearer it
+    is; the logits of the other tokens are held by the square of how far they moved, those of judged tokens from a
+    nat on.
+
+    Args:
+        logits: the model's there. Shape: (answers, vocabulary).
+        base: the base's. Shape: (answers, vocabulary).
+        rejected: the token. Shape: (answers,).
+
+    Returns:
+        Shape: (answers,).
+    """
+    column = rejected.unsqueeze(1)
+    plausible = base.scatter(1, column, -math.inf)
+    best = plausible.topk(min(FTPO_ALTERNATIVES, plausible.shape[1] - 1))
+    taken = best.values >= best.values[:, :1] + math.log(FTPO_MIN_P)
+    gap = FTPO_MARGIN - (logits.gather(1, best.indices) - logits.gather(1, column))
+    weight = (gap.detach() / FTPO_MARGIN).clamp(0, 1) * taken
+    weight = torch.where(weight.sum(1, keepdim=True) > 0, weight, taken.to(weight))  # all are above the margin
+    preference = (softplus(gap) * weight).sum(1) / weight.sum(1)
+    judged = torch.zeros_like(logits).scatter(1, best.indices, taken.to(logits)).scatter(1, column, 1.0)
+    moved = logits - base
+    others = (moved.square() * (1 - judged)).sum(1) / (1 - judged).sum(1)
+    excess = ((moved.abs() - FTPO_FREE).clamp_min(0).square() * judged).sum(1) / judged.sum(1)
+    return preference + FTPO_OTHERS * others + FTPO_JUDGED * excess
 
 
 def dpo(chosen: Scores, rejected: Scores, beta: float) -> Tensor:
@@ -81,110 +152,16 @@ def dpo(chosen: Scores, rejected: Scores, beta: float) -> Tensor:
 
 def sft(chosen: Scores) -> Tensor:
     """Mean negative log-likelihood of each answer's tokens. Shape: (answers,)."""
-    return -_mean(chosen, chosen.tokens)
+    return -chosen.mean(chosen.tokens)
 
 
-def _mean(scores: Scores, values: Tensor) -> Tensor:
-    """Mean of per-token values over each answer. Shape: (entries,) to (answers,)."""
-    sums, ones = torch.zeros_like(scores.policy), torch.ones_like(values)
-    return sums.index_add(0, scores.answer, values) / sums.index_add(0, scores.answer, ones).clamp_min(1)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Which of them, and how strong.
+def kin_settings(name: str, gamma: float = BANNED) -> dict[str, Any]:
+    """The package's settings that are another's method.
 
     Args:
-        name: of a function above.
-        beta: for `npo`, `kto` and `dpo`.
+        name: of `KIN`.
+        gamma: of `undial`: nats off a rejected token's logit. A rejection in one of one rounds divides the odds by 2,
+            to the power of tau.
     """
-
-    name: str
-    beta: float = 0.1
-
-
-class BaselineTrainer(BuleyeanTrainer):
-    """The package's trainer with another loss.
-
-    Args:
-        baseline: which.
-        arguments: as for `BuleyeanTrainer`; for `dpo` and `sft`, answers at count 0 are the chosen ones.
-    """
-
-    def __init__(self, baseline: Baseline, *arguments: Any, **options: Any) -> None:
-        self.baseline = baseline
-        self._divergence: Tensor | None = None
-        super().__init__(*arguments, **options)
-
-    def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, Any]:
-        """Rows with the answers in them; for `kto` also the answers under each other's prompts."""
-        inputs: dict[str, Any] = super().collate(numbered)
-        boundaries = dict(numbered)
-        inputs["batches"] = [
-            replace(
-                batch,
-                answers=collect_answers([boundaries[number] for number in batch.numbers]),
-                weights=None,  # a loss is a record's
-                normaliser=float(len(batch.numbers)),
-            )
-            for batch in inputs["batches"]
-        ]
-        if self.baseline.name == "kto":
-            own = [boundary for _, boundary in numbered]
-            swapped = [replace(a, prompt=b.prompt) for a, b in zip(own, own[1:] + own[:1], strict=True)]
-            inputs["mismatched"] = replace(LAYOUTS[self.layout](swapped), answers=collect_answers(swapped))
-        return inputs
-
-    @property
-    def uses_reference(self) -> bool:
-        """See `BuleyeanTrainer.uses_reference`."""
-        return self.baseline.name in NEEDS_BASE
-
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """As the package's, after z where there is one."""
-        if "mismatched" in inputs:
-            batch = inputs["mismatched"].to(self.args.device)
-            with torch.no_grad():
-                model.eval()
-                hidden, base = forward_hidden(backbone(model), batch), reference_hidden(model, batch)
-                model.train()
-                scores = self._scores(hidden, base, batch, lambda answers: torch.ones_like(answers.rejected))
-            self._divergence = (scores.policy - scores.base).mean().clamp_min(0)
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def losses(self, batch: Batch) -> NodeLosses:
-        """The baseline's loss of each record; it has no parts and no floor."""
-        name, beta = self.baseline.name, self.baseline.beta
-        hidden = forward_hidden(self.language_model.backbone, batch)
-        base = hidden.detach() if batch.reference is None else batch.reference
-        rejected = self._scores(hidden, base, batch, lambda answers: answers.rejected)
-        if name in NEEDS_CHOSEN:
-            counts = batch.answers.counts  # type: ignore[union-attr]
-            chosen = self._scores(hidden, base, batch, lambda answers: torch.ones_like(answers.rejected))
-            liked, disliked = counts.count == 0, counts.count > 0
-            pairs = _select(chosen, liked), _select(rejected, disliked)
-            loss = sft(chosen)[liked] if name == "sft" else dpo(*pairs, beta)
-        else:
-            loss = {
-                "ascent": lambda: ascent(rejected),
-                "unlikelihood": lambda: unlikelihood(rejected),
-                "npo": lambda: npo(rejected, beta),
-                "kto": lambda: kto(rejected, self._divergence, beta),  # type: ignore[arg-type]
-            }[name]()
-        return NodeLosses(loss, *(torch.zeros_like(loss) for _ in range(3)))
-
-    def _scores(self, hidden: Tensor, base: Tensor, batch: Batch, token_mask: Callable[[Any], Tensor]) -> Scores:
-        answers = batch.answers
-        assert answers is not None
-        mask = token_mask(answers)
-        policy = token_logprobs(hidden[answers.parent], self.head, answers.token)[answers.token_index[mask]]
-        frozen = token_logprobs(base[answers.parent], self.head, answers.token)[answers.token_index[mask]]
-        answer, zeros = answers.answer_index[mask], policy.new_zeros(len(answers.counts.node))
-        return Scores(policy, answer, zeros.index_add(0, answer, policy), zeros.index_add(0, answer, frozen))
-
-
-def _select(scores: Scores, which: Tensor) -> Scores:
-    """The sums of some answers; `tokens` and `answer` stay those of all."""
-    return scores._replace(policy=scores.policy[which], base=scores.base[which])
+    gamma = gamma if name == "undial" else BANNED
+    return {"objective": "complement", "alpha": 1.0, "min_p": 0.0, "tau": gamma / math.log(2)}

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from answers import draw
-from baselines import BASELINES, NEEDS_BASE, Baseline, BaselineTrainer
+from baseline_trainer import BaselineTrainer
+from baselines import BASELINES, HAVE_BETA, Baseline
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.neutral_text import neutral_boundary
@@ -50,7 +51,7 @@ from buleyean_rl.training.reference_cache import ReferenceCache, entry_format
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 OBJECTIVES = get_args(ObjectiveName)
-HAVE_BETA = (*NEEDS_BASE, "listwise", "listwise_unlikelihood")
+WITH_BETA = (*HAVE_BETA, "listwise", "listwise_unlikelihood")
 NEUTRAL_TOKENS = 128
 ANSWER_TOKENS = 128
 BATCH = 64  # answers drawn at once
@@ -102,7 +103,7 @@ class Method:
         """What a table says of it."""
         settings = {"beta": self.beta} | SETTINGS | dict(self.settings)
         unused = {"alpha", "tau"} if self.name in BASELINES else set()
-        if self.name not in HAVE_BETA:
+        if self.name not in WITH_BETA:
             unused.add("beta")
         return {
             "method": self.name,
