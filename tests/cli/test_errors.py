@@ -24,7 +24,7 @@ def test_too_little_memory(text: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("stop", "words", "said"),
     [
-        (KeyboardInterrupt(), ["demo"], "stopped"),
+        (KeyboardInterrupt(), ["doctor"], "stopped"),
         (Interrupted("half way"), ["train", "r"], "stopped: half way"),
         (
             Interrupted("half way", "--resume"),
