@@ -154,9 +154,10 @@ def test_ctrl_c_says_where_a_command_stands(
     monkeypatch.setattr(f"buleyean_rl.{place}", stop)
     words = words_of(command, base, run, rejections)
     assert main(words) == 130
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"stopped: {standing}")
-    assert last.endswith(" ".join(words) if goes_on else standing)
+    *_, before, last = capsys.readouterr().err.splitlines()
+    assert (before if goes_on else last) == f"stopped: {standing}"
+    assert last.startswith("Go on with: ") == goes_on
+    assert not goes_on or last.endswith(" ".join(words))
     assert not Path("model.gguf").exists()
     assert not Path("imported.jsonl").exists()
 

@@ -85,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             if sys.stderr.isatty():
                 print(end="\r", file=sys.stderr)  # over the terminal's ^C
-            print_line(_describe_stop(stop, argument_list))
+            line, command = _describe_stop(stop, argument_list)
+            print_line(line)
+            if command is not None:
+                print(f"Go on with: {command}", file=sys.stderr)  # whole, so that it can be copied
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has ended, as `head` does
         sys.stdout = None
@@ -143,8 +146,8 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"{option} is empty: give a value")
 
 
-def _describe_stop(stop: BaseException, words: list[str]) -> str:
-    """Where a stopped command stands, and how it goes on.
+def _describe_stop(stop: BaseException, words: list[str]) -> tuple[str, str | None]:
+    """Where a stopped command stands, and the command by which it goes on, if it can.
 
     Args:
         stop: with a message, and the words that the command needs to go on, if it can.
@@ -152,11 +155,10 @@ def _describe_stop(stop: BaseException, words: list[str]) -> str:
     """
     command = words[0] if words else ""
     message, *more = stop.args or (STOPPED.get(command, ""),)
+    line = f"stopped: {message}" if message else "stopped"
     if not more and command not in GO_ON_ALONE:
-        return f"stopped: {message}" if message else "stopped"
-    words = [*words, *(word for word in more if word not in words)]
-    where = f"stopped: {message}. " if message else ""
-    return f"{where}Go on with: {command_line(*words)}"
+        return line, None
+    return line, command_line(*words, *(word for word in more if word not in words))
 
 
 def _describe_error(error: Exception) -> tuple[str, int] | None:
