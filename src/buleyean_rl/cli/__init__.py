@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, runs, train
-from buleyean_rl.cli.options import INTERRUPTED, Interrupted
+from buleyean_rl.cli.options import INTERRUPTED, Interrupted, print_line
 from buleyean_rl.errors import BuleyeanError, UsageError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 from buleyean_rl.system.cache import sweep_cache
@@ -33,7 +33,16 @@ app = typer.Typer(
 )
 
 TEXTS = ("--prompt", "--system", "--message")  # options whose value may be empty
-GO_ON_ALONE = ("mine", "walk")  # stopped, the same command goes on
+STOPPED = {  # where a command stands that Ctrl-C ended
+    "demo": "answers that were complete stay in the cache; the same command begins anew with them",
+    "data": "nothing was written",
+    "train": "nothing was trained yet; the same command begins anew",
+    "export": "no file was written; the same command begins anew",
+    "evaluate": "nothing was written; the same command begins anew",
+    "mine": "what was answered and judged is kept",
+    "walk": "what was answered, judged and trained is kept",
+}
+GO_ON_ALONE = ("mine", "walk")  # the same command goes on
 
 app.add_typer(data.app, name="data", short_help="Import data as rejection records; validate them.")
 for command, line in (  # which has room in 80 columns
@@ -74,7 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except (KeyboardInterrupt, Interrupted) as stop:
         with suppress(OSError):
-            print(_describe_stop(stop, argument_list), file=sys.stderr)
+            if sys.stderr.isatty():
+                print(end="\r", file=sys.stderr)  # over the terminal's ^C
+            line, command = _describe_stop(stop, argument_list)
+            print_line(line)
+            if command is not None:
+                print(f"Go on with: {command}", file=sys.stderr)  # whole, so that it can be copied
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has ended, as `head` does
         sys.stdout = None
@@ -87,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         with suppress(OSError):
             _flush_stdout()
-        print(f"error: {problem[0]}", file=sys.stderr)
+        print_line(f"error: {problem[0]}")
         return problem[1]
 
 
@@ -132,19 +146,19 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
             raise UsageError(f"{option} is empty: give a value")
 
 
-def _describe_stop(stop: BaseException, words: list[str]) -> str:
-    """Where a stopped command stands, and how it goes on.
+def _describe_stop(stop: BaseException, words: list[str]) -> tuple[str, str | None]:
+    """Where a stopped command stands, and the command by which it goes on, if it can.
 
     Args:
         stop: with a message, and the words that the command needs to go on, if it can.
         words: of the command.
     """
-    message, *more = stop.args or ("",)
-    if not more and words[:1] not in ([name] for name in GO_ON_ALONE):
-        return f"stopped: {message}" if message else "stopped"
-    words = [*words, *(word for word in more if word not in words)]
-    where = f"stopped: {message}. " if message else ""
-    return f"{where}Go on with: {command_line(*words)}"
+    command = words[0] if words else ""
+    message, *more = stop.args or (STOPPED.get(command, ""),)
+    line = f"stopped: {message}" if message else "stopped"
+    if not more and command not in GO_ON_ALONE:
+        return line, None
+    return line, command_line(*words, *(word for word in more if word not in words))
 
 
 def _describe_error(error: Exception) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from buleyean_rl.cli.options import (
     AsJson,
     Context,
     EngineName,
-    announce,
+    announced,
     print_json,
     print_next,
     print_report,
@@ -27,10 +27,10 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the main job on the bundled model and data: mine loops, train, export, measure, compare."""
-    announce("the main job on the bundled model: mine, train, export, compare; some minutes")
-    from pathlib import Path
+    with announced("the main job on the bundled model: mine, train, export, compare; some minutes"):
+        from pathlib import Path
 
-    from buleyean_rl.demo import run_demo
+        from buleyean_rl.demo import run_demo
 
     print_json(run_demo(Path(output), quick=quick, engine=engine, console=stderr_console()), as_json)
 
@@ -58,13 +58,13 @@ def chat(
 
     A GGUF file answers in llama.cpp, other models as they were trained.
     """
-    announce(f"opening {model if compare is None else f'{compare} and {model}'}")
-    from pathlib import Path
+    with announced(f"opening {model if compare is None else f'{compare} and {model}'}"):
+        from pathlib import Path
 
-    from rich.console import Console
+        from rich.console import Console
 
-    from buleyean_rl.inference import chat as terminal
-    from buleyean_rl.inference.protocol import Sampling
+        from buleyean_rl.inference import chat as terminal
+        from buleyean_rl.inference.protocol import Sampling
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     opened = terminal.open_models(
@@ -94,9 +94,9 @@ def void(
     """
     from pathlib import Path
 
-    announce(f"starting the page for {model}")
     try:
-        from buleyean_rl.void.serve import serve
+        with announced(f"starting the page for {model}"):
+            from buleyean_rl.void.serve import serve
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing: pip install '.[void]' in the clone") from error
 

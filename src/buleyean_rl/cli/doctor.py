@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, print_json, print_next, print_report
+from buleyean_rl.cli.options import AsJson, announced, fit, print_json, print_next, print_report
 from buleyean_rl.errors import UsageError
 
 ENGINES = ("xllamacpp", "llama-cpp-python", "transformers")
@@ -43,12 +44,14 @@ def doctor(
     for name in need or []:
         if name not in REQUIREMENTS:
             raise UsageError(f"--need {name}: choose one of {', '.join(REQUIREMENTS)}")
-    findings = [*_hardware(), *_software(), *_storage()]
+    with announced("looking at this machine"):
+        findings = [*_hardware(), *_software(), *_storage()]
     missing = [finding.name for finding in findings if finding.name in (need or []) and not finding.present]
     width = max(len(finding.name) for finding in findings)
     if not as_json:
         for finding in findings:
-            print(f"{finding.name:{width}}  {finding.value}")
+            line = f"{finding.name:{width}}  {finding.value}"
+            print(fit(line, width + 2) if sys.stdout.isatty() else line)
     print_json({"missing": missing, "findings": [asdict(finding) for finding in findings]}, as_json)
     if missing:
         print_report([f"error: missing: {', '.join(missing)}"], None)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import Context, Overwrite, announce, print_json, print_next, print_report, stderr_console
+from buleyean_rl.cli.options import Context, Overwrite, announced, print_json, print_next, print_report, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -57,14 +57,14 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure a model without a judge: rankings, drift, answers, loops; by default on bundled data."""
-    announce(f"measuring {', '.join([model, *(compare or [])])}")
-    from pathlib import Path
+    with announced(f"measuring {', '.join([model, *(compare or [])])}"):
+        from pathlib import Path
 
-    from buleyean_rl.api import calls
-    from buleyean_rl.evaluation.forest_plot import PICTURES, is_our_plot
-    from buleyean_rl.evaluation.show import is_evaluation
-    from buleyean_rl.system.files import encode_json
-    from buleyean_rl.system.outputs import check_output_file, open_output
+        from buleyean_rl.api import calls
+        from buleyean_rl.evaluation.forest_plot import PICTURES, is_our_plot
+        from buleyean_rl.evaluation.show import is_evaluation
+        from buleyean_rl.system.files import encode_json
+        from buleyean_rl.system.outputs import check_output_file, open_output
 
     if plot is not None and Path(plot).suffix not in PICTURES:
         raise UsageError(f"--plot {plot}: end it in {', '.join(PICTURES)}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, announce, print_json, print_next, stderr_console
+from buleyean_rl.cli.options import AsJson, EngineName, Overwrite, announced, print_json, print_next, stderr_console
 from buleyean_rl.system.wording import counted
 
 
@@ -32,11 +32,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Merge a run into its base model and write a GGUF file, checked in llama.cpp before it is renamed."""
-    announce(f"exporting {run} to {output}")
-    from buleyean_rl.api import calls
-    from buleyean_rl.errors import UsageError
-    from buleyean_rl.gguf import About
-    from buleyean_rl.models.run_folder import find_model
+    with announced(f"exporting {run} to {output}"):
+        from buleyean_rl.api import calls
+        from buleyean_rl.errors import UsageError
+        from buleyean_rl.gguf import About
+        from buleyean_rl.models.run_folder import find_model
 
     if adapter and ollama:
         raise UsageError("--ollama describes the merged model: leave out --adapter")

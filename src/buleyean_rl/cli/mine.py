@@ -14,7 +14,7 @@ from buleyean_rl.cli.options import (
     Judges,
     Overwrite,
     Prompts,
-    announce,
+    announced,
     print_json,
     print_next,
     print_report,
@@ -48,12 +48,12 @@ def mine(
     Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
     read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
     """
-    announce(f"mining {output}: {model} answers, {', '.join(judge or [DEFAULT_JUDGE])} judges")
-    from dataclasses import asdict
+    with announced(f"mining {output}: {model} answers, {', '.join(judge or [DEFAULT_JUDGE])} judges"):
+        from dataclasses import asdict
 
-    from buleyean_rl.api import calls
-    from buleyean_rl.errors import RecordError
-    from buleyean_rl.inference.open import locate
+        from buleyean_rl.api import calls
+        from buleyean_rl.errors import RecordError
+        from buleyean_rl.inference.open import locate
 
     location = locate(model)
     mined = calls.mine(
@@ -109,13 +109,14 @@ def walk(
 
     Stopped or killed, the same command resumes.
     """
-    announce(f"walking in {output}: {counted(rounds, 'round')} at most of mining, training and measuring {model}")
-    from pathlib import Path
+    most = f"{counted(rounds, 'round')} at most"
+    with announced(f"walking in {output}: {most} of mining, training and measuring {model}"):
+        from pathlib import Path
 
-    from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts
-    from buleyean_rl.mining.mine import MineSettings
-    from buleyean_rl.mining.walk import walk as run
-    from buleyean_rl.mining.walk import walk_config
+        from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts
+        from buleyean_rl.mining.mine import MineSettings
+        from buleyean_rl.mining.walk import walk as run
+        from buleyean_rl.mining.walk import walk_config
 
     overrides = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(

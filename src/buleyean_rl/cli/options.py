@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -60,14 +63,38 @@ def print_json(value: dict[str, Any], enabled: bool) -> None:
 def print_report(lines: Sequence[str], as_json: dict[str, Any] | None) -> None:
     """Print a report: the lines on stderr, the JSON object, if any, on stdout."""
     for line in lines:
-        print(line, file=sys.stderr)
+        print_line(line)
     if as_json is not None:
         print_json(as_json, True)
 
 
-def announce(line: str) -> None:
-    """Print, on stderr, what is about to be done, before what it needs is loaded."""
-    print(line, file=sys.stderr, flush=True)
+def print_line(line: str) -> None:
+    """Print a line on stderr, on a terminal broken between words."""
+    print(fit(line, len(line) - len(line.lstrip())) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+
+
+def fit(line: str, indent: int) -> str:
+    """A line, broken between words where the terminal is narrower, with spaces before what follows."""
+    width = shutil.get_terminal_size().columns
+    if len(line) <= width:
+        return line
+    following = " " * indent
+    return textwrap.fill(line, width, subsequent_indent=following, break_long_words=False, break_on_hyphens=False)
+
+
+@contextmanager
+def announced(line: str) -> Iterator[None]:
+    """Say, on stderr, what is about to be done, and that it begins, while what it needs is imported: seconds."""
+    print_line(line)
+    from buleyean_rl.system.progress import working
+    from buleyean_rl.system.terminal import can_redraw
+
+    console = stderr_console()
+    if not can_redraw(console):  # the line stands there already
+        yield
+        return
+    with working(console, "starting"):
+        yield
 
 
 def print_next(*words: object) -> None:

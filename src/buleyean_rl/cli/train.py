@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Interrupted, announce, print_json, print_next, stderr_console
+from buleyean_rl.cli.options import AsJson, Interrupted, announced, print_json, print_next, stderr_console
 from buleyean_rl.errors import UsageError
 
 
@@ -87,21 +87,19 @@ def train(
     if records is None or model is None or output is None:
         missing = "RECORDS" if records is None else "--model" if model is None else "--output"
         raise UsageError(f"{missing} is missing: buleyean train RECORDS --model MODEL --output RUN")
-    announce(f"{'planning a run of' if dry_run else 'training'} {model} on {records}")
-    from dataclasses import asdict
+    with announced(f"{'planning a run of' if dry_run else 'training'} {model} on {records}"):
+        from dataclasses import asdict
 
-    from buleyean_rl.training.config import load_config
+        from buleyean_rl.training.config import load_config
+        from buleyean_rl.training.dry_run import dry_run as plan_run
+        from buleyean_rl.training.run import train as run
 
     run_config, console = load_config(file, Path(output), options), stderr_console()
     if dry_run:
-        from buleyean_rl.training.dry_run import dry_run as plan_run
-
         plan = plan_run(Path(records), model, run_config, skip_bad=skip_bad, console=console)
         console.print("\n".join(plan.lines()))
         print_json(plan.as_dict(), as_json)
         return
-    from buleyean_rl.training.run import train as run
-
     with _telling_where_it_stands(Path(output)):
         report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
     print_json(asdict(report), as_json)
@@ -118,7 +116,7 @@ def _telling_where_it_stands(run: Path) -> Iterator[None]:
         from buleyean_rl.training.runs import summarise
 
         if not can_resume(run):
-            raise
+            raise Interrupted("nothing was trained yet; the same command begins anew") from None
         summary = summarise(run)
         if summary.steps is None:
             raise Interrupted("before its first checkpoint; the same command begins anew") from None

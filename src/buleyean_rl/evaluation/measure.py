@@ -23,6 +23,7 @@ from buleyean_rl.inference.own_text import own_passages
 from buleyean_rl.inference.protocol import Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
+from buleyean_rl.system.progress import working
 
 NEUTRAL, KEPT = "neutral", "kept"  # kinds of text, beside those of `drift`
 TEXT_FIGURES = {  # of texts, and what each is a sum of
@@ -130,7 +131,8 @@ def evaluate(
     replies = _answer(result, model, material)
     texts: dict[str, Sequence[Text]] = {**material.texts}
     if material.passages and (in_memory := model.in_memory(result.notes)) is not None:
-        own = own_passages(in_memory, PASSAGES, PASSAGE_TOKENS)
+        with working(console, "drawing the base model's own text"):
+            own = own_passages(in_memory, PASSAGES, PASSAGE_TOKENS)
         texts[OWN] = [Passage(ids) for ids in own[: material.passages]]
     if base is not None and material.prompts and (in_memory := model.in_memory(result.notes)) is not None:
         max_tokens = settings.samplings[0].max_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from buleyean_rl.inference.progress import answer_all
 from buleyean_rl.inference.protocol import Engine, Outcome, Sampling
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.source import Source
-from buleyean_rl.system.progress import ProgressBar
+from buleyean_rl.system.progress import ProgressBar, working
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class MeasuredModel:
     def _load(self, model: Model, is_gguf: bool, notes: list[str]) -> bool:
         """Load a model and its tokenizer; whether transformers can read it."""
         try:
-            model.module, model.tokenizer  # noqa: B018 - load both
+            with self._loading():
+                model.module, model.tokenizer  # noqa: B018 - load both
         except ModelError:
             if not is_gguf or self.settings.engine == "transformers":
                 raise
@@ -143,14 +144,20 @@ class MeasuredModel:
         engine: Engine
         if isinstance(location, Source) and settings.engine in kinds:
             model = self._open(location)
-            engine = engine_of(model.with_source(location), settings.context)  # scoring packs, answering does not
+            with self._loading():  # scoring packs, answering does not
+                engine = engine_of(model.with_source(location), settings.context)
             self._describe(model)
         else:
-            engine = open_engine(location, settings.engine, context=settings.context, key_url=settings.key_url)
+            with working(self.console, f"opening {self.name}"):
+                engine = open_engine(location, settings.engine, context=settings.context, key_url=settings.key_url)
         try:
             yield engine
         finally:
             engine.close()
+
+    def _loading(self) -> AbstractContextManager[object]:
+        """Says that the model is loaded, the first time."""
+        return nullcontext() if self._is_printed else working(self.console, f"loading {self.name}")
 
     def _open(self, source: Source) -> Model:
         if self._model is None:

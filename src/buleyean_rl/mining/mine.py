@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def mine(
     file = journal_path(Path(os.path.realpath(output)))
     if not file.exists():
         check_output_file(output, overwrite=overwrite, streams=False)
-    with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal, _tell(console):
+    with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal:
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
         answers_reused = len(_distinct(prompts, settings, journal))
         failed = _draw_answers(prompts, engine, settings, journal, console)
@@ -207,16 +207,6 @@ def mine(
         seconds=time.monotonic() - started,
     )
     return Mined(report, records, texts)
-
-
-@contextmanager
-def _tell(console: Console) -> Iterator[None]:
-    """Tell somebody who stops mining that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print("stopped: the same command goes on from here")
-        raise
 
 
 def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:

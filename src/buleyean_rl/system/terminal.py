@@ -6,8 +6,8 @@ from rich.console import Console
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether a console shows bars that move: a pipe or a file would get a line of each."""
-    return not console.quiet and (console.is_terminal or console.is_jupyter)
+    """Whether a console shows bars that move: a pipe, a file or a terminal without a cursor to move gets lines."""
+    return not console.quiet and (console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal))
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from buleyean_rl.data.records import records_sha256
 from buleyean_rl.models.model import open_model
 from buleyean_rl.models.source import resolve
+from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted
 from buleyean_rl.training.anchors import anchor_groups
 from buleyean_rl.training.before_after import Measurement
@@ -21,7 +22,15 @@ from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import RecordsFile
 from buleyean_rl.training.estimate import CHECKPOINT_ADAPTERS, Estimate, checkpoints, estimate
 from buleyean_rl.training.reference_cache import node_counts, planned_entry
-from buleyean_rl.training.run import attach_run_adapter, make_guard, prepare_data, settle_firmness, tokens_to_read
+from buleyean_rl.training.run import (
+    ESTIMATE,
+    OWN_TEXT,
+    attach_run_adapter,
+    make_guard,
+    prepare_data,
+    settle_firmness,
+    tokens_to_read,
+)
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 
@@ -96,14 +105,16 @@ def dry_run(
         dataset = prepare_data(records, model, config, console)
         attach_run_adapter(model, config, console)
         settle_firmness(model, dataset, config, console)
-        anchors = anchor_groups(model, dataset, config)
-        trainer = BuleyeanTrainer(model, config, dataset.training, anchors=anchors)
-        measurement = Measurement(model, dataset, config)
-        guard = make_guard(model, measurement.texts, dataset, config) if config.guard else None
-        nodes = sum(node_counts(dataset, anchors))
-        entry = planned_entry(model, dataset, config, nodes)
-        read_tokens = tokens_to_read(measurement, guard)
-        need = estimate(trainer, dataset.training, read_tokens, is_cached=entry is not None)
+        with working(console, OWN_TEXT):
+            anchors = anchor_groups(model, dataset, config)
+        with working(console, ESTIMATE):
+            trainer = BuleyeanTrainer(model, config, dataset.training, anchors=anchors)
+            measurement = Measurement(model, dataset, config)
+            guard = make_guard(model, measurement.texts, dataset, config) if config.guard else None
+            nodes = sum(node_counts(dataset, anchors))
+            entry = planned_entry(model, dataset, config, nodes)
+            read_tokens = tokens_to_read(measurement, guard)
+            need = estimate(trainer, dataset.training, read_tokens, is_cached=entry is not None)
     parameters = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
     adapter = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     return RunPlan(

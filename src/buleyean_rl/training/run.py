@@ -44,6 +44,7 @@ from buleyean_rl.training.run_state import RunState, open_run, run_settings
 from buleyean_rl.training.settings import check_one_process
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
+OWN_TEXT, ESTIMATE = "drawing the base model's own text", "estimating time and memory"  # as the phases are called
 PUBLISHED_WARNING = (
     "[yellow]warning:[/] the published contrast is a cross-entropy towards the rejected tokens, and its target spreads "
     "over the whole vocabulary: expect damaged text. It is for reproducing the published numbers; leave out "
@@ -119,13 +120,15 @@ def _train(
     guard = make_guard(model, measurement.texts, dataset, config) if config.guard else None
     with working(console, "measuring the base model"):
         before = measurement.before(guard)
-    with working(console, "drawing the base model's own text"):
+    with working(console, OWN_TEXT):
         anchors = anchor_groups(model, dataset, config)
     references = open_reference_cache(model, dataset, config, anchors, console)
     progress, guards = ShowProgress(console), [] if guard is None else [guard]
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references, anchors)
     read_tokens = tokens_to_read(measurement, guard)
-    console.print(str(estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)))
+    with working(console, ESTIMATE):
+        need = estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)
+    console.print(str(need))
 
     with state.failing():
         _fit(trainer, state.checkpoint, progress, guard)

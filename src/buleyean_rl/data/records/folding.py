@@ -119,21 +119,21 @@ class FoldReport:
 
     def fold(
         self,
-        kept: Sequence[RejectionRecord],
+        retained: Sequence[RejectionRecord],
         folded: Sequence[RejectionRecord],
         compared: Sequence[RejectionRecord] = (),
     ) -> None:
         """Count records that were added before as those they were folded into; those compared won a round."""
-        self._count(kept, -1)
+        self._count(retained, -1)
         self._count(folded, 1)
         numbers: dict[Prompt, int] = {}  # of the prompts, so that each is hashed once a record
         answers = [
             (number, answer.text, answer.spans)
-            for record in kept
+            for record in retained
             for number in [numbers.setdefault(record.prompt, len(numbers))]
             for answer in record.entries()
         ]
-        self.prompts_repeated += len(kept) - len(folded)
+        self.prompts_repeated += len(retained) - len(folded)
         self.answers_folded += len(answers) - len(set(answers))
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
         self.rounds_won += sum(len(record.rejected_responses) for record in compared)
@@ -201,9 +201,9 @@ def _fold_lines(
     prompts: set[int] = set()  # hashes of those that are kept, up to the limit
     with closing(Spool(folder)) as spool:
         for record in records:
-            is_kept = keep_accepted or record.rejects
-            spool.add(record, is_kept)
-            if not is_kept:
+            is_retained = keep_accepted or record.rejects
+            spool.add(record, is_retained)
+            if not is_retained:
                 continue
             report.add(record)
             if limit is not None:
@@ -215,11 +215,11 @@ def _fold_lines(
                 yield spool.read_line(numbers[0])
                 continue
             group = [spool.read(number) for number in numbers]
-            kept, compared = group, []
+            retained, compared = group, []
             if not keep_accepted:
                 group = list(_drop_accepted(group))
-                kept, compared = ([r for r in group if r.rejects == rejects] for rejects in (True, False))
+                retained, compared = ([r for r in group if r.rejects == rejects] for rejects in (True, False))
             folded = fold_records(group)  # by the prompt itself, so that two prompts of one hash stay two
-            report.fold(kept, folded, compared)
+            report.fold(retained, folded, compared)
             for record in folded:
                 yield format_record(record).encode() + b"\n"

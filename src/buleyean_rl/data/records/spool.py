@@ -32,8 +32,8 @@ class Spool:
         self._lines = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until `close`
         self._compared = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._lines_end = self._compared_end = 0
-        self._prompts, self._kept, self._offsets = array("q"), array("b"), array("q")
-        self._kept_answers = array("q")
+        self._prompts, self._retained, self._offsets = array("q"), array("b"), array("q")
+        self._retained_answers = array("q")
         self._compared_answers, self._compared_in = array("q"), array("q")  # and the numbers of their records
 
     def close(self) -> None:
@@ -41,17 +41,17 @@ class Spool:
         self._lines.close()
         self._compared.close()
 
-    def add(self, record: RejectionRecord, is_kept: bool) -> None:
+    def add(self, record: RejectionRecord, is_retained: bool) -> None:
         """Write a record away.
 
         Args:
             record: any.
-            is_kept: false where it is only compared with those that are.
+            is_retained: false where it is only compared with those that are.
         """
         prompt = hash(record.prompt)
-        if is_kept:
+        if is_retained:
             for text in record.rejected_responses:
-                self._kept_answers.append(hash((prompt, text)))
+                self._retained_answers.append(hash((prompt, text)))
             self._offsets.append(self._lines_end)
             self._lines_end += self._lines.write(format_record(record).encode() + b"\n")
         else:
@@ -61,7 +61,7 @@ class Spool:
             self._offsets.append(self._compared_end)
             self._compared_end += self._compared.write(marshal.dumps(tuple(vars(record).values())))
         self._prompts.append(prompt)
-        self._kept.append(is_kept)
+        self._retained.append(is_retained)
 
     def read_line(self, number: int) -> bytes:
         """The line of a record that is kept."""
@@ -70,7 +70,7 @@ class Spool:
 
     def read(self, number: int) -> RejectionRecord:
         """A record."""
-        if self._kept[number]:
+        if self._retained[number]:
             return parse_record(decode_json(self.read_line(number)))
         self._compared.seek(self._offsets[number])
         return RejectionRecord(*marshal.load(self._compared))
@@ -81,15 +81,15 @@ class Spool:
         In the order of each prompt's first record. Of those that are compared only those come that have an answer
         of one that is kept.
         """
-        kept = set(self._kept_answers)
+        retained = set(self._retained_answers)
         compared = zip(self._compared_answers, self._compared_in, strict=True)
-        shared = {number for answer, number in compared if answer in kept}
+        shared = {number for answer, number in compared if answer in retained}
         # before the next large one
-        del kept, self._kept_answers[:], self._compared_answers[:], self._compared_in[:]
+        del retained, self._retained_answers[:], self._compared_answers[:], self._compared_in[:]
         by_prompt: dict[int, int | list[int] | None] = {}  # a list of one takes three times as much memory
-        for number, (prompt, is_kept) in enumerate(zip(self._prompts, self._kept, strict=True)):
+        for number, (prompt, is_retained) in enumerate(zip(self._prompts, self._retained, strict=True)):
             numbers = by_prompt.setdefault(prompt, None)
-            if not is_kept and number not in shared:
+            if not is_retained and number not in shared:
                 continue
             if numbers is None:
                 by_prompt[prompt] = number
@@ -99,5 +99,5 @@ class Spool:
                 numbers.append(number)
         for numbers in by_prompt.values():
             group = [numbers] if isinstance(numbers, int) else numbers or []
-            if any(map(self._kept.__getitem__, group)):
+            if any(map(self._retained.__getitem__, group)):
                 yield group

@@ -56,7 +56,7 @@ class PersonJudge:
         """
         self._say(HELP)
         judged: list[Verdict] = []
-        yielded = kept = 0
+        yielded = recorded = 0
         while answers:
             index = len(judged)
             if index < len(answers):
@@ -76,13 +76,13 @@ class PersonJudge:
                 first = min(yielded, len(judged))
                 yield from ((k, judged[k]) for k in range(first, len(judged)))
                 yielded = len(judged)
-                kept = max(kept, yielded)
+                recorded = max(recorded, yielded)
             if verdict is not None:
                 judged.append(verdict)
             elif index == len(answers):
                 return
             elif is_leaving:
-                self._say(f"{kept:,} of {counted(len(answers), 'verdict')} kept")
+                self._say(f"{recorded:,} of {counted(len(answers), 'verdict')} kept")
                 raise KeyboardInterrupt
 
     def _judge_by(self, key: str, answer: Answer) -> Verdict | None:
