@@ -62,6 +62,40 @@ def test_each_model_has_the_conversation_as_it_led_it(store: Store) -> None:
     assert row
 
 
+def told(answer: Any) -> list[str]:
+    """What a model is asked: the words of every message."""
+    context = json.loads(answer["context"])
+    return [context] if isinstance(context, str) else [message["content"] for message in context]
+
+
+def test_what_was_rejected_is_left_out_of_what_comes_next(store: Store) -> None:
+    loops, good = "Sleep. Sleep. Sleep.", "Dim the lights."
+    first = answered(store, loops, good, prompt="tips?")
+    later = answered(store, "sure", "yes", uid="turn-0002", prompt="more?")
+    whole = store.rejections.add("n-1", first["answers"][0])["id"]
+    base, trained = asked(store, "turn-0003", "tips?")["answers"]
+    # another model's answer stands in for the one that was rejected, so that the later turns still follow from it
+    assert told(base) == ["tips?", good, "more?", "sure", "tips?"]
+    assert told(trained) == ["tips?", good, "more?", "yes", "tips?"]
+    assert told(first["answers"][0]) == ["tips?"]
+    assert told(later["answers"][0]) == ["tips?", loops, "more?"]  # which is what it was asked
+    for answer in (base, trained):
+        store.conversations.save(answer, "", "failed")
+    store.rejections.add("n-2", first["answers"][1])
+    assert [told(answer) for answer in asked(store, "turn-0004", "tips?")["answers"]] == [
+        ["more?", "sure", "tips?"], ["more?", "yes", "tips?"],
+    ]  # fmt: skip
+    store.rejections.undo([whole])
+    store.conversations.again(later["answers"][1])
+    assert told(store.conversations.turn("turn-0002")["answers"][1]) == ["tips?", loops, "more?"]  # type: ignore[index]
+
+
+def test_of_an_answer_rejected_in_part_the_rest_is_told(store: Store) -> None:
+    answer = answered(store, "Sleep. Sleep. Dim the lights.", "x", prompt="tips?")["answers"][0]
+    store.rejections.add("n-1", answer, spans=((6, 13),))
+    assert told(asked(store, "turn-0002", "more?")["answers"][0])[1] == "Sleep. Dim the lights."
+
+
 def test_no_question_while_an_answer_is_written(store: Store) -> None:
     asked(store)
     settings = TurnSettings()

@@ -12,6 +12,7 @@ export class AskForm {
     this.settings = { ...USUAL, ...JSON.parse(sessionStorage.getItem("settings") ?? "{}") };
     this.answering = false;
     this.why = null;
+    this.leavesOut = false;
     this.prompt = make("textarea", { id: "prompt", rows: 1, maxlength: 8000, placeholder: words.askPlaceholder, "aria-label": words.askLabel });
     this.options = button(words.options, () => this.change(), { id: "options" });
     this.send = button(words.ask, () => this.answering ? stop() : submit(this.prompt.value, this.settings), { id: "send" });
@@ -29,14 +30,15 @@ export class AskForm {
     this.show();
   }
 
-  // What the button does now; `why` says why nothing can be asked.
-  show({ answering = this.answering, why = this.why } = {}) {
-    Object.assign(this, { answering, why });
+  // What the button does now; `why` says why nothing can be asked, `leavesOut` whether something here was rejected.
+  show({ answering = this.answering, why = this.why, leavesOut = this.leavesOut } = {}) {
+    Object.assign(this, { answering, why, leavesOut });
     this.send.textContent = answering ? words.stop : words.ask;
     this.send.classList.toggle("go", !answering);
     allow(this.send, answering ? null : why ?? (this.prompt.value.trim() ? null : words.askEmpty));
     const { system, temperature, max_tokens: length, blind } = this.settings;
-    this.told.textContent = words.settingsTold({ system, temperature, length: length === USUAL.max_tokens ? null : length, blind });
+    const settings = words.settingsTold({ system, temperature, length: length === USUAL.max_tokens ? null : length, blind });
+    this.told.textContent = [settings, leavesOut && words.leavesOut].filter(Boolean).join(" · ");
     this.told.hidden = !this.told.textContent;
   }
 

@@ -87,6 +87,7 @@ export const words = {
   blind: "Hide which is which until I ask",
   settingsTold: ({ system, temperature, length, blind }) => [system && "with a system prompt", temperature && `temperature ${number(temperature)}`,
     length && `at most ${plural(length, "token")}`, blind && "which is which is hidden"].filter(Boolean).join(" · "),
+  leavesOut: "What you rejected is left out when you ask on.",
   apply: "Done",
 
   // an answer

@@ -55,7 +55,7 @@ function draw() {
 // What the answers' states mean for the rest of the page.
 function changed() {
   const turns = shown.turns, answers = turns.flatMap((turn) => turn.turn.answers);
-  form.show({ answering: turns.some((turn) => turn.isOpen), why: known.loading ? words.askWaiting : null });
+  form.show({ answering: turns.some((turn) => turn.isOpen), why: known.loading ? words.askWaiting : null, leavesOut: answers.some(({ rejections }) => rejections.length) });
   if (answers.some((answer) => answer.rejections.some(({ spans }) => spans.length))) localStorage.setItem("marked", "1");
   hint.hidden = Boolean(localStorage.getItem("marked")) || turns.length !== 1 || turns[0].isOpen;
   if (turns.length && flow.scrollHeight - flow.scrollTop - flow.clientHeight < NEAR) flow.scrollTop = flow.scrollHeight;

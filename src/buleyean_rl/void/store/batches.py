@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from buleyean_rl.void.store.conversations import LATEST, Conversations, Slots, TurnSettings, add_turn
+from buleyean_rl.void.store.conversations import Conversations, Slots, TurnSettings, add_turn
 from buleyean_rl.void.store.database import Database, Row
+from buleyean_rl.void.store.history import LATEST
 from buleyean_rl.void.store.rejections import Rejections
 from buleyean_rl.void.store.subject import hash_texts
 
