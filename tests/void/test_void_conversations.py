@@ -194,12 +194,13 @@ def test_runs_and_their_steps_are_not_doubled(store: Store) -> None:
     assert store.runs.add("run-uid", "folder", 3, 4, 12) == run
     for loss in (1.0, 0.5):
         store.runs.add_point(run, {"step": 1, "loss": loss, "floor": 0.1, "gap": loss - 0.1})
-    store.runs.add_samples(run, [Sample("p", "b", "a", True)])
+    store.runs.add_samples(run, [Sample("p", "b", "a", None, ((0, 1),))])
     store.runs.end(run, "failed", "why")
     found = store.runs.get(run)
     assert found is not None
     assert [point["loss"] for point in found["points"]] == [0.5]
     assert (found["state"], found["error"], found["samples"][0]["after"]) == ("failed", "why", "a")
+    assert (found["samples"][0]["unlearned"], found["samples"][0]["spans"]) == (None, "[[0, 1]]")
     assert (found["name"], found["rejections"], found["decision"], found["step"]) == (f"run {run}", 4, None, 1)
     assert store.runs.set(run, name="sleep", decision="kept")
     assert not store.runs.set(99, name="sleep")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from buleyean_rl.void.answering import Answering
 from buleyean_rl.void.markdown import render
 from buleyean_rl.void.models import key_of
 from buleyean_rl.void.services import Void
 from buleyean_rl.void.store import Row
+from buleyean_rl.void.store.rejections import rejected_words
 from buleyean_rl.void.verdict import read_verdict
 
 CURVE_POINTS = 40
@@ -75,8 +78,9 @@ def show_runs(void: Void) -> list[Row]:
 def show_sample(sample: Row) -> Row:
     """A prompt asked again, before and after."""
     shown = {name: sample[name] for name in ("prompt", "before", "after")}
-    html = {f"{name}_html": render(sample[name]) for name in ("before", "after")}
-    return shown | html | {"unlearned": sample["unlearned"] != 0}
+    spans = [(start, end) for start, end in json.loads(sample["spans"])]
+    html = {"before_html": render(sample["before"], tuple(spans)), "after_html": render(sample["after"])}
+    return shown | html | {"rejected": rejected_words(sample["before"], spans), "whole": not spans}
 
 
 def show_pair(void: Void) -> list[Row]:
@@ -94,5 +98,5 @@ def undecided(void: Void) -> Row | None:
 
 
 def _telling(samples: list[Row]) -> list[Row]:
-    """Samples, first those that show most: unlearned, and changed."""
-    return sorted(samples, key=lambda sample: (sample["unlearned"] == 0, sample["before"] == sample["after"]))
+    """Samples, first those that show most: what was unlearned."""
+    return sorted(samples, key=lambda sample: (sample["unlearned"] == 0, sample["unlearned"] is None))

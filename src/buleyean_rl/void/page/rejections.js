@@ -35,7 +35,7 @@ async function open(main) {
   found = make("div", {}, make("div", { class: "scroll" }, table), make("p", { class: "row" }, newer, where, later));
   chosenText = make("span", { class: "note" });
   several = make("div", { class: "several row", role: "group", "aria-label": words.chosenGroup, hidden: true }, chosenText,
-    button(words.setReason, reasonOfChosen, { "data-do": "reason" }), button(words.undo, () => undo([...chosen]), { class: "no", "data-do": "undo-chosen" }), button(words.cancel, () => { chosen.clear(); return show(); }, { class: "bare" }));
+    button(words.setReason, reasonOfChosen, { "data-do": "reason" }), button(words.undo, () => undo([...chosen]), { class: "no", "data-do": "undo-chosen" }), button("×", () => { chosen.clear(); return show(); }, { class: "icon bare", "aria-label": words.cancel }));
   imports = make("div");
   main.replaceChildren(make("div", { class: "page" },
     make("div", { class: "head" }, make("h1", { tabindex: -1 }, words.rejections),

@@ -46,7 +46,10 @@ function build(main) {
 }
 
 function draw() {
-  if (known.loading) inner.replaceChildren(loadingView(known.loading));
+  if (known.loading) {
+    const view = loadingView(known.loading);
+    if (view !== inner.firstChild) inner.replaceChildren(view);
+  }
   else if (shown.turns.length) inner.replaceChildren(make("h1", { class: "unseen", tabindex: -1 }, shown.title ?? words.talk), ...shown.turns.map((turn) => turn.node), hint);
   else inner.replaceChildren(startView((prompt) => submit(prompt, form.settings)));
   changed();

@@ -257,4 +257,3 @@ def like(words: str) -> str:
     for sign in "\\%_":
         words = words.replace(sign, "\\" + sign)
     return f"%{words}%"
-
