@@ -52,11 +52,11 @@ def show_run(void: Void, run: Row) -> Row:
     verdict = None if problem else read_verdict(void.training.folder(run), run["samples"])
     if verdict is not None:
         verdict["pairs"] = [show_sample(sample) for sample in _telling(run["samples"])[:PAIRS]]
-    kept = ("id", "name", "created", "ended", "state", "phase", "steps", "records", "rejections", "seconds_left")
+    columns = ("id", "name", "created", "ended", "state", "phase", "steps", "records", "rejections", "seconds_left")
     losses = [point["loss"] for point in run["points"]]
     stride = -(-len(losses) // CURVE_POINTS) or 1
     return {
-        **{name: run[name] for name in kept},
+        **{name: run[name] for name in columns},
         "step": run["step"] or 0,
         "model": key_of(run["id"]),
         "error": run["error"],
@@ -71,8 +71,8 @@ def show_run(void: Void, run: Row) -> Row:
 
 def show_runs(void: Void) -> list[Row]:
     """All runs, the newest first."""
-    found = (void.store.runs.get(run["id"]) for run in void.store.runs.list())
-    return [show_run(void, run) for run in found if run is not None]
+    runs = (void.store.runs.get(run["id"]) for run in void.store.runs.list())
+    return [show_run(void, run) for run in runs if run is not None]
 
 
 def show_sample(sample: Row) -> Row:

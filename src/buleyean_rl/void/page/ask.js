@@ -52,7 +52,7 @@ export class AskForm {
     const { system, temperature, max_tokens: length, blind } = this.settings;
     const warmth = make("output", {}, words.number(temperature));
     const range = make("input", { type: "range", name: "temperature", min: 0, max: 1.5, step: 0.1, value: temperature, oninput: () => { warmth.textContent = words.number(Number(range.value)); } });
-    const held = await askInDialog(words.optionsTitle, [
+    const values = await askInDialog(words.optionsTitle, [
       make("label", { class: "field" }, make("span", { class: "label" }, words.systemPrompt),
         make("textarea", { name: "system", rows: 3, maxlength: 8000 }, system), make("small", {}, words.systemPromptHint)),
       make("label", { class: "field" }, make("span", { class: "label row" }, words.temperature, warmth), range, make("small", {}, words.temperatureHint)),
@@ -60,6 +60,6 @@ export class AskForm {
         [...new Set([...LENGTHS, length])].sort((one, other) => one - other).map((count) => make("option", { value: count, selected: count === length }, words.lengthTokens(count))))),
       make("label", { class: "check" }, make("input", { type: "checkbox", name: "blind", value: "1", checked: blind }), words.blind),
     ], words.apply);
-    if (held) this.use({ system: held.system, temperature: Number(held.temperature), max_tokens: Number(held.max_tokens), blind: Boolean(held.blind) });
+    if (values) this.use({ system: values.system, temperature: Number(values.temperature), max_tokens: Number(values.max_tokens), blind: Boolean(values.blind) });
   }
 }

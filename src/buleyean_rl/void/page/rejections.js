@@ -126,9 +126,9 @@ async function undo(ids) {
 }
 
 async function reasonOfChosen() {
-  const held = await askInDialog(words.setReason, make("label", { class: "field" }, words.reasonForAll(chosen.size), make("input", { name: "reason", type: "text", maxlength: 1000 })), words.apply);
-  if (!held) return;
-  await insist("rejections/reason", { ids: [...chosen], reason: held.reason });
+  const values = await askInDialog(words.setReason, make("label", { class: "field" }, words.reasonForAll(chosen.size), make("input", { name: "reason", type: "text", maxlength: 1000 })), words.apply);
+  if (!values) return;
+  await insist("rejections/reason", { ids: [...chosen], reason: values.reason });
   chosen.clear();
   await show();
 }

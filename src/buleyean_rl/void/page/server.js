@@ -65,13 +65,13 @@ async function listen(path, heard, signal) {
   const silence = new AbortController();
   const reply = await call(path, undefined, { signal: AbortSignal.any([signal, silence.signal]) });
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let pending = "";
   for (;;) {
     const timer = setTimeout(() => silence.abort(), SILENCE);
     const { done, value } = await reader.read().catch(() => ({ done: true })).finally(() => clearTimeout(timer));
     if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
+    const events = (pending + value).split("\n\n");
+    pending = events.pop();
     for (const event of events) if (event.startsWith("data: ")) heard(JSON.parse(event.slice("data: ".length)));
   }
 }

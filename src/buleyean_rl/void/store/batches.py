@@ -134,5 +134,5 @@ class Batches:
 def _with_state(row: Row) -> Row:
     """A batch as it stands: done, paused or answering."""
     state = "done" if row["answered"] == row["prompts"] else "paused" if row["paused"] else "answering"
-    kept = ("id", "name", "created", "prompts", "answered", "judged", "rejected")
-    return {name: row[name] for name in kept} | {"state": state, "models": json.loads(row["models"])}
+    columns = ("id", "name", "created", "prompts", "answered", "judged", "rejected")
+    return {name: row[name] for name in columns} | {"state": state, "models": json.loads(row["models"])}

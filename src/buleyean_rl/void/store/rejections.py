@@ -103,7 +103,7 @@ class Rejections:
         """Newest rejected prompts that a person might have asked, as JSON, each with its newest rejected answers."""
         prompts = self._database.all(
             f"""SELECT prompt FROM rejections WHERE {ACTIVE} AND length(prompt) <= {MAX_SHOWN}
-            GROUP BY prompt ORDER BY MAX(id) DESC LIMIT ?""",
+            AND length(answer) <= {MAX_SHOWN} GROUP BY prompt ORDER BY MAX(id) DESC LIMIT ?""",
             limit,
         )
         return [(row["prompt"], self._rejected_answers(row["prompt"])) for row in prompts]
@@ -144,7 +144,7 @@ class Rejections:
     def _rejected_answers(self, prompt: str) -> list[RejectedAnswer]:
         rows = self._database.all(
             f"""SELECT answer, spans, source, drawn FROM rejections WHERE {ACTIVE} AND prompt = ?
-            ORDER BY id DESC LIMIT {PAGE}""",
+            AND length(answer) <= {MAX_SHOWN} ORDER BY id DESC LIMIT {PAGE}""",
             prompt,
         )
         answers: dict[str, list[Row]] = {}
