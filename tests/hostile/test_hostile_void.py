@@ -8,6 +8,8 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -226,11 +228,24 @@ def test_half_requests_are_closed_and_others_answered(base: Path, tmp_path: Path
         void.stop()
 
 
+def kill_while_it_starts(base: Path, folder: Path, seconds: float) -> None:
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "buleyean_rl", "void", "--model", base, "-o", folder, "--port", str(free_port())],
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(seconds)
+    assert starting.poll() is None
+    starting.kill()
+    starting.wait(HANG_SECONDS)
+
+
 def test_kills_lose_nothing_that_was_acknowledged(base: Path, tmp_path: Path) -> None:
-    """Killed while it answers, trains and imports: all that it acknowledged is there, and no run is left running."""
+    """Killed while it starts, answers, trains, imports: what it acknowledged is there, and no run is left running."""
     draw = random.Random(SEED)
     acknowledged, imported = dict[int, str](), set[str]()
-    for life in range(max(2, scaled(40))):
+    for life in range(max(2, scaled(100))):
+        if draw.random() < 0.3:
+            kill_while_it_starts(base, tmp_path, draw.uniform(0.1, 5))
         void = Process(base, tmp_path, free_port())
         asked = f"life-{life:04}"
         answer = void.ask(asked, "Give me a tip.", max_tokens=32)["answers"][0]
