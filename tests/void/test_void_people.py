@@ -1,4 +1,4 @@
-"""The whole way, from a question to a file in llama.cpp, for people who use a page differently and know only its words."""
+"""From a question to a file in llama.cpp, for people who use a page differently and know only its words."""
 
 from __future__ import annotations
 

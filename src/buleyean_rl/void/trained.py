@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.errors import BuleyeanError, EngineError
 from buleyean_rl.inference.open import describe_policy, engine_of
-from buleyean_rl.inference.protocol import Answer, Sampling
+from buleyean_rl.inference.protocol import Answer, Messages, Sampling
 from buleyean_rl.inference.transformers_engine import TransformersEngine
 from buleyean_rl.models.model import Model
 from buleyean_rl.models.run_files import read_run
@@ -20,6 +20,7 @@ from buleyean_rl.void.training import Training
 from buleyean_rl.void.verdict import is_unlearned
 
 SAMPLES = 6  # rejected prompts that a model is asked again
+NO_ANSWER = Answer("", 0, ended=True)
 MAX_SAMPLE_TOKENS = 512  # as long as the rejected answer was, within this
 
 
@@ -68,7 +69,7 @@ class PutToUse:
 
     def __init__(self, store: Store, models: Models) -> None:
         self._store, self._models = store, models
-        self._base_answers: dict[tuple[str, int], Answer | None] = {}  # which are the same for every run
+        self._base_answers: dict[tuple[str, int], Answer] = {}  # which are the same for every run
 
     def __call__(self, run: int) -> None:
         """Put a run to use that has ended with a model.
@@ -86,7 +87,7 @@ class PutToUse:
                 text_of_prompt(prompt),
                 answers[0].text,
                 now.text,
-                None if before.get(prompt, now) is None else is_unlearned(answers, now, before.get(prompt)),
+                is_unlearned(answers, now, before.get(prompt)),
                 answers[0].spans,
             )
             for (prompt, answers), now in zip(examples, after, strict=True)
@@ -102,17 +103,29 @@ class PutToUse:
         longest = max((len(engine.tokenize(text, parse_special=False)) for text in texts), default=1)
         return min(MAX_SAMPLE_TOKENS, max(1, longest))
 
-    def _answers_of_base(self, contexts: list[str], limit: int) -> dict[str, Answer | None]:
+    def _answers_of_base(self, contexts: list[str], limit: int) -> dict[str, Answer]:
         new = [context for context in contexts if (context, limit) not in self._base_answers]
-        answers = _answers(self._models.base.engine, new, limit)
-        self._base_answers |= {(context, limit): answer for context, answer in zip(new, answers, strict=True)}
+        for context, answer in zip(new, _answers(self._models.base.engine, new, limit), strict=True):
+            self._base_answers[context, limit] = answer or NO_ANSWER
         return {context: self._base_answers[context, limit] for context in contexts}
 
 
 def _answers(engine: TransformersEngine, contexts: list[str], limit: int) -> list[Answer | None]:
     """The same as the page gives, computed beside others only where that is so; None where there is none."""
     sampling, conversations = Sampling(max_tokens=limit), [messages_of(context) for context in contexts]
-    at_once = 1 if engine.is_batched else max(1, len(conversations))
-    groups = [conversations[start : start + at_once] for start in range(0, len(conversations), at_once)]
-    outcomes = [outcome for group in groups for outcome in engine.answer_many(group, sampling)]
+    if engine.is_batched:
+        return [_answer(engine, messages, sampling) for messages in conversations]
+    outcomes = engine.answer_many(conversations, sampling)
     return [outcome if isinstance(outcome, Answer) else None for outcome in outcomes]
+
+
+def _answer(engine: TransformersEngine, messages: Messages, sampling: Sampling) -> Answer | None:
+    pieces = engine.generate(messages, sampling)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+        except EngineError:  # too long for the context
+            return None

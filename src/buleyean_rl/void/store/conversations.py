@@ -81,11 +81,6 @@ class Conversations:
         found = self._database.one("SELECT id, title, created FROM conversations WHERE id = ? AND deleted IS NULL", uid)
         return found and found | {"turns": self._turns("conversation = ?", uid)}
 
-    def set_title(self, uid: str, title: str) -> bool:
-        """Set a title; returns whether there is such a conversation."""
-        with self._database.writing() as db:
-            return bool(db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, uid)).rowcount)
-
     def delete(self, uid: str, deleted: bool = True) -> bool:
         """Hide a conversation, or show it again; returns whether there is one. Its rejections stay."""
         when = time.time() if deleted else None
