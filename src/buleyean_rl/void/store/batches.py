@@ -51,7 +51,7 @@ class Batches:
                     prompt,
                     settings,
                     slots,
-                    [()] * len(slots),
+                    [[]] * len(slots),
                 )
         found = self.get(uid)
         assert found is not None

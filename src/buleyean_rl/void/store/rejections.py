@@ -232,7 +232,7 @@ def _temperature(row: Row) -> Any:
 
 def rejected_words(answer: str, spans: Sequence[Sequence[int]]) -> str:
     """The beginning of what is rejected of an answer, on one line."""
-    words = " ".join("…".join(answer[start:end] for start, end in spans or [(0, None)]).split())
+    words = " ".join("…".join(answer[start:end] for start, end in spans or [(0, len(answer))]).split())
     return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
 
 
