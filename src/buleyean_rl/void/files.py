@@ -90,7 +90,7 @@ class ModelFiles:
         elif kind == "modelfile" and not path.exists():
             problem = "is made together with a GGUF file"
         state = "ready" if path.exists() or kind == "adapter" else "missing"
-        if making is not None and state != "ready":
+        if making is not None:  # until its process has ended, whatever there is by then
             state = "failed" if making.error else "making"
         return {
             "kind": kind,
