@@ -49,7 +49,8 @@ SAMPLES = [
         "after": after,
         "before_html": f"<p>{before}</p>",
         "after_html": f"<p>{after}</p>",
-        "unlearned": True,
+        "rejected": before,
+        "whole": True,
     }
     for prompt, before, after in (
         (SLEEP, LOOPS, TIPS),
@@ -164,6 +165,11 @@ def click(css: str, sight: str) -> Callable[[Browser, Stage], None]:
         browser.until(lambda: browser.all(sight))
 
     return act
+
+
+def open_details(browser: Browser, stage: Stage) -> None:
+    click("#details summary", "#details[open]")(browser, stage)
+    browser.run("document.getElementById('details').scrollIntoView()")
 
 
 def go_away(browser: Browser, stage: Stage) -> None:
@@ -281,7 +287,9 @@ def importing_scene(reply: Any) -> Callable[[], Scene]:
 
 STATES: dict[str, State] = {
     "first-visit": State(Scene, "#talk", ".start"),
-    "loading": State(lambda: Scene({"loading": {"what": NAMES["base"], "share": 0.4}}), "#talk", ".meter"),
+    "loading": State(
+        lambda: Scene({"loading": {"what": NAMES["base"], "share": 0.4, "seconds_left": 4}}), "#talk", ".meter"
+    ),
     "loading-failed": State(
         lambda: Scene(
             {"loading": {"what": "/models/mine", "error": "/models/mine: holds no model: name another with --model"}}
@@ -382,7 +390,7 @@ STATES: dict[str, State] = {
         lambda: Scene(THREE | {"models": 2, "pair": PAIR}, **MODELS, **MODEL),
         "#models/1",
         "#files li",
-        click("#details summary", "#details[open]"),
+        open_details,
     ),
     "compare": State(
         lambda: Scene(THREE | {"models": 2, "pair": PAIR}, **MODELS),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import multiprocessing
 import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -20,8 +24,10 @@ import httpx2
 import pytest
 
 from asgi import BINARY, JSON, Reply, send
+from buleyean_rl.data.records import make_record
 from buleyean_rl.void.app import ROUTES
-from buleyean_rl.void.store import Store
+from buleyean_rl.void.store import ImportedFile, Store, TurnSettings
+from buleyean_rl.void.store.rejections import record_rows
 from hostile.attack import HANG_SECONDS, run_process
 from hostile.disk import small_disk
 from hostile.scale import runs as scaled
@@ -226,11 +232,75 @@ def test_half_requests_are_closed_and_others_answered(base: Path, tmp_path: Path
         void.stop()
 
 
+def write_until_killed(path: Path, life: int, acknowledge: Any) -> None:
+    """What every part of the server writes, each thing acknowledged once it is written."""
+    store = Store(path)
+    acknowledge.send(("life", str(life)))
+    for number in itertools.count():
+        uid = f"life-{life}-{number}"
+        assert store.conversations.ask(uid, f"talk-{life}", "hello", TurnSettings(), [("base", "m")])
+        acknowledge.send(("turns", uid))
+        answer = store.conversations.turn(uid)["answers"][0]  # type: ignore[index]
+        store.conversations.save(answer, f"words {uid}", "done")
+        acknowledge.send(("answers", f"words {uid}"))
+        row = store.rejections.add(uid, answer | {"text": f"words {uid}"})["id"]
+        acknowledge.send(("rejections", uid))
+        if number % 3 == 0:
+            store.rejections.undo([row])
+            acknowledge.send(("undone", uid))
+        records = [make_record(f"{uid} {n}", ["a"]) for n in range(9)]
+        rows = (row for record in records for row in record_rows(record))
+        store.imports.add(ImportedFile(f"import-{uid}", uid, "x.jsonl"), "records", 9, rows)
+        acknowledge.send(("imports", f"import-{uid}"))
+
+
+def test_kills_of_the_store_lose_nothing(tmp_path: Path) -> None:
+    """A process that writes is killed at any moment: what it acknowledged is there, and no half of an import is."""
+    draw, path, acknowledged = random.Random(SEED), tmp_path / "void.db", set[tuple[str, str]]()
+    fork = multiprocessing.get_context("fork")
+    for life in range(scaled(100)):
+        hears, acknowledge = fork.Pipe(duplex=False)
+        writer = fork.Process(target=write_until_killed, args=(path, life, acknowledge))
+        writer.start()
+        acknowledge.close()
+        time.sleep(draw.uniform(0, 0.5))
+        writer.kill()
+        writer.join()
+        with suppress(EOFError):
+            while True:
+                acknowledged.add(hears.recv())
+        hears.close()
+        with closing(Store(path)) as store:
+            stored = {("life", str(each)) for each in range(life + 1)}
+            columns = {"turns": "id", "answers": "text", "rejections": "uid", "imports": "uid"}
+            for table, column in columns.items():
+                stored |= {(table, row["it"]) for row in store.database.all(f"SELECT {column} AS it FROM {table}")}
+            gone = store.database.all("SELECT uid FROM rejections WHERE undone IS NOT NULL AND source = 'page'")
+            assert acknowledged <= stored | {("undone", row["uid"]) for row in gone}
+            half = "SELECT import FROM rejections WHERE import IS NOT NULL GROUP BY import HAVING COUNT(*) < 9"
+            shown = {row["id"] for row in store.imports.list()}
+            assert shown.isdisjoint(row["import"] for row in store.database.all(half))
+    assert acknowledged
+
+
+def kill_while_it_starts(base: Path, folder: Path, seconds: float) -> None:
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "buleyean_rl", "void", "--model", base, "-o", folder, "--port", str(free_port())],
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(seconds)
+    assert starting.poll() is None
+    starting.kill()
+    starting.wait(HANG_SECONDS)
+
+
 def test_kills_lose_nothing_that_was_acknowledged(base: Path, tmp_path: Path) -> None:
-    """Killed while it answers, trains and imports: all that it acknowledged is there, and no run is left running."""
+    """Killed while it starts, answers, trains, imports: what it acknowledged is there, and no run is left running."""
     draw = random.Random(SEED)
     acknowledged, imported = dict[int, str](), set[str]()
-    for life in range(max(2, scaled(40))):
+    for life in range(max(2, scaled(100))):
+        if draw.random() < 0.3:
+            kill_while_it_starts(base, tmp_path, draw.uniform(0.1, 5))
         void = Process(base, tmp_path, free_port())
         asked = f"life-{life:04}"
         answer = void.ask(asked, "Give me a tip.", max_tokens=32)["answers"][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from buleyean_rl.void.store import Store
-from buleyean_rl.void.timing import RunClock, Timing, Timings, plan_steps
+from buleyean_rl.void.timing import LoadingClock, RunClock, Timing, Timings, plan_steps
 
 
 class Clock:
@@ -61,4 +61,19 @@ def test_the_next_run_is_expected_to_take_as_long(tmp_path: Path) -> None:
         clock.now += 2
     timings.learn(run.measured())
     assert timings.expected() == Timing(start=5, step=2, end=2)
+    store.close()
+
+
+def test_loading_takes_as_long_as_the_last_time(tmp_path: Path) -> None:
+    clock, store = Clock(), Store(tmp_path / "void.db")
+    first = LoadingClock(store.settings, "mine", clock)
+    assert first.left() == (None, None)
+    clock.now += 8
+    first.learn()
+    again = LoadingClock(store.settings, "mine", clock)
+    clock.now += 2
+    assert again.left() == (0.25, 6)
+    clock.now += 6
+    assert again.left() == (None, None)  # it takes longer: nobody knows how long
+    assert LoadingClock(store.settings, "another", clock).left() == (None, None)
     store.close()

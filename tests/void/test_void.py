@@ -200,7 +200,6 @@ def test_a_blind_turn_tells_nobody_until_it_is_revealed(void: Process) -> None:
         assert all(secret.isdisjoint(event) for event in events(reply))
     (answer,) = asked["answers"]
     assert secret.isdisjoint(void.reject("blind-rej", answer).json()["answer"])
-    assert secret.isdisjoint(void.get(f"answers/{answer['id']}"))
     assert secret.isdisjoint(void.get("conversations/blind-001")["turns"][0]["answers"][0])
     assert void.post("turns/blind-001/reveal").json()["answers"][0]["model"] == "base"
     assert void.get("turns/blind-001")["revealed"]
@@ -209,7 +208,6 @@ def test_a_blind_turn_tells_nobody_until_it_is_revealed(void: Process) -> None:
 def test_a_script_in_any_text_is_text(void: Process) -> None:
     turn = void.ask("script-01", SCRIPT, system=SCRIPT)
     assert "<script" not in turn["answers"][0]["html"]
-    assert void.post("conversations/script-01/title", title=SCRIPT).status_code == 200
     for path in ("conversations", "conversations/script-01", "turns/script-01"):
         reply = void.client.get(f"/api/{path}")
         assert reply.headers["content-type"] == "application/json"

@@ -62,6 +62,43 @@ def test_each_model_has_the_conversation_as_it_led_it(store: Store) -> None:
     assert row
 
 
+def told(answer: Any) -> list[str]:
+    """What a model is asked: the words of every message."""
+    context = json.loads(answer["context"])
+    return [context] if isinstance(context, str) else [message["content"] for message in context]
+
+
+def test_what_was_rejected_is_left_out_of_what_comes_next(store: Store) -> None:
+    loops, good = "Sleep. Sleep. Sleep.", "Dim the lights."
+    first = answered(store, loops, good, prompt="tips?")
+    later = answered(store, "sure", "yes", uid="turn-0002", prompt="more?")
+    whole = store.rejections.add("n-1", first["answers"][0])["id"]
+    base, trained = asked(store, "turn-0003", "tips?")["answers"]
+    # another model's answer stands in for the one that was rejected, so that the later turns still follow from it
+    assert told(base) == ["tips?", good, "more?", "sure", "tips?"]
+    assert told(trained) == ["tips?", good, "more?", "yes", "tips?"]
+    assert told(first["answers"][0]) == ["tips?"]
+    assert told(later["answers"][0]) == ["tips?", loops, "more?"]  # which is what it was asked
+    for answer in (base, trained):
+        store.conversations.save(answer, "", "failed")
+    store.rejections.add("n-2", first["answers"][1])
+    assert [told(answer) for answer in asked(store, "turn-0004", "tips?")["answers"]] == [
+        ["more?", "sure", "tips?"], ["more?", "yes", "tips?"],
+    ]  # fmt: skip
+    store.rejections.add("n-3", trained | {"text": "no"})
+    record = store.rejections.records()[-1]
+    assert [words for _, words in record.prompt] == told(trained)  # type: ignore[misc]
+    store.rejections.undo([whole])
+    store.conversations.again(later["answers"][1])
+    assert told(store.conversations.turn("turn-0002")["answers"][1]) == ["tips?", loops, "more?"]  # type: ignore[index]
+
+
+def test_of_an_answer_rejected_in_part_the_rest_is_told(store: Store) -> None:
+    answer = answered(store, "Sleep. Sleep. Dim the lights.", "x", prompt="tips?")["answers"][0]
+    store.rejections.add("n-1", answer, spans=((6, 13),))
+    assert told(asked(store, "turn-0002", "more?")["answers"][0])[1] == "Sleep. Dim the lights."
+
+
 def test_no_question_while_an_answer_is_written(store: Store) -> None:
     asked(store)
     settings = TurnSettings()
@@ -104,9 +141,8 @@ def test_conversations_are_listed_by_their_last_turn_and_found_by_their_words(st
     assert listed(words="50%") == [half]
     newest = store.conversations.page()["conversations"][0]
     assert listed(before=newest["changed"]) == [half]
-    assert store.conversations.set_title("talk-0002", "Half")
     assert store.conversations.delete("talk-0001")
-    assert listed() == [("Half", 1, False)]
+    assert listed() == [half]
     assert store.conversations.get("talk-0001") is None
     assert store.rejections.count() == 1  # it stays
     assert store.conversations.delete("talk-0001", deleted=False)
@@ -160,12 +196,13 @@ def test_runs_and_their_steps_are_not_doubled(store: Store) -> None:
     assert store.runs.add("run-uid", "folder", 3, 4, 12) == run
     for loss in (1.0, 0.5):
         store.runs.add_point(run, {"step": 1, "loss": loss, "floor": 0.1, "gap": loss - 0.1})
-    store.runs.add_samples(run, [Sample("p", "b", "a", True)])
+    store.runs.add_samples(run, [Sample("p", "b", "a", None, ((0, 1),))])
     store.runs.end(run, "failed", "why")
     found = store.runs.get(run)
     assert found is not None
     assert [point["loss"] for point in found["points"]] == [0.5]
     assert (found["state"], found["error"], found["samples"][0]["after"]) == ("failed", "why", "a")
+    assert (found["samples"][0]["unlearned"], found["samples"][0]["spans"]) == (None, "[[0, 1]]")
     assert (found["name"], found["rejections"], found["decision"], found["step"]) == (f"run {run}", 4, None, 1)
     assert store.runs.set(run, name="sleep", decision="kept")
     assert not store.runs.set(99, name="sleep")

@@ -25,6 +25,7 @@ if name == "fails":
 target.with_name(".model.gguf.tmp").write_bytes(b"x" * 500)
 time.sleep(0.4)
 target.with_name(".model.gguf.tmp").rename(target)
+time.sleep(0.2)
 target.with_name("Modelfile").write_text("FROM ./model.gguf\\nTEMPLATE x\\n")
 """
 
@@ -69,6 +70,7 @@ def test_a_file_is_made_once_and_downloaded(app: Any) -> None:
     until(lambda: shown(app)["progress"], 30)
     made = until(lambda: (file := shown(app))["state"] == "ready" and file, 30)
     assert (made["bytes"], made["progress"]) == (500, None)
+    assert make(app, "q4_0")["state"] == "ready"  # at once
     assert call(app, "POST", "/api/runs/1/files/q8_0", {}).json()["state"] == "ready"
     reply = fetch(app, "q8_0")
     assert (reply.status, len(reply.body)) == (200, 500)

@@ -11,7 +11,7 @@ import pytest
 from buleyean_rl.data.records import make_record
 from buleyean_rl.errors import RecordError
 from buleyean_rl.void.store import Store
-from buleyean_rl.void.store.rejections import MAX_SHOWN
+from buleyean_rl.void.store.rejections import MAX_SHOWN, RejectedAnswer
 from void_rows import add_import, given, reject
 
 
@@ -79,10 +79,23 @@ def test_what_is_asked_again_are_the_newest_prompts(store: Store) -> None:
         reject(store, f"uid-{number}", f"answer {number}")
         store.rejections.add(f"own-{number}", given("x", f"prompt {number}"), spans=((0, 1),))
     examples = store.rejections.examples(3)
-    assert [(example["prompt"], example["answer"]) for example in examples] == [
+    assert [(prompt, answers[0].text) for prompt, answers in examples] == [
         ('"prompt 4"', "x"), ('"p"', "answer 4"), ('"prompt 3"', "x"),
     ]  # fmt: skip
-    assert examples[0]["spans"] == [[0, 1]]
+    assert examples[0][1] == [RejectedAnswer("x", ((0, 1),), False)]
+    assert len(examples[1][1]) == 5
+
+
+def test_what_is_asked_again_has_all_that_was_rejected_of_it(store: Store) -> None:
+    drawn = {"policy": {"temperature": 0.0}}
+    for number, span in enumerate(((4, 5), (0, 1))):
+        store.rejections.add(f"uid-{number}", given("a b c", drawn=drawn), spans=(span,))
+    whole = store.rejections.add("uid-2", given("x", drawn={"policy": {"temperature": 1.0}}))["id"]
+    store.rejections.add("uid-3", given("x"), spans=((0, 1),))
+    ((_, answers),) = store.rejections.examples(3)
+    assert answers == [RejectedAnswer("x", (), False), RejectedAnswer("a b c", ((0, 1), (4, 5)), True)]
+    store.rejections.undo([whole])
+    assert store.rejections.examples(3)[0][1][0].spans == ((0, 1),)
 
 
 @pytest.mark.parametrize("spans", [((0, 9),), ((1, 1),), ((True, 1),), ("ab",), (None,)])

@@ -150,7 +150,9 @@ def test_no_other_token_is_an_error(tmp_path: Path, presented: bytes) -> None:
 def test_while_the_model_is_loaded_the_page_is_there_and_says_so() -> None:
     app = make_app(Loading("smollm2-135m"), token=None, hosts=None, on_shutdown=lambda: None)
     assert call(app, "GET", "/").status == 200
-    assert call(app, "GET", "/api/state").json() == {"loading": {"what": "smollm2-135m"}}
+    assert call(app, "GET", "/api/state").json() == {
+        "loading": {"what": "smollm2-135m", "share": None, "seconds_left": None}
+    }
     for path in ("/api/models", "/api/rejections", "/api/turns/asked-0001"):
         reply = call(app, "GET", path)
         assert (reply.status, "being loaded" in reply.json()["error"]) == (503, True)

@@ -15,7 +15,7 @@ from stage import Stage, staged
 pytestmark = IN_CHROMIUM
 # What a finger touches, but for words in a text, boxes in a label, and what is not drawn.
 SMALL = """
-    const aside = '.unseen, .code > button, input[type=checkbox], input[type=range]';
+    const aside = '.unseen, .what, .code > button, input[type=checkbox], input[type=range]';
     const seen = {visibilityProperty: true, opacityProperty: true};
     return [...document.querySelectorAll('button, .button, select, nav a, input')]
         .filter((node) => node.checkVisibility(seen) && !node.closest('[inert]') && !node.matches(aside))

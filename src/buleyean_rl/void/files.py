@@ -90,7 +90,7 @@ class ModelFiles:
         elif kind == "modelfile" and not path.exists():
             problem = "is made together with a GGUF file"
         state = "ready" if path.exists() or kind == "adapter" else "missing"
-        if making is not None and state != "ready":
+        if making is not None:  # until its process has ended, whatever there is by then
             state = "failed" if making.error else "making"
         return {
             "kind": kind,
@@ -169,8 +169,9 @@ class ModelFiles:
             for (other, _), making in self._making.items():
                 if other == run:
                     making.process.kill()
-            self._links = {key: link for key, link in self._links.items() if self._of(run) not in link[0].parents}
-        _remove(self._of(run))
+            folder = self._folder_of(run)
+            self._links = {key: link for key, link in self._links.items() if folder not in link[0].parents}
+        _remove(folder)
 
     def close(self) -> None:
         """End what is being made."""
@@ -199,11 +200,11 @@ class ModelFiles:
                 _remove(path.parent)
         self.changes += 1
 
-    def _of(self, run: int) -> Path:
+    def _folder_of(self, run: int) -> Path:
         return self._folder / f"run-{run}"
 
     def _path(self, run: int, folder: Path, kind: str) -> Path:
-        made = self._of(run)
+        made = self._folder_of(run)
         match kind:
             case "card":
                 return folder / "README.md"

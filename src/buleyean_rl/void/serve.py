@@ -9,7 +9,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +27,7 @@ from buleyean_rl.void.listener import PromptProtocol, listen, urls
 from buleyean_rl.void.loading import load, shown_name
 from buleyean_rl.void.services import Loading
 from buleyean_rl.void.store import Store
+from buleyean_rl.void.timing import LoadingClock
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 TOKEN_VARIABLE = "BULEYEAN_VOID_TOKEN"
@@ -115,8 +116,11 @@ class Server:
             raise self._problem
 
     def _load(self) -> None:
+        clock = self.loading.clock = LoadingClock(self._store.settings, self._source.absolute_name)
         try:
             self.loading.void = load(self._model, self._source, self._store, self._opened, self._console)
+            with suppress(OSError):  # the disk is full: then the next start is not foretold
+                clock.learn()
         except Exception as error:
             self._problem = error
             self._uvicorn.should_exit = True

@@ -17,6 +17,7 @@ from buleyean_rl.void.files import ModelFiles
 from buleyean_rl.void.importing import Importer
 from buleyean_rl.void.models import Models
 from buleyean_rl.void.store import Store
+from buleyean_rl.void.timing import LoadingClock
 from buleyean_rl.void.training import Training
 
 
@@ -55,12 +56,14 @@ class Loading:
         what: is being loaded.
 
     Attributes:
-        void: None until then.
+        clock: how far; None where nobody knows.
+        void: None until it is loaded.
         closing: whether the server ends, so that streams end.
     """
 
     def __init__(self, what: str) -> None:
         self.what, self.closing = what, False
+        self.clock: LoadingClock | None = None
         self.void: Void | None = None
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from buleyean_rl.void.answering import Answering
 from buleyean_rl.void.markdown import render
 from buleyean_rl.void.models import key_of
 from buleyean_rl.void.services import Void
 from buleyean_rl.void.store import Row
+from buleyean_rl.void.store.rejections import rejected_words
 from buleyean_rl.void.verdict import read_verdict
 
 CURVE_POINTS = 40
@@ -49,11 +52,11 @@ def show_run(void: Void, run: Row) -> Row:
     verdict = None if problem else read_verdict(void.training.folder(run), run["samples"])
     if verdict is not None:
         verdict["pairs"] = [show_sample(sample) for sample in _telling(run["samples"])[:PAIRS]]
-    kept = ("id", "name", "created", "ended", "state", "phase", "steps", "records", "rejections", "seconds_left")
+    columns = ("id", "name", "created", "ended", "state", "phase", "steps", "records", "rejections", "seconds_left")
     losses = [point["loss"] for point in run["points"]]
     stride = -(-len(losses) // CURVE_POINTS) or 1
     return {
-        **{name: run[name] for name in kept},
+        **{name: run[name] for name in columns},
         "step": run["step"] or 0,
         "model": key_of(run["id"]),
         "error": run["error"],
@@ -68,15 +71,16 @@ def show_run(void: Void, run: Row) -> Row:
 
 def show_runs(void: Void) -> list[Row]:
     """All runs, the newest first."""
-    found = (void.store.runs.get(run["id"]) for run in void.store.runs.list())
-    return [show_run(void, run) for run in found if run is not None]
+    runs = (void.store.runs.get(run["id"]) for run in void.store.runs.list())
+    return [show_run(void, run) for run in runs if run is not None]
 
 
 def show_sample(sample: Row) -> Row:
     """A prompt asked again, before and after."""
     shown = {name: sample[name] for name in ("prompt", "before", "after")}
-    html = {f"{name}_html": render(sample[name]) for name in ("before", "after")}
-    return shown | html | {"unlearned": sample["unlearned"] != 0}
+    spans = [(start, end) for start, end in json.loads(sample["spans"])]
+    html = {"before_html": render(sample["before"], tuple(spans)), "after_html": render(sample["after"])}
+    return shown | html | {"rejected": rejected_words(sample["before"], spans), "whole": not spans}
 
 
 def show_pair(void: Void) -> list[Row]:
@@ -94,5 +98,5 @@ def undecided(void: Void) -> Row | None:
 
 
 def _telling(samples: list[Row]) -> list[Row]:
-    """Samples, first those that show most: unlearned, and changed."""
-    return sorted(samples, key=lambda sample: (sample["unlearned"] == 0, sample["before"] == sample["after"]))
+    """Samples, first those that show most: what was unlearned."""
+    return sorted(samples, key=lambda sample: (sample["unlearned"] == 0, sample["unlearned"] is None))

@@ -1,4 +1,4 @@
-"""How long a run takes: told before it, from an earlier one, and while it runs, from its own steps.
+"""How long a run takes: told before it, from an earlier one, and while it runs, from its own steps; and loading.
 
 start: load, measure     steps     end: measure, ask again
 """
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from buleyean_rl.void.store import Settings
 
-TIMING = "timing"  # the setting
+TIMING, LOADING = "timing", "loading"  # the settings
 MIN_STEPS, STEPS_PER_REJECTION = 12, 0.75
 # Relative to a step, as measured with the bundled model; a step itself relative to a forward pass of 64 tokens.
 START_STEPS, END_STEPS, STEP_PASSES = 6.0, 12.0, 20.0
@@ -118,3 +118,28 @@ class Timings:
     def learn(self, timing: Timing) -> None:
         """Note what a run took."""
         self._settings.set(TIMING, asdict(timing))
+
+
+class LoadingClock:
+    """How far a model is loaded, if that takes as long as the last time.
+
+    Args:
+        settings: where the last time is.
+        model: its name.
+        now: a clock, in seconds.
+    """
+
+    def __init__(self, settings: Settings, model: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._model, self._now, self._began = settings, model, now, now()
+        self._expected: float | None = (settings.get(LOADING) or {}).get(model)
+
+    def left(self) -> tuple[float | None, int | None]:
+        """The share that is loaded, and the seconds left; None where nobody knows: it takes longer than expected."""
+        passed = self._now() - self._began
+        if self._expected is None or passed >= self._expected:
+            return None, None
+        return passed / self._expected, math.ceil(self._expected - passed)
+
+    def learn(self) -> None:
+        """Note that the model is loaded."""
+        self._settings.set(LOADING, {self._model: self._now() - self._began})

@@ -20,7 +20,8 @@ from buleyean_rl.void.training import Training
 from buleyean_rl.void.verdict import is_unlearned
 
 SAMPLES = 6  # rejected prompts that a model is asked again
-SAMPLE_TOKENS = 128
+NO_ANSWER = Answer("", 0, ended=True)
+MAX_SAMPLE_TOKENS = 512  # as long as the rejected answer was, within this
 
 
 class RunModels:
@@ -68,7 +69,7 @@ class PutToUse:
 
     def __init__(self, store: Store, models: Models) -> None:
         self._store, self._models = store, models
-        self._base_answers: dict[str, str | None] = {}  # which are the same for every run
+        self._base_answers: dict[tuple[str, int], Answer] = {}  # which are the same for every run
 
     def __call__(self, run: int) -> None:
         """Put a run to use that has ended with a model.
@@ -77,35 +78,54 @@ class PutToUse:
             ModelError: it cannot be used.
         """
         trained, examples = self._models.get(key_of(run)), self._store.rejections.examples(SAMPLES)
-        contexts = [example["prompt"] for example in examples]
-        new = [context for context in contexts if context not in self._base_answers]
-        self._base_answers |= zip(new, _answers(self._models.base.engine, new), strict=True)
-        after = _answers(trained.engine, contexts)
-        self._store.runs.add_samples(
-            run,
-            [
-                Sample(
-                    text_of_prompt(context), before, answer, is_unlearned(example["answer"], example["spans"], answer)
-                )
-                for example, context, answer in zip(examples, contexts, after, strict=True)
-                if answer is not None and (before := self._base_answers[context]) is not None
-            ],
-        )
+        limit = self._longest([answer.text for _, answers in examples for answer in answers])
+        after = _answers(trained.engine, [prompt for prompt, _ in examples], limit)
+        unsure = [prompt for prompt, answers in examples if not any(answer.is_greedy for answer in answers)]
+        before = self._answers_of_base(unsure, limit)
+        samples = [
+            Sample(
+                text_of_prompt(prompt),
+                answers[0].text,
+                now.text,
+                is_unlearned(answers, now, before.get(prompt)),
+                answers[0].spans,
+            )
+            for (prompt, answers), now in zip(examples, after, strict=True)
+            if now is not None
+        ]
+        self._store.runs.add_samples(run, samples)
         self._store.runs.set(run, pair_before=json.dumps(self._models.pair))
         self._models.set_pair([BASE, trained.key])
 
+    def _longest(self, texts: list[str]) -> int:
+        """Tokens of the longest of some answers, within bounds."""
+        engine = self._models.base.engine
+        longest = max((len(engine.tokenize(text, parse_special=False)) for text in texts), default=1)
+        return min(MAX_SAMPLE_TOKENS, max(1, longest))
 
-def _answers(engine: TransformersEngine, contexts: list[str]) -> list[str | None]:
+    def _answers_of_base(self, contexts: list[str], limit: int) -> dict[str, Answer]:
+        new = [context for context in contexts if (context, limit) not in self._base_answers]
+        for context, answer in zip(new, _answers(self._models.base.engine, new, limit), strict=True):
+            self._base_answers[context, limit] = answer or NO_ANSWER
+        return {context: self._base_answers[context, limit] for context in contexts}
+
+
+def _answers(engine: TransformersEngine, contexts: list[str], limit: int) -> list[Answer | None]:
     """The same as the page gives, computed beside others only where that is so; None where there is none."""
-    sampling, conversations = Sampling(max_tokens=SAMPLE_TOKENS), [messages_of(context) for context in contexts]
+    sampling, conversations = Sampling(max_tokens=limit), [messages_of(context) for context in contexts]
     if engine.is_batched:
         return [_answer(engine, messages, sampling) for messages in conversations]
     outcomes = engine.answer_many(conversations, sampling)
-    return [outcome.text if isinstance(outcome, Answer) else None for outcome in outcomes]
+    return [outcome if isinstance(outcome, Answer) else None for outcome in outcomes]
 
 
-def _answer(engine: TransformersEngine, messages: Messages, sampling: Sampling) -> str | None:
-    try:
-        return "".join(engine.generate(messages, sampling))
-    except EngineError:  # too long for the context
-        return None
+def _answer(engine: TransformersEngine, messages: Messages, sampling: Sampling) -> Answer | None:
+    pieces = engine.generate(messages, sampling)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+        except EngineError:  # too long for the context
+            return None

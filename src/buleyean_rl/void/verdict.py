@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from buleyean_rl.data.records import Spans
+from buleyean_rl.evaluation.repetition import NGRAM, UNIT
+from buleyean_rl.inference.protocol import Answer
 from buleyean_rl.system.files import read_json_object
 from buleyean_rl.void.store import Row
+from buleyean_rl.void.store.rejections import RejectedAnswer
 
-COMPARED = 200  # characters of a rejected text: who says them says it again
+SAID_AGAIN = 1 / 3  # share of what was rejected: who says so much of it says it again
 LEARNT_NATS = 0.05  # by which rejected answers become less likely, at least
 UNCHANGED, SLIGHTLY = 0.02, 0.05  # KL of other text from the base at most, nats per token: the latter is the guard's
 
 
-def is_unlearned(answer: str, spans: Spans, after: str) -> bool:
-    """Whether a later answer says nothing of what was rejected.
+def is_unlearned(rejected: Sequence[RejectedAnswer], after: Answer, before: Answer | None) -> bool | None:
+    """Whether a model says nothing any more of what was rejected.
+
+    Args:
+        rejected: the rejected answers to a prompt.
+        after: what the model answers now, at least as long as they are if it did not end by itself.
+        before: what the base model answers; None where the rejected answers are known to have been given here.
+
+    Returns:
+        None where nobody knows: the base does not say it either, or the answer was cut before it.
+    """
+    if any(_says_again(each, after) for each in rejected):
+        return False
+    if not any(_is_reached(each, after) for each in rejected):
+        return None
+    return True if before is None or any(_says_again(each, before) for each in rejected) else None
+
+
+def returned_share(answer: str, spans: Spans, after: str) -> float:
+    """Share of what was rejected, between 0 and 1, that a later answer says again where it said it.
+
+    The two are aligned word by word. A run of four words counts, or of as many as were rejected: common words do not,
+    and what was said once before it was repeated is no repeat.
 
     Args:
         answer: that was rejected.
         spans: its rejected parts; none for all of it.
-        after: what the trained model says.
+        after: a later answer.
     """
-    parts = [answer[start:end] for start, end in spans] or [answer]
-    return not any(_squeeze(part)[:COMPARED] in _squeeze(after) for part in parts if part.strip())
+    units = [(match.group().lower(), *match.span()) for match in UNIT.finditer(answer)]
+    is_rejected = [not spans or any(start < last and first < end for first, last in spans) for _, start, end in units]
+    words = [match.group().lower() for match in UNIT.finditer(after)]
+    if not any(is_rejected):  # white space; or nothing at all was said, and is said again
+        return float(not spans and not words)
+    run = min(NGRAM, sum(is_rejected))
+    blocks = SequenceMatcher(None, [unit for unit, _, _ in units], words, autojunk=False).get_matching_blocks()
+    returned = sum(sum(is_rejected[block.a : block.a + block.size]) for block in blocks if block.size >= run)
+    return returned / sum(is_rejected)
+
+
+def _says_again(rejected: RejectedAnswer, later: Answer) -> bool:
+    text, spans = rejected.text, rejected.spans
+    if not later.ended:  # compared over the same length
+        text = text[: len(later.text)]
+    return _is_reached(rejected, later) and returned_share(text, spans, later.text) >= SAID_AGAIN
+
+
+def _is_reached(rejected: RejectedAnswer, later: Answer) -> bool:
+    """Whether an answer is long enough to come to what was rejected."""
+    return later.ended or not rejected.spans or any(start < len(later.text) for start, _ in rejected.spans)
 
 
 def read_verdict(folder: Path, samples: Sequence[Row]) -> Row | None:
@@ -76,8 +120,3 @@ def _details(report: dict[str, Any]) -> Row:
         },
         "stop_reason": (report.get("guard") or {}).get("stop_reason"),
     }
-
-
-def _squeeze(text: str) -> str:
-    """A text with every run of white space as one space."""
-    return " ".join(text.split())

@@ -16,7 +16,7 @@ import { words } from "./strings.js";
 
 const PAUSE = 1000; // milliseconds between looks at what was written meanwhile
 
-let known = { loading: { what: "" }, rejections: 0, newest: [], pair: [], run: null, verdict: null, batches: 0, models: 0, changes: -1 }, current = null, place = null, due = null;
+let latest = { loading: { what: "" }, rejections: 0, newest: [], pair: [], run: null, verdict: null, batches: 0, models: 0, changes: -1 }, current = null, place = null, due = null;
 
 // Which page an address means: [name in the bar, page, its argument].
 function pageOf([name, id]) {
@@ -33,7 +33,7 @@ async function route() {
   [current, place] = [page, name + id];
   closePanels();
   document.body.dataset.page = name;
-  if (known.loading && page !== talk) return;
+  if (latest.loading && page !== talk) return;
   try {
     await page.open($("main"), id);
   } catch (error) {
@@ -42,14 +42,14 @@ async function route() {
   }
   if (current !== page || place !== name + id) return;
   showPage(name, page.title());
-  page.hear?.(known, known);
+  page.hear?.(latest, latest);
   markCurrent();
   if (moved && name !== "talk") $("main").querySelector("h1")?.focus();
 }
 
 function hear(news) {
-  const before = known;
-  known = news = { ...known, ...news };
+  const before = latest;
+  latest = news = { ...latest, ...news };
   hearFrame(news, before);
   hearSide(news, before);
   talk.hear(news);
@@ -61,8 +61,8 @@ function hear(news) {
 
 async function refresh() {
   due = null;
-  if (known.loading) return;
-  await refreshHistory(known.conversations);
+  if (latest.loading) return;
+  await refreshHistory(latest.conversations);
   await current?.refresh?.();
   if (current) document.title = words.title(current.title());
 }
@@ -86,9 +86,9 @@ function pressed(event) {
   return undefined;
 }
 
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) { // out of the address bar, and out of what one copies from it
-  sessionStorage.setItem("token", given);
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+if (token) { // out of the address bar, and out of what one copies from it
+  sessionStorage.setItem("token", token);
   history.replaceState(null, "", location.pathname);
 }
 buildFrame();

@@ -12,6 +12,7 @@ export class AskForm {
     this.settings = { ...USUAL, ...JSON.parse(sessionStorage.getItem("settings") ?? "{}") };
     this.answering = false;
     this.why = null;
+    this.leavesOut = false;
     this.prompt = make("textarea", { id: "prompt", rows: 1, maxlength: 8000, placeholder: words.askPlaceholder, "aria-label": words.askLabel });
     this.options = button(words.options, () => this.change(), { id: "options" });
     this.send = button(words.ask, () => this.answering ? stop() : submit(this.prompt.value, this.settings), { id: "send" });
@@ -29,14 +30,15 @@ export class AskForm {
     this.show();
   }
 
-  // What the button does now; `why` says why nothing can be asked.
-  show({ answering = this.answering, why = this.why } = {}) {
-    Object.assign(this, { answering, why });
+  // What the button does now; `why` says why nothing can be asked, `leavesOut` whether something here was rejected.
+  show({ answering = this.answering, why = this.why, leavesOut = this.leavesOut } = {}) {
+    Object.assign(this, { answering, why, leavesOut });
     this.send.textContent = answering ? words.stop : words.ask;
     this.send.classList.toggle("go", !answering);
     allow(this.send, answering ? null : why ?? (this.prompt.value.trim() ? null : words.askEmpty));
     const { system, temperature, max_tokens: length, blind } = this.settings;
-    this.told.textContent = words.settingsTold({ system, temperature, length: length === USUAL.max_tokens ? null : length, blind });
+    const settings = words.settingsTold({ system, temperature, length: length === USUAL.max_tokens ? null : length, blind });
+    this.told.textContent = [settings, leavesOut && words.leavesOut].filter(Boolean).join(" · ");
     this.told.hidden = !this.told.textContent;
   }
 
@@ -50,7 +52,7 @@ export class AskForm {
     const { system, temperature, max_tokens: length, blind } = this.settings;
     const warmth = make("output", {}, words.number(temperature));
     const range = make("input", { type: "range", name: "temperature", min: 0, max: 1.5, step: 0.1, value: temperature, oninput: () => { warmth.textContent = words.number(Number(range.value)); } });
-    const held = await askInDialog(words.optionsTitle, [
+    const values = await askInDialog(words.optionsTitle, [
       make("label", { class: "field" }, make("span", { class: "label" }, words.systemPrompt),
         make("textarea", { name: "system", rows: 3, maxlength: 8000 }, system), make("small", {}, words.systemPromptHint)),
       make("label", { class: "field" }, make("span", { class: "label row" }, words.temperature, warmth), range, make("small", {}, words.temperatureHint)),
@@ -58,6 +60,6 @@ export class AskForm {
         [...new Set([...LENGTHS, length])].sort((one, other) => one - other).map((count) => make("option", { value: count, selected: count === length }, words.lengthTokens(count))))),
       make("label", { class: "check" }, make("input", { type: "checkbox", name: "blind", value: "1", checked: blind }), words.blind),
     ], words.apply);
-    if (held) this.use({ system: held.system, temperature: Number(held.temperature), max_tokens: Number(held.max_tokens), blind: Boolean(held.blind) });
+    if (values) this.use({ system: values.system, temperature: Number(values.temperature), max_tokens: Number(values.max_tokens), blind: Boolean(values.blind) });
   }
 }

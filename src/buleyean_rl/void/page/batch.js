@@ -5,21 +5,21 @@ import { button, make, meter } from "./dom.js";
 import { ask, insist, newUid } from "./server.js";
 import { words } from "./strings.js";
 
-let id = null, batch_ = null, card = null, panes = [], past = [], busy = false, bar, told, place, keys, stop;
+let id = null, shown = null, card = null, panes = [], past = [], busy = false, bar, told, place, keys, stop;
 
-export const batch = { title: () => batch_?.name ?? words.judge, open, refresh, pressed };
+export const batch = { title: () => shown?.name ?? words.judge, open, refresh, pressed };
 
 async function open(main, uid) {
   [id, card, past] = [uid, null, []];
   bar = meter(words.judge);
   told = make("span", { class: "note", id: "told" });
-  stop = button("", async () => { await ask(`batches/${id}/${batch_.state === "answering" ? "stop" : "resume"}`, {}); await refresh(); }, { class: "bare" });
+  stop = button("", async () => { await ask(`batches/${id}/${shown.state === "answering" ? "stop" : "resume"}`, {}); await refresh(); }, { class: "bare" });
   place = make("div", { id: "card" });
   keys = make("div", { class: "keys" });
-  batch_ = await ask(`batches/${uid}`);
+  shown = await ask(`batches/${uid}`);
   main.replaceChildren(make("div", { class: "page" }, make("div", { class: "judge" },
     make("p", { class: "note" }, make("a", { href: "#judge" }, words.allBatches)),
-    make("h1", { tabindex: -1, class: "any" }, batch_.name), make("div", {}, bar, make("div", { class: "row" }, told, make("span", { class: "end" }, stop))), place, keys)));
+    make("h1", { tabindex: -1, class: "any" }, shown.name), make("div", {}, bar, make("div", { class: "row" }, told, make("span", { class: "end" }, stop))), place, keys)));
   await refresh();
   await next();
 }
@@ -27,7 +27,7 @@ async function open(main, uid) {
 async function refresh() {
   const fresh = await ask(`batches/${id}`);
   if (fresh.id !== id) return;
-  batch_ = fresh;
+  shown = fresh;
   bar.show(fresh.prompts ? fresh.judged / fresh.prompts : 0);
   told.textContent = [words.judgedOf(fresh.judged, fresh.prompts), words.rejectedCount(fresh.rejected), fresh.state === "answering" && words.answeredOf(fresh.answered, fresh.prompts), fresh.state === "paused" && words.paused].filter(Boolean).join(" · ");
   stop.hidden = fresh.state === "done";
@@ -40,12 +40,12 @@ async function next() {
   show(found, waiting);
 }
 
-function show(shown, waiting = false) {
-  card = shown;
+function show(turn, waiting = false) {
+  card = turn;
   const hadFocus = place.contains(document.activeElement) || keys.contains(document.activeElement);
   if (!card) {
     panes = [];
-    place.replaceChildren(make("div", { class: "nothing", tabindex: -1 }, waiting ? words.judgeWaiting : words.judgeDone(batch_.judged, batch_.rejected),
+    place.replaceChildren(make("div", { class: "nothing", tabindex: -1 }, waiting ? words.judgeWaiting : words.judgeDone(shown.judged, shown.rejected),
       waiting ? null : make("div", { class: "row" }, make("a", { class: "button go", href: "#talk" }, words.train))));
   } else {
     panes = card.answers.map((answer) => new Answer(answer, { longest: card.settings.max_tokens, reject: (one, spans) => judgeCard("rejected", one.slot, spans), undo: async (one) => { await undoLast(); return one; } }));

@@ -24,9 +24,9 @@ function draw(points, planned, width, { height, left, right, top, bottom }, smal
   const last = points.at(-1), lines = linesOf(points);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": words.chart(last, planned, lines.map(([name]) => name)) });
   const steps = Math.max(1, planned ?? 0, last?.step ?? 0);
-  const most = Math.max(1e-6, ...points.map(({ loss }) => loss));
+  const largest = Math.max(1e-6, ...points.map(({ loss }) => loss));
   const x = (step) => left + (width - left - right) * (steps > 1 ? (step - 1) / (steps - 1) : 0);
-  const y = (value) => height - bottom - (height - top - bottom) * Math.max(0, value) / most;
+  const y = (value) => height - bottom - (height - top - bottom) * Math.max(0, value) / largest;
   svg.append(element("path", { class: "axis", d: small ? `M${left} ${y(0)}H${width - right}` : `M${left} ${top}V${height - bottom}H${width - right}` }));
   for (const [name] of lines.toReversed()) {
     const at = points.map((point) => [x(point.step), y(point[name])].map((number) => number.toFixed(1)).join());
@@ -34,7 +34,7 @@ function draw(points, planned, width, { height, left, right, top, bottom }, smal
     if (at.length === 1) svg.append(element("circle", { class: name, cx: x(points[0].step), cy: y(points[0][name]), r: 3 }));
   }
   if (small) return svg;
-  svg.append(text(left - 8, y(most) + 4, most.toPrecision(2), "end"), text(left - 8, y(0) + 4, "0", "end"));
+  svg.append(text(left - 8, y(largest) + 4, largest.toPrecision(2), "end"), text(left - 8, y(0) + 4, "0", "end"));
   svg.append(text(left, height - 8, words.step(1), "start"), text(width - right, height - 8, words.step(steps), "end"));
   const room = (width - left) / lines.length;
   lines.forEach(([name, label], index) => svg.append(text(left + index * room, 16, last ? `${label} ${last[name].toFixed(3)}` : label, "start", name)));

@@ -84,9 +84,9 @@ export function askInDialog(title, content, yes, { large = false, no = words.can
   $("toast").hidden = true;
   dialog.showModal();
   return new Promise((resolve) => dialog.addEventListener("close", () => {
-    const held = dialog.returnValue ? Object.fromEntries(new FormData(form)) : null;
+    const values = dialog.returnValue ? Object.fromEntries(new FormData(form)) : null;
     dialog.remove();
-    resolve(held);
+    resolve(values);
   }, { once: true }));
 }
 

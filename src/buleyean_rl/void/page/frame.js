@@ -56,10 +56,10 @@ async function askToken(wrong) {
   asking = true;
   for (let problem = wrong; ; problem = true) {
     const field = make("input", { id: "token", name: "token", type: "password", autocomplete: "off", required: true });
-    const held = await askInDialog(words.tokenTitle, [problem && make("p", { class: "error", role: "alert", id: "token-problem" }, words.tokenWrong),
+    const values = await askInDialog(words.tokenTitle, [problem && make("p", { class: "error", role: "alert", id: "token-problem" }, words.tokenWrong),
       make("label", { class: "field" }, words.tokenLabel, field, make("small", {}, words.tokenWhere))], words.tokenEnter, { no: null });
-    if (held && isToken(held.token.trim())) {
-      sessionStorage.setItem("token", held.token.trim());
+    if (values && isToken(values.token.trim())) {
+      sessionStorage.setItem("token", values.token.trim());
       location.reload();
       return;
     }

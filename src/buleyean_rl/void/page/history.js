@@ -25,9 +25,9 @@ export async function refreshHistory(count = 0) {
   if (count > MANY) $("search-conversations").hidden = false;
   const { conversations, more } = await ask(`conversations?${new URLSearchParams({ q: query })}`);
   const oldest = conversations.at(-1)?.changed ?? 0;
-  const kept = query ? [] : older.filter(({ changed }) => changed < oldest);
-  if (!kept.length) hasMore = more;
-  draw([...conversations, ...kept]);
+  const earlier = query ? [] : older.filter(({ changed }) => changed < oldest);
+  if (!earlier.length) hasMore = more;
+  draw([...conversations, ...earlier]);
 }
 
 async function showOlder(all) {
@@ -43,11 +43,11 @@ function draw(all) {
   const nodes = [];
   let day = null, list = null;
   for (const one of all) {
-    const its = dayOf(one.changed);
-    if (its !== day) {
+    const dayName = dayOf(one.changed);
+    if (dayName !== day) {
       list = make("ul", { class: "plain" });
-      nodes.push(make("h2", { class: "label" }, its), list);
-      day = its;
+      nodes.push(make("h2", { class: "label" }, dayName), list);
+      day = dayName;
     }
     list.append(item(one));
   }

@@ -13,8 +13,8 @@ export async function importFile(file) {
   toast(words.importReading(file.name));
   const preview = await upload(file, {});
   if (!preview) return false;
-  const held = await askInDialog(words.importTitle(file.name), previewNodes(preview), preview.rejections ? (preview.earlier ? words.importAgain : words.importTake(preview.rejections)) : null, { large: true });
-  if (!held) {
+  const values = await askInDialog(words.importTitle(file.name), previewNodes(preview), preview.rejections ? (preview.earlier ? words.importAgain : words.importTake(preview.rejections)) : null, { large: true });
+  if (!values) {
     await insist(`imports/${preview.uid}/drop`, {});
     return false;
   }
@@ -55,10 +55,10 @@ async function askColumns(problem, { columns, sample }) {
     make("thead", {}, make("tr", {}, columns.map((column) => make("th", {}, make("label", { class: "field" }, column, select(column)))))),
     make("tbody", {}, sample.map((line) => make("tr", {}, columns.map((column) => make("td", {}, make("div", {}, line[column] ?? "")))))));
   const below = make("label", { class: "field" }, words.columnBelow, make("input", { type: "number", step: "any", name: "below", placeholder: "0.5" }));
-  const held = await askInDialog(words.columnsTitle, [make("p", { class: "note" }, problem.split("\n")[0]), make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words.columnsTitle }, table), below], words.importPreview, { large: true });
-  if (!held) return null;
-  const named = held.below ? { below: held.below } : {};
-  for (const column of columns) if (held[`column-${column}`]) named[held[`column-${column}`]] = column;
+  const values = await askInDialog(words.columnsTitle, [make("p", { class: "note" }, problem.split("\n")[0]), make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words.columnsTitle }, table), below], words.importPreview, { large: true });
+  if (!values) return null;
+  const named = values.below ? { below: values.below } : {};
+  for (const column of columns) if (values[`column-${column}`]) named[values[`column-${column}`]] = column;
   if (named.prompt && named.answer) return named;
   toast(words.columnsMissing);
   return askColumns(problem, { columns, sample });

@@ -24,7 +24,7 @@ async function show() {
   if (!differs(list, [origin, runs])) return;
   base.textContent = words.trainedFrom(origin.name);
   const focused = document.activeElement?.closest("#models li"), at = focused && [...list.children].indexOf(focused);
-  list.replaceChildren(...(runs.length ? runs.map((run) => card(run, origin, runs)) : [make("li", { class: "nothing" }, words.noModels)]));
+  list.replaceChildren(...(runs.length ? runs.map((run) => card(run, origin, runs)) : [make("li", { class: "nothing" }, words.noModels, make("div", { class: "row" }, make("a", { class: "button", href: "#talk" }, words.talk)))]));
   if (focused) list.children[at]?.querySelector("a, button")?.focus();
 }
 

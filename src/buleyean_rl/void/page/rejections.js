@@ -35,7 +35,7 @@ async function open(main) {
   found = make("div", {}, make("div", { class: "scroll" }, table), make("p", { class: "row" }, newer, where, later));
   chosenText = make("span", { class: "note" });
   several = make("div", { class: "several row", role: "group", "aria-label": words.chosenGroup, hidden: true }, chosenText,
-    button(words.setReason, reasonOfChosen, { "data-do": "reason" }), button(words.undo, () => undo([...chosen]), { class: "no", "data-do": "undo-chosen" }), button(words.cancel, () => { chosen.clear(); return show(); }, { class: "bare" }));
+    button(words.setReason, reasonOfChosen, { "data-do": "reason" }), button(words.undo, () => undo([...chosen]), { class: "no", "data-do": "undo-chosen" }), button("×", () => { chosen.clear(); return show(); }, { class: "icon bare", "aria-label": words.cancel }));
   imports = make("div");
   main.replaceChildren(make("div", { class: "page" },
     make("div", { class: "head" }, make("h1", { tabindex: -1 }, words.rejections),
@@ -126,9 +126,9 @@ async function undo(ids) {
 }
 
 async function reasonOfChosen() {
-  const held = await askInDialog(words.setReason, make("label", { class: "field" }, words.reasonForAll(chosen.size), make("input", { name: "reason", type: "text", maxlength: 1000 })), words.apply);
-  if (!held) return;
-  await insist("rejections/reason", { ids: [...chosen], reason: held.reason });
+  const values = await askInDialog(words.setReason, make("label", { class: "field" }, words.reasonForAll(chosen.size), make("input", { name: "reason", type: "text", maxlength: 1000 })), words.apply);
+  if (!values) return;
+  await insist("rejections/reason", { ids: [...chosen], reason: values.reason });
   chosen.clear();
   await show();
 }

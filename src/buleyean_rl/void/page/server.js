@@ -29,16 +29,17 @@ export async function call(path, body, options = {}) {
   const post = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   const type = body === undefined ? {} : { "Content-Type": "application/json" };
   const request = { ...post, ...options, headers: headers({ ...type, ...options.headers }) };
+  const away = (why) => Object.assign(new Away(why), { isTold: !request.method }); // what was only read is asked for again
   const reply = await fetch(`api/${path}`, request).catch((error) => {
     if (!(error instanceof TypeError)) throw error;
     listeners.away(true);
-    throw new Away(words.away);
+    throw away(words.notSent);
   });
   if (reply.status === 401) refuseToken("Authorization" in request.headers);
   if (!reply.ok) {
     const problem = await reply.json().catch(() => ({}));
-    const words = problem.error || words.serverAnswered(reply.status);
-    throw Object.assign(AWAY.includes(reply.status) ? new Away(words) : new Error(words), { status: reply.status, problem });
+    const why = problem.error || words.serverAnswered(reply.status);
+    throw Object.assign(AWAY.includes(reply.status) ? away(why) : new Error(why), { status: reply.status, problem });
   }
   listeners.away(false);
   return reply;
@@ -64,13 +65,13 @@ async function listen(path, heard, signal) {
   const silence = new AbortController();
   const reply = await call(path, undefined, { signal: AbortSignal.any([signal, silence.signal]) });
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let pending = "";
   for (;;) {
     const timer = setTimeout(() => silence.abort(), SILENCE);
     const { done, value } = await reader.read().catch(() => ({ done: true })).finally(() => clearTimeout(timer));
     if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
+    const events = (pending + value).split("\n\n");
+    pending = events.pop();
     for (const event of events) if (event.startsWith("data: ")) heard(JSON.parse(event.slice("data: ".length)));
   }
 }

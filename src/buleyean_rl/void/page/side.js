@@ -19,6 +19,8 @@ export function buildSide() {
   stop = button(words.trainStop, () => ask(`runs/${run.id}/stop`, {}), { id: "stop", class: "wide" });
   trainPart = make("div", { class: "stack" }, sentence, trainButton);
   runPart = make("div", { class: "stack", hidden: true }, make("p", {}, make("b", {}, words.training)), progress, left, stop);
+  allow(trainButton, words.trainNothing); // until the server says what there is
+  list.hidden = true;
   verdictPart = make("section", { id: "verdict", "aria-label": words.result, hidden: true, tabindex: -1 });
   $("side").replaceChildren(
     make("div", { class: "panel-head of-side" }, make("h2", {}, words.train), button("×", closePanels, { id: "close-side", class: "icon bare", "aria-label": words.close })),
@@ -48,6 +50,7 @@ export function hearSide(news, before) {
 }
 
 function drawList({ newest, rejections }) {
+  list.hidden = false;
   if (!differs(list, [newest, rejections])) return undefined;
   if (!newest.length) return list.replaceChildren(make("p", { class: "note" }, words.unlearnNothing));
   return list.replaceChildren(make("div", {},

@@ -12,9 +12,15 @@ export function startView(choose) {
     make("p", { class: "note" }, words.startFile, " ", make("a", { href: "#rejections" }, words.startImport), " · ", make("a", { href: "#judge" }, words.startJudge)));
 }
 
-export function loadingView({ what, share = null, error }) {
+let loading = null; // what is shown while it loads: one node, so that its bar moves
+
+export function loadingView({ what, share = null, seconds_left: seconds = null, error }) {
   if (error) return make("section", { class: "start" }, make("div", { class: "card bad stack", role: "alert" }, make("h1", {}, words.loadingFailed(what)), make("p", { class: "any" }, error)));
-  const bar = meter(words.loading(what));
-  bar.show(share);
-  return make("section", { class: "start" }, make("div", { class: "card stack" }, make("h1", {}, words.loading(what)), bar, make("p", { class: "note" }, words.loadingShare(share))));
+  if (loading?.what !== what) {
+    const bar = meter(words.loading(what)), left = make("p", { class: "note" });
+    loading = { what, bar, left, node: make("section", { class: "start" }, make("div", { class: "card stack" }, make("h1", {}, words.loading(what)), bar, left)) };
+  }
+  loading.bar.show(share);
+  loading.left.textContent = words.loadingLeft(seconds);
+  return loading.node;
 }

@@ -10,7 +10,7 @@ import { Turn } from "./turn.js";
 const NEAR = 80; // pixels from the end, where the page follows what is written
 
 let shown = { id: null, title: null, turns: [] };
-let form, flow, inner, hint, known = {}, next = null;
+let form, flow, inner, hint, server = {}, next = null;
 
 export const talk = { title: () => shown.title ?? words.talk, open, hear, refresh };
 
@@ -19,7 +19,7 @@ async function open(main, id) {
   if (id && id === shown.id) return;
   for (const turn of shown.turns) turn.close();
   shown = { id: id ?? null, title: null, turns: [] };
-  if (id && !known.loading) {
+  if (id && !server.loading) {
     const conversation = await ask(`conversations/${id}`);
     if (shown.id !== id) return; // another one was chosen meanwhile
     shown.title = conversation.title;
@@ -46,7 +46,10 @@ function build(main) {
 }
 
 function draw() {
-  if (known.loading) inner.replaceChildren(loadingView(known.loading));
+  if (server.loading) {
+    const view = loadingView(server.loading);
+    if (view !== inner.firstChild) inner.replaceChildren(view);
+  }
   else if (shown.turns.length) inner.replaceChildren(make("h1", { class: "unseen", tabindex: -1 }, shown.title ?? words.talk), ...shown.turns.map((turn) => turn.node), hint);
   else inner.replaceChildren(startView((prompt) => submit(prompt, form.settings)));
   changed();
@@ -55,7 +58,7 @@ function draw() {
 // What the answers' states mean for the rest of the page.
 function changed() {
   const turns = shown.turns, answers = turns.flatMap((turn) => turn.turn.answers);
-  form.show({ answering: turns.some((turn) => turn.isOpen), why: known.loading ? words.askWaiting : null });
+  form.show({ answering: turns.some((turn) => turn.isOpen), why: server.loading ? words.askWaiting : null, leavesOut: answers.some(({ rejections }) => rejections.length) });
   if (answers.some((answer) => answer.rejections.some(({ spans }) => spans.length))) localStorage.setItem("marked", "1");
   hint.hidden = Boolean(localStorage.getItem("marked")) || turns.length !== 1 || turns[0].isOpen;
   if (turns.length && flow.scrollHeight - flow.scrollTop - flow.clientHeight < NEAR) flow.scrollTop = flow.scrollHeight;
@@ -86,8 +89,8 @@ async function submit(prompt, settings) {
 }
 
 function hear(news) {
-  const wasLoading = known.loading;
-  known = news;
+  const wasLoading = server.loading;
+  server = news;
   if (!form?.node.isConnected) return;
   if (news.loading || wasLoading) draw();
 }

@@ -2,23 +2,21 @@
 
 GET  /api/conversations: a page of them; ?q= words, before= changed earlier
 GET  /api/conversations/{uid}: with its turns
-POST /api/conversations/{uid}/title, /delete, /restore
+POST /api/conversations/{uid}/delete, /restore
 """
 
 from __future__ import annotations
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from buleyean_rl.void.requests import parse_text, path_uid, query_number, read_json
+from buleyean_rl.void.requests import parse_text, path_uid, query_number
 from buleyean_rl.void.services import in_thread, services
 from buleyean_rl.void.shown import show_turn
 from buleyean_rl.void.store import Row
 
-MAX_TITLE = 200  # characters
-MAX_WORDS = 200
+MAX_WORDS = 200  # characters
 
 
 async def _list(request: Request) -> Response:
@@ -42,15 +40,6 @@ async def _conversation(request: Request) -> Response:
     return JSONResponse(await in_thread(read, missing="conversation"))
 
 
-async def _title(request: Request) -> Response:
-    uid, body = path_uid(request), await read_json(request)
-    title = parse_text(body, "title", MAX_TITLE).strip()
-    if not title:
-        raise HTTPException(400, "a title has words")
-    await in_thread(services(request).store.conversations.set_title, uid, title, missing="conversation")
-    return JSONResponse({"id": uid})
-
-
 async def _delete(request: Request) -> Response:
     uid, deleted = path_uid(request), request.scope["path"].endswith("/delete")
     await in_thread(services(request).store.conversations.delete, uid, deleted, missing="conversation")
@@ -60,7 +49,6 @@ async def _delete(request: Request) -> Response:
 ROUTES = [
     Route("/api/conversations", _list, methods=["GET"]),
     Route("/api/conversations/{uid}", _conversation, methods=["GET"]),
-    Route("/api/conversations/{uid}/title", _title, methods=["POST"]),
     Route("/api/conversations/{uid}/delete", _delete, methods=["POST"]),
     Route("/api/conversations/{uid}/restore", _delete, methods=["POST"]),
 ]

@@ -29,7 +29,7 @@ from buleyean_rl.void.routes.conversations import MAX_WORDS
 from buleyean_rl.void.services import Void, in_thread, services
 from buleyean_rl.void.shown import show_answer_of
 from buleyean_rl.void.store import MAX_INTEGER, Row
-from buleyean_rl.void.store.conversations import READABLE
+from buleyean_rl.void.store.history import READABLE
 
 MAX_REASON = 1_000  # characters
 MAX_CHOSEN = 1_000  # at once

@@ -23,6 +23,7 @@ from buleyean_rl.void.store import Row
 POLL_SECONDS = 0.2  # between looks at the state
 LOOKS_A_BEAT = 25  # after which a sign of life is sent
 LOOKS_OF_A_RUN = 5  # after which the time left of a run is told anew
+LOOKS_WHILE_LOADING = 2  # after which the share that is loaded is told anew
 NEWEST = 3  # rejections
 
 
@@ -33,7 +34,8 @@ async def _state(request: Request) -> Response:
 def _read_state(found: Loading) -> Row:
     void = found.void
     if void is None:
-        return {"loading": {"what": found.what}}
+        share, seconds = (None, None) if found.clock is None else found.clock.left()
+        return {"loading": {"what": found.what, "share": share, "seconds_left": seconds}}
     store, running = void.store, void.training.running
     run = store.runs.get(running) if running is not None else None
     return {
@@ -64,7 +66,7 @@ async def _events(request: Request) -> Response:
             if found.closing:
                 return
             void = found.void
-            now: Any = found.what
+            now: Any = look // LOOKS_WHILE_LOADING
             if void is not None:
                 running = void.training.running
                 now = (_changes(void), running, look // LOOKS_OF_A_RUN if running is not None else 0)

@@ -3,8 +3,7 @@
 POST /api/turns: ask
 GET  /api/turns/{uid}, /stream: the answers as they come
 POST /api/turns/{uid}/stop, /reveal
-GET  /api/answers/{id}
-POST /api/answers/{id}/stop, /again, /continue
+POST /api/answers/{id}/again, /continue
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from buleyean_rl.void.requests import (
 )
 from buleyean_rl.void.routes.events import BEAT, event, event_stream
 from buleyean_rl.void.services import Void, in_thread, loading, services
-from buleyean_rl.void.shown import show_answer, show_answer_of, show_turn
+from buleyean_rl.void.shown import show_answer, show_turn
 from buleyean_rl.void.store import Row, TurnSettings
 from buleyean_rl.void.store.conversations import UNFINISHED, Slots
 
@@ -112,18 +111,6 @@ async def _reveal(request: Request) -> Response:
     await in_thread(void.store.conversations.turn, uid, missing="turn")
     await in_thread(void.store.conversations.reveal, uid)
     return JSONResponse(await in_thread(_show, void, uid))
-
-
-async def _answer(request: Request) -> Response:
-    void = services(request)
-    return JSONResponse(await in_thread(show_answer_of, void, path_id(request), missing="answer"))
-
-
-async def _stop_answer(request: Request) -> Response:
-    void, answer = services(request), await _find_answer(request)
-    void.answering.stop(answer["id"])
-    await _ended(void, [answer])
-    return JSONResponse(await in_thread(_show, void, answer["turn"]))
 
 
 async def _again(request: Request) -> Response:
@@ -224,8 +211,6 @@ ROUTES = [
     Route("/api/turns/{uid}/stream", _stream, methods=["GET"]),
     Route("/api/turns/{uid}/stop", _stop_turn, methods=["POST"]),
     Route("/api/turns/{uid}/reveal", _reveal, methods=["POST"]),
-    Route("/api/answers/{id}", _answer, methods=["GET"]),
-    Route("/api/answers/{id}/stop", _stop_answer, methods=["POST"]),
     Route("/api/answers/{id}/again", _again, methods=["POST"]),
     Route("/api/answers/{id}/continue", _continue, methods=["POST"]),
 ]

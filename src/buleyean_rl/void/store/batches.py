@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from buleyean_rl.void.store.conversations import LATEST, Conversations, Slots, TurnSettings, add_turn
+from buleyean_rl.void.store.conversations import Conversations, Slots, TurnSettings, add_turn
 from buleyean_rl.void.store.database import Database, Row
+from buleyean_rl.void.store.history import LATEST
 from buleyean_rl.void.store.rejections import Rejections
 from buleyean_rl.void.store.subject import hash_texts
 
@@ -50,7 +51,7 @@ class Batches:
                     prompt,
                     settings,
                     slots,
-                    [()] * len(slots),
+                    [[]] * len(slots),
                 )
         found = self.get(uid)
         assert found is not None
@@ -133,5 +134,5 @@ class Batches:
 def _with_state(row: Row) -> Row:
     """A batch as it stands: done, paused or answering."""
     state = "done" if row["answered"] == row["prompts"] else "paused" if row["paused"] else "answering"
-    kept = ("id", "name", "created", "prompts", "answered", "judged", "rejected")
-    return {name: row[name] for name in kept} | {"state": state, "models": json.loads(row["models"])}
+    columns = ("id", "name", "created", "prompts", "answered", "judged", "rejected")
+    return {name: row[name] for name in columns} | {"state": state, "models": json.loads(row["models"])}

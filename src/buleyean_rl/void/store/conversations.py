@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from buleyean_rl.void.store.database import Database, Row
+from buleyean_rl.void.store.history import LATEST, History, read_histories
 from buleyean_rl.void.store.subject import context_of, subject_of
 
 PAGE = 100  # conversations
 TITLE = 80  # characters
 UNFINISHED = ("waiting", "writing")
-READABLE = ("done", "cut", "stopped")
 AGAIN_TEMPERATURE = 0.7  # of another answer, where the first was greedy
-LATEST = """attempt = (
-    SELECT MAX(attempt) FROM answers AS other WHERE other.turn = answers.turn AND other.slot = answers.slot)"""
 REJECTED = """EXISTS (
     SELECT 1 FROM turns CROSS JOIN answers ON answers.turn = turns.id
     CROSS JOIN rejections INDEXED BY rejections_by_subject ON rejections.subject = answers.subject
@@ -83,11 +81,6 @@ class Conversations:
         found = self._database.one("SELECT id, title, created FROM conversations WHERE id = ? AND deleted IS NULL", uid)
         return found and found | {"turns": self._turns("conversation = ?", uid)}
 
-    def set_title(self, uid: str, title: str) -> bool:
-        """Set a title; returns whether there is such a conversation."""
-        with self._database.writing() as db:
-            return bool(db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, uid)).rowcount)
-
     def delete(self, uid: str, deleted: bool = True) -> bool:
         """Hide a conversation, or show it again; returns whether there is one. Its rejections stay."""
         when = time.time() if deleted else None
@@ -111,21 +104,21 @@ class Conversations:
         with self._database.writing() as db:
             if db.execute("SELECT 1 FROM turns WHERE id = ?", (uid,)).fetchone():
                 return True
-            rows = db.execute(
-                f"""SELECT position, prompt, model, slot, text, state FROM turns JOIN answers ON turn = turns.id
-                WHERE conversation = ? AND {LATEST} ORDER BY position, slot""",
+            (unfinished, position) = db.execute(
+                f"""SELECT SUM(state IN {UNFINISHED}), COALESCE(MAX(position) + 1, 0)
+                FROM turns JOIN answers ON turn = turns.id WHERE conversation = ? AND {LATEST}""",
                 (conversation,),
-            ).fetchall()
-            if any(row["state"] in UNFINISHED for row in rows):
+            ).fetchone()
+            if unfinished:
                 return False
             db.execute(
                 """INSERT INTO conversations VALUES (?, ?, ?, ?, NULL)
                 ON CONFLICT (id) DO UPDATE SET changed = excluded.changed, deleted = NULL""",
                 (conversation, " ".join(prompt.split())[:TITLE], now, now),
             )
-            position = rows[-1]["position"] + 1 if rows else 0
-            contexts = [_history(rows, slot, model) for slot, (model, _) in enumerate(slots)]
-            add_turn(db, uid, (conversation, None, position), prompt, settings, slots, contexts)
+            told = [(slot, model) for slot, (model, _) in enumerate(slots)]
+            histories = read_histories(db, conversation, position, told)
+            add_turn(db, uid, (conversation, None, position), prompt, settings, slots, histories)
         return True
 
     def turn(self, uid: str) -> Row | None:
@@ -173,11 +166,15 @@ class Conversations:
             db.execute("UPDATE answers SET state = 'waiting' WHERE id = ?", (identity,))
 
     def again(self, answer: Row) -> None:
-        """Add another answer in the slot of one, drawn differently."""
+        """Add another answer in the slot of one, drawn differently; what was rejected meanwhile is not told again."""
         attempt = answer["attempt"] + 1
         values = answer | {"attempt": attempt, "seed": attempt, "state": "waiting", "text": "", "error": ""}
         values |= {"temperature": answer["temperature"] or AGAIN_TEMPERATURE, "drawn": None, "subject": ""}
         with self._database.writing() as db:
+            turn = db.execute("SELECT * FROM turns WHERE id = ?", (answer["turn"],)).fetchone()
+            told = [(answer["slot"], answer["model"])]
+            (history,) = read_histories(db, turn["conversation"], turn["position"], told)
+            values |= {"context": context_of(turn["system"], history, turn["prompt"])}
             db.execute(INSERT_ANSWER, values)  # once, if it is asked for twice at a time
 
     def _turns(self, where: str, value: str) -> list[Row]:
@@ -220,7 +217,7 @@ def add_turn(
     prompt: str,
     settings: TurnSettings,
     slots: Slots,
-    histories: Sequence[Sequence[tuple[str, str]]],
+    histories: Sequence[History],
 ) -> None:
     """Add a turn and its answers, which wait, in a transaction.
 
@@ -255,13 +252,3 @@ def like(words: str) -> str:
     for sign in "\\%_":
         words = words.replace(sign, "\\" + sign)
     return f"%{words}%"
-
-
-def _history(rows: Iterable[sqlite3.Row], slot: int, model: str) -> list[tuple[str, str]]:
-    """Earlier questions and what a model said, or whoever answered there; without what nobody answered."""
-    turns: dict[int, list[sqlite3.Row]] = {}
-    for row in rows:
-        if row["state"] in READABLE and row["text"].strip():
-            turns.setdefault(row["position"], []).append(row)
-    said = (min(turn, key=lambda row: (row["model"] != model, row["slot"] != slot)) for turn in turns.values())
-    return [(row["prompt"], row["text"]) for row in said]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from buleyean_rl.data.records import RejectionRecord, Spans, fold_records, make_record
 from buleyean_rl.void.store.conversations import like
@@ -25,6 +25,20 @@ SAME = """SELECT id, reason FROM rejections
     WHERE uid = ? OR (digest = ? AND undone IS NULL AND count = ? AND import IS NULL)"""
 UNDONE_REASON = """SELECT reason FROM rejections WHERE digest = ? AND undone IS NOT NULL AND reason != ''
     ORDER BY undone DESC LIMIT 1"""
+
+
+class RejectedAnswer(NamedTuple):
+    """An answer with all that is rejected of it.
+
+    Args:
+        text: of the answer.
+        spans: the rejected parts; none where all of it is rejected.
+        is_greedy: whether it was given here at temperature 0: asked again, its model gave it again.
+    """
+
+    text: str
+    spans: Spans
+    is_greedy: bool
 
 
 class Rejections:
@@ -80,17 +94,19 @@ class Rejections:
             ORDER BY id DESC LIMIT ?""",
             limit,
         )
-        return [{"id": row["id"], "text": _rejected_words(row), "reason": row["reason"]} for row in rows]
+        return [
+            {"id": row["id"], "text": rejected_words(row["answer"], json.loads(row["spans"])), "reason": row["reason"]}
+            for row in rows
+        ]
 
-    def examples(self, limit: int) -> list[Row]:
-        """Newest rejections whose prompts a person might have asked, a prompt each: prompt, answer and spans."""
-        rows = self._database.all(
-            f"""SELECT prompt, answer, spans FROM rejections WHERE id IN (
-                SELECT MAX(id) FROM rejections WHERE {ACTIVE} AND length(prompt) <= {MAX_SHOWN}
-                GROUP BY prompt ORDER BY 1 DESC LIMIT ?) ORDER BY id DESC""",
+    def examples(self, limit: int) -> list[tuple[str, list[RejectedAnswer]]]:
+        """Newest rejected prompts that a person might have asked, as JSON, each with its newest rejected answers."""
+        prompts = self._database.all(
+            f"""SELECT prompt FROM rejections WHERE {ACTIVE} AND length(prompt) <= {MAX_SHOWN}
+            AND length(answer) <= {MAX_SHOWN} GROUP BY prompt ORDER BY MAX(id) DESC LIMIT ?""",
             limit,
         )
-        return [row | {"spans": json.loads(row["spans"])} for row in rows]
+        return [(row["prompt"], self._rejected_answers(row["prompt"])) for row in prompts]
 
     def page(self, page: int = 0, words: str = "") -> Row:
         """A page of rejections, newest first.
@@ -124,6 +140,26 @@ class Rejections:
             "SELECT prompt, answer, spans, count, rounds, drawn FROM rejections WHERE undone IS NULL ORDER BY id"
         )
         return fold_records(map(_row_record, rows))
+
+    def _rejected_answers(self, prompt: str) -> list[RejectedAnswer]:
+        rows = self._database.all(
+            f"""SELECT answer, spans, source, drawn FROM rejections WHERE {ACTIVE} AND prompt = ?
+            AND length(answer) <= {MAX_SHOWN} ORDER BY id DESC LIMIT {PAGE}""",
+            prompt,
+        )
+        answers: dict[str, list[Row]] = {}
+        for row in rows:
+            answers.setdefault(row["answer"], []).append(row | {"spans": json.loads(row["spans"])})
+        return [
+            RejectedAnswer(
+                text,
+                tuple(sorted((start, end) for row in same for start, end in row["spans"]))
+                if all(row["spans"] for row in same)
+                else (),
+                any(row["source"] != "import" and _temperature(row) == 0 for row in same),
+            )
+            for text, same in answers.items()
+        ]
 
     def _update(self, change: str, value: Any, identities: Sequence[int]) -> int:
         marks = ", ".join("?" * len(identities))
@@ -190,10 +226,13 @@ def _row_record(row: Row) -> RejectionRecord:
     )
 
 
-def _rejected_words(row: Row) -> str:
-    """The beginning of what is rejected, on one line."""
-    spans = json.loads(row["spans"]) or [[0, None]]
-    words = " ".join("…".join(row["answer"][start:end] for start, end in spans).split())
+def _temperature(row: Row) -> Any:
+    return (json.loads(row["drawn"] or "{}").get("policy") or {}).get("temperature")
+
+
+def rejected_words(answer: str, spans: Sequence[Sequence[int]]) -> str:
+    """The beginning of what is rejected of an answer, on one line."""
+    words = " ".join("…".join(answer[start:end] for start, end in spans or [(0, len(answer))]).split())
     return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from buleyean_rl.data.records import Spans
 from buleyean_rl.void.store.database import Database, Row
 
 UNFINISHED = ("running", "stopping")
@@ -17,15 +19,17 @@ class Sample(NamedTuple):
 
     Args:
         prompt: as shown.
-        before: the base model's answer.
+        before: the answer that was rejected.
         after: the trained model's.
-        unlearned: whether the trained model says what was rejected no more.
+        unlearned: whether the trained model says what was rejected no more; None where nobody knows.
+        spans: the rejected parts of `before`; none for all of it.
     """
 
     prompt: str
     before: str
     after: str
-    unlearned: bool
+    unlearned: bool | None
+    spans: Spans = ()
 
 
 class Runs:
@@ -88,8 +92,8 @@ class Runs:
     def add_samples(self, run: int, samples: Sequence[Sample]) -> None:
         """Add answers before and after a run."""
         with self._database.writing() as db:
-            rows = [(run, position, *sample) for position, sample in enumerate(samples)]
-            db.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)", rows)
+            rows = [(run, at, *sample[:-1], json.dumps(sample.spans)) for at, sample in enumerate(samples)]
+            db.executemany("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def list(self) -> list[Row]:
         """All runs, newest first, each with its last step."""

@@ -103,4 +103,5 @@ MIGRATIONS = (
     UPDATE runs SET name = 'run ' || id, rejections = records, decision = 'kept';
     ALTER TABLE samples ADD COLUMN unlearned INTEGER
     """,
+    "ALTER TABLE samples ADD COLUMN spans TEXT NOT NULL DEFAULT '[]'",
 )
