@@ -13,7 +13,6 @@
 #include <omp.h>
 
 #define CHAINS 4 /* of sums that do not wait for each other */
-#define MASKED -1e30f
 #define SMALL 64 /* columns for each thread that are too few to share them alone: rows are shared too */
 #define ADAPTER_COLUMNS 8 /* of an A that a thread takes at a time */
 
@@ -24,7 +23,7 @@ typedef struct { const bf16 *added; bf16 *y; Packed *packed; float *logits; int6
 
 static void store(const Output *o, const float *c, int64_t row, int64_t rows, int64_t column) {
     int64_t place = row * o->stride + column;
-    if (o->y) store_block(c, o->added ? o->added + place : NULL, o->y + place, o->stride, (int)rows);
+    if (o->y) store_block(c, o->added ? o->added + place : NULL, o->stride, o->y + place, o->stride, (int)rows);
     for (int64_t i = 0; i < rows; i++, c += BLOCK, place += o->stride)
         if (o->logits) memcpy(o->logits + place, c, BLOCK * sizeof *c);
         else if (o->packed) pack_floats(c, o->packed + place);
@@ -126,10 +125,8 @@ static void block_scores(const bf16 *query, const bf16 *keys, int64_t width, flo
         SimdF32 sums[CHAINS] = {0};
         for (int64_t j = 0; j < width / 2; j += CHAINS)
 #pragma GCC unroll 4
-            for (int64_t chain = 0; chain < CHAINS; chain++) {
-                int64_t word = j + chain;
-                sums[chain] = add_words(sums[chain], query + 2 * word, keys + (word * TILE + token) * 2);
-            }
+            for (int64_t chain = 0; chain < CHAINS; chain++)
+                sums[chain] = add_words(sums[chain], query + 2 * (j + chain), keys + ((j + chain) * TILE + token) * 2);
         simd_store(sums[0] + sums[1] + (sums[2] + sums[3]), scores + token);
     }
 }
