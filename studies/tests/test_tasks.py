@@ -120,17 +120,17 @@ def test_samples_of_a_prompt_are_one_record_with_what_was_accepted(
         assert list(record.rejection_counts) == rejected
 
 
-def test_an_edit_has_a_row(
+def test_edits_have_rows_alone_and_together(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(edits, "OTHERS", 3)
-    monkeypatch.setattr(edits, "BEGINNING", 4)
     monkeypatch.setattr(edits, "TOKENS", 12)
     monkeypatch.setattr(edits, "VARIANTS", {"few": {"lora_rank": 4}})
-    arguments = ["--prompts", str(tiny_base / "prompts.txt"), "--edits", "2", "--variant", "few"]
-    monkeypatch.setattr(sys, "argv", ["edits.py", *arguments, "-o", str(tiny_base / "study")])
+    arguments = ["--prompts", str(tiny_base / "prompts.txt"), "--edits", "2", "--together", "1", "2"]
+    monkeypatch.setattr(sys, "argv", ["edits.py", *arguments, "--scales", "1", "0.1", "-o", str(tiny_base / "study")])
     edits.main()
     rows = Summary(tiny_base / "study").rows
-    assert set(rows) == {f"few-{n}-x{scale:g}" for n in (0, 1) for scale in edits.SCALES}
-    assert rows["few-0-x0.1"]["others_unchanged"] >= rows["few-0-x1"]["others_unchanged"]
-    assert "| few x0.1 | 2 |" in capsys.readouterr().out
+    assert set(rows) == {f"few-{run}-x{scale}" for run in ("0-of1", "1-of1", "0-of2") for scale in ("1", "0.1")}
+    assert rows["few-0-of1-x0.1"]["others_unchanged"] >= rows["few-0-of1-x1"]["others_unchanged"]
+    assert rows["few-0-of2-x1"]["edits"] == 2
+    assert "| few | 2 | 0.1 |" in capsys.readouterr().out
