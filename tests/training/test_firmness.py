@@ -103,10 +103,9 @@ def test_the_share_accepted_is_that_of_the_whole_file(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("records", "settings", "steps"),
     [
-        (1, {}, (1.125e-4, 3, 2)),
-        (1, {"preset": "few"}, (1.125e-4, 3, 4)),
-        (9, {}, (3.375e-4, 3, 2)),
-        (16, {}, (4.5e-4, 3, 2)),
+        (2, {}, (2.25e-4, 3, 2)),
+        (2, {"preset": "few"}, (2.25e-4, 3, 4)),
+        (8, {}, (4.5e-4, 3, 2)),
         (100, {}, (4.5e-4, 1.5, 2)),
         (300, {}, (0.034 / 150, 1, 2)),
         (100, {"num_train_epochs": 4.0}, (1.7e-4, 4, 2)),

@@ -33,7 +33,7 @@ OWN_DIVISOR = 61.0  # of the odds of a token of the model's own, rejected in all
 SAMPLE, SAMPLE_TOKENS = 32, 128  # records that are looked at, and tokens of each answer
 # Of the model's own: passes over few records, until they are so many in all, and steps that go so far in all.
 OWN_BATCH, OWN_RECORDS, MAX_OWN_EPOCHS, MAX_OWN_RATE, OWN_PATH = 2, 150, 3.0, 4.5e-4, 0.034
-FEW_RECORDS = 16  # fewer pull one way, and get there with smaller steps: those of one record are a quarter
+FEW_RECORDS = 8  # fewer pull one way, and get there with smaller steps: those of one record are a third
 # A model's own answers at temperatures up to 0.8 have less than this of the nats that it expects of a token, its
 # entropy; answers of others have about as many as it expects.
 OWN_SHARE = 0.75
