@@ -46,7 +46,7 @@ from kinds import KINDS, Kind
 TOKENS = 128  # of an answer
 MAX_CHARACTERS = 300  # of a prompt
 UNSEEN = {"validation": 64, "test": 100}  # prompts of each part
-MINED, RECORDS, SAMPLED = 480, 50, 48
+MINED, RECORDS, SAMPLED = 480, 32, 48
 SAMPLE_TOKENS = 80  # of the samples to one prompt: some 60 words
 PASSAGES, PASSAGE_TOKENS = 12, 256
 
