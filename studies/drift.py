@@ -11,9 +11,6 @@ equal drift. Stopped, the same command goes on; `--table` only shows what there 
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,14 +21,13 @@ from unittest.mock import patch
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 
 # isort: split
-import torch
-from rich.console import Console
-
+from adapters import adapted, train_adapter
 from answers import draw
 from buleyean_rl import demo_data
 from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.prompts import read_prompts
-from buleyean_rl.data.records import RejectionRecord, records_sha256, write_records
+from buleyean_rl.data.records import RejectionRecord
+from buleyean_rl.data.trie import Boundary
 from buleyean_rl.evaluation.drift import Drift, sum_drift
 from buleyean_rl.evaluation.repetition import distinct, is_looping
 from buleyean_rl.evaluation.scoring import PackedScorer
@@ -39,16 +35,11 @@ from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.inference.open import engine_of
 from buleyean_rl.inference.protocol import Answer, Sampling
 from buleyean_rl.mining.votes import judge_loops
-from buleyean_rl.models.lora import scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.training import anchors as anchors_module
-from buleyean_rl.training.anchors import anchor_groups
-from buleyean_rl.training.config import load_config
-from buleyean_rl.training.dataset import RecordsFile
-from buleyean_rl.training.reference_cache import open_reference_cache
-from buleyean_rl.training.run import attach_run_adapter, prepare_data
-from buleyean_rl.training.trainer import BuleyeanTrainer
+from buleyean_rl.training.config import BuleyeanConfig
+from buleyean_rl.training.dataset import Dataset
 from harness import Row, Summary, markdown, share_cell, shares, with_interval
 
 MINED = 300  # the demo's
@@ -158,45 +149,23 @@ class Study:
         equal = f"{name} at KL {KL:g}"
         self.summary.run(
             equal,
-            lambda: {"method": variant.name, "scale": scale} | self.count_loops(self.adapted(folder, scale), equal),
+            lambda: (
+                {"method": variant.name, "scale": scale} | self.count_loops(adapted(self.base, folder, scale), equal)
+            ),
         )
 
     def train(self, variant: Variant, seed: int, folder: Path) -> Row:
-        """Train an adapter into a folder, as `training.run` does but for the guard."""
-        console = Console(quiet=True)
-        with tempfile.TemporaryDirectory() as place:
-            file = Path(place) / "records.jsonl"
-            write_records(file, self.records(variant))
-            config = load_config(None, folder, BEFORE | dict(variant.settings) | {"seed": seed}, "loops")
-            model = self.base.with_source(self.base.source)
-            dataset = prepare_data(RecordsFile(file, records_sha256(file)), model, config, console)
-            attach_run_adapter(model, config, console)
+        """Train an adapter into a folder."""
+
+        def anchors(model: Model, dataset: Dataset, config: BuleyeanConfig) -> list[Sequence[Boundary]]:
             with patch.object(anchors_module, "PASSAGE_TOKENS", variant.passage_tokens):
                 taken, config.anchors = config.anchors, config.anchors + variant.answers
-                anchors = anchor_groups(model, dataset, config)
+                groups = anchors_module.anchor_groups(model, dataset, config)
                 config.anchors = taken
-            references = open_reference_cache(model, dataset, config, anchors)
-            trainer = BuleyeanTrainer(model, config, dataset.training, (), references, anchors)
-            started = time.monotonic()
-            trainer.train()
-            seconds = time.monotonic() - started
-        shutil.rmtree(folder, ignore_errors=True)
-        trainer.save_model(str(folder))
-        log = [entry for entry in trainer.state.log_history if "floor" in entry]
-        return {
-            "records": len(dataset.training),
-            "steps": trainer.state.global_step,
-            "trained_tokens": sum(entry["tokens"] for entry in log),
-            "threads": torch.get_num_threads(),
-            "training_seconds": round(seconds, 1),
-        }
+            return groups
 
-    def adapted(self, folder: Path, scale: float = 1.0) -> Model:
-        """The base with an adapter at a scale."""
-        model = self.base.with_source(self.base.source.with_adapter(folder))
-        if scale != 1:
-            scale_adapter(model.module.requires_grad_(False), scale)
-        return model
+        settings = BEFORE | dict(variant.settings) | {"seed": seed}
+        return train_adapter(self.base, self.records(variant), settings, folder, "loops", anchors)
 
     def count_loops(self, model: Model, run: str) -> Row:
         """How many answers loop; the cache gets the answers."""
@@ -207,7 +176,7 @@ class Study:
 
     def measure_long(self, name: str) -> None:
         """Long and sampled answers of the base, or of a run."""
-        model = self.base if name == "base" else self.adapted(self.summary.folder / "cache" / name)
+        model = self.base if name == "base" else adapted(self.base, self.summary.folder / "cache" / name)
 
         def work() -> Row:
             row: Row = {"method": name}
@@ -221,9 +190,9 @@ class Study:
     def measure(self, folder: Path, run: str) -> Row:
         """Loops and drift of an adapter."""
         row = {}
-        for file, drift in self.drifts(self.adapted(folder)).items():
+        for file, drift in self.drifts(adapted(self.base, folder)).items():
             row |= {f"kl_{file}": drift.kl, f"entropy_{file}": drift.entropy / drift.entropy_base - 1}
-        return row | self.count_loops(self.adapted(folder), run)
+        return row | self.count_loops(adapted(self.base, folder), run)
 
     def drifts(self, model: Model) -> dict[str, Drift]:
         """KL and entropy on each file of texts."""

@@ -1,7 +1,7 @@
 """Kinds of rejection with a rule as judge, and prompts for each: what `tasks.py` tunes on.
 
 loops      4-grams that repeat; the repeats are what is wrong
-length     not done within 60 words; nothing but the whole answer is wrong
+length     not done within 60 words; wrong is the whole answer, or what follows the 60th word
 format     list items or headings where prose was asked; wrong is the whole answer, or its marks
 ai_talk    the model speaks of itself as of an AI, where the question was about anything; kept for the last run
 """
@@ -69,6 +69,17 @@ def list_marks(text: str) -> Spans:
     return tuple(match.span() for match in LIST_MARK.finditer(text))
 
 
+def beyond_the_limit(text: str) -> Spans:
+    """What follows the last word that there may be."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    return ((words[MAX_WORDS][0], words[-1][1]),) if len(words) > MAX_WORDS else ()
+
+
+def is_too_long(answer: Answer) -> bool:
+    """Whether an answer was not done within `MAX_WORDS`."""
+    return not answer.ended or len(answer.text.split()) > MAX_WORDS
+
+
 def ask_for_prose(pool: Sequence[str]) -> list[str]:
     """Prompts of the sort that is often answered by a list, and want running text."""
     pool = [prompt.rstrip() for prompt in pool if LISTED.search(prompt)]
@@ -86,7 +97,8 @@ def _whole(_text: str) -> Spans:
 
 KINDS = {
     "loops": Kind(lambda answer: is_looping(answer.text), lambda text: tuple(repeated_spans(text)), list),
-    "length": Kind(lambda answer: not answer.ended or len(answer.text.split()) > MAX_WORDS, _whole, list),
+    "length": Kind(is_too_long, _whole, list),
+    "length_spans": Kind(is_too_long, beyond_the_limit, list),
     "format": Kind(lambda answer: len(list_marks(answer.text)) > 1, _whole, ask_for_prose),
     "format_spans": Kind(lambda answer: len(list_marks(answer.text)) > 1, list_marks, ask_for_prose),
     "ai_talk": Kind(lambda answer: bool(AI_TALK.search(answer.text)), _whole, ask_of_itself),

@@ -5,8 +5,9 @@
 
 The base answers prompts greedily, a rule judges (see `kinds.py`), each rejected answer is rejected once: a plain log.
 A variant is a way to train on it. Each run is measured as it was trained, and with its adapter scaled to a KL of 0.02,
-so that variants can be compared at one drift. Training, validation and test prompts are apart; `--test` measures on
-the last. Stopped, the same command goes on; `--table` only shows what there is.
+so that variants can be compared at one drift. Training, validation and test prompts are apart; `--test` measures the
+same adapters, as they were trained, on the last, sampled and at 512 tokens too. Stopped, the same command goes on;
+`--table` only shows what there is.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 
 # isort: split
 
+from adapters import adapted, train_adapter
 from answers import draw
 from buleyean_rl.data.answer_text import locate_drawn_tokens
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.prompts import read_prompts
-from buleyean_rl.data.records import RejectionRecord, make_record, write_records
+from buleyean_rl.data.records import RejectionRecord, make_record
 from buleyean_rl.data.records.answers import Spans
 from buleyean_rl.evaluation.drift import Drift, sum_drift
 from buleyean_rl.evaluation.repetition import distinct
@@ -36,22 +38,46 @@ from buleyean_rl.evaluation.scoring import PackedScorer
 from buleyean_rl.evaluation.texts import read_texts
 from buleyean_rl.inference.open import engine_of
 from buleyean_rl.inference.protocol import Answer, Sampling
-from buleyean_rl.models.lora import scale_adapter
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import BUNDLED
-from buleyean_rl.training.config import load_config
-from buleyean_rl.training.run import train
 from harness import Row, Summary, markdown
 from kinds import KINDS, Kind
 
 TOKENS = 128  # of an answer
 MAX_CHARACTERS = 300  # of a prompt
-UNSEEN = {"validation": 64, "test": 100}
-MINED, RECORDS, SAMPLED = 480, 32, 12
+UNSEEN = {"validation": 64, "test": 100}  # prompts of each part
+MINED, RECORDS, SAMPLED = 480, 32, 48
+SAMPLE_TOKENS = 80  # of the samples to one prompt: some 60 words
 PASSAGES, PASSAGE_TOKENS = 12, 256
-TEMPERATURES = {"validation": (0.0,), "test": (0.0, 0.8, 1.0)}
+
+
+class Look(NamedTuple):
+    """A way to answer the unseen prompts.
+
+    Args:
+        suffix: of its columns.
+        sampling: of an answer.
+        prompts: the first so many.
+    """
+
+    suffix: str
+    sampling: Sampling
+    prompts: int
+
+
+GREEDY = Look("t0", Sampling(TOKENS), 64)
+LOOKS = {
+    "validation": (GREEDY,),
+    "test": (
+        GREEDY,
+        Look("t0.8", Sampling(TOKENS, temperature=0.8, top_p=1.0), 24),
+        Look("t1", Sampling(TOKENS, temperature=1.0, top_p=1.0), 24),
+        Look("512", Sampling(512), 12),
+    ),
+}
 KL = 0.02  # that adapters are scaled to
 SCALES = 0.25, 2.5
+SEED = 42
 
 
 @dataclass(frozen=True)
@@ -67,16 +93,18 @@ class Variant:
     records: dict[str, Any] = field(default_factory=dict)
 
 
-FIRM = {"tau": 5.93, "learning_rate": 5e-4, "num_train_epochs": 3, "per_device_train_batch_size": 2}
+WHOLE = {"learning_rate": 5e-4, "num_train_epochs": 1.5, "per_device_train_batch_size": 2}  # 36 steps
+ACCEPTED = WHOLE | {"prior_mean": None}
+SAMPLES = {"samples": 8}
 VARIANTS = {
     "default": Variant(),
     "before": Variant({"tau": 1.0, "learning_rate": 2e-4, "num_train_epochs": 1, "per_device_train_batch_size": 4}),
-    "firm": Variant(FIRM),
-    "firm-surprising": Variant(FIRM, {"below": 0.5}),
-    "firm-no-anchors": Variant(FIRM | {"anchors": 0}),
-    "firm-min_p0": Variant(FIRM | {"min_p": 0.0}),
-    "firm-min_p0-no-anchors": Variant(FIRM | {"min_p": 0.0, "anchors": 0}),
-    "accepted": Variant(FIRM | {"tau": 2.0, "prior_mean": None, "num_train_epochs": 2}, {"samples": 6}),
+    "surprising": Variant({}, {"below": 0.5}),
+    "no-anchors": Variant({"anchors": 0}),
+    "min_p0": Variant({"min_p": 0.0}),
+    "whole8": Variant(WHOLE, SAMPLES),
+    "accepted8": Variant(ACCEPTED | {"tau": 2.0, "prior_rounds": 4.0}, SAMPLES),
+    "accepted8-k1": Variant(ACCEPTED | {"tau": 1.0}, SAMPLES),
 }
 
 
@@ -115,21 +143,19 @@ class Study:
         first, last = ends[part]
         return every[len(every) - first : len(every) - last]
 
-    def answer(self, model: Model, prompts: Sequence[str], temperature: float, seed: int = 0) -> list[Answer]:
+    def answer(self, model: Model, prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         """Answers of a model."""
-        sampling = Sampling(TOKENS, temperature=temperature, top_p=1.0, seed=seed, logprobs=model is self.model)
         return draw(engine_of(model), prompts, sampling)
 
     def drawn(self, name: str, samples: int) -> list[Drawn]:
         """The base's greedy answers to the training prompts, or samples of it, judged."""
         kind = KINDS[name]
-        prompts = self.prompts(kind, "training")
-        key = f"base-{name.split('_spans')[0]}-{samples}"
-        if not samples:
-            answers = self.summary.cached(key, lambda: [a._asdict() for a in self.answer(self.model, prompts, 0.0)])
-        else:
+        prompts, sampling = self.prompts(kind, "training"), Sampling(TOKENS, logprobs=True)
+        if samples:
             prompts = [prompt for prompt in prompts[:SAMPLED] for _ in range(samples)]
-            answers = self.summary.cached(key, lambda: [a._asdict() for a in self.answer(self.model, prompts, 1.0)])
+            sampling = Sampling(SAMPLE_TOKENS, temperature=1.0, top_p=1.0, logprobs=True)
+        key = f"base-{name.removesuffix('_spans')}-{samples}"
+        answers = self.summary.cached(key, lambda: [a._asdict() for a in self.answer(self.model, prompts, sampling)])
         found = [Answer(**answer) for answer in answers]
         return [Drawn(p, a, kind.is_rejected(a)) for p, a in zip(prompts, found, strict=True) if a.text.strip()]
 
@@ -141,28 +167,30 @@ class Study:
             samples: of each prompt, at temperature 1, all that are judged; 0 for the greedy answers that are rejected.
             below: reject only tokens that the base gave a probability below it; 0 for all.
         """
-        rejected = [drawn for drawn in self.drawn(name, samples) if drawn.rejected]
-        judged = self.drawn(name, samples) if samples else rejected[:RECORDS]
-        records = []
-        for drawn in judged:
-            text, ids = drawn.answer.text, drawn.answer.token_ids
-            spans = KINDS[name].spans(text) if drawn.rejected else ()
-            if drawn.rejected and below and ids is not None:
-                spans = self._surprising(drawn.answer, below)
-            records.append(
-                make_record(
-                    drawn.prompt,
-                    [text],
-                    [int(drawn.rejected)],
-                    1,
-                    [[list(span) for span in spans]],
-                    token_ids=None if ids is None else [list(ids)],
-                    ended=[drawn.answer.ended],
-                    tokenizer=None if ids is None else tokenizer_hash(self.model.tokenizer),
-                    policy={"model": BUNDLED},
-                )
-            )
-        return records
+        drawn = self.drawn(name, samples)
+        judged = drawn if samples else [each for each in drawn if each.rejected][:RECORDS]
+        by_prompt: dict[str, list[Drawn]] = defaultdict(list)
+        for each in judged:
+            by_prompt[each.prompt].append(each)
+        return [self._record(name, prompt, answers, below) for prompt, answers in by_prompt.items()]
+
+    def _record(self, name: str, prompt: str, drawn: Sequence[Drawn], below: float) -> RejectionRecord:
+        answers, spans = [each.answer for each in drawn], []
+        for each in drawn:
+            parts = self._surprising(each.answer, below) if below else KINDS[name].spans(each.answer.text)
+            spans.append([list(part) for part in parts] if each.rejected else [])
+        has_ids = all(answer.token_ids is not None for answer in answers)
+        return make_record(
+            prompt,
+            [answer.text for answer in answers],
+            [int(each.rejected) for each in drawn],
+            1,
+            spans,
+            token_ids=[list(answer.token_ids or ()) for answer in answers] if has_ids else None,
+            ended=[answer.ended for answer in answers],
+            tokenizer=tokenizer_hash(self.model.tokenizer) if has_ids else None,
+            policy={"model": BUNDLED},
+        )
 
     def _surprising(self, answer: Answer, below: float) -> Spans:
         offsets = locate_drawn_tokens(self.model.tokenizer, list(answer.token_ids or ()), answer.text) or []
@@ -182,55 +210,54 @@ class Study:
         scores = iter(PackedScorer(model, PASSAGE_TOKENS).texts(flat))
         return {name: sum_drift([next(scores) for _ in members]) for name, members in self.texts.items()}
 
-    def answers_row(self, model: Model, name: str, temperatures: Sequence[float] = ()) -> Row:
+    def answers_row(self, model: Model, name: str, looks: Sequence[Look]) -> Row:
         """What of a kind is left on unseen prompts, and what answers look like."""
         kind = KINDS[name]
         prompts, row = self.prompts(kind, self.part), Row()
-        for temperature in temperatures or TEMPERATURES[self.part]:
-            answers, suffix = self.answer(model, prompts, temperature), f"_t{temperature:g}"
-            row[f"rejected{suffix}"] = sum(map(kind.is_rejected, answers)) / len(answers)
-            row[f"tokens{suffix}"] = sum(answer.tokens or 0 for answer in answers) / len(answers)
-            row[f"ended{suffix}"] = sum(answer.ended for answer in answers) / len(answers)
-            row[f"distinct_4{suffix}"] = distinct([answer.text for answer in answers])
-            row[f"loops{suffix}"] = sum(map(KINDS["loops"].is_rejected, answers)) / len(answers)
+        for look in looks:
+            answers = self.answer(model, prompts[: look.prompts], look.sampling)
+            row |= {
+                f"rejected_{look.suffix}": sum(map(kind.is_rejected, answers)) / len(answers),
+                f"tokens_{look.suffix}": sum(answer.tokens or 0 for answer in answers) / len(answers),
+                f"ended_{look.suffix}": sum(answer.ended for answer in answers) / len(answers),
+                f"distinct_4_{look.suffix}": distinct([answer.text for answer in answers]),
+                f"loops_{look.suffix}": sum(map(KINDS["loops"].is_rejected, answers)) / len(answers),
+            }
         return row
 
+    def run_base(self, name: str) -> None:
+        """Measure the base."""
+        self.summary.run(
+            self.run_name(f"{name}-base"),
+            lambda: {"kind": name, "part": self.part} | self.answers_row(self.model, name, LOOKS[self.part]),
+        )
+
     def run(self, name: str, label: str, variant: Variant, seed: int) -> None:
-        """Train, and measure as trained and at `KL`."""
-        run = f"{name}-{label}" + (f"-seed{seed}" if seed != 42 else "")
+        """Train, and measure as trained and, on validation, at `KL`."""
+        adapter = f"{name}-{label}" + (f"-seed{seed}" if seed != SEED else "")
+        folder = self.folder / "cache" / adapter
+        about: Row = {"kind": name, "variant": label, "seed": seed, "part": self.part}
+
+        def train() -> Row:
+            records = self.records(name, **variant.records)
+            return train_adapter(self.model, records, variant.settings | {"seed": seed}, folder)
+
+        def measure(scale: float, looks: Sequence[Look]) -> Row:
+            trained = self.summary.cached(f"{adapter} trained", train)
+            model = adapted(self.model, folder, scale)
+            row = about | trained | {"scale": round(scale, 2)}
+            return row | self.answers_row(model, name, looks) | _drift_columns(self.drifts(model))
+
+        row = self.summary.run(self.run_name(adapter), lambda: measure(1.0, LOOKS[self.part]))
         if self.part == "test":
-            run += "-test"
-        if run in self.summary.rows and f"{run}-scaled" in self.summary.rows:
             return
-        started = time.monotonic()
-        records = self.records(name, **variant.records)
-        work = self.folder / "cache" / run
-        work.mkdir(parents=True, exist_ok=True)
-        write_records(work / "records.jsonl", records)
-        options = {"save_strategy": "no", "guard": False, "held_out": 0.0, "seed": seed} | variant.settings
-        output = work / f"run-{time.time():.0f}"
-        report = train(work / "records.jsonl", self.model, load_config(None, output, options))
-        trained = self.model.with_source(open_model(output).source)
-        row: Row = {
-            "kind": name,
-            "variant": label,
-            "seed": seed,
-            "part": self.part,
-            "records": len(records),
-            "steps": report.steps,
-            "training_seconds": round(time.monotonic() - started, 1),
-            **{key: value for key, value in variant.settings.items() if isinstance(value, int | float | str)},
-            **{f"records_{key}": value for key, value in variant.records.items()},
-        }
-        drifts = self.drifts(trained)
-        self.summary.add(run, row | {"scale": 1.0} | self.answers_row(trained, name) | _drift_columns(drifts))
-        scale = (KL / max(drift.kl for drift in drifts.values())) ** 0.5  # drift grows with its square
+        scale = (KL / max(row[f"kl_{text}"] for text in self.texts)) ** 0.5  # drift grows with its square
         scale = min(max(scale, SCALES[0]), SCALES[1])
-        scale_adapter(trained.module, scale)
-        drifts = self.drifts(trained)
-        scaled = {"scale": round(scale, 2)} | self.answers_row(trained, name, (0.0,)) | _drift_columns(drifts)
-        self.summary.add(f"{run}-scaled", row | scaled | {"seconds": round(time.monotonic() - started, 1)})
-        print(table(self.folder), flush=True)
+        self.summary.run(self.run_name(f"{adapter}-scaled"), lambda: measure(scale, (GREEDY,)))
+
+    def run_name(self, run: str) -> str:
+        """The name of a run's row."""
+        return run + ("-test" if self.part == "test" else "")
 
 
 def _drift_columns(drifts: dict[str, Drift]) -> Row:
@@ -247,10 +274,11 @@ def _drift_columns(drifts: dict[str, Drift]) -> Row:
 
 def table(folder: Path) -> str:
     """The figures of the runs that are done."""
-    columns = "run", "greedy", "0.8", "1.0", "KL C4", "KL WikiText-2", "entropy", "tokens", "loops", "scale", "seconds"
+    suffixes = [look.suffix for look in LOOKS["test"]]
+    columns = ("run", *suffixes, "KL C4", "KL WikiText-2", "entropy", "tokens", "loops", "scale", "seconds")
     rows = []
     for name, row in Summary(folder).rows.items():
-        shares = [f"{row[f'rejected_t{t:g}']:.0%}" if f"rejected_t{t:g}" in row else "" for t in TEMPERATURES["test"]]
+        shares = [f"{row[f'rejected_{suffix}']:.0%}" if f"rejected_{suffix}" in row else "" for suffix in suffixes]
         drift = ["", "", ""]
         if "kl_c4" in row:
             entropy = f"{row['entropy_more_c4']:+.1%} {row['entropy_more_wikitext']:+.1%}"
@@ -270,7 +298,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--seed", type=int, nargs="+", default=[42])
+    parser.add_argument("--seed", type=int, nargs="+", default=[SEED])
     parser.add_argument("--test", action="store_true", help="measure on the test prompts")
     parser.add_argument("--table", action="store_true", help="only show what there is")
     arguments = parser.parse_args()
@@ -281,12 +309,7 @@ def main() -> None:
         texts = {name: read_texts(path)[:PASSAGES] for name, path in files.items()}
         study = Study(arguments.output, short, texts, "test" if arguments.test else "validation")
         for kind in arguments.kind:
-            study.summary.run(
-                f"{kind}-base" + ("-test" if arguments.test else ""),
-                lambda kind=kind: (
-                    {"kind": kind, "part": study.part} | study.answers_row(study.model, kind, TEMPERATURES["test"])
-                ),
-            )
+            study.run_base(kind)
         for label in arguments.variant:
             for kind in arguments.kind:
                 for seed in arguments.seed:

@@ -86,7 +86,7 @@ def test_answers_whose_tokens_were_drawn_are_the_models_own(monkeypatch: pytest.
 
 def test_settings_overrule_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loss, line = decide(
-        monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), tau=2.0, prior_mean=0.25, prior_rounds=4.0, preset="few"
+        monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), tau=2.0, prior_mean=0.25, prior_rounds=4.0, preset="loops"
     )
     assert (loss.tau, loss.prior) == (2.0, Prior(0.25, 4.0))
     assert line is None
@@ -103,7 +103,9 @@ def test_the_share_accepted_is_that_of_the_whole_file(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("records", "settings", "steps"),
     [
-        (10, {}, (4.5e-4, 3, 2)),
+        (2, {}, (2.25e-4, 3, 2)),
+        (2, {"preset": "few"}, (2.25e-4, 3, 4)),
+        (8, {}, (4.5e-4, 3, 2)),
         (100, {}, (4.5e-4, 1.5, 2)),
         (300, {}, (0.034 / 150, 1, 2)),
         (100, {"num_train_epochs": 4.0}, (1.7e-4, 4, 2)),
@@ -124,7 +126,7 @@ def test_only_own_answers_have_other_steps_and_only_where_they_are_open(
 ) -> None:
     set_for: list[int] = []
     monkeypatch.setattr(firmness, "set_own_steps", lambda _, records: set_for.append(records))
-    for likelihood, settings in ((OWN, {"preset": "few"}), (FOREIGN, {}), (OWN, {})):
+    for likelihood, settings in ((OWN, {"preset": "loops"}), (FOREIGN, {}), (OWN, {})):
         decide(monkeypatch, likelihood, tmp_path, judged(([7], 1, 1)), **settings)
     assert set_for == [1]
 
@@ -157,7 +159,7 @@ def test_the_likelihood_is_the_bases_over_a_rejected_answer_alone(
 
 
 def test_a_tau_whose_targets_no_float_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = {"tau": 20.0, "preset": "few"}
+    settings = {"tau": 20.0, "preset": "loops"}
     assert decide(monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), **settings)[0].tau == 20
     with pytest.raises(UsageError, match=r"at most 11\.5 works"):
         decide(monkeypatch, OWN, tmp_path, judged(([7], 1, 1)), prior_rounds=0.001, **settings)

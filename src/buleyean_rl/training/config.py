@@ -49,7 +49,7 @@ PRESETS = {
     #              learning rate, epochs, batch, dropout, held out, anchors, max rejected, adapter scale
     "log": Preset(None, None, None, 0.0, 0.1, 2, None, 1.0),  # the default: hundreds of rejections or more
     "loops": Preset(7e-4, 1.5, 2, 0.0, 0.0, 1, 48, 1.0),  # mined answers that loop: `walk` and `demo`
-    "few": Preset(5e-4, 3.0, 4, 0.0, 0.0, 2, None, 1.0),  # a handful of rejections: the Void
+    "few": Preset(None, 3.0, 4, 0.0, 0.0, 2, None, 1.0),  # a handful of rejections: the Void
 }
 LOG = PRESETS["log"]
 # Where nobody sets them, and the answers are not the model's own; for those see `firmness`.

@@ -33,6 +33,7 @@ OWN_DIVISOR = 61.0  # of the odds of a token of the model's own, rejected in all
 SAMPLE, SAMPLE_TOKENS = 32, 128  # records that are looked at, and tokens of each answer
 # Of the model's own: passes over few records, until they are so many in all, and steps that go so far in all.
 OWN_BATCH, OWN_RECORDS, MAX_OWN_EPOCHS, MAX_OWN_RATE, OWN_PATH = 2, 150, 3.0, 4.5e-4, 0.034
+FEW_RECORDS = 8  # fewer pull one way, and get there with smaller steps: those of one record are a third
 # A model's own answers at temperatures up to 0.8 have less than this of the nats that it expects of a token, its
 # entropy; answers of others have about as many as it expects.
 OWN_SHARE = 0.75
@@ -51,7 +52,7 @@ class Likelihood(NamedTuple):
 
 
 def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> str | None:
-    """Set the tau and the prior of a run where its settings have none, and its steps where no preset was named.
+    """Set the tau, the prior and the steps of a run where its settings have none.
 
     Args:
         model: the base, or one with an adapter, which is disabled.
@@ -107,7 +108,7 @@ def own_tau(rounds: float, prior_rounds: float = 1.0) -> float:
 
 
 def set_own_steps(config: BuleyeanConfig, records: int) -> None:
-    """Set those steps that nobody set: many records in small ones, few in larger ones and up to three times.
+    """Set those steps that nobody set: many records in small ones, fewer in larger ones, a handful in small ones again.
 
     Args:
         config: the settings.
@@ -120,7 +121,8 @@ def set_own_steps(config: BuleyeanConfig, records: int) -> None:
 
     set_open("per_device_train_batch_size", OWN_BATCH)
     set_open("num_train_epochs", min(max(OWN_RECORDS / records, 1.0), MAX_OWN_EPOCHS))
-    set_open("learning_rate", min(OWN_PATH / total_steps(config, records), MAX_OWN_RATE))
+    max_rate = MAX_OWN_RATE * min(records / FEW_RECORDS, 1.0) ** 0.5
+    set_open("learning_rate", min(OWN_PATH / total_steps(config, records), max_rate))
 
 
 def spread(boundaries: Sequence[Boundary], count: int) -> list[Boundary]:
