@@ -20,17 +20,17 @@ from buleyean_rl.evaluation.measured_model import Bases, Settings, make_sampling
 from buleyean_rl.gguf import About, ExportReport, ParityReport
 from buleyean_rl.gguf import export as exporting
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
-from buleyean_rl.inference.open import answers_key, describe_policy, locate, open_engine
+from buleyean_rl.inference.open import Location, answers_key, describe_policy, locate, open_engine
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.mining.mine import MineSettings
 from buleyean_rl.mining.mine import mine as draw_and_judge
 from buleyean_rl.models.run_files import is_run
-from buleyean_rl.models.source import BUNDLED, Source
+from buleyean_rl.models.source import BUNDLED
 
 
 def mine(
     prompts: Prompts = inputs.BUNDLED,
-    model: str | Source = BUNDLED,
+    model: str | Location | Sequence[str] = BUNDLED,
     output: Path | str = "records.jsonl",
     *,
     judges: JudgeLike | Sequence[JudgeLike] = "loops",
@@ -49,7 +49,7 @@ def mine(
 
     Args:
         prompts: a file of them, or the prompts themselves, texts or (role, content) messages; by default bundled ones.
-        model: a base model as for `train`, a run folder, or an endpoint (URL#MODEL).
+        model: a base model as for `train`, a run folder, or an endpoint (URL#MODEL); or several, or a file of them.
         output: the records file; beside it a journal, from which the same call goes on.
         judges: names as of `--judge`, or functions of a prompt and an answer, see `FunctionJudge`; several vote.
         rubric: the file that LLM judges judge by.
@@ -70,7 +70,8 @@ def mine(
     """
     drawn_at = inputs.default_temperature(samples, temperature)
     settings = MineSettings(samples, max_tokens, drawn_at, seed=seed, context=context)
-    asked, judging, location = inputs.find_prompts(prompts, "mine"), inputs.find_judges(judges, rubric), locate(model)
+    asked, judging = inputs.find_prompts(prompts, "mine"), inputs.find_judges(judges, rubric)
+    location = locate(model)
     mined = draw_and_judge(
         asked,
         lambda: open_engine(location, engine, console, context=context),

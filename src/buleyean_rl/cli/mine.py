@@ -8,6 +8,7 @@ import typer
 
 from buleyean_rl.cli.options import (
     BUNDLED_DATA,
+    BUNDLED_MODEL,
     DEFAULT_JUDGE,
     AsJson,
     Context,
@@ -26,8 +27,13 @@ from buleyean_rl.system.wording import counted
 def mine(
     prompts: Prompts = BUNDLED_DATA,
     model: Annotated[
-        str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
-    ] = "smollm2-135m",
+        list[str] | None,
+        typer.Option(
+            help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL). Several endpoints share the "
+            "work: repeat it, or name a file of them.",
+            show_default=BUNDLED_MODEL,
+        ),
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
     judge: Judges = None,
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
@@ -48,14 +54,19 @@ def mine(
     Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
     read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
     """
-    announce(f"mining {output}: {model} answers, {', '.join(judge or [DEFAULT_JUDGE])} judges")
+    names = model or [BUNDLED_MODEL]
+    announce(
+        f"mining {output}: {', '.join(names)} {'answer' if len(names) > 1 else 'answers'}, "
+        f"{', '.join(judge or [DEFAULT_JUDGE])} judges"
+    )
     from dataclasses import asdict
 
     from buleyean_rl.api import calls
     from buleyean_rl.errors import RecordError
     from buleyean_rl.inference.open import locate
+    from buleyean_rl.models.source import Source
 
-    location = locate(model)
+    location = locate(names)
     mined = calls.mine(
         prompts,
         location,
@@ -75,7 +86,7 @@ def mine(
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.report.rejected:
         raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
-    base = "MODEL" if isinstance(location, str) else (location.base or location).name
+    base = (location.base or location).name if isinstance(location, Source) else "MODEL"
     print_next("train", output, "--model", base, "-o", "my-run")
 
 

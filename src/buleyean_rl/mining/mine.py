@@ -28,7 +28,7 @@ from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, forma
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.progress import AnswerProgress
 from buleyean_rl.inference.protocol import Answer as DrawnAnswer
-from buleyean_rl.inference.protocol import Completer, Outcome, Sampling, Unanswered
+from buleyean_rl.inference.protocol import Completer, Messages, Outcome, Sampling, ServerReport, Unanswered
 from buleyean_rl.mining.journal import Journal, journal_path
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
@@ -96,6 +96,7 @@ class MineReport:
         answers_reused: distinct answers that the journal already had.
         unanswered: by cause, how many answers are missing.
         asked_again: how many of those the next mining asks for again.
+        servers: what each of them did in this mining; none where the model ran in this process.
         seconds: of this mining alone.
     """
 
@@ -109,6 +110,7 @@ class MineReport:
     answers_reused: int
     unanswered: dict[str, int]
     asked_again: int
+    servers: list[ServerReport]
     seconds: float
 
     def lines(self) -> list[str]:
@@ -126,7 +128,17 @@ class MineReport:
             f"{self.rejected:,} rejected{anchors}: {counted(self.records, 'record')} in {self.output}",
             *by_judge,
             *([f"  without an answer: {missing}{again}"] if missing else []),
+            *(_describe_server(server) for server in self.servers if len(self.servers) > 1),
         ]
+
+
+def _describe_server(server: ServerReport) -> str:
+    notes = [
+        f"{counted(server.failures, 'attempt')} failed" if server.failures else "",
+        f"{counted(server.passed_on, 'prompt')} went to others" if server.passed_on else "",
+        f"given up: {server.given_up.removeprefix(f'{server.url}: ')}" if server.given_up else "",
+    ]
+    return "; ".join([f"  {server.url}: {counted(server.answers, 'answer')}", *filter(None, notes)])
 
 
 def mine(
@@ -175,7 +187,7 @@ def mine(
     with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal, _tell(console):
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
         answers_reused = len(_distinct(prompts, settings, journal))
-        failed = _draw_answers(prompts, engine, settings, journal, console)
+        failed, servers = _draw_answers(prompts, engine, settings, journal, console)
         answers = _distinct(prompts, settings, journal)
         refused = [outcome for outcome in journal.outcomes.values() if isinstance(outcome, Unanswered)]
         if not answers and (unanswered := [*refused, *failed]):
@@ -204,6 +216,7 @@ def mine(
         answers_reused=answers_reused,
         unanswered=dict(Counter(outcome.cause for outcome in [*refused, *failed])),
         asked_again=len(failed),
+        servers=servers,
         seconds=time.monotonic() - started,
     )
     return Mined(report, records, texts)
@@ -245,12 +258,12 @@ def _draw_answers(
     settings: MineSettings,
     journal: Journal,
     console: Console,
-) -> list[Unanswered]:
-    """Draw the answers that the journal lacks, each written as it comes; returns the failures."""
+) -> tuple[list[Unanswered], list[ServerReport]]:
+    """Draw the answers that the journal lacks, each written as it comes; returns the failures, and who drew them."""
     samples, total = settings.samples, len(prompts) * settings.samples
     missing = [draw for draw in range(total) if divmod(draw, samples) not in journal.outcomes]
     if not missing:
-        return []
+        return [], []
     failed: list[Unanswered] = []
     with working(console, "loading the model"):
         running = engine()
@@ -259,9 +272,10 @@ def _draw_answers(
         sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
         windows = list(_windows(missing, total)) if running.is_batched else [missing]
         answers = sum(map(len, windows))
-        with closing(AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers)) as progress:
+        bar = AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers, running.servers)
+        with closing(bar) as progress:
             for draws in windows:
-                conversations = [as_messages(prompts[draw // samples]) for draw in draws]
+                conversations = _Conversations(prompts, [draw // samples for draw in draws])
                 seeds = [settings.seed + draw for draw in draws]
                 for number, outcome in running.answers(conversations, sampling, seeds, progress.add_tokens):
                     progress.add_outcome(outcome)
@@ -276,7 +290,22 @@ def _draw_answers(
         running.close()
     for outcome in failed[:1]:
         console.print(f"{len(failed):,} without an answer, such as: {outcome.detail}", markup=False)
-    return failed
+    return failed, list(running.servers)
+
+
+class _Conversations(Sequence[Messages]):
+    """Prompts as messages, each made when it is asked for: all of them would be as much again in memory."""
+
+    def __init__(self, prompts: Sequence[Prompt], indices: Sequence[int]) -> None:
+        self._prompts, self._indices = prompts, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return _Conversations(self._prompts, self._indices[number])
+        return as_messages(self._prompts[self._indices[number]])
 
 
 def _windows(missing: Sequence[int], total: int) -> Iterator[range]:

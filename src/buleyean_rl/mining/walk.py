@@ -374,6 +374,7 @@ class _SharedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.is_batched, self.tokenizer, self.answers = engine.is_batched, engine.tokenizer, engine.answers
+        self.servers = engine.servers
 
     def close(self) -> None:
         """Do nothing: the engine is reused."""
