@@ -20,12 +20,22 @@ from buleyean_rl.evaluation.measured_model import Bases, Settings, make_sampling
 from buleyean_rl.gguf import About, ExportReport, ParityReport
 from buleyean_rl.gguf import export as exporting
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
-from buleyean_rl.inference.open import Location, answers_key, describe_policy, locate, open_engine
+from buleyean_rl.inference.open import (
+    LLAMA_CPP,
+    TRANSFORMERS,
+    Location,
+    answers_key,
+    describe_policy,
+    find_endpoints,
+    locate,
+    open_engine,
+)
 from buleyean_rl.inference.protocol import Sampling
 from buleyean_rl.mining.mine import MineSettings
 from buleyean_rl.mining.mine import mine as draw_and_judge
+from buleyean_rl.mining.walk_engines import LlamaCpp, RoundEngines, VllmServers
 from buleyean_rl.models.run_files import is_run
-from buleyean_rl.models.source import BUNDLED
+from buleyean_rl.models.source import BUNDLED, resolve
 
 
 def mine(
@@ -85,6 +95,34 @@ def mine(
         console=console,
     )
     return Mining(**vars(mined))
+
+
+def find_round_engines(
+    model: str, engine: str, servers: Sequence[str], context: int | None, console: Console | None = None
+) -> RoundEngines | None:
+    """Who answers in a walk.
+
+    Args:
+        model: the base model.
+        engine: transformers or llama.cpp.
+        servers: of vLLM, by URL or in a file, see `read_endpoints`; they answer instead.
+        context: maximum tokens of a conversation; None for the model's own, as memory allows.
+        console: for progress; None for no output.
+
+    Raises:
+        UsageError: no such engine, or not for this model.
+    """
+    if servers:
+        if engine != TRANSFORMERS or context is not None:
+            raise UsageError("servers answer by themselves: leave --engine and --context out")
+        return VllmServers(find_endpoints(servers).endpoints)
+    if engine == LLAMA_CPP:
+        return LlamaCpp(
+            resolve(model), lambda run, path: exporting.export_adapter(str(run), path, console=console), context
+        )
+    if engine != TRANSFORMERS:
+        raise UsageError(f"no engine {engine!r} for a walk: there are {TRANSFORMERS} and {LLAMA_CPP}")
+    return None
 
 
 def evaluate(

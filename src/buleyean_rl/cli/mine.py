@@ -110,6 +110,15 @@ def walk(
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
     adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1).")] = None,
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Who answers: transformers, or llama.cpp for a GGUF file.")
+    ] = "transformers",
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="vLLM that serves the base and answers instead, given each round's adapter; repeatable."
+        ),
+    ] = None,
     context: Context = None,
     max_drift: Annotated[
         float, typer.Option(help="Largest KL from the base on plain text, nats per token; a round beyond is the last.")
@@ -123,11 +132,13 @@ def walk(
     announce(f"walking in {output}: {counted(rounds, 'round')} at most of mining, training and measuring {model}")
     from pathlib import Path
 
+    from buleyean_rl.api import calls
     from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts
     from buleyean_rl.mining.mine import MineSettings
     from buleyean_rl.mining.walk import walk as run
     from buleyean_rl.mining.walk import walk_config
 
+    engines = calls.find_round_engines(model, engine, server or [], context, stderr_console())
     overrides = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(
         find_prompts(prompts, "mine"),
@@ -143,6 +154,7 @@ def walk(
             samples, max_tokens, default_temperature(samples, temperature), seed=seed, context=context
         ),
         max_drift=max_drift,
+        engines=engines,
         console=stderr_console(),
     )
     print_json(result, as_json)

@@ -135,14 +135,6 @@ class EndpointEngine(BaseEngine):
         """Cancel pending requests and close the connections."""
         self._close()
 
-    def load_adapter(self, name: str, path: str) -> None:
-        """Have every server load a LoRA adapter, see `EndpointServer.load_adapter`."""
-
-        async def load() -> None:
-            await asyncio.gather(*(server.load_adapter(name, path) for server in self._servers))
-
-        self._loop.run(load())
-
     def _refuse(self) -> NoReturn:
         raise EngineError(
             f"{self._servers[0].url}: an endpoint offers answers only, no tokens and no log-probabilities"

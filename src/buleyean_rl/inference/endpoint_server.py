@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 PARALLEL = 8  # requests under way at one server
 FINAL_STATUSES = {*range(300, 400), 400, 401, 402, 403, 413, 422, 451}  # of a sound endpoint too
+VLLM_SETTINGS = "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 MAX_FAILURES = 8  # prompts in a row that end in failures: the endpoint is dead
 MAX_REFUSALS = 32  # prompts before the first answer: the endpoint takes no request of this kind
 
@@ -177,10 +178,17 @@ class EndpointServer:
             EngineError: it cannot.
         """
         request = {"lora_name": name, "lora_path": path}
-        reply = await self._send("POST", "load_lora_adapter", request, bytes.decode, 0)
-        if isinstance(reply, Unanswered) and "already" not in reply.detail:
+        try:
+            reply = await self._send("POST", "load_lora_adapter", request, bytes, 0)
+        except EngineError as error:
+            raise EngineError(f"{error}; vLLM loads adapters with {VLLM_SETTINGS}") from None
+        if isinstance(reply, Unanswered) and "already been loaded" not in reply.detail:
             raise EngineError(f"{self.url}: cannot load the adapter {path}: {reply.detail}")
         self.report.model = name
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have vLLM forget a LoRA adapter."""
+        await self._send("POST", "unload_lora_adapter", {"lora_name": name}, bytes, 0)
 
     def give_up(self, reason: str) -> None:
         """Send no more requests; those under way get no further attempt."""

@@ -20,7 +20,8 @@ from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import Source, public_name_and_license
 
-ENGINE_KINDS = ("auto", "transformers", "llama.cpp")
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
+ENGINE_KINDS = ("auto", TRANSFORMERS, LLAMA_CPP)
 TRANSFORMERS_BATCH = 64  # conversations
 SERVER_SLOTS = 8  # conversations at once
 SERVERS = "servers"  # the model of servers that are asked for no name
@@ -67,7 +68,19 @@ def locate(name: str | Location | Sequence[str]) -> Location:
         return names[0]
     if len(names) == 1 and not _is_endpoints_file(names[0]):
         return find_model(names[0])
-    endpoints = [endpoint for each in names for endpoint in _find_endpoints(each)]
+    return find_endpoints(names)
+
+
+def find_endpoints(names: Sequence[str]) -> Servers:
+    """Endpoints of one model.
+
+    Args:
+        names: URLs, and files of them, see `read_endpoints`. The first one's key goes to others on its host alone.
+
+    Raises:
+        UsageError: a name is neither, stands there twice, or asks for another model.
+    """
+    endpoints = [endpoint for each in names for endpoint in _read_name(each)]
     addresses = [parse_address(endpoint.url) for endpoint in endpoints]
     urls = [address.url for address in addresses]
     if twice := next((url for url in urls if urls.count(url) > 1), None):
@@ -114,7 +127,7 @@ def _is_endpoints_file(name: str) -> bool:
         return is_endpoint(next(lines, ""))
 
 
-def _find_endpoints(name: str) -> list[Endpoint]:
+def _read_name(name: str) -> list[Endpoint]:
     if is_endpoint(name):
         return [Endpoint(name)]
     if _is_endpoints_file(name):
@@ -162,7 +175,7 @@ def open_engine(
         if isinstance(location, Servers):
             return EndpointEngine(location.endpoints)
         return EndpointEngine(location, key_variable=_key_variable(location, key_url))
-    if kind == "llama.cpp" or (kind == "auto" and is_gguf_file(location)):
+    if kind == LLAMA_CPP or (kind == "auto" and is_gguf_file(location)):
         path = None if location.run is not None else location.gguf_path
         if path is None:
             name = location.name
