@@ -14,24 +14,28 @@ import hashlib
 import json
 import os
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from buleyean_rl.data.encode import tokenizer_hash
-from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, format_record
+from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, format_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.progress import AnswerProgress
 from buleyean_rl.inference.protocol import Answer as DrawnAnswer
 from buleyean_rl.inference.protocol import Completer, Messages, Outcome, Sampling, ServerReport, Unanswered
-from buleyean_rl.mining.journal import Journal, journal_path
+from buleyean_rl.mining.journal import Journal, journal_path, read_answers
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
+from buleyean_rl.system.lazy import Lazy
 from buleyean_rl.system.outputs import check_output_file, open_output
 from buleyean_rl.system.progress import ProgressBar, working
 from buleyean_rl.system.wording import counted
@@ -68,17 +72,23 @@ class MineSettings:
 
 @dataclass(frozen=True)
 class Mined:
-    """The result of mining.
+    """The result of mining, which is in two files.
 
     Args:
         report: its counts.
-        records: of what was rejected, and of what was accepted where that is kept.
-        answers: per prompt, the distinct answers.
     """
 
     report: MineReport
-    records: list[RejectionRecord]
-    answers: list[list[str]]
+
+    @property
+    def records(self) -> list[RejectionRecord]:
+        """Of what was rejected, and of what was accepted where that is kept; read from the records file."""
+        return list(read_records(self.report.output)) if self.report.records else []
+
+    @property
+    def answers(self) -> list[list[str]]:
+        """Per prompt, the distinct answers; read from the journal."""
+        return read_answers(_journal_of(Path(self.report.output)), self.report.prompts)
 
 
 @dataclass(frozen=True)
@@ -181,45 +191,48 @@ def mine(
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise UsageError("the same judge is named twice: its vote would count twice")
-    file = journal_path(Path(os.path.realpath(output)))
+    file = _journal_of(output)
     if not file.exists():
         check_output_file(output, overwrite=overwrite, streams=False)
     with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal, _tell(console):
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
-        answers_reused = len(_distinct(prompts, settings, journal))
+        answers_reused = len(_distinct(len(prompts), settings, journal))
         failed, servers = _draw_answers(prompts, engine, settings, journal, console)
-        answers = _distinct(prompts, settings, journal)
-        refused = [outcome for outcome in journal.outcomes.values() if isinstance(outcome, Unanswered)]
-        if not answers and (unanswered := [*refused, *failed]):
+        draws = _distinct(len(prompts), settings, journal)
+        if not draws and (unanswered := [*journal.unanswered.values(), *failed]):
             raise EngineError(f"no prompt has an answer: {unanswered[0].cause}: {unanswered[0].detail}")
         for judge in judges:
-            _collect_verdicts(judge, answers, journal, prompts, console)
+            _collect_verdicts(judge, draws, journal, prompts, settings, console)
         drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
-        records = _make_records(prompts, answers, names, journal, drawn_by, keep_accepted)
-        lines = b"".join(format_record(record).encode() + b"\n" for record in records)
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
-        journal.add_records(hashlib.sha256(lines).hexdigest())
+        counts, verdicts = Counter[str](), {name: dict.fromkeys(OUTCOMES, 0) for name in names}
         with open_output(output) as target:
-            target.write(lines)
-    outcomes = {name: Counter(journal.verdicts[name, *draw].outcome for draw in answers) for name in names}
-    texts: list[list[str]] = [[] for _ in prompts]
-    for (index, _), answer in answers.items():
-        texts[index].append(answer.text)
+            digest = hashlib.sha256()
+            for record in _make_records(prompts, draws, journal, settings, verdicts, drawn_by, keep_accepted):
+                line = format_record(record).encode() + b"\n"
+                digest.update(line)
+                target.write(line)
+                accepted = record.count_answers()[1]
+                counts["records"] += 1
+                counts["accepted"] += accepted
+                counts["rejected"] += len(set(record.rejected_responses)) - accepted
+            journal.add_records(digest.hexdigest())  # before the file takes its name
+        causes = Counter(outcome.cause for outcome in [*journal.unanswered.values(), *failed])
     report = MineReport(
         output=str(output),
         prompts=len(prompts),
-        answers=len(answers),
-        rejected=sum(len(set(record.rejected_responses)) - record.count_answers()[1] for record in records),
-        accepted=sum(record.count_answers()[1] for record in records),
-        records=len(records),
-        verdicts={name: {outcome: outcomes[name][outcome] for outcome in OUTCOMES} for name in names},
+        answers=len(draws),
+        rejected=counts["rejected"],
+        accepted=counts["accepted"],
+        records=counts["records"],
+        verdicts=verdicts,
         answers_reused=answers_reused,
-        unanswered=dict(Counter(outcome.cause for outcome in [*refused, *failed])),
+        unanswered=dict(causes),
         asked_again=len(failed),
         servers=servers,
         seconds=time.monotonic() - started,
     )
-    return Mined(report, records, texts)
+    return Mined(report)
 
 
 @contextmanager
@@ -232,23 +245,27 @@ def _tell(console: Console) -> Iterator[None]:
         raise
 
 
+def _journal_of(output: Path) -> Path:
+    return journal_path(Path(os.path.realpath(output)))
+
+
 def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     return {"model": identity, "prompts": digest, **asdict(settings)}
 
 
-def _distinct(
-    prompts: Sequence[Prompt], settings: MineSettings, journal: Journal
-) -> dict[tuple[int, int], DrawnAnswer]:
-    """By the draw that came first, the distinct answers to each prompt."""
-    distinct = {}
-    for index in range(len(prompts)):
+def _distinct(prompts: int, settings: MineSettings, journal: Journal) -> array[int]:
+    """Of the distinct answers to each prompt, the draws that came first."""
+    samples = settings.samples
+    if samples == 1:
+        return array("q", (draw for draw in range(prompts) if draw in journal.answers))
+    distinct = array("q")
+    for first in range(0, prompts * samples, samples):
         texts = set()
-        for sample in range(settings.samples):
-            answer = journal.outcomes.get((index, sample))
-            if isinstance(answer, DrawnAnswer) and answer.text not in texts:
-                texts.add(answer.text)
-                distinct[index, sample] = answer
+        for draw in range(first, first + samples):
+            if draw in journal.answers and (text := journal.answers[draw].text) not in texts:
+                texts.add(text)
+                distinct.append(draw)
     return distinct
 
 
@@ -261,7 +278,7 @@ def _draw_answers(
 ) -> tuple[list[Unanswered], list[ServerReport]]:
     """Draw the answers that the journal lacks, each written as it comes; returns the failures, and who drew them."""
     samples, total = settings.samples, len(prompts) * settings.samples
-    missing = [draw for draw in range(total) if divmod(draw, samples) not in journal.outcomes]
+    missing = [draw for draw in range(total) if not journal.has_outcome(draw)]
     if not missing:
         return [], []
     failed: list[Unanswered] = []
@@ -275,17 +292,17 @@ def _draw_answers(
         bar = AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers, running.servers)
         with closing(bar) as progress:
             for draws in windows:
-                conversations = _Conversations(prompts, [draw // samples for draw in draws])
+                conversations = Lazy(len(draws), partial(_conversation, prompts, samples, draws))
                 seeds = [settings.seed + draw for draw in draws]
                 for number, outcome in running.answers(conversations, sampling, seeds, progress.add_tokens):
                     progress.add_outcome(outcome)
-                    index, sample = divmod(draws[number], samples)
-                    if (index, sample) in journal.outcomes:
+                    draw = draws[number]
+                    if journal.has_outcome(draw):
                         continue
                     if isinstance(outcome, Unanswered) and not outcome.is_permanent:
                         failed.append(outcome)
                     else:
-                        journal.add_outcome(index, sample, _blank_as_empty(outcome))
+                        journal.add_outcome(draw, _blank_as_empty(outcome))
     finally:
         running.close()
     for outcome in failed[:1]:
@@ -293,19 +310,8 @@ def _draw_answers(
     return failed, list(running.servers)
 
 
-class _Conversations(Sequence[Messages]):
-    """Prompts as messages, each made when it is asked for: all of them would be as much again in memory."""
-
-    def __init__(self, prompts: Sequence[Prompt], indices: Sequence[int]) -> None:
-        self._prompts, self._indices = prompts, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return _Conversations(self._prompts, self._indices[number])
-        return as_messages(self._prompts[self._indices[number]])
+def _conversation(prompts: Sequence[Prompt], samples: int, draws: Sequence[int], number: int) -> Messages:
+    return as_messages(prompts[draws[number] // samples])
 
 
 def _windows(missing: Sequence[int], total: int) -> Iterator[range]:
@@ -322,22 +328,29 @@ def _blank_as_empty(outcome: Outcome) -> Outcome:
 
 def _collect_verdicts(
     judge: Judge,
-    answers: Mapping[tuple[int, int], DrawnAnswer],
+    draws: Sequence[int],
     journal: Journal,
     prompts: Sequence[Prompt],
+    settings: MineSettings,
     console: Console,
 ) -> None:
     """Collect the verdicts that the journal lacks."""
-    unjudged = [draw for draw in answers if (judge.name, *draw) not in journal.verdicts]
+    verdicts = journal.verdicts_of(judge.name)
+    unjudged = array("q", (draw for draw in draws if draw not in verdicts))
     if not unjudged:
         return
-    done, total = len(answers) - len(unjudged), len(answers)
+
+    def find_answer(number: int) -> Answer:
+        draw = unjudged[number]
+        return Answer(prompts[draw // settings.samples], journal.answers[draw].text)
+
+    done, total = len(draws) - len(unjudged), len(draws)
     with ProgressBar(Console(quiet=True) if judge.asks_person else console, judge.name, total, done) as progress:
-        for i, verdict in judge.judge([Answer(prompts[draw[0]], answers[draw].text) for draw in unjudged]):
-            journal.add_verdict(judge.name, *unjudged[i], verdict)
+        for number, verdict in judge.judge(Lazy(len(unjudged), find_answer)):
+            journal.add_verdict(judge.name, unjudged[number], verdict)
             done += 1
             progress.update(done, total, f"{done:,} of {total:,} answers")
-    left = sum((judge.name, *draw) not in journal.verdicts for draw in unjudged)
+    left = sum(draw not in verdicts for draw in unjudged)
     if left:
         raise EngineError(
             f"judge {judge.name} gave no verdict on {counted(left, 'answer')}: the same command asks for the rest again"
@@ -346,28 +359,27 @@ def _collect_verdicts(
 
 def _make_records(
     prompts: Sequence[Prompt],
-    answers: Mapping[tuple[int, int], DrawnAnswer],
-    judges: Sequence[str],
+    draws: Sequence[int],
     journal: Journal,
+    settings: MineSettings,
+    verdicts: Mapping[str, dict[str, int]],
     policy: Mapping[str, Any],
     keep_accepted: bool,
-) -> list[RejectionRecord]:
-    """A record for each prompt with an answer that is kept."""
-    by_prompt: dict[int, list[tuple[int, int]]] = {}
-    for draw in answers:
-        by_prompt.setdefault(draw[0], []).append(draw)
-    records = []
-    for index, draws in by_prompt.items():
-        votes = [[journal.verdicts[name, *draw] for name in judges] for draw in draws]
-        drawn = [answers[draw] for draw in draws]
+) -> Iterator[RejectionRecord]:
+    """A record for each prompt with an answer that is kept; the judges' verdicts are counted."""
+    for index, group in groupby(draws, key=lambda draw: draw // settings.samples):
+        of_prompt = list(group)
+        votes = [[journal.verdicts_of(name)[draw] for name in verdicts] for draw in of_prompt]
+        for row in votes:
+            for name, verdict in zip(verdicts, row, strict=True):
+                verdicts[name][verdict.outcome] += 1
         record = record_votes(
             prompts[index],
-            drawn,
+            [journal.answers[draw] for draw in of_prompt],
             votes,
             tokenizer=journal.tokenizer,
             policy=policy,
             keep_accepted=keep_accepted,
         )
         if record is not None:
-            records.append(record)
-    return records
+            yield record

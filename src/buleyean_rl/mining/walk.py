@@ -266,7 +266,7 @@ class _Walk:
             self.console.print(f"{mined.report.rejected:,} of {counted(mined.report.answers, 'answer')} rejected")
             earlier = [self._round_folder(i) / "mined.jsonl" for i in range(1, number)]
             records = [*(record for path in earlier for record in read_records(path)), *mined.records]
-            if mined.records:
+            if mined.report.records:
                 write_records(folder / "records.jsonl", fold_records(records))
         return mined.report.rejected
 

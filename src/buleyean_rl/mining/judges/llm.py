@@ -11,6 +11,7 @@ from typing import Any
 from buleyean_rl.data.records import Prompt, Spans
 from buleyean_rl.inference.protocol import Completer, Sampling, Unanswered
 from buleyean_rl.mining.judges.protocol import Answer, Verdict, check_spans
+from buleyean_rl.system.lazy import Lazy
 
 DEFAULT_RUBRIC = (
     "Reject an answer that is wrong, off the question, unsafe, incoherent or repeats itself. "
@@ -53,7 +54,8 @@ class LlmJudge:
         for attempt in range(ATTEMPTS):
             asked, unread = unread, []
             sampling = Sampling(max_tokens=256, temperature=0.7 if attempt else 0.0, seed=attempt * len(answers))
-            for k, outcome in self._engine.answers([self._build_question(answers[i]) for i in asked], sampling):
+            questions = Lazy(len(asked), lambda k, asked=asked: self._build_question(answers[asked[k]]))
+            for k, outcome in self._engine.answers(questions, sampling):
                 i = asked[k]
                 if isinstance(outcome, Unanswered):
                     if outcome.is_permanent:
