@@ -31,7 +31,7 @@ from buleyean_rl.inference.open import (
     open_engine,
 )
 from buleyean_rl.inference.protocol import Sampling
-from buleyean_rl.mining.mine import MineSettings
+from buleyean_rl.mining.draws import MineSettings
 from buleyean_rl.mining.mine import mine as draw_and_judge
 from buleyean_rl.mining.walk_engines import LlamaCpp, RoundEngines, VllmServers
 from buleyean_rl.models.run_files import is_run

@@ -134,7 +134,7 @@ def walk(
 
     from buleyean_rl.api import calls
     from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts
-    from buleyean_rl.mining.mine import MineSettings
+    from buleyean_rl.mining.draws import MineSettings
     from buleyean_rl.mining.walk import walk as run
     from buleyean_rl.mining.walk import walk_config
 

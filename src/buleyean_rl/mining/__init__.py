@@ -2,6 +2,7 @@
 
 judges/        an answer --> a verdict
 mine           prompts --> answers --> verdicts --> records
+draws          prompts --> answers that the journal lacks
 journal        answers and verdicts on disk as they fall
 votes          several judges' verdicts --> counts
 answer_cache   greedy answers, cached on disk

@@ -17,57 +17,25 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from buleyean_rl.data.encode import tokenizer_hash
-from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, format_record, read_records
+from buleyean_rl.data.records import Prompt, RejectionRecord, format_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.progress import AnswerProgress
-from buleyean_rl.inference.protocol import Answer as DrawnAnswer
-from buleyean_rl.inference.protocol import Completer, Messages, Outcome, Sampling, ServerReport, Unanswered
+from buleyean_rl.inference.protocol import Completer, ServerReport
+from buleyean_rl.mining.draws import MineSettings, draw_answers, find_distinct
 from buleyean_rl.mining.journal import Journal, journal_path, read_answers
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
 from buleyean_rl.system.lazy import Lazy
 from buleyean_rl.system.outputs import check_output_file, open_output
-from buleyean_rl.system.progress import ProgressBar, working
+from buleyean_rl.system.progress import ProgressBar
 from buleyean_rl.system.wording import counted
-
-WINDOW = 64  # answers that engines which batch may compute side by side
-
-
-@dataclass(frozen=True)
-class MineSettings:
-    """How answers are drawn.
-
-    Args:
-        samples: answers to each prompt.
-        max_tokens: of an answer.
-        temperature: 0 is greedy decoding, which has one answer.
-        top_p: the nucleus to draw from.
-        seed: same seed, same answers.
-        context: maximum tokens of a conversation; None for the model's own, as memory allows.
-    """
-
-    samples: int = 1
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 0.95
-    seed: int = 0
-    context: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"{counted(self.samples, 'sample')}: at least 1 is needed")
-        if self.samples > 1 and self.temperature <= 0:
-            raise UsageError(f"{self.samples} samples at temperature 0 are the same answer: raise the temperature")
 
 
 @dataclass(frozen=True)
@@ -196,9 +164,9 @@ def mine(
         check_output_file(output, overwrite=overwrite, streams=False)
     with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal, _tell(console):
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
-        answers_reused = len(_distinct(len(prompts), settings, journal))
-        failed, servers = _draw_answers(prompts, engine, settings, journal, console)
-        draws = _distinct(len(prompts), settings, journal)
+        answers_reused = len(find_distinct(len(prompts), settings, journal))
+        failed, servers = draw_answers(prompts, engine, settings, journal, console)
+        draws = find_distinct(len(prompts), settings, journal)
         if not draws and (unanswered := [*journal.unanswered.values(), *failed]):
             raise EngineError(f"no prompt has an answer: {unanswered[0].cause}: {unanswered[0].detail}")
         for judge in judges:
@@ -252,78 +220,6 @@ def _journal_of(output: Path) -> Path:
 def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     return {"model": identity, "prompts": digest, **asdict(settings)}
-
-
-def _distinct(prompts: int, settings: MineSettings, journal: Journal) -> array[int]:
-    """Of the distinct answers to each prompt, the draws that came first."""
-    samples = settings.samples
-    if samples == 1:
-        return array("q", (draw for draw in range(prompts) if draw in journal.answers))
-    distinct = array("q")
-    for first in range(0, prompts * samples, samples):
-        texts = set()
-        for draw in range(first, first + samples):
-            if draw in journal.answers and (text := journal.answers[draw].text) not in texts:
-                texts.add(text)
-                distinct.append(draw)
-    return distinct
-
-
-def _draw_answers(
-    prompts: Sequence[Prompt],
-    engine: Callable[[], Completer],
-    settings: MineSettings,
-    journal: Journal,
-    console: Console,
-) -> tuple[list[Unanswered], list[ServerReport]]:
-    """Draw the answers that the journal lacks, each written as it comes; returns the failures, and who drew them."""
-    samples, total = settings.samples, len(prompts) * settings.samples
-    missing = [draw for draw in range(total) if not journal.has_outcome(draw)]
-    if not missing:
-        return [], []
-    failed: list[Unanswered] = []
-    with working(console, "loading the model"):
-        running = engine()
-    try:
-        journal.add_tokenizer(None if running.tokenizer is None else tokenizer_hash(running.tokenizer))
-        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
-        windows = list(_windows(missing, total)) if running.is_batched else [missing]
-        answers = sum(map(len, windows))
-        bar = AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers, running.servers)
-        with closing(bar) as progress:
-            for draws in windows:
-                conversations = Lazy(len(draws), partial(_conversation, prompts, samples, draws))
-                seeds = [settings.seed + draw for draw in draws]
-                for number, outcome in running.answers(conversations, sampling, seeds, progress.add_tokens):
-                    progress.add_outcome(outcome)
-                    draw = draws[number]
-                    if journal.has_outcome(draw):
-                        continue
-                    if isinstance(outcome, Unanswered) and not outcome.is_permanent:
-                        failed.append(outcome)
-                    else:
-                        journal.add_outcome(draw, _blank_as_empty(outcome))
-    finally:
-        running.close()
-    for outcome in failed[:1]:
-        console.print(f"{len(failed):,} without an answer, such as: {outcome.detail}", markup=False)
-    return failed, list(running.servers)
-
-
-def _conversation(prompts: Sequence[Prompt], samples: int, draws: Sequence[int], number: int) -> Messages:
-    return as_messages(prompts[draws[number] // samples])
-
-
-def _windows(missing: Sequence[int], total: int) -> Iterator[range]:
-    """Whole windows in which some draws are missing: what is computed beside an answer may change its last digits."""
-    for start in dict.fromkeys(draw - draw % WINDOW for draw in missing):
-        yield range(start, min(start + WINDOW, total))
-
-
-def _blank_as_empty(outcome: Outcome) -> Outcome:
-    """An answer of nothing but space as the empty one."""
-    is_blank = isinstance(outcome, DrawnAnswer) and not outcome.text.strip()
-    return outcome._replace(text="", token_ids=None) if is_blank else outcome  # type: ignore[call-arg]
 
 
 def _collect_verdicts(

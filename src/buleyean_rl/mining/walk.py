@@ -27,8 +27,9 @@ from buleyean_rl.evaluation.drift import find_moved_text, largest_kl, measure_dr
 from buleyean_rl.evaluation.repetition import loop_rate
 from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint
 from buleyean_rl.inference.protocol import Completer
+from buleyean_rl.mining.draws import MineSettings
 from buleyean_rl.mining.judges import Judge
-from buleyean_rl.mining.mine import Mined, MineSettings, mine
+from buleyean_rl.mining.mine import Mined, mine
 from buleyean_rl.mining.walk_engines import InProcess, RoundEngines
 from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.model import Model, open_model
