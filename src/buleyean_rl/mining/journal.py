@@ -100,6 +100,7 @@ class Journal:
     def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path, self._header = path, {"format": FORMAT, **header}
         self._samples = int(header.get("samples", 1))
+        self.tokenizer: str | None = None
         if path.exists() and not path.is_file():
             raise _foreign(path)
         self._forget()
@@ -173,7 +174,7 @@ class Journal:
 
     def _forget(self) -> None:
         """Nothing has been read."""
-        self.tokenizer: str | None = None
+        self.tokenizer = None
         self.answers: Stored[Answer] = Stored(self._read_answer)
         self.unanswered: dict[int, Unanswered] = {}
         self._verdicts: dict[str, Stored[Verdict]] = {}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from buleyean_rl.data.records import Prompt, Spans
@@ -54,7 +55,7 @@ class LlmJudge:
         for attempt in range(ATTEMPTS):
             asked, unread = unread, []
             sampling = Sampling(max_tokens=256, temperature=0.7 if attempt else 0.0, seed=attempt * len(answers))
-            questions = Lazy(len(asked), lambda k, asked=asked: self._build_question(answers[asked[k]]))
+            questions = Lazy(len(asked), partial(self._build_question, answers, asked))
             for k, outcome in self._engine.answers(questions, sampling):
                 i = asked[k]
                 if isinstance(outcome, Unanswered):
@@ -67,7 +68,8 @@ class LlmJudge:
         for i in unread:
             yield i, Verdict(None, (), "the judge's reply is no verdict")
 
-    def _build_question(self, answer: Answer) -> list[dict[str, str]]:
+    def _build_question(self, answers: Sequence[Answer], asked: Sequence[int], k: int) -> list[dict[str, str]]:
+        answer = answers[asked[k]]
         material = f"Asked:\n<<<\n{_format_prompt(answer.prompt)}\n>>>\n\nAnswered:\n<<<\n{answer.text}\n>>>"
         return [{"role": "system", "content": self._instructions}, {"role": "user", "content": material}]
 
