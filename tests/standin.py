@@ -23,6 +23,7 @@ class StandIn:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.retry_after: str | None = None
+        self.routes: dict[str, Callable[[dict[str, Any]], tuple[int, bytes]]] = {}  # replies of their own
         self.delay = 0.0
         self.concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
@@ -56,7 +57,10 @@ def standing_in(answer: Callable[[str], str] = str.upper) -> Iterator[StandIn]:
                 state.max_concurrent = max(state.max_concurrent, state.concurrent)
             time.sleep(state.delay)
             try:
-                self.answer_or_fail(request)
+                if (route := state.routes.get(self.path)) is not None:
+                    self.reply(*route(request))
+                else:
+                    self.answer_or_fail(request)
             finally:
                 with state.lock:
                     state.concurrent -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from buleyean_rl.errors import RecordError
 from drawn import drawn_records
 
 Contents = dict[object, dict[tuple[str, Spans], tuple[int, int]]]
+
+REJECTING = attrgetter("rejects")  # what is written where accepted answers are not kept
 
 
 def contents(records: list[RejectionRecord]) -> Contents:
@@ -48,12 +51,12 @@ def accepted(prompt: str, answer: str, rounds: int = 1) -> RejectionRecord:
 def test_likes_of_a_rejected_answer_are_rounds_of_it_and_others_are_left_out(tmp_path: Path) -> None:
     likes = [accepted("p", "owl")] * 9
     records = [*likes[:4], make_record("p", ["owl"]), *likes[4:], accepted("p", "hen"), accepted("q", "owl", 2)]
-    report = write_folded(tmp_path / "r.jsonl", records, keep_accepted=False)
+    report = write_folded(tmp_path / "r.jsonl", records, is_kept=REJECTING)
     assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["owl"], [1], 10)]
     assert (report.records, report.answers, report.answers_folded, report.prompts_repeated) == (1, 1, 0, 0)
     assert (report.accepted, report.rounds_won) == (0, 9)
     with pytest.raises(RecordError, match="nothing was written"):
-        write_folded(tmp_path / "none.jsonl", likes, keep_accepted=False)
+        write_folded(tmp_path / "none.jsonl", likes, is_kept=REJECTING)
 
 
 def test_answers_that_nobody_rejected_stay_as_anchors(tmp_path: Path) -> None:
@@ -133,14 +136,14 @@ def test_two_prompts_of_one_hash_stay_two(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_like_of_another_text_of_the_same_hash_is_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "hash", lambda _: 7, raising=False)
     records = [accepted("q", "owl"), accepted("p", "hen"), make_record("p", ["owl"]), accepted("p", "owl")]
-    report = write_folded(tmp_path / "r.jsonl", records, keep_accepted=False)
+    report = write_folded(tmp_path / "r.jsonl", records, is_kept=REJECTING)
     assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["owl"], [1], 2)]
     assert report.rounds_won == 1
 
 
 def test_prompts_stand_where_they_first_appeared_even_in_a_like_that_is_left_out(tmp_path: Path) -> None:
     records = [make_record("p", ["a"]), accepted("q", "b"), make_record("r", ["c"]), make_record("q", ["d"])]
-    write_folded(tmp_path / "r.jsonl", records, keep_accepted=False)
+    write_folded(tmp_path / "r.jsonl", records, is_kept=REJECTING)
     assert [record.prompt for record in read_records(tmp_path / "r.jsonl")] == ["p", "q", "r"]
 
 
@@ -148,21 +151,21 @@ def test_likes_of_texts_that_nobody_rejects_are_not_read_again(tmp_path: Path, m
     read: list[RejectionRecord] = []
     read_one = spool.Spool.read
 
-    def note(self: spool.Spool, number: int) -> RejectionRecord:
-        read.append(read_one(self, number))
+    def note(self: spool.Spool, place: spool.Place) -> RejectionRecord:
+        read.append(read_one(self, place))
         return read[-1]
 
     monkeypatch.setattr(spool.Spool, "read", note)
     likes = [accepted(f"p{k}", "good") for k in range(100)]
     records = [make_record(f"p{k}", ["bad"]) for k in range(100)]
-    report = write_folded(tmp_path / "r.jsonl", [*likes, *records, accepted("p7", "bad")], keep_accepted=False)
+    report = write_folded(tmp_path / "r.jsonl", [*likes, *records, accepted("p7", "bad")], is_kept=REJECTING)
     assert (report.records, report.rounds_won) == (100, 1)
     assert read == [records[7], accepted("p7", "bad")]
 
 
 def test_likes_of_several_answers_in_one_record_are_a_round_of_each(tmp_path: Path) -> None:
     likes = RejectionRecord("p", ("a", "b", "c", "a"), (0,) * 4, (2,) * 4, ((),) * 4)
-    report = write_folded(tmp_path / "r.jsonl", [likes, make_record("p", ["a", "b"])], keep_accepted=False)
+    report = write_folded(tmp_path / "r.jsonl", [likes, make_record("p", ["a", "b"])], is_kept=REJECTING)
     assert list(read_records(tmp_path / "r.jsonl")) == [make_record("p", ["a", "b"], [1, 1], rounds=[5, 3])]
     assert report.rounds_won == 3
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from buleyean_rl.data.importers import Choices, import_records
-from buleyean_rl.data.importers.sources import is_hub_id
+from buleyean_rl.data.importers.expand import is_hub_id
 from buleyean_rl.data.records import make_record, read_records
 from buleyean_rl.errors import RecordError, UsageError
 from drawn import write_rows

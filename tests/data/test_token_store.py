@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buleyean_rl.data import token_store
+from buleyean_rl.data import token_batches, token_store
+from buleyean_rl.data.chat_template import TemplateRefusal
 from buleyean_rl.data.encode import Encoder
-from buleyean_rl.data.records import RejectionRecord, make_record
+from buleyean_rl.data.records import RejectionRecord, as_messages, make_record
 from buleyean_rl.data.token_store import BoundaryFile, tokenise, write_boundaries
 from buleyean_rl.data.trie import Boundary, Judgement, build_boundaries, build_boundary
 from buleyean_rl.errors import RecordError
@@ -132,6 +133,29 @@ def test_boundaries_do_not_depend_on_their_batch(batch: int, monkeypatch: pytest
     assert alone.count(None) > 0
     assert told == [*range(batch, 20, batch), 20]
     assert build_boundaries(records, Encoder(TOKENIZER, 64)) == alone
+
+
+def test_other_processes_give_the_same_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes; their batches come in order, with what their encoders counted, and so does a refusal."""
+    monkeypatch.setattr(token_store, "BATCH_RECORDS", 2)
+    alone = tokenise(some_records(), "some", TOKENIZER, 64)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(token_batches, "LOCAL_BATCHES", 1)
+    monkeypatch.setattr(token_batches, "available_cores", lambda: 2)
+    together = tokenise(some_records(), "some", TOKENIZER, 64)
+    assert (list(together), together.data) == (list(alone), alone.data)
+    assert path.read_bytes() == content
+    system_last = make_record([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], ["c"])
+    refusing = tiny_tokenizer()
+    refusing.chat_template = "{% if messages|length > 1 %}{{ raise_exception('only one') }}{% endif %}" + str(
+        refusing.chat_template
+    )
+    with pytest.raises(TemplateRefusal, match="only one") as caught:
+        tokenise([*some_records(), system_last], "refused", refusing, 64)
+    assert caught.value.messages == as_messages(system_last.prompt)
+    assert list(folder.iterdir()) == [path]
 
 
 def test_records_that_are_all_dropped_make_an_empty_file() -> None:

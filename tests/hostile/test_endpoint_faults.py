@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from buleyean_rl.inference import endpoint
-from buleyean_rl.inference.endpoint import Patience
+from buleyean_rl.inference.endpoint_server import Patience
 from hostile.attack import HANG_SECONDS, Outcome, assert_clear, run_command
 from hostile.faulty_server import ELSEWHERE, FAULTS, FaultyServer, chosen_faults, faulty_server, send
 from hostile.scale import runs

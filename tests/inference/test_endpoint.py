@@ -10,7 +10,8 @@ from contextlib import closing
 import pytest
 
 from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.endpoint import EndpointEngine, Patience
+from buleyean_rl.inference.endpoint import EndpointEngine
+from buleyean_rl.inference.endpoint_server import Patience
 from buleyean_rl.inference.protocol import Answer, Engine, Sampling, Unanswered
 from standin import StandIn, standing_in
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.inference.endpoint import EndpointEngine, Patience
+from buleyean_rl.inference.endpoint import EndpointEngine
+from buleyean_rl.inference.endpoint_server import Patience
 from buleyean_rl.mining.judges import Answer, Verdict, find_judge, registry
 from buleyean_rl.mining.judges.llm import LlmJudge, read_verdict
 from buleyean_rl.mining.judges.person import PersonJudge

@@ -19,10 +19,11 @@ from buleyean_rl.cli import main
 from buleyean_rl.data.records import make_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.protocol import GREEDY, Answer, BaseEngine, OnTokens, Outcome, Sampling, Unanswered
-from buleyean_rl.mining import mine as mining
+from buleyean_rl.mining import draws
+from buleyean_rl.mining.draws import MineSettings
 from buleyean_rl.mining.journal import journal_path
 from buleyean_rl.mining.judges import Verdict, find_judge
-from buleyean_rl.mining.mine import Mined, MineSettings, mine
+from buleyean_rl.mining.mine import Mined, mine
 from buleyean_rl.mining.votes import record_votes
 from standin import standing_in
 
@@ -86,7 +87,7 @@ class Refusing(Talker):
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining, "WINDOW", 4)
+    monkeypatch.setattr(draws, "WINDOW", 4)
 
 
 def go(

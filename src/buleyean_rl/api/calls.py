@@ -20,17 +20,27 @@ from buleyean_rl.evaluation.measured_model import Bases, Settings, make_sampling
 from buleyean_rl.gguf import About, ExportReport, ParityReport
 from buleyean_rl.gguf import export as exporting
 from buleyean_rl.inference.gguf_engines import DEFAULT_ENGINE
-from buleyean_rl.inference.open import answers_key, describe_policy, locate, open_engine
+from buleyean_rl.inference.open import (
+    LLAMA_CPP,
+    TRANSFORMERS,
+    Location,
+    answers_key,
+    describe_policy,
+    find_endpoints,
+    locate,
+    open_engine,
+)
 from buleyean_rl.inference.protocol import Sampling
-from buleyean_rl.mining.mine import MineSettings
+from buleyean_rl.mining.draws import MineSettings
 from buleyean_rl.mining.mine import mine as draw_and_judge
+from buleyean_rl.mining.walk_engines import LlamaCpp, RoundEngines, VllmServers
 from buleyean_rl.models.run_files import is_run
-from buleyean_rl.models.source import BUNDLED, Source
+from buleyean_rl.models.source import BUNDLED, resolve
 
 
 def mine(
     prompts: Prompts = inputs.BUNDLED,
-    model: str | Source = BUNDLED,
+    model: str | Location | Sequence[str] = BUNDLED,
     output: Path | str = "records.jsonl",
     *,
     judges: JudgeLike | Sequence[JudgeLike] = "loops",
@@ -49,7 +59,7 @@ def mine(
 
     Args:
         prompts: a file of them, or the prompts themselves, texts or (role, content) messages; by default bundled ones.
-        model: a base model as for `train`, a run folder, or an endpoint (URL#MODEL).
+        model: a base model as for `train`, a run folder, or an endpoint (URL#MODEL); or several, or a file of them.
         output: the records file; beside it a journal, from which the same call goes on.
         judges: names as of `--judge`, or functions of a prompt and an answer, see `FunctionJudge`; several vote.
         rubric: the file that LLM judges judge by.
@@ -70,7 +80,8 @@ def mine(
     """
     drawn_at = inputs.default_temperature(samples, temperature)
     settings = MineSettings(samples, max_tokens, drawn_at, seed=seed, context=context)
-    asked, judging, location = inputs.find_prompts(prompts, "mine"), inputs.find_judges(judges, rubric), locate(model)
+    asked, judging = inputs.find_prompts(prompts, "mine"), inputs.find_judges(judges, rubric)
+    location = locate(model)
     mined = draw_and_judge(
         asked,
         lambda: open_engine(location, engine, console, context=context),
@@ -84,6 +95,34 @@ def mine(
         console=console,
     )
     return Mining(**vars(mined))
+
+
+def find_round_engines(
+    model: str, engine: str, servers: Sequence[str], context: int | None, console: Console | None = None
+) -> RoundEngines | None:
+    """Who answers in a walk.
+
+    Args:
+        model: the base model.
+        engine: transformers or llama.cpp.
+        servers: of vLLM, by URL or in a file, see `read_endpoints`; they answer instead.
+        context: maximum tokens of a conversation; None for the model's own, as memory allows.
+        console: for progress; None for no output.
+
+    Raises:
+        UsageError: no such engine, or not for this model.
+    """
+    if servers:
+        if engine != TRANSFORMERS or context is not None:
+            raise UsageError("servers answer by themselves: leave --engine and --context out")
+        return VllmServers(find_endpoints(servers).endpoints)
+    if engine == LLAMA_CPP:
+        return LlamaCpp(
+            resolve(model), lambda run, path: exporting.export_adapter(str(run), path, console=console), context
+        )
+    if engine != TRANSFORMERS:
+        raise UsageError(f"no engine {engine!r} for a walk: there are {TRANSFORMERS} and {LLAMA_CPP}")
+    return None
 
 
 def evaluate(

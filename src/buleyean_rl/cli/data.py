@@ -21,9 +21,11 @@ def _help(context: typer.Context) -> None:
 @app.command("import", short_help="Import pairs, labels, scores, a table or a log as records.")
 def data_import(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SRC", help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, or a Hub data set id."
+            metavar="SRC...",
+            help="A file (.jsonl, .json, .csv, .parquet, ..., also .gz and .zst), a folder, a pattern, or a Hub data "
+            "set id; or several.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
@@ -53,7 +55,9 @@ def data_import(
         ),
     ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip and count bad rows.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip and count bad rows, and bad files of several.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +73,7 @@ def data_import(
         if not (role and separator and name):
             raise UsageError(f"--column {assignment}: give a role and a column, such as prompt=question")
         roles[role] = name
-    with working(stderr_console(), f"reading {source}") as show:
+    with working(stderr_console(), f"reading {', '.join(source)}") as show:
         from buleyean_rl.data.importers import Choices, import_records
 
         report = import_records(

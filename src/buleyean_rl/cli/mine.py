@@ -8,6 +8,7 @@ import typer
 
 from buleyean_rl.cli.options import (
     BUNDLED_DATA,
+    BUNDLED_MODEL,
     DEFAULT_JUDGE,
     AsJson,
     Context,
@@ -26,8 +27,13 @@ from buleyean_rl.system.wording import counted
 def mine(
     prompts: Prompts = BUNDLED_DATA,
     model: Annotated[
-        str, typer.Option(help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL).")
-    ] = "smollm2-135m",
+        list[str] | None,
+        typer.Option(
+            help="A base model as for `train`, a run folder, or an endpoint (URL#MODEL). Several endpoints share the "
+            "work: repeat it, or name a file of them.",
+            show_default=BUNDLED_MODEL,
+        ),
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")] = "records.jsonl",
     judge: Judges = None,
     rubric: Annotated[str | None, typer.Option(metavar="FILE", help="The rubric of an LLM judge.")] = None,
@@ -48,14 +54,17 @@ def mine(
     Stopped or killed, the same command resumes; with other judges it judges the same answers. An endpoint's key is
     read from BULEYEAN_API_KEY, that of the first judge's endpoint from BULEYEAN_JUDGE_API_KEY.
     """
-    with announced(f"mining {output}: {model} answers, {', '.join(judge or [DEFAULT_JUDGE])} judges"):
+    names = model or [BUNDLED_MODEL]
+    answering = f"{', '.join(names)} {'answer' if len(names) > 1 else 'answers'}"
+    with announced(f"mining {output}: {answering}, {', '.join(judge or [DEFAULT_JUDGE])} judges"):
         from dataclasses import asdict
 
         from buleyean_rl.api import calls
         from buleyean_rl.errors import RecordError
         from buleyean_rl.inference.open import locate
+        from buleyean_rl.models.source import Source
 
-    location = locate(model)
+    location = locate(names)
     mined = calls.mine(
         prompts,
         location,
@@ -75,7 +84,7 @@ def mine(
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.report.rejected:
         raise RecordError("nothing was rejected: there is nothing to learn from", path=output)
-    base = "MODEL" if isinstance(location, str) else (location.base or location).name
+    base = (location.base or location).name if isinstance(location, Source) else "MODEL"
     print_next("train", output, "--model", base, "-o", "my-run")
 
 
@@ -99,6 +108,15 @@ def walk(
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (7e-4).")] = None,
     adapter_scale: Annotated[float | None, typer.Option(help="Factor of each round's adapter (1).")] = None,
     config: Annotated[str | None, typer.Option(metavar="RUN.YAML", help="Training settings, as for `train`.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Who answers: transformers, or llama.cpp for a GGUF file.")
+    ] = "transformers",
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="vLLM that serves the base and answers instead, given each round's adapter; repeatable."
+        ),
+    ] = None,
     context: Context = None,
     max_drift: Annotated[
         float, typer.Option(help="Largest KL from the base on plain text, nats per token; a round beyond is the last.")
@@ -113,11 +131,13 @@ def walk(
     with announced(f"walking in {output}: {most} of mining, training and measuring {model}"):
         from pathlib import Path
 
+        from buleyean_rl.api import calls
         from buleyean_rl.api.inputs import default_temperature, find_judges, find_prompts
-        from buleyean_rl.mining.mine import MineSettings
+        from buleyean_rl.mining.draws import MineSettings
         from buleyean_rl.mining.walk import walk as run
         from buleyean_rl.mining.walk import walk_config
 
+    engines = calls.find_round_engines(model, engine, server or [], context, stderr_console())
     overrides = {"learning_rate": learning_rate, "num_train_epochs": epochs, "adapter_scale": adapter_scale}
     result = run(
         find_prompts(prompts, "mine"),
@@ -133,6 +153,7 @@ def walk(
             samples, max_tokens, default_temperature(samples, temperature), seed=seed, context=context
         ),
         max_drift=max_drift,
+        engines=engines,
         console=stderr_console(),
     )
     print_json(result, as_json)

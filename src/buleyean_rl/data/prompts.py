@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from buleyean_rl.data.importers.expand import FILE_SUFFIXES
 from buleyean_rl.data.importers.names import simplify_names
 from buleyean_rl.data.importers.protocol import Discards
 from buleyean_rl.data.importers.rows import OTHER_PROMPT_KEYS, PROMPT_KEYS, pick_prompt
-from buleyean_rl.data.importers.sources import FILE_SUFFIXES, open_rows
+from buleyean_rl.data.importers.sources import open_rows
 from buleyean_rl.data.records import Prompt, Row, handle_bad_row, parse_prompt, read_text
 from buleyean_rl.data.records.values import fail
 from buleyean_rl.errors import RecordError

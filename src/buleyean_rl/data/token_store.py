@@ -1,6 +1,6 @@
-"""Records as token ids on disk: tokenised once, read by number, never all in memory.
+"""Records as token ids on disk: tokenised once, by all cores, read by number, never all in memory.
 
-    records --a batch at a time--> boundaries --> tokens/<key>.arrow --BoundaryFile[i]--> Boundary
+    records --a batch at a time, token_batches--> columns --> tokens/<key>.arrow --BoundaryFile[i]--> Boundary
 
 The key names everything the boundaries depend on, so the same data is not tokenised again. The file is memory-mapped:
 what of it is in memory is the system's page cache.
@@ -11,43 +11,38 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from copy import copy
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 
-from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
-from buleyean_rl.data.trie import Boundary, Judgement, build_boundaries
+from buleyean_rl.data.token_batches import (
+    BATCH_COUNTS,
+    JUDGEMENTS,
+    SCHEMA,
+    SIZES,
+    Encoding,
+    TokenBatch,
+    encode_all,
+    pack,
+)
+from buleyean_rl.data.trie import Boundary, Judgement
 from buleyean_rl.system.cache import cache_folder, cache_key, evict_lru, make_cache_folder
 from buleyean_rl.system.files import atomic_write, file_sha256
+from buleyean_rl.system.locks import FileLock
 
 BATCH_RECORDS = 256  # enough for a tokenizer's threads, some 100 MB where every answer is thousands of tokens
 CACHE_BYTES = 4 << 30
 
 _DATA = Path(__file__).parent  # all of its code decides the boundaries, and these libraries do
 _LIBRARIES = ("buleyean-rl", "transformers", "tokenizers", "jinja2")
-_IDS = pa.list_(pa.int32())
-_JUDGEMENTS = [f"judgement_{name}" for name in Judgement._fields]
-# The sizes repeat what the lists say, so that they can be read without touching the lists.
-_SIZES = [pa.field(name, pa.int32()) for name in ("size", "nodes", "rejected_answers", "accepted_answers")]
-_SCHEMA = pa.schema(
-    [
-        *_SIZES,
-        *(pa.field(name, _IDS) for name in ("prompt", "tokens", "runs", "parents")),
-        *(pa.field(name, _IDS) for name in _JUDGEMENTS[:2]),
-        *(pa.field(name, pa.list_(pa.int64())) for name in _JUDGEMENTS[2:]),
-        pa.field("ends", _IDS),
-        *(pa.field(name, pa.list_(pa.int64())) for name in ("counts", "rounds")),
-        pa.field("truncated", pa.int32()),
-    ],
-)
 
 
 class BoundaryFile(Sequence[Boundary]):
@@ -70,15 +65,15 @@ class BoundaryFile(Sequence[Boundary]):
     """
 
     def __init__(self, path: Path) -> None:
-        sizes_only = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SIZES))))
+        sizes_only = pa.ipc.IpcReadOptions(included_fields=list(range(len(SIZES))))
         with pa.OSFile(str(path)) as file:  # a mapped file would be paged in from end to end
             reader = pa.ipc.open_file(file, options=sizes_only)
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches - 1)]
             _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         self.data: dict[str, int] = json.loads(metadata[b"data"])
-        table = pa.Table.from_batches(batches, pa.schema(_SIZES))
+        table = pa.Table.from_batches(batches, pa.schema(SIZES))
         self.sizes, self.nodes, self.rejected_answers, self.accepted_answers = (
-            table[field.name].to_numpy() for field in _SIZES
+            table[field.name].to_numpy() for field in SIZES
         )
         self.key = path.stem
         self._rows = np.arange(len(table))
@@ -121,7 +116,7 @@ class BoundaryFile(Sequence[Boundary]):
             tokens=integers("tokens"),
             runs=integers("runs"),
             parents=integers("parents"),
-            judgements=list(map(Judgement, *map(integers, _JUDGEMENTS))),
+            judgements=list(map(Judgement, *map(integers, JUDGEMENTS))),
             truncated=batch.column("truncated")[row_in_batch].as_py(),
             ends=integers("ends"),
             counts=integers("counts"),
@@ -167,61 +162,44 @@ def tokenise(
     folder = cache_folder() / "tokens"
     path = folder / f"{_store_key(source, tokenizer, max_length, max_rejected, skip_refused)}.arrow"
     with suppress(OSError, ValueError):  # missing or damaged: it is written again
-        os.utime(path)  # for evict_lru
-        return BoundaryFile(path)
+        return _open(path)
     make_cache_folder("tokens")
-    encoder = Encoder(tokenizer, max_length, skip_refused=skip_refused)
-    write_boundaries(path, _build_batches(records, encoder, max_rejected), progress, encoder.counts)
-    boundaries = BoundaryFile(path)
-    evict_lru(folder, CACHE_BYTES)
+    with FileLock(path.with_suffix(".lock"), wait=True):  # of several processes one tokenises, for all of them
+        with suppress(OSError, ValueError):
+            return _open(path)
+        encoding = Encoding(tokenizer, max_length, max_rejected, skip_refused)
+        _write(path, encode_all(records, encoding, BATCH_RECORDS), progress)
+        boundaries = BoundaryFile(path)
+        evict_lru(folder, CACHE_BYTES)
     return boundaries
 
 
-def write_boundaries(
-    path: Path,
-    batches: Iterable[Sequence[Boundary | None]],
-    progress: Callable[[int], object] | None = None,
-    counts: Mapping[str, int] | None = None,
-) -> None:
+def _open(path: Path) -> BoundaryFile:
+    os.utime(path)  # for evict_lru
+    return BoundaryFile(path)
+
+
+def write_boundaries(path: Path, batches: Iterable[Sequence[Boundary | None]]) -> None:
     """Write boundaries to a file that `BoundaryFile` reads, whole or not at all.
 
     Args:
         path: replaced if it exists.
         batches: streamed; None stands for a record that was dropped.
-        progress: told the number of records after each batch.
-        counts: of the encoder, complete when the batches are; zeros are left out.
     """
-    data = {"read": 0, "dropped": 0, "truncated_responses": 0}
-    with atomic_write(path) as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+    _write(path, map(pack, batches))
+
+
+def _write(path: Path, batches: Iterable[TokenBatch], progress: Callable[[int], object] | None = None) -> None:
+    data = Counter[str]()
+    with atomic_write(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for batch in batches:
-            boundaries = [boundary for boundary in batch if boundary is not None]
-            data["read"] += len(batch)
-            data["dropped"] += len(batch) - len(boundaries)
-            data["truncated_responses"] += sum(boundary.truncated for boundary in boundaries)
-            writer.write_batch(_to_columns(boundaries))
+            data.update(batch.counts)
+            writer.write_batch(batch.columns)
             if progress is not None:
                 progress(data["read"])
-        data |= {key: count for key, count in (counts or {}).items() if count}
         # The schema stands first in the file and the counts are known last: an empty batch carries them.
-        writer.write_batch(_to_columns([]), custom_metadata={"data": json.dumps(data)})
-
-
-def _build_batches(
-    records: Iterable[RejectionRecord], encoder: Encoder, max_rejected: int | None
-) -> Iterator[Sequence[Boundary | None]]:
-    stream = iter(records)
-    while batch := list(islice(stream, BATCH_RECORDS)):
-        yield build_boundaries(batch, encoder, max_rejected)
-
-
-def _to_columns(boundaries: Sequence[Boundary]) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {
-        name: [[judgement[i] for judgement in boundary.judgements] for boundary in boundaries]
-        for i, name in enumerate(_JUDGEMENTS)
-    }
-    attributes = [field.name for field in _SCHEMA if field.name not in columns]
-    columns |= {name: [getattr(boundary, name) for boundary in boundaries] for name in attributes}
-    return pa.record_batch([pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA)
+        counts = {key: data[key] for key in (*BATCH_COUNTS, *data) if data[key] or key in BATCH_COUNTS}
+        writer.write_batch(pack([]).columns, custom_metadata={"data": json.dumps(counts)})
 
 
 def _store_key(
@@ -234,4 +212,4 @@ def _store_key(
         hashes = [[path.name, file_sha256(path)] for path in files]
     sources = {str(path.relative_to(_DATA)): file_sha256(path) for path in sorted(_DATA.rglob("*.py"))}
     versions = {name: version(name) for name in _LIBRARIES}
-    return cache_key([source, max_length, max_rejected, skip_refused, hashes, sources, versions, _SCHEMA.to_string()])
+    return cache_key([source, max_length, max_rejected, skip_refused, hashes, sources, versions, SCHEMA.to_string()])

@@ -1,42 +1,25 @@
-"""A model behind an OpenAI-compatible endpoint: vLLM, llama.cpp's server, Ollama, or a hosted one.
+"""Models behind OpenAI-compatible endpoints: vLLM, llama.cpp's server, Ollama, or a hosted one; one server or many.
 
 An endpoint offers answers only, with the log-probabilities of their tokens where it has them: no token ids, and no
 log-probabilities of tokens that the caller chooses.
 
-    request --wait until allowed--> POST --read the reply--> answer, or why the prompt is refused
-                    ^                      |
-                    +------ backoff -------+  time-out, damaged or endless reply, 429, 5xx
+    prompts --to whoever is free--> servers --> outcomes --each once--> caller
+                  ^                    |
+                  +--------------------+  what a server failed at, or is late with, where another is free
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import random
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NoReturn, TypeVar
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from buleyean_rl.errors import EngineError
-from buleyean_rl.inference.endpoint_client import (
-    EndpointClient,
-    Reply,
-    TransientError,
-    max_reply_bytes,
-    parse_address,
-    read_key,
-)
-from buleyean_rl.inference.endpoint_reply import (
-    TOKEN_VALUES,
-    error_message,
-    is_retried,
-    read_answer,
-    read_refusal,
-    retry_after,
-)
+from buleyean_rl.inference.endpoint_server import DEFAULT_PATIENCE, PARALLEL, Endpoint, EndpointServer, Patience
 from buleyean_rl.inference.event_loop import EventLoop
 from buleyean_rl.inference.protocol import (
     FAILED,
@@ -48,82 +31,59 @@ from buleyean_rl.inference.protocol import (
     OnTokens,
     Outcome,
     Sampling,
+    ServerReport,
     Unanswered,
 )
-from buleyean_rl.system.wording import counted
-
-T = TypeVar("T")
 
 API_KEY_VARIABLE = "BULEYEAN_API_KEY"
 JUDGE_KEY_VARIABLE = "BULEYEAN_JUDGE_API_KEY"
-FINAL_STATUSES = {*range(300, 400), 400, 401, 402, 403, 413, 422, 451}  # of a sound endpoint too
-MAX_FAILURES = 8  # prompts in a row that end in failures: the endpoint is dead
-MAX_REFUSALS = 32  # prompts before the first answer: the endpoint takes no request of this kind
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long an endpoint is waited for.
-
-    Args:
-        seconds: for a reply, from connecting to its last byte.
-        seconds_per_token: more, for each token of the answer asked for.
-        retries: attempts after the first.
-        pause: backoff after the first failure, in seconds; it doubles.
-        max_pause: the longest backoff.
-        max_retry_after: the longest time that the endpoint may ask to wait.
-        last_answers: seconds for requests that are under way when the endpoint is given up.
-    """
-
-    seconds: float = 60.0
-    seconds_per_token: float = 1.0
-    retries: int = 6
-    pause: float = 0.5
-    max_pause: float = 30.0
-    max_retry_after: float = 120.0
-    last_answers: float = 10.0
-
-
-DEFAULT_PATIENCE = Patience()
+POLL_SECONDS = 1.0  # between two looks for late prompts
+LATE_SECONDS = 5.0  # under way, at least; and so many times what the server that is free takes:
+LATE_FACTOR = 4.0
+UNASKED = Unanswered(FAILED, "its server was given up", is_permanent=False)
 
 
 class EndpointEngine(BaseEngine):
-    """Chat completions over HTTP, `parallel` at a time.
+    """Chat completions over HTTP, so many at a time at each server.
 
-    Failures are retried with exponential backoff, or after the time that the endpoint names. While other requests
-    succeed, a 429 is not counted. A prompt that is refused, or whose request fails every time, is left out; only an
-    endpoint that is dead or takes no request at all is an error.
+    A prompt that is refused, or whose request fails every time at every server, is left out. A server that is dead or
+    takes no request at all is given up, and its prompts go to the others; it is an error when none is left.
 
     Args:
-        url: such as `http://localhost:8000/v1`; `#name` at its end selects the model; without it, the
-            first one that the endpoint lists.
-        parallel: concurrent requests.
-        key_variable: of the environment, with a bearer token that is sent to this endpoint; None for no token.
+        endpoints: a URL, see `Endpoint`; or several, of the same model.
+        parallel: concurrent requests at the one URL.
+        key_variable: see `Endpoint`, of the one URL.
         patience: None for the default.
 
     Raises:
-        UsageError: the URL is not valid.
-        EngineError: the URL selects no model and the endpoint lists none.
+        UsageError: a URL is not valid.
+        EngineError: the one URL selects no model and the endpoint lists none.
     """
 
     def __init__(
-        self, url: str, *, parallel: int = 8, key_variable: str | None = None, patience: Patience | None = None
+        self,
+        endpoints: str | Sequence[Endpoint],
+        *,
+        parallel: int = PARALLEL,
+        key_variable: str | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        address = parse_address(url)
-        self.url, self.parallel, self._key_variable = address.url, parallel, key_variable
+        several = [Endpoint(endpoints, parallel, key_variable)] if isinstance(endpoints, str) else list(endpoints)
         self._patience = patience or DEFAULT_PATIENCE
-        self._client = EndpointClient(self.url, read_key(key_variable) if key_variable else "", parallel)
+        self._servers = [EndpointServer(endpoint, self._patience) for endpoint in several]
         self._loop = EventLoop()
-        self._close = weakref.finalize(self, _close, self._loop, self._client)  # nobody closes a judge's engine
-        self._successes = self._failures_in_a_row = self._refusals = 0
-        self._has_answered = False
-        self._dead: asyncio.Event = asyncio.Event()
-        self._retry_time = 0.0  # when the endpoint allows the next request
-        try:
-            self.model = address.model or self._first_model()
-        except BaseException:
-            self.close()
-            raise
+        self._close = weakref.finalize(self, _close, self._loop, self._servers)  # nobody closes a judge's engine
+        if len(self._servers) == 1:
+            try:
+                self._loop.run(self._servers[0].find_model())
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def servers(self) -> Sequence[ServerReport]:
+        """See `Completer.servers`."""
+        return [server.report for server in self._servers]
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:  # noqa: ARG002
         """Raises EngineError: endpoints do not offer it."""
@@ -165,7 +125,7 @@ class EndpointEngine(BaseEngine):
         seeds: Sequence[int] | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
-        """The answers as they come, from up to `parallel` concurrent requests."""
+        """The answers as they come, each once, from whichever server gave them."""
         for index, outcome in self._loop.iterate(self._answers(conversations, sampling, seeds)):
             if on_tokens is not None and isinstance(outcome, Answer):
                 on_tokens(len(outcome.text.split()) if outcome.tokens is None else outcome.tokens)
@@ -176,168 +136,175 @@ class EndpointEngine(BaseEngine):
         self._close()
 
     def _refuse(self) -> NoReturn:
-        raise EngineError(f"{self.url}: an endpoint offers answers only, no tokens and no log-probabilities")
-
-    def _first_model(self) -> str:
-        def first(body: bytes) -> str:
-            try:
-                return str(json.loads(body)["data"][0]["id"])
-            except (ValueError, LookupError, TypeError, RecursionError):
-                raise TransientError(f"its reply lists no models: {body[:80]!r}") from None
-
-        async def ask() -> str:
-            name = await self._send("GET", "models", None, first, 0)
-            if isinstance(name, Unanswered):
-                raise EngineError(f"{self.url}: {name.detail}; or name the model: {self.url}#name")
-            return name
-
-        return self._loop.run(ask())
+        raise EngineError(
+            f"{self._servers[0].url}: an endpoint offers answers only, no tokens and no log-probabilities"
+        )
 
     async def _answers(
         self, conversations: Sequence[Messages], sampling: Sampling, seeds: Sequence[int] | None
     ) -> AsyncGenerator[tuple[int, Outcome]]:
         """See `answers`. Refusals wait for an answer that proves the request right."""
-        unasked = iter(range(len(conversations)))
-        running: dict[asyncio.Task[Outcome], int] = {}
-        refused: list[tuple[int, Unanswered]] = []
-        error: EngineError | None = None
+        queue = _Queue(self._servers, len(conversations))
+        errors: list[EngineError] = []
+        refused: dict[EndpointServer, list[tuple[_Prompt, Unanswered]]] = {server: [] for server in self._servers}
         try:
             while True:
-                while error is None and len(running) < self.parallel and (index := next(unasked, None)) is not None:
-                    seed = seeds[index] if seeds else sampling.seed + index
-                    request = self._completion_request(conversations[index], sampling, seed)
-                    running[asyncio.create_task(self._answer(request, sampling))] = index
-                patience = None if error is None else self._patience.last_answers
-                done, _ = (
-                    await asyncio.wait(running, timeout=patience, return_when="FIRST_COMPLETED")
-                    if running
-                    else ((), ())
-                )
-                if not done:
+                for prompt, server in queue.assign():
+                    seed = seeds[prompt.index] if seeds else sampling.seed + prompt.index
+                    queue.start(prompt, server, server.answer(conversations[prompt.index], sampling, seed))
+                if not queue.running or (ended := await queue.wait(self._patience.last_answers)) is None:
                     break
-                for task in done:
-                    index = running.pop(task)
+                for prompt, server, task in ended:
                     try:
                         outcome = task.result()
-                        self._check_alive(outcome)
-                    except EngineError as problem:
-                        error = error or problem
-                        self._dead.set()
+                        server.check(outcome)
+                    except EngineError as error:
+                        if server.is_alive:
+                            errors.append(error)
+                            server.give_up(str(error))
+                        queue.give_back(prompt, *(prompt for prompt, _ in refused[server]))
+                        refused[server].clear()
                         continue
-                    if isinstance(outcome, Unanswered) and outcome.cause == REFUSED:
-                        refused.append((index, outcome))
-                    else:
-                        yield index, outcome
-                if self._has_answered:
-                    for index, refusal in refused:
-                        yield index, refusal._replace(is_permanent=True)
-                    refused.clear()
+                    is_proven = server.has_answered
+                    if isinstance(outcome, Unanswered):
+                        may_differ = outcome.cause == FAILED or (outcome.cause == REFUSED and not is_proven)
+                        if may_differ and queue.pass_on(prompt, server, outcome):
+                            continue
+                        if outcome.cause == REFUSED:
+                            refused[server].append((prompt, outcome))
+                            continue
+                    yield prompt.index, outcome
+                for server in self._servers:
+                    while server.has_answered and refused[server]:
+                        prompt, refusal = refused[server].pop()
+                        yield prompt.index, refusal._replace(is_permanent=True)
         finally:
-            for task in running:
-                task.cancel()
-        if error is not None:
-            raise error
-        for index, refusal in refused:
-            yield index, refusal
+            queue.cancel()
+        if not any(server.is_alive for server in self._servers):
+            others = f"; so did all {len(errors)} servers" if len(errors) > 1 else ""
+            raise EngineError(f"{errors[0]}{others}")
+        for prompt, refusal in [*(pair for pairs in refused.values() for pair in pairs), *queue.leftovers()]:
+            yield prompt.index, refusal
 
-    async def _answer(self, request: Mapping[str, Any], sampling: Sampling) -> Outcome:
-        read = partial(read_answer, tokens_asked=sampling.max_tokens, logprobs=sampling.logprobs)
-        outcome = await self._send("POST", "chat/completions", request, read, sampling.max_tokens)
-        if isinstance(outcome, Unanswered):
-            return outcome
-        self._has_answered = True
-        return outcome._replace(text=self._client.redact(outcome.text))
 
-    def _check_alive(self, outcome: Outcome) -> None:
-        """Raises EngineError: too many prompts in a row came to nothing."""
-        cause, detail = outcome[:2] if isinstance(outcome, Unanswered) else (None, "")
-        self._failures_in_a_row = self._failures_in_a_row + 1 if cause == FAILED else 0
-        self._refusals += cause == REFUSED
-        if self._failures_in_a_row >= MAX_FAILURES:
-            raise EngineError(f"{self.url}: {MAX_FAILURES} prompts in a row have no answer: {detail}")
-        if self._refusals >= MAX_REFUSALS and not self._has_answered:
-            raise EngineError(f"{self.url}: refuses every prompt, so far {self._refusals}: {detail}")
+def _close(loop: EventLoop, servers: Sequence[EndpointServer]) -> None:
+    async def close() -> None:
+        for server in servers:
+            await server.close()
 
-    def _completion_request(self, messages: Messages, sampling: Sampling, seed: int) -> dict[str, Any]:
-        request = {
-            "model": self.model,
-            "messages": [dict(message) for message in messages],
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "seed": seed,
-        }
-        if sampling.temperature > 0:
-            request["top_p"] = sampling.top_p
-        if sampling.stop:
-            request["stop"] = list(sampling.stop)
-        return request | ({"logprobs": True} if sampling.logprobs else {})
+    loop.close(close())
 
-    async def _send(
-        self, method: str, path: str, request: Mapping[str, Any] | None, read: Callable[[bytes], T], tokens: int
-    ) -> T | Unanswered:
-        """Send a request and read its reply; failures are retried.
 
-        Raises:
-            EngineError: the request is wrong, whatever the prompt.
-        """
-        failures, earlier_successes = 0, self._successes
-        seconds = self._patience.seconds + self._patience.seconds_per_token * tokens
-        values = tokens * (TOKEN_VALUES if request and request.get("logprobs") else 1)
-        while True:
-            try:
-                await self._wait_for_retry_time()
-                reply = await self._client.send(method, path, request, max_reply_bytes(values), seconds)
-                if not 200 <= reply.status < 300:
-                    return self._read_error(reply)
-                value = read(reply.body)
-                self._successes += 1
-                return value
-            except TransientError as problem:
-                if problem.is_rate_limit and self._successes > earlier_successes:
-                    failures, earlier_successes = 0, self._successes
+@dataclass(eq=False)
+class _Prompt:
+    """A prompt to be answered, with the servers that came to nothing on it, what the last one said, and since when it
+    is under way.
+    """
+
+    index: int
+    tried: set[EndpointServer] = field(default_factory=set)
+    outcome: Unanswered = UNASKED
+    started: float = 0.0
+
+
+class _Queue:
+    """Who answers what: every prompt is asked, or under way at one server, or has its outcome.
+
+    Args:
+        servers: that answer.
+        count: of prompts.
+    """
+
+    def __init__(self, servers: Sequence[EndpointServer], count: int) -> None:
+        self._servers, self._unasked = servers, iter(range(count))
+        self._returned: deque[_Prompt] = deque()
+        self._ended: asyncio.Queue[asyncio.Task[Outcome]] = asyncio.Queue()
+        self.running: dict[asyncio.Task[Outcome], tuple[_Prompt, EndpointServer]] = {}
+
+    def assign(self) -> Generator[tuple[_Prompt, EndpointServer]]:
+        """Prompts for the servers that are free, in turn."""
+        free = [server for server in self._servers if server.is_alive]
+        while free:
+            for server in list(free):
+                prompt = self._next(server) if server.under_way < server.parallel and server.is_alive else None
+                if prompt is None:
+                    free.remove(server)
                 else:
-                    failures += 1
-                asked, shown = problem.retry_after or 0.0, self._client.show(str(problem))
-                if failures > self._patience.retries or self._dead.is_set():
-                    return Unanswered(FAILED, f"{shown}, in {counted(failures, 'try', 'tries')}", is_permanent=False)
-                if asked > self._patience.max_retry_after:
-                    return Unanswered(FAILED, f"{shown}, asks to wait {asked:.0f} seconds", is_permanent=False)
-                await self._back_off(failures, asked)
+                    yield prompt, server
 
-    def _read_error(self, reply: Reply) -> Unanswered:
-        status, shown = reply.status, self._client.show(error_message(reply.body))
-        if is_retried(status) or (self._has_answered and status not in FINAL_STATUSES):
-            raise TransientError(
-                f"status {status}", is_rate_limit=status == 429, retry_after=retry_after(reply.headers)
-            )
-        if (refusal := read_refusal(status, reply.body, shown)) is not None:
-            return refusal
-        hint = ""
-        if 300 <= status < 400:
-            shown = self._client.show(reply.headers.get("location", ""))
-            hint = " (it redirects, and no redirect is followed: name the address itself)"
-        elif status in (401, 403):
-            variable = self._key_variable or "no variable: only the endpoint of --model, or of the first judge, has one"
-            hint = f" (its key is read from {variable})"
-        raise EngineError(f"{self.url}: status {status}{hint}: {shown}")
+    def start(self, prompt: _Prompt, server: EndpointServer, answer: Coroutine[Any, Any, Outcome]) -> None:
+        """Ask a server."""
+        prompt.started = time.monotonic()
+        task = asyncio.create_task(answer)
+        self.running[task] = prompt, server
+        server.under_way += 1
+        task.add_done_callback(self._ended.put_nowait)
 
-    async def _wait_for_retry_time(self) -> None:
-        while (seconds := self._retry_time - time.monotonic()) > 0 and not self._dead.is_set():
-            await self._pause(seconds)
+    async def wait(self, patience: float) -> list[tuple[_Prompt, EndpointServer, asyncio.Task[Outcome]]] | None:
+        """What has ended meanwhile, perhaps nothing; None where nothing is worth waiting for.
 
-    async def _back_off(self, failures: int, asked: float) -> None:
-        """Pause before the next attempt: at least the backoff, whatever the endpoint asks."""
-        backoff = min(self._patience.max_pause, self._patience.pause * 2 ** max(0, failures - 1))
-        self._retry_time = max(self._retry_time, time.monotonic() + asked)
-        await self._pause(backoff * random.uniform(0.5, 1.0))  # spreads concurrent retries
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, or until the endpoint is given up."""
+        Args:
+            patience: seconds for the last answers of servers that were all given up.
+        """
+        is_over = not any(server.is_alive for server in self._servers)
+        seconds = patience if is_over else POLL_SECONDS if len(self._servers) > 1 else None
         try:
-            await asyncio.wait_for(self._dead.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                tasks = [await self._ended.get()]
         except TimeoutError:
-            return
+            return None if is_over else []
+        while not self._ended.empty():
+            tasks.append(self._ended.get_nowait())
+        return [(*self._leave(task), task) for task in tasks if task in self.running]
 
+    def give_back(self, *prompts: _Prompt) -> None:
+        """Prompts that another server may answer."""
+        self._returned.extend(prompts)
 
-def _close(loop: EventLoop, client: EndpointClient) -> None:
-    loop.close(client.close())
+    def leftovers(self) -> Iterator[tuple[_Prompt, Unanswered]]:
+        """Prompts that every server which is left came to nothing on."""
+        return ((prompt, prompt.outcome) for prompt in self._returned)
+
+    def pass_on(self, prompt: _Prompt, server: EndpointServer, outcome: Unanswered) -> bool:
+        """Give back what a server came to nothing on; false where every other one did so too."""
+        prompt.tried.add(server)
+        prompt.outcome = outcome
+        if not any(other.is_alive and other not in prompt.tried for other in self._servers):
+            return False
+        server.report.passed_on += 1
+        self._returned.append(prompt)
+        return True
+
+    def cancel(self) -> None:
+        """End what is under way."""
+        for task in list(self.running):
+            self._leave(task)
+            task.cancel()
+
+    def _next(self, server: EndpointServer) -> _Prompt | None:
+        for prompt in self._returned:
+            if server not in prompt.tried:
+                self._returned.remove(prompt)
+                return prompt
+        if (index := next(self._unasked, None)) is not None:
+            return _Prompt(index)
+        return self._steal(server)
+
+    def _steal(self, thief: EndpointServer) -> _Prompt | None:
+        """A prompt that waits at another server for its next attempt, or is late there."""
+        if len(self._servers) == 1 or thief.mean_seconds is None:
+            return None
+        late = time.monotonic() - max(LATE_SECONDS, LATE_FACTOR * thief.mean_seconds)
+        for task, (prompt, server) in self.running.items():
+            if server is not thief and thief not in prompt.tried and (task in server.paused or prompt.started < late):
+                self._leave(task)
+                task.cancel()
+                prompt.tried.add(server)
+                server.report.passed_on += 1
+                return prompt
+        return None
+
+    def _leave(self, task: asyncio.Task[Outcome]) -> tuple[_Prompt, EndpointServer]:
+        prompt, server = self.running.pop(task)
+        server.under_way -= 1
+        return prompt, server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from buleyean_rl.errors import EngineError, ModelError
@@ -36,10 +35,3 @@ def check_gguf(path: Path | str, *, model: bool = True) -> Header:
         raise EngineError(str(error)) from error
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def available_cores() -> int:
-    """Number of CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1

@@ -18,7 +18,7 @@ import numpy as np
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.context import fit_prompt
 from buleyean_rl.inference.gguf_context import gguf_context
-from buleyean_rl.inference.gguf_file import LOAD_FAILURE, available_cores, check_gguf
+from buleyean_rl.inference.gguf_file import LOAD_FAILURE, check_gguf
 from buleyean_rl.inference.protocol import (
     GREEDY,
     Adapter,
@@ -31,6 +31,7 @@ from buleyean_rl.inference.protocol import (
     Sampling,
     Unanswered,
 )
+from buleyean_rl.system.host import available_cores
 from buleyean_rl.system.wording import counted
 
 INSTALL_HINT = "pip install llama-cpp-python (it compiles for some minutes)"

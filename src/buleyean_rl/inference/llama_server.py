@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from buleyean_rl.errors import EngineError, ModelError
 from buleyean_rl.inference.context import fit_prompt
 from buleyean_rl.inference.gguf_context import gguf_context
-from buleyean_rl.inference.gguf_file import LOAD_FAILURE, available_cores, check_gguf
+from buleyean_rl.inference.gguf_file import LOAD_FAILURE, check_gguf
 from buleyean_rl.inference.protocol import (
     GREEDY,
     Adapter,
@@ -32,6 +32,7 @@ from buleyean_rl.inference.protocol import (
 )
 from buleyean_rl.inference.token_budget import TokenBudget
 from buleyean_rl.models.source import resolve
+from buleyean_rl.system.host import available_cores
 from buleyean_rl.system.wording import counted
 
 T = TypeVar("T")

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from buleyean_rl.inference.protocol import Answer, Completer, Messages, Outcome, Sampling
+from buleyean_rl.inference.protocol import Answer, Completer, Messages, Outcome, Sampling, ServerReport
 from buleyean_rl.system.progress import ProgressBar
 
 
@@ -27,11 +28,21 @@ class AnswerProgress:
         answers: to compute.
         max_tokens: of an answer.
         earlier: answers from before, shown as done.
+        servers: that compute them; of several it is shown what each did.
     """
 
-    def __init__(self, console: Console, label: str, answers: int, max_tokens: int, earlier: int = 0) -> None:
+    def __init__(
+        self,
+        console: Console,
+        label: str,
+        answers: int,
+        max_tokens: int,
+        earlier: int = 0,
+        servers: Sequence[ServerReport] = (),
+    ) -> None:
         self._bar = ProgressBar(console, label, answers * max_tokens)
         self._answers, self._max_tokens, self._earlier = answers, max_tokens, earlier
+        self._servers = servers if len(servers) > 1 else ()
         self._lock, self._started = threading.Lock(), time.monotonic()
         self._tokens = self._finished_tokens = self._finished = self._ended = 0
 
@@ -58,8 +69,10 @@ class AnswerProgress:
         done, total = self._earlier + self._finished, self._earlier + self._answers
         speed = self._tokens / max(time.monotonic() - self._started, 1e-9)
         figures = f"{speed:,.0f} tokens/s" if self._tokens else ""
+        if self._servers:
+            figures = "; ".join([figures, ", ".join(map(describe_server, self._servers))]).removeprefix("; ")
         if not self._tokens:  # an engine that does not count them
-            self._bar.update(self._finished, self._answers, f"{done:,} of {total:,} answers")
+            self._bar.update(self._finished, self._answers, f"{done:,} of {total:,} answers", figures)
             return
         expected = self._finished_tokens + (self._answers - self._finished) * self._mean_tokens()
         self._bar.update(self._tokens, max(expected, self._tokens), f"{done:,} of {total:,} answers", figures)
@@ -68,6 +81,11 @@ class AnswerProgress:
         """Tokens of an answer that ends at the rate seen so far, and at `max_tokens` at the latest."""
         rate = self._ended / self._tokens
         return -math.expm1(-rate * self._max_tokens) / rate if rate else self._max_tokens
+
+
+def describe_server(server: ServerReport) -> str:
+    """A server and how many answers it gave, for people."""
+    return f"{urlsplit(server.url).netloc} {server.answers:,}{' (given up)' if server.given_up else ''}"
 
 
 def answer_all(

@@ -96,12 +96,36 @@ class Adapter:
     scale: float = 1.0
 
 
+@dataclass
+class ServerReport:
+    """What a server did.
+
+    Args:
+        url: its address.
+        model: the name of its model.
+        answers: that it gave.
+        tokens: of these, where it reports them.
+        failures: attempts that failed.
+        passed_on: prompts that went to another server.
+        given_up: why it is asked no more; "" where it is.
+    """
+
+    url: str
+    model: str
+    answers: int = 0
+    tokens: int = 0
+    failures: int = 0
+    passed_on: int = 0
+    given_up: str = ""
+
+
 class Completer(Protocol):
     """Answers conversations. Every method raises EngineError where the engine fails.
 
     Args:
         is_batched: whether an answer may depend, in its last digits, on those that are computed beside it.
         tokenizer: of transformers, whose ids the answers' token ids are; None where they have none.
+        servers: that give the answers, and what they did so far; none where it is this process.
     """
 
     @property
@@ -110,6 +134,10 @@ class Completer(Protocol):
 
     @property
     def tokenizer(self) -> Any:
+        """See above."""
+
+    @property
+    def servers(self) -> Sequence[ServerReport]:
         """See above."""
 
     def answers(
@@ -213,6 +241,11 @@ class BaseEngine:
     def is_batched(self) -> bool:
         """See `Completer`."""
         return False
+
+    @property
+    def servers(self) -> Sequence[ServerReport]:
+        """See `Completer`."""
+        return ()
 
     def answers(
         self,

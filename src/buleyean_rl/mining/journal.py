@@ -1,4 +1,4 @@
-"""Answers and verdicts on disk as they fall, so that mining can be killed and resumed.
+"""Answers and verdicts on disk as they fall, so that mining can be killed and resumed; in memory is where they stand.
 
 {"format": 3, "model": ..., "prompts": ..., settings}            the header: what the answers depend on
 {"tokenizer": "..."}                                             whose ids the token_ids are
@@ -6,15 +6,19 @@
 {"prompt": 1, "sample": 0, "cause": "content filter", ...}       why there is none, and never will be
 {"judge": "loops", "prompt": 0, "sample": 0, ...}                a verdict on an answer
 {"records": "sha256"}                                            a records file that was written from all that
+
+A draw is a sample of the answers to a prompt: its number is `prompt * samples + sample`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from array import array
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from buleyean_rl.data.records import decode_json
 from buleyean_rl.errors import RecordError, UsageError
@@ -23,6 +27,8 @@ from buleyean_rl.mining.judges import Verdict
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.files import file_sha256
 from buleyean_rl.system.locks import lock_file
+
+T = TypeVar("T")
 
 FORMAT = 3
 REMEDY = "name another output, or begin anew with --overwrite"
@@ -33,15 +39,57 @@ def journal_path(output: Path) -> Path:
     return output.parent / f"{output.stem}.mined.jsonl"
 
 
+def read_answers(path: Path, prompts: int) -> list[list[str]]:
+    """The distinct answers of a journal to each prompt, in the order of the samples.
+
+    Args:
+        path: the file; nobody else is writing to it.
+        prompts: number of them.
+    """
+    by_prompt: list[dict[int, str]] = [{} for _ in range(prompts)]
+    with path.open("rb") as file:
+        for line in file:
+            row = decode_json(line)
+            if "answer" in row:
+                by_prompt[row["prompt"]][row["sample"]] = row["answer"]
+    return [list(dict.fromkeys(answers[sample] for sample in sorted(answers))) for answers in by_prompt]
+
+
+class Stored(Generic[T]):
+    """What the lines of a file say, by draw; a line is read when it is asked for.
+
+    Args:
+        read: what the line at a place says.
+    """
+
+    def __init__(self, read: Callable[[int], T]) -> None:
+        self._read, self._places = read, array("q")
+
+    def __contains__(self, draw: int) -> bool:
+        return draw < len(self._places) and self._places[draw] > 0
+
+    def __getitem__(self, draw: int) -> T:
+        return self._read(self._places[draw])
+
+    def store(self, draw: int, place: int) -> None:
+        """The line at a place is of this draw. The first line of a file is of none."""
+        if draw >= len(self._places):
+            self._places.extend([0] * (draw + 1 - len(self._places)))
+        self._places[draw] = place
+
+
 class Journal:
     """Answers and verdicts on disk, a JSON line each; one process at a time.
 
-    An answer is known by its draw: the numbers of its prompt and of the sample.
-
     Args:
         path: the file; an earlier one is read first, without the half line that killing may leave.
-        header: what the answers depend on: at least model and prompts.
+        header: what the answers depend on: at least model and prompts; samples, if there are several of a prompt.
         overwrite: begin anew where an earlier journal has another header or format, or is damaged.
+
+    Attributes:
+        tokenizer: the hash of the tokenizer whose ids the answers have, if any.
+        answers: by draw.
+        unanswered: by draw, why there is no answer and never will be.
 
     Raises:
         UsageError: the file is no journal, which stays as it is, or has another header or format, or another process
@@ -51,13 +99,13 @@ class Journal:
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path, self._header = path, {"format": FORMAT, **header}
+        self._samples = int(header.get("samples", 1))
+        self.tokenizer: str | None = None
         if path.exists() and not path.is_file():
             raise _foreign(path)
-        self.tokenizer: str | None = None
-        self.outcomes: dict[tuple[int, int], Answer | Unanswered] = {}
-        self.verdicts: dict[tuple[str, int, int], Verdict] = {}
-        self._written: set[str] = set()
+        self._forget()
         self._file = path.open("a+b")
+        self._reader, self._lock = path.open("rb"), threading.Lock()  # an engine asks for lines from its own thread
         try:
             lock_file(self._file, path)
             try:
@@ -66,9 +114,10 @@ class Journal:
                 self._file.seek(0)
                 if not overwrite and sum(1 for _ in self._file) > 1:  # a header alone holds nothing to lose
                     raise
-                self._clear()
+                self._forget()
                 size = 0
             self._file.truncate(size)
+            self._size = size
             if size == 0:
                 self._write(self._header)
         except BaseException:
@@ -91,19 +140,28 @@ class Journal:
             self._write({"tokenizer": tokenizer})
             self.tokenizer = tokenizer
 
-    def add_outcome(self, prompt: int, sample: int, outcome: Answer | Unanswered) -> None:
+    def add_outcome(self, draw: int, outcome: Answer | Unanswered) -> None:
         """Write an answer, or why there is none."""
-        draw = {"prompt": prompt, "sample": sample}
+        row = self._name(draw)
         if isinstance(outcome, Answer):
-            self._write({**draw, "answer": outcome.text, "token_ids": outcome.token_ids, "ended": outcome.ended})
+            place = self._write({**row, "answer": outcome.text, "token_ids": outcome.token_ids, "ended": outcome.ended})
+            self.answers.store(draw, place)
         else:
-            self._write({**draw, "cause": outcome.cause, "detail": outcome.detail})
-        self.outcomes[prompt, sample] = outcome
+            self.unanswered[draw] = outcome
+            self._write({**row, "cause": outcome.cause, "detail": outcome.detail})
 
-    def add_verdict(self, judge: str, prompt: int, sample: int, verdict: Verdict) -> None:
+    def has_outcome(self, draw: int) -> bool:
+        """Whether a draw has an answer, or never will."""
+        return draw in self.answers or draw in self.unanswered
+
+    def add_verdict(self, judge: str, draw: int, verdict: Verdict) -> None:
         """Write a judge's verdict on an answer."""
-        self._write({"judge": judge, "prompt": prompt, "sample": sample, **asdict(verdict)})
-        self.verdicts[judge, prompt, sample] = verdict
+        place = self._write({"judge": judge, **self._name(draw), **asdict(verdict)})
+        self.verdicts_of(judge).store(draw, place)
+
+    def verdicts_of(self, judge: str) -> Stored[Verdict]:
+        """A judge's verdicts, by draw."""
+        return self._verdicts.setdefault(judge, Stored(self._read_verdict))
 
     def add_records(self, sha256: str) -> None:
         """Write the hash of a records file that is about to take its name."""
@@ -111,11 +169,16 @@ class Journal:
             self._write({"records": sha256})
             self._written.add(sha256)
 
-    def _clear(self) -> None:
-        """Forget what was read."""
+    def _name(self, draw: int) -> dict[str, int]:
+        return dict(zip(("prompt", "sample"), divmod(draw, self._samples), strict=True))
+
+    def _forget(self) -> None:
+        """Nothing has been read."""
         self.tokenizer = None
-        for lines in (self.outcomes, self.verdicts, self._written):
-            lines.clear()
+        self.answers: Stored[Answer] = Stored(self._read_answer)
+        self.unanswered: dict[int, Unanswered] = {}
+        self._verdicts: dict[str, Stored[Verdict]] = {}
+        self._written: set[str] = set()
 
     def _read(self) -> int:
         """Read an earlier journal; returns the size of its whole lines."""
@@ -126,7 +189,7 @@ class Journal:
                 self._check_header(line)
             elif line.endswith(b"\n"):
                 try:
-                    self._add_line(decode_json(line))
+                    self._add_line(decode_json(line), size)
                 except RecordError as error:
                     raise RecordError(f"{error.problem}; {REMEDY}", path=self.path, line=number) from error
                 except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -151,31 +214,51 @@ class Journal:
         if differing:
             raise _DifferentJournal(f"{self.path} was mined with another {', '.join(differing)}: {REMEDY}")
 
-    def _add_line(self, row: Mapping[str, Any]) -> None:
+    def _add_line(self, row: Mapping[str, Any], place: int) -> None:
         if "judge" in row:
-            spans = tuple((int(start), int(end)) for start, end in row["spans"])
-            self.verdicts[row["judge"], row["prompt"], row["sample"]] = Verdict(row["rejected"], spans, row["reason"])
+            _parse_verdict(row)
+            self.verdicts_of(row["judge"]).store(self._number(row), place)
         elif "answer" in row:
-            ids = row["token_ids"]
-            answer = Answer(
-                _text(row["answer"]), None, bool(row["ended"]), None if ids is None else tuple(map(int, ids))
-            )
-            self.outcomes[row["prompt"], row["sample"]] = answer
+            _parse_answer(row)
+            self.answers.store(self._number(row), place)
         elif "cause" in row:
-            self.outcomes[row["prompt"], row["sample"]] = Unanswered(_text(row["cause"]), _text(row["detail"]))
+            self.unanswered[self._number(row)] = Unanswered(_text(row["cause"]), _text(row["detail"]))
         elif "tokenizer" in row:
             self.tokenizer = _text(row["tokenizer"])
         else:
             self._written.add(row["records"])
 
+    def _number(self, row: Mapping[str, Any]) -> int:
+        """The draw that a line is of."""
+        prompt, sample = row["prompt"], row["sample"]
+        if not isinstance(prompt, int) or prompt < 0 or sample not in range(self._samples):
+            raise ValueError
+        return prompt * self._samples + int(sample)
+
+    def _read_answer(self, place: int) -> Answer:
+        return _parse_answer(self._read_line(place))
+
+    def _read_verdict(self, place: int) -> Verdict:
+        return _parse_verdict(self._read_line(place))
+
+    def _read_line(self, place: int) -> Any:
+        with self._lock:
+            self._reader.seek(place)
+            return json.loads(self._reader.readline())
+
     def _close(self) -> None:
+        self._reader.close()
         with name_full_disk(self.path):  # what could not be written is tried once more
             self._file.close()
 
-    def _write(self, row: Mapping[str, Any]) -> None:
+    def _write(self, row: Mapping[str, Any]) -> int:
+        """Write a line; returns its place."""
+        line, place = _encode(row), self._size
         with name_full_disk(self.path):
-            self._file.write(_encode(row))
+            self._file.write(line)
             self._file.flush()  # from here on killing the process loses nothing
+        self._size += len(line)
+        return place
 
 
 class _DifferentJournal(UsageError):
@@ -184,6 +267,16 @@ class _DifferentJournal(UsageError):
 
 def _foreign(path: Path) -> UsageError:
     return UsageError(f"{path} is there already and is no journal of ours: move it away, or name another output")
+
+
+def _parse_answer(row: Mapping[str, Any]) -> Answer:
+    ids = row["token_ids"]
+    return Answer(_text(row["answer"]), None, bool(row["ended"]), None if ids is None else tuple(map(int, ids)))
+
+
+def _parse_verdict(row: Mapping[str, Any]) -> Verdict:
+    spans = tuple((int(start), int(end)) for start, end in row["spans"])
+    return Verdict(row["rejected"], spans, row["reason"])
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:

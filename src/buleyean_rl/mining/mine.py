@@ -14,71 +14,48 @@ import hashlib
 import json
 import os
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from buleyean_rl.data.encode import tokenizer_hash
-from buleyean_rl.data.records import Prompt, RejectionRecord, as_messages, format_record
+from buleyean_rl.data.records import Prompt, RejectionRecord, format_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.progress import AnswerProgress
-from buleyean_rl.inference.protocol import Answer as DrawnAnswer
-from buleyean_rl.inference.protocol import Completer, Outcome, Sampling, Unanswered
-from buleyean_rl.mining.journal import Journal, journal_path
+from buleyean_rl.inference.protocol import Completer, ServerReport
+from buleyean_rl.mining.draws import MineSettings, draw_answers, find_distinct
+from buleyean_rl.mining.journal import Journal, journal_path, read_answers
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
 from buleyean_rl.mining.votes import record_votes
+from buleyean_rl.system.lazy import Lazy
 from buleyean_rl.system.outputs import check_output_file, open_output
-from buleyean_rl.system.progress import ProgressBar, working
+from buleyean_rl.system.progress import ProgressBar
 from buleyean_rl.system.wording import counted
-
-WINDOW = 64  # answers that engines which batch may compute side by side
-
-
-@dataclass(frozen=True)
-class MineSettings:
-    """How answers are drawn.
-
-    Args:
-        samples: answers to each prompt.
-        max_tokens: of an answer.
-        temperature: 0 is greedy decoding, which has one answer.
-        top_p: the nucleus to draw from.
-        seed: same seed, same answers.
-        context: maximum tokens of a conversation; None for the model's own, as memory allows.
-    """
-
-    samples: int = 1
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 0.95
-    seed: int = 0
-    context: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"{counted(self.samples, 'sample')}: at least 1 is needed")
-        if self.samples > 1 and self.temperature <= 0:
-            raise UsageError(f"{self.samples} samples at temperature 0 are the same answer: raise the temperature")
 
 
 @dataclass(frozen=True)
 class Mined:
-    """The result of mining.
+    """The result of mining, which is in two files.
 
     Args:
         report: its counts.
-        records: of what was rejected, and of what was accepted where that is kept.
-        answers: per prompt, the distinct answers.
     """
 
     report: MineReport
-    records: list[RejectionRecord]
-    answers: list[list[str]]
+
+    @property
+    def records(self) -> list[RejectionRecord]:
+        """Of what was rejected, and of what was accepted where that is kept; read from the records file."""
+        return list(read_records(self.report.output)) if self.report.records else []
+
+    @property
+    def answers(self) -> list[list[str]]:
+        """Per prompt, the distinct answers; read from the journal."""
+        return read_answers(_journal_of(Path(self.report.output)), self.report.prompts)
 
 
 @dataclass(frozen=True)
@@ -96,6 +73,7 @@ class MineReport:
         answers_reused: distinct answers that the journal already had.
         unanswered: by cause, how many answers are missing.
         asked_again: how many of those the next mining asks for again.
+        servers: what each of them did in this mining; none where the model ran in this process.
         seconds: of this mining alone.
     """
 
@@ -109,6 +87,7 @@ class MineReport:
     answers_reused: int
     unanswered: dict[str, int]
     asked_again: int
+    servers: list[ServerReport]
     seconds: float
 
     def lines(self) -> list[str]:
@@ -126,7 +105,17 @@ class MineReport:
             f"{self.rejected:,} rejected{anchors}: {counted(self.records, 'record')} in {self.output}",
             *by_judge,
             *([f"  without an answer: {missing}{again}"] if missing else []),
+            *(_describe_server(server) for server in self.servers if len(self.servers) > 1),
         ]
+
+
+def _describe_server(server: ServerReport) -> str:
+    notes = [
+        f"{counted(server.failures, 'attempt')} failed" if server.failures else "",
+        f"{counted(server.passed_on, 'prompt')} went to others" if server.passed_on else "",
+        f"given up: {server.given_up.removeprefix(f'{server.url}: ')}" if server.given_up else "",
+    ]
+    return "; ".join([f"  {server.url}: {counted(server.answers, 'answer')}", *filter(None, notes)])
 
 
 def mine(
@@ -169,44 +158,52 @@ def mine(
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise UsageError("the same judge is named twice: its vote would count twice")
-    file = journal_path(Path(os.path.realpath(output)))
+    file = _journal_of(output)
     if not file.exists():
         check_output_file(output, overwrite=overwrite, streams=False)
     with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal:
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
-        answers_reused = len(_distinct(prompts, settings, journal))
-        failed = _draw_answers(prompts, engine, settings, journal, console)
-        answers = _distinct(prompts, settings, journal)
-        refused = [outcome for outcome in journal.outcomes.values() if isinstance(outcome, Unanswered)]
-        if not answers and (unanswered := [*refused, *failed]):
+        answers_reused = len(find_distinct(len(prompts), settings, journal))
+        failed, servers = draw_answers(prompts, engine, settings, journal, console)
+        draws = find_distinct(len(prompts), settings, journal)
+        if not draws and (unanswered := [*journal.unanswered.values(), *failed]):
             raise EngineError(f"no prompt has an answer: {unanswered[0].cause}: {unanswered[0].detail}")
         for judge in judges:
-            _collect_verdicts(judge, answers, journal, prompts, console)
+            _collect_verdicts(judge, draws, journal, prompts, settings, console)
         drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
-        records = _make_records(prompts, answers, names, journal, drawn_by, keep_accepted)
-        lines = b"".join(format_record(record).encode() + b"\n" for record in records)
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
-        journal.add_records(hashlib.sha256(lines).hexdigest())
+        counts, verdicts = Counter[str](), {name: dict.fromkeys(OUTCOMES, 0) for name in names}
         with open_output(output) as target:
-            target.write(lines)
-    outcomes = {name: Counter(journal.verdicts[name, *draw].outcome for draw in answers) for name in names}
-    texts: list[list[str]] = [[] for _ in prompts]
-    for (index, _), answer in answers.items():
-        texts[index].append(answer.text)
+            digest = hashlib.sha256()
+            for record in _make_records(prompts, draws, journal, settings, verdicts, drawn_by, keep_accepted):
+                line = format_record(record).encode() + b"\n"
+                digest.update(line)
+                target.write(line)
+                accepted = record.count_answers()[1]
+                counts["records"] += 1
+                counts["accepted"] += accepted
+                counts["rejected"] += len(set(record.rejected_responses)) - accepted
+            journal.add_records(digest.hexdigest())  # before the file takes its name
+        causes = Counter(outcome.cause for outcome in [*journal.unanswered.values(), *failed])
     report = MineReport(
         output=str(output),
         prompts=len(prompts),
-        answers=len(answers),
-        rejected=sum(len(set(record.rejected_responses)) - record.count_answers()[1] for record in records),
-        accepted=sum(record.count_answers()[1] for record in records),
-        records=len(records),
-        verdicts={name: {outcome: outcomes[name][outcome] for outcome in OUTCOMES} for name in names},
+        answers=len(draws),
+        rejected=counts["rejected"],
+        accepted=counts["accepted"],
+        records=counts["records"],
+        verdicts=verdicts,
         answers_reused=answers_reused,
-        unanswered=dict(Counter(outcome.cause for outcome in [*refused, *failed])),
+        unanswered=dict(causes),
         asked_again=len(failed),
+        servers=servers,
         seconds=time.monotonic() - started,
     )
-    return Mined(report, records, texts)
+    return Mined(report)
+
+
+def _journal_of(output: Path) -> Path:
+    return journal_path(Path(os.path.realpath(output)))
 
 
 def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSettings) -> dict[str, Any]:
@@ -214,91 +211,31 @@ def _journal_header(prompts: Sequence[Prompt], identity: str, settings: MineSett
     return {"model": identity, "prompts": digest, **asdict(settings)}
 
 
-def _distinct(
-    prompts: Sequence[Prompt], settings: MineSettings, journal: Journal
-) -> dict[tuple[int, int], DrawnAnswer]:
-    """By the draw that came first, the distinct answers to each prompt."""
-    distinct = {}
-    for index in range(len(prompts)):
-        texts = set()
-        for sample in range(settings.samples):
-            answer = journal.outcomes.get((index, sample))
-            if isinstance(answer, DrawnAnswer) and answer.text not in texts:
-                texts.add(answer.text)
-                distinct[index, sample] = answer
-    return distinct
-
-
-def _draw_answers(
-    prompts: Sequence[Prompt],
-    engine: Callable[[], Completer],
-    settings: MineSettings,
-    journal: Journal,
-    console: Console,
-) -> list[Unanswered]:
-    """Draw the answers that the journal lacks, each written as it comes; returns the failures."""
-    samples, total = settings.samples, len(prompts) * settings.samples
-    missing = [draw for draw in range(total) if divmod(draw, samples) not in journal.outcomes]
-    if not missing:
-        return []
-    failed: list[Unanswered] = []
-    with working(console, "loading the model"):
-        running = engine()
-    try:
-        journal.add_tokenizer(None if running.tokenizer is None else tokenizer_hash(running.tokenizer))
-        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
-        windows = list(_windows(missing, total)) if running.is_batched else [missing]
-        answers = sum(map(len, windows))
-        with closing(AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers)) as progress:
-            for draws in windows:
-                conversations = [as_messages(prompts[draw // samples]) for draw in draws]
-                seeds = [settings.seed + draw for draw in draws]
-                for number, outcome in running.answers(conversations, sampling, seeds, progress.add_tokens):
-                    progress.add_outcome(outcome)
-                    index, sample = divmod(draws[number], samples)
-                    if (index, sample) in journal.outcomes:
-                        continue
-                    if isinstance(outcome, Unanswered) and not outcome.is_permanent:
-                        failed.append(outcome)
-                    else:
-                        journal.add_outcome(index, sample, _blank_as_empty(outcome))
-    finally:
-        running.close()
-    for outcome in failed[:1]:
-        console.print(f"{len(failed):,} without an answer, such as: {outcome.detail}", markup=False)
-    return failed
-
-
-def _windows(missing: Sequence[int], total: int) -> Iterator[range]:
-    """Whole windows in which some draws are missing: what is computed beside an answer may change its last digits."""
-    for start in dict.fromkeys(draw - draw % WINDOW for draw in missing):
-        yield range(start, min(start + WINDOW, total))
-
-
-def _blank_as_empty(outcome: Outcome) -> Outcome:
-    """An answer of nothing but space as the empty one."""
-    is_blank = isinstance(outcome, DrawnAnswer) and not outcome.text.strip()
-    return outcome._replace(text="", token_ids=None) if is_blank else outcome  # type: ignore[call-arg]
-
-
 def _collect_verdicts(
     judge: Judge,
-    answers: Mapping[tuple[int, int], DrawnAnswer],
+    draws: Sequence[int],
     journal: Journal,
     prompts: Sequence[Prompt],
+    settings: MineSettings,
     console: Console,
 ) -> None:
     """Collect the verdicts that the journal lacks."""
-    unjudged = [draw for draw in answers if (judge.name, *draw) not in journal.verdicts]
+    verdicts = journal.verdicts_of(judge.name)
+    unjudged = array("q", (draw for draw in draws if draw not in verdicts))
     if not unjudged:
         return
-    done, total = len(answers) - len(unjudged), len(answers)
+
+    def find_answer(number: int) -> Answer:
+        draw = unjudged[number]
+        return Answer(prompts[draw // settings.samples], journal.answers[draw].text)
+
+    done, total = len(draws) - len(unjudged), len(draws)
     with ProgressBar(Console(quiet=True) if judge.asks_person else console, judge.name, total, done) as progress:
-        for i, verdict in judge.judge([Answer(prompts[draw[0]], answers[draw].text) for draw in unjudged]):
-            journal.add_verdict(judge.name, *unjudged[i], verdict)
+        for number, verdict in judge.judge(Lazy(len(unjudged), find_answer)):
+            journal.add_verdict(judge.name, unjudged[number], verdict)
             done += 1
             progress.update(done, total, f"{done:,} of {total:,} answers")
-    left = sum((judge.name, *draw) not in journal.verdicts for draw in unjudged)
+    left = sum(draw not in verdicts for draw in unjudged)
     if left:
         raise EngineError(
             f"judge {judge.name} gave no verdict on {counted(left, 'answer')}: the same command asks for the rest again"
@@ -307,28 +244,27 @@ def _collect_verdicts(
 
 def _make_records(
     prompts: Sequence[Prompt],
-    answers: Mapping[tuple[int, int], DrawnAnswer],
-    judges: Sequence[str],
+    draws: Sequence[int],
     journal: Journal,
+    settings: MineSettings,
+    verdicts: Mapping[str, dict[str, int]],
     policy: Mapping[str, Any],
     keep_accepted: bool,
-) -> list[RejectionRecord]:
-    """A record for each prompt with an answer that is kept."""
-    by_prompt: dict[int, list[tuple[int, int]]] = {}
-    for draw in answers:
-        by_prompt.setdefault(draw[0], []).append(draw)
-    records = []
-    for index, draws in by_prompt.items():
-        votes = [[journal.verdicts[name, *draw] for name in judges] for draw in draws]
-        drawn = [answers[draw] for draw in draws]
+) -> Iterator[RejectionRecord]:
+    """A record for each prompt with an answer that is kept; the judges' verdicts are counted."""
+    for index, group in groupby(draws, key=lambda draw: draw // settings.samples):
+        of_prompt = list(group)
+        votes = [[journal.verdicts_of(name)[draw] for name in verdicts] for draw in of_prompt]
+        for row in votes:
+            for name, verdict in zip(verdicts, row, strict=True):
+                verdicts[name][verdict.outcome] += 1
         record = record_votes(
             prompts[index],
-            drawn,
+            [journal.answers[draw] for draw in of_prompt],
             votes,
             tokenizer=journal.tokenizer,
             policy=policy,
             keep_accepted=keep_accepted,
         )
         if record is not None:
-            records.append(record)
-    return records
+            yield record

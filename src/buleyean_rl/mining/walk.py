@@ -25,10 +25,12 @@ from buleyean_rl.data.records import Prompt, fold_records, read_records, write_r
 from buleyean_rl.errors import UsageError
 from buleyean_rl.evaluation.drift import find_moved_text, largest_kl, measure_drift
 from buleyean_rl.evaluation.repetition import loop_rate
-from buleyean_rl.inference.open import answers_key, describe_policy, engine_of, is_endpoint
-from buleyean_rl.inference.protocol import Engine
+from buleyean_rl.inference.open import answers_key, describe_policy, is_endpoint
+from buleyean_rl.inference.protocol import Completer
+from buleyean_rl.mining.draws import MineSettings
 from buleyean_rl.mining.judges import Judge
-from buleyean_rl.mining.mine import Mined, MineSettings, mine
+from buleyean_rl.mining.mine import Mined, mine
+from buleyean_rl.mining.walk_engines import InProcess, RoundEngines
 from buleyean_rl.mining.walk_report import Round, plot_walk, rounds_table
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.run_files import is_finished, is_run
@@ -42,7 +44,6 @@ from buleyean_rl.training.config import BuleyeanConfig, load_config
 from buleyean_rl.training.run import train
 from buleyean_rl.training.run_state import can_resume, clean_finished
 
-ENGINE_KIND = "transformers"  # runs an adapter on the base without an export
 WALK_FORMAT = 4  # of walk.json; in 3 the rounds did not say how many answers they were measured on
 MAX_ENTROPY_CHANGE = 0.1  # of plain text, as a share of the base's; a round that exceeds it is the last
 MIN_NEW_SHARE = 0.1  # of the first round's rejections; fewer change a new model only by chance
@@ -59,6 +60,7 @@ def walk(
     rounds: int = 3,
     settings: MineSettings | None = None,
     max_drift: float = 0.05,
+    engines: RoundEngines | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Start or resume a walk.
@@ -73,6 +75,7 @@ def walk(
         rounds: maximum number of rounds.
         settings: of the mining; None for greedy answers.
         max_drift: KL from the base on each kind of plain text, in nats per token; a round that exceeds it is the last.
+        engines: that answer; None for transformers in this process.
         console: for progress; None for no output.
 
     Returns:
@@ -89,7 +92,7 @@ def walk(
     prompts = [prompt for prompt in prompts if prompt not in held_out_set]
     if not prompts:
         raise UsageError("every prompt is held out: there are none to mine")
-    current = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, console)
+    current = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, engines, console)
     with claim_folder(folder, _has_walk, "walk"), name_full_disk(folder):
         return _take_rounds(current, rounds, max_drift, console)
 
@@ -209,19 +212,21 @@ class _Walk:
     judges: Sequence[Judge]
     configure: Callable[[Path], BuleyeanConfig]
     settings: MineSettings
+    engines: RoundEngines | None
     console: Console
 
     def open(self) -> None:
         """Read the rounds of the same walk, or start one."""
         self.rounds: list[Round] = []
-        self._engine: tuple[int, Engine] | None = None
-        self._current: tuple[int, Model] | None = None
+        self._engine: tuple[int, Completer] | None = None
+        self._current: tuple[Source, Model] | None = None
         config = self.configure(self.folder / "run")
         # whose weights are loaded once, for all rounds and their training
         self._base_model = open_model(self.base, base_bits=config.base_bits)
+        self._engines = self.engines or InProcess(self._find_model, self.settings.context, self.console)
         self.header = {
             "format": WALK_FORMAT,
-            "model": answers_key(self.base, ENGINE_KIND),
+            "model": answers_key(self.base, self._engines.kind),
             "prompts": len(self.prompts),
             "prompts_sha256": _sha256(self.prompts),
             "held_out": len(self.held_out),
@@ -262,7 +267,7 @@ class _Walk:
             self.console.print(f"{mined.report.rejected:,} of {counted(mined.report.answers, 'answer')} rejected")
             earlier = [self._round_folder(i) / "mined.jsonl" for i in range(1, number)]
             records = [*(record for path in earlier for record in read_records(path)), *mined.records]
-            if mined.records:
+            if mined.report.records:
                 write_records(folder / "records.jsonl", fold_records(records))
         return mined.report.rejected
 
@@ -273,7 +278,7 @@ class _Walk:
             if is_finished(folder / "run"):
                 clean_finished(folder / "run")
             else:
-                self.close_engine()
+                self._make_room()
                 train(
                     folder / "records.jsonl",
                     self._base_model,
@@ -289,9 +294,9 @@ class _Walk:
         with self._measure_time(number) as seconds:
             greedy = MineSettings(max_tokens=self.settings.max_tokens, context=self.settings.context)
             mined = self._mine(self.held_out, number, folder / "held-out.jsonl", greedy)
-            self.close_engine()
+            self._make_room()
             with working(self.console, "measuring drift"):
-                drift = measure_drift(self._model(number))
+                drift = measure_drift(self._find_model(self._source(number)))
             result = Round(
                 round=number,
                 loop_rate=loop_rate([answer for answers in mined.answers for answer in answers]),
@@ -314,7 +319,7 @@ class _Walk:
         return mine(
             prompts,
             lambda: _SharedEngine(self._open_engine(number)),
-            answers_key(self._source(number), ENGINE_KIND),
+            answers_key(self._source(number), self._engines.kind),
             self.judges,
             output,
             settings,
@@ -322,24 +327,28 @@ class _Walk:
             console=self.console,
         )
 
-    def _open_engine(self, number: int) -> Engine:
-        """A round's engine, loaded once for mining and measuring."""
+    def _open_engine(self, number: int) -> Completer:
+        """A round's engine, opened once for mining and measuring."""
         if self._engine is None or self._engine[0] != number:
+            self._make_room()
+            engine = self._engines.open(self._source(number))
             self.close_engine()
-            model = self._model(number)
-            own = model.with_source(model.source)  # scoring packs, answering does not
-            self._engine = number, engine_of(own, self.settings.context)
-            self.console.print(escape(model.describe()))
+            self._engine = number, engine
         return self._engine[1]
 
-    def _model(self, number: int) -> Model:
+    def _find_model(self, source: Source) -> Model:
         """A round's model, which answers and is scored; all of them share the weights of the base."""
-        if self._current is None or self._current[0] != number:
-            self._current = number, self._base_model.with_source(self._source(number))
+        if self._current is None or self._current[0] != source:
+            self._current = source, self._base_model.with_source(source)
         return self._current[1]
 
+    def _make_room(self) -> None:
+        """Free the engine's memory, where it is needed for something else."""
+        if not self._engines.stays:
+            self.close_engine()
+
     def close_engine(self) -> None:
-        """Free the model in memory."""
+        """Close the engine."""
         if self._engine is not None:
             self._engine[1].close()
             self._engine = None
@@ -372,8 +381,9 @@ class _Walk:
 class _SharedEngine:
     """An engine that `mine` does not close."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Completer) -> None:
         self.is_batched, self.tokenizer, self.answers = engine.is_batched, engine.tokenizer, engine.answers
+        self.servers = engine.servers
 
     def close(self) -> None:
         """Do nothing: the engine is reused."""

@@ -98,8 +98,9 @@ def _draw_rate(axes: Any, rounds: Sequence[Round], name: str, style: str, label:
     """A share of the answers over the rounds, with Wilson's intervals, shifted so that two are seen."""
     shares = [getattr(r, name) for r in rounds]
     intervals = [_interval(r, name) for r in rounds]
-    below = [share - interval.low for share, interval in zip(shares, intervals, strict=True)]
-    above = [interval.high - share for share, interval in zip(shares, intervals, strict=True)]
+    # of a share of 0 or 1 an interval may end beside it, by a rounding
+    below = [max(0.0, share - interval.low) for share, interval in zip(shares, intervals, strict=True)]
+    above = [max(0.0, interval.high - share) for share, interval in zip(shares, intervals, strict=True)]
     axes.errorbar([r.round + shift for r in rounds], shares, yerr=[below, above], fmt=style, capsize=4, label=label)
 
 

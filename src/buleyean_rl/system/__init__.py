@@ -8,5 +8,6 @@ disk          room for what is written, and full disks
 progress      how far a command is: a bar, or lines
 memory        what becomes of freed memory
 environment   what the libraries below torch read when they are loaded
-host          versions of libraries, peak memory
+host          cores, versions of libraries, peak memory
+lazy          a sequence whose items are made when they are asked for
 """

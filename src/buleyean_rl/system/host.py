@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import lru_cache
 from importlib.metadata import version
@@ -36,6 +37,13 @@ INSTRUCTION_SETS = {  # as Linux names them, and as everybody else does
     "bf16": "BF16",
     "sve": "SVE",
 }
+
+
+def available_cores() -> int:
+    """Number of CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
 
 
 def processor_name() -> str:

@@ -39,21 +39,22 @@ class FileLock:
 
     Args:
         path: the lock file; it is created, says which process holds it, and is deleted at the end.
+        wait: until another process that holds it is done.
 
     Raises:
         UsageError: another process holds it, which is named; or it is another program's, and stays as it is.
         OSError: it cannot be created or locked.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
+        self.path, self._wait = path, wait
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> FileLock:
         while self._file is None:
             file = self.path.open("a+b")
             try:
-                if not _lock(file, self.path):
+                if not _lock(file, self.path, wait=self._wait):
                     raise _in_use(file, self.path.parent)
                 if _is_still(file, self.path):  # otherwise its holder deleted it between the two steps above
                     if not _TAKEABLE.fullmatch(_read(file)):
@@ -110,11 +111,11 @@ def _read(file: BinaryIO) -> bytes:
     return file.read(64)
 
 
-def _lock(file: BinaryIO, path: Path) -> bool:
+def _lock(file: BinaryIO, path: Path, *, wait: bool = False) -> bool:
     if fcntl is None:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:

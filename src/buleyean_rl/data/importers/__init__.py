@@ -11,10 +11,11 @@
       traces       Langfuse and LangSmith
       columns      tables whose columns the user names
     rows, scores, names, literals, reasoning, threads, suggest   what the formats share
+    expand         names, patterns and folders -> files and data sets, in one order
     sources        a file, a folder or a Hub data set -> numbered rows
       text_files, json_files, tables, arrow_files   by kind of file
     redact         a record without e-mail addresses, phone numbers and keys
-    run            rows, folded by prompt, into a records file
+    run            sources, folded by prompt, into a records file
     preferences    rows, chosen answers too, as rankings: for measuring only
 
 No score reaches a record, and no answer that was chosen from others. Answers of the judged model itself that were

@@ -11,6 +11,7 @@ from buleyean_rl.data.importers.json_files import NumberedRows
 from buleyean_rl.errors import RecordError
 
 ROWS_AT_ONCE = 256
+BUFFER_BYTES = 1 << 20  # of each column; else the whole column of a row group is read
 
 
 def is_arrow_file(head: bytes, path: str) -> bool:
@@ -79,11 +80,13 @@ def _read_batches(path: str) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
-    with pyarrow.memory_map(path) as source:
+    with pyarrow.OSFile(path) as source:  # mapped, all of it would count as this process's memory
         magic = source.read(6)
         source.seek(0)
         if magic.startswith(b"PAR1"):
-            batches = pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=ROWS_AT_ONCE)
+            batches = pyarrow.parquet.ParquetFile(source, buffer_size=BUFFER_BYTES).iter_batches(
+                batch_size=ROWS_AT_ONCE
+            )
         elif magic.startswith(b"ARROW1"):
             reader = pyarrow.ipc.open_file(source)
             batches = (reader.get_batch(k) for k in range(reader.num_record_batches))

@@ -1,22 +1,24 @@
-"""Import a source: rows in, one record per prompt out, and a report of everything that was left out.
+"""Import sources: rows in, one record per prompt out, and a report of everything that was left out.
 
-source --open_source--> rows --Format.read_records--> records --redact--> --write_folded--> records file
+names --expand_sources--> sources --open_source--> rows
+rows --Format.read_records--> records --redact--> --write_folded--> records file
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from buleyean_rl.data.importers.expand import expand_sources
 from buleyean_rl.data.importers.formats import find_format
-from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards
+from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards, Format
 from buleyean_rl.data.importers.redact import KINDS, redact_record
 from buleyean_rl.data.importers.sources import open_source
-from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
+from buleyean_rl.data.records import RejectionRecord, Row, handle_bad_row, looks_rendered, write_folded
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
 from buleyean_rl.system.outputs import check_output_file
@@ -30,9 +32,11 @@ class ImportReport:
     """What an import read, wrote and left out.
 
     Args:
-        source: the file or data set.
+        source: the files or data sets, as they were named.
         output: the records file.
-        format: the format it was read as.
+        format: the format it was read as; of several sources all of them.
+        sources: files and data sets read.
+        sources_skipped: those of them that could not be read, or not to their end.
         rows: rows read.
         records: records written, one per prompt.
         rejections: the sum of all their counts.
@@ -62,6 +66,8 @@ class ImportReport:
     source: str
     output: str
     format: str
+    sources: int = 1
+    sources_skipped: int = 0
     rows: int = 0
     records: int = 0
     rejections: int = 0
@@ -114,10 +120,12 @@ class ImportReport:
             "answers whose rounds were scaled down to 2,147,483,647": self.bounded,
             RENDERED_LABEL: self.rendered,
             "bad rows skipped": self.skipped,
+            "files skipped, or what is left of them": self.sources_skipped,
         }
+        files = f" of {self.sources:,} files" if self.sources > 1 else ""
         redacted = ", ".join(f"{number:,} {kind}" for kind, number in (self.redacted or {}).items())
         return [
-            f"{self.source} ({self.format}): {counted(self.rows, 'row')} -> {counted(self.records, 'record')}, "
+            f"{self.source} ({self.format}): {counted(self.rows, 'row')}{files} -> {counted(self.records, 'record')}, "
             f"{counted(self.rejections, 'rejection')} of {counted(self.answers, 'answer')}, in {self.output}",
             *(f"  {what}: {number:,}" for what, number in notes.items() if number),
             *([f"  redacted: {redacted}; names and addresses are not looked for"] if self.redacted else []),
@@ -126,7 +134,7 @@ class ImportReport:
 
 
 def import_records(
-    source: str,
+    source: str | Sequence[str],
     output: Path | str,
     *,
     format: str = "auto",
@@ -140,15 +148,15 @@ def import_records(
     overwrite: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> ImportReport:
-    """Turn a file, a folder or a Hub data set into a records file, one record per prompt.
+    """Turn files, folders or Hub data sets into a records file, one record per prompt.
 
     Args:
-        source: see `open_rows`.
+        source: see `open_rows`; or several, or patterns, see `expand_sources`. Their order does not matter.
         output: the records file to write; it appears whole or not at all.
         format: a format's name; "auto" looks at the first rows.
         split: the part of a Hub data set.
         limit: stop once there are so many records.
-        skip_bad: leave bad rows out and count them, instead of stopping at the first.
+        skip_bad: leave bad rows out and count them, of several files bad ones too, instead of stopping at the first.
         choices: the user's reading of rows that are ambiguous.
         keep_accepted: keep accepted answers, as anchors; None for those of formats that log a model's own answers.
         redact: take e-mail addresses, phone numbers and keys out.
@@ -162,59 +170,28 @@ def import_records(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}: it must be 1 or more")
+    row_format = None if format == "auto" else find_format(format, choices)
+    names = [source] if isinstance(source, str) else list(source)
+    sources = expand_sources(names)
     redactions: Counter[str] = Counter()
-    report, discards = ImportReport(source, str(output), format), Discards()
-
-    def note_bad(error: RecordError) -> None:
-        report.skipped += 1
-        if len(report.errors) < MAX_ERRORS_LISTED:
-            report.errors.append(str(error))
-
-    def note_unreadable(error: RecordError) -> None:
-        report.rows += 1
-        note_bad(error)
-
-    row_format, rows = open_source(
-        source,
-        None if format == "auto" else find_format(format, choices),
-        choices,
-        split,
-        note_unreadable if skip_bad else False,
-        encoding,
-    )
-    report.format = row_format.name
-    keeps = row_format.keeps_accepted if keep_accepted is None else keep_accepted
+    report, discards = ImportReport(", ".join(names), str(output), format, len(sources)), Discards()
     check_output_file(Path(output), overwrite=overwrite)
+    reading = _Reading(report, discards, choices, keep_accepted, redactions if redact else None, skip_bad, progress)
 
-    def read_records() -> Iterator[RejectionRecord]:
-        any_rejected, accepted = False, 0
-        for line, row in rows:
-            report.rows += 1
-            if progress is not None and report.rows % ROWS_PER_TICK == 0:
-                progress(report.rows)
-            before, rejects = (discards.without_rejection, accepted), False
+    def read_all() -> Generator[RejectionRecord]:
+        for each in sources:
             try:
-                for record in row_format.read_records(row, discards, choices):
-                    rejects |= record.rejects
-                    if record.rejects:
-                        any_rejected = True
-                        report.rendered += looks_rendered(record.prompt)
-                    elif keeps:
-                        discards.chosen_discarded -= len(record.rejected_responses)
-                        accepted += len(record.rejected_responses)
-                    is_kept = keeps or record.rejects
-                    yield redact_record(record, redactions if is_kept else Counter()) if redact else record
-                if accepted > before[1] and not rejects:
-                    discards.without_rejection = before[0]  # it is not lost: it anchors
-            except UnsupportedContent as error:
-                discards.note_unusable(error.problem)
+                yield from reading.read(each, row_format, split, encoding)
             except RecordError as error:
-                handle_bad_row(error, source, line, note_bad if skip_bad else False)
-        if not any_rejected:
-            raise RecordError(_describe_nothing(report, discards, accepted), path=source)
+                if len(sources) == 1 or not skip_bad:
+                    raise
+                report.sources_skipped += 1
+                reading.note(error)
+        if not reading.any_rejected:
+            raise RecordError(_describe_nothing(report, discards, reading.accepted), path=report.source)
 
-    with closing(rows):
-        folded = write_folded(output, read_records(), limit=limit, keep_accepted=keeps)
+    with closing(read_all()) as records:
+        folded = write_folded(output, records, limit=limit, is_kept=reading.is_kept)
     for name, value in (asdict(discards) | asdict(folded)).items():
         if name != "answers_folded":
             setattr(report, name, value)
@@ -222,6 +199,90 @@ def import_records(
     report.chosen_discarded -= folded.rounds_won
     report.redacted = {kind: redactions[kind] for kind in KINDS} if redact else None
     return report
+
+
+@dataclass
+class _Reading:
+    """Reads one source after the other, and counts.
+
+    Args:
+        report: gets the rows, the formats and the errors.
+        discards: get what is left out.
+        choices: see `import_records`.
+        keep_accepted: see `import_records`.
+        redactions: count what is taken out; None takes nothing out.
+        skip_bad: see `import_records`.
+        progress: see `import_records`.
+        any_rejected: whether a row so far has a rejection.
+        accepted: answers so far that are kept as anchors.
+    """
+
+    report: ImportReport
+    discards: Discards
+    choices: Choices
+    keep_accepted: bool | None
+    redactions: Counter[str] | None
+    skip_bad: bool
+    progress: Callable[[int], object] | None
+    any_rejected: bool = False
+    accepted: int = 0
+
+    def is_kept(self, record: RejectionRecord) -> bool:
+        """Whether a record of the source that is being read is written, and not only compared with those that are."""
+        return self._keeps or record.rejects
+
+    def read(
+        self, source: str, row_format: Format | None, split: str | None, encoding: str | None
+    ) -> Iterator[RejectionRecord]:
+        """The records of a source."""
+        row_format, rows = open_source(
+            source, row_format, self.choices, split, self._note_unreadable if self.skip_bad else False, encoding
+        )
+        formats = {*self.report.format.split(", "), row_format.name} - {"auto"}
+        self.report.format = ", ".join(sorted(formats))
+        self._keeps = row_format.keeps_accepted if self.keep_accepted is None else self.keep_accepted
+        with closing(rows):
+            for line, row in rows:
+                self.report.rows += 1
+                if self.progress is not None and self.report.rows % ROWS_PER_TICK == 0:
+                    self.progress(self.report.rows)
+                try:
+                    yield from self._read_row(row_format, row)
+                except UnsupportedContent as error:
+                    self.discards.note_unusable(error.problem)
+                except RecordError as error:
+                    handle_bad_row(error, source, line, self._note_bad if self.skip_bad else False)
+
+    def note(self, error: RecordError) -> None:
+        """Keep the first errors."""
+        if len(self.report.errors) < MAX_ERRORS_LISTED:
+            self.report.errors.append(str(error))
+
+    def _read_row(self, row_format: Format, row: Row) -> Iterator[RejectionRecord]:
+        discards = self.discards
+        before, rejects = (discards.without_rejection, self.accepted), False
+        for record in row_format.read_records(row, discards, self.choices):
+            rejects |= record.rejects
+            if record.rejects:
+                self.any_rejected = True
+                self.report.rendered += looks_rendered(record.prompt)
+            elif self._keeps:
+                discards.chosen_discarded -= len(record.rejected_responses)
+                self.accepted += len(record.rejected_responses)
+            if self.redactions is None:
+                yield record
+            else:
+                yield redact_record(record, self.redactions if self.is_kept(record) else Counter())
+        if self.accepted > before[1] and not rejects:
+            discards.without_rejection = before[0]  # it is not lost: it anchors
+
+    def _note_bad(self, error: RecordError) -> None:
+        self.report.skipped += 1
+        self.note(error)
+
+    def _note_unreadable(self, error: RecordError) -> None:
+        self.report.rows += 1
+        self._note_bad(error)
 
 
 def _describe_nothing(report: ImportReport, discards: Discards, accepted: int) -> str:

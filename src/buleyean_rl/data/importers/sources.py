@@ -5,7 +5,6 @@ source --open_rows--> numbered rows --the first of them--> their format: `open_s
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from buleyean_rl.data.importers.arrow_files import (
     read_arrow,
     read_saved_dataset,
 )
+from buleyean_rl.data.importers.expand import TABLE_SUFFIXES, is_hub_id
 from buleyean_rl.data.importers.formats import detect_format
 from buleyean_rl.data.importers.json_files import NumberedRows, read_json
 from buleyean_rl.data.importers.names import simplify_names
@@ -27,8 +27,6 @@ from buleyean_rl.data.records import Row, SkipBad, read_text
 from buleyean_rl.errors import RecordError
 
 ROWS_SAMPLED = 20  # to detect the format
-TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
-FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", *TABLE_SUFFIXES, ".parquet", ".arrow", ".feather", ".txt", ".gz")
 
 
 def open_source(
@@ -88,7 +86,8 @@ def open_rows(
 
     Args:
         source: a file of JSON (an object a line, lists, objects that hold one list), CSV, TSV, Parquet or Arrow, of
-            the text ones also packed as .gz; a folder of bad answers, or one of `save_to_disk`; a Hub data set id.
+            the text ones also packed as .gz or .zst; a folder of bad answers, or one of `save_to_disk`; a Hub data set
+            id.
         split: the part of a data set; None takes `train`, `train_prefs`, or the only one.
         skip_bad: as in `read_records`, for rows that are no JSON object.
         encoding: of a text file that is not UTF-8.
@@ -103,12 +102,6 @@ def open_rows(
         folder = Path(source)
         return read_saved_dataset(folder, split) if is_saved_dataset(folder) else _read_folder(folder)
     return _read_file(source, skip_bad, encoding)
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a source means owner/name on the Hub: it looks like one, and there is no folder `owner`."""
-    is_owner_and_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None
-    return is_owner_and_name and Path(source).suffix.lower() not in FILE_SUFFIXES and not Path(source).parent.exists()
 
 
 def _read_file(path: str, skip_bad: SkipBad, encoding: str | None) -> NumberedRows:

@@ -14,6 +14,7 @@ from typing import Any
 from buleyean_rl.errors import RecordError, UsageError
 
 HEAD_BYTES = 8192
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CHUNK_BYTES = 1 << 20
 MAX_IN_MEMORY = 1 << 31  # bytes of text that is read as a whole
 _BOMS = (
@@ -30,7 +31,7 @@ def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedRea
     """A file of text as UTF-8 bytes without a byte-order mark.
 
     Args:
-        path: the file; unpacked if it is gzip.
+        path: the file; unpacked if it is gzip or zstd.
         encoding: what Python calls the file's encoding; None for UTF-8, or what its byte-order mark says.
 
     Raises:
@@ -39,9 +40,12 @@ def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedRea
     """
     try:
         with open(path, "rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            if packed:
-                with gzip.open(raw) as unpacked, io.BufferedReader(unpacked, HEAD_BYTES) as file:
+            magic = raw.peek(4)[:4]
+            if magic.startswith(GZIP):
+                with gzip.open(raw) as unpacked, io.BufferedReader(unpacked, CHUNK_BYTES) as file:
+                    yield _to_utf8(file, path, encoding)
+            elif magic == ZSTD:
+                with _open_zstd(raw) as unpacked, io.BufferedReader(unpacked, CHUNK_BYTES) as file:
                     yield _to_utf8(file, path, encoding)
             else:
                 yield _to_utf8(raw, path, encoding)
@@ -50,6 +54,8 @@ def open_text(path: str, encoding: str | None = None) -> Iterator[io.BufferedRea
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RecordError(f"is a damaged .gz file: {error}", path=path) from error
     except OSError as error:
+        if error.errno is None:  # of the unpacking, not of the system
+            raise RecordError(f"is a damaged .zst file: {error}", path=path) from error
         raise RecordError(f"cannot be read: {error.strerror or error}", path=path) from error
 
 
@@ -81,6 +87,12 @@ def decode_utf8(content: bytes, path: str, first_line: int) -> str:
 
 
 NOT_UTF8 = "is not UTF-8 text: convert it, or name its encoding, such as --encoding cp1252 for Windows"
+
+
+def _open_zstd(raw: io.BufferedReader[Any]) -> Any:
+    import pyarrow  # brings zstd along
+
+    return pyarrow.CompressedInputStream(raw, "zstd")
 
 
 def _to_utf8(file: io.BufferedReader[Any], path: str, encoding: str | None) -> io.BufferedReader[Any]:

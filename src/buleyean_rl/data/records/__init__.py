@@ -10,6 +10,7 @@ written without ever being in memory.
     record       RejectionRecord, and every check on one
     files        JSON Lines in and out
     rejecting    one rejection more, as a person gives it
+    sorted_rows  rows of integers on disk, read again in order
     spool        records in temporary files, read again prompt by prompt
     folding      many records of a prompt --> one
     validation   what training would make of a file

@@ -1,7 +1,7 @@
 """One record per prompt out of many: the labels of a text are rounds of it.
 
 fold_records   in memory
-fold_stream    through a temporary file: only an index in memory
+fold_stream    through temporary files: bounded memory
 write_folded   the same, into a records file
 
 An answer's rounds are those of the records it stands in, whatever else its prompt has: rejected once in two records of
@@ -12,7 +12,7 @@ anchors; or, where accepted answers are not kept, is only a round of the texts t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,18 +52,20 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     return build_record(records[0].prompt, merged, tokenizer, policy if same_policy else None)
 
 
-def _drop_accepted(records: Sequence[RejectionRecord]) -> Iterator[RejectionRecord]:
-    """Records, those that reject nothing with only the answers that others reject."""
+def _drop_unneeded(
+    records: Sequence[RejectionRecord], is_kept: Sequence[bool]
+) -> Iterator[tuple[RejectionRecord, bool]]:
+    """Records, those that are only compared with only the answers that others reject; and whether each is kept."""
     rejected: dict[Prompt, set[str]] = {}
     for record in records:
         if record.rejects:
             rejected.setdefault(record.prompt, set()).update(record.rejected_responses)
-    for record in records:
+    for record, kept in zip(records, is_kept, strict=True):
         texts = rejected.get(record.prompt, set())
-        if record.rejects or texts.issuperset(record.rejected_responses):
-            yield record
+        if kept or texts.issuperset(record.rejected_responses):
+            yield record, kept
         elif answers := [answer for answer in record.entries() if answer.text in texts]:
-            yield build_record(record.prompt, answers, record.tokenizer, record.policy)
+            yield build_record(record.prompt, answers, record.tokenizer, record.policy), kept
 
 
 def _bound(answer: JudgedAnswer) -> JudgedAnswer:
@@ -119,21 +121,21 @@ class FoldReport:
 
     def fold(
         self,
-        retained: Sequence[RejectionRecord],
+        kept: Sequence[RejectionRecord],
         folded: Sequence[RejectionRecord],
         compared: Sequence[RejectionRecord] = (),
     ) -> None:
         """Count records that were added before as those they were folded into; those compared won a round."""
-        self._count(retained, -1)
+        self._count(kept, -1)
         self._count(folded, 1)
         numbers: dict[Prompt, int] = {}  # of the prompts, so that each is hashed once a record
         answers = [
             (number, answer.text, answer.spans)
-            for record in retained
+            for record in kept
             for number in [numbers.setdefault(record.prompt, len(numbers))]
             for answer in record.entries()
         ]
-        self.prompts_repeated += len(retained) - len(folded)
+        self.prompts_repeated += len(kept) - len(folded)
         self.answers_folded += len(answers) - len(set(answers))
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
         self.rounds_won += sum(len(record.rejected_responses) for record in compared)
@@ -147,10 +149,19 @@ class FoldReport:
             self.empty += sign * record.rejected_responses.count("")
 
 
+def keep_all(_record: RejectionRecord) -> bool:
+    """Keep every record, for `write_folded`."""
+    return True
+
+
 def write_folded(
-    path: Path | str, records: Iterable[RejectionRecord], *, limit: int | None = None, keep_accepted: bool = True
+    path: Path | str,
+    records: Iterable[RejectionRecord],
+    *,
+    limit: int | None = None,
+    is_kept: Callable[[RejectionRecord], bool] = keep_all,
 ) -> FoldReport:
-    """Write one record per prompt, in the order of first appearance, with only an index in memory.
+    """Write one record per prompt, in the order of first appearance, in bounded memory.
 
     The file appears whole or not at all, and not if there is no record.
 
@@ -158,7 +169,7 @@ def write_folded(
         path: as for `write_records`.
         records: streamed once.
         limit: stop reading once there are so many records.
-        keep_accepted: keep records that reject nothing; without it they are only rounds of what others reject.
+        is_kept: of each record as it comes, whether it is written; else it is only a round of what others reject.
 
     Raises:
         RecordError: no record is left.
@@ -169,14 +180,14 @@ def write_folded(
     check_output_file(output, overwrite=True)
     folder = None if is_stream(output) else Path(os.path.realpath(output)).parent  # where there is room for the records
     with open_output(output) as target:
-        target.writelines(_fold_lines(records, report, limit, folder, keep_accepted=keep_accepted))
+        target.writelines(_fold_lines(records, report, limit, folder, is_kept))
         if not report.records:
             raise RecordError("no rejected answer was found, so nothing was written")
     return report
 
 
 def fold_stream(records: Iterable[RejectionRecord], folder: Path | None = None) -> Iterator[RejectionRecord]:
-    """One record per prompt, in the order of first appearance, with only an index in memory.
+    """One record per prompt, in the order of first appearance, in bounded memory.
 
     Args:
         records: streamed once, all of them before the first is returned.
@@ -191,8 +202,7 @@ def _fold_lines(
     report: FoldReport,
     limit: int | None = None,
     folder: Path | None = None,
-    *,
-    keep_accepted: bool = True,
+    is_kept: Callable[[RejectionRecord], bool] = keep_all,
 ) -> Iterator[bytes]:
     """The lines of the folded records.
 
@@ -201,25 +211,22 @@ def _fold_lines(
     prompts: set[int] = set()  # hashes of those that are kept, up to the limit
     with closing(Spool(folder)) as spool:
         for record in records:
-            is_retained = keep_accepted or record.rejects
-            spool.add(record, is_retained)
-            if not is_retained:
+            is_written = is_kept(record)
+            spool.add(record, is_written)
+            if not is_written:
                 continue
             report.add(record)
             if limit is not None:
                 prompts.add(hash(record.prompt))
                 if len(prompts) == limit:
                     break
-        for numbers in spool.groups():
-            if len(numbers) == 1:
-                yield spool.read_line(numbers[0])
+        for places in spool.groups():
+            if len(places) == 1:
+                yield spool.read_line(places[0])
                 continue
-            group = [spool.read(number) for number in numbers]
-            retained, compared = group, []
-            if not keep_accepted:
-                group = list(_drop_accepted(group))
-                retained, compared = ([r for r in group if r.rejects == rejects] for rejects in (True, False))
-            folded = fold_records(group)  # by the prompt itself, so that two prompts of one hash stay two
-            report.fold(retained, folded, compared)
+            pairs = list(_drop_unneeded([spool.read(place) for place in places], [place[0] for place in places]))
+            folded = fold_records(record for record, _ in pairs)  # by the prompt itself: two of one hash stay two
+            kept, compared = ([record for record, kept in pairs if kept == which] for which in (True, False))
+            report.fold(kept, folded, compared)
             for record in folded:
                 yield format_record(record).encode() + b"\n"

@@ -1,6 +1,7 @@
-"""Records in temporary files, to be read again prompt by prompt: only an index of them is in memory.
+"""Records in temporary files, to be read again prompt by prompt: neither they nor an index of them are in memory.
 
     record that is kept --its line--> lines      record that is compared --its fields--> compared
+    of each of its answers a row --by prompt--> who belongs together --by the first of them--> groups
 
 A record that is only compared matters for texts that others reject. Most never do: they are looked up by hash, and
 only those that are found are read again. Two texts of one hash come out together; the reader compares them.
@@ -10,94 +11,99 @@ from __future__ import annotations
 
 import marshal  # of this process, by this process: the quickest
 import tempfile
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.record import RejectionRecord, parse_record
+from buleyean_rl.data.records.sorted_rows import SortedRows
+
+HASHES = -(1 << 63), (1 << 63) - 1
+
+# Whether a record is kept, and where it stands in its file.
+Place = tuple[bool, int]
 
 
 class Spool:
     """Records that were written away.
-
-    A record is named by its number, in the order in which they came. The index are arrays: of each record the hash of
-    its prompt, whether it is kept and where it stands; of each answer the hash of it and its prompt.
 
     Args:
         folder: where the temporary files are; None for the system's.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._lines = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until `close`
         self._compared = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self._lines_end = self._compared_end = 0
-        self._prompts, self._retained, self._offsets = array("q"), array("b"), array("q")
-        self._retained_answers = array("q")
-        self._compared_answers, self._compared_in = array("q"), array("q")  # and the numbers of their records
+        self._lines_end = self._compared_end = self._count = 0
+        self._answers = SortedRows(4, *HASHES, folder)  # prompt, answer, number and whether it is kept, place
 
     def close(self) -> None:
         """Delete the files."""
-        self._lines.close()
-        self._compared.close()
+        for file in (self._lines, self._compared, self._answers):
+            file.close()
 
-    def add(self, record: RejectionRecord, is_retained: bool) -> None:
+    def add(self, record: RejectionRecord, is_kept: bool) -> None:
         """Write a record away.
 
         Args:
             record: any.
-            is_retained: false where it is only compared with those that are.
+            is_kept: false where it is only compared with those that are.
         """
-        prompt = hash(record.prompt)
-        if is_retained:
-            for text in record.rejected_responses:
-                self._retained_answers.append(hash((prompt, text)))
-            self._offsets.append(self._lines_end)
+        prompt, number = hash(record.prompt), 2 * self._count + is_kept
+        self._count += 1
+        if is_kept:
+            place = self._lines_end
             self._lines_end += self._lines.write(format_record(record).encode() + b"\n")
         else:
-            for text in record.rejected_responses:
-                self._compared_answers.append(hash((prompt, text)))
-                self._compared_in.append(len(self._prompts))
-            self._offsets.append(self._compared_end)
+            place = self._compared_end
             self._compared_end += self._compared.write(marshal.dumps(tuple(vars(record).values())))
-        self._prompts.append(prompt)
-        self._retained.append(is_retained)
+        for text in record.rejected_responses:
+            self._answers.add((prompt, hash((prompt, text)), number, place))
 
-    def read_line(self, number: int) -> bytes:
+    def read_line(self, place: Place) -> bytes:
         """The line of a record that is kept."""
-        self._lines.seek(self._offsets[number])
+        self._lines.seek(place[1])
         return self._lines.readline()
 
-    def read(self, number: int) -> RejectionRecord:
+    def read(self, place: Place) -> RejectionRecord:
         """A record."""
-        if self._retained[number]:
-            return parse_record(decode_json(self.read_line(number)))
-        self._compared.seek(self._offsets[number])
+        if place[0]:
+            return parse_record(decode_json(self.read_line(place)))
+        self._compared.seek(place[1])
         return RejectionRecord(*marshal.load(self._compared))
 
-    def groups(self) -> Iterator[Sequence[int]]:
-        """The numbers of the records that share the hash of a prompt of which one is kept.
+    def groups(self) -> Iterator[Sequence[Place]]:
+        """Where the records stand that share the hash of a prompt of which one is kept.
 
         In the order of each prompt's first record. Of those that are compared only those come that have an answer
         of one that is kept.
         """
-        retained = set(self._retained_answers)
-        compared = zip(self._compared_answers, self._compared_in, strict=True)
-        shared = {number for answer, number in compared if answer in retained}
-        # before the next large one
-        del retained, self._retained_answers[:], self._compared_answers[:], self._compared_in[:]
-        by_prompt: dict[int, int | list[int] | None] = {}  # a list of one takes three times as much memory
-        for number, (prompt, is_retained) in enumerate(zip(self._prompts, self._retained, strict=True)):
-            numbers = by_prompt.setdefault(prompt, None)
-            if not is_retained and number not in shared:
-                continue
-            if numbers is None:
-                by_prompt[prompt] = number
-            elif isinstance(numbers, int):
-                by_prompt[prompt] = [numbers, number]
-            else:
-                numbers.append(number)
-        for numbers in by_prompt.values():
-            group = [numbers] if isinstance(numbers, int) else numbers or []
-            if any(map(self._retained.__getitem__, group)):
-                yield group
+        places = SortedRows(3, 0, 2 * self._count, self._folder)  # the group's first number, own number, place
+        try:
+            for rows in self._answers.read():
+                places.add_all(_group_by_prompt(rows))
+            for rows in places.read():
+                ends = [*(np.flatnonzero(np.diff(rows[:, 0])) + 1).tolist(), len(rows)]
+                is_kept, offsets = (rows[:, 1] % 2 == 1).tolist(), rows[:, 2].tolist()
+                start = 0
+                for end in ends:
+                    if any(is_kept[start:end]):
+                        yield list(zip(is_kept[start:end], offsets[start:end], strict=True))
+                    start = end
+        finally:
+            places.close()
+
+
+def _group_by_prompt(rows: np.ndarray) -> np.ndarray:
+    """Rows of answers, in the order of their prompts' hashes, as those of the records that matter."""
+    prompts, answers, numbers, places = rows.T
+    is_first = np.concatenate([[True], prompts[1:] != prompts[:-1]])
+    first_numbers = numbers[is_first][np.cumsum(is_first) - 1]
+    is_kept = numbers % 2 == 1
+    matters = is_kept | np.isin(answers, answers[is_kept])
+    grouped = np.stack([first_numbers, numbers, places], axis=1)[matters]
+    is_new = np.concatenate([[True], grouped[1:, 1] != grouped[:-1, 1]])  # a record has a row for each of its answers
+    return grouped[is_new[: len(grouped)]]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from buleyean_rl.data.records.files import handle_bad_row, read_rows
 from buleyean_rl.data.records.prompt import looks_rendered
 from buleyean_rl.data.records.record import RejectionRecord, parse_record, pick_rejected_answers
+from buleyean_rl.data.records.sorted_rows import SortedRows
+from buleyean_rl.data.records.spool import HASHES
 from buleyean_rl.errors import RecordError
 from buleyean_rl.system.wording import counted
 
@@ -177,7 +182,7 @@ def validate_records(
         RecordError: the file is missing, empty or binary. Bad lines are counted, not raised.
     """
     report = Validation(str(path), tokens=Tokens(max_length) if measure else None)
-    prompts: set[int] = set()
+    prompts = SortedRows(1, *HASHES)  # the texts themselves, or a set of hashes, would not fit in memory
 
     def note(error: RecordError) -> None:
         report.rows += 1
@@ -204,9 +209,7 @@ def validate_records(
         report.anchors += not record.rejects
         report.empty += record.rejected_responses.count("")
         report.rendered += looks_rendered(record.prompt)
-        key = hash(record.prompt)  # the text itself would be the whole file in memory
-        report.repeated_prompts += key in prompts
-        prompts.add(key)
+        prompts.add((hash(record.prompt),))
         if measured is None or report.tokens is None:
             left = [bool(text) for text in record.rejected_responses]
         else:
@@ -214,6 +217,8 @@ def validate_records(
         usable = any(left if not record.rejects else compress(left, record.rejection_counts))
         report.dropped += not usable
         report.rejecting += usable and record.rejects
+    with closing(prompts):
+        report.repeated_prompts = report.records - sum(len(np.unique(rows)) for rows in prompts.read())
     return report
 
 

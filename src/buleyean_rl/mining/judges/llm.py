@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from buleyean_rl.data.records import Prompt, Spans
 from buleyean_rl.inference.protocol import Completer, Sampling, Unanswered
 from buleyean_rl.mining.judges.protocol import Answer, Verdict, check_spans
+from buleyean_rl.system.lazy import Lazy
 
 DEFAULT_RUBRIC = (
     "Reject an answer that is wrong, off the question, unsafe, incoherent or repeats itself. "
@@ -53,7 +55,8 @@ class LlmJudge:
         for attempt in range(ATTEMPTS):
             asked, unread = unread, []
             sampling = Sampling(max_tokens=256, temperature=0.7 if attempt else 0.0, seed=attempt * len(answers))
-            for k, outcome in self._engine.answers([self._build_question(answers[i]) for i in asked], sampling):
+            questions = Lazy(len(asked), partial(self._build_question, answers, asked))
+            for k, outcome in self._engine.answers(questions, sampling):
                 i = asked[k]
                 if isinstance(outcome, Unanswered):
                     if outcome.is_permanent:
@@ -65,7 +68,8 @@ class LlmJudge:
         for i in unread:
             yield i, Verdict(None, (), "the judge's reply is no verdict")
 
-    def _build_question(self, answer: Answer) -> list[dict[str, str]]:
+    def _build_question(self, answers: Sequence[Answer], asked: Sequence[int], k: int) -> list[dict[str, str]]:
+        answer = answers[asked[k]]
         material = f"Asked:\n<<<\n{_format_prompt(answer.prompt)}\n>>>\n\nAnswered:\n<<<\n{answer.text}\n>>>"
         return [{"role": "system", "content": self._instructions}, {"role": "user", "content": material}]
 

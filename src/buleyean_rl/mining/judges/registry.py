@@ -77,7 +77,8 @@ def _make_words(name: str, path: str, *_: str | None) -> Judge:
 def _make_llm(_name: str, url: str, rubric: str | None, key_url: str | None) -> Judge:
     key_variable = JUDGE_KEY_VARIABLE if key_url is None or is_same_host(key_url, url) else None
     engine = EndpointEngine(url, key_variable=key_variable)
-    return LlmJudge(f"llm:{engine.url}#{engine.model}", engine, rubric or DEFAULT_RUBRIC)
+    (server,) = engine.servers
+    return LlmJudge(f"llm:{server.url}#{server.model}", engine, rubric or DEFAULT_RUBRIC)
 
 
 def _list_kinds() -> str:
