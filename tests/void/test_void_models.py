@@ -19,7 +19,10 @@ from voids import Process, running, until
 
 pytestmark = pytest.mark.slow
 
-PROMPT, TOKENS, ROUNDING = "Give me a tip.", 24, 0.5  # nats
+PROMPT, TOKENS = "Give me a tip.", 24
+# In nats: by less a token's log-probability changes between the page's bf16, which rounds weights and activations to
+# 8 bits, and the file's 11. A rival as near may come first.
+NEAR_TIE = 0.2
 
 
 def trained(void: Process) -> int:
@@ -47,7 +50,7 @@ def download(void: Process, run: int, kind: str, folder: Path) -> Path:
 
 @needs_bundled
 def test_a_downloaded_file_answers_as_the_page_did(tmp_path: Path) -> None:
-    """Each word of the page is the likeliest in the file, or as likely but for rounding: the page computes in bf16."""
+    """Each token of the page is the likeliest in the file, or a near tie."""
     with running(BUNDLED, tmp_path / "void") as void:
         run = trained(void)
         file = download(void, run, "f16", tmp_path)
@@ -60,7 +63,7 @@ def test_a_downloaded_file_answers_as_the_page_did(tmp_path: Path) -> None:
                 ids = opened.prompt_ids([{"role": "user", "content": PROMPT}])
                 for token in opened.tokenize(answered[0]["text"], parse_special=False):
                     likeliest = opened.top_logprobs(ids, 100)
-                    assert likeliest[token] > max(likeliest.values()) - ROUNDING
+                    assert likeliest[token] > max(likeliest.values()) - NEAR_TIE
                     ids.append(token)
 
 
