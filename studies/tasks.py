@@ -40,7 +40,7 @@ from buleyean_rl.inference.open import engine_of
 from buleyean_rl.inference.protocol import Answer, Sampling
 from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.models.source import BUNDLED
-from harness import Row, Summary, markdown
+from harness import BATCH, Row, Summary, markdown
 from kinds import KINDS, Kind
 
 TOKENS = 128  # of an answer
@@ -104,7 +104,6 @@ VARIANTS = {
     "min_p0": Variant({"min_p": 0.0}),
     "whole8": Variant(WHOLE, SAMPLES),
     "accepted8": Variant(ACCEPTED | {"tau": 2.0, "prior_rounds": 4.0}, SAMPLES),
-    "accepted8-k1": Variant(ACCEPTED | {"tau": 1.0}, SAMPLES),
 }
 
 
@@ -148,16 +147,26 @@ class Study:
         return draw(engine_of(model), prompts, sampling)
 
     def drawn(self, name: str, samples: int) -> list[Drawn]:
-        """The base's greedy answers to the training prompts, or samples of it, judged."""
-        kind = KINDS[name]
-        prompts, sampling = self.prompts(kind, "training"), Sampling(TOKENS, logprobs=True)
+        """The base's samples to training prompts, judged; or greedy answers, until enough are rejected."""
+        kind, prompts = KINDS[name], self.prompts(KINDS[name], "training")
+
+        def draw_samples() -> list[Answer]:
+            sampling = Sampling(SAMPLE_TOKENS, temperature=1.0, top_p=1.0, logprobs=True)
+            return self.answer(self.model, prompts, sampling)
+
+        def draw_greedy() -> list[Answer]:
+            found: list[Answer] = []
+            while len(found) < len(prompts) and sum(map(kind.is_rejected, found)) < RECORDS:
+                asked = prompts[len(found) : len(found) + BATCH]
+                found += self.answer(self.model, asked, Sampling(TOKENS, logprobs=True))
+            return found
+
         if samples:
             prompts = [prompt for prompt in prompts[:SAMPLED] for _ in range(samples)]
-            sampling = Sampling(SAMPLE_TOKENS, temperature=1.0, top_p=1.0, logprobs=True)
+        work = draw_samples if samples else draw_greedy
         key = f"base-{name.removesuffix('_spans')}-{samples}"
-        answers = self.summary.cached(key, lambda: [a._asdict() for a in self.answer(self.model, prompts, sampling)])
-        found = [Answer(**answer) for answer in answers]
-        return [Drawn(p, a, kind.is_rejected(a)) for p, a in zip(prompts, found, strict=True) if a.text.strip()]
+        answers = [Answer(**each) for each in self.summary.cached(key, lambda: [a._asdict() for a in work()])]
+        return [Drawn(p, a, kind.is_rejected(a)) for p, a in zip(prompts, answers, strict=False) if a.text.strip()]
 
     def records(self, name: str, samples: int = 0, below: float = 0.0) -> list[RejectionRecord]:
         """The log of a kind.
