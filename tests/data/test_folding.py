@@ -15,6 +15,7 @@ from buleyean_rl.data.records import (
     Spans,
     fold_records,
     fold_stream,
+    folding,
     make_record,
     read_records,
     spool,
@@ -161,6 +162,19 @@ def test_likes_of_texts_that_nobody_rejects_are_not_read_again(tmp_path: Path, m
     report = write_folded(tmp_path / "r.jsonl", [*likes, *records, accepted("p7", "bad")], is_kept=REJECTING)
     assert (report.records, report.rounds_won) == (100, 1)
     assert read == [records[7], accepted("p7", "bad")]
+
+
+def test_a_prompt_with_more_labels_than_fit_is_folded_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = [accepted("p", "ab"[k % 2]) if k % 3 else make_record("p", ["abcd"[k % 4]], [1], 1) for k in range(50)]
+    reports = []
+    for name, size in (("whole", 4096), ("parts", 7)):
+        monkeypatch.setattr(folding, "GROUP_RECORDS", size)
+        for is_kept in (folding.keep_all, REJECTING):
+            reports.append(write_folded(tmp_path / f"{name}-{is_kept is REJECTING}", labels, is_kept=is_kept))
+    assert reports[:2] == reports[2:]
+    assert reports[1].rounds_won > 0
+    for kind in ("True", "False"):
+        assert (tmp_path / f"whole-{kind}").read_bytes() == (tmp_path / f"parts-{kind}").read_bytes()
 
 
 def test_likes_of_several_answers_in_one_record_are_a_round_of_each(tmp_path: Path) -> None:

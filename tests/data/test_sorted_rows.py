@@ -21,7 +21,7 @@ def test_rows_come_in_order_and_equal_ones_together(monkeypatch: pytest.MonkeyPa
     keys = [*random.choice([LOW, -1, 0, 5, HIGH], 100).tolist(), *random.integers(LOW, HIGH, 100).tolist()]
     with closing(SortedRows(2, LOW, HIGH)) as rows:
         for number, key in enumerate(keys[:150]):
-            rows.add((key, number))
+            rows.add(key, number)
         rows.add_all(np.array([[key, number] for number, key in enumerate(keys[150:], 150)]))
         pieces = list(rows.read())
     expected = sorted(((key, number) for number, key in enumerate(keys)), key=lambda row: row[0])

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from buleyean_rl.inference import progress
 from buleyean_rl.inference.progress import AnswerProgress
-from buleyean_rl.inference.protocol import FAILED, Answer, Unanswered
+from buleyean_rl.inference.protocol import FAILED, Answer, ServerReport, Unanswered
 
 
 class Shown:
@@ -63,3 +63,13 @@ def test_an_engine_that_counts_no_tokens_is_shown_by_answers(make: Callable[...,
     shown, updates = make(2, 10)
     shown.add_outcome(Answer("", None, True))
     assert updates == [(1, 2, "1 of 2 answers")]
+
+
+def test_of_several_servers_it_says_what_each_did() -> None:
+    console = Console(record=True, width=200, force_terminal=True)
+    servers = [ServerReport("http://a:1/v1", "m"), ServerReport("http://b/v1", "m", given_up="gone")]
+    shown = AnswerProgress(console, "answering", 1, 10, servers=servers)
+    servers[0].answers = 1203
+    shown.add_outcome(Answer("", None, True))
+    shown.close()
+    assert "a:1 1,203, b 0 (given up)" in console.export_text()

@@ -331,6 +331,37 @@ def test_the_command_mines_a_model_and_an_endpoint(
     assert "buleyean export" in capsys.readouterr().err
 
 
+def test_many_servers_share_the_prompts_and_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("\n".join(f"prompt {number}" for number in range(40)))
+    words = ["mine", "p.txt", "--judge", "regex:PROMPT"]
+    with standing_in() as first, standing_in() as second, standing_in() as locked:
+        locked.faults = [401] * 40
+        Path("servers.txt").write_text(f"# ours\n{first.url}#m parallel=2\n{second.url}#m\n")
+        assert main([*words, "--model", "servers.txt", "--model", f"{locked.url}#m", "-o", "a.jsonl", "--json"]) == 0
+        assert first.max_concurrent <= 2
+        asked = [request["messages"][-1]["content"] for server in (first, second) for request in server.requests]
+        assert sorted(asked) == sorted(f"prompt {number}" for number in range(40))
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert (report["answers"], report["rejected"], report["unanswered"]) == (40, 40, {})
+    assert [server["model"] for server in report["servers"]] == ["m"] * 3
+    assert sum(server["answers"] for server in report["servers"][:2]) == 40
+    assert report["servers"][2]["answers"] == 0
+    assert f"{locked.url}: 0 answers" in err
+    assert "given up: status 401 (its key is read from" in err
+    assert {record.policy["model"] for record in read_records("a.jsonl") if record.policy} == {"m"}
+    # the model is the same: others go on
+    with standing_in() as third:
+        words += ["--model", f"{third.url}#m", "--model", f"{third.url.replace('127.0.0.1', 'localhost')}#m"]
+        assert main([*words, "-o", "a.jsonl"]) == 0
+        assert third.requests == []
+    assert main(["mine", "p.txt", "--model", "http://a/v1", "--model", "smollm2-135m"]) == 2
+    assert "smollm2-135m is no endpoint" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_command_loses_at_most_its_batch(base: Path, tmp_path: Path) -> None:
     prompts = "\n".join(f"prompt {number}" for number in range(256))

@@ -18,7 +18,7 @@ from buleyean_rl.data.importers.formats import find_format
 from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards, Format
 from buleyean_rl.data.importers.redact import KINDS, redact_record
 from buleyean_rl.data.importers.sources import open_source
-from buleyean_rl.data.records import RejectionRecord, Row, handle_bad_row, looks_rendered, write_folded
+from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
 from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
 from buleyean_rl.system.outputs import check_output_file
@@ -241,15 +241,26 @@ class _Reading:
         formats = {*self.report.format.split(", "), row_format.name} - {"auto"}
         self.report.format = ", ".join(sorted(formats))
         self._keeps = row_format.keeps_accepted if self.keep_accepted is None else self.keep_accepted
+        report, discards, choices, keeps = self.report, self.discards, self.choices, self._keeps
         with closing(rows):
             for line, row in rows:
-                self.report.rows += 1
-                if self.progress is not None and self.report.rows % ROWS_PER_TICK == 0:
-                    self.progress(self.report.rows)
+                report.rows += 1
+                if self.progress is not None and report.rows % ROWS_PER_TICK == 0:
+                    self.progress(report.rows)
+                without_rejection, accepted, rejects = discards.without_rejection, self.accepted, False
                 try:
-                    yield from self._read_row(row_format, row)
+                    for record in row_format.read_records(row, discards, choices):
+                        if record.rejects:
+                            rejects = self.any_rejected = True
+                            report.rendered += looks_rendered(record.prompt)
+                        elif keeps:
+                            discards.chosen_discarded -= len(record.rejected_responses)
+                            self.accepted += len(record.rejected_responses)
+                        yield record if self.redactions is None else self._redact(record)
+                    if self.accepted > accepted and not rejects:
+                        discards.without_rejection = without_rejection  # it is not lost: it anchors
                 except UnsupportedContent as error:
-                    self.discards.note_unusable(error.problem)
+                    discards.note_unusable(error.problem)
                 except RecordError as error:
                     handle_bad_row(error, source, line, self._note_bad if self.skip_bad else False)
 
@@ -258,23 +269,9 @@ class _Reading:
         if len(self.report.errors) < MAX_ERRORS_LISTED:
             self.report.errors.append(str(error))
 
-    def _read_row(self, row_format: Format, row: Row) -> Iterator[RejectionRecord]:
-        discards = self.discards
-        before, rejects = (discards.without_rejection, self.accepted), False
-        for record in row_format.read_records(row, discards, self.choices):
-            rejects |= record.rejects
-            if record.rejects:
-                self.any_rejected = True
-                self.report.rendered += looks_rendered(record.prompt)
-            elif self._keeps:
-                discards.chosen_discarded -= len(record.rejected_responses)
-                self.accepted += len(record.rejected_responses)
-            if self.redactions is None:
-                yield record
-            else:
-                yield redact_record(record, self.redactions if self.is_kept(record) else Counter())
-        if self.accepted > before[1] and not rejects:
-            discards.without_rejection = before[0]  # it is not lost: it anchors
+    def _redact(self, record: RejectionRecord) -> RejectionRecord:
+        assert self.redactions is not None
+        return redact_record(record, self.redactions if self.is_kept(record) else Counter())
 
     def _note_bad(self, error: RecordError) -> None:
         self.report.skipped += 1

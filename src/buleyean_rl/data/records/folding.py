@@ -21,10 +21,12 @@ from buleyean_rl.data.records.answers import JudgedAnswer, merge_answers
 from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.prompt import Prompt
 from buleyean_rl.data.records.record import RejectionRecord, build_record, parse_record
-from buleyean_rl.data.records.spool import Spool
+from buleyean_rl.data.records.spool import Place, Spool
 from buleyean_rl.data.records.values import MAX_INTEGER
 from buleyean_rl.errors import RecordError
 from buleyean_rl.system.outputs import check_output_file, is_stream, open_output
+
+GROUP_RECORDS = 4096  # of one prompt, in memory at once
 
 
 def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
@@ -50,22 +52,6 @@ def merge_records(records: Sequence[RejectionRecord]) -> RejectionRecord:
     same_policy = all(record.policy == policy for record in records)
     merged = [_bound(answer) for answer in merge_answers(answers)]
     return build_record(records[0].prompt, merged, tokenizer, policy if same_policy else None)
-
-
-def _drop_unneeded(
-    records: Sequence[RejectionRecord], is_kept: Sequence[bool]
-) -> Iterator[tuple[RejectionRecord, bool]]:
-    """Records, those that are only compared with only the answers that others reject; and whether each is kept."""
-    rejected: dict[Prompt, set[str]] = {}
-    for record in records:
-        if record.rejects:
-            rejected.setdefault(record.prompt, set()).update(record.rejected_responses)
-    for record, kept in zip(records, is_kept, strict=True):
-        texts = rejected.get(record.prompt, set())
-        if kept or texts.issuperset(record.rejected_responses):
-            yield record, kept
-        elif answers := [answer for answer in record.entries() if answer.text in texts]:
-            yield build_record(record.prompt, answers, record.tokenizer, record.policy), kept
 
 
 def _bound(answer: JudgedAnswer) -> JudgedAnswer:
@@ -224,9 +210,38 @@ def _fold_lines(
             if len(places) == 1:
                 yield spool.read_line(places[0])
                 continue
-            pairs = list(_drop_unneeded([spool.read(place) for place in places], [place[0] for place in places]))
-            folded = fold_records(record for record, _ in pairs)  # by the prompt itself: two of one hash stay two
-            kept, compared = ([record for record, kept in pairs if kept == which] for which in (True, False))
-            report.fold(kept, folded, compared)
+            folded = _fold_group(spool, places, report)
             for record in folded:
                 yield format_record(record).encode() + b"\n"
+
+
+def _fold_group(spool: Spool, places: Sequence[Place], report: FoldReport) -> list[RejectionRecord]:
+    """Records whose prompts have one hash, folded by the prompt itself; so many at a time: a log may have only one."""
+    chunks = [places[start : start + GROUP_RECORDS] for start in range(0, len(places), GROUP_RECORDS)]
+    loaded = [spool.read(place) for place in places] if len(chunks) == 1 else None
+    rejected: dict[Prompt, set[str]] = {}
+    if not all(is_kept for is_kept, _ in places):
+        for record in loaded or map(spool.read, places):
+            if record.rejects:
+                rejected.setdefault(record.prompt, set()).update(record.rejected_responses)
+    folded: list[RejectionRecord] = []
+    for chunk in chunks:
+        kept, compared, group = [*folded], list[RejectionRecord](), [*folded]
+        for (is_kept, _), record in zip(chunk, loaded or map(spool.read, chunk), strict=True):
+            if is_kept:
+                kept.append(record)
+                group.append(record)
+            elif (part := _keep_answers(record, rejected.get(record.prompt, set()))) is not None:
+                compared.append(part)
+                group.append(part)
+        folded = fold_records(group)
+        report.fold(kept, folded, compared)
+    return folded
+
+
+def _keep_answers(record: RejectionRecord, texts: set[str]) -> RejectionRecord | None:
+    """A record with only some of its answers; None where none is left."""
+    if texts.issuperset(record.rejected_responses):
+        return record
+    answers = [answer for answer in record.entries() if answer.text in texts]
+    return build_record(record.prompt, answers, record.tokenizer, record.policy) if answers else None

@@ -27,7 +27,7 @@ class SortedRows:
     """
 
     def __init__(self, columns: int, low: int, high: int, folder: Path | None = None) -> None:
-        self._columns, self._buffer = columns, array("q")
+        self._columns, self._run_size, self._buffer = columns, RUN_ROWS * columns, array("q")
         self._bounds = np.array([low + (high - low) * part // PARTS for part in range(1, PARTS)], dtype=np.int64)
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until `close`
         self._runs: list[np.ndarray] = []  # of each, where its parts begin and end in the file, in rows
@@ -36,16 +36,16 @@ class SortedRows:
         """Delete the file."""
         self._file.close()
 
-    def add(self, row: tuple[int, ...]) -> None:
+    def add(self, *row: int) -> None:
         """Add a row."""
         self._buffer.extend(row)
-        if len(self._buffer) >= RUN_ROWS * self._columns:
+        if len(self._buffer) >= self._run_size:
             self._write_run()
 
     def add_all(self, rows: np.ndarray) -> None:
         """Add rows. Shape: (rows, columns)."""
         self._buffer.frombytes(np.ascontiguousarray(rows, dtype=np.int64).tobytes())
-        if len(self._buffer) >= RUN_ROWS * self._columns:
+        if len(self._buffer) >= self._run_size:
             self._write_run()
 
     def read(self) -> Iterator[np.ndarray]:

@@ -61,7 +61,7 @@ class Spool:
             place = self._compared_end
             self._compared_end += self._compared.write(marshal.dumps(tuple(vars(record).values())))
         for text in record.rejected_responses:
-            self._answers.add((prompt, hash((prompt, text)), number, place))
+            self._answers.add(prompt, hash((prompt, text)), number, place)
 
     def read_line(self, place: Place) -> bytes:
         """The line of a record that is kept."""
@@ -86,13 +86,13 @@ class Spool:
             for rows in self._answers.read():
                 places.add_all(_group_by_prompt(rows))
             for rows in places.read():
-                ends = [*(np.flatnonzero(np.diff(rows[:, 0])) + 1).tolist(), len(rows)]
-                is_kept, offsets = (rows[:, 1] % 2 == 1).tolist(), rows[:, 2].tolist()
-                start = 0
-                for end in ends:
-                    if any(is_kept[start:end]):
-                        yield list(zip(is_kept[start:end], offsets[start:end], strict=True))
-                    start = end
+                starts = np.flatnonzero(np.diff(rows[:, 0], prepend=-1))
+                sizes = np.diff(starts, append=len(rows)).tolist()
+                found = list(zip((rows[:, 1] % 2 == 1).tolist(), rows[:, 2].tolist(), strict=True))
+                for start, size in zip(starts.tolist(), sizes, strict=True):
+                    group = found[start : start + size]
+                    if group[0][0] or any(is_kept for is_kept, _ in group):
+                        yield group
         finally:
             places.close()
 

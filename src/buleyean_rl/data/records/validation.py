@@ -209,7 +209,7 @@ def validate_records(
         report.anchors += not record.rejects
         report.empty += record.rejected_responses.count("")
         report.rendered += looks_rendered(record.prompt)
-        prompts.add((hash(record.prompt),))
+        prompts.add(hash(record.prompt))
         if measured is None or report.tokens is None:
             left = [bool(text) for text in record.rejected_responses]
         else:
