@@ -11,6 +11,7 @@ import typer
 
 from buleyean_rl.cli.options import AsJson, Interrupted, announce, print_json, print_next, stderr_console
 from buleyean_rl.errors import UsageError
+from buleyean_rl.system.launcher import is_first
 
 
 def train(
@@ -31,7 +32,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (from the data).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records (from the data).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps; overrides the epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records per step (from the data).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per step and process (from the data).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens of a prompt and one answer (1024).")] = None,
     micro_batch_tokens: Annotated[
         int | None,
@@ -87,25 +88,31 @@ def train(
     if records is None or model is None or output is None:
         missing = "RECORDS" if records is None else "--model" if model is None else "--output"
         raise UsageError(f"{missing} is missing: buleyean train RECORDS --model MODEL --output RUN")
-    announce(f"{'planning a run of' if dry_run else 'training'} {model} on {records}")
+    if is_first():
+        announce(f"{'planning a run of' if dry_run else 'training'} {model} on {records}")
     from dataclasses import asdict
 
     from buleyean_rl.training.config import load_config
+    from buleyean_rl.training.processes import join
 
-    run_config, console = load_config(file, Path(output), options), stderr_console()
-    if dry_run:
-        from buleyean_rl.training.dry_run import dry_run as plan_run
+    with join() as processes:  # first of all: an error of any process is then told once
+        run_config, console = load_config(file, Path(output), options), stderr_console()
+        if dry_run:
+            from buleyean_rl.training.dry_run import dry_run as plan_run
 
-        plan = plan_run(Path(records), model, run_config, skip_bad=skip_bad, console=console)
-        console.print("\n".join(plan.lines()))
-        print_json(plan.as_dict(), as_json)
-        return
-    from buleyean_rl.training.run import train as run
+            if processes.size > 1:
+                raise UsageError(f"--dry-run is one process, and {processes.size} were started")
+            plan = plan_run(Path(records), model, run_config, skip_bad=skip_bad, console=console)
+            console.print("\n".join(plan.lines()))
+            print_json(plan.as_dict(), as_json)
+            return
+        from buleyean_rl.training.run import train as run
 
-    with _telling_where_it_stands(Path(output)):
-        report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
-    print_json(asdict(report), as_json)
-    print_next("chat", output)
+        with _telling_where_it_stands(Path(output)):
+            report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
+    if processes.is_first:
+        print_json(asdict(report), as_json)
+        print_next("chat", output)
 
 
 @contextmanager
