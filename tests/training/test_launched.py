@@ -239,6 +239,31 @@ def test_a_host_that_is_cut_off_ends_all(
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(together)
 
 
+def test_torchrun_joins_two_hosts(
+    hosts: list[str], together: Path, base: Path, rejections: Path, tmp_path: Path
+) -> None:
+    """By the script of the examples."""
+    options = [str(word) for word in WORDS]
+    started = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, "sh", str(HERE.parent / "examples/launchers/two_hosts.sh"), str(number)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+                **{"FIRST_HOST": "10.77.0.1", "GLOO_SOCKET_IFNAME": f"cable{number}", "OMP_NUM_THREADS": "1"},
+                **{"RECORDS": str(rejections), "MODEL": str(base), "RUN": str(tmp_path / "run")},
+                "OPTIONS": " ".join(options),
+            },
+        )
+        for number, host in enumerate(hosts)
+    ]
+    printed = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    assert adapter_bytes(tmp_path / "run") == adapter_bytes(together)
+
+
 SLOW = f"""
 import socket, sys, time
 sys.path.insert(0, {str(HERE)!r})

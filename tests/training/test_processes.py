@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from buleyean_rl.training.processes import ALONE, deal
 from together import run_together
 
-NAMES = "complement,listwise,published"
+NAMES = "complement,listwise,published,dropout"
 
 
 @given(st.lists(st.integers(1, 1000)), st.integers(1, 9), st.data())

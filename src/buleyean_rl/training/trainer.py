@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
@@ -28,13 +29,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
-from buleyean_rl.batching.batch import Batch
+from buleyean_rl.batching.batch import Batch, dropout_keys
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.batching.layout import ANCHOR_SHARE, make_batch
 from buleyean_rl.batching.micro_batch import bin_pack
 from buleyean_rl.data.token_store import boundary_sizes, count_answers
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
+from buleyean_rl.models.dropout import dropout_keys_in_use
 from buleyean_rl.models.gradient_buffer import GradientBuffer
 from buleyean_rl.models.lora import cached_weights, linear_groups
 from buleyean_rl.models.model import Model
@@ -95,6 +97,7 @@ class BuleyeanTrainer(Trainer):
         self.head = self.language_model.head
         self._references = references
         self._groups = linear_groups(module)
+        self._has_dropout = any(config.lora_dropout > 0 for config in module.peft_config.values())
         self._anchors = Anchors(len(train_dataset), anchors) if any(map(len, anchors)) and args.anchors else None
         self._sizes = boundary_sizes(train_dataset)
         rejected, accepted = (int(counts.sum()) for counts in count_answers(train_dataset))
@@ -121,15 +124,13 @@ class BuleyeanTrainer(Trainer):
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: its micro-batches."""
         bins = bin_pack(numbered, lambda item: item[1].size, self.micro_batch_limit)
-        return {
-            "batches": [
-                replace(
-                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss, self._anchor_weight),
-                    numbers=tuple(number for number, _ in members),
-                )
-                for members in bins
-            ]
-        }
+        return {"batches": [self._make_batch(members) for members in bins]}
+
+    def _make_batch(self, numbered: Sequence[tuple[int, Boundary]]) -> Batch:
+        boundaries = [boundary for _, boundary in numbered]
+        batch = make_batch(self.layout, boundaries, self.args.loss, self._anchor_weight)
+        batch = replace(batch, numbers=tuple(number for number, _ in numbered))
+        return replace(batch, dropout_keys=dropout_keys(batch, boundaries)) if self._has_dropout else batch
 
     def _collate_share(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Numbers of a batch's records to the micro-batches of those that this process computes."""
@@ -168,7 +169,8 @@ class BuleyeanTrainer(Trainer):
         batches = inputs["batches"]
         with cached_weights(self._groups, self._gradients):
             for batch in self.with_references(batches) if self.uses_reference else batches:
-                with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
+                # backward too: a checkpointed layer is computed again there
+                with segments_in_use(batch.segments), self._dropping(batch):
                     part = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
                     self.accelerator.backward(part)
                     loss += part.detach()
@@ -190,6 +192,19 @@ class BuleyeanTrainer(Trainer):
         weighted = losses.loss if batch.weights is None else losses.loss * batch.weights
         loss = weighted.sum() / float(num_items_in_batch or batch.normaliser)
         return (loss, losses) if return_outputs else loss
+
+    @contextmanager
+    def _dropping(self, batch: Batch) -> Iterator[None]:
+        """Masks of dropout within go by the run's seed, the step and the record."""
+        if not self._has_dropout:
+            yield
+            return
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed((self.args.seed << 31) + self.state.global_step)
+            keys = batch.dropout_keys
+            with dropout_keys_in_use(None if keys is None else keys.to(device)):
+                yield
 
     def losses(self, batch: Batch) -> NodeLosses:
         """The objective at each node of a batch."""
