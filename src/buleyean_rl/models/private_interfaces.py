@@ -7,6 +7,7 @@ overridden, `Trainer._train_batch_size` set.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -100,6 +101,18 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if arguments.device.type == "cuda":
         vars(arguments)["_setup_devices"] = torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def no_word_of_groups() -> Iterator[None]:
+    """Keep `TrainingArguments` from warning of a process group that is not its own, within. transformers 5.24."""
+    logger = logging.getLogger("transformers.training_args")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def set_attention_implementation(config: Any, name: str) -> None:

@@ -263,10 +263,10 @@ def join() -> Iterator[Processes]:
             yield processes
             processes.barrier()  # or the last would miss the first, with whom the store ends
     except ProcessError:
-        _exit_at_once()
+        _exit_at_once(ProcessError.exit_code)
         raise
     except BaseException as error:
-        _exit_at_once()
+        _exit_at_once(getattr(error, "exit_code", 1))
         failure = heartbeat.tell(_in_words(error))
         if failure.rank != place.rank and isinstance(error, Exception):
             raise ProcessError(str(failure), is_told=failure.told_on == processes.hosts[place.rank]) from error
@@ -348,9 +348,9 @@ def _share_cores(processes: int) -> None:
         torch.set_num_threads(max(1, cores // processes))
 
 
-def _exit_at_once() -> None:
+def _exit_at_once(code: int) -> None:
     """End without torch's group, once the process is done: it would wait for what the others never send."""
-    atexit.register(partial(_flush_and_exit, 1))
+    atexit.register(partial(_flush_and_exit, code))
 
 
 def _flush_and_exit(code: int) -> None:
