@@ -117,6 +117,8 @@ def train_steps(folder: Path, names: str) -> None:
     }
     tokenizer = tiny_tokenizer()
     with join() as processes:
+        if processes.size > 1:
+            share_values(processes, folder)
         for name in names.split(","):
             model = stir(adapted(lambda: tiny_llama(tokenizer), dropout=0.2 if name == "dropout" else 0.0)).double()
             run = trainer(
@@ -146,44 +148,41 @@ def exact_norms(model: Any) -> Any:
     return model
 
 
-def share_values(folder: Path) -> None:
+def share_values(processes: Any, folder: Path) -> None:
     """Every word that processes have for each other."""
     import torch
 
-    from buleyean_rl.training.processes import join
-
-    with join() as processes:
-        rank, size = processes.rank, processes.size
-        assert processes.sum(torch.tensor([1.5, rank])).tolist() == [1.5 * size, sum(range(size))]
-        assert processes.once(lambda: {"of": rank, "text": "é", "nothing": None}) == {
-            "of": 0,
-            "text": "é",
-            "nothing": None,
-        }
-        assert processes.all(["x" * rank, rank]) == [["x" * other, other] for other in range(size)]
-        assert processes.maximum(rank) == size - 1
-        values = [torch.full((2, 2), float(rank)), torch.full((3,), float(rank))]
-        processes.copy(values)
-        assert all((value == 0).all() for value in values)
-        order = folder / "order"
-        with processes.host_first():
-            assert order.exists() == (rank > 0)
-            order.touch()
-        given = folder / "given"
-        if processes.is_first:
-            (given / "deep").mkdir(parents=True)
-            (given / "a").write_bytes(b"1" * 100_000)
-            (given / "empty").touch()
-        received = processes.receive(given, folder / str(rank))
-        assert received is not None
-        assert (received == given) == (rank == 0)
-        assert ((received / "a").stat().st_size, (received / "empty").stat().st_size) == (100_000, 0)
-        assert processes.receive(None, folder / str(rank)) is None
-        alone = processes.receive(given / "a", folder / str(rank))
-        assert alone is not None
-        assert alone.read_bytes() == b"1" * 100_000
-        processes.check_same("settings", {"a": 1})
-        assert processes.describe() == {"processes": size, "hosts": 1}
+    rank, size = processes.rank, processes.size
+    assert processes.sum(torch.tensor([1.5, rank])).tolist() == [1.5 * size, sum(range(size))]
+    assert processes.once(lambda: {"of": rank, "text": "é", "nothing": None}) == {
+        "of": 0,
+        "text": "é",
+        "nothing": None,
+    }
+    assert processes.all(["x" * rank, rank]) == [["x" * other, other] for other in range(size)]
+    assert processes.maximum(rank) == size - 1
+    values = [torch.full((2, 2), float(rank)), torch.full((3,), float(rank))]
+    processes.copy(values)
+    assert all((value == 0).all() for value in values)
+    order = folder / "order"
+    with processes.host_first():
+        assert order.exists() == (rank > 0)
+        order.touch()
+    given = folder / "given"
+    if processes.is_first:
+        (given / "deep").mkdir(parents=True)
+        (given / "a").write_bytes(b"1" * 100_000)
+        (given / "empty").touch()
+    received = processes.receive(given, folder / str(rank))
+    assert received is not None
+    assert (received == given) == (rank == 0)
+    assert ((received / "a").stat().st_size, (received / "empty").stat().st_size) == (100_000, 0)
+    assert processes.receive(None, folder / str(rank)) is None
+    alone = processes.receive(given / "a", folder / str(rank))
+    assert alone is not None
+    assert alone.read_bytes() == b"1" * 100_000
+    processes.check_same("settings", {"a": 1})
+    assert processes.describe() == {"processes": size, "hosts": 1}
 
 
 def train_until_killed(root: Path, base: str, records: str, kills: str) -> None:

@@ -37,12 +37,9 @@ def test_one_process_shares_with_itself(tmp_path: Path) -> None:
     assert ALONE.describe() == {"processes": 1, "hosts": 1}
 
 
-def test_processes_share_values_and_files(tmp_path: Path) -> None:
-    run_together("share_values", "3", tmp_path)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one, two and three processes, which have checked before what they share: see `together`."""
     folder = tmp_path_factory.mktemp("together")
     run_together("train_steps", "1,2,3", folder, NAMES)
     return folder
