@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from together import free_port
+
 LAUNCHERS = Path(__file__).parent.parent / "examples/launchers"
 
 
@@ -30,7 +32,8 @@ def check_run(run: Path, ended: subprocess.CompletedProcess[str]) -> None:
 
 @pytest.mark.slow
 def test_accelerate_starts_it(base: Path, rejections: Path, tmp_path: Path) -> None:
-    launch = ["-m", "accelerate.commands.launch", "--config_file", LAUNCHERS / "accelerate.yaml"]
+    config = ["--config_file", LAUNCHERS / "accelerate.yaml", "--main_process_port", free_port()]
+    launch = ["-m", "accelerate.commands.launch", *config]
     words = ["-m", "buleyean_rl", "train", rejections, "--model", base, "-o", tmp_path / "run", "--max-steps", 2]
     check_run(tmp_path / "run", start(*launch, *words))
 

@@ -192,7 +192,7 @@ def train_until_killed(root: Path, base: str, records: str, kills: str) -> None:
     choice = random.Random(0)
     run, words = root / "run", ["train", records, "--model", base, "-o", str(root / "run"), *TRAINING]
     for _ in range(int(kills)):
-        victim, steps = choice.randrange(2), choice.randrange(1, 4)
+        victim, steps = choice.randrange(2), choice.randrange(1, 13)
         resume = ["--resume"] if (run / "settings.json").exists() else []
         codes = forked(2, lambda rank: _train([*words, *resume], steps if rank == victim else None))  # noqa: B023
         if (run / "run.json").exists():
@@ -202,7 +202,7 @@ def train_until_killed(root: Path, base: str, records: str, kills: str) -> None:
     assert forked(2, lambda _: _train([*words, "--resume"])) == [0, 0]
 
 
-TRAINING = ("--max-steps", "24", "--batch-size", "1", "--lr", "1e-2", "--no-guard")
+TRAINING = ("--max-steps", "80", "--batch-size", "1", "--lr", "1e-2", "--no-guard")
 
 
 def _train(words: Sequence[str], steps: int | None = None) -> int:
