@@ -122,7 +122,7 @@ def train_steps(folder: Path, names: str) -> None:
         for name in names.split(","):
             model = stir(adapted(lambda: tiny_llama(tokenizer), dropout=0.2 if name == "dropout" else 0.0)).double()
             run = trainer(
-                exact_norms(model),
+                model,
                 folder / f"{name}-{processes.rank}",
                 records,
                 anchors=[accepted] if name in ("complement", "dropout") else [],
@@ -136,16 +136,6 @@ def train_steps(folder: Path, names: str) -> None:
             log = [entry for entry in run.state.log_history if "floor" in entry]
             torch.save(weights, folder / f"{name}-{processes.rank}.pt")
             (folder / f"{name}-{processes.rank}.json").write_text(json.dumps(log))
-
-
-def exact_norms(model: Any) -> Any:
-    """Norms in the model's own type; transformers' round to fp32, where the last bit of fp64 may tip the balance."""
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, norm=module: (
-                x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt() * norm.weight
-            )
-    return model
 
 
 def share_values(processes: Any, folder: Path) -> None:

@@ -212,8 +212,7 @@ class _FrozenLinearFunction(torch.autograd.Function):
 
 
 def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b in fp32. Shapes: (tokens, width), (tokens, columns)."""
+    """a^T b in fp32, or in fp64 of fp64. Shapes: (tokens, width), (tokens, columns)."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
     # a, the narrower one, has to be the first operand: the product is faster
-    if a.is_cuda:
-        return torch.mm(a.T, b, out_dtype=torch.float32)
-    return (a.T @ b).float()
+    return torch.mm(a.T, b, out_dtype=dtype) if a.is_cuda else (a.T @ b).to(dtype)
