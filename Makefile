@@ -24,8 +24,8 @@ test: $(DEVELOPED)  ## run the tests, all but the slow ones
 	$(PYTEST) -m "not slow"
 
 .PHONY: test-slow
-test-slow: $(DEVELOPED)  ## kills, restarts, a browser, llama-cpp-python (compiled once, minutes)
-	$(INSTALL) --editable '.[llama-cpp]'
+test-slow: $(DEVELOPED)  ## kills, restarts, a browser, Ray, llama-cpp-python (compiled once, minutes)
+	$(INSTALL) --editable '.[llama-cpp,ray]'
 	-$(MAKE) axe
 	$(PYTEST) -m slow
 

@@ -7,7 +7,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
-from buleyean_rl.models import adapted_linear
+from buleyean_rl.models.dropout import seeded_dropout
 from buleyean_rl.models.lora import LoraLinear
 
 
@@ -30,7 +30,7 @@ class SeededDropout(nn.Module):
             return x
         if SeededDropout.last is None or SeededDropout.last[0] is not x:
             SeededDropout.last = x, int(torch.randint(2**32, ()))
-        return x * adapted_linear._dropout(torch.ones_like(x, dtype=self.dtype), self.p, SeededDropout.last[1])
+        return x * seeded_dropout(torch.ones_like(x, dtype=self.dtype), self.p, SeededDropout.last[1])
 
 
 def pair(

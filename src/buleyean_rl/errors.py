@@ -5,6 +5,7 @@
     │   └── UnsupportedContent    a row that is sound, but more than text
     ├── ModelError                a base model or run folder that cannot be loaded or trained
     ├── TrainingError             training could not start or continue, or did not change the model
+    ├── ProcessError              another process of the same run failed
     ├── EngineError               an inference engine failed or gave an invalid answer
     ├── ExportError               a GGUF file that cannot be written
     │   ├── UnsupportedArchitecture
@@ -51,6 +52,19 @@ class ModelError(BuleyeanError):
 
 class TrainingError(BuleyeanError):
     """Training could not start or continue, or did not change the model."""
+
+
+class ProcessError(BuleyeanError):
+    """Another process of the same run failed, or cannot be reached.
+
+    Args:
+        problem: which, and why.
+        is_told: whether it was printed on this host already.
+    """
+
+    def __init__(self, problem: str, *, is_told: bool = False) -> None:
+        super().__init__(problem)
+        self.is_told = is_told
 
 
 class EngineError(BuleyeanError):

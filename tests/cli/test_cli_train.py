@@ -315,12 +315,12 @@ def test_weights_that_are_not_numbers_are_named(
     assert not Path("run/run.json").exists()
 
 
-def test_several_processes_are_refused_before_anything_is_written(
+def test_a_launcher_that_contradicts_itself_is_refused_before_anything_is_written(
     base: Path, rejections: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(rejections, "--model", base, "-o", "run") == 2
-    assert "training is one process, and WORLD_SIZE says that 2 were started" in capsys.readouterr().err
+    assert "WORLD_SIZE says that 2 processes were started, and RANK is not set" in capsys.readouterr().err
     assert not Path("run").exists()
 
 

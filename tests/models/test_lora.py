@@ -9,7 +9,6 @@ import torch
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor
 
-from buleyean_rl.models import adapted_linear
 from lora_layers import pair
 
 # PEFT asks transformers under a name that goes away with version 6
@@ -42,31 +41,6 @@ def test_dropout_drops_only_in_training() -> None:
     expected = pair(dropout=0.0)[0](x)
     assert not torch.allclose(ours(x), expected)
     torch.testing.assert_close(ours.eval()(x), expected)
-
-
-@pytest.mark.parametrize(("dtype", "p"), [(torch.float32, 0.5), (torch.bfloat16, 0.05)])
-def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype, p: float) -> None:
-    x = torch.ones(400, 250, dtype=dtype)
-    masks = torch.stack([adapted_linear._dropout(x, p, seed) for seed in range(8)]).float()
-    dropped = masks == 0
-    assert dropped.float().mean().item() == pytest.approx(p, abs=0.004)  # five standard deviations
-    torch.testing.assert_close(masks[~dropped], torch.full_like(masks[~dropped], 1 / (1 - p)), rtol=4e-3, atol=0)
-    both = (
-        (dropped[0] & dropped[1:]).float().mean().item()
-    )  # masks of different seeds have nothing to do with each other
-    assert both == pytest.approx(p**2, abs=0.004)
-    for dim in (1, 2):  # nor have rows, nor columns
-        neighbours = (dropped & dropped.roll(1, dim)).float().mean().item()
-        assert neighbours == pytest.approx(p**2, abs=0.004)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_is_its_seed_and_may_be_added(dtype: torch.dtype) -> None:
-    x, y = torch.randn(2, 30, 7).to(dtype)
-    dropped = adapted_linear._dropout(x, 0.3, 5)
-    assert dropped.equal(adapted_linear._dropout(x, 0.3, 5))
-    assert not dropped.equal(adapted_linear._dropout(x, 0.3, 6))
-    torch.testing.assert_close(adapted_linear._dropout(x, 0.3, 5, y.clone()), y + dropped, rtol=1e-2, atol=1e-2)
 
 
 def test_an_input_without_gradient_gets_none() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.system.files import is_temporary
@@ -102,7 +103,7 @@ def test_one_is_due_before_five_minutes_are_over(tmp_path: Path, monkeypatch: py
     callback.on_train_begin(None, None, None)
     for step in range(1, 13):
         clock[0] += 70
-        control = SimpleNamespace(should_training_stop=step == 12, should_save=False, should_log=False)
+        control = TrainerControl(should_training_stop=step == 12)
         state = SimpleNamespace(global_step=step)
         callback.on_step_end(None, state, control)
         if control.should_save:
@@ -121,7 +122,7 @@ def test_a_first_step_of_five_minutes_has_one(tmp_path: Path, monkeypatch: pytes
     callback = WriteCheckpoints(tmp_path, limit=1)
     callback.on_train_begin(None, None, None)
     clock[0] = 200.0
-    control = SimpleNamespace(should_training_stop=False, should_save=False, should_log=False)
+    control = TrainerControl()
     callback.on_step_end(None, SimpleNamespace(global_step=1), control)
     assert control.should_save
 

@@ -269,14 +269,18 @@ def test_a_value_is_taken_as_it_is_or_refused_with_its_name(name: str, value: An
             load_config(None, Path("run"), {name: value})
 
 
-# --- one process
+# --- several processes
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "ACCELERATE_USE_FSDP"])
-def test_several_processes_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "true" if "USE" in name else "2")
-    with pytest.raises(UsageError, match=f"training is one process.*{name}"):
-        load_config(None, tmp_path / "run", {})
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setenv(name, "false" if "USE" in name else "1")
-    load_config(None, tmp_path / "run", {})
+def test_under_a_launcher_settings_are_those_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would join the others, wrap the model and deal the records."""
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    config = load_config(None, Path("run"), {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2})
+    assert (config.world_size, config.parallel_mode.name) == (1, "NOT_PARALLEL")
+    assert (config.batch_records, config.step_records) == (3, 6)
+    config.begun_processes = 4
+    assert (config.batch_records, config.step_records) == (12, 24)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="each process has a whole model"):
+        load_config(None, Path("run"), {})

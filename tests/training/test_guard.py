@@ -22,6 +22,7 @@ from buleyean_rl.models.packed_attention import PACKED
 from buleyean_rl.training import guard as guarding
 from buleyean_rl.training.config import load_config
 from buleyean_rl.training.guard import DriftCheck, Guard, Limits, violated_limit
+from buleyean_rl.training.processes import ALONE
 from buleyean_rl.training.run import train
 from quick import make_runs_quick
 from tiny import SENTENCES, tiny_llama, tiny_tokenizer
@@ -69,7 +70,7 @@ def test_a_check_has_the_kl_of_full_distributions(tmp_path: Path) -> None:
         for name, parameter in model.module.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
-        batch, head = guard._batch, model.head
+        batch, head = guard._share(ALONE)._batch, model.head
         node = batch.counts.node
         log_ref = head(reference_hidden(model.module, batch)[node]).log_softmax(-1)
         log_pi = head(forward_hidden(model.backbone.eval(), batch)[node]).log_softmax(-1)

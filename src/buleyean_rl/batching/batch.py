@@ -74,6 +74,7 @@ class Batch:
             `layout.make_batch`.
         weights: of the loss at each node; None for 1 each. Shape: (nodes,).
         answers: for an objective of whole answers.
+        dropout_keys: see `dropout_keys`; None where nothing is dropped. Shape: (rows, tokens).
         reference: the reference's hidden states at the nodes, once computed. Shape: (nodes, width).
         reference_softmax: what the loss computes from `reference`, if it is cached.
     """
@@ -90,6 +91,7 @@ class Batch:
     normaliser: float = 0.0
     weights: Tensor | None = None
     answers: Answers | None = None
+    dropout_keys: Tensor | None = None
     reference: Tensor | None = None
     reference_softmax: ReferenceSoftmax | None = None
 
@@ -115,6 +117,7 @@ class Batch:
             attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
             weights=None if self.weights is None else self.weights.to(device),
             answers=None if self.answers is None else self.answers.to(device),
+            dropout_keys=None if self.dropout_keys is None else self.dropout_keys.to(device),
             reference=None if self.reference is None else self.reference.to(device),
         )
 
@@ -210,6 +213,28 @@ def pad_paths(boundaries: Sequence[Boundary]) -> Batch:
         record=_node_records(boundaries),
         attention_mask=(columns < lengths.unsqueeze(1)).long(),
     )
+
+
+def dropout_keys(batch: Batch, boundaries: Sequence[Boundary]) -> Tensor:
+    """A number for each token that goes with its record, whatever the batch. Shape: (rows, tokens).
+
+    Args:
+        batch: of the boundaries, with its `numbers`.
+        boundaries: one per record.
+    """
+    keys = torch.zeros_like(batch.input_ids)
+    start = 0
+    for number, boundary in zip(batch.numbers, boundaries, strict=True):
+        if batch.segments is not None:
+            places = torch.arange(boundary.size)
+            keys[0, start : start + boundary.size] = (number << 32) + places
+            start += boundary.size
+        else:
+            rows = len(boundary.runs)
+            keys[start : start + rows] = (number << 32) + (torch.arange(rows).unsqueeze(1) << 20)
+            keys[start : start + rows] += torch.arange(keys.shape[1])
+            start += rows
+    return keys
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -19,10 +19,11 @@ import typer
 
 from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, runs, train
 from buleyean_rl.cli.options import INTERRUPTED, Interrupted, print_line
-from buleyean_rl.errors import BuleyeanError, UsageError
+from buleyean_rl.errors import BuleyeanError, ProcessError, UsageError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
 from buleyean_rl.system.cache import sweep_cache
 from buleyean_rl.system.disk import full_disk
+from buleyean_rl.system.launcher import is_first, launched
 from buleyean_rl.system.program import command_line
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ STOPPED = {  # where a command stands that Ctrl-C ended
     "walk": "what was answered, judged and trained is kept",
 }
 GO_ON_ALONE = ("mine", "walk")  # the same command goes on
+TOGETHER = ("train",)  # of which several processes make one run
 
 app.add_typer(data.app, name="data", short_help="Import data as rejection records; validate them.")
 for command, line in (  # which has room in 80 columns
@@ -83,12 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except (KeyboardInterrupt, Interrupted) as stop:
         with suppress(OSError):
-            if sys.stderr.isatty():
-                print(end="\r", file=sys.stderr)  # over the terminal's ^C
-            line, command = _describe_stop(stop, argument_list)
-            print_line(line)
-            if command is not None:
-                print(f"Go on with: {command}", file=sys.stderr)  # whole, so that it can be copied
+            if is_first():
+                _tell_stop(stop, argument_list)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout has ended, as `head` does
         sys.stdout = None
@@ -101,8 +99,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         with suppress(OSError):
             _flush_stdout()
-        print_line(f"error: {problem[0]}")
+        if not (isinstance(error, ProcessError) and error.is_told):
+            print_line(f"error: {_name_process(error)}{problem[0]}")
         return problem[1]
+
+
+def _name_process(error: Exception) -> str:
+    """Which of several processes it is that fails."""
+    with suppress(UsageError):  # the environment contradicts itself, which is the error
+        if not isinstance(error, ProcessError) and (place := launched()) is not None:
+            return f"process {place.rank} of {place.size}: "
+    return ""
+
+
+def _refuse_several(command: str) -> None:
+    """Refuse to be one of several processes, which would write the same files: all of them exit, one says why."""
+    place = launched()
+    if place is None or command in TOGETHER:
+        return
+    if not is_first():
+        raise typer.Exit(UsageError.exit_code)
+    raise UsageError(
+        f"{command} is one process, and {place.size} were started: run it without torchrun, srun or mpirun"
+    )
 
 
 def _open_standard_streams() -> None:
@@ -144,6 +163,16 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
         option = name if equals else before if before.startswith("-") else "an argument"
         if is_empty and option not in TEXTS:
             raise UsageError(f"{option} is empty: give a value")
+
+
+def _tell_stop(stop: BaseException, words: list[str]) -> None:
+    """Say where a stopped command stands, and how it goes on."""
+    if sys.stderr.isatty():
+        print(end="\r", file=sys.stderr)  # over the terminal's ^C
+    line, command = _describe_stop(stop, words)
+    print_line(line)
+    if command is not None:
+        print(f"Go on with: {command}", file=sys.stderr)  # whole, so that it can be copied
 
 
 def _describe_stop(stop: BaseException, words: list[str]) -> tuple[str, str | None]:
@@ -209,4 +238,5 @@ def _root(
     elif context.invoked_subcommand is None:
         print(context.get_help())
     else:
+        _refuse_several(context.invoked_subcommand)
         sweep_cache()

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from buleyean_rl.system.launcher import is_first
+
 INTERRUPTED = 130  # the exit code, which typer makes of KeyboardInterrupt, too
 BUNDLED_DATA = "bundled"
 DEFAULT_JUDGE = "loops"
@@ -84,7 +86,13 @@ def fit(line: str, indent: int) -> str:
 
 @contextmanager
 def announced(line: str) -> Iterator[None]:
-    """Say, on stderr, what is about to be done, and that it begins, while what it needs is imported: seconds."""
+    """Say, on stderr, what is about to be done, and that it begins, while what it needs is imported: seconds.
+
+    Of several processes the first says it.
+    """
+    if not is_first():
+        yield
+        return
     print_line(line)
     from buleyean_rl.system.progress import working
     from buleyean_rl.system.terminal import can_redraw

@@ -31,7 +31,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate (from the data).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the records (from the data).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Maximum number of steps; overrides the epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Records per step (from the data).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Records per step and process (from the data).")] = None,
     max_length: Annotated[int | None, typer.Option(help="Maximum tokens of a prompt and one answer (1024).")] = None,
     micro_batch_tokens: Annotated[
         int | None,
@@ -92,18 +92,23 @@ def train(
 
         from buleyean_rl.training.config import load_config
         from buleyean_rl.training.dry_run import dry_run as plan_run
+        from buleyean_rl.training.processes import join
         from buleyean_rl.training.run import train as run
 
-    run_config, console = load_config(file, Path(output), options), stderr_console()
-    if dry_run:
-        plan = plan_run(Path(records), model, run_config, skip_bad=skip_bad, console=console)
-        console.print("\n".join(plan.lines()))
-        print_json(plan.as_dict(), as_json)
-        return
-    with _telling_where_it_stands(Path(output)):
-        report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
-    print_json(asdict(report), as_json)
-    print_next("chat", output)
+    with join() as processes:  # first of all: an error of any process is then told once
+        run_config, console = load_config(file, Path(output), options), stderr_console()
+        if dry_run:
+            if processes.size > 1:
+                raise UsageError(f"--dry-run is one process, and {processes.size} were started")
+            plan = plan_run(Path(records), model, run_config, skip_bad=skip_bad, console=console)
+            console.print("\n".join(plan.lines()))
+            print_json(plan.as_dict(), as_json)
+            return
+        with _telling_where_it_stands(Path(output)):
+            report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
+    if processes.is_first:
+        print_json(asdict(report), as_json)
+        print_next("chat", output)
 
 
 @contextmanager

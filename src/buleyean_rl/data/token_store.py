@@ -134,6 +134,13 @@ def count_answers(boundaries: Sequence[Boundary]) -> tuple[np.ndarray, np.ndarra
     return rejected, accepted
 
 
+def boundary_sizes(boundaries: Sequence[Boundary]) -> list[int]:
+    """Tokens of each boundary, prompt and trie."""
+    if isinstance(boundaries, BoundaryFile):
+        return [int(size) for size in boundaries.sizes]
+    return [boundary.size for boundary in boundaries]
+
+
 def tokenise(
     records: Iterable[RejectionRecord],
     source: str,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from buleyean_rl.kernels import abi, matmul
 from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.kernels.quantised import QuantisedTensor
+from buleyean_rl.models.dropout import seeded_dropout
 from buleyean_rl.models.private_interfaces import scaled_copy
 
 
@@ -123,7 +124,7 @@ class AdaptedLinear(NamedTuple):
         y = nn.functional.linear(x, self.weight, self.bias)
         if self.adapter is None:
             return y, None
-        lora_hidden = _dropout(x, self.dropout, self.seed) @ self.adapter.a.T
+        lora_hidden = seeded_dropout(x, self.dropout, self.seed) @ self.adapter.a.T
         return y.addmm_(lora_hidden, self.adapter.b.T), lora_hidden
 
     def backward(
@@ -144,10 +145,10 @@ class AdaptedLinear(NamedTuple):
             return grad_x, self.parameter_gradients(grads)
         a, b = self.adapter.a, self.adapter.b
         grad_hidden, grad_x = grad_y @ b, None
-        grad_a = _transposed_product(grad_hidden, _dropout(x, self.dropout, self.seed))  # made again, not saved
+        grad_a = _transposed_product(grad_hidden, seeded_dropout(x, self.dropout, self.seed))  # made again, not saved
         grad_b = _transposed_product(lora_hidden, grad_y)
         if needs_grad_x and self.dropout:
-            grad_x = _dropout(grad_hidden @ a, self.dropout, self.seed, grad_y @ self.weight)
+            grad_x = seeded_dropout(grad_hidden @ a, self.dropout, self.seed, grad_y @ self.weight)
         elif needs_grad_x:
             grad_x = (grad_y @ self.weight).addmm_(grad_hidden, a)
         return grad_x, [*self.adapter.gradients(grad_a, grad_b)]
@@ -215,20 +216,7 @@ class _FrozenLinearFunction(torch.autograd.Function):
 
 
 def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b in fp32. Shapes: (tokens, width), (tokens, columns)."""
+    """a^T b in fp32, or in fp64 of fp64. Shapes: (tokens, width), (tokens, columns)."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
     # a, the narrower one, has to be the first operand: the product is faster
-    if a.is_cuda:
-        return torch.mm(a.T, b, out_dtype=torch.float32)
-    return (a.T @ b).float()
-
-
-def _dropout(x: Tensor, p: float, seed: int, add_to: Tensor | None = None) -> Tensor:
-    """Dropout that a seed reproduces, added to `add_to` if given. Shape: any."""
-    if not p:
-        return x
-    generator = torch.Generator(x.device).manual_seed(seed)
-    # 16 random bits an element, four from a draw: three times as fast as a Bernoulli draw an element
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()].view(x.shape)
-    dropped = (bits >= round(p * 2**16) - 2**15) * x * (1 / (1 - p))
-    return dropped if add_to is None else add_to.add_(dropped)
+    return torch.mm(a.T, b, out_dtype=dtype) if a.is_cuda else (a.T @ b).to(dtype)

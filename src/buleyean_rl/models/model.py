@@ -201,7 +201,7 @@ class Model:
     @property
     def training_numerics(self) -> dict[str, Any]:
         """All that decides, to the last bit, what training it computes on this machine; JSON values."""
-        return self.numerics | {"layout": self.layout, "processes": 1}
+        return self.numerics | {"layout": self.layout}
 
     @property
     def has_adapter(self) -> bool:

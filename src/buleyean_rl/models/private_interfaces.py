@@ -1,12 +1,13 @@
 """Every use of a private name of transformers, PEFT and gguf, in one place, with the versions it was read in.
 
 A release that moves one of them breaks this file and no other; pyproject bounds the versions from above. What is
-private in torch is asked for in `kernels.precision`. Overridden, not called: `Trainer._clip_grad_norm`, in
-`training.trainer`.
+private in torch is asked for in `kernels.precision`. In `training.trainer`: `Trainer._clip_grad_norm` is
+overridden, `Trainer._train_batch_size` set.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -93,8 +94,25 @@ def gguf_names(model: Any, architecture: str) -> tuple[dict[str, str], Callable[
 
 
 def use_one_gpu(arguments: Any) -> None:
-    """Keep transformers' `TrainingArguments` from replicating a model over all GPUs. transformers 5.24."""
+    """Keep transformers' `TrainingArguments` from replicating a model over all GPUs, on the current one.
+
+    transformers 5.24.
+    """
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if arguments.device.type == "cuda":
+        vars(arguments)["_setup_devices"] = torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def no_word_of_groups() -> Iterator[None]:
+    """Keep `TrainingArguments` from warning of a process group that is not its own, within. transformers 5.24."""
+    logger = logging.getLogger("transformers.training_args")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def set_attention_implementation(config: Any, name: str) -> None:

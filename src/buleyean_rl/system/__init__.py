@@ -2,6 +2,7 @@
 
 outputs       files and folders that the user names: checked, claimed, written
 files         files and folders written whole or not at all
+launcher      which of several processes this one is
 locks         locks between processes
 cache         results kept on disk between runs
 disk          room for what is written, and full disks

@@ -5,6 +5,7 @@ run                `train()`: the whole run, stage by stage
 dataset            records --> training and held-out boundaries
 own_samples        the base model's own answers beside the rejected ones
 trainer            Hugging Face's loop around the fused loss
+processes, heartbeat    processes that train together, and whether they live
 reference_cache    the reference's hidden states, from epoch to epoch
 guard              ends a run before it ruins the model
 before_after, held_out  the objective, neutral text and drift, before and after

@@ -36,22 +36,24 @@ def anchor_groups(model: Model, dataset: Dataset, config: BuleyeanConfig) -> lis
     """
     if not config.anchors or not config.loss.uses_reference or config.loss.is_listwise:
         return []
-    written = own_passages(model, PASSAGES, min(PASSAGE_TOKENS, config.max_length), SEED)
+    once, tokens = config.processes.once, min(PASSAGE_TOKENS, config.max_length)
+    written = once(lambda: own_passages(model, PASSAGES, tokens, SEED))
     passages = [_anchor(ids[:1], [ids[1:]], judged=False) for ids in written]
     if config.anchors == 1:
         return [passages]
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.anchors))[:MAX_ACCEPTED]
     accepted = [_shorten(boundary) for boundary in dataset.anchors.select(chosen)]
     if not accepted and not dataset.training.accepted_answers.any():
-        accepted = _own_answers(model, dataset.training[:ANSWERS], config.max_length)
+        accepted = _own_answers(model, dataset.training[:ANSWERS], config)
     return [passages, accepted]
 
 
-def _own_answers(model: Model, boundaries: Sequence[Boundary], max_length: int) -> list[Boundary]:
+def _own_answers(model: Model, boundaries: Sequence[Boundary], config: BuleyeanConfig) -> list[Boundary]:
     """What the base answers to prompts itself, but for answers that were rejected."""
-    tokens, ends = min(ANSWER_TOKENS, max_length // 2), end_token_ids(model.tokenizer)
-    fitting = [boundary for boundary in boundaries if len(boundary.prompt) + tokens <= max_length]
-    written = own_continuations(model, [boundary.prompt for boundary in fitting], tokens, SEED)
+    tokens, ends = min(ANSWER_TOKENS, config.max_length // 2), end_token_ids(model.tokenizer)
+    fitting = [boundary for boundary in boundaries if len(boundary.prompt) + tokens <= config.max_length]
+    prompts = [boundary.prompt for boundary in fitting]
+    written = config.processes.once(lambda: own_continuations(model, prompts, tokens, SEED))
     anchors = []
     for boundary, ids in zip(fitting, written, strict=True):
         answer = [token for token in ids if token not in ends]

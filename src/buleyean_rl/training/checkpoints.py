@@ -16,10 +16,12 @@ from transformers import TrainerCallback
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.system.files import file_sha256, is_temporary, read_json_object, remove_folder, write_json
+from buleyean_rl.training.processes import ALONE, Processes
 
 CHECKPOINT_FORMAT = 1
 MARK = "checkpoint.json"
 MAX_SECONDS_BETWEEN = 300.0
+DECISIONS = ("should_training_stop", "should_epoch_stop", "should_save", "should_log")
 
 
 class Checkpoint(NamedTuple):
@@ -105,10 +107,11 @@ class WriteCheckpoints(TrainerCallback):
         folder: of the run.
         limit: number that are kept; None keeps all.
         enabled: False writes none.
+        processes: that train together, of which the first writes, and decides what is next for all.
     """
 
-    def __init__(self, folder: Path, limit: int | None, enabled: bool = True) -> None:
-        self._folder, self._limit, self._enabled = folder, limit, enabled
+    def __init__(self, folder: Path, limit: int | None, enabled: bool = True, processes: Processes = ALONE) -> None:
+        self._folder, self._limit, self._enabled, self._processes = folder, limit, enabled, processes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Start the clock."""
@@ -123,6 +126,8 @@ class WriteCheckpoints(TrainerCallback):
             control.should_save = True
         if is_last or control.should_save:  # the log is in the checkpoint: what it lacks is lost
             control.should_log = True
+        decided = self._processes.once(lambda: {name: getattr(control, name) for name in DECISIONS})
+        vars(control).update(decided)  # clocks differ
         self._announce(state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -137,6 +142,7 @@ class WriteCheckpoints(TrainerCallback):
         self._written = self._last_step = time.monotonic()
 
     def _announce(self, state: Any, control: Any) -> None:
+        control.should_save &= self._processes.is_first
         if control.should_save:
             mark_unfinished(self._path(state))
 

@@ -17,15 +17,16 @@ from transformers import TrainingArguments
 
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
-from buleyean_rl.models.private_interfaces import use_one_gpu
+from buleyean_rl.models.private_interfaces import no_word_of_groups, use_one_gpu
 from buleyean_rl.objectives.complement import Prior
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
+from buleyean_rl.system.launcher import check_whole_model, hidden
+from buleyean_rl.training.processes import current
 from buleyean_rl.training.settings import (
     SETTINGS,
     Choice,
     Number,
     Whole,
-    check_one_process,
     check_settings,
     settings_yaml,
     unknown_setting,
@@ -95,9 +96,11 @@ class BuleyeanConfig(TrainingArguments):
     Attributes:
         loss: the objective.
         open_steps: those of `STEPS` that nobody set and the data has not decided yet; see `firmness`.
+        processes: that train together.
+        begun_processes: their number when the run began, by which `per_device_train_batch_size` is multiplied.
 
     Raises:
-        UsageError: a value is outside its range, a setting has no effect here, or there is more than one process.
+        UsageError: a value is outside its range, a setting has no effect here, or a launcher asks to shard the model.
     """
 
     objective: ObjectiveName = "complement"
@@ -139,7 +142,9 @@ class BuleyeanConfig(TrainingArguments):
     dataloader_pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        check_one_process()  # before transformers joins the others
+        check_whole_model()
+        self.processes = current()
+        self.begun_processes = self.processes.size
         if self.report_to == "tensorboard" and not any(map(find_spec, TENSORBOARD)):
             raise UsageError("report_to tensorboard needs a package that is missing: pip install tensorboard")
         self.open_steps = [name for name in STEPS if getattr(self, name) is None]
@@ -157,9 +162,20 @@ class BuleyeanConfig(TrainingArguments):
         check_settings(values)
         self.set_loss()
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
-        super().__post_init__()
+        with hidden(), no_word_of_groups():  # or transformers would join the others
+            super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
         use_one_gpu(self)  # replicas would bypass the adapter switch
+
+    @property
+    def batch_records(self) -> int:
+        """Records of a batch, in all processes together."""
+        return self.per_device_train_batch_size * self.begun_processes
+
+    @property
+    def step_records(self) -> int:
+        """Records of a step, in all processes together."""
+        return self.batch_records * self.gradient_accumulation_steps
 
     def set_loss(self) -> None:
         """Make the loss anew, after its settings have changed; tau and m are 1 while they are open."""
@@ -315,7 +331,7 @@ def total_steps(config: BuleyeanConfig, records: int) -> int:
     """
     if config.max_steps > 0:
         return config.max_steps
-    batches = math.ceil(records / config.per_device_train_batch_size)
+    batches = math.ceil(records / config.batch_records)
     return math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.num_train_epochs)
 
 

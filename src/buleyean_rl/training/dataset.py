@@ -141,7 +141,7 @@ def _tokenise(records: RecordsFile, model: Model, config: BuleyeanConfig, consol
     """The boundaries of the usable records, at least one of which rejects something."""
     # With skip_bad the cached tokens must not pass for those of a file without bad lines.
     source = f"{records.sha256} without bad lines" if records.skip_bad else records.sha256
-    with working(console, "tokenising") as show:
+    with config.processes.host_first(), working(console, "tokenising") as show:
         boundaries = tokenise(
             fold_stream(_read_unchanged(records), cache_folder()),  # a prompt is one trie
             source,
@@ -172,8 +172,9 @@ def _read_unchanged(records: RecordsFile) -> Iterator[RejectionRecord]:
 
 def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig, console: Console) -> RecordsFile:
     """Write the records with samples of the base model added, in the run folder."""
-    file = Path(str(config.output_dir)) / OWN_SAMPLES_FILE
-    if not file.exists():
+    folder = Path(str(config.output_dir))
+    file = folder / OWN_SAMPLES_FILE
+    if config.processes.is_first and not file.exists():
         originals = fold_records(read_records(records.path, skip_bad=records.skip_bad))
         encoder = Encoder(model.tokenizer, config.max_length, skip_refused=True)
         prompts = encoder.encode_prompts([record.prompt for record in originals])
@@ -184,6 +185,7 @@ def _add_own_samples(records: RecordsFile, model: Model, config: BuleyeanConfig,
         extended = iter(add_own_samples(list(compress(originals, fits)), engine, samples, seed, console))
         pairs = zip(originals, fits, strict=True)
         write_records(file, (next(extended) if fit else record for record, fit in pairs))
+    config.processes.receive(file, folder)
     return RecordsFile(file, records_sha256(file), records.skip_bad)
 
 

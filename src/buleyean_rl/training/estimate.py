@@ -33,20 +33,24 @@ class Estimate:
     Args:
         seconds: of its steps, the guard's checks, its checkpoints, and measuring the trained model.
         steps: in all.
-        memory_bytes: its peak; on a GPU, of the GPU's memory.
+        memory_bytes: its peak in each process; on a GPU, of the GPU's memory.
         free_bytes: of the machine's memory, where the optimiser's state will not fit into it; else None.
+        processes: that train together.
     """
 
     seconds: float
     steps: int
     memory_bytes: int
     free_bytes: int | None
+    processes: int = 1
 
     def __str__(self) -> str:
         line = (
             f"about {in_words(self.seconds)} for {counted(self.steps, 'step')}, measuring included, "
             f"{self.memory_bytes / 1e9:.1f} GB of memory at most"
         )
+        if self.processes > 1:
+            line += f" in each of {self.processes} processes"
         if self.free_bytes is not None:
             remedy = "lower --micro-batch-tokens or --max-length"
             line += f" [yellow](only {self.free_bytes / 1e9:.1f} GB are free: {remedy})[/]"
@@ -67,7 +71,7 @@ def estimate(
         is_cached: whether the reference is computed in the first epoch alone.
     """
     config, module = trainer.args, trainer.language_model.module
-    size = config.per_device_train_batch_size
+    size, processes = -(-config.batch_records // config.processes.size), config.processes.size
     shuffled = np.random.default_rng(config.seed).permutation(len(training))
     sizes, starts = training.sizes[shuffled], range(0, len(training), size)
     batch_tokens = np.add.reduceat(sizes, starts, dtype=np.int64)
@@ -86,14 +90,16 @@ def estimate(
     memory = trial + 2 * adapter  # the optimiser's state is made in the first step
     steps = total_steps(config, len(training))
     epoch_tokens = int(batch_tokens.sum()) + trainer.anchor_tokens * len(training)
-    tokens = epoch_tokens * steps / -(-len(batch_tokens) // config.gradient_accumulation_steps)
+    batches = -(-len(training) // config.batch_records)
+    tokens = epoch_tokens * steps / -(-batches // config.gradient_accumulation_steps)
     if is_cached and tokens > epoch_tokens:
         tokens = epoch_tokens + CACHED_SHARE * (tokens - epoch_tokens)
     tokens += READING_SHARE * read_tokens(steps)
     saving = checkpoints(config, steps) * CHECKPOINT_ADAPTERS * adapter / WRITTEN_BYTES_PER_SECOND
     free = psutil.virtual_memory().available
     lacking = not on_gpu and 2 * adapter > free
-    return Estimate(seconds_a_token * tokens + saving, steps, memory, free if lacking else None)
+    seconds = seconds_a_token * tokens / processes + saving
+    return Estimate(seconds, steps, memory, free if lacking else None, processes)
 
 
 def checkpoints(config: BuleyeanConfig, steps: int) -> int:

@@ -69,7 +69,7 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
     tau, mean, line = config.tau or 1.0, config.prior_mean or 1.0, None
     if (open_tau or open_mean or config.open_steps) and config.objective == "complement":
         sample = spread(dataset.training, SAMPLE)
-        likelihood = rejected_likelihood(model, sample)
+        likelihood = Likelihood(*config.processes.once(lambda: [*rejected_likelihood(model, sample)]))
         rounds, is_own = mean_rounds(sample), is_drawn(dataset) or likelihood.nats < OWN_SHARE * likelihood.entropy
         if open_tau:
             tau = own_tau(rounds, config.prior_rounds) if is_own else 1.0
@@ -89,6 +89,8 @@ def decide_firmness(model: Model, dataset: Dataset, config: BuleyeanConfig) -> s
         line += f"; {mean:.0%} accepted" if open_mean and mean < 1 else ""
         if has_own_steps:
             line += f"; {counted(total_steps(config, len(dataset.training)), 'step')} at {config.learning_rate:.2g}"
+    if "per_device_train_batch_size" in config.open_steps:  # what is decided is a step's
+        config.per_device_train_batch_size = -(-config.per_device_train_batch_size // config.begun_processes)
     config.tau, config.prior_mean, config.open_steps = tau, mean, []
     config.set_loss()
     check_tau(tau, dataset.training, config.prior_rounds)

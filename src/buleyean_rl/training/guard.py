@@ -4,7 +4,8 @@
     less often         a few prompts                            --> share of greedy answers that loop
     limit violated     the last sound adapter is restored, the run ends with the reason
 
-The steps of the checks depend on the data and the settings only, so a resumed run is checked at the same steps.
+The steps of the checks depend on the data and the settings only, so a resumed run is checked at the same steps. Of
+several processes each measures its part of the texts and answers its part of the prompts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from buleyean_rl.models.packed_attention import PADDED
 from buleyean_rl.models.private_interfaces import attending
 from buleyean_rl.objectives.likelihood import TextFigures, compare_distributions
 from buleyean_rl.system.files import atomic_write
+from buleyean_rl.training.processes import ALONE, Processes, deal
 
 MAX_TEXTS, MAX_PROMPTS, MAX_ANSWER_TOKENS = 8, 16, 64  # texts of each kind
 # Trained tokens between two checks; answers take much longer than the texts.
@@ -107,6 +109,7 @@ class Guard(TrainerCallback, ExportableState):
         step_tokens: mean tokens of an optimiser step.
         folder: for the last sound adapter.
         limits: None for the defaults.
+        processes: that train together.
 
     Attributes:
         base: the check of the base model, set before the run.
@@ -123,19 +126,18 @@ class Guard(TrainerCallback, ExportableState):
         step_tokens: float,
         folder: Path,
         limits: Limits | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self._model, self._limits = model, limits or Limits()
+        self._model, self._limits, self._processes = model, limits or Limits(), processes
         self._prompts = list(prompts[-MAX_PROMPTS:]) if model.tokenizer.chat_template else []
-        members = {kind: texts[kind][:MAX_TEXTS] for kind in texts}
-        self._tokens = {kind: sum(len(text.tokens) for text in members[kind]) for kind in members}
-        batch = LAYOUTS[model.layout]([text for kind in members.values() for text in kind])
-        self._batch: Batch = batch.to(model.device)
+        self._texts = {kind: texts[kind][:MAX_TEXTS] for kind in texts}
+        self._tokens = {kind: sum(len(text.tokens) for text in members) for kind, members in self._texts.items()}
         self._check_interval = math.ceil(TOKENS_BETWEEN_CHECKS / step_tokens)
         self._answer_interval = self._check_interval * math.ceil(
             TOKENS_BETWEEN_ANSWERS / step_tokens / self._check_interval
         )
         self._sound_file = folder / SOUND_ADAPTER_FILE
-        self._reference: Tensor | None = None
+        self._shares: dict[int, _Share] = {}  # by the number of processes
         self.base: DriftCheck | None = None
         self.checks: list[DriftCheck] = []
         self.stop_reason: str | None = None
@@ -151,24 +153,26 @@ class Guard(TrainerCallback, ExportableState):
         checks, answers = (-(-steps // interval) for interval in (self._check_interval, self._answer_interval))
         return checks * sum(self._tokens.values()) + answers * len(self._prompts) * MAX_ANSWER_TOKENS
 
-    def check(self, step: int, with_answers: bool) -> DriftCheck:
-        """Measure the drift of the model as it is."""
-        batch, entries = self._batch, self._batch.counts
-        if self._reference is None:
-            self._reference = reference_hidden(self._model.module, batch)[entries.node]
+    def check(self, step: int, with_answers: bool, processes: Processes | None = None) -> DriftCheck:
+        """Measure the drift of the model as it is.
+
+        Args:
+            step: of the run.
+            with_answers: whether prompts are answered too.
+            processes: that measure it together; None for those that train.
+        """
+        together = processes or self._processes
         with self._model.eval_mode(), torch.no_grad():
-            hidden = forward_hidden(self._model.backbone, batch)[entries.node]
-            figures = compare_distributions(hidden, self._reference, self._model.head, entries.option)
-            kinds = zip(*(part.split([*self._tokens.values()]) for part in _drift_parts(figures)), strict=True)
-            drifts = [Drift(*(part.mean().item() for part in parts)) for parts in kinds]
-            is_finite = all(math.isfinite(figure) for drift in drifts for figure in drift)
-            loops = loop_rate(self._answer_prompts()) if with_answers and self._prompts and is_finite else None
+            sums = together.sum(self._share(together).drift_sums(self._model)) / self._token_counts
+            is_finite = bool(sums.isfinite().all())
+            loops = self._loop_rate(together) if with_answers and self._prompts and is_finite else None
+        drifts = [Drift(*figures) for figures in sums.tolist()]
         return DriftCheck(step, dict(zip(self._tokens, drifts, strict=True)) if is_finite else {}, loops)
 
     def check_base(self) -> DriftCheck:
-        """Measure the model with its adapter disabled; the KL is zero."""
+        """Measure the model with its adapter disabled, in this process alone; the KL is zero."""
         with self._model.adapter_disabled():
-            return self.check(0, with_answers=True)
+            return self.check(0, with_answers=True, processes=ALONE)
 
     def find_violation(self, step: int, with_answers: bool = True) -> str | None:
         """Check the model as it is: the limit that it violates, in words, or None."""
@@ -212,29 +216,82 @@ class Guard(TrainerCallback, ExportableState):
 
     def restore(self) -> int:
         """Restore the last sound adapter, or before the first the untrained one, B = 0; returns its step."""
+        adapter = self._adapter()
         sound = load_file(self._sound_file) if self._sound_file.exists() else None
         with torch.no_grad():
-            for name, parameter in self._adapter().items():
+            for name, parameter in adapter.items():
                 if sound is not None:
                     parameter.copy_(sound[name])
                 elif "lora_B" in name:
                     parameter.zero_()
-        return 0 if sound is None else int(sound["step"])
+        self._processes.copy([*adapter.values()])
+        return self._processes.once(lambda: 0 if sound is None else int(sound["step"]))
 
     def _adapter(self) -> dict[str, Tensor]:
         return {name: p for name, p in self._model.module.named_parameters() if p.requires_grad}
 
     def _save_sound(self, step: int) -> None:
+        if not self._processes.is_first:
+            return
         tensors = {name: p.detach().cpu().contiguous() for name, p in self._adapter().items()}
         with atomic_write(self._sound_file) as file:
             file.write(save(tensors | {"step": torch.tensor(step)}))
 
-    def _answer_prompts(self) -> list[str]:
+    @property
+    def _token_counts(self) -> Tensor:
+        return torch.tensor([*self._tokens.values()], dtype=torch.float64).unsqueeze(1)
+
+    def _share(self, processes: Processes) -> _Share:
+        """The texts that this process measures."""
+        if processes.size not in self._shares:
+            texts = [(kind, text) for kind, members in self._texts.items() for text in members]
+            dealt = deal([len(text.tokens) for _, text in texts], processes.size)[processes.rank]
+            self._shares[processes.size] = _Share([texts[i] for i in dealt], [*self._texts], self._model)
+        return self._shares[processes.size]
+
+    def _loop_rate(self, processes: Processes) -> float:
+        """Share of the prompts' answers that loop."""
+        answers = self._answer_prompts(self._prompts[processes.rank :: processes.size])
+        return loop_rate([answer for some in processes.all(answers) for answer in some])
+
+    def _answer_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Greedy answers, with padded attention: generation does not pack. Keys and values are freed afterwards."""
-        conversations = [[{"role": "user", "content": prompt}] for prompt in self._prompts]
+        if not prompts:
+            return []
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
         with attending(self._model.plain.config, PADDED):
             engine = TransformersEngine(self._model.plain, self._model.tokenizer, batch=MAX_PROMPTS)
             return engine.complete_many(conversations, Sampling(max_tokens=MAX_ANSWER_TOKENS))
+
+
+class _Share:
+    """Some texts, with the base model's states.
+
+    Args:
+        texts: each with its kind.
+        kinds: all there are.
+        model: in training.
+    """
+
+    def __init__(self, texts: Sequence[tuple[str, Boundary]], kinds: Sequence[str], model: Model) -> None:
+        self._rows = len(kinds)
+        places = [kinds.index(kind) for kind, _ in texts]
+        self._row = torch.tensor(places).repeat_interleave(torch.tensor([len(text.tokens) for _, text in texts]))
+        self._batch: Batch | None = None
+        if texts:
+            self._batch = LAYOUTS[model.layout]([text for _, text in texts]).to(model.device)
+            self._reference = reference_hidden(model.module, self._batch)[self._batch.counts.node]
+
+    def drift_sums(self, model: Model) -> Tensor:
+        """The fields of `Drift`, summed over the nodes of each kind. Shape: (kinds, fields), fp64."""
+        sums = torch.zeros(self._rows, len(Drift._fields), dtype=torch.float64)
+        if self._batch is None:
+            return sums
+        entries = self._batch.counts
+        hidden = forward_hidden(model.backbone, self._batch)[entries.node]
+        figures = compare_distributions(hidden, self._reference, model.head, entries.option)
+        parts = torch.stack([part.double().cpu() for part in _drift_parts(figures)], dim=1)
+        return sums.index_add_(0, self._row, parts)
 
 
 def _drift_parts(figures: TextFigures) -> list[Tensor]:

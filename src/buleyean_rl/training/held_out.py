@@ -26,13 +26,14 @@ class HeldOut:
         self._model, self._objective = model, objective
         self.tokens = sum(boundary.size for boundary in boundaries)
         self._batches = make_micro_batches(model, boundaries, objective)
-        if objective.uses_reference:
-            self._batches = add_references(model.module, self._batches)
+        self._has_references = not objective.uses_reference
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Means of `loss`, `kl`, `contrast`, `floor` per node; `rejected_nll`, as by `mean_nll`, if any is rejected."""
         sums, nlls, terms = torch.zeros(4, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
+        if not self._has_references:
+            self._batches, self._has_references = add_references(self._model.module, self._batches), True
         for batch in self._batches:
             hidden = hidden_states(self._model, batch)
             losses = losses_from_states(hidden, self._model.head, batch, self._objective)

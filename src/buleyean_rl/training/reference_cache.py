@@ -110,7 +110,7 @@ def planned_entry(model: Model, dataset: Dataset, config: BuleyeanConfig, nodes:
         nodes: of all that it trains on.
     """
     training = dataset.training
-    steps_per_epoch = len(training) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
+    steps_per_epoch = len(training) / config.step_records
     epochs = config.max_steps / steps_per_epoch if config.max_steps > 0 else config.num_train_epochs
     if epochs <= 1 or not config.loss.uses_reference:
         return None
@@ -200,6 +200,7 @@ def open_reference_cache(
         return None
     key_inputs = [
         *(REFERENCE_FORMAT, *model.training_numerics.values(), training.key, micro_batch_limit(config, model.module)),
+        *(config.processes.shard, config.batch_records),
         *(value for name, value in config.settings().items() if name not in OF_LEARNING),
         *(entry.with_softmax, [boundary.prompt + boundary.tokens for boundary in texts]),
     ]

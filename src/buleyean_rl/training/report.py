@@ -48,7 +48,7 @@ class RunReport:
         drift: see `evaluation.drift`, by kind of text.
         seconds: of training.
         tokens_per_second: tokens / seconds.
-        peak_rss_bytes: peak memory of the process.
+        peak_rss_bytes: peak memory of the process; of several, of the one with most.
         compute: see `Model.describe`.
         device: name of the device.
         parameters: of the base model, and of the adapter.
@@ -58,7 +58,7 @@ class RunReport:
         guard: see `guard.Guard.report`; None without a guard.
         adapter_scale: factor of the trained adapter. The losses and the gap are from before it was applied, the nats of
             rejected answers and the drift from after.
-        numerics: see `Model.training_numerics`.
+        numerics: see `Model.training_numerics`; and the number of processes and hosts.
     """
 
     model: str
@@ -162,7 +162,7 @@ def make_report(
         tokens_per_second=tokens / training_seconds,
         peak_rss_bytes=peak_rss_bytes(),
         compute=model.describe().removeprefix("compute: "),
-        numerics=model.training_numerics,
+        numerics=model.training_numerics | trainer.args.processes.describe(),
         device=_device_name(model.device),
         parameters=parameters,
         data=dataset.counts,

@@ -6,6 +6,8 @@
 
 `settings.json` is written first and identifies the run; `run.json` is written last and marks its end. From the
 checkpoints between them a killed run resumes to the same bytes. See `run_state`.
+
+Several processes go through all of it together, see `processes`; the first one alone writes the folder.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ from buleyean_rl.training.estimate import estimate
 from buleyean_rl.training.firmness import decide_firmness
 from buleyean_rl.training.guard import Guard, Limits
 from buleyean_rl.training.limits import check_layers, check_warmup, fit_length
+from buleyean_rl.training.processes import join
 from buleyean_rl.training.progress import ShowProgress
 from buleyean_rl.training.reference_cache import open_reference_cache
 from buleyean_rl.training.report import RunReport, make_report, result_lines, write_report
 from buleyean_rl.training.run_state import RunState, open_run, run_settings
-from buleyean_rl.training.settings import check_one_process
 from buleyean_rl.training.trainer import BuleyeanTrainer
 
 OWN_TEXT, ESTIMATE = "drawing the base model's own text", "estimating time and memory"  # as the phases are called
@@ -70,8 +72,8 @@ def train(
         config: the settings; `config.output_dir` is the run folder.
         resume: resume a run that was stopped.
         skip_bad: skip malformed records instead of raising at the first.
-        callbacks: as for `Trainer`.
-        console: for progress; None for no output.
+        callbacks: as for `Trainer`; of several processes in the first.
+        console: for progress, of several processes of the first; None for no output.
 
     Returns:
         The report in `run.json`.
@@ -80,11 +82,29 @@ def train(
         RecordError: the records cannot be used.
         ModelError: the model cannot be used.
         TrainingError: training failed or changed nothing.
+        ProcessError: another of several processes failed.
         UsageError: the run folder cannot be used.
     """
-    check_one_process()
-    console, folder = console or Console(quiet=True), Path(str(config.output_dir))
-    records = RecordsFile(Path(records_path), records_sha256(Path(records_path)), skip_bad)
+    with join() as processes:
+        config = copy(config)  # the data decides some of it
+        config.processes = processes
+        console = Console(quiet=True) if console is None or not processes.is_first else console
+        return _open_and_train(
+            Path(records_path), model_name, config, resume, skip_bad, callbacks if processes.is_first else (), console
+        )
+
+
+def _open_and_train(
+    records_path: Path,
+    model_name: str | Source | Model,
+    config: BuleyeanConfig,
+    resume: bool,
+    skip_bad: bool,
+    callbacks: Sequence[TrainerCallback],
+    console: Console,
+) -> RunReport:
+    folder = Path(str(config.output_dir))
+    records = RecordsFile(records_path, records_sha256(records_path), skip_bad)
     if isinstance(model_name, Model):
         if config.base_bits not in (None, model_name.base_bits):
             raise UsageError(
@@ -94,8 +114,8 @@ def train(
     else:
         model = open_model(resolve(model_name), config.device, base_bits=config.base_bits)
     settings = run_settings(model.source.absolute_name, records.sha256, config)
-    config = copy(config)  # the data decides some of it
-    with name_full_disk(folder), open_run(folder, settings, resume, console) as state:
+    with name_full_disk(folder), open_run(folder, settings, resume, console, config.processes) as state:
+        config.output_dir, config.begun_processes = str(state.folder), state.begun_processes
         return _train(state, records, model, config, callbacks, console)
 
 
@@ -108,13 +128,16 @@ def _train(
     console: Console,
 ) -> RunReport:
     """Train in a folder that is held."""
+    processes = config.processes
     if config.objective == "published":
         console.print(PUBLISHED_WARNING)
-    state.record("compute", model.numerics)
+    with processes.host_first():
+        numerics = model.numerics
+    state.record("compute", numerics)
     dataset = prepare_data(records, model, config, console)
     attach_run_adapter(model, config, console)
     settle_firmness(model, dataset, config, console)
-    state.record("compute", model.training_numerics)
+    state.record("compute", model.training_numerics | processes.describe())
     _take_intervals(state.checkpoint, config)
     measurement = Measurement(model, dataset, config)
     guard = make_guard(model, measurement.texts, dataset, config) if config.guard else None
@@ -125,10 +148,11 @@ def _train(
     references = open_reference_cache(model, dataset, config, anchors, console)
     progress, guards = ShowProgress(console), [] if guard is None else [guard]
     trainer = BuleyeanTrainer(model, config, dataset.training, [progress, *callbacks, *guards], references, anchors)
-    read_tokens = tokens_to_read(measurement, guard)
-    with working(console, ESTIMATE):
-        need = estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)
-    console.print(str(need))
+    if processes.is_first:
+        read_tokens = tokens_to_read(measurement, guard)
+        with working(console, ESTIMATE):
+            need = estimate(trainer, dataset.training, read_tokens, is_cached=trainer.has_cache)
+        console.print(str(need))
 
     with state.failing():
         _fit(trainer, state.checkpoint, progress, guard)
@@ -144,7 +168,11 @@ def _train(
                 after |= {name: value for name, value in measurement.objective().items() if name == "rejected_nll"}
             drift = measurement.drift()
         report = make_report(trainer, dataset, settings=state.settings, before=before, after=after, drift=drift)
-    report = replace(report, guard=None if guard is None else guard.report(), adapter_scale=scale)
+    peak = int(processes.maximum(report.peak_rss_bytes))
+    guarded = None if guard is None else guard.report()
+    report = replace(report, guard=guarded, adapter_scale=scale, peak_rss_bytes=peak)
+    if not processes.is_first:
+        return report
     trainer.save_model(str(state.folder))
     trainer.state.save_to_json(str(state.folder / "trainer_state.json"))
     write_report(state.folder, report, trainer.state.log_history)
@@ -186,7 +214,8 @@ def attach_run_adapter(model: Model, config: BuleyeanConfig, console: Console) -
     """
     adapter = lora_config(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     with working(console, f"loading {model.source.name}"):
-        check_layers(model.plain, config)
+        with config.processes.host_first():  # a GGUF file is converted once
+            check_layers(model.plain, config)
         set_seed(config.seed)
         model.attach_adapter(adapter)
     console.print(escape(model.describe()))
@@ -211,14 +240,14 @@ def make_guard(
         dataset: what is trained on.
         config: the settings.
     """
-    records_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
     return Guard(
         model,
         texts,
         demo_data.held_out_prompts(),
-        float(dataset.training.sizes.mean()) * records_per_step,
+        float(dataset.training.sizes.mean()) * config.step_records,
         Path(str(config.output_dir)),
         Limits(config.guard_kl, config.guard_entropy),
+        config.processes,
     )
 
 

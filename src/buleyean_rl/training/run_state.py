@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -25,10 +26,12 @@ from buleyean_rl.models.run_files import (
 )
 from buleyean_rl.system.files import write_json
 from buleyean_rl.system.outputs import claim_folder
+from buleyean_rl.system.wording import counted
 from buleyean_rl.training.checkpoints import Checkpoint, discard_checkpoints, find_checkpoint, has_checkpoint
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import OWN_SAMPLES_FILE
 from buleyean_rl.training.guard import SOUND_ADAPTER_FILE
+from buleyean_rl.training.processes import ALONE, Processes
 
 WORK_FILES = (SOUND_ADAPTER_FILE, OWN_SAMPLES_FILE)
 
@@ -48,13 +51,24 @@ class RunState:
     """A run under way, in a folder that this process holds. From `open_run`.
 
     Args:
-        folder: of the run.
+        folder: of the run; for all processes but the first one of their own, which is deleted at the end.
         settings: from `run_settings`.
         checkpoint: to resume from; None for the first step.
+        begun_processes: their number when the run began.
+        processes: that train together.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        checkpoint: Checkpoint | None,
+        begun_processes: int,
+        processes: Processes,
+    ) -> None:
         self.folder, self.settings, self.checkpoint = folder, dict(settings), checkpoint
+        self.begun_processes, self._processes = begun_processes, processes
+        self._may_differ = set() if begun_processes == processes.size else {"processes", "hosts", "threads"}
 
     def record(self, name: str, values: Mapping[str, Any]) -> None:
         """Record what else decides the result, or compare it with what a resumed run began with.
@@ -64,11 +78,14 @@ class RunState:
             values: JSON values by name.
 
         Raises:
-            UsageError: a resumed run began with others.
+            UsageError: a resumed run began with others, or the processes differ.
         """
+        self._processes.check_same("computation", values)
+        if not self._processes.is_first:
+            return
         written = read_settings(self.folder)
         earlier = written.get(name, {})
-        common = earlier.keys() & values.keys()
+        common = earlier.keys() & values.keys() - self._may_differ
         differences = _differences({key: earlier[key] for key in common}, {key: values[key] for key in common})
         if differences and self.checkpoint is not None:
             raise UsageError(
@@ -77,7 +94,8 @@ class RunState:
             )
         if differences:
             (self.folder / OWN_SAMPLES_FILE).unlink(missing_ok=True)  # which were drawn with others
-        write_json(self.folder / SETTINGS_FILE, written | {name: earlier | dict(values)})
+        begun = {key: value for key, value in earlier.items() if key in self._may_differ}
+        write_json(self.folder / SETTINGS_FILE, written | {name: earlier | dict(values) | begun})
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -85,6 +103,8 @@ class RunState:
         try:
             yield
         except TrainingError as error:
+            if not self._processes.is_first:
+                raise
             write_json(self.folder / SETTINGS_FILE, read_settings(self.folder) | {"failed": str(error)})
             raise
 
@@ -94,20 +114,47 @@ class RunState:
 
 
 @contextmanager
-def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, console: Console) -> Iterator[RunState]:
-    """Begin or resume a run in a folder, held for this process while the context lasts.
+def open_run(
+    folder: Path, settings: Mapping[str, Any], resume: bool, console: Console, processes: Processes = ALONE
+) -> Iterator[RunState]:
+    """Begin or resume a run in a folder, held for the first process while the context lasts.
 
     Args:
         folder: of the run.
         settings: from `run_settings`; a resumed run must have the same.
         resume: resume a run that was stopped.
         console: for checkpoints that are damaged.
+        processes: that train together; the others than the first get a copy of the checkpoint.
 
     Raises:
         UsageError: the folder is not ours, is in use, has another run, or none to resume.
         ModelError: another version wrote the run to resume.
         TrainingError: the run to resume failed.
     """
+    processes.check_same("settings", settings)
+    if not processes.is_first:
+        with TemporaryDirectory() as scratch:
+            path = processes.receive(None, Path(scratch))
+            step, begun = processes.once(list)
+            checkpoint = None if path is None else Checkpoint(path, step)
+            yield RunState(Path(scratch), settings, checkpoint, begun, processes)
+        return
+    with _hold_run(folder, settings, resume, console) as checkpoint:
+        compute = read_settings(folder).get("compute", {}) if checkpoint else {}
+        begun = compute.get("processes", processes.size)
+        processes.receive(checkpoint and checkpoint.path, folder)
+        processes.once(lambda: [checkpoint and checkpoint.step, begun])
+        if begun != processes.size:
+            console.print(
+                f"the run began with {counted(begun, 'process', 'processes')} and goes on with {processes.size}: "
+                "the records of each step are the same, the last bits are not"
+            )
+        yield RunState(folder, settings, checkpoint, begun, processes)
+
+
+@contextmanager
+def _hold_run(folder: Path, settings: Mapping[str, Any], resume: bool, console: Console) -> Iterator[Checkpoint | None]:
+    """The checkpoint to go on from, in a folder that is held."""
     if resume and not is_run_folder(folder):
         raise UsageError(f"nothing to resume in {folder}: start it without --resume")
     with claim_folder(folder, is_run_folder, "run"):
@@ -115,10 +162,10 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, console: C
             _discard_work(folder)  # the process may have been killed before it could
             raise UsageError(f"{folder} already has a finished run: name another folder, or delete this one")
         if resume:
-            yield RunState(folder, settings, _resume(folder, settings, console))
+            yield _resume(folder, settings, console)
         else:
             _begin(folder, settings)
-            yield RunState(folder, settings, None)
+            yield None
 
 
 def clean_finished(folder: Path) -> None:

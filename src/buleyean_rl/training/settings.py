@@ -6,7 +6,6 @@ A setting that is not in the table has no effect here, so it is refused, with th
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import reprlib
 from collections.abc import Mapping
@@ -215,7 +214,9 @@ SETTINGS: dict[str, Setting] = {
     "warmup_steps": Setting(StepCount(0, 1e9), "Steps in which the learning rate rises."),
     "num_train_epochs": Setting(Number(0, MANY, "low", optional=True), "Passes over the records."),
     "max_steps": Setting(Whole(1, 1e9, optional=True), "Number of steps, in place of the epochs; null: by the epochs."),
-    "per_device_train_batch_size": Setting(Whole(1, MANY, optional=True), "Records of a step."),
+    "per_device_train_batch_size": Setting(
+        Whole(1, MANY, optional=True), "Records of a step, in each process; see [scaling](scaling.md)."
+    ),
     "gradient_accumulation_steps": Setting(Whole(1, MANY), "The records of a step are multiplied by it."),
     "optim": Setting(
         Choice(("adamw_torch_fused", "adamw_torch", "adafactor", "sgd")), "The optimiser, by transformers' name."
@@ -303,28 +304,6 @@ def check_settings(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if not SETTINGS[name].accepts.admits(value):
             raise UsageError(f"{name} cannot be {reprlib.repr(value)}: it must be {SETTINGS[name].accepts}")
-
-
-# What launchers of several processes set: torchrun and accelerate, and three MPIs that accelerate looks for.
-PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_TP")
-
-
-def check_one_process() -> None:
-    """Refuse to run as one of several processes, which would write the same folder.
-
-    Raises:
-        UsageError: a launcher has started more than one, or asks to shard the model.
-    """
-    for name in PROCESS_COUNTS:
-        if (count := os.environ.get(name, "1").strip()) not in ("", "0", "1"):
-            raise UsageError(
-                f"training is one process, and {name} says that {count} were started: "
-                "run `buleyean train` without torchrun, accelerate or mpirun"
-            )
-    for name in SHARDED:
-        if os.environ.get(name, "").lower() in ("1", "true", "yes"):
-            raise UsageError(f"training is one process with a whole model: unset {name}, or run without accelerate")
 
 
 def settings_yaml(values: Mapping[str, Any]) -> str:

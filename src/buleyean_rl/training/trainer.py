@@ -1,9 +1,11 @@
 """A thin Trainer: Hugging Face's loop around `fused_loss`.
 
-    boundaries --collate--> micro-batches --forward, twice with a reference--> hidden states --fused_loss--> step
+    boundaries --deal, collate--> micro-batches --forward, twice with a reference--> hidden states --fused_loss--+
+    all processes' gradients --sum--> step <-----------------------------------------------------------------------+
 
 The reference is the same model with its adapter switched off, so there is never a second model in memory.
-The loss itself knows nothing of this module.
+The loss itself knows nothing of this module. Of several processes each runs transformers' loop for one, over the same
+records and with the same state; which of them it computes is dealt.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
@@ -26,13 +29,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 
-from buleyean_rl.batching.batch import Batch
+from buleyean_rl.batching.batch import Batch, dropout_keys
 from buleyean_rl.batching.forward import add_references, batch_losses
 from buleyean_rl.batching.layout import ANCHOR_SHARE, make_batch
 from buleyean_rl.batching.micro_batch import bin_pack
-from buleyean_rl.data.token_store import count_answers
+from buleyean_rl.data.token_store import boundary_sizes, count_answers
 from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError
+from buleyean_rl.models.dropout import dropout_keys_in_use
 from buleyean_rl.models.gradient_buffer import GradientBuffer
 from buleyean_rl.models.lora import cached_weights, linear_groups
 from buleyean_rl.models.model import Model
@@ -41,6 +45,7 @@ from buleyean_rl.objectives.losses import NodeLosses
 from buleyean_rl.objectives.vocabulary_softmax import reference_softmax
 from buleyean_rl.training.checkpoints import WriteCheckpoints
 from buleyean_rl.training.config import BuleyeanConfig, micro_batch_limit
+from buleyean_rl.training.processes import Processes, deal
 from buleyean_rl.training.reference_cache import CachedReference, ReferenceCache
 
 
@@ -74,20 +79,27 @@ class BuleyeanTrainer(Trainer):
         self.layout, self.micro_batch_limit = self.language_model.layout, micro_batch_limit(args, module)
         arguments = copy(args)
         arguments.save_total_limit = None  # transformers would delete every folder named like a checkpoint
-        checkpoints = WriteCheckpoints(Path(str(args.output_dir)), args.save_total_limit, args.save_strategy != "no")
+        self._processes = args.processes
+        is_saved = args.save_strategy != "no"
+        folder = Path(str(args.output_dir))
+        checkpoints = WriteCheckpoints(folder, args.save_total_limit, is_saved, args.processes)
+        self._boundaries = train_dataset
         super().__init__(
             module,
             arguments,
-            data_collator=self.collate,
-            train_dataset=_Numbered(train_dataset),
+            data_collator=self._collate_share,
+            train_dataset=_Numbers(len(train_dataset)),
             callbacks=[*callbacks, checkpoints],
         )
+        self._train_batch_size = args.batch_records  # of the one process that transformers sees
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.head = self.language_model.head
         self._references = references
         self._groups = linear_groups(module)
+        self._has_dropout = any(config.lora_dropout > 0 for config in module.peft_config.values())
         self._anchors = Anchors(len(train_dataset), anchors) if any(map(len, anchors)) and args.anchors else None
+        self._sizes = boundary_sizes(train_dataset)
         rejected, accepted = (int(counts.sum()) for counts in count_answers(train_dataset))
         accepted += args.anchors * len(train_dataset) if self._anchors else 0
         self._anchor_weight = ANCHOR_SHARE * rejected / accepted if accepted else ANCHOR_SHARE
@@ -112,15 +124,21 @@ class BuleyeanTrainer(Trainer):
     def collate(self, numbered: Sequence[tuple[int, Boundary]]) -> dict[str, list[Batch]]:
         """Numbered boundaries to the input of one step: its micro-batches."""
         bins = bin_pack(numbered, lambda item: item[1].size, self.micro_batch_limit)
-        return {
-            "batches": [
-                replace(
-                    make_batch(self.layout, [boundary for _, boundary in members], self.args.loss, self._anchor_weight),
-                    numbers=tuple(number for number, _ in members),
-                )
-                for members in bins
-            ]
-        }
+        return {"batches": [self._make_batch(members) for members in bins]}
+
+    def _make_batch(self, numbered: Sequence[tuple[int, Boundary]]) -> Batch:
+        boundaries = [boundary for _, boundary in numbered]
+        batch = make_batch(self.layout, boundaries, self.args.loss, self._anchor_weight)
+        batch = replace(batch, numbers=tuple(number for number, _ in numbered))
+        return replace(batch, dropout_keys=dropout_keys(batch, boundaries)) if self._has_dropout else batch
+
+    def _collate_share(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Numbers of a batch's records to the micro-batches of those that this process computes."""
+        dealt = deal([self._sizes[number] for number in numbers], self._processes.size)
+        share = [numbers[i] for i in dealt[self._processes.rank]]
+        loads = [sum(self._sizes[numbers[i]] for i in hand) for hand in dealt]
+        batches = self.collate([(number, self._boundaries[number]) for number in share])
+        return batches | {"records": len(numbers), "loads": loads}
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The batches of a step with its anchors, and what its loss is divided by. See `Trainer.get_batch_samples`.
@@ -129,12 +147,14 @@ class BuleyeanTrainer(Trainer):
         """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._anchors is not None:
-            per_sample = self.args.anchors * self.args.per_device_train_batch_size
+            per_sample = self.args.anchors * self.args.batch_records
             for i, sample in enumerate(samples):
-                records = sum(len(batch.numbers) for batch in sample["batches"])
                 first = (self.state.global_step * self.args.gradient_accumulation_steps + i) * per_sample
-                sample["batches"] += self.collate(self._anchors.take(first, self.args.anchors * records))["batches"]
-        return samples, sum(batch.normaliser for sample in samples for batch in sample["batches"])
+                anchors = self._anchors.take(first, self.args.anchors * sample["records"])
+                dealt = deal([boundary.size for _, boundary in anchors], self._processes.size, sample["loads"])
+                sample["batches"] += self.collate([anchors[i] for i in dealt[self._processes.rank]])["batches"]
+        own = float(sum(batch.normaliser for sample in samples for batch in sample["batches"]))
+        return samples, self._processes.sum(torch.tensor([own], dtype=torch.float64)).item()
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | float | None = None
@@ -149,10 +169,13 @@ class BuleyeanTrainer(Trainer):
         batches = inputs["batches"]
         with cached_weights(self._groups, self._gradients):
             for batch in self.with_references(batches) if self.uses_reference else batches:
-                with segments_in_use(batch.segments):  # backward too: a checkpointed layer is computed again there
+                # backward too: a checkpointed layer is computed again there
+                with segments_in_use(batch.segments), self._dropping(batch):
                     part = self.compute_loss(model, {"batch": batch}, num_items_in_batch=num_items_in_batch)
                     self.accelerator.backward(part)
                     loss += part.detach()
+        if self._gradients is not None and self.accelerator.sync_gradients:
+            self._processes.sum(self._gradients.flat)
         return loss
 
     def compute_loss(
@@ -169,6 +192,19 @@ class BuleyeanTrainer(Trainer):
         weighted = losses.loss if batch.weights is None else losses.loss * batch.weights
         loss = weighted.sum() / float(num_items_in_batch or batch.normaliser)
         return (loss, losses) if return_outputs else loss
+
+    @contextmanager
+    def _dropping(self, batch: Batch) -> Iterator[None]:
+        """Masks of dropout within go by the run's seed, the step and the record."""
+        if not self._has_dropout:
+            yield
+            return
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed((self.args.seed << 31) + self.state.global_step)
+            keys = batch.dropout_keys
+            with dropout_keys_in_use(None if keys is None else keys.to(device)):
+                yield
 
     def losses(self, batch: Batch) -> NodeLosses:
         """The objective at each node of a batch."""
@@ -193,7 +229,7 @@ class BuleyeanTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`."""
         self._logged = _Totals()  # the clock starts here
-        if self.args.device.type == "cpu":
+        if self.args.device.type == "cpu" or self._processes.size > 1:
             trained = [parameter for parameter in self.language_model.module.parameters() if parameter.requires_grad]
             self._gradients = GradientBuffer(trained, [group.parameters() for group in self._groups])
         try:
@@ -233,7 +269,7 @@ class BuleyeanTrainer(Trainer):
         if "train_loss" in logs:
             return  # transformers' summary, of a resumed run that of the steps since: run.json has the run's
         if "loss" in logs:
-            logs |= self._logged.means()
+            logs |= self._logged.means(self._processes)
             if not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise TrainingError("the gradient is not a number: lower the learning rate")
             self._logged = _Totals()
@@ -249,17 +285,17 @@ class BuleyeanTrainer(Trainer):
             self.language_model.tokenizer.save_pretrained(folder)
 
 
-class _Numbered(Dataset[tuple[int, Boundary]]):
-    """A data set whose items know their place in it."""
+class _Numbers(Dataset[int]):
+    """The numbers of a data set's items: who computes them reads them."""
 
-    def __init__(self, boundaries: Sequence[Boundary]) -> None:
-        self.boundaries = boundaries
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __len__(self) -> int:
-        return len(self.boundaries)
+        return self.count
 
-    def __getitem__(self, number: int) -> tuple[int, Boundary]:
-        return number, self.boundaries[number]
+    def __getitem__(self, number: int) -> int:
+        return number
 
 
 class Anchors:
@@ -303,10 +339,12 @@ class _Totals:
         self.nodes += len(losses.loss)
         self.tokens += tokens
 
-    def means(self) -> dict[str, float]:
-        loss, kl, contrast, floor = (self.sums / max(self.nodes, 1)).tolist()
+    def means(self, processes: Processes) -> dict[str, float]:
+        counts = torch.tensor([self.nodes, self.tokens], dtype=torch.float64)
+        *sums, nodes, tokens = processes.sum(torch.cat([self.sums, counts])).tolist()
+        loss, kl, contrast, floor = (total / max(nodes, 1) for total in sums)
         if not math.isfinite(loss):
             raise TrainingError("the loss is not a number: lower the learning rate")
         seconds = time.monotonic() - self.started
         parts = {"loss": loss, "kl": kl, "contrast": contrast, "floor": floor, "gap": loss - floor}
-        return parts | {"tokens": self.tokens, "seconds": seconds}
+        return parts | {"tokens": int(tokens), "seconds": seconds}
