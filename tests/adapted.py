@@ -40,8 +40,13 @@ def wide_heads(tokenizer: Any) -> Any:
 
 
 def biased(tokenizer: Any) -> Any:
-    """The same with biases, which the decoder's one call has none of."""
+    """The same with biases of queries, keys and values."""
     return tiny_qwen2(tokenizer, head_dim=32)
+
+
+def biased_outputs(tokenizer: Any) -> Any:
+    """The same with a bias of attention's output too, which the decoder's one call adds none to."""
+    return tiny_llama(tokenizer, head_dim=32, attention_bias=True)
 
 
 def stir(model: Any) -> Any:

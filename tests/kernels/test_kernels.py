@@ -29,7 +29,7 @@ def gemm(
     if added is not None:
         added = torch.nn.functional.pad(added, (0, 5))
     places = abi.address(added), y.data_ptr(), None
-    abi.call("gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, y.stride(0))))
+    abi.call("gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, y.stride(0), y.stride(0))))
     assert (y[:, -5:] == 7).all()
     return y[:, :-5]
 
@@ -38,7 +38,7 @@ def gemm_of_transpose(a: Tensor, b: Tensor) -> Tensor:
     """a^T b, in fp32."""
     c = torch.empty(a.shape[1], b.shape[1])
     nothing = abi.Matrix(), abi.Matrix()
-    abi.call("gemm", byref(abi.GemmArgs(matrix(a.T), matrix(b), *nothing, None, None, c.data_ptr(), b.shape[1])))
+    abi.call("gemm", byref(abi.GemmArgs(matrix(a.T), matrix(b), *nothing, None, None, c.data_ptr(), b.shape[1], 0)))
     return c
 
 
@@ -136,10 +136,12 @@ def test_a_linear_layer_with_its_adapters_and_their_gradients(parts: list[tuple[
 
 @needs_c
 def test_a_linear_layer_without_adapters() -> None:
-    x, weight = random(40, 96), random(64, 96)
+    x, weight, bias = random(40, 96), random(64, 96), random(64)
     y, low = matmul.lora_linear(x, matmul.make_linear(weight))
     assert low is None
     assert y.equal(gemm(x, weight.T))
+    y, _ = matmul.lora_linear(x, matmul.make_linear(weight, bias=bias))
+    assert y.equal(gemm(x, weight.T, added=bias.expand(40, 64)))
 
 
 @in_all_instruction_sets

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapted import SEQUENCE, TOKENIZER, biased, outcome, packed_model, wide_heads
+from adapted import SEQUENCE, TOKENIZER, biased, biased_outputs, outcome, packed_model, wide_heads
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.models import fused_decoder
 from buleyean_rl.models.adapt import attach_lora
@@ -45,8 +45,11 @@ def layers_of_calls(model: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[
 
 
 @pytest.mark.usefixtures("kernels")
-def test_one_call_is_as_near_to_the_exact_one_as_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = packed_model()
+@pytest.mark.parametrize("make", [wide_heads, biased])
+def test_one_call_is_as_near_to_the_exact_one_as_the_modules(
+    make: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed_model(make)
     assert is_fused(model)
     got, modules = outcome(model), by_modules(monkeypatch, lambda: outcome(model))
     assert len(got) == 1 + 2 * 14
@@ -184,7 +187,7 @@ def test_a_decoder_that_does_more_than_its_layers_is_left_alone() -> None:
     "make",
     [
         lambda: tiny_llama(TOKENIZER, head_dim=32),  # in fp32
-        lambda: biased(TOKENIZER).bfloat16(),
+        lambda: biased_outputs(TOKENIZER).bfloat16(),
         *(
             lambda name=name: tiny_model(f"{name}ForCausalLM", TOKENIZER, head_dim=32).bfloat16()
             for name in ("Qwen3", "Cohere", "Gemma")
@@ -193,7 +196,7 @@ def test_a_decoder_that_does_more_than_its_layers_is_left_alone() -> None:
             "GraniteForCausalLM", TOKENIZER, num_attention_heads=2, num_key_value_heads=1, residual_multiplier=0.5
         ).bfloat16(),
     ],
-    ids=["fp32", "Qwen2", "Qwen3", "Cohere", "Gemma", "Granite"],
+    ids=["fp32", "biases", "Qwen3", "Cohere", "Gemma", "Granite"],
 )
 def test_other_decoders_are_left_alone(make: Callable[[], Any]) -> None:
     model = attach_lora(make(), lora_config(4, 8, 0.0, None))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapted import SEQUENCE, biased, packed_model, wide_heads
+from adapted import SEQUENCE, biased_outputs, packed_model, wide_heads
 from buleyean_rl.batching.forward import forward_hidden
 from buleyean_rl.models.gradient_buffer import GradientBuffer
 from buleyean_rl.models.lora import cached_weights, linear_groups
@@ -49,7 +49,7 @@ def test_a_group_has_its_slice_if_all_of_it_is_trained() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("make", [wide_heads, biased], ids=["one call", "modules"])
+@pytest.mark.parametrize("make", [wide_heads, biased_outputs], ids=["one call", "modules"])
 def test_kernels_add_what_autograd_would_have_added(make: Callable[[Any], Any]) -> None:
     model = packed_model(make)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

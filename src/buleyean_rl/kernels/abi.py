@@ -52,7 +52,7 @@ class GemmArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("a", "b", "a2", "b2")),
         *_pointers("added", "y", "c"),
-        *_sizes("y_stride"),
+        *_sizes("y_stride", "added_stride"),
     )
 
 
@@ -60,7 +60,7 @@ class Linear(ctypes.Structure):
     """A linear layer with its adapter, of one to three parts side by side."""
 
     _fields_ = (
-        *_pointers("weight", "a", "b"),
+        *_pointers("weight", "bias", "a", "b"),
         *_sizes("depth", "columns", "y_stride", "rank"),
         ("parts", c_int64),
         ("ranks", c_int64 * PARTS),

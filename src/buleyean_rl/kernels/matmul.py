@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from buleyean_rl.kernels.abi import BLOCK, HeadSoftmaxArgs, Linear, available, call
+from buleyean_rl.kernels.abi import BLOCK, HeadSoftmaxArgs, Linear, address, available, call
 from buleyean_rl.kernels.precision import bf16_is_emulated
 from buleyean_rl.kernels.quantised import QuantisedTensor, quantised_address
 
@@ -52,18 +52,19 @@ def padded_depth(size: int, x: Tensor) -> int:
     return math.ceil(size / BLOCK) * BLOCK if available(x) else size
 
 
-def make_linear(weight: Tensor, adapter: Adapter | None = None) -> Linear:
+def make_linear(weight: Tensor, adapter: Adapter | None = None, bias: Tensor | None = None) -> Linear:
     """A linear layer and its adapter for `lora_linear`, where `gemm_available`; the tensors have to outlive it.
 
     Args:
         weight: contiguous, or quantised. Shape: (outputs, inputs).
         adapter: of one to three layers side by side.
+        bias: contiguous. Shape: (outputs,).
     """
     columns, depth = weight.shape
-    linear = Linear(weight.data_ptr(), depth=depth, columns=columns, y_stride=columns)
+    linear = Linear(weight.data_ptr(), address(bias), depth=depth, columns=columns, y_stride=columns)
     if adapter is not None:
         a, b, *parts = adapter
-        pointers = (x.data_ptr() for x in (weight, a, b))
+        pointers = map(address, (weight, bias, a, b))
         linear = Linear(*pointers, depth, columns, columns, len(a), len(adapter.ranks), *map(tuple, parts))
     linear.quantised = quantised_address(weight)
     return linear
@@ -75,7 +76,7 @@ def lora_linear(x: Tensor, linear: Linear, added: Tensor | None = None) -> tuple
     Args:
         x: contiguous. Shape: (rows, inputs).
         linear: see `make_linear`.
-        added: contiguous. Shape: (rows, outputs).
+        added: in place of its bias, contiguous. Shape: (rows, outputs).
 
     Returns:
         The result and, with an adapter, lora_hidden. Shapes: (rows, outputs), (rows, rank).

@@ -86,16 +86,21 @@ class AdaptedLinear(NamedTuple):
     gradients: Tensor | None = None
 
     def matches(
-        self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], x: Tensor
+        self,
+        base: tuple[Tensor, Tensor | None],
+        pairs: Sequence[tuple[nn.Parameter, nn.Parameter]],
+        scalings: list[float],
+        x: Tensor,
     ) -> bool:
         """Whether it still has these weights, parameters and scalings, and computes in the type of `x`."""
-        tensors = weight, *(parameter for pair in pairs for parameter in pair)
-        computes = weight if self.adapter is None else self.adapter.a
+        tensors = *base, *(parameter for pair in pairs for parameter in pair)
+        computes, c_linear = base[0] if self.adapter is None else self.adapter.a, self.c_linear
         return (
-            all(a is b for a, b in zip((self.weight, *self.parameters), tensors, strict=True))
+            all(a is b for a, b in zip((self.weight, self.bias, *self.parameters), tensors, strict=True))
             and (computes.dtype, computes.device) == (x.dtype, x.device)
             and (self.adapter is None or self.adapter.scalings == scalings)
-            and (self.c_linear is None or (self.c_linear.weight, torch.bfloat16) == (weight.data_ptr(), weight.dtype))
+            and (c_linear is None or [c_linear.weight, c_linear.bias] == [*map(abi.address, base)])
+            and (c_linear is None or base[0].dtype == torch.bfloat16)
         )
 
     def for_pass(self, tokens: int, dropout: float) -> AdaptedLinear:
@@ -114,8 +119,7 @@ class AdaptedLinear(NamedTuple):
             Shapes: (tokens, outputs), (tokens, ranks).
         """
         if self.c_linear is not None:
-            y, lora_hidden = matmul.lora_linear(x, self.c_linear)
-            return y if self.bias is None else y.add_(self.bias), lora_hidden
+            return matmul.lora_linear(x, self.c_linear)
         y = nn.functional.linear(x, self.weight, self.bias)
         if self.adapter is None:
             return y, None

@@ -181,7 +181,9 @@ class FusedDecoder:
         ):
             return None
         linears = [group.adapted_linear(tokens, weight) for group in self.groups]
-        return linears if all(linear.c_linear is not None and linear.bias is None for linear in linears) else None
+        # C adds the residual stream where it would add the bias of an output projection
+        can_add = all(linear.bias is None for linear in linears[1::2])
+        return linears if can_add and all(linear.c_linear is not None for linear in linears) else None
 
     @property
     def _is_checkpointed(self) -> bool:

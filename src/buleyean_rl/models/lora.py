@@ -105,6 +105,7 @@ class LinearGroup:
         self.layers = list(layers)
         self._outputs = [layer.get_base_layer().weight.shape[0] for layer in layers]
         self._stacked_weight: Tensor | None = None
+        self._stacked_bias: Tensor | None = None
         self._cache: dict[tuple[str, ...], AdaptedLinear] = {}  # by the adapters in use; checked before it is used
         self._frozen: dict[tuple[str, ...], AdaptedLinear] = {}  # the same between `freeze` and `thaw`; not checked
         self._pending: dict[LoraLinear, Tensor] = {}  # outputs of layers that were not called yet
@@ -150,7 +151,7 @@ class LinearGroup:
         assert state is not None
         linear = self._frozen.get(state.adapters)
         if linear is None or linear.weight.dtype != x.dtype:
-            linear = self._lookup(state.adapters, x, *self.base())
+            linear = self._lookup(state.adapters, x, self.base())
             copy_adapters([linear])
         return linear.for_pass(tokens, state.dropout)
 
@@ -165,9 +166,9 @@ class LinearGroup:
         """
         state = self.state()
         if state is not None:
-            weight, bias = self.base()
-            self._frozen = {(): self._lookup((), weight, weight, bias)}
-            linear = self._lookup(state.adapters, weight, weight, bias)
+            base = self.base()
+            self._frozen = {(): self._lookup((), base[0], base)}
+            linear = self._lookup(state.adapters, base[0], base)
             accumulated = None if gradients is None else gradients.slice(linear.parameters)
             self._frozen[state.adapters] = linear._replace(gradients=accumulated)
         return list(self._frozen.values())
@@ -186,15 +187,24 @@ class LinearGroup:
         bases = [layer.get_base_layer() for layer in self.layers]
         if len(bases) == 1:
             return bases[0].weight, bases[0].bias
-        if isinstance(bases[0].weight, QuantisedTensor):
-            self._stack_quantised([base.weight for base in bases])
-            return self._with_biases(bases)
-        parts = () if self._stacked_weight is None else self._stacked_weight.split(self._outputs)
-        if [base.weight.data_ptr() for base in bases] != [part.data_ptr() for part in parts]:  # new, moved or cast
-            self._stacked_weight = torch.cat([base.weight.detach() for base in bases])
-            for base, part in zip(bases, self._stacked_weight.split(self._outputs), strict=True):
-                base.weight.data = part
-        return self._with_biases(bases)
+        weights = [base.weight for base in bases]
+        if isinstance(weights[0], QuantisedTensor):
+            self._stack_quantised(weights)
+        else:
+            self._stacked_weight = self._stack(weights, self._stacked_weight)
+        if bases[0].bias is not None:
+            self._stacked_bias = self._stack([base.bias for base in bases], self._stacked_bias)
+        assert self._stacked_weight is not None
+        return self._stacked_weight, self._stacked_bias
+
+    def _stack(self, parameters: Sequence[Any], stacked: Tensor | None) -> Tensor:
+        """One tensor, whose parts the parameters become."""
+        parts = () if stacked is None else stacked.split(self._outputs)
+        if stacked is None or [each.data_ptr() for each in parameters] != [part.data_ptr() for part in parts]:
+            stacked = torch.cat([each.detach() for each in parameters])  # they are new, moved or cast
+            for each, part in zip(parameters, stacked.split(self._outputs), strict=True):
+                each.data = part
+        return stacked
 
     def _stack_quantised(self, weights: Sequence[QuantisedTensor]) -> None:
         """Side by side, nothing is copied."""
@@ -203,38 +213,34 @@ class LinearGroup:
         if len(parts) != len(known) or any(a is not b for a, b in zip(parts, known, strict=True)):
             self._stacked_weight = torch.cat([weight.detach() for weight in weights])
 
-    def _with_biases(self, bases: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        assert self._stacked_weight is not None
-        if all(base.bias is None for base in bases):
-            return self._stacked_weight, None
-        zeros = self._stacked_weight.new_zeros
-        return self._stacked_weight, torch.cat(
-            [zeros(len(base.weight)) if base.bias is None else base.bias for base in bases]
-        )
-
     def _pairs(self, adapters: tuple[str, ...]) -> list[tuple[nn.Parameter, nn.Parameter]]:
         return [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in adapters for layer in self.layers]
 
-    def _lookup(self, adapters: tuple[str, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> AdaptedLinear:
+    def _lookup(self, adapters: tuple[str, ...], x: Tensor, base: tuple[Tensor, Tensor | None]) -> AdaptedLinear:
         """What it computes with in the type of `x`; its adapters are still to be copied."""
         pairs = self._pairs(adapters)
         scalings = [layer.scaling[name] for name in adapters for layer in self.layers]
         linear = self._cache.get(adapters)
-        if linear is None or not linear.matches(weight, pairs, scalings, x):
-            linear = self._cache[adapters] = self._build(weight, pairs, scalings, x)
-        return linear if bias is None else linear._replace(bias=bias)
+        if linear is None or not linear.matches(base, pairs, scalings, x):
+            linear = self._cache[adapters] = self._build(*base, pairs, scalings, x)
+        return linear
 
     def _build(
-        self, weight: Tensor, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], scalings: list[float], x: Tensor
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        pairs: Sequence[tuple[nn.Parameter, nn.Parameter]],
+        scalings: list[float],
+        x: Tensor,
     ) -> AdaptedLinear:
         if not pairs:
-            c_linear = matmul.make_linear(weight) if matmul.gemm_available(weight, weight.T) else None
-            return AdaptedLinear(weight, None, None, (), c_linear)
+            c_linear = matmul.make_linear(weight, None, bias) if matmul.gemm_available(weight, weight.T) else None
+            return AdaptedLinear(weight, bias, None, (), c_linear)
         adapter = StackedAdapter([len(a) for a, _ in pairs], self._outputs, weight.shape[1], scalings, x)
         in_fp32 = all(each.dtype == torch.float32 and each.is_contiguous() for pair in pairs for each in pair)
         in_c = in_fp32 and matmul.gemm_available(weight, weight.T, adapter.b)
-        c_linear = matmul.make_linear(weight, adapter.in_c()) if in_c else None
-        return AdaptedLinear(weight, None, adapter, sum(pairs, ()), c_linear)
+        c_linear = matmul.make_linear(weight, adapter.in_c(), bias) if in_c else None
+        return AdaptedLinear(weight, bias, adapter, sum(pairs, ()), c_linear)
 
 
 @contextmanager
@@ -267,7 +273,8 @@ def group_layers(model: nn.Module) -> None:
     for module in model.modules():
         for names in SHARED_INPUTS:
             layers = [layer for name in names if isinstance(layer := getattr(module, name, None), LoraLinear)]
-            kinds = {isinstance(layer.get_base_layer().weight, QuantisedTensor) for layer in layers}
+            bases = [layer.get_base_layer() for layer in layers]
+            kinds = {(isinstance(base.weight, QuantisedTensor), base.bias is None) for base in bases}
             if len(layers) > 1 and len(kinds) == 1:
                 group = LinearGroup(layers)
                 group.base()

@@ -24,7 +24,7 @@ typedef struct { const bf16 *added; bf16 *y; Packed *packed; float *logits; int6
 
 static void store(const Output *o, const float *c, int64_t row, int64_t rows, int64_t column) {
     int64_t place = row * o->stride + column;
-    if (o->y) store_block(c, o->added ? o->added + place : NULL, o->y + place, o->stride, (int)rows);
+    if (o->y) store_block(c, o->added ? o->added + place : NULL, o->stride, o->y + place, o->stride, (int)rows);
     for (int64_t i = 0; i < rows; i++, c += BLOCK, place += o->stride)
         if (o->logits) memcpy(o->logits + place, c, BLOCK * sizeof *c);
         else if (o->packed) pack_floats(c, o->packed + place);

@@ -90,7 +90,8 @@ static void gemm_task(const GemmArgs *g, const Plan *p, int64_t task) {
                 x[0].b = panel_block(panel, panel_blocks, j / BLOCK, (z - k) / BLOCK);
                 x[1].b = panel_block(panel, panel_blocks, j / BLOCK, own);
                 microkernel(z ? sums : NULL, BLOCK, c, c_stride, (int)height, x, (int)count);
-                if (last && !g->c) store_block(c, g->added ? g->added + place : NULL, g->y + place, g->y_stride, (int)height);
+                const bf16 *added = g->added ? g->added + (top + i) * g->added_stride + column + j : NULL;
+                if (last && !g->c) store_block(c, added, g->added_stride, g->y + place, g->y_stride, (int)height);
             }
         }
     }

@@ -315,10 +315,10 @@ static inline void pack_b_panel(Matrix b, uint32_t *panel, int64_t blocks, int64
 }
 
 /* A finished block's sums, plus what is `added` to them, as rows of y. */
-static inline void store_block(const float *sums, const bf16 *added, bf16 *y, int64_t y_stride, int rows) {
+static inline void store_block(const float *sums, const bf16 *added, int64_t added_stride, bf16 *y, int64_t y_stride, int rows) {
     for (int i = 0; i < rows; i++, sums += BLOCK, y += y_stride) {
         float row[BLOCK];
-        for (int j = 0; j < BLOCK && added; j++) row[j] = sums[j] + bf16_to_f32(added[i * y_stride + j]);
+        for (int j = 0; j < BLOCK && added; j++) row[j] = sums[j] + bf16_to_f32(added[i * added_stride + j]);
         f32_to_bf16_many(added ? row : sums, BLOCK, y);
     }
 }

@@ -18,16 +18,16 @@ typedef struct {
     int64_t first_row, first_column;
 } Matrix;
 
-/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. One of the strides of b and b2 is 1; y, `added`, c: (rows, columns); a2 and
- * b2 may be empty, `added` NULL. Sizes are multiples of 32, but rows of y, and the depth of c, where a and b are a transposed and a
- * row-major matrix. */
-typedef struct { Matrix a, b, a2, b2; const bf16 *added; bf16 *y; float *c; int64_t y_stride; } GemmArgs;
+/* y = a b + a2 b2 + added, in bf16, or c = a b, in fp32. One of the strides of b and b2 is 1; y, `added`, c: (rows, columns), rows
+ * of `added` 0 apart for a bias; a2 and b2 may be empty, `added` NULL. Sizes are multiples of 32, but rows of y, and the depth of c,
+ * where a and b are a transposed and a row-major matrix. */
+typedef struct { Matrix a, b, a2, b2; const bf16 *added; bf16 *y; float *c; int64_t y_stride, added_stride; } GemmArgs;
 
-/* A linear layer with LoRA, y = x w^T + lora_hidden b^T where lora_hidden = x a^T. w: (columns, depth); a: (rank,
- * depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). w may be `quantised`, or that NULL. It may be several `parts` side by side: their A's lie on
- * top of each other in a, their B's along a diagonal in b. */
+/* A linear layer with LoRA, y = x w^T + lora_hidden b^T + bias where lora_hidden = x a^T. w: (columns, depth); bias: (columns), or
+ * NULL; a: (rank, depth), or NULL; b: (columns, rank), scaled; y: (rows, columns). w may be `quantised`, or that NULL. It may be
+ * several `parts` side by side: their A's lie on top of each other in a, their B's along a diagonal in b. */
 typedef struct {
-    const bf16 *w, *a, *b;
+    const bf16 *w, *bias, *a, *b;
     int64_t depth, columns, y_stride, rank;
     int64_t parts, ranks[3], outputs[3];
     float scalings[3];
@@ -63,7 +63,7 @@ typedef struct {
 } HeadSoftmaxArgs;
 
 /* A layer of Llama's form: middle = x + output(attention(rope(qkv(norm(x))))), y = middle + down(swiglu(gate_up(norm(middle)))).
- * `scale` is on the scores. */
+ * `output` and `down` have no bias; `scale` is on the scores. */
 typedef struct {
     Linear qkv, output, gate_up, down;
     const bf16 *norms[2];

@@ -1,14 +1,14 @@
 /* A linear layer with LoRA and its gradients. Tensors are row-major, but for y's stride. */
 #include "kernels.h"
 
-/* y = l(x) + added. x: (rows, depth); hidden: (rows, rank); y, added: (rows, columns). */
+/* y = l(x), or without its bias, plus what is `added`. x: (rows, depth); hidden: (rows, rank); y, added: (rows, columns). */
 void lora_linear(const Linear *l, const bf16 *x, const bf16 *added, int64_t rows, bf16 *hidden, bf16 *y, int threads) {
     int64_t depth = l->depth, columns = l->columns, rank = l->a ? l->rank : 0;
     Matrix a = row_major(x, rows, depth);
     if (rank) gemm(&(GemmArgs){a, transposed(l->a, rank, depth), .y = hidden, .y_stride = rank}, threads);
     Matrix w = quantised(transposed(l->w, columns, depth), l->quantised);
-    gemm(&(GemmArgs){a, w, row_major(hidden, rows, rank), transposed(l->b, columns, rank), added, y, .y_stride = l->y_stride},
-         threads);
+    gemm(&(GemmArgs){a, w, row_major(hidden, rows, rank), transposed(l->b, columns, rank), added ? added : l->bias, y,
+                     .y_stride = l->y_stride, .added_stride = added ? l->y_stride : 0}, threads);
 }
 
 /* The gradients in hidden and, unless grad_x is NULL, in x. */
