@@ -15,7 +15,8 @@ static inline __m256i nibbles(__m256i bytes, int shift) {
 /* A number is q times its half's factor, plus an offset. */
 static inline void dequantise_32(int64_t kind, const uint8_t *row, int64_t column, bf16 *to) {
     __m256i q;
-    float factors[2], offset = 0, numbers[32];
+    float factors[2], offset = 0;
+    int8_t numbers[48]; /* of which the last are read, not used */
     int64_t eighth = column % 256 / 32;
     if (kind == Q8_0) {
         const uint8_t *block = row + column / 32 * 34;
@@ -44,13 +45,15 @@ static inline void dequantise_32(int64_t kind, const uint8_t *row, int64_t colum
         q = _mm256_or_si256(nibbles(_mm256_loadu_si256((const __m256i *)low), (int)(eighth % 4 / 2 * 4)), high);
         q = _mm256_sub_epi8(q, _mm256_set1_epi8(32));
     }
-    for (int i = 0; i < 4; i++) {
-        __m128i half = i < 2 ? _mm256_castsi256_si128(q) : _mm256_extracti128_si256(q, 1);
-        __m256 eight = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(i % 2 ? _mm_srli_si128(half, 8) : half));
-        __m256 scaled = _mm256_fmadd_ps(eight, _mm256_set1_ps(factors[i / 2]), _mm256_set1_ps(offset));
-        _mm256_storeu_ps(numbers + 8 * i, scaled);
+    _mm256_storeu_si256((__m256i *)numbers, q);
+    for (int j = 0; j < 32; j += 2 * LANES) {
+        SimdF32 x[2];
+        for (int half = 0, k = j; half < 2; half++, k += LANES) {
+            SimdF32 number = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_loadu_si128((const __m128i *)(numbers + k))));
+            x[half] = MM(fmadd_ps)(number, simd_set(factors[k / 16]), simd_set(offset));
+        }
+        simd_store_bf16(x[0], x[1], to + j);
     }
-    f32_to_bf16_many(numbers, 32, to);
 }
 
 /* `count` rows, a multiple of 32, and `width` columns, from a place on; rows of 32 are of one kind. to: (count, width). */

@@ -33,7 +33,7 @@ typedef struct { int64_t depth, nc, mc, panel_kc, kc, panels, parts, slices, pie
 
 static Plan plan_of(const GemmArgs *g, int threads) {
     Plan p = {.depth = round_up(g->b.rows, BLOCK)};
-    int64_t rows = g->a.rows, row_threads = rows < 2 * THREAD_ROWS ? 1 : smaller(rows / THREAD_ROWS, threads);
+    int64_t rows = g->a.rows, row_threads = rows < 2 * THREAD_ROWS || g->b.quantised ? 1 : smaller(rows / THREAD_ROWS, threads);
     p.slices = split(p.depth, PANEL_KC, 1, BLOCK, &p.panel_kc);
     p.pieces = split(p.panel_kc, KC, 1, BLOCK, &p.kc);
     int64_t fitting = PANEL_WORDS / BLOCK / ((p.panel_kc + g->b2.rows) / VNNI) * BLOCK;

@@ -20,8 +20,10 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
     float scores[BLOCK * BLOCK], scale = LOG2E * g->scale;
     uint32_t *keys, *values;
     Packed *states, *weights;
+    bf16 *dequantised;
     if (!SCRATCH(BUFFER(states, NODES * width), BUFFER(keys, PART / VNNI * width), BUFFER(values, PART / VNNI * width),
-                 BUFFER(weights, BLOCK * STRIDE), BUFFER(here, rejections - rejection)))
+                 BUFFER(weights, BLOCK * STRIDE), BUFFER(here, rejections - rejection),
+                 BUFFER(dequantised, g->quantised ? PART * width : 0)))
         return;
     memset(share->softmaxes, 0, sizeof share->softmaxes);
     for (int row = 0; row < NODES; row++) share->softmaxes[row / BLOCK].row_max[row % BLOCK] = MASKED;
@@ -34,10 +36,10 @@ static void sum_share(const HeadSoftmaxArgs *g, Share *share, int64_t first, int
         int64_t rows = smaller(end - part, PART), count = 0;
         for (int64_t i = rejection; i < rejections; i++)
             if (g->rejected_token[i] >= part && g->rejected_token[i] < part + rows) here[count++] = i;
-        pack_b_panel(part_of(quantised(transposed(g->weight, g->vocabulary, width), g->quantised), 0, width, part, rows), keys,
-                     width / BLOCK, 0);
-        pack_b_panel(part_of(quantised(row_major(g->weight, g->vocabulary, width), g->quantised), part, rows, 0, width), values,
-                     PART / BLOCK, 0);
+        const bf16 *w = g->quantised ? dequantised : g->weight + part * width;
+        if (g->quantised) dequantise_part(g->quantised, part, rows, 0, width, dequantised);
+        pack_b_panel(transposed(w, rows, width), keys, width / BLOCK, 0);
+        pack_b_panel(row_major(w, rows, width), values, PART / BLOCK, 0);
         for (int64_t node = 0; node < nodes; node += BLOCK) {
             OnlineSoftmax *softmax = share->softmaxes + node / BLOCK;
             float *sums = share->sums + node * width;
