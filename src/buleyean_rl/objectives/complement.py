@@ -126,16 +126,14 @@ def ratios(counts: Tensor, rounds: Tensor, tau: float = 1.0, prior: Prior = PUBL
     return (ratio.clamp_max(1) if prior.capped else ratio) ** tau
 
 
-def plausible(log_base: Tensor, rejected: Tensor, min_p: float) -> Tensor:
-    """Which options are at least `min_p` times as likely as the likeliest that is not rejected.
+def plausible(log_base: Tensor, min_p: float) -> Tensor:
+    """Which options are at least `min_p` times as likely as the likeliest.
 
     Args:
-        log_base: log mu_i up to a constant. Shape: (..., options).
-        rejected: those with a ratio below 1. Shape as `log_base`.
+        log_base: log mu_i up to a constant; -inf for those with a ratio below 1. Shape: (..., options).
         min_p: above 0.
     """
-    likeliest = log_base.masked_fill(rejected, -math.inf).amax(-1, keepdim=True)
-    return log_base >= likeliest + math.log(min_p)
+    return log_base >= log_base.amax(-1, keepdim=True) + math.log(min_p)
 
 
 def tilt(
@@ -158,7 +156,7 @@ def tilt(
     mass = base * ratio
     if not min_p:
         return ratio, mass.sum(-1, keepdim=True)
-    moves = (rounds > 0) | plausible(base.log(), ratio < 1, min_p)
+    moves = (rounds > 0) | plausible(base.log().masked_fill(ratio < 1, -math.inf), min_p)
     normaliser = (mass * moves).sum(-1, keepdim=True) / (base * moves).sum(-1, keepdim=True)
     return torch.where(moves, ratio, normaliser), normaliser
 

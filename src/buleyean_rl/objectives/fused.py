@@ -14,12 +14,13 @@ products and the sums over the vocabulary are in `vocabulary_softmax`.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from buleyean_rl.models.output_head import OutputHead, node_tiles, nodes_of_tile
+from buleyean_rl.models.output_head import OutputHead, node_tiles
 from buleyean_rl.objectives.complement import Counts, plausible, published_floor, ratios, sparse_target
 from buleyean_rl.objectives.losses import NodeLosses, Objective
 from buleyean_rl.objectives.vocabulary_softmax import ReferenceSoftmax, Softmax, softmax_over
@@ -67,7 +68,7 @@ class _FusedLoss(torch.autograd.Function):
         states = (hidden,) if reference_hidden is None else (hidden, reference_hidden)
         softmax = softmax_over(head, hidden, len(states))
         tiles = []
-        for nodes in node_tiles(hidden, nodes_of_tile(hidden) if objective.min_p else softmax.nodes):
+        for nodes in node_tiles(hidden, softmax.nodes):
             tile_gradient = None if gradient is None else gradient[nodes]
             reference = None if reference_softmax is None else ReferenceSoftmax(*(x[nodes] for x in reference_softmax))
             tile_states, tile_counts = [x[nodes] for x in states], counts.select(nodes)
@@ -94,16 +95,21 @@ class _FusedLoss(torch.autograd.Function):
 
 def _list_plausible(counts: Counts, reference: Tensor, objective: Objective, head: OutputHead) -> Counts:
     """`counts` with the tokens that (1a) lets take what is freed, where some token was judged, as unseen ones."""
-    nodes, node = torch.unique(counts.node, return_inverse=True)
-    if not len(nodes):
+    judged, node = torch.unique(counts.node, return_inverse=True)
+    if not len(judged):
         return counts
-    logits = head(reference[nodes])  # (judged nodes, vocabulary)
-    rejected = torch.zeros_like(logits, dtype=torch.bool)
-    rejected[node, counts.option] = ratios(counts.count, counts.rounds, prior=objective.prior) < 1
-    added = plausible(logits, rejected, objective.min_p)
-    added[node, counts.option] = False
-    added_node, option = added.nonzero(as_tuple=True)
-    return counts.with_unseen(nodes[added_node], option)
+    is_rejected = ratios(counts.count, counts.rounds, prior=objective.prior) < 1
+    added: list[tuple[Tensor, ...]] = []
+    for nodes in node_tiles(judged):
+        logits = head(reference[judged[nodes]])  # (judged nodes, vocabulary)
+        entries = ((node >= nodes.start) & (node < nodes.stop)).nonzero()[:, 0]
+        listed, rejected = (node[entries] - nodes.start, counts.option[entries]), entries[is_rejected[entries]]
+        logits[node[rejected] - nodes.start, counts.option[rejected]] = -math.inf
+        unseen = plausible(logits, objective.min_p)
+        unseen[listed] = False
+        added_node, option = unseen.nonzero(as_tuple=True)
+        added.append((judged[nodes][added_node], option))
+    return counts.with_unseen(*map(torch.cat, zip(*added, strict=True)))
 
 
 class _TileLosses(NamedTuple):

@@ -10,7 +10,7 @@ their place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from buleyean_rl.models.output_head import OutputHead, dense_gradient, largest_l
 from buleyean_rl.objectives.complement import Counts
 
 UNLIKELY = -1e30  # a logit whose exponential is nothing
+ENTRIES = 2048  # listed tokens whose rows of W are read at a time
 
 
 class Sums(NamedTuple):
@@ -185,18 +186,19 @@ class StreamingLogits:
 
     def sums(self, states: Sequence[Tensor], counts: Counts, cached: ReferenceSoftmax | None) -> Sums:
         """See `Softmax`."""
-        head, hidden, node = self._head, states[0], counts.node
-        tokens = head.weight[counts.option].float()
-        logits = [head.scale * torch.linalg.vecdot(x[node].float(), tokens).double() for x in states]
+        head, hidden = self._head, states[0]
+        logits = [torch.zeros_like(counts.count, dtype=torch.float64) for _ in range(2)]
+        for entries, node, tokens in self._tokens(counts):
+            for x, each in zip(states, logits, strict=False):
+                each[entries] = head.scale * torch.linalg.vecdot(x[node].float(), tokens).double()
         hidden_difference = -hidden.float()
         if len(states) == 2:
             hidden_difference += states[1]
             reference = cached or _streaming_softmax(head, states[1], counts)
         else:
-            logits.append(torch.zeros_like(logits[0]))
-            reference = self._uniform(tokens, counts)
+            reference = self._uniform(counts)
         model = _streaming_softmax(head, hidden, counts)
-        self._model, self._reference, self._node, self._tokens = model, reference, node, tokens
+        self._model, self._reference, self._counts = model, reference, counts
         row_max, reference_row_max = (x.lse.nan_to_num(neginf=0.0) for x in (model, reference))
         sum_exp, reference_sum_exp = (model.lse - row_max).exp(), (reference.lse - reference_row_max).exp()
         difference = reference_sum_exp * head.scale * torch.linalg.vecdot(reference.mean, hidden_difference).double()
@@ -215,14 +217,23 @@ class StreamingLogits:
         del self._model, self._reference  # before the next tile's are made
         a, b = pi_coefficient * (model.lse - lse).exp(), reference_coefficient * (reference.lse - reference_lse).exp()
         gradient = model.mean.mul_(a.float().unsqueeze(1)).addcmul_(reference.mean, b.float().unsqueeze(1), value=-1)
-        gradient.index_add_(0, self._node, self._tokens.mul_(on_listed.float().unsqueeze(1)))
+        for entries, node, tokens in self._tokens(self._counts):
+            gradient.index_add_(0, node, tokens.mul_(on_listed[entries].float().unsqueeze(1)))
         return gradient.mul_(self._head.scale)
 
-    def _uniform(self, tokens: Tensor, counts: Counts) -> ReferenceSoftmax:
+    def _tokens(self, counts: Counts) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some entries after the other, their nodes and W's rows, in fp32. Shapes: (entries,), (entries, width)."""
+        for start in range(0, len(counts.option), ENTRIES):
+            entries = slice(start, start + ENTRIES)
+            yield entries, counts.node[entries], self._head.weight[counts.option[entries]].float()
+
+    def _uniform(self, counts: Counts) -> ReferenceSoftmax:
         """Where all logits are zero."""
         head = self._head
         sum_exp = len(head.weight) - counts.sum_by_node(torch.ones_like(counts.count)).double()
-        rows = head.rows_sum.expand(len(sum_exp), -1).clone().index_add_(0, counts.node, tokens, alpha=-1)
+        rows = head.rows_sum.expand(len(sum_exp), -1).clone()
+        for _, node, tokens in self._tokens(counts):
+            rows.index_add_(0, node, tokens, alpha=-1)
         return ReferenceSoftmax(sum_exp.log(), rows / sum_exp.clamp_min(1).float().unsqueeze(1))
 
 
