@@ -29,7 +29,9 @@ def gemm(
     if added is not None:
         added = torch.nn.functional.pad(added, (0, 5))
     places = abi.address(added), y.data_ptr(), None
-    abi.call("gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, y.stride(0), y.stride(0))))
+    abi.call(
+        "gemm", byref(abi.GemmArgs(matrix(a), matrix(b), matrix(a2), matrix(b2), *places, y.stride(0), y.stride(0)))
+    )
     assert (y[:, -5:] == 7).all()
     return y[:, :-5]
 

@@ -192,7 +192,9 @@ def test_sparse_target_is_the_dense_one(
     v, n = counts.dense(counts.count, base.shape[-1]), counts.dense(counts.rounds, base.shape[-1])
     P = complement.target(v, n, base, tau, prior, min_p)
     if min_p:
-        added = complement.plausible(base.log().masked_fill(complement.ratios(v, n, prior=prior) < 1, -torch.inf), min_p) & (n == 0)
+        added = complement.plausible(
+            base.log().masked_fill(complement.ratios(v, n, prior=prior) < 1, -torch.inf), min_p
+        ) & (n == 0)
         counts = counts.with_unseen(*added.nonzero(as_tuple=True))
     got = complement.sparse_target(
         counts, base[counts.node, counts.option], base.shape[-1], tau, prior, keep_tail=min_p > 0

@@ -106,7 +106,9 @@ def _linear_forward(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         weight = linear.weight
         if not (_is_slow_in_torch(weight) and matmul.gemm_available(weight, weight.T)):
             return own_forward(x)
-        return frozen_linear(x, AdaptedLinear(weight, linear.bias, None, (), matmul.make_linear(weight, bias=linear.bias)))
+        return frozen_linear(
+            x, AdaptedLinear(weight, linear.bias, None, (), matmul.make_linear(weight, bias=linear.bias))
+        )
 
     return forward
 

@@ -66,7 +66,7 @@ class OutputHead:
         """W h + bias, in the weight's type. Shape: (nodes, width) to (vocabulary, nodes)."""
         if self._in_c is not None:
             raw = matmul.lora_linear(hidden.contiguous(), self._in_c)[0].T
-            raw = raw.contiguous() if out is None else out.copy_(raw)
+            raw = raw if out is None else out.copy_(raw)
         elif out is None and bf16_is_emulated(self.weight) and matmul.gemm_available(self.weight):
             padded = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % abi.BLOCK)).contiguous()
             raw = matmul.lora_linear(self.weight, matmul.make_linear(padded))[0][:, : len(hidden)].contiguous()

@@ -225,16 +225,12 @@ void attention_backward(const AttentionArgs *g, int threads) {
     int64_t width = g->head_width, size = (last.partial + last.padded_keys) * width;
     float *grads = allocate(2 * (int64_t)sizeof *grads * size);
     if (!grads) return;
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < tasks_of(g); i++) {
-            Task t = task_at(g, i);
-            attention_backward_task(g, t, grads + t.partial * width, grads + size + t.partial * width);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < 2 * g->k.heads; i++)
-            sum_partials(g, grads + i % 2 * size, i / 2, i % 2 ? g->grad_v : g->grad_k);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < tasks_of(g); i++) {
+        Task t = task_at(g, i);
+        attention_backward_task(g, t, grads + t.partial * width, grads + size + t.partial * width);
     }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < 2 * g->k.heads; i++) sum_partials(g, grads + i % 2 * size, i / 2, i % 2 ? g->grad_v : g->grad_k);
     free(grads);
 }

@@ -13,7 +13,6 @@
 #include <omp.h>
 
 #define CHAINS 4 /* of sums that do not wait for each other */
-#define MASKED -1e30f
 #define SMALL 64 /* columns for each thread that are too few to share them alone: rows are shared too */
 #define ADAPTER_COLUMNS 8 /* of an A that a thread takes at a time */
 
@@ -126,10 +125,8 @@ static void block_scores(const bf16 *query, const bf16 *keys, int64_t width, flo
         SimdF32 sums[CHAINS] = {0};
         for (int64_t j = 0; j < width / 2; j += CHAINS)
 #pragma GCC unroll 4
-            for (int64_t chain = 0; chain < CHAINS; chain++) {
-                int64_t word = j + chain;
-                sums[chain] = add_words(sums[chain], query + 2 * word, keys + (word * TILE + token) * 2);
-            }
+            for (int64_t chain = 0; chain < CHAINS; chain++)
+                sums[chain] = add_words(sums[chain], query + 2 * (j + chain), keys + ((j + chain) * TILE + token) * 2);
         simd_store(sums[0] + sums[1] + (sums[2] + sums[3]), scores + token);
     }
 }

@@ -58,10 +58,8 @@ static inline void dequantise_32(int64_t kind, const uint8_t *row, int64_t colum
 
 /* `count` rows, a multiple of 32, and `width` columns, from a place on; rows of 32 are of one kind. to: (count, width). */
 static inline void dequantise_part(const QuantisedRows *x, int64_t row, int64_t count, int64_t column, int64_t width, bf16 *to) {
-    int part = 0;
-    while (row >= x->ends[part]) part++;
-    for (int64_t i = row; i < row + count; i++) {
-        if (i >= x->ends[part]) part++;
+    for (int64_t i = row, part = 0; i < row + count; i++) {
+        while (i >= x->ends[part]) part++;
         const uint8_t *from = x->data[part] + (i - (part ? x->ends[part - 1] : 0)) * x->bytes[part];
         for (int64_t j = 0; j < width; j += 32, to += 32) dequantise_32(x->kinds[part], from, column + j, to);
     }

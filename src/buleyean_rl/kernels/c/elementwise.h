@@ -3,9 +3,7 @@
 #include "kernels.h"
 
 static inline float inverse_rms(const bf16 *restrict x, int64_t width, float epsilon) {
-    float square = 0;
-    for (int64_t j = 0; j < width; j++) square += bf16_to_f32(x[j]) * bf16_to_f32(x[j]);
-    return 1 / sqrtf(square / width + epsilon);
+    return 1 / sqrtf(dot(x, x, width) / width + epsilon);
 }
 
 /* y = weight * x / rms(x); x * scale is rounded before it meets the weight, as in transformers. y may be x. */

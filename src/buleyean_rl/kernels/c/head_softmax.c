@@ -86,18 +86,14 @@ void head_softmax(const HeadSoftmaxArgs *g, int threads) {
     float *sums = allocate(threads * size * (int64_t)sizeof *sums);
     for (int64_t start = 0; start < g->nodes && shares && sums; start += NODES, rejection = next) {
         while (next < g->rejections && g->rejected_node[next] < start + NODES) next++;
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for schedule(static, 1)
-            for (int t = 0; t < threads; t++) {
-                int64_t first = parts * t / threads * PART, end = parts * (t + 1) / threads * PART;
-                shares[t].sums = sums + t * size;
-                sum_share(g, shares + t, first, smaller(end, g->vocabulary), start, rejection, next);
-            }
-#pragma omp for schedule(static)
-            for (int64_t node = 0; node < smaller(g->nodes - start, NODES); node++)
-                add_shares(g, shares, threads, start, node);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+        for (int t = 0; t < threads; t++) {
+            int64_t first = parts * t / threads * PART, end = parts * (t + 1) / threads * PART;
+            shares[t].sums = sums + t * size;
+            sum_share(g, shares + t, first, smaller(end, g->vocabulary), start, rejection, next);
         }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t node = 0; node < smaller(g->nodes - start, NODES); node++) add_shares(g, shares, threads, start, node);
     }
     free(shares);
     free(sums);

@@ -35,15 +35,12 @@ void lora_linear_weight_gradients(const Linear *l, const bf16 *grad_y, const bf1
     for (int64_t part = 0, first = 0, output = 0; part < l->parts; output += l->outputs[part], first += l->ranks[part++]) {
         int64_t part_rank = l->ranks[part], size = part_rank * depth;
         float scaling = l->scalings[part], *grads_b = grads + size;
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for simd schedule(static) nowait
-            for (int64_t j = 0; j < size; j++) grads[j] += grad_a[first * depth + j];
-#pragma omp for schedule(static)
-            for (int64_t j = 0; j < l->outputs[part]; j++)
-                for (int64_t i = 0; i < part_rank; i++)
-                    grads_b[j * part_rank + i] += scaling * grad_b[(first + i) * columns + output + j];
-        }
+#pragma omp parallel for simd num_threads(threads) schedule(static)
+        for (int64_t j = 0; j < size; j++) grads[j] += grad_a[first * depth + j];
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t j = 0; j < l->outputs[part]; j++)
+            for (int64_t i = 0; i < part_rank; i++)
+                grads_b[j * part_rank + i] += scaling * grad_b[(first + i) * columns + output + j];
         grads = grads_b + l->outputs[part] * part_rank;
     }
     free(grad_a);

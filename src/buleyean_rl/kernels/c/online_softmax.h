@@ -3,7 +3,6 @@
 #pragma once
 #include "gemm.h"
 
-#define MASKED -1e30f
 #define MARGIN 40 /* powers of 2 by which a score may exceed its row_max */
 
 /* c (+)= a b. a: packed, (rows, depth); b: its first 32 columns, the next ones `columns_stride` words on. All sizes are

@@ -13,6 +13,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LOG2E 1.44269504f
 #define LN2 0.693147181f
+#define MASKED -1e30f /* a score whose weight is nothing */
 
 typedef uint16_t bf16;
 
