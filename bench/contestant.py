@@ -5,7 +5,7 @@
 
 `full` is `complement` on rows of exactly 512 tokens, for its memory; `epochs` is `complement` over the pairs twice, the
 reference kept from the first time, and its `ratio` is the second epoch's time over the first's; `long_rows` is
-`complement` with the whole of a step in one row.
+`complement` with the whole of a step in one row; `base_bits_4` is `complement` on a frozen base in blocks of 4 bits.
 
 Everybody gets the same pairs, base model, LoRA (rank 16 on every linear layer, no dropout) and micro-batch (4), no
 checkpointing; rejected-only contestants do not see the chosen answers. Everybody's weights are in bf16; but on a CPU
@@ -35,7 +35,7 @@ from buleyean_rl.data.trie import Boundary, build_boundaries
 from buleyean_rl.kernels.precision import default_dtype
 from buleyean_rl.models.adapt import attach_lora
 from buleyean_rl.models.lora import lora_config
-from buleyean_rl.models.placement import load_for_inference
+from buleyean_rl.models.model import open_model
 from buleyean_rl.models.source import BUNDLED
 from buleyean_rl.models.views import output_head
 from buleyean_rl.models.weights import load_base, load_tokenizer
@@ -67,10 +67,10 @@ def our_boundaries(pairs: list[dict[str, str]]) -> Sequence[Boundary]:
 
 
 def ours(
-    objective: str, boundaries: Sequence[Boundary], folder: str, **settings: Any
+    objective: str, boundaries: Sequence[Boundary], folder: str, bits: int = 16, **settings: Any
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step, and its arithmetic."""
-    model = attach_lora(load_for_inference(BUNDLED, CPU), lora_config(16, 32, 0.0, None))
+    model = attach_lora(open_model(BUNDLED, CPU, base_bits=bits).module, lora_config(16, 32, 0.0, None))
     config = BuleyeanConfig(output_dir=folder, objective=objective, **settings, **SHARED)
     watch = Stopwatch()
     references = None
@@ -153,6 +153,8 @@ def main() -> None:
             seconds, work = ours(
                 "complement", our_boundaries(pairs), folder, max_steps=steps, micro_batch_tokens=LONG_ROW
             )
+        elif name == "base_bits_4":
+            seconds, work = ours("complement", our_boundaries(pairs), folder, bits=4, max_steps=steps)
         elif name == "epochs":
             seconds, work = ours("complement", our_boundaries(pairs), folder, num_train_epochs=2)
         else:

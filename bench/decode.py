@@ -1,17 +1,20 @@
 """Answers of the bundled model: a step's parts beside its bounds, an adapter's cost, tokens a second beside llama.cpp.
 
-    python bench/decode.py [steps | adapter | uneven | memory | rates ...] [--rounds 2] [--sequences 2000]
+    python bench/decode.py [PART ...] [--rounds 2] [--sequences 2000]
 
 A step's bounds: its arithmetic, at the machine's peak in bf16; its traffic, all weights and the cached keys and values
 once, at the speed of reading memory; a large product and a sweep over memory run in turn with the steps. llama.cpp
 answers the same prompts from a file of the same weights, in bf16 and as Q8_0, with as many slots as there are
-conversations; each round runs everything once. Each part replaces its own rows of the table.
+conversations; each round runs everything once. `one` is a step of one conversation beside a read of the same bytes, in
+turn; `accuracy` compares the drawn tokens' log-probabilities, and transformers' in bf16, with those in fp32. Each part
+replaces its own rows of the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import sys
 import tempfile
@@ -38,7 +41,7 @@ from buleyean_rl.models.cached_decoder import CachedDecoder
 from buleyean_rl.models.lora import lora_config
 from buleyean_rl.models.placement import load_for_inference
 from buleyean_rl.models.source import BUNDLED
-from buleyean_rl.models.weights import load_tokenizer
+from buleyean_rl.models.weights import load_base, load_tokenizer
 from run import seconds
 
 STEPS_OF, CONTEXTS, CONVERSATIONS = (1, 8, 64, 256), (128, 1024), (1, 8, 64)
@@ -108,6 +111,23 @@ def step_rows(model: Any) -> list[dict[str, str]]:
             speeds.append(READ_BYTES / read)
     machine = {"peak_flops": peaks, "read_bytes_per_s": speeds}
     return [*(results.figure("machine", name, values) for name, values in machine.items()), *rows]
+
+
+def one_rows(model: Any) -> list[dict[str, str]]:
+    """The time of reading all weights and cached keys and values once, over that of a step of one conversation."""
+    decoder, width, rows = CachedDecoder(model).decoder, model.config.hidden_size, []
+    weights = sum(each.weight.numel() for each in model.modules() if isinstance(each, nn.Linear))
+    for context in CONTEXTS:
+        numbers = weights + context * decoder.block_numbers // CACHE_BLOCK
+        x = torch.ones(2 * numbers // 8, dtype=torch.int64)
+        drawing, greedy = (make_step(decoder, width, 1, context, 1, temperature) for temperature in (0.8, 0))
+        times = in_turn([x.sum, drawing, greedy], 300)
+        subject = f"one conversation at {context} tokens"
+        rows += [
+            results.figure(subject, "read_over_step", statistics.median(read / step for read, step, _ in times)),
+            results.figure(subject, "read_over_greedy", statistics.median(read / step for read, _, step in times)),
+        ]
+    return rows
 
 
 def adapter_rows(model: Any) -> list[dict[str, str]]:
@@ -185,6 +205,45 @@ def memory_rows(model: Any) -> list[dict[str, str]]:
     return [results.figure("64 conversations of 512 tokens", name, value) for name, value in figures.items()]
 
 
+@torch.no_grad()
+def accuracy_rows(model: Any) -> list[dict[str, str]]:
+    """Greedy answers beside transformers' own in fp32: log-probabilities of the drawn tokens, and the likeliest."""
+    engine = TransformersEngine(model, load_tokenizer(BUNDLED), batch=64)
+    prompts = [[{"role": "user", "content": prompt}] for prompt in demo_data.mine_prompts()[:24]]
+    exact, rounded = load_base(BUNDLED, torch.float32), load_base(BUNDLED, torch.bfloat16)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for i, answer in engine.answers(prompts, Sampling(max_tokens=256, logprobs=True)):
+        if not isinstance(answer, Answer) or not answer.token_ids or answer.logprobs is None:
+            continue
+        ids, drawn = engine.prompt_ids(prompts[i]), torch.tensor(answer.token_ids)
+        whole = torch.tensor([[*ids, *answer.token_ids]])
+        fp32, bf16 = (each(input_ids=whole).logits[0, len(ids) - 1 : -1].float() for each in (exact, rounded))
+        expected, theirs = (z.log_softmax(-1).gather(1, drawn.unsqueeze(1))[:, 0] for z in (fp32, bf16))
+        likeliest = fp32.argmax(-1)
+        found.append(
+            (
+                torch.tensor(answer.logprobs) - expected,
+                theirs - expected,
+                likeliest == drawn,
+                likeliest == bf16.argmax(-1),
+            )
+        )
+    rows = []
+    for first, end in itertools.pairwise((0, 32, 128, 256)):
+        ours, theirs, same, theirs_same = (
+            torch.cat([each[first:end] for each in column]) for column in zip(*found, strict=True)
+        )
+        figures = {
+            "logprob_rms": ours.square().mean().sqrt(),
+            "transformers_bf16_logprob_rms": theirs.square().mean().sqrt(),
+            "likeliest_as_fp32": same.float().mean(),
+            "transformers_bf16_likeliest_as_fp32": theirs_same.float().mean(),
+        }
+        subject = f"tokens {first} to {end} of 24 answers"
+        rows += [results.figure(subject, name, float(value)) for name, value in figures.items()]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; all if none is named")
@@ -194,6 +253,8 @@ def main() -> None:
     arguments = parser.parse_args()
     measures: dict[str, Callable[[Any], list[dict[str, str]]]] = {
         "steps": step_rows,
+        "one": one_rows,
+        "accuracy": accuracy_rows,
         "adapter": adapter_rows,
         "uneven": lambda model: uneven_rows(model, arguments.sequences),
         "memory": memory_rows,

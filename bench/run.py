@@ -51,7 +51,7 @@ from contestant import BATCH, CPU, MAX_LENGTH, PRECISION
 
 HERE = Path(__file__).parent
 PEERS = ("trl_kto", "plain", "trl_sft", "trl_dpo")
-CONTESTANTS = ("complement", "trl_kto", "long_rows", "plain", "trl_sft", "trl_dpo", "published")
+CONTESTANTS = ("complement", "base_bits_4", "trl_kto", "long_rows", "plain", "trl_sft", "trl_dpo", "published")
 COLUMNS = ("prompt", "chosen", "rejected")
 POSITIONS, VOCABULARY, WIDTH = 2048, 49152, 576
 

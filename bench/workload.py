@@ -70,7 +70,7 @@ def arithmetic(shape: Shape, boundary: Boundary) -> float:
 
 def full_boundaries(count: int, length: int) -> list[Boundary]:
     """Records of random words that fill the length: a prompt of half of it, and an answer."""
-    tokens = torch.randint(100, 40_000, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
+    tokens = torch.randint(100, 30_000, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
     half = length // 2
     return [merge_responses(row[:half], [(row[half:], [True] * half)], [ROUNDS], [ROUNDS]) for row in tokens]
 
