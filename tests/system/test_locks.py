@@ -32,11 +32,11 @@ def test_a_lock_file_that_its_holder_deletes_is_no_lock(tmp_path: Path, monkeypa
     path = tmp_path / ".lock"
     lock, deleted = locks._lock, []
 
-    def lock_after_the_holder_left(file: BinaryIO, name: Path) -> bool:
+    def lock_after_the_holder_left(file: BinaryIO, name: Path, **options: bool) -> bool:
         if not deleted:
             deleted.append(name)
             name.unlink()
-        return lock(file, name)
+        return lock(file, name, **options)
 
     monkeypatch.setattr(locks, "_lock", lock_after_the_holder_left)
     with FileLock(path):
