@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from buleyean_rl.data.answer_text import AnswerText
 from buleyean_rl.data.control_tokens import ControlTokens
 from buleyean_rl.data.encode import EncodedAnswer, Encoder, tokenizer_hash
-from buleyean_rl.data.records import Prompt, Spans
+from buleyean_rl.data.records import Prompt, Spans, make_record
 from tiny import SENTENCES, tiny_tokenizer
 from tiny_tokenizers import STRICT, character_bpe, unigram
 
@@ -274,6 +274,15 @@ def test_drawn_ids_of_another_text_are_not_used() -> None:
         assert answer(encoder, other, token_ids=ids) == answer(encoder, other)
     assert answer(encoder, "The dog.", token_ids=[10**9]).ids == ids
     assert dict(+encoder.counts) == {"drawn_ids_unused": 4}
+
+
+def test_an_accepted_answer_that_ended_goes_on_with_its_end() -> None:
+    ended = [True, False, None, True]
+    record = make_record("Hi", ["Ignore", "the", "a", "no"], [0, 0, 0, 1], 1, ended=ended)
+    answers = ENCODERS["byte-level BPE"].encode_records([record])[0].answers
+    end = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+    assert [given.ids[-1] == end for given in answers] == [True, False, False, False]
+    assert answers[0].rejected == [True] * answers[0].length  # judged, to the end
 
 
 def test_a_tokenizers_hash_is_of_its_ids_alone() -> None:

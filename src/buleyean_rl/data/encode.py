@@ -108,13 +108,15 @@ class Encoder:
         self._control = ControlTokens(tokenizer, turns)
         self._end_marks = find_end_marks(tokenizer, self._template)
         self._end_ids = set(tokenizer.convert_tokens_to_ids(self._end_marks))
+        self._end_id = find_end_id(tokenizer, self._template)
         self._reasoning_tags = self._template.open_reasoning if self._template else None
         self._hash = tokenizer_hash(tokenizer)
         self._tail_ids: dict[str, list[int]] = {}
 
     def encode_records(self, records: Sequence[RejectionRecord]) -> list[EncodedQuestion]:
-        """Records, see `encode`."""
-        return self.encode([(record.prompt, self._answers(record)) for record in records])
+        """Records, see `encode`; an accepted answer that came to its end goes on with the token that ends it."""
+        questions = self.encode([(record.prompt, self._answers(record)) for record in records])
+        return [self._add_ends(*pair) for pair in zip(records, questions, strict=True)]
 
     def encode(self, questions: Sequence[tuple[Prompt, Sequence[AnswerText]]]) -> list[EncodedQuestion]:
         """Prompts and their answers, so few that all their token ids fit in memory.
@@ -166,6 +168,16 @@ class Encoder:
             self.counts["drawn_ids_unused"] += sum(ids is not None for ids in drawn)
             drawn = (None,) * len(drawn)
         return list(map(AnswerText, record.rejected_responses, record.rejected_spans, drawn, record.ended))
+
+    def _add_ends(self, record: RejectionRecord, question: EncodedQuestion) -> EncodedQuestion:
+        """To end there was accepted too. After a rejected answer it says nothing."""
+        answers = [
+            EncodedAnswer([*answer.ids, self._end_id], [*answer.rejected, True], answer.length + 1)
+            if ended and not count and self._end_id is not None and answer.length == len(answer.ids)
+            else answer
+            for answer, count, ended in zip(question.answers, record.rejection_counts, record.ended, strict=False)
+        ]
+        return question._replace(answers=answers)
 
     def _count_prompts(self, conversations: Iterable[Messages]) -> None:
         for messages in conversations:
@@ -303,6 +315,13 @@ def find_end_marks(tokenizer: Any, template: ChatTemplate | None) -> list[str]:
     marks = {token.content for token in tokenizer.added_tokens_decoder.values() if token.content in end}
     marks |= {tokenizer.eos_token or ""}
     return sorted((mark for mark in marks if len(mark) > 1 and not mark.isspace()), key=len, reverse=True)
+
+
+def find_end_id(tokenizer: Any, template: ChatTemplate | None) -> int | None:
+    """The token that the chat template writes first after an answer, or EOS; None where there is neither."""
+    end = template.answer_end.lstrip() if template is not None else ""
+    mark = next((mark for mark in find_end_marks(tokenizer, template) if end.startswith(mark)), tokenizer.eos_token)
+    return None if mark is None else int(tokenizer.convert_tokens_to_ids(mark))
 
 
 def describe_template(tokenizer: Any) -> list[str]:
