@@ -126,10 +126,11 @@ class EndpointEngine(BaseEngine):
         on_tokens: OnTokens | None = None,
     ) -> Generator[tuple[int, Outcome]]:
         """The answers as they come, each once, from whichever server gave them."""
-        for index, outcome in self._loop.iterate(self._answers(conversations, sampling, seeds)):
-            if on_tokens is not None and isinstance(outcome, Answer):
-                on_tokens(len(outcome.text.split()) if outcome.tokens is None else outcome.tokens)
-            yield index, outcome
+        for outcomes in self._loop.iterate(self._answers(conversations, sampling, seeds)):
+            for index, outcome in outcomes:
+                if on_tokens is not None and isinstance(outcome, Answer):
+                    on_tokens(len(outcome.text.split()) if outcome.tokens is None else outcome.tokens)
+                yield index, outcome
 
     def close(self) -> None:
         """Cancel pending requests and close the connections."""
@@ -142,16 +143,20 @@ class EndpointEngine(BaseEngine):
 
     async def _answers(
         self, conversations: Sequence[Messages], sampling: Sampling, seeds: Sequence[int] | None
-    ) -> AsyncGenerator[tuple[int, Outcome]]:
-        """See `answers`. Refusals wait for an answer that proves the request right."""
+    ) -> AsyncGenerator[list[tuple[int, Outcome]]]:
+        """See `answers`, in batches. Refusals wait for an answer that proves the request right."""
         queue = _Queue(self._servers, len(conversations))
         errors: list[EngineError] = []
+        outcomes: list[tuple[int, Outcome]] = []
         refused: dict[EndpointServer, list[tuple[_Prompt, Unanswered]]] = {server: [] for server in self._servers}
         try:
             while True:
                 for prompt, server in queue.assign():
                     seed = seeds[prompt.index] if seeds else sampling.seed + prompt.index
                     queue.start(prompt, server, server.answer(conversations[prompt.index], sampling, seed))
+                if outcomes:  # while their places are taken again
+                    yield outcomes
+                    outcomes = []
                 if not queue.running or (ended := await queue.wait(self._patience.last_answers)) is None:
                     break
                 for prompt, server, task in ended:
@@ -173,18 +178,18 @@ class EndpointEngine(BaseEngine):
                         if outcome.cause == REFUSED:
                             refused[server].append((prompt, outcome))
                             continue
-                    yield prompt.index, outcome
+                    outcomes.append((prompt.index, outcome))
                 for server in self._servers:
                     while server.has_answered and refused[server]:
                         prompt, refusal = refused[server].pop()
-                        yield prompt.index, refusal._replace(is_permanent=True)
+                        outcomes.append((prompt.index, refusal._replace(is_permanent=True)))
         finally:
             queue.cancel()
         if not any(server.is_alive for server in self._servers):
             others = f"; so did all {len(errors)} servers" if len(errors) > 1 else ""
             raise EngineError(f"{errors[0]}{others}")
-        for prompt, refusal in [*(pair for pairs in refused.values() for pair in pairs), *queue.leftovers()]:
-            yield prompt.index, refusal
+        left = [*(pair for pairs in refused.values() for pair in pairs), *queue.leftovers()]
+        yield [(prompt.index, refusal) for prompt, refusal in left]
 
 
 def _close(loop: EventLoop, servers: Sequence[EndpointServer]) -> None:

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from buleyean_rl.data.records.answers import JudgedAnswer, merge_answers
+from buleyean_rl.data.records.answers import JudgedAnswer, Spans, merge_answers
 from buleyean_rl.data.records.files import decode_json, format_record
 from buleyean_rl.data.records.prompt import Prompt
 from buleyean_rl.data.records.record import RejectionRecord, build_record, parse_record
@@ -114,15 +114,7 @@ class FoldReport:
         """Count records that were added before as those they were folded into; those compared won a round."""
         self._count(kept, -1)
         self._count(folded, 1)
-        numbers: dict[Prompt, int] = {}  # of the prompts, so that each is hashed once a record
-        answers = [
-            (number, answer.text, answer.spans)
-            for record in kept
-            for number in [numbers.setdefault(record.prompt, len(numbers))]
-            for answer in record.entries()
-        ]
         self.prompts_repeated += len(kept) - len(folded)
-        self.answers_folded += len(answers) - len(set(answers))
         self.bounded += sum(record.rounds.count(MAX_INTEGER) for record in folded)
         self.rounds_won += sum(len(record.rejected_responses) for record in compared)
 
@@ -225,17 +217,23 @@ def _fold_group(spool: Spool, places: Sequence[Place], report: FoldReport) -> li
             if record.rejects:
                 rejected.setdefault(record.prompt, set()).update(record.rejected_responses)
     folded: list[RejectionRecord] = []
+    numbers: dict[Prompt, int] = {}  # of the prompts, so that each is hashed once a record
+    distinct: set[tuple[int, str, Spans]] = set()
     for chunk in chunks:
         kept, compared, group = [*folded], list[RejectionRecord](), [*folded]
         for (is_kept, _), record in zip(chunk, loaded or map(spool.read, chunk), strict=True):
             if is_kept:
                 kept.append(record)
                 group.append(record)
+                number = numbers.setdefault(record.prompt, len(numbers))
+                distinct.update((number, answer.text, answer.spans) for answer in record.entries())
+                report.answers_folded += len(record.rejected_responses)
             elif (part := _keep_answers(record, rejected.get(record.prompt, set()))) is not None:
                 compared.append(part)
                 group.append(part)
         folded = fold_records(group)
         report.fold(kept, folded, compared)
+    report.answers_folded -= len(distinct)
     return folded
 
 
