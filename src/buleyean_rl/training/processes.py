@@ -264,10 +264,12 @@ def join() -> Iterator[Processes]:
             processes.barrier()  # or the last would miss the first, with whom the store ends
     except ProcessError:
         _exit_at_once(ProcessError.exit_code)
+        heartbeat.linger()
         raise
     except BaseException as error:
         _exit_at_once(getattr(error, "exit_code", 1))
         failure = heartbeat.tell(_in_words(error))
+        heartbeat.linger()
         if failure.rank != place.rank and isinstance(error, Exception):
             raise ProcessError(str(failure), is_told=failure.told_on == processes.hosts[place.rank]) from error
         raise
