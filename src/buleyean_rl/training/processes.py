@@ -340,7 +340,7 @@ def _connect(place: launcher.Place) -> tuple[Processes, Heartbeat]:
 def _store() -> Any:
     """A connection to the launcher's store, or to that of the first process."""
     store = next(iter(rendezvous("env://", timeout=CONNECT_TIMEOUT)))[0]
-    return dist.PrefixStore("buleyean", store)  # type: ignore[attr-defined] - public, but for mypy
+    return dist.PrefixStore("buleyean", store)  # type: ignore[attr-defined]  # public, but for mypy
 
 
 def _share_cores(processes: int) -> None:
