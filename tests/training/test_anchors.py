@@ -19,6 +19,7 @@ from buleyean_rl.models.model import Model, open_model
 from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import anchors as module
 from buleyean_rl.training.anchors import anchor_groups
+from buleyean_rl.training.processes import ALONE
 from buleyean_rl.training.trainer import Anchors
 from tiny import tiny_llama
 from tiny_trainer import RECORDS, trainer
@@ -47,7 +48,9 @@ def make_groups(model: Model, folder: Path, boundaries: list[Boundary], **settin
     dataset: Any = SimpleNamespace(
         training=file.select(np.flatnonzero(rejects)), anchors=file.select(np.flatnonzero(~rejects))
     )
-    config: Any = SimpleNamespace(**({"anchors": 2, "loss": Objective(), "max_length": 64, "seed": 0} | settings))
+    config: Any = SimpleNamespace(
+        **({"anchors": 2, "loss": Objective(), "max_length": 64, "seed": 0, "processes": ALONE} | settings)
+    )
     return anchor_groups(model, dataset, config)
 
 

@@ -28,6 +28,7 @@ from buleyean_rl.objectives.losses import Objective
 from buleyean_rl.training import dataset
 from buleyean_rl.training.config import BuleyeanConfig
 from buleyean_rl.training.dataset import Dataset, RecordsFile, load_dataset, split_records
+from buleyean_rl.training.processes import ALONE
 from tiny import CHATML, tiny_tokenizer
 
 
@@ -48,7 +49,7 @@ def load(tmp_path: Path, records: list[RejectionRecord], objective: str = "compl
     write_records(path, records)
     model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
     values = {"own_samples": 0, "max_length": 64, "held_out": 0.0, "seed": 0, "max_rejected": None} | settings
-    config: Any = SimpleNamespace(loss=Objective(objective), **values)  # type: ignore[arg-type]
+    config: Any = SimpleNamespace(loss=Objective(objective), processes=ALONE, **values)  # type: ignore[arg-type]
     return load_dataset(RecordsFile(path, records_sha256(path)), model, config, Console(quiet=True))
 
 
@@ -73,7 +74,7 @@ def test_equal_prompts_of_a_file_are_one_trie(tmp_path: Path, monkeypatch: pytes
     write_records(path, [make_record("Hi", ["No."]), make_record("And?", ["Go."]), make_record("Hi", ["Why?"])])
     model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
     config: Any = SimpleNamespace(
-        loss=Objective(), own_samples=0, max_length=64, held_out=0.0, seed=0, max_rejected=None
+        processes=ALONE, loss=Objective(), own_samples=0, max_length=64, held_out=0.0, seed=0, max_rejected=None
     )
     loaded = load_dataset(RecordsFile(path, records_sha256(path)), model, config, Console(quiet=True))
     assert [(trie.counts, trie.rounds) for trie in loaded.training] == [([1, 1], [1, 1]), ([1], [1])]
@@ -89,7 +90,7 @@ def test_a_file_that_is_written_to_is_not_cached_under_its_earlier_name(
     write_records(path, [make_record("Hi", ["No."]), make_record("And?", ["Go."])])
     model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
     config: Any = SimpleNamespace(
-        loss=Objective(), own_samples=0, max_length=64, held_out=0.0, seed=0, max_rejected=None
+        processes=ALONE, loss=Objective(), own_samples=0, max_length=64, held_out=0.0, seed=0, max_rejected=None
     )
     with pytest.raises(RecordError, match=r"records\.jsonl: was changed while it was read"):
         load_dataset(RecordsFile(path, earlier), model, config, Console(quiet=True))
