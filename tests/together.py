@@ -82,6 +82,7 @@ class Started:
         for process in self.processes if rank is None else [self.processes[rank]]:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
+                process.communicate()
 
 
 # --- what they do

@@ -49,7 +49,7 @@ def make_groups(model: Model, folder: Path, boundaries: list[Boundary], **settin
         training=file.select(np.flatnonzero(rejects)), anchors=file.select(np.flatnonzero(~rejects))
     )
     config: Any = SimpleNamespace(
-        **({"processes": ALONE, "anchors": 2, "loss": Objective(), "max_length": 64, "seed": 0} | settings)
+        **({"anchors": 2, "loss": Objective(), "max_length": 64, "seed": 0, "processes": ALONE} | settings)
     )
     return anchor_groups(model, dataset, config)
 

@@ -105,7 +105,7 @@ def test_one_that_fails_ends_all_with_one_message(
         ended = started.wait(120)
         codes, printed = {rank: code for rank, (code, *_) in enumerate(ended)}, "".join(err for _, _, err in ended)
     assert codes[1 - victim] == 1
-    assert len(re.findall(r"(?m)^(error|ValueError): ", printed)) == 1, printed
+    assert len(re.findall(r"(?m)^(?:\[rank1\]: )?(error|ValueError): ", printed)) == 1, printed
     assert re.search(message, printed), printed
     ((code, _, err), _) = Started(2, train_words(base, rejections, run, "--resume")).wait()
     assert code == 0, err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 DEFAULTS = {
+    # A process that loses the others says so in a line; torch would add a page for each connection.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     # OpenMP's threads wait for each other in a loop, by default so long that beside another busy program a run gets
     # ten times slower. 4,000 turns cost nothing on an idle machine.
     "GOMP_SPINCOUNT": "4000",

@@ -99,6 +99,11 @@ class Heartbeat:
             time.sleep(0.05)
         return self.failure or self._own
 
+    def linger(self) -> None:
+        """Let the others read why the run ends, where the store may end with this process."""
+        if self._rank == 0:
+            time.sleep(3 * BEAT_SECONDS)
+
     def leave(self) -> None:
         """Beat no more: the run is over."""
         self._left.set()

@@ -264,10 +264,12 @@ def join() -> Iterator[Processes]:
             processes.barrier()  # or the last would miss the first, with whom the store ends
     except ProcessError:
         _exit_at_once(ProcessError.exit_code)
+        heartbeat.linger()
         raise
     except BaseException as error:
         _exit_at_once(getattr(error, "exit_code", 1))
         failure = heartbeat.tell(_in_words(error))
+        heartbeat.linger()
         if failure.rank != place.rank and isinstance(error, Exception):
             raise ProcessError(str(failure), is_told=failure.told_on == processes.hosts[place.rank]) from error
         raise
@@ -338,7 +340,7 @@ def _connect(place: launcher.Place) -> tuple[Processes, Heartbeat]:
 def _store() -> Any:
     """A connection to the launcher's store, or to that of the first process."""
     store = next(iter(rendezvous("env://", timeout=CONNECT_TIMEOUT)))[0]
-    return dist.PrefixStore("buleyean", store)  # type: ignore[attr-defined] - public, but for mypy
+    return dist.PrefixStore("buleyean", store)  # type: ignore[attr-defined]  # public, but for mypy
 
 
 def _share_cores(processes: int) -> None:

@@ -135,9 +135,9 @@ def open_run(
     if not processes.is_first:
         with TemporaryDirectory() as scratch:
             path = processes.receive(None, Path(scratch))
-            step, begun = processes.once(list)
-            checkpoint = None if path is None else Checkpoint(path, step)
-            yield RunState(Path(scratch), settings, checkpoint, begun, processes)
+            told: list[Any] = processes.once(list)
+            checkpoint = None if path is None else Checkpoint(path, told[0])
+            yield RunState(Path(scratch), settings, checkpoint, told[1], processes)
         return
     with _hold_run(folder, settings, resume, console) as checkpoint:
         compute = read_settings(folder).get("compute", {}) if checkpoint else {}
