@@ -32,6 +32,7 @@ WINGS = (
     "models",
     "kernels",
     "data",
+    "web",
     "system",
     "demo_data",
     "errors",
