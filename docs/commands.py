@@ -24,6 +24,8 @@ COMMANDS = (
     "mine",
     "walk",
     "void",
+    "serve",
+    "swap",
     "doctor",
 )
 

@@ -21,6 +21,7 @@ WINGS = (
     "api",
     "demo",
     "void",
+    "live",
     "mining",
     "training",
     "evaluation",

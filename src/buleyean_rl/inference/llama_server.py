@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from buleyean_rl.errors import EngineError, ModelError
@@ -41,6 +41,18 @@ POLL_SECONDS = 1.0
 GREEDY_SAMPLERS = ["temperature"]  # others would sort the vocabulary
 
 
+class Endpoint(NamedTuple):
+    """Where other processes of this machine reach an engine's server.
+
+    Args:
+        url: on the loopback interface.
+        key: a bearer token.
+    """
+
+    url: str
+    key: str
+
+
 class LlamaCppEngine(BaseEngine):
     """A GGUF file in llama.cpp's server, inside this process.
 
@@ -56,6 +68,8 @@ class LlamaCppEngine(BaseEngine):
         threads: None for the available cores.
         exact: KV cache in fp32, for comparing numbers.
         adapter: a LoRA GGUF to apply.
+        equal_slots: every slot has the whole context of its own, instead of a share of one cache; for those that ask
+            `endpoint` themselves, which wait for no room.
 
     Raises:
         EngineError: the file is missing, is not GGUF, is truncated, or llama.cpp cannot run it.
@@ -70,6 +84,7 @@ class LlamaCppEngine(BaseEngine):
         threads: int | None = None,
         exact: bool = False,
         adapter: Adapter | None = None,
+        equal_slots: bool = False,
     ) -> None:
         self.path = Path(path)
         header = check_gguf(self.path)
@@ -79,8 +94,10 @@ class LlamaCppEngine(BaseEngine):
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
         self.context, total = gguf_context(header, context, exact=exact, parallel=parallel)
+        if equal_slots:
+            total = self.context * parallel
         self._budget = TokenBudget(total)
-        params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, True
+        params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, not equal_slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or available_cores()
         params.verbosity = -1  # silent
         params.warmup = params.fit_params = params.ui = False
@@ -99,7 +116,8 @@ class LlamaCppEngine(BaseEngine):
         except RuntimeError:
             raise EngineError(f"{self.path}: llama.cpp cannot load it: {LOAD_FAILURE}") from None
         self.parallel = parallel
-        self._address = urlsplit(self._server.listening_address).netloc
+        self.endpoint = Endpoint(self._server.listening_address, key)
+        self._address = urlsplit(self.endpoint.url).netloc
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._ascii_token = self.tokenize("a")[-1]
         # Freed before its loop has started, a server never ends: wait for one token.
