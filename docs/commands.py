@@ -26,6 +26,7 @@ COMMANDS = (
     "void",
     "serve",
     "swap",
+    "connect",
     "doctor",
 )
 

@@ -49,6 +49,7 @@ for command, line in (  # which has room in 80 columns
     (apps.void, "Serve a page to chat, reject answers, and train."),
     (live.serve, "Serve a model by the OpenAI API."),
     (live.swap, "Let another run answer at a running server."),
+    (live.connect, "Fetch rated answers from where people rate them."),
     (doctor.doctor, "Report what this machine computes with, what is missing."),
 ):
     app.command(short_help=line)(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -23,7 +24,8 @@ def data_import(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, or a Hub data set id."
+            metavar="SRC",
+            help="A file (.jsonl, .json, .csv, .parquet, ...), a folder, a Hub data set id, or as for `connect`.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
@@ -69,11 +71,12 @@ def data_import(
         if not (role and separator and name):
             raise UsageError(f"--column {assignment}: give a role and a column, such as prompt=question")
         roles[role] = name
-    with working(stderr_console(), f"reading {source}") as show:
+    with working(stderr_console(), f"reading {source}") as show, ExitStack() as opened:
         from buleyean_rl.data.importers import Choices, import_records
 
+        path, format = _fetch(source, format, opened) if "://" in source else (source, format)
         report = import_records(
-            source,
+            path,
             output,
             format=format,
             split=split,
@@ -86,8 +89,23 @@ def data_import(
             overwrite=overwrite,
             progress=lambda count: show(f"{count:,} rows"),
         )
+    report.source = source
     print_report(report.lines(), report.as_dict() if as_json else None)
     print_next("data", "validate", output)
+
+
+def _fetch(source: str, format: str, opened: ExitStack) -> tuple[str, str]:
+    """The rows of a service in a temporary file, and their format."""
+    import tempfile
+    from pathlib import Path
+
+    from buleyean_rl.live.connect.sync import fetch_rows, is_service
+
+    if not is_service(source):
+        raise UsageError(f"{source}: there are openwebui:URL, langfuse:URL and langsmith:URL")
+    rows = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "rows.jsonl"
+    own = fetch_rows(source, rows)
+    return str(rows), own if format == "auto" else format
 
 
 @app.command("validate", short_help="Report what training would use of a records file.")

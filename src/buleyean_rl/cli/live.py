@@ -1,4 +1,4 @@
-"""`buleyean serve` and `buleyean swap`."""
+"""`buleyean serve`, `buleyean swap` and `buleyean connect`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from buleyean_rl.cli.options import AsJson, Context, announce, print_json, stderr_console
+from buleyean_rl.cli.options import (
+    BUNDLED_MODEL,
+    AsJson,
+    Context,
+    announce,
+    print_json,
+    print_next,
+    print_report,
+    stderr_console,
+)
 from buleyean_rl.errors import UsageError
 
 KeyFile = Annotated[
@@ -80,3 +89,39 @@ def swap(
         failed = f"{gate['failed']:.0%} of its answers loop or are empty, {gate['base_failed']:.0%} of its base's"
         print(f"{gate['drift']:.3f} nats a token from its base; {failed}", file=sys.stderr)
     print_json(reply, as_json)
+
+
+def connect(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="openwebui:URL, langfuse:URL, langsmith:URL[#PROJECT], or a log that grows."
+        ),
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder for what is fetched, one a source.")],
+    key_file: Annotated[
+        str | None,
+        typer.Option("--api-key", metavar="FILE", help="A file with the key, mode 600; else from the environment."),
+    ] = None,
+    score: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the score to use in a trace.")] = None,
+    below: Annotated[float | None, typer.Option(metavar="X", help="A score below this is a rejection.")] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Remove e-mail addresses, phone numbers and keys.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch rated answers that are new since the last time, as records.
+
+    Keys are read from OPENWEBUI_API_KEY, LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY, LANGSMITH_API_KEY.
+    """
+    announce(f"fetching from {source}")
+    from pathlib import Path
+
+    from buleyean_rl.data.importers import Choices
+    from buleyean_rl.live.connect.sync import Wanted, sync
+
+    wanted = Wanted(Choices(score=score, below=below), redact)
+    visit = sync(source, Path(output), wanted, Path(key_file) if key_file else None)
+    lines = visit.report.lines() if visit.report else [visit.remark or f"nothing is new at {source}"]
+    records = None if visit.records is None else str(visit.records)
+    print_report(lines, {"is_new": visit.is_new, "records": records} if as_json else None)
+    if visit.records is not None:
+        print_next("train", visit.records, "--model", BUNDLED_MODEL, "-o", "my-run")
