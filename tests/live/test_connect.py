@@ -203,7 +203,7 @@ class Langfuse:
     """Langfuse's public interface: scores by page, from a time on; traces by id."""
 
     def __init__(self) -> None:
-        self.scores = [self.score(number) for number in range(250)]
+        self.scores = [self.score(number) for number in range(110)]
 
     def score(self, number: int, value: float = 0) -> Row:
         time = f"2026-01-{1 + number // 100:02}T00:00:{number % 60:02}.000Z"
@@ -231,7 +231,7 @@ def test_langfuse_is_asked_for_traces_that_were_scored_since(tmp_path: Path) -> 
     langfuse, folder = Langfuse(), tmp_path / "langfuse"
     with service(langfuse) as (url, log):
         visit(f"langfuse:{url}", folder)
-        assert len(prompts(folder)) == 249  # one trace was deleted
+        assert len(prompts(folder)) == 109  # one trace was deleted
         begin = len(log)
         assert not visit(f"langfuse:{url}", folder).is_new
         assert all("fromTimestamp" in line for line in log[begin:])
@@ -239,7 +239,7 @@ def test_langfuse_is_asked_for_traces_that_were_scored_since(tmp_path: Path) -> 
         begin = len(log)
         assert visit(f"langfuse:{url}", folder).is_new
         assert [line for line in log[begin:] if "traces" in line] == ["GET /api/public/traces/t3"]
-        assert len(prompts(folder)) == 249
+        assert len(prompts(folder)) == 109
         judged = [record for record in read_records(folder / "records.jsonl") if record.prompt == "Question t3?"]
         assert judged[0].rejection_counts == (2,)
 

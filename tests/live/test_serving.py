@@ -14,7 +14,7 @@ import pytest
 from buleyean_rl.errors import EngineError
 from buleyean_rl.live.serving import Busy
 from buleyean_rl.live.target import Target
-from served import TOKENS, no_gate, served
+from served import no_gate, served, tiny_target
 
 PROMPT = "Give me two tips."
 Targets = dict[str, Target]
@@ -38,7 +38,9 @@ def test_base_and_trained_model_answer_side_by_side(targets: Targets) -> None:
             heard, name, events = await server.hear(PROMPT)
             assert (heard, name) == (text(trained), "first")
             assert {event["model"] for event in events} == {"tiny"}
-            plain = await server.client.post("/v1/completions", json={"prompt": "The", "max_tokens": 3})
+            plain = await server.client.post(
+                "/v1/completions", json={"prompt": "The", "max_tokens": 3, "ignore_eos": True}
+            )
             assert plain.json()["usage"]["completion_tokens"] == 3
         async with served(targets["tiny"]) as server:
             listed = (await server.client.get("/v1/models")).json()["data"]
@@ -102,24 +104,24 @@ def test_a_swap_changes_who_answers_and_a_rollback_changes_it_back(targets: Targ
 
 
 def test_an_adapter_file_is_swapped_in_by_its_path(targets: Targets, tmp_path: Path) -> None:
+    mild = tiny_target(tmp_path, "mild", lora_alpha=1)
+
     async def run() -> None:
         async with served(targets["tiny"]) as server:
-            reply = await server.client.post("/buleyean/swap", json={"run": targets["first"].adapter})
+            reply = await server.client.post("/buleyean/swap", json={"run": mild.adapter})
             assert reply.status_code == 200, reply.text
             assert reply.json()["gate"]["drift"] < 0.5
-            assert (await server.ask(PROMPT)).headers["X-Buleyean-Run"] == "first"
+            assert (await server.ask(PROMPT)).headers["X-Buleyean-Run"] == "mild"
             (tmp_path / "damaged.gguf").write_bytes(Path(targets["first"].gguf).read_bytes()[:5000])
             for path in (tmp_path / "damaged.gguf", tmp_path / "none.gguf"):
                 refused = await server.client.post("/buleyean/swap", json={"run": str(path)})
                 assert (refused.status_code, path.name in refused.json()["error"]["message"]) == (422, True)
-            assert (await server.ask(PROMPT)).headers["X-Buleyean-Run"] == "first"
+            assert (await server.ask(PROMPT)).headers["X-Buleyean-Run"] == "mild"
 
     asyncio.run(run())
 
 
 def test_a_model_that_drifts_is_not_swapped_in(targets: Targets, tmp_path: Path) -> None:
-    from served import tiny_target
-
     wild = tiny_target(tmp_path, "wild", lora_alpha=4000)
 
     async def run() -> None:
@@ -160,25 +162,6 @@ def test_an_engine_that_is_killed_comes_back(targets: Targets) -> None:
     asyncio.run(run())
 
 
-def test_a_client_that_hangs_up_frees_its_engine(targets: Targets) -> None:
-    async def run() -> None:
-        async with served(targets["first"]) as server:
-            body = {
-                "messages": [{"role": "user", "content": PROMPT}],
-                "stream": True,
-                "max_tokens": 200,
-                "ignore_eos": True,
-            }
-            async with server.client.stream("POST", "/v1/chat/completions", json=body) as reply:
-                await anext(reply.aiter_bytes())
-                assert server.serving.requests == 1
-            async with asyncio.timeout(10):
-                while server.serving.requests:
-                    await asyncio.sleep(0.01)
-
-    asyncio.run(run())
-
-
 @pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_no_stream_fails_or_mixes_two_models_while_runs_are_swapped(targets: Targets, swaps: int) -> None:
     names = ["first", "second"]
@@ -207,4 +190,3 @@ def test_no_stream_fails_or_mixes_two_models_while_runs_are_swapped(targets: Tar
             assert len(heard) > 8
 
     asyncio.run(run())
-    assert TOKENS > 8

@@ -199,7 +199,7 @@ class Serving:
                 return
             self._base = again if self._base is engine else self._base
             self._trained = again if self._trained is engine else self._trained
-            await engine.stop()
+            _keep(self._draining, _drain(engine))
             engine = again
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from itertools import count
 from pathlib import Path
@@ -44,21 +45,28 @@ class Langfuse:
                 return Fetched(None, rows)
             latest = max(score["timestamp"] for score in scores)
             ids = [score["id"] for score in scores if score["timestamp"] == latest]
-            traces = dict.fromkeys(score["traceId"] for score in fresh if score.get("traceId"))
+            traces = list(dict.fromkeys(score["traceId"] for score in fresh if score.get("traceId")))
         except (LookupError, TypeError):
             raise self._api.fail(SCORES[0], "a score has no id, timestamp or traceId") from None
         with new_rows(rows) as new:
-            for trace in traces:
-                try:
-                    new.add(trace, await self._api.get(f"api/public/traces/{quote(trace, safe='')}"))
-                except Missing:  # deleted since
-                    continue
+            for begin in range(0, len(traces), PAGE_ITEMS):
+                page = traces[begin : begin + PAGE_ITEMS]
+                for trace, row in zip(page, await asyncio.gather(*map(self._trace, page)), strict=True):
+                    if row is not None:
+                        new.add(trace, row)
             new.join(rows)
         return Fetched({"timestamp": latest, "ids": ids}, rows)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()
+
+    async def _trace(self, identity: str) -> Any:
+        """A trace with its scores; None where it was deleted since."""
+        try:
+            return await self._api.get(f"api/public/traces/{quote(identity, safe='')}")
+        except Missing:
+            return None
 
     async def _scores(self, since: str | None) -> list[dict[str, Any]]:
         """All scores from a time on."""
