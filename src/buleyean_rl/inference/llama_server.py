@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from buleyean_rl.errors import EngineError, ModelError
@@ -23,6 +23,7 @@ from buleyean_rl.inference.protocol import (
     Adapter,
     Answer,
     BaseEngine,
+    Endpoint,
     Messages,
     OnTokens,
     Outcome,
@@ -39,18 +40,6 @@ T = TypeVar("T")
 FORCING_BIAS = 1e9  # larger than any logit
 POLL_SECONDS = 1.0
 GREEDY_SAMPLERS = ["temperature"]  # others would sort the vocabulary
-
-
-class Endpoint(NamedTuple):
-    """Where other processes of this machine reach an engine's server.
-
-    Args:
-        url: on the loopback interface.
-        key: a bearer token.
-    """
-
-    url: str
-    key: str
 
 
 class LlamaCppEngine(BaseEngine):
