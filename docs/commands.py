@@ -24,6 +24,9 @@ COMMANDS = (
     "mine",
     "walk",
     "void",
+    "serve",
+    "swap",
+    "connect",
     "doctor",
 )
 

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import buleyean_rl.void
-from buleyean_rl.void.access import AccessControl
+from buleyean_rl.void.app import guard
 from buleyean_rl.void.markdown import render
 from voids import free_port, until
 
@@ -111,7 +111,7 @@ class Stage:
             Route("/{path:path}", self._reply, methods=["GET", "POST"]),
         ]
         app = Starlette(routes=[Mount("/api", routes=api), Mount("/", StaticFiles(directory=PAGE, html=True))])
-        self.app = AccessControl(app, token=None, hosts=None, on_shutdown=lambda: None)
+        self.app = guard(app, token=None, hosts=None, on_shutdown=lambda: None)
 
     def show(self, scene: Scene) -> None:
         self.scene = scene

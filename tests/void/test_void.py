@@ -17,7 +17,7 @@ import pytest
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import read_records
-from buleyean_rl.void import listener as listening
+from buleyean_rl.web import listener as listening
 from voids import Process, events, running, until
 
 UID = "uid-0000"

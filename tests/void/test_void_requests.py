@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi import BINARY, JSON, Reply, call, send
-from buleyean_rl.void import requests as checks
 from buleyean_rl.void.app import ROUTES, make_app
 from buleyean_rl.void.files import KINDS
 from buleyean_rl.void.services import Loading
+from buleyean_rl.web import body as web_body
 from voids import until, void_in_process
 
 UID = "asked-0001"
@@ -176,7 +176,7 @@ class Slow:
 
 
 def test_a_body_that_trickles_is_given_up(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(web_body, "BODY_SECONDS", 0.2)
     scope = {"type": "http", "method": "POST", "path": "/api/turns", "query_string": b"", "headers": JSON}
     scope |= {"raw_path": b"/api/turns", "root_path": "", "scheme": "http", "http_version": "1.1"}
     heard: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from buleyean_rl.cli import apps, data, doctor, evaluate, export, mine, runs, train
+from buleyean_rl.cli import apps, data, doctor, evaluate, export, live, mine, runs, train
 from buleyean_rl.cli.options import INTERRUPTED, Interrupted, print_line
 from buleyean_rl.errors import BuleyeanError, ProcessError, UsageError
 from buleyean_rl.system import environment  # noqa: F401 - before torch
@@ -58,6 +58,9 @@ for command, line in (  # which has room in 80 columns
     (mine.mine, "Let a model answer prompts; write rejected answers as records."),
     (mine.walk, "Mine, train, measure; repeat with the trained model."),
     (apps.void, "Serve a page to chat, reject answers, and train."),
+    (live.serve, "Serve a model by the OpenAI API."),
+    (live.swap, "Let another run answer at a running server."),
+    (live.connect, "Fetch rated answers from where people rate them."),
     (doctor.doctor, "Report what this machine computes with, what is missing."),
 ):
     app.command(short_help=line)(command)

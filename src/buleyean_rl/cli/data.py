@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ def data_import(
         typer.Argument(
             metavar="SRC...",
             help="A file (.jsonl, .json, .csv, .parquet, ..., also .gz and .zst), a folder, a pattern, or a Hub data "
-            "set id; or several.",
+            "set id; or several. Or a service, as for `connect`.",
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The records file to write.")],
@@ -73,11 +74,12 @@ def data_import(
         if not (role and separator and name):
             raise UsageError(f"--column {assignment}: give a role and a column, such as prompt=question")
         roles[role] = name
-    with working(stderr_console(), f"reading {', '.join(source)}") as show:
+    with working(stderr_console(), f"reading {', '.join(source)}") as show, ExitStack() as opened:
         from buleyean_rl.data.importers import Choices, import_records
 
+        taken, format = _fetch(source, format, opened) if any("://" in each for each in source) else (source, format)
         report = import_records(
-            source,
+            taken,
             output,
             format=format,
             split=split,
@@ -90,8 +92,26 @@ def data_import(
             overwrite=overwrite,
             progress=lambda count: show(f"{count:,} rows"),
         )
+    report.source = ", ".join(source)
     print_report(report.lines(), report.as_dict() if as_json else None)
     print_next("data", "validate", output)
+
+
+def _fetch(sources: list[str], format: str, opened: ExitStack) -> tuple[list[str], str]:
+    """The rows of a service in a temporary file, and their format."""
+    import tempfile
+    from pathlib import Path
+
+    from buleyean_rl.live.connect.sync import fetch_rows, is_service
+
+    source, *others = sources
+    if others:
+        raise UsageError("a service is imported by itself: leave the other sources out")
+    if not is_service(source):
+        raise UsageError(f"{source}: there are openwebui:URL, langfuse:URL and langsmith:URL")
+    rows = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "rows.jsonl"
+    own = fetch_rows(source, rows)
+    return [str(rows)], own if format == "auto" else format
 
 
 @app.command("validate", short_help="Report what training would use of a records file.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -111,6 +112,21 @@ class Reply:
     body: bytes
 
 
+@dataclass(frozen=True)
+class StreamedReply:
+    """A reply that is still coming.
+
+    Args:
+        status: of HTTP.
+        headers: by their names in lower case.
+        pieces: of the body, decompressed, as they come.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    pieces: AsyncIterator[bytes]
+
+
 class EndpointClient:
     """Sends requests to one endpoint. It follows no redirect and keeps no cookie.
 
@@ -118,17 +134,23 @@ class EndpointClient:
         url: of the endpoint.
         key: a bearer token, or "".
         parallel: concurrent requests.
+        is_own: a process of ours on this machine, which no proxy of the environment stands before.
+        headers: by which the key is shown, where not as a bearer token.
     """
 
-    def __init__(self, url: str, key: str, parallel: int) -> None:
-        self._key = key
+    def __init__(
+        self, url: str, key: str, parallel: int, *, is_own: bool = False, headers: Mapping[str, str] | None = None
+    ) -> None:
+        shown = headers or ({"Authorization": f"Bearer {key}"} if key else {})
+        self._secrets = [secret for secret in (key, *(value.split()[-1] for value in shown.values())) if secret]
         self._client = httpx2.AsyncClient(
             base_url=url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=dict(shown),
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=parallel),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
+            trust_env=not is_own,
         )
 
     async def send(
@@ -147,18 +169,34 @@ class EndpointClient:
             TransientError: no reply, a truncated or damaged one, or one beyond the limits.
         """
         try:
-            async with asyncio.timeout(max_seconds), self._client.stream(method, path, json=request) as reply:
+            async with asyncio.timeout(max_seconds), self.stream(method, path, request) as reply:
                 body = bytearray()
-                async for piece in reply.aiter_bytes():
+                async for piece in reply.pieces:
                     body += piece
                     if len(body) > max_bytes:
                         break
-                if len(body) > max_bytes and 200 <= reply.status_code < 300:
+                if len(body) > max_bytes and 200 <= reply.status < 300:
                     raise TransientError(f"its reply is longer than {max_bytes:,} bytes")
                 del body[max_bytes:]
-                return Reply(reply.status_code, reply.headers, bytes(body))
+                return Reply(reply.status, reply.headers, bytes(body))
         except TimeoutError:
             raise TransientError(f"timed out after {max_seconds:g} seconds") from None
+
+    @asynccontextmanager
+    async def stream(self, method: str, path: str, request: Mapping[str, Any] | None) -> AsyncIterator[StreamedReply]:
+        """A request's reply as it comes; leaving the context closes the connection.
+
+        Args:
+            method: of HTTP.
+            path: within the endpoint.
+            request: sent as JSON.
+
+        Raises:
+            TransientError: no reply, or one that breaks off, here or while its pieces are read.
+        """
+        try:
+            async with self._client.stream(method, path, json=request) as reply:
+                yield StreamedReply(reply.status_code, reply.headers, reply.aiter_bytes())
         except httpx2.RequestError as error:
             timed_out = isinstance(error, httpx2.TimeoutException)
             problem = self.show(str(error)) or type(error).__name__
@@ -171,7 +209,9 @@ class EndpointClient:
 
     def redact(self, text: str) -> str:
         """A text without the key, which an endpoint may echo."""
-        return text.replace(self._key, "[key]") if self._key else text
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
     async def close(self) -> None:
         """Close the connections."""

@@ -23,6 +23,7 @@ from buleyean_rl.inference.protocol import (
     Adapter,
     Answer,
     BaseEngine,
+    Endpoint,
     Messages,
     OnTokens,
     Outcome,
@@ -57,6 +58,8 @@ class LlamaCppEngine(BaseEngine):
         threads: None for the available cores.
         exact: KV cache in fp32, for comparing numbers.
         adapter: a LoRA GGUF to apply.
+        equal_slots: every slot has the whole context of its own, instead of a share of one cache; for those that ask
+            `endpoint` themselves, which wait for no room.
 
     Raises:
         EngineError: the file is missing, is not GGUF, is truncated, or llama.cpp cannot run it.
@@ -71,6 +74,7 @@ class LlamaCppEngine(BaseEngine):
         threads: int | None = None,
         exact: bool = False,
         adapter: Adapter | None = None,
+        equal_slots: bool = False,
     ) -> None:
         self.path = Path(path)
         header = check_gguf(self.path)
@@ -80,8 +84,10 @@ class LlamaCppEngine(BaseEngine):
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
         self.context, total = gguf_context(header, context, exact=exact, parallel=parallel)
+        if equal_slots:
+            total = self.context * parallel
         self._budget = TokenBudget(total)
-        params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, True
+        params.n_ctx, params.n_parallel, params.kv_unified = total, parallel, not equal_slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or available_cores()
         params.verbosity = -1  # silent
         params.warmup = params.fit_params = params.ui = False
@@ -100,7 +106,8 @@ class LlamaCppEngine(BaseEngine):
         except RuntimeError:
             raise EngineError(f"{self.path}: llama.cpp cannot load it: {LOAD_FAILURE}") from None
         self.parallel = parallel
-        self._address = urlsplit(self._server.listening_address).netloc
+        self.endpoint = Endpoint(self._server.listening_address, key)
+        self._address = urlsplit(self.endpoint.url).netloc
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self._ascii_token = self.tokenize("a")[-1]
         # Freed before its loop has started, a server never ends: wait for one token.

@@ -119,6 +119,18 @@ class ServerReport:
     given_up: str = ""
 
 
+class Endpoint(NamedTuple):
+    """Where other processes of this machine reach an engine's server.
+
+    Args:
+        url: on the loopback interface.
+        key: a bearer token.
+    """
+
+    url: str
+    key: str
+
+
 class Completer(Protocol):
     """Answers conversations. Every method raises EngineError where the engine fails.
 

@@ -16,10 +16,14 @@ from starlette.responses import JSONResponse, Response
 
 from buleyean_rl.errors import BuleyeanError
 from buleyean_rl.system.disk import full_disk
-from buleyean_rl.void.access import AccessControl
 from buleyean_rl.void.routes import batches, conversations, files, imports, models, page, rejections, runs, state, turns
 from buleyean_rl.void.services import Loading
+from buleyean_rl.web.access import AccessControl, Header
 
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors "
+)
 PARTS = (page, state, conversations, turns, rejections, batches, imports, runs, models, files)
 ROUTES = [route for part in PARTS for route in part.ROUTES]
 
@@ -47,7 +51,18 @@ def make_app(
     )
     app.router.redirect_slashes = False  # it would decode whatever stands in the query
     app.state.loading = loading
-    return AccessControl(app, token=token, hosts=hosts, on_shutdown=on_shutdown)
+    return guard(app, token=token, hosts=hosts, on_shutdown=on_shutdown)
+
+
+def guard(app: Any, *, token: str | None, hosts: frozenset[str] | None, on_shutdown: Callable[[], None]) -> Any:
+    """An application with the page's access control. See `make_app`."""
+    ancestors = "'none'" if token is None else "'self' https://huggingface.co"  # a Space lives in a frame there
+    headers: list[Header] = [(b"content-security-policy", (POLICY + ancestors).encode())]
+    return AccessControl(app, token=token, hosts=hosts, guards=_is_interface, headers=headers, on_shutdown=on_shutdown)
+
+
+def _is_interface(path: str) -> bool:
+    return path.startswith("/api/")
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

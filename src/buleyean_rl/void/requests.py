@@ -1,12 +1,10 @@
-"""What a request may hold: bodies read within bounds of size and time, fields checked before they are used.
+"""What a request may hold: fields are checked before they are used.
 
 A wrong one is answered 400, 404, 408 or 413; nothing that a client can send is an error of the server's.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,43 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from buleyean_rl.void.store import MAX_INTEGER, Row
+from buleyean_rl.web.body import read_object
 
 MAX_BODY = 256 * 1024  # bytes
 MAX_SPANS = 1_000
-BODY_SECONDS = 10  # for the first bytes of a body; then as many bytes a second at least:
-MIN_RATE = 16 * 1024
 UID = re.compile(r"[A-Za-z0-9-]{8,64}")
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """A request's body, read no further than the limit and no longer than a slow line takes."""
-    parts: list[bytes] = []
-    length, begin = 0, asyncio.get_running_loop().time()
-    stream = request.stream()
-    try:
-        while True:
-            async with asyncio.timeout_at(begin + BODY_SECONDS + length / MIN_RATE):
-                part = await anext(stream, None)
-            if part is None:
-                return b"".join(parts)
-            length += len(part)
-            if length > max_bytes:
-                raise HTTPException(413, f"too large: {max_bytes // 1024:,} KB at most")
-            parts.append(part)
-    except TimeoutError:
-        raise HTTPException(408, "the rest of the request did not come", {"Connection": "close"}) from None
 
 
 async def read_json(request: Request) -> Row:
     """A request's body, which must be a JSON object."""
-    raw = await read_body(request, MAX_BODY)
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise HTTPException(400, "expected a JSON object")
-    return value
+    return await read_object(request, MAX_BODY)
 
 
 def path_id(request: Request) -> int:

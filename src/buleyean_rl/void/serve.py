@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-import secrets
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
@@ -23,13 +17,13 @@ from buleyean_rl.models.run_files import is_run
 from buleyean_rl.models.source import resolve
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.void.app import make_app
-from buleyean_rl.void.listener import PromptProtocol, listen, urls
 from buleyean_rl.void.loading import load, shown_name
 from buleyean_rl.void.services import Loading
 from buleyean_rl.void.store import Store
 from buleyean_rl.void.timing import LoadingClock
+from buleyean_rl.web import listener
+from buleyean_rl.web.access import LOOPBACK, choose_token
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 TOKEN_VARIABLE = "BULEYEAN_VOID_TOKEN"
 STORE = "void.db"
 GRACE_SECONDS = 3  # for requests under way when the server ends
@@ -49,15 +43,15 @@ def serve(model: str, folder: Path, host: str, port: int, *, console: Console) -
         UsageError: the model cannot be trained, or the address cannot be had.
         ModelError: the model cannot be loaded.
     """
-    listener = listen(host, port)
+    address = listener.listen(host, port)
     try:
-        server = Server(model, folder, host, listener.getsockname()[1], console)
+        server = Server(model, folder, host, address.getsockname()[1], console)
         addresses = "\n               ".join(escape(url) for url in server.urls)
         console.print(f"The Void is at [bold]{addresses}[/]", soft_wrap=True)
         console.print(f"Ctrl-C ends it; what was rejected is in {escape(str(folder))}", soft_wrap=True)
-        server.run(listener)
+        server.run(address)
     finally:
-        listener.close()
+        address.close()
 
 
 class Server:
@@ -82,7 +76,7 @@ class Server:
     def __init__(self, model: str, folder: Path, host: str, port: int, console: Console | None = None) -> None:
         if is_endpoint(model) or is_run(model):
             raise UsageError(f"{model} cannot be trained here: name a base model, as for `buleyean train`")
-        token = _choose_token(host)
+        token = choose_token(host, TOKEN_VARIABLE)
         self._model, self._console = model, console
         self._problem: Exception | None = None
         self.loading = Loading(shown_name(model))
@@ -96,22 +90,18 @@ class Server:
         self._loader = threading.Thread(target=self._load, name="load", daemon=True)
         hosts = LOOPBACK if token is None else None
         app = make_app(self.loading, token=token, hosts=hosts, on_shutdown=self._close)
-        settings = uvicorn.Config(
-            *(app,), http=PromptProtocol, ws="none", log_level="error", server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )  # fmt: skip
-        self._uvicorn = _Uvicorn(settings, self._begin_to_end)
+        self._uvicorn = listener.Server(app, GRACE_SECONDS, self._begin_to_end)
         fragment = "" if token is None else f"#token={quote(token, safe='')}"
-        self.urls = [url + fragment for url in urls(host, port)]
+        self.urls = [url + fragment for url in listener.urls(host, port)]
 
-    def run(self, listener: socket.socket) -> None:
+    def run(self, address: socket.socket) -> None:
         """Serve until it is interrupted, or the models cannot be loaded.
 
         Raises:
             BuleyeanError: they cannot.
         """
         self._loader.start()
-        self._uvicorn.run(sockets=[listener])
+        self._uvicorn.run(sockets=[address])
         if self._problem is not None:
             raise self._problem
 
@@ -134,31 +124,3 @@ class Server:
     def _close(self) -> None:
         self._loader.join()
         self._opened.close()
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn, which would cancel requests under way and print where they were.
-
-    Args:
-        config: see uvicorn.
-        on_end: called before it waits for requests under way.
-    """
-
-    def __init__(self, config: uvicorn.Config, on_end: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_end = on_end
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End, once nobody waits."""
-        await asyncio.to_thread(self._on_end)
-        await super().shutdown(sockets)
-
-
-def _choose_token(host: str) -> str | None:
-    """The token of an address; None for one that only this machine reaches."""
-    if host in ("127.0.0.1", "localhost", "::1"):
-        return None
-    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(16)
-    if not re.fullmatch(r"[!-~]+", token):  # browsers send no other in a header
-        raise UsageError(f"{TOKEN_VARIABLE} must be ASCII letters, digits and signs, without spaces: choose another")
-    return token

@@ -25,7 +25,6 @@ from buleyean_rl.void.requests import (
     parse_uid,
     path_uid,
     query_integer,
-    read_body,
     read_json,
 )
 from buleyean_rl.void.routes.imports import MAX_NAME, MAX_UPLOAD
@@ -35,6 +34,7 @@ from buleyean_rl.void.services import in_thread, services
 from buleyean_rl.void.shown import show_turn
 from buleyean_rl.void.store import Row
 from buleyean_rl.void.store.batches import FINE, REJECTED, SKIPPED
+from buleyean_rl.web.body import read_body
 
 MAX_PROMPTS, MAX_CARDS = 2_000, 50
 ANSWER_TOKENS = 256

@@ -26,11 +26,11 @@ from buleyean_rl.void.requests import (
     path_id,
     path_uid,
     query_number,
-    read_body,
     read_json,
 )
 from buleyean_rl.void.services import Void, in_thread, services
 from buleyean_rl.void.store import ImportedFile, Row
+from buleyean_rl.web.body import read_body
 
 MAX_UPLOAD = 16 * 1024 * 1024  # bytes
 MAX_NAME = 255  # characters

@@ -1,18 +1,20 @@
-"""The server's address: taken, printed as people can open it, and closed to those who send half a request."""
+"""The server and its address: taken, printed as people can open it, and closed to those who send half a request."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import psutil
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from buleyean_rl.errors import UsageError
 
-REQUEST_SECONDS = 10  # for the head of a request; see `requests.read_body` for its body
+REQUEST_SECONDS = 10  # for the head of a request; see `body.read_body` for its body
 ANY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -94,3 +96,31 @@ class PromptProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which would cancel requests under way and print where they were.
+
+    Args:
+        app: the application.
+        grace_seconds: for requests under way when it ends.
+        on_end: called before it waits for them.
+    """
+
+    def __init__(self, app: Any, grace_seconds: int, on_end: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=PromptProtocol,
+                ws="none",
+                log_level="error",
+                server_header=False,
+                timeout_graceful_shutdown=grace_seconds,
+            )
+        )
+        self._on_end = on_end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, once nobody waits."""
+        await asyncio.to_thread(self._on_end)
+        await super().shutdown(sockets)

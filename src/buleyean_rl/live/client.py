@@ -1,0 +1,57 @@
+"""What is said to a running server from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.inference.endpoint_client import EndpointClient, TransientError, parse_address
+from buleyean_rl.inference.endpoint_reply import error_message
+
+MAX_REPLY = 64 << 10
+SECONDS = 3600.0  # a base model may have to be written first
+
+
+def swap(url: str, key: str, run: str | None) -> dict[str, Any]:
+    """Let a run answer at a running server.
+
+    Args:
+        url: of the server.
+        key: of the server; "" for none.
+        run: a run folder, a model or a GGUF file; None for what was there before the last swap.
+
+    Returns:
+        What answers now, and what the gate measured.
+
+    Raises:
+        UsageError: the URL is none, or the server takes no such request.
+        EngineError: the server does not answer, or has not swapped it in; it says why.
+    """
+    if run is None:
+        request: dict[str, Any] = {"rollback": True}
+    else:
+        path = Path(os.path.expanduser(run))
+        request = {"run": str(path.absolute()) if path.exists() else run}
+    address = parse_address(url).url.removesuffix("/v1")
+    return asyncio.run(_post(address, key, request))
+
+
+async def _post(url: str, key: str, request: dict[str, Any]) -> dict[str, Any]:
+    client = EndpointClient(url, key, 1)
+    try:
+        reply = await client.send("POST", "buleyean/swap", request, MAX_REPLY, SECONDS)
+    except TransientError as problem:
+        raise EngineError(f"{url}: {problem}: is `buleyean serve` there?") from None
+    finally:
+        await client.close()
+    if reply.status == 200:
+        answer: dict[str, Any] = json.loads(reply.body)
+        return answer
+    said = client.redact(error_message(reply.body))
+    if reply.status in (401, 404):
+        raise UsageError(f"{url}: {said}")
+    raise EngineError(said)
