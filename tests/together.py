@@ -176,6 +176,40 @@ def share_values(processes: Any, folder: Path) -> None:
     assert processes.describe() == {"processes": size, "hosts": 1}
 
 
+def mine_words(folder: Path) -> None:
+    """Mine with an engine whose answers depend on what is computed beside them; the first process writes."""
+    from buleyean_rl.inference.protocol import Answer, BaseEngine, Unanswered
+    from buleyean_rl.mining import draws
+    from buleyean_rl.mining.judges import find_judge
+    from buleyean_rl.mining.mine import MineSettings, mine
+    from buleyean_rl.training.processes import join
+
+    class Talker(BaseEngine):
+        is_batched = True
+
+        def answers(self, conversations: Any, _sampling: Any, seeds: Any, _on_tokens: Any) -> Any:
+            without = {"7": Unanswered("refused", "no"), "8": Unanswered("failed", "gone", is_permanent=False)}
+            for index, messages in enumerate(conversations):
+                prompt = messages[-1]["content"]
+                said = f"{prompt} é {seeds[index]} of {len(conversations)}"
+                yield index, without.get(prompt) or Answer(said, 3, True, (1,))
+
+        def close(self) -> None:
+            pass
+
+    draws.WINDOW = 4
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts, judges = [str(number) for number in range(23)], [find_judge("regex:[02468] é")]
+    settings = MineSettings(samples=2, temperature=1.0)
+    with join() as processes:
+        mined = mine(prompts, Talker, "talker", judges, folder / "r.jsonl", settings)
+        report = mined.report
+        assert (report.answers, report.unanswered) == (42, {"refused": 2, "failed": 2})
+        assert processes.all(report.rejected) == [report.rejected] * processes.size
+        again = mine(prompts, Talker, "talker", judges, folder / "r.jsonl", settings)
+        assert (again.report.answers_reused, again.report.asked_again) == (42, 2)
+
+
 def train_until_killed(root: Path, base: str, records: str, kills: str) -> None:
     """A run of two processes, one of which is killed so often; then it is finished. Its folder: `root / "run"`."""
     import random

@@ -26,6 +26,7 @@ from buleyean_rl.mining.judges import Verdict, find_judge
 from buleyean_rl.mining.mine import Mined, mine
 from buleyean_rl.mining.votes import record_votes
 from standin import standing_in
+from together import run_together
 
 QUIET = Console(quiet=True)
 
@@ -385,3 +386,10 @@ def test_a_killed_command_loses_at_most_its_batch(base: Path, tmp_path: Path) ->
         path.unlink()
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "records.jsonl").read_bytes() == killed
+
+
+def test_several_processes_mine_what_one_does(tmp_path: Path) -> None:
+    run_together("mine_words", "1,2,3", tmp_path)
+    one, two, three = ((tmp_path / f"of-{size}" / "r.jsonl").read_bytes() for size in (1, 2, 3))
+    assert one == two == three
+    assert one.count(b"\n") > 10

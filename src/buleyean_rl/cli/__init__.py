@@ -44,7 +44,7 @@ STOPPED = {  # where a command stands that Ctrl-C ended
     "walk": "what was answered, judged and trained is kept",
 }
 GO_ON_ALONE = ("mine", "walk")  # the same command goes on
-TOGETHER = ("train",)  # of which several processes make one run
+TOGETHER = ("train", "mine")  # which several processes do together
 
 app.add_typer(data.app, name="data", short_help="Import data as rejection records; validate them.")
 for command, line in (  # which has room in 80 columns

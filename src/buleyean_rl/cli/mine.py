@@ -21,6 +21,7 @@ from buleyean_rl.cli.options import (
     print_report,
     stderr_console,
 )
+from buleyean_rl.system.launcher import is_first
 from buleyean_rl.system.wording import counted
 
 
@@ -79,8 +80,10 @@ def mine(
         engine=engine,
         keep_accepted=keep_accepted,
         overwrite=overwrite,
-        console=stderr_console(),
+        console=stderr_console() if is_first() else None,
     )
+    if not is_first():
+        return
     print_report(mined.report.lines(), asdict(mined.report) if as_json else None)
     if not mined.report.rejected:
         raise RecordError("nothing was rejected: there is nothing to learn from", path=output)

@@ -1,4 +1,8 @@
-"""Answers to prompts, drawn where the journal lacks them and written there as they come."""
+"""Answers to prompts, drawn where the journal lacks them and written there as they come.
+
+Several processes go through windows of 64, each through one of its own at a time; the first writes what all have drawn.
+A window is the same whoever draws it, so the answers do not depend on how many there are.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,21 @@ from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import Prompt, as_messages
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.progress import AnswerProgress
-from buleyean_rl.inference.protocol import Answer, Completer, Messages, Outcome, Sampling, ServerReport, Unanswered
+from buleyean_rl.inference.protocol import (
+    Answer,
+    Completer,
+    Messages,
+    OnTokens,
+    Outcome,
+    Sampling,
+    ServerReport,
+    Unanswered,
+)
 from buleyean_rl.mining.journal import Journal
 from buleyean_rl.system.lazy import Lazy
 from buleyean_rl.system.progress import working
 from buleyean_rl.system.wording import counted
+from buleyean_rl.training.processes import Processes
 
 WINDOW = 64  # answers that engines which batch may compute side by side
 
@@ -75,8 +89,9 @@ def draw_answers(
     prompts: Sequence[Prompt],
     engine: Callable[[], Completer],
     settings: MineSettings,
-    journal: Journal,
+    journal: Journal | None,
     console: Console,
+    processes: Processes,
 ) -> tuple[list[Unanswered], list[ServerReport]]:
     """Draw the answers that the journal lacks, each written as it comes.
 
@@ -84,8 +99,9 @@ def draw_answers(
         prompts: distinct.
         engine: makes the engine, if an answer is missing.
         settings: how answers are drawn.
-        journal: of the same settings.
+        journal: of the same settings; None in a process that is not the first.
         console: where progress goes.
+        processes: that share the answers; each calls this.
 
     Returns:
         The failures, which the next mining asks for again; and the servers that answered.
@@ -93,37 +109,69 @@ def draw_answers(
     Raises:
         EngineError: the engine failed.
     """
-    samples, total = settings.samples, len(prompts) * settings.samples
-    missing = [draw for draw in range(total) if not journal.has_outcome(draw)]
+    total = len(prompts) * settings.samples
+    missing: list[int] = processes.once(
+        lambda: [draw for draw in range(total) if journal is not None and not journal.has_outcome(draw)]
+    )
     if not missing:
         return [], []
     failed: list[Unanswered] = []
     with working(console, "loading the model"):
         running = engine()
     try:
-        journal.add_tokenizer(None if running.tokenizer is None else tokenizer_hash(running.tokenizer))
-        sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
-        windows = list(_windows(missing, total)) if running.is_batched else [missing]
+        if journal is not None:
+            journal.add_tokenizer(None if running.tokenizer is None else tokenizer_hash(running.tokenizer))
+        in_windows = running.is_batched or processes.size > 1
+        windows = list(_windows(missing, total)) if in_windows else [missing]
         answers = sum(map(len, windows))
         bar = AnswerProgress(console, "answering", answers, settings.max_tokens, total - answers, running.servers)
         with closing(bar) as progress:
-            for draws in windows:
-                conversations = Lazy(len(draws), partial(_conversation, prompts, samples, draws))
-                seeds = [settings.seed + draw for draw in draws]
-                for number, outcome in running.answers(conversations, sampling, seeds, progress.add_tokens):
-                    progress.add_outcome(outcome)
-                    draw = draws[number]
-                    if journal.has_outcome(draw):
-                        continue
-                    if isinstance(outcome, Unanswered) and not outcome.is_permanent:
-                        failed.append(outcome)
-                    else:
-                        journal.add_outcome(draw, _blank_as_empty(outcome))
+            draw_window = partial(_draw_window, running, prompts, settings, progress.add_tokens)
+            for draw, outcome in _share(windows, draw_window, processes):
+                progress.add_outcome(outcome)
+                if journal is None or journal.has_outcome(draw):
+                    continue
+                if isinstance(outcome, Unanswered) and not outcome.is_permanent:
+                    failed.append(outcome)
+                else:
+                    journal.add_outcome(draw, _blank_as_empty(outcome))
     finally:
         running.close()
     for outcome in failed[:1]:
         console.print(f"{len(failed):,} without an answer, such as: {outcome.detail}", markup=False)
     return failed, list(running.servers)
+
+
+def _draw_window(
+    running: Completer, prompts: Sequence[Prompt], settings: MineSettings, on_tokens: OnTokens, draws: Sequence[int]
+) -> Iterator[tuple[int, Outcome]]:
+    """Draws and their outcomes, as they come."""
+    sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_p, settings.seed)
+    conversations = Lazy(len(draws), partial(_conversation, prompts, settings.samples, draws))
+    seeds = [settings.seed + draw for draw in draws]
+    for number, outcome in running.answers(conversations, sampling, seeds, on_tokens):
+        yield draws[number], outcome
+
+
+def _share(
+    windows: Sequence[Sequence[int]],
+    draw_window: Callable[[Sequence[int]], Iterator[tuple[int, Outcome]]],
+    processes: Processes,
+) -> Iterator[tuple[int, Outcome]]:
+    """The outcomes of all windows: of one process as they come, of several once each has gone through one."""
+    for start in range(0, len(windows), processes.size):
+        own = start + processes.rank
+        drawn = (pair for window in windows[own : own + 1] for pair in draw_window(window))
+        if processes.size == 1:
+            yield from drawn
+            continue
+        for pairs in processes.all([[draw, isinstance(outcome, Answer), *outcome] for draw, outcome in drawn]):
+            for draw, is_answer, *fields in pairs:
+                yield draw, _as_answer(*fields) if is_answer else Unanswered(*fields)
+
+
+def _as_answer(text: str, tokens: int | None, ended: bool, ids: list[int] | None, *_: object) -> Answer:
+    return Answer(text, tokens, ended, None if ids is None else tuple(ids))
 
 
 def _conversation(prompts: Sequence[Prompt], samples: int, draws: Sequence[int], number: int) -> Messages:

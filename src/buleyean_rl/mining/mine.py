@@ -3,6 +3,9 @@
     prompts --engine--> answers --judges--> verdicts --votes--> records
                            \\____ journal ____/
 
+Of several processes, which a launcher has started, each draws its share of the answers; the first has the journal,
+judges, and writes. What they draw together is what one draws alone.
+
 The journal, beside the records, holds every answer and every verdict as they fall. Mining again with the
 same settings resumes from it; with other judges it judges the same answers. A prompt that has no answer is counted
 and left out.
@@ -18,6 +21,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ from rich.console import Console
 
 from buleyean_rl.data.records import Prompt, RejectionRecord, format_record, read_records
 from buleyean_rl.errors import EngineError, UsageError
-from buleyean_rl.inference.protocol import Completer, ServerReport
+from buleyean_rl.inference.protocol import Completer, ServerReport, Unanswered
 from buleyean_rl.mining.draws import MineSettings, draw_answers, find_distinct
 from buleyean_rl.mining.journal import Journal, journal_path, read_answers
 from buleyean_rl.mining.judges import OUTCOMES, Answer, Judge
@@ -35,6 +39,7 @@ from buleyean_rl.system.lazy import Lazy
 from buleyean_rl.system.outputs import check_output_file, open_output
 from buleyean_rl.system.progress import ProgressBar
 from buleyean_rl.system.wording import counted
+from buleyean_rl.training.processes import join
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,11 @@ class MineReport:
     asked_again: int
     servers: list[ServerReport]
     seconds: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MineReport:
+        """What `asdict` gave."""
+        return cls(**{**value, "servers": [ServerReport(**server) for server in value["servers"]]})
 
     def lines(self) -> list[str]:
         """The report for a person."""
@@ -152,25 +162,51 @@ def mine(
         UsageError: no judge, a journal of other settings, or a file that would be replaced.
         EngineError: the engine failed, or gave no answer at all; its answers so far are in the journal.
     """
-    console, started = console or Console(quiet=True), time.monotonic()
+    console = console or Console(quiet=True)
     if not judges:
         raise UsageError("no judge: name at least one")
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
         raise UsageError("the same judge is named twice: its vote would count twice")
-    file = _journal_of(output)
+    drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
+    header = _journal_header(prompts, identity, settings)
+    with join() as processes:
+        processes.check_same("prompts and settings", header)
+        draw = partial(draw_answers, prompts, engine, settings, processes=processes)
+        if processes.is_first:
+            report = _mine(prompts, draw, header, judges, output, settings, drawn_by, keep_accepted, overwrite, console)
+            processes.once(lambda: asdict(report))
+        else:
+            draw(None, Console(quiet=True))
+            report = MineReport.from_json(processes.once(dict))
+    return Mined(report)
+
+
+def _mine(
+    prompts: Sequence[Prompt],
+    draw: Callable[[Journal, Console], tuple[list[Unanswered], list[ServerReport]]],
+    header: Mapping[str, Any],
+    judges: Sequence[Judge],
+    output: Path,
+    settings: MineSettings,
+    drawn_by: Mapping[str, Any],
+    keep_accepted: bool,
+    overwrite: bool,
+    console: Console,
+) -> MineReport:
+    """See `mine`; in the first process, or the only one."""
+    started, names, file = time.monotonic(), [judge.name for judge in judges], _journal_of(output)
     if not file.exists():
         check_output_file(output, overwrite=overwrite, streams=False)
-    with Journal(file, _journal_header(prompts, identity, settings), overwrite=overwrite) as journal:
+    with Journal(file, header, overwrite=overwrite) as journal:
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
         answers_reused = len(find_distinct(len(prompts), settings, journal))
-        failed, servers = draw_answers(prompts, engine, settings, journal, console)
+        failed, servers = draw(journal, console)
         draws = find_distinct(len(prompts), settings, journal)
         if not draws and (unanswered := [*journal.unanswered.values(), *failed]):
             raise EngineError(f"no prompt has an answer: {unanswered[0].cause}: {unanswered[0].detail}")
         for judge in judges:
             _collect_verdicts(judge, draws, journal, prompts, settings, console)
-        drawn_by = {**(policy or {"model": identity}), "temperature": settings.temperature, "top_p": settings.top_p}
         check_output_file(output, overwrite=overwrite, is_ours=journal.has_written, streams=False)
         counts, verdicts = Counter[str](), {name: dict.fromkeys(OUTCOMES, 0) for name in names}
         with open_output(output) as target:
@@ -185,7 +221,7 @@ def mine(
                 counts["rejected"] += len(set(record.rejected_responses)) - accepted
             journal.add_records(digest.hexdigest())  # before the file takes its name
         causes = Counter(outcome.cause for outcome in [*journal.unanswered.values(), *failed])
-    report = MineReport(
+    return MineReport(
         output=str(output),
         prompts=len(prompts),
         answers=len(draws),
@@ -199,7 +235,6 @@ def mine(
         servers=servers,
         seconds=time.monotonic() - started,
     )
-    return Mined(report)
 
 
 def _journal_of(output: Path) -> Path:
