@@ -393,3 +393,39 @@ def test_several_processes_mine_what_one_does(tmp_path: Path) -> None:
     one, two, three = ((tmp_path / f"of-{size}" / "r.jsonl").read_bytes() for size in (1, 2, 3))
     assert one == two == three
     assert one.count(b"\n") > 10
+
+
+@pytest.mark.slow
+def test_torchrun_mines_what_one_process_does(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {number}" for number in range(150)))
+    words = [
+        "-m",
+        "buleyean_rl",
+        "mine",
+        "p.txt",
+        "--model",
+        base,
+        "--judge",
+        "length:-2",
+        "--max-tokens",
+        16,
+        "--json",
+    ]
+    reports = []
+    for size in (1, 2):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            size,
+            *words,
+            "-o",
+            f"{size}.jsonl",
+        ]
+        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        assert done.stderr.count("mining ") == 1
+    assert reports[0]["rejected"] == reports[1]["rejected"] > 0
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
