@@ -36,10 +36,13 @@ OPTIONS = {
     "mine": "[PROMPTS] --model --output -o --judge --rubric --samples --temperature --max-tokens --seed --context "
     "--engine --keep-accepted --overwrite --json",
     "walk": "[PROMPTS] --model --output -o --rounds --held-out --judge --rubric --samples --temperature --max-tokens "
-    "--seed --epochs --lr --adapter-scale --config --context --max-drift --json",
+    "--seed --epochs --lr --adapter-scale --config --engine --server --context --max-drift --json",
     "void": "--model --output -o --host --port",
+    "serve": "MODEL --lora --host --port --api-key --name --context --slots --threads --remember",
+    "swap": "RUN --url --rollback --api-key --json",
+    "connect": "SOURCE --output -o --api-key --score --below --redact --json",
     "doctor": "--need --json",
-    "data import": "SRC --output -o --format --split --limit --column --score --below --encoding --keep-accepted "
+    "data import": "SRC... --output -o --format --split --limit --column --score --below --encoding --keep-accepted "
     "--redact --skip-bad --overwrite --json",
     "data validate": "RECORDS --model --max-length --json",
 }

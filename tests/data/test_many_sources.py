@@ -91,11 +91,12 @@ def test_accepted_answers_are_kept_by_the_format_of_their_own_file(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("bad.jsonl.gz", gzip.compress(lines(*map(pair, "xyz")) * 9)[:-9], "damaged .gz file"),
+        ("bad.jsonl.gz", gzip.compress(lines(*map(pair, "xyz")) * 9, mtime=0)[:-9], "damaged .gz file"),
         ("bad.jsonl.zst", zstd(lines(*map(pair, "xyz")) * 9)[:-9], "damaged .zst file: Truncated"),
         ("bad.parquet", b"PAR1 no more", "no Parquet or Arrow file"),
         ("bad.jsonl", b'{"x": 1}\n', "no known format"),
     ],
+    ids=["gz", "zst", "parquet", "jsonl"],
 )
 def test_a_bad_file_is_named_and_may_be_skipped(
     tmp_path: Path, name: str, content: bytes, problem: str, capsys: pytest.CaptureFixture[str]
