@@ -51,6 +51,14 @@ def test_answers_that_end_early_shorten_what_is_expected(make: Callable[..., Any
     assert amount == "7 of 10 answers"
 
 
+def test_what_answers_under_way_have_drawn_is_not_expected_again(make: Callable[..., Any]) -> None:
+    shown, updates = make(8, 100)
+    shown.add_tokens(8 * 90)
+    assert updates[-1][:2] == (720, 800)
+    shown.add_outcome(Answer("", 90, True))
+    assert 720 < updates[-1][1] < 720 + 7 * 10
+
+
 def test_the_last_answer_completes_it(make: Callable[..., Any]) -> None:
     shown, updates = make(3, 10)
     shown.add_tokens(14)

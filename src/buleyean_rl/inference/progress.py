@@ -74,13 +74,16 @@ class AnswerProgress:
         if not self._tokens:  # an engine that does not count them
             self._bar.update(self._finished, self._answers, f"{done:,} of {total:,} answers", figures)
             return
-        expected = self._finished_tokens + (self._answers - self._finished) * self._mean_tokens()
-        self._bar.update(self._tokens, max(expected, self._tokens), f"{done:,} of {total:,} answers", figures)
+        self._bar.update(self._tokens, self._tokens + self._tokens_left(), f"{done:,} of {total:,} answers", figures)
 
-    def _mean_tokens(self) -> float:
-        """Tokens of an answer that ends at the rate seen so far, and at `max_tokens` at the latest."""
-        rate = self._ended / self._tokens
-        return -math.expm1(-rate * self._max_tokens) / rate if rate else self._max_tokens
+    def _tokens_left(self) -> float:
+        """Tokens that are to come, if answers end at the rate seen so far, and at `max_tokens` at the latest."""
+        unfinished, rate = self._answers - self._finished, self._ended / self._tokens
+        if not unfinished:
+            return 0.0
+        drawn = (self._tokens - self._finished_tokens) / unfinished  # of each, on average
+        most = max(self._max_tokens - drawn, 0.0)
+        return unfinished * (-math.expm1(-rate * most) / rate if rate else most)
 
 
 def describe_server(server: ServerReport) -> str:

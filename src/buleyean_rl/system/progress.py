@@ -18,6 +18,7 @@ from buleyean_rl.system.wording import in_words
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 4.0, 60.0  # between two lines: at first, and in long runs
 LINE_SHARE = 0.1  # of the time that has passed
+KNOWN_SHARE, KNOWN_SECONDS = 0.01, 3.0  # once so much is done, or advances for so long, the time left is said
 
 
 class ProgressBar:
@@ -34,6 +35,7 @@ class ProgressBar:
         self._console, self._label, self._first = console, label, completed
         self._lock, self._lines = threading.Lock(), _Lines(console)
         self._started = self._shown = time.monotonic()
+        self._first_advance: float | None = None  # when
         self._bar = _BarWithFigures(console) if can_redraw(console) else None
         if self._bar is not None:
             self._bar.start()
@@ -51,7 +53,9 @@ class ProgressBar:
         with self._lock:
             now = time.monotonic()
             passed, advanced = now - self._started, completed - self._first
-            seconds = passed / advanced * (total - completed) if advanced > 0 else None
+            if advanced > 0 and self._first_advance is None:
+                self._first_advance = now
+            seconds = passed / advanced * (total - completed) if self._is_known(now, advanced, total) else None
             if self._bar is None:
                 left = "" if seconds is None else f", about {in_words(seconds)} left"
                 self._lines.print(f"{self._label}: {amount}{left}{figures and ': '}{figures}")
@@ -60,6 +64,12 @@ class ProgressBar:
                 left = "" if seconds is None else _as_clock(seconds)
                 self._bar.figures = figures
                 self._bar.update(self._task, completed=completed, total=total, amount=amount, left=left)
+
+    def _is_known(self, now: float, advanced: float, total: float) -> bool:
+        """Whether the speed says something: the first part comes late, after loading."""
+        if self._first_advance is None:
+            return False
+        return advanced >= KNOWN_SHARE * (total - self._first) or now - self._first_advance >= KNOWN_SECONDS
 
     def close(self) -> None:
         """Leave the bar as it is."""

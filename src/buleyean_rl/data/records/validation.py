@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import compress
@@ -182,7 +182,18 @@ def validate_records(
         RecordError: the file is missing, empty or binary. Bad lines are counted, not raised.
     """
     report = Validation(str(path), tokens=Tokens(max_length) if measure else None)
-    prompts = SortedRows(1, *HASHES)  # the texts themselves, or a set of hashes, would not fit in memory
+    # the texts themselves, or a set of hashes, would not fit in memory
+    with closing(SortedRows(1, *HASHES)) as prompts:
+        for record in _count_records(path, report, measure, progress):
+            prompts.add(hash(record.prompt))
+        report.repeated_prompts = report.records - sum(len(np.unique(rows)) for rows in prompts.read())
+    return report
+
+
+def _count_records(
+    path: Path | str, report: Validation, measure: Measure | None, progress: Callable[[int], object] | None
+) -> Iterator[RejectionRecord]:
+    """The records of a file, each once it is counted."""
 
     def note(error: RecordError) -> None:
         report.rows += 1
@@ -209,7 +220,6 @@ def validate_records(
         report.anchors += not record.rejects
         report.empty += record.rejected_responses.count("")
         report.rendered += looks_rendered(record.prompt)
-        prompts.add(hash(record.prompt))
         if measured is None or report.tokens is None:
             left = [bool(text) for text in record.rejected_responses]
         else:
@@ -217,9 +227,7 @@ def validate_records(
         usable = any(left if not record.rejects else compress(left, record.rejection_counts))
         report.dropped += not usable
         report.rejecting += usable and record.rejects
-    with closing(prompts):
-        report.repeated_prompts = report.records - sum(len(np.unique(rows)) for rows in prompts.read())
-    return report
+        yield record
 
 
 def _count_tokens(tokens: Tokens, record: MeasuredRecord) -> list[bool]:
