@@ -218,13 +218,16 @@ def train_until_killed(root: Path, base: str, records: str, kills: str) -> None:
     run, words = root / "run", ["train", records, "--model", base, "-o", str(root / "run"), *TRAINING]
     for _ in range(int(kills)):
         victim, steps = choice.randrange(2), choice.randrange(1, 13)
-        resume = ["--resume"] if (run / "settings.json").exists() else []
-        codes = forked(2, lambda rank: _train([*words, *resume], steps if rank == victim else None))  # noqa: B023
+        codes = forked(2, lambda rank: _train(_going_on(words, run), steps if rank == victim else None))  # noqa: B023
         if (run / "run.json").exists():
             return
         assert codes[victim] == -signal.SIGKILL, codes
         assert codes[1 - victim] == 1, codes
-    assert forked(2, lambda _: _train([*words, "--resume"])) == [0, 0]
+    assert forked(2, lambda _: _train(_going_on(words, run))) == [0, 0]
+
+
+def _going_on(words: Sequence[str], run: Path) -> list[str]:
+    return [*words, *(["--resume"] if (run / "settings.json").exists() else [])]
 
 
 TRAINING = ("--max-steps", "80", "--batch-size", "1", "--lr", "1e-2", "--no-guard")
