@@ -147,7 +147,8 @@ class EndpointClient:
             base_url=url,
             headers=dict(shown),
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=parallel),
+            # llama.cpp closes connections without a word: a request on a kept one would be lost
+            limits=httpx2.Limits(max_connections=parallel, max_keepalive_connections=0 if is_own else None),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
             trust_env=not is_own,
