@@ -96,7 +96,7 @@ lock:  ## renew requirements.lock
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/python -m pip install --quiet --upgrade pip
 	.cache/lock/bin/python -m pip install --dry-run --ignore-installed $(TORCH) $(TRITON) \
-		'.[dev,bench,llama-cpp]' > .cache/lock/resolved
+		'.[dev,bench,llama-cpp,ray]' > .cache/lock/resolved
 	{ echo '# What `make` installs, for pip --constraint; torch apart. Renewed by `make lock`.'; \
 		sed -n 's/^Would install //p' .cache/lock/resolved | tr ' ' '\n' | sed -E 's/-([^-]+)$$/==\1/' \
 		| grep -vE '^($(APART))==' | LC_ALL=C sort -f; } > requirements.lock

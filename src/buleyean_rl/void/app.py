@@ -21,7 +21,7 @@ from buleyean_rl.void.services import Loading
 from buleyean_rl.web.access import AccessControl, Header
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors "
 )
 PARTS = (page, state, conversations, turns, rejections, batches, imports, runs, models, files)
