@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import sys
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,6 +26,7 @@ from buleyean_rl.web.body import read_object
 MAX_BODY = 4 << 20  # bytes: a conversation that fills a large context
 MAX_REQUESTS = 256  # under way and waiting
 MAX_REASON = 2_000  # characters
+WITH_TOOLS = ("tools", "functions")  # their part of the prompt is in no record
 NOT_FORWARDED = ("lora", "id_slot", "verbose")  # fields that are not a client's to choose
 
 
@@ -51,7 +54,8 @@ def make_app(
             Route("/buleyean/swap", _swap, methods=["POST"]),
             Route("/buleyean/feedback", _feedback, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _refuse, BuleyeanError: _say, ClientDisconnect: _say},
+        exception_handlers={HTTPException: _refuse}
+        | dict.fromkeys((BuleyeanError, ClientDisconnect, OSError, sqlite3.Error), _say),
     )
     app.router.redirect_slashes = False
     app.state.serving, app.state.remembered = serving, remembered
@@ -81,20 +85,23 @@ async def _complete(request: Request) -> Response | Relay:
     name = body.get("model")
     choice = serving.choose(name) if name is None or isinstance(name, str) else None
     if choice is None:
-        return refuse(404, f"there is no model {name!r}: there are {serving.name} and {serving.base_name}")
+        return refuse(404, f"there is no model {name!r:.200}: there are {serving.name} and {serving.base_name}")
     if serving.requests >= MAX_REQUESTS:
         return refuse(429, f"{MAX_REQUESTS} requests are waiting already: try again later", {"Retry-After": "5"})
     path = f"v1{request.url.path.removeprefix('/v1')}"
     forwarded = {name: value for name, value in body.items() if name not in NOT_FORWARDED} | dict(choice.fields)
     remembered: Remembered | None = request.app.state.remembered
-    if remembered is None or not path.endswith("chat/completions"):
+    if remembered is None or not path.endswith("chat/completions") or any(map(body.get, WITH_TOOLS)):
         return Relay(choice, path, forwarded)
     transcript = Transcript(body)
 
     async def remember() -> None:
         if (completion := transcript.completion()) is not None:
             target, is_base = choice.engine.target, choice.model == serving.base_name
-            await run_in_threadpool(remembered.add, completion, target, is_base=is_base)
+            try:
+                await run_in_threadpool(remembered.add, completion, target, is_base=is_base)
+            except (OSError, sqlite3.Error) as error:  # the client has its reply
+                print(f"{completion.id} is not remembered: {error}", file=sys.stderr)
 
     return Relay(choice, path, forwarded | transcript.fields, transcript.hear, remember)
 
@@ -148,5 +155,5 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 
 async def _say(_request: Request, error: Exception) -> Response:
-    statuses = {Busy: 409, UnknownCompletion: 404, UsageError: 400, RecordError: 400}
+    statuses = {Busy: 409, UnknownCompletion: 404, UsageError: 400, RecordError: 400, OSError: 500, sqlite3.Error: 500}
     return refuse(next((status for kind, status in statuses.items() if isinstance(error, kind)), 422), str(error))
