@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def sync(name: str, folder: Path, wanted: Wanted, key_file: Path | None = None) 
         EngineError: the source does not answer, or answers otherwise than it should.
         RecordError: its rows cannot be read.
     """
+    if not is_service(name) and folder.resolve().is_relative_to(Path(name).resolve()):
+        raise UsageError(f"{folder} is in {name}, whose files are read: name a folder outside")
     with claim_folder(folder, lambda path: (path / CURSOR).exists(), "source"):
         state = read_json_object(folder / CURSOR) or {"source": name, "cursor": {}}
         if state.get("source") != name:
@@ -116,10 +118,12 @@ def sync(name: str, folder: Path, wanted: Wanted, key_file: Path | None = None) 
         source = open_source(name, key_file)
         fetched = asyncio.run(_fetch(source, folder / ROWS, state["cursor"]))
         records = folder / RECORDS
-        if fetched.cursor is None:
+        reading = asdict(wanted)
+        is_read_so = state.get("reading", reading) == reading  # otherwise the same rows are other records
+        if fetched.cursor is None and (is_read_so or not fetched.path.exists()):
             return Visit(False, records if records.exists() else None)
         visit = _import(source.format, fetched.path, records, name, wanted)
-        write_json(folder / CURSOR, state | {"cursor": fetched.cursor})
+        write_json(folder / CURSOR, state | {"cursor": fetched.cursor or state["cursor"], "reading": reading})
         return visit
 
 
