@@ -16,7 +16,7 @@ import pytest
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import read_records
-from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.errors import EngineError, NothingRejected, UsageError
 from buleyean_rl.live.connect import api
 from buleyean_rl.live.connect.sync import Visit, Wanted, sync
 
@@ -343,6 +343,19 @@ def test_rows_are_read_again_where_they_are_to_be_read_otherwise(tmp_path: Path)
         assert visit(f"openwebui:{url}", folder, redact=True).is_new
         assert "a.b@" not in (folder / "records.jsonl").read_text()
         assert not visit(f"openwebui:{url}", folder, redact=True).is_new
+
+
+def test_rows_of_another_schema_leave_the_records_that_are_there(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log.jsonl", tmp_path / "folder"
+    log.touch()
+    assert visit(str(log), folder).remark.endswith("has no rated answer yet")
+    log.write_text('{"prompt": "Why?", "completion": "No.", "label": false}\n')
+    assert visit(str(log), folder).is_new
+    log.write_text('{"prompt": 7, "completion": "No.", "label": false}\n')
+    for _ in range(2):
+        with pytest.raises(NothingRejected, match="bad rows skipped: 1"):
+            visit(str(log), folder)
+    assert prompts(folder) == ["Why?"]
 
 
 def test_the_rows_of_a_log_lie_outside_it(tmp_path: Path) -> None:

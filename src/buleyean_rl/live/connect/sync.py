@@ -16,7 +16,7 @@ from typing import Any
 from buleyean_rl.data.importers import Choices, import_records
 from buleyean_rl.data.importers.protocol import NO_CHOICES
 from buleyean_rl.data.importers.run import ImportReport
-from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.errors import NothingRejected, UsageError
 from buleyean_rl.live.connect.langfuse import VARIABLE as LANGFUSE_VARIABLE
 from buleyean_rl.live.connect.langfuse import Langfuse
 from buleyean_rl.live.connect.langsmith import VARIABLE as LANGSMITH_VARIABLE
@@ -151,6 +151,8 @@ async def _fetch(source: Source, rows: Path, cursor: dict[str, Any]) -> Fetched:
 
 
 def _import(format: str, rows: Path, records: Path, name: str, wanted: Wanted) -> Visit:
+    if rows.is_file() and not rows.stat().st_size:
+        return Visit(True, None, remark=f"{name} has no rated answer yet")
     try:
         report = import_records(
             str(rows),
@@ -161,8 +163,8 @@ def _import(format: str, rows: Path, records: Path, name: str, wanted: Wanted) -
             redact=wanted.redact,
             keep_accepted=wanted.keep_accepted,
         )
-    except RecordError as error:
-        if "has no rejected answer" not in error.problem:
+    except NothingRejected as error:
+        if error.skipped and records.exists():  # another schema: what was read before stays
             raise
         records.unlink(missing_ok=True)  # of ratings that were taken back
         return Visit(True, None, remark=f"{name} {error.problem}")
