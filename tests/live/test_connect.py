@@ -325,6 +325,16 @@ def test_a_path_that_a_service_lacks_is_named(path: str, tmp_path: Path) -> None
         visit(f"langsmith:{url}#bot", tmp_path / "a")
 
 
+def test_pages_that_repeat_end(tmp_path: Path) -> None:
+    def repeating(method: str, path: str, query: dict[str, list[str]], sent: Row) -> Answer:
+        if path.endswith("/feedback"):
+            return 200, [{"id": str(number), "created_at": "2026-01-01", "run_id": "r"} for number in range(100)]
+        return langsmith(method, path, query, sent)
+
+    with service(repeating) as (url, _), pytest.raises(EngineError, match="all the same"):
+        visit(f"langsmith:{url}#bot", tmp_path / "a")
+
+
 def test_a_login_page_is_no_deleted_trace(tmp_path: Path) -> None:
     langfuse = Langfuse()
 

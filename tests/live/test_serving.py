@@ -58,7 +58,7 @@ def test_what_is_wrong_with_a_request_is_said(targets: Targets) -> None:
             assert (unknown.status_code, "gpt-9" in unknown.json()["error"]["message"]) == (404, True)
             long = await server.ask("many words " * 400)
             assert (long.status_code, long.json()["error"]["type"]) == (400, "exceed_context_size_error")
-            for body in (b"[]", b"{", b'{"messages": 1}'):
+            for body in (b"[]", b"{", b'{"messages": 1}', b'{"messages": ' + b"[" * 990 + b"]" * 990 + b"}"):
                 headers = {"Content-Type": "application/json"}
                 reply = await server.client.post("/v1/chat/completions", content=body, headers=headers)
                 assert reply.status_code == 400

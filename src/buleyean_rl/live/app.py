@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
 from typing import Any
@@ -81,7 +82,7 @@ async def _models(request: Request) -> Response:
 
 
 async def _complete(request: Request) -> Response | Relay:
-    serving, body = _serving(request), await read_object(request, MAX_BODY)
+    serving, body = _serving(request), await _read(request)
     name = body.get("model")
     choice = serving.choose(name) if name is None or isinstance(name, str) else None
     if choice is None:
@@ -107,7 +108,7 @@ async def _complete(request: Request) -> Response | Relay:
 
 
 async def _feedback(request: Request) -> Response:
-    remembered, body = request.app.state.remembered, await read_object(request, MAX_BODY)
+    remembered, body = request.app.state.remembered, await _read(request)
     if remembered is None:
         return refuse(404, "completions are not remembered: start the server with --remember FOLDER")
     identity, reason = body.get("completion_id"), body.get("reason", "")
@@ -126,7 +127,7 @@ async def _state(request: Request) -> Response:
 
 
 async def _swap(request: Request) -> Response:
-    serving, body = _serving(request), await read_object(request, MAX_BODY)
+    serving, body = _serving(request), await _read(request)
     match body:
         case {"rollback": True}:
             await serving.roll_back()
@@ -142,6 +143,19 @@ async def _swap(request: Request) -> Response:
 def _describe(serving: Serving) -> dict[str, Any]:
     """What answers now."""
     return {"run": serving.target.name, "models": [serving.name, serving.base_name]}
+
+
+async def _read(request: Request) -> dict[str, Any]:
+    """A request's body; what its client cut inside an emoji is a question mark, as no engine and no file takes it."""
+    body = await read_object(request, MAX_BODY)
+    try:
+        text = json.dumps(body, ensure_ascii=False)
+        text.encode()
+    except RecursionError:
+        raise HTTPException(400, "nested too deeply") from None
+    except UnicodeEncodeError:
+        body = json.loads(text.encode(errors="replace"))
+    return body
 
 
 def _serving(request: Request) -> Serving:

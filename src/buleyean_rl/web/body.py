@@ -33,12 +33,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """A request's body, which must be a JSON object; a half of a surrogate pair in it becomes a question mark."""
+    """A request's body, which must be a JSON object."""
     raw = await read_body(request, max_bytes)
     try:
         value = json.loads(raw, parse_constant=_refuse_constant)
-        if b"\\u" in raw or not raw.isascii():  # what clients cut inside an emoji, no other program takes
-            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -81,7 +81,7 @@ class Langfuse:
                     query = {"page": number, "limit": PAGE_ITEMS} | ({"fromTimestamp": since} if since else {})
                     page = await self._api.get(path, query)
                     scores += page["data"]
-                    if number >= page["meta"]["totalPages"]:
+                    if number >= page["meta"]["totalPages"] or not page["data"]:
                         return scores
             except Missing:
                 continue

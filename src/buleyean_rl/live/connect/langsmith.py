@@ -72,6 +72,8 @@ class LangSmith:
         items: list[Feedback] = []
         while True:
             page = await self._api.get(FEEDBACK, [*query, ("limit", PAGE_ITEMS), ("offset", len(items))])
+            if page and items and page[-1]["id"] == items[-1]["id"]:
+                raise self._api.fail(FEEDBACK, "its pages are all the same")
             items += page
             if len(page) < PAGE_ITEMS:
                 return items
