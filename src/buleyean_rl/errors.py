@@ -46,6 +46,20 @@ class UnsupportedContent(RecordError):
     """A row that is sound, but is more than training on text can use: a call of a tool, an image."""
 
 
+class NothingRejected(RecordError):
+    """Rows in which nothing was rejected.
+
+    Args:
+        problem: what they are instead.
+        path: where they were read from.
+        skipped: bad rows among them.
+    """
+
+    def __init__(self, problem: str, *, path: Path | str, skipped: int) -> None:
+        super().__init__(problem, path=path)
+        self.skipped = skipped
+
+
 class ModelError(BuleyeanError):
     """A base model or a run folder that cannot be loaded, or cannot be trained."""
 

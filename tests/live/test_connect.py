@@ -16,7 +16,7 @@ import pytest
 
 from buleyean_rl.cli import main
 from buleyean_rl.data.records import read_records
-from buleyean_rl.errors import EngineError, UsageError
+from buleyean_rl.errors import EngineError, NothingRejected, UsageError
 from buleyean_rl.live.connect import api
 from buleyean_rl.live.connect.sync import Visit, Wanted, sync
 
@@ -50,6 +50,10 @@ def service(answer: Callable[[str, str, dict[str, list[str]], Row], Answer]) -> 
             status, value = answer(method, parts.path, parse_qs(parts.query), sent)
             raw = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(200 if status == BREAKS_OFF else status)
+            if isinstance(value, bytes) and value.startswith(b"<"):
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+            if 300 <= status < 400:
+                self.send_header("Location", "https://chat.example/")
             self.send_header("Content-Length", str(len(raw) + 9 * (status == BREAKS_OFF)))
             self.end_headers()
             self.wfile.write(raw)
@@ -117,7 +121,7 @@ class OpenWebUI:
                 return 200, [
                     {"id": "chat", "chat": self.rated(row), "user_id": "user-1", "updated_at": 1} for row in self.rows
                 ]
-        return 404, {"detail": "Not Found"}
+        return 200, b"<!doctype html>"  # its page, for every path that it does not have
 
     def rated(self, row: Row) -> Row:
         chat: Row = json.loads(json.dumps(row["snapshot"]["chat"]["chat"]))
@@ -181,7 +185,8 @@ def test_what_is_wrong_with_a_service_is_said_and_nothing_is_lost(
         webui.rows.append(feedback(2, -1, 11))
         for fault, error in (
             ((200, {"feedbacks": []}), EngineError),  # another schema
-            ((200, b"<html>"), EngineError),
+            ((200, b"[{"), EngineError),
+            ((301, b""), EngineError),
             ((400, {"detail": "no"}), EngineError),
         ):
             webui.fault = "/list", fault
@@ -195,7 +200,7 @@ def test_what_is_wrong_with_a_service_is_said_and_nothing_is_lost(
         with pytest.raises(UsageError, match="set OPENWEBUI_API_KEY"):
             visit(f"openwebui:{url}", folder)
         with pytest.raises(UsageError, match="is of openwebui:"):
-            visit(str(tmp_path), folder)
+            visit(str(tmp_path / "log"), folder)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -242,6 +247,13 @@ def test_langfuse_is_asked_for_traces_that_were_scored_since(tmp_path: Path) -> 
         assert len(prompts(folder)) == 109
         judged = [record for record in read_records(folder / "records.jsonl") if record.prompt == "Question t3?"]
         assert judged[0].rejection_counts == (2,)
+        late = {"id": "late", "timestamp": "2026-01-31T23:30:00.000Z"}  # listed after a later one
+        langfuse.scores.append(langfuse.score(4) | late)
+        assert visit(f"langfuse:{url}", folder).is_new
+        assert not visit(f"langfuse:{url}", folder).is_new
+        (folder / "rows.jsonl").unlink()
+        assert visit(f"langfuse:{url}", folder).is_new
+        assert len(prompts(folder)) == 109
 
 
 def langsmith(method: str, path: str, query: dict[str, list[str]], sent: Row) -> Answer:
@@ -302,6 +314,64 @@ def test_a_log_that_grows_is_read_again(tmp_path: Path) -> None:
     log.write_text(line.format(1) + line.format(2) + '{"prompt": "half of a li')
     assert visit(str(log), folder).is_new
     assert prompts(folder) == ["Question 1?", "Question 2?"]
+
+
+@pytest.mark.parametrize("path", ["/sessions", "/feedback", "/query"])
+def test_a_path_that_a_service_lacks_is_named(path: str, tmp_path: Path) -> None:
+    def lacking(method: str, asked: str, query: dict[str, list[str]], sent: Row) -> Answer:
+        return (404, {}) if asked.endswith(path) else langsmith(method, asked, query, sent)
+
+    with service(lacking) as (url, _), pytest.raises(EngineError, match=f"{path}: it has no"):
+        visit(f"langsmith:{url}#bot", tmp_path / "a")
+
+
+def test_pages_that_repeat_end(tmp_path: Path) -> None:
+    def repeating(method: str, path: str, query: dict[str, list[str]], sent: Row) -> Answer:
+        if path.endswith("/feedback"):
+            return 200, [{"id": str(number), "created_at": "2026-01-01", "run_id": "r"} for number in range(100)]
+        return langsmith(method, path, query, sent)
+
+    with service(repeating) as (url, _), pytest.raises(EngineError, match="all the same"):
+        visit(f"langsmith:{url}#bot", tmp_path / "a")
+
+
+def test_a_login_page_is_no_deleted_trace(tmp_path: Path) -> None:
+    langfuse = Langfuse()
+
+    def logged_out(method: str, path: str, query: dict[str, list[str]], sent: Row) -> Answer:
+        return (200, b"<html>") if path.endswith("/t3") else langfuse(method, path, query, sent)
+
+    with service(logged_out) as (url, _), pytest.raises(EngineError, match="t3: its reply is a page"):
+        visit(f"langfuse:{url}", tmp_path / "langfuse")
+
+
+def test_rows_are_read_again_where_they_are_to_be_read_otherwise(tmp_path: Path) -> None:
+    folder = tmp_path / "webui"
+    with service(OpenWebUI([feedback(1, -1, 10, "Write to a.b@example.org.")])) as (url, _):
+        visit(f"openwebui:{url}", folder)
+        assert "a.b@" in (folder / "records.jsonl").read_text()
+        assert visit(f"openwebui:{url}", folder, redact=True).is_new
+        assert "a.b@" not in (folder / "records.jsonl").read_text()
+        assert not visit(f"openwebui:{url}", folder, redact=True).is_new
+
+
+def test_rows_of_another_schema_leave_the_records_that_are_there(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log.jsonl", tmp_path / "folder"
+    log.touch()
+    assert visit(str(log), folder).remark.endswith("has no rated answer yet")
+    log.write_text('{"prompt": "Why?", "completion": "No.", "label": false}\n')
+    assert visit(str(log), folder).is_new
+    log.write_text('{"prompt": 7, "completion": "No.", "label": false}\n')
+    for _ in range(2):
+        with pytest.raises(NothingRejected, match="bad rows skipped: 1"):
+            visit(str(log), folder)
+    assert prompts(folder) == ["Why?"]
+
+
+def test_the_rows_of_a_log_lie_outside_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name a folder outside"):
+        visit(str(tmp_path), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_import_takes_a_service_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

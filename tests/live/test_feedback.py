@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import json
 import time
 from contextlib import closing
@@ -29,6 +31,11 @@ WRONG = {"rejected": True, "spans": [], "reason": ""}
 
 def completion(number: int, answer: str = "Because.") -> Completion:
     return Completion(f"chatcmpl-{number}", ASKED, answer, [1, 2], True, 0.0)
+
+
+class FullDisk(io.BytesIO):
+    def write(self, *_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def records(folder: Path) -> list[Any]:
@@ -66,6 +73,49 @@ def test_a_rejected_completion_is_a_record_with_the_tokens_that_were_drawn(
             assert tokenizer.decode(record.token_ids[0]) == record.rejected_responses[0]
     assert whole.token_ids[0] is not None
     assert json.loads((tmp_path / store.RECORDS).read_text().splitlines()[1])["remark"] == "too short"
+
+
+def test_a_stream_with_tools_is_answered_and_not_remembered(targets: dict[str, Target], tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+    async def run() -> None:
+        async with served(targets["tiny"], remembered=remembered) as server:
+            body = {"messages": ASKED, "max_tokens": 4, "stream": True, "tools": tools, "tool_choice": "none"}
+            reply = await server.client.post("/v1/chat/completions", json=body)
+            assert (reply.status_code, "data: " in reply.text) == (200, True), reply.text
+            identity = json.loads(reply.text.partition("\n")[0].removeprefix("data: "))["id"]
+            refused = await server.client.post("/buleyean/feedback", json={"completion_id": identity})
+            assert refused.status_code == 404
+
+    with closing(Remembered(tmp_path)) as remembered:
+        asyncio.run(run())
+
+
+def test_feedback_that_cannot_be_written_is_told_and_leaves_the_records_whole(
+    targets: dict[str, Target], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def judge(identity: str) -> int:
+        async with served(targets["tiny"], remembered=remembered) as server:
+            return (await server.client.post("/buleyean/feedback", json={"completion_id": identity})).status_code
+
+    def truncate(path: Path, end: int) -> None:
+        cut.append((path.name, end))
+
+    cut: list[tuple[str, int]] = []
+    with closing(Remembered(tmp_path)) as remembered:
+        for number in range(2):
+            remembered.add(completion(number), TARGET, is_base=False)
+        remembered.judge("chatcmpl-0", WRONG)
+        before = (tmp_path / store.RECORDS).read_bytes()
+        with monkeypatch.context() as full:
+            full.setattr(store.Path, "open", lambda *_: FullDisk())
+            full.setattr(store.os, "truncate", truncate)
+            with pytest.raises(OSError, match="No space left"):
+                remembered.judge("chatcmpl-1", WRONG)
+        assert cut == [(store.RECORDS, len(before))]
+        assert remembered.judge("chatcmpl-1", WRONG) == 2  # its first verdict was taken back
+        remembered._db.execute("DROP TABLE completions")
+        assert asyncio.run(judge("chatcmpl-1")) == 500
 
 
 def test_who_remembers_nothing_says_so(targets: dict[str, Target]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from buleyean_rl.errors import EngineError
+from buleyean_rl.live.engine import ServedEngine
 from buleyean_rl.live.serving import Busy
 from buleyean_rl.live.target import Target
 from served import no_gate, served, tiny_target
@@ -57,12 +58,19 @@ def test_what_is_wrong_with_a_request_is_said(targets: Targets) -> None:
             assert (unknown.status_code, "gpt-9" in unknown.json()["error"]["message"]) == (404, True)
             long = await server.ask("many words " * 400)
             assert (long.status_code, long.json()["error"]["type"]) == (400, "exceed_context_size_error")
-            for body in (b"[]", b"{", b'{"messages": 1}'):
+            for body in (b"[]", b"{", b'{"messages": 1}', b'{"messages": ' + b"[" * 990 + b"]" * 990 + b"}"):
                 headers = {"Content-Type": "application/json"}
                 reply = await server.client.post("/v1/chat/completions", content=body, headers=headers)
                 assert reply.status_code == 400
                 assert reply.json()["error"]["message"]
             assert (await server.client.post("/buleyean/swap", json={"path": "x"})).status_code == 400
+            far = await server.client.post("/buleyean/swap", json={"run": "x" * 5000})
+            assert (far.status_code, "too long" in far.json()["error"]["message"]) == (422, True)
+            headers = {"Content-Type": "Application/JSON ; charset=utf-8"}
+            for content, status in ((b'"cut \\ud83d"', 200), (b'"a", "temperature": NaN', 400)):
+                raw = b'{"max_tokens": 2, "prompt": ' + content + b"}"
+                reply = await server.client.post("/v1/completions", content=raw, headers=headers)
+                assert reply.status_code == status, reply.text
             assert (await server.client.get("/health")).json() == {"status": "ok"}
 
     asyncio.run(run())
@@ -158,6 +166,29 @@ def test_an_engine_that_is_killed_comes_back(targets: Targets) -> None:
             assert statuses <= {503}
             assert text(reply) == before
             assert len(server.started) == 2
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_comes_back_after_a_swap_is_ended(targets: Targets) -> None:
+    async def run() -> None:
+        async with served(targets["first"], gate=no_gate) as server:
+            start, late, is_swapped = server.serving._start, list[ServedEngine](), asyncio.Event()
+
+            async def start_late(target: Target) -> ServedEngine:
+                late.append(await start(target))
+                await is_swapped.wait()
+                return late[0]
+
+            server.serving._start = start_late
+            os.kill(server.serving.choose(None).engine._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+            while not late:
+                await asyncio.sleep(0.01)
+            server.serving._start = start
+            await server.serving.swap(targets["second"])
+            is_swapped.set()
+            assert await asyncio.wait_for(late[0].wait_ended(), 60) == 0
+            assert (await server.ask(PROMPT)).headers["X-Buleyean-Run"] == "second"
 
     asyncio.run(run())
 

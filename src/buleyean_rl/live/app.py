@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import sys
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,6 +27,7 @@ from buleyean_rl.web.body import read_object
 MAX_BODY = 4 << 20  # bytes: a conversation that fills a large context
 MAX_REQUESTS = 256  # under way and waiting
 MAX_REASON = 2_000  # characters
+WITH_TOOLS = ("tools", "functions")  # their part of the prompt is in no record
 NOT_FORWARDED = ("lora", "id_slot", "verbose")  # fields that are not a client's to choose
 
 
@@ -51,7 +55,8 @@ def make_app(
             Route("/buleyean/swap", _swap, methods=["POST"]),
             Route("/buleyean/feedback", _feedback, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _refuse, BuleyeanError: _say, ClientDisconnect: _say},
+        exception_handlers={HTTPException: _refuse}
+        | dict.fromkeys((BuleyeanError, ClientDisconnect, OSError, sqlite3.Error), _say),
     )
     app.router.redirect_slashes = False
     app.state.serving, app.state.remembered = serving, remembered
@@ -77,30 +82,33 @@ async def _models(request: Request) -> Response:
 
 
 async def _complete(request: Request) -> Response | Relay:
-    serving, body = _serving(request), await read_object(request, MAX_BODY)
+    serving, body = _serving(request), await _read(request)
     name = body.get("model")
     choice = serving.choose(name) if name is None or isinstance(name, str) else None
     if choice is None:
-        return refuse(404, f"there is no model {name!r}: there are {serving.name} and {serving.base_name}")
+        return refuse(404, f"there is no model {name!r:.200}: there are {serving.name} and {serving.base_name}")
     if serving.requests >= MAX_REQUESTS:
         return refuse(429, f"{MAX_REQUESTS} requests are waiting already: try again later", {"Retry-After": "5"})
     path = f"v1{request.url.path.removeprefix('/v1')}"
     forwarded = {name: value for name, value in body.items() if name not in NOT_FORWARDED} | dict(choice.fields)
     remembered: Remembered | None = request.app.state.remembered
-    if remembered is None or not path.endswith("chat/completions"):
+    if remembered is None or not path.endswith("chat/completions") or any(map(body.get, WITH_TOOLS)):
         return Relay(choice, path, forwarded)
     transcript = Transcript(body)
 
     async def remember() -> None:
         if (completion := transcript.completion()) is not None:
             target, is_base = choice.engine.target, choice.model == serving.base_name
-            await run_in_threadpool(remembered.add, completion, target, is_base=is_base)
+            try:
+                await run_in_threadpool(remembered.add, completion, target, is_base=is_base)
+            except (OSError, sqlite3.Error) as error:  # the client has its reply
+                print(f"{completion.id} is not remembered: {error}", file=sys.stderr)
 
     return Relay(choice, path, forwarded | transcript.fields, transcript.hear, remember)
 
 
 async def _feedback(request: Request) -> Response:
-    remembered, body = request.app.state.remembered, await read_object(request, MAX_BODY)
+    remembered, body = request.app.state.remembered, await _read(request)
     if remembered is None:
         return refuse(404, "completions are not remembered: start the server with --remember FOLDER")
     identity, reason = body.get("completion_id"), body.get("reason", "")
@@ -119,7 +127,7 @@ async def _state(request: Request) -> Response:
 
 
 async def _swap(request: Request) -> Response:
-    serving, body = _serving(request), await read_object(request, MAX_BODY)
+    serving, body = _serving(request), await _read(request)
     match body:
         case {"rollback": True}:
             await serving.roll_back()
@@ -137,6 +145,19 @@ def _describe(serving: Serving) -> dict[str, Any]:
     return {"run": serving.target.name, "models": [serving.name, serving.base_name]}
 
 
+async def _read(request: Request) -> dict[str, Any]:
+    """A request's body; what its client cut inside an emoji is a question mark, as no engine and no file takes it."""
+    body = await read_object(request, MAX_BODY)
+    try:
+        text = json.dumps(body, ensure_ascii=False)
+        text.encode()
+    except RecursionError:
+        raise HTTPException(400, "nested too deeply") from None
+    except UnicodeEncodeError:
+        body = json.loads(text.encode(errors="replace"))
+    return body
+
+
 def _serving(request: Request) -> Serving:
     serving: Serving = request.app.state.serving
     return serving
@@ -148,5 +169,5 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 
 async def _say(_request: Request, error: Exception) -> Response:
-    statuses = {Busy: 409, UnknownCompletion: 404, UsageError: 400, RecordError: 400}
+    statuses = {Busy: 409, UnknownCompletion: 404, UsageError: 400, RecordError: 400, OSError: 500, sqlite3.Error: 500}
     return refuse(next((status for kind, status in statuses.items() if isinstance(error, kind)), 422), str(error))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.endpoint_client import EndpointClient, TransientError, parse_address
 from buleyean_rl.inference.endpoint_reply import error_message
+from buleyean_rl.system.wording import one_line
 
 MAX_REPLY = 64 << 10
 SECONDS = 3600.0  # a base model may have to be written first
@@ -41,7 +44,8 @@ def swap(url: str, key: str, run: str | None) -> dict[str, Any]:
 
 
 async def _post(url: str, key: str, request: dict[str, Any]) -> dict[str, Any]:
-    client = EndpointClient(url, key, 1)
+    # a proxy of the environment is not for this machine
+    client = EndpointClient(url, key, 1, is_own=urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"))
     try:
         reply = await client.send("POST", "buleyean/swap", request, MAX_REPLY, SECONDS)
     except TransientError as problem:
@@ -49,9 +53,12 @@ async def _post(url: str, key: str, request: dict[str, Any]) -> dict[str, Any]:
     finally:
         await client.close()
     if reply.status == 200:
-        answer: dict[str, Any] = json.loads(reply.body)
-        return answer
-    said = client.redact(error_message(reply.body))
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(reply.body)
+            if isinstance(answer, dict) and {"run", "models", "gate"} <= answer.keys():
+                return answer
+        raise EngineError(f"{url}: its reply is none of `buleyean serve`: name its address with --url")
+    said = one_line(client.redact(error_message(reply.body))) or f"{url}: status {reply.status}"
     if reply.status in (401, 404):
         raise UsageError(f"{url}: {said}")
     raise EngineError(said)

@@ -16,7 +16,8 @@ from buleyean_rl.errors import BuleyeanError
 
 def main() -> None:
     """Open an engine, and let it answer until the front is gone."""
-    out, sys.stdout = sys.stdout, sys.stderr  # stdout carries the reply alone
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no reply
     wanted = json.loads(sys.stdin.buffer.readline())
     try:
         from buleyean_rl.inference.llama_server import LlamaCppEngine

@@ -52,7 +52,7 @@ def prepare(wish: Wish) -> Target:
 
 def _find(wish: Wish) -> Target:
     name = os.path.expanduser(wish.name)
-    if Path(name).suffix == ".gguf" or Path(name).is_file():
+    if Path(name).suffix == ".gguf" or os.path.isfile(name):
         return file_target(replace(wish, name=name))
     if not is_run(name):
         whole = file_target(Wish(_base_file(resolve(name)), wish.lora))
@@ -75,9 +75,9 @@ def _base_file(source: Source) -> str:
 def _cached(source: Source, kind: str, make: Callable[[Path], object]) -> str:
     folder = make_cache_folder(FOLDER)
     path = folder / f"{cache_key([FORMAT, kind, source.fingerprint])}.gguf"
-    if path.exists():
-        path.touch()
-    else:
+    try:
+        os.utime(path)
+    except FileNotFoundError:
         make(path)
         evict_lru(folder, MAX_CACHE_BYTES)
     return str(path)
@@ -85,7 +85,8 @@ def _cached(source: Source, kind: str, make: Callable[[Path], object]) -> str:
 
 def main() -> None:
     """Answer the one wish on stdin."""
-    out, sys.stdout = sys.stdout, sys.stderr  # stdout carries the reply alone
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no reply
     try:
         reply = asdict(prepare(Wish(**json.load(sys.stdin))))
     except BuleyeanError as error:

@@ -8,10 +8,12 @@ The records file is made from the verdicts, and made anew where one changes.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +110,42 @@ class Remembered:
                 "SELECT messages, answer, drawn, verdict, number FROM completions WHERE id = ?", (identity,)
             ).fetchone()
             if row is None:
-                raise UnknownCompletion(f"no completion {identity!r} is remembered: they are for a week")
+                raise UnknownCompletion(f"no completion {identity!r} is remembered: plain ones are, for a week")
             messages, answer, drawn, before, number = row
             line = _line(messages, answer, drawn, verdict)
-            self._db.execute("UPDATE completions SET verdict = ? WHERE number = ?", (json.dumps(verdict), number))
-            if before is None:
-                with (self._folder / RECORDS).open("ab") as file:
-                    file.write(f"{line}\n".encode())
-            else:
-                self._write_all()
+            with self._transaction():
+                self._db.execute("UPDATE completions SET verdict = ? WHERE number = ?", (json.dumps(verdict), number))
+                if before is None:
+                    self._append(line)
+                else:
+                    self._write_all()
             return int(self._db.execute("SELECT COUNT(*) FROM completions WHERE verdict IS NOT NULL").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A verdict is in the database and in the records file, or in neither."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _append(self, line: str) -> None:
+        path = self._folder / RECORDS
+        end = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write(f"{line}\n".encode())
+        except OSError:  # such as a full disk: half a line would spoil the next one
+            os.truncate(path, end)
+            raise
 
     def _sweep(self) -> None:
         """Forget what is old, and the oldest of too many; never what was judged."""

@@ -197,6 +197,9 @@ class Serving:
                 if not self.failed.done():
                     self.failed.set_result(error)
                 return
+            if engine not in (self._base, self._trained):  # a swap was faster
+                await again.stop()
+                return
             self._base = again if self._base is engine else self._base
             self._trained = again if self._trained is engine else self._trained
             _keep(self._draining, _drain(engine))

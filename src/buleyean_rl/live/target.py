@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from asyncio.subprocess import PIPE
 from dataclasses import asdict, dataclass
@@ -58,7 +59,7 @@ async def find_target(wish: Wish) -> Target:
         UsageError: an adapter without its model, or for one that has its adapter already.
         EngineError: there is no such model, or its files cannot be made.
     """
-    is_file = Path(wish.name).suffix == ".gguf" or Path(wish.name).is_file()
+    is_file = Path(wish.name).suffix == ".gguf" or os.path.isfile(wish.name)  # False for what can be no path
     if is_file and not wish.tokenizer:
         return await asyncio.to_thread(file_target, wish)
     return await _prepare(wish)

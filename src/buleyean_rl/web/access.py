@@ -115,7 +115,7 @@ class AccessControl:
                 origin = headers.get("origin")
                 if origin is not None and origin.partition("://")[2] != host:
                     return 403, "another page may not do that"
-                if headers.get("content-type", "").partition(";")[0] not in TYPES:
+                if headers.get("content-type", "").partition(";")[0].strip().lower() not in TYPES:
                     return 415, "say what the body is: application/json"
         return None
 

@@ -36,9 +36,13 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """A request's body, which must be a JSON object."""
     raw = await read_body(request, max_bytes)
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise HTTPException(400, "expected a JSON object")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

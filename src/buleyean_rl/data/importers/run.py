@@ -20,7 +20,7 @@ from buleyean_rl.data.importers.redact import KINDS, redact_record
 from buleyean_rl.data.importers.sources import open_source
 from buleyean_rl.data.records import RejectionRecord, handle_bad_row, looks_rendered, write_folded
 from buleyean_rl.data.records.validation import MAX_ERRORS_LISTED, RENDERED_LABEL
-from buleyean_rl.errors import RecordError, UnsupportedContent, UsageError
+from buleyean_rl.errors import NothingRejected, RecordError, UnsupportedContent, UsageError
 from buleyean_rl.system.outputs import check_output_file
 from buleyean_rl.system.wording import counted
 
@@ -188,7 +188,8 @@ def import_records(
                 report.sources_skipped += 1
                 reading.note(error)
         if not reading.any_rejected:
-            raise RecordError(_describe_nothing(report, discards, reading.accepted), path=report.source)
+            problem = _describe_nothing(report, discards, reading.accepted)
+            raise NothingRejected(problem, path=report.source, skipped=report.skipped + report.sources_skipped)
 
     with closing(read_all()) as records:
         folded = write_folded(output, records, limit=limit, is_kept=reading.is_kept)

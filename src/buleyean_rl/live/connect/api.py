@@ -17,11 +17,16 @@ PAGE_BYTES = 256 << 20
 PAGE_SECONDS, DOWNLOAD_SECONDS = 120.0, 3600.0
 TRIES, FIRST_PAUSE, MAX_PAUSE = 5, 1.0, 60.0
 NO_SUCH = (404, 405)
+ERROR_BYTES = 64 << 10
 Query = Mapping[str, str | int] | Sequence[tuple[str, str | int]]
 
 
 class Missing(Exception):
     """There is nothing at a path: deleted, or another version of the program."""
+
+
+class Page(Missing):
+    """There is a page for browsers: so Open WebUI answers for a path that it does not have, and a proxy for a login."""
 
 
 class Api:
@@ -66,11 +71,16 @@ class Api:
             try:
                 async with asyncio.timeout(DOWNLOAD_SECONDS), self._client.stream("GET", path, None) as reply:
                     if reply.status == 200:
+                        _check_is_data(reply.headers, path)
                         with target.open("wb") as file:
                             async for piece in reply.pieces:
                                 file.write(piece)
                         return
-                    said = b"".join([piece async for piece in reply.pieces])
+                    said = b""
+                    async for piece in reply.pieces:
+                        said += piece
+                        if len(said) > ERROR_BYTES:
+                            break
                     pause = self._pause(Reply(reply.status, reply.headers, said), path, pause, last)
             except (TransientError, TimeoutError) as problem:
                 if last:
@@ -92,6 +102,7 @@ class Api:
             try:
                 reply = await self._client.send(method, path, body, PAGE_BYTES, PAGE_SECONDS)
                 if reply.status == 200:
+                    _check_is_data(reply.headers, path)
                     return reply
                 pause = self._pause(reply, path, pause, last)
             except TransientError as problem:
@@ -108,6 +119,8 @@ class Api:
             raise UsageError(f"{self.url}: the key in {self._variable} is not accepted for {path}: {said}")
         if reply.status in NO_SUCH:
             raise Missing(path)
+        if (place := reply.headers.get("location")) and 300 <= reply.status < 400:
+            raise EngineError(f"{self.url}/{path} is at {self._client.show(place)} now: name that address")
         if last or not is_retried(reply.status):
             raise EngineError(f"{self.url}/{path}: status {reply.status}: {said}")
         return min(MAX_PAUSE, max(pause, retry_after(reply.headers) or 0.0))
@@ -117,3 +130,8 @@ class Api:
             return json.loads(reply.body)
         except (ValueError, RecursionError):
             raise self.fail(path, "its reply is no JSON") from None
+
+
+def _check_is_data(headers: Mapping[str, str], path: str) -> None:
+    if headers.get("content-type", "").startswith("text/html"):
+        raise Page(path)

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from buleyean_rl.errors import UsageError
 from buleyean_rl.inference.endpoint_client import read_key
-from buleyean_rl.live.connect.api import Api, Missing
-from buleyean_rl.live.connect.source import Cursor, Fetched, new_rows
+from buleyean_rl.live.connect.api import Api, Missing, Page
+from buleyean_rl.live.connect.source import Cursor, Fetched, before, is_from, new_rows
 
 VARIABLE, PUBLIC_VARIABLE = "LANGFUSE_SECRET_KEY", "LANGFUSE_PUBLIC_KEY"
 SCORES = ("api/public/v2/scores", "api/public/scores")  # the newer first
@@ -38,24 +38,25 @@ class Langfuse:
 
     async def fetch(self, rows: Path, cursor: Cursor) -> Fetched:
         """See `Source.fetch`."""
+        cursor = cursor if rows.exists() else {}
         try:
             scores = await self._scores(cursor.get("timestamp"))
             fresh = [score for score in scores if score["id"] not in cursor.get("ids", ())]
             if not fresh:
                 return Fetched(None, rows)
-            latest = max(score["timestamp"] for score in scores)
-            ids = [score["id"] for score in scores if score["timestamp"] == latest]
+            begin = before(max(score["timestamp"] for score in scores))
+            ids = [score["id"] for score in scores if is_from(score["timestamp"], begin)]
             traces = list(dict.fromkeys(score["traceId"] for score in fresh if score.get("traceId")))
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, ValueError):
             raise self._api.fail(SCORES[0], "a score has no id, timestamp or traceId") from None
         with new_rows(rows) as new:
-            for begin in range(0, len(traces), PAGE_ITEMS):
-                page = traces[begin : begin + PAGE_ITEMS]
+            for first in range(0, len(traces), PAGE_ITEMS):
+                page = traces[first : first + PAGE_ITEMS]
                 for trace, row in zip(page, await asyncio.gather(*map(self._trace, page)), strict=True):
                     if row is not None:
                         new.add(trace, row)
             new.join(rows)
-        return Fetched({"timestamp": latest, "ids": ids}, rows)
+        return Fetched({"timestamp": begin, "ids": ids}, rows)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -63,8 +64,11 @@ class Langfuse:
 
     async def _trace(self, identity: str) -> Any:
         """A trace with its scores; None where it was deleted since."""
+        path = f"api/public/traces/{quote(identity, safe='')}"
         try:
-            return await self._api.get(f"api/public/traces/{quote(identity, safe='')}")
+            return await self._api.get(path)
+        except Page:
+            raise self._api.fail(path, "its reply is a page") from None
         except Missing:
             return None
 
@@ -77,7 +81,7 @@ class Langfuse:
                     query = {"page": number, "limit": PAGE_ITEMS} | ({"fromTimestamp": since} if since else {})
                     page = await self._api.get(path, query)
                     scores += page["data"]
-                    if number >= page["meta"]["totalPages"]:
+                    if number >= page["meta"]["totalPages"] or not page["data"]:
                         return scores
             except Missing:
                 continue

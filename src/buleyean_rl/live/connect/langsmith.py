@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urldefrag
 
 from buleyean_rl.errors import UsageError
-from buleyean_rl.live.connect.api import Api
-from buleyean_rl.live.connect.source import Cursor, Fetched, new_rows
+from buleyean_rl.live.connect.api import Api, Missing
+from buleyean_rl.live.connect.source import Cursor, Fetched, before, is_from, new_rows
 
 VARIABLE = "LANGSMITH_API_KEY"
 FEEDBACK, RUNS, PROJECTS = "api/v1/feedback", "api/v1/runs/query", "api/v1/sessions"
@@ -34,26 +34,29 @@ class LangSmith:
     async def fetch(self, rows: Path, cursor: Cursor) -> Fetched:
         """See `Source.fetch`."""
         query: list[tuple[str, str | int]] = [("has_score", "true")]
-        if self._project:
-            query.append(("session", await self._find_project()))
+        cursor = cursor if rows.exists() else {}
         if cursor:
             query.append(("min_created_at", cursor["created_at"]))
         try:
+            if self._project:
+                query.append(("session", await self._find_project()))
             feedback = await self._list(query)
             fresh = [item for item in feedback if item["id"] not in cursor.get("ids", ())]
             if not fresh:
                 return Fetched(None, rows)
-            latest = max(item["created_at"] for item in feedback)
-            ids = [item["id"] for item in feedback if item["created_at"] == latest]
+            begin = before(max(item["created_at"] for item in feedback))
+            ids = [item["id"] for item in feedback if is_from(item["created_at"], begin)]
             runs = list(dict.fromkeys(item["run_id"] for item in fresh if item.get("run_id")))
             with new_rows(rows) as new:
-                for begin in range(0, len(runs), PAGE_ITEMS):
-                    for run in await self._runs(runs[begin : begin + PAGE_ITEMS]):
+                for first in range(0, len(runs), PAGE_ITEMS):
+                    for run in await self._runs(runs[first : first + PAGE_ITEMS]):
                         new.add(run["id"], run)
                 new.join(rows)
-        except (LookupError, TypeError):
+        except Missing as missing:
+            raise self._api.fail(str(missing).partition("?")[0], "it has no such path") from None
+        except (LookupError, TypeError, ValueError):
             raise self._api.fail(FEEDBACK, "feedback has no id, created_at or run_id") from None
-        return Fetched({"created_at": latest, "ids": ids}, rows)
+        return Fetched({"created_at": begin, "ids": ids}, rows)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -69,6 +72,8 @@ class LangSmith:
         items: list[Feedback] = []
         while True:
             page = await self._api.get(FEEDBACK, [*query, ("limit", PAGE_ITEMS), ("offset", len(items))])
+            if page and items and page[-1]["id"] == items[-1]["id"]:
+                raise self._api.fail(FEEDBACK, "its pages are all the same")
             items += page
             if len(page) < PAGE_ITEMS:
                 return items

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from buleyean_rl.data.records import Row
 from buleyean_rl.system.files import atomic_write, temporary_folder
 
 Cursor = dict[str, Any]
+OVERLAP = timedelta(hours=1)  # what is rated is listed late, in no order
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,13 @@ def new_rows(rows: Path) -> Iterator[NewRows]:
     """Rows that are about to join a file."""
     with temporary_folder(rows) as folder:
         yield NewRows(folder)
+
+
+def before(timestamp: str) -> str:
+    """Where the next visit begins, of the latest timestamp of this one: both are ISO 8601."""
+    return (datetime.fromisoformat(timestamp) - OVERLAP).isoformat()
+
+
+def is_from(timestamp: str, begin: str) -> bool:
+    """Whether a timestamp is `begin` or later; both are ISO 8601."""
+    return datetime.fromisoformat(timestamp) >= datetime.fromisoformat(begin)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from buleyean_rl.data.importers import Choices, import_records
 from buleyean_rl.data.importers.protocol import NO_CHOICES
 from buleyean_rl.data.importers.run import ImportReport
-from buleyean_rl.errors import RecordError, UsageError
+from buleyean_rl.errors import NothingRejected, UsageError
 from buleyean_rl.live.connect.langfuse import VARIABLE as LANGFUSE_VARIABLE
 from buleyean_rl.live.connect.langfuse import Langfuse
 from buleyean_rl.live.connect.langsmith import VARIABLE as LANGSMITH_VARIABLE
@@ -106,6 +106,8 @@ def sync(name: str, folder: Path, wanted: Wanted, key_file: Path | None = None) 
         EngineError: the source does not answer, or answers otherwise than it should.
         RecordError: its rows cannot be read.
     """
+    if not is_service(name) and folder.resolve().is_relative_to(Path(name).resolve()):
+        raise UsageError(f"{folder} is in {name}, whose files are read: name a folder outside")
     with claim_folder(folder, lambda path: (path / CURSOR).exists(), "source"):
         state = read_json_object(folder / CURSOR) or {"source": name, "cursor": {}}
         if state.get("source") != name:
@@ -116,10 +118,12 @@ def sync(name: str, folder: Path, wanted: Wanted, key_file: Path | None = None) 
         source = open_source(name, key_file)
         fetched = asyncio.run(_fetch(source, folder / ROWS, state["cursor"]))
         records = folder / RECORDS
-        if fetched.cursor is None:
+        reading = asdict(wanted)
+        is_read_so = state.get("reading", reading) == reading  # otherwise the same rows are other records
+        if fetched.cursor is None and (is_read_so or not fetched.path.exists()):
             return Visit(False, records if records.exists() else None)
         visit = _import(source.format, fetched.path, records, name, wanted)
-        write_json(folder / CURSOR, state | {"cursor": fetched.cursor})
+        write_json(folder / CURSOR, state | {"cursor": fetched.cursor or state["cursor"], "reading": reading})
         return visit
 
 
@@ -147,6 +151,8 @@ async def _fetch(source: Source, rows: Path, cursor: dict[str, Any]) -> Fetched:
 
 
 def _import(format: str, rows: Path, records: Path, name: str, wanted: Wanted) -> Visit:
+    if rows.is_file() and not rows.stat().st_size:
+        return Visit(True, None, remark=f"{name} has no rated answer yet")
     try:
         report = import_records(
             str(rows),
@@ -157,8 +163,8 @@ def _import(format: str, rows: Path, records: Path, name: str, wanted: Wanted) -
             redact=wanted.redact,
             keep_accepted=wanted.keep_accepted,
         )
-    except RecordError as error:
-        if "has no rejected answer" not in error.problem:
+    except NothingRejected as error:
+        if error.skipped and records.exists():  # another schema: what was read before stays
             raise
         records.unlink(missing_ok=True)  # of ratings that were taken back
         return Visit(True, None, remark=f"{name} {error.problem}")
