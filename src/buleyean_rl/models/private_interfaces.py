@@ -93,14 +93,18 @@ def gguf_names(model: Any, architecture: str) -> tuple[dict[str, str], Callable[
     return names, lambda weights, name: processor.process(weights=weights, name=name).weights
 
 
-def use_one_gpu(arguments: Any) -> None:
-    """Keep transformers' `TrainingArguments` from replicating a model over all GPUs, on the current one.
+@contextmanager
+def on_one_gpu(arguments: Any) -> Iterator[None]:
+    """Keep `TrainingArguments` that are set up within to the current GPU: they take the first, and replicas on all.
 
     transformers 5.24.
     """
+    gpu = None if arguments.use_cpu else torch.cuda.current_device()
+    yield
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if arguments.device.type == "cuda":
-        vars(arguments)["_setup_devices"] = torch.device("cuda", torch.cuda.current_device())
+    if gpu is not None and arguments.device.type == "cuda":
+        torch.cuda.set_device(gpu)
+        vars(arguments)["_setup_devices"] = torch.device("cuda", gpu)
 
 
 @contextmanager
