@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from buleyean_rl.models.private_interfaces import on_one_gpu
+from buleyean_rl.models.private_interfaces import current_gpu_kept, use_current_gpu
 
 
 def test_each_process_stays_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = [torch.device("cuda", 3)]
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1].index)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: current.append(torch.device("cuda", gpu)))
-    arguments = SimpleNamespace(use_cpu=False, n_gpu=8, device=torch.device("cuda", 0))
-    with on_one_gpu(arguments):
+    chosen = [3]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    arguments = SimpleNamespace(n_gpu=8, device=torch.device("cuda", 0))
+    with current_gpu_kept():
         torch.cuda.set_device(0)  # as transformers does
-    assert current[-1] == vars(arguments)["_setup_devices"] == torch.device("cuda", 3)
-    assert arguments._n_gpu == 1
+    use_current_gpu(arguments)
+    assert chosen == [3, 0, 3]
+    assert (arguments._n_gpu, vars(arguments)["_setup_devices"]) == (1, torch.device("cuda", 3))

@@ -93,18 +93,23 @@ def gguf_names(model: Any, architecture: str) -> tuple[dict[str, str], Callable[
     return names, lambda weights, name: processor.process(weights=weights, name=name).weights
 
 
-@contextmanager
-def on_one_gpu(arguments: Any) -> Iterator[None]:
-    """Keep `TrainingArguments` that are set up within to the current GPU: they take the first, and replicas on all.
+def use_current_gpu(arguments: Any) -> None:
+    """Keep transformers' `TrainingArguments` from replicating a model over all GPUs, on the current one.
 
     transformers 5.24.
     """
-    gpu = None if arguments.use_cpu else torch.cuda.current_device()
-    yield
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if gpu is not None and arguments.device.type == "cuda":
+    if arguments.device.type == "cuda":
+        vars(arguments)["_setup_devices"] = torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def current_gpu_kept() -> Iterator[None]:
+    """Keep `TrainingArguments` from making the first GPU the current one, within. transformers 5.24."""
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+    yield
+    if gpu is not None:
         torch.cuda.set_device(gpu)
-        vars(arguments)["_setup_devices"] = torch.device("cuda", gpu)
 
 
 @contextmanager
