@@ -44,7 +44,15 @@ def test_a_launcher_that_contradicts_itself_is_refused(rank: dict[str, str]) -> 
 
 @pytest.mark.parametrize(
     ("hosts", "first"),
-    [("", None), ("a", "a"), ("a,b", "a"), ("n[3-5]", "n3"), ("n[03,07-9]", "n03"), ("n[1-2]-ib,m", "n1-ib")],
+    [
+        ("", None),
+        ("a", "a"),
+        ("a,b", "a"),
+        ("n[3-5]", "n3"),
+        ("n[03,07-9]", "n03"),
+        ("n[1-2]-ib,m", "n1-ib"),
+        ("c[0-1]n[4,6]", "c0n4"),
+    ],
 )
 def test_the_first_host_of_slurms_list(hosts: str, first: str | None) -> None:
     assert first_host(hosts) == first

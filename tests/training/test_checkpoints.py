@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import TrainerControl
@@ -21,6 +22,7 @@ from buleyean_rl.training.checkpoints import (
     mark_unfinished,
     mark_whole,
 )
+from buleyean_rl.training.processes import Processes
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -114,6 +116,20 @@ def test_one_is_due_before_five_minutes_are_over(tmp_path: Path, monkeypatch: py
     assert saved == [4, 8, 12]  # 280 seconds each: a step more would be 350
     assert find_checkpoint(tmp_path) == ((tmp_path / "checkpoint-12", 12), [])
     assert not (tmp_path / "checkpoint-8").exists()
+
+
+def test_what_the_first_process_decides_holds_for_all(tmp_path: Path) -> None:
+    class Second(Processes):
+        def once(self, _compute: Any) -> Any:
+            return {"should_training_stop": True, "should_save": True}
+
+    callback = WriteCheckpoints(tmp_path, limit=1, processes=Second(1, ["a", "a"]))
+    for event in (callback.on_log, callback.on_epoch_end):
+        control = TrainerControl()
+        event(None, SimpleNamespace(global_step=1), control)
+        assert control.should_training_stop
+    assert not control.should_save  # it has no folder
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_first_step_of_five_minutes_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def fail(self, logs, *given):
             raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
         if how == "bug":
             raise ValueError("a bug")
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "interrupt": signal.SIGINT}[how])
 
 BuleyeanTrainer.log = fail
 sys.exit(main(words))
@@ -89,6 +89,7 @@ def check_close(run: Path, other: Path) -> None:
         (1, "stop", r"process 1 on \S+: it does not answer any more; go on with --resume"),
         (1, "full disk", r"process 1 of 2: .*: No space left on device"),
         (1, "bug", "ValueError: a bug"),
+        (1, "interrupt", r"process 1 on \S+: stopped"),
     ],
 )
 def test_one_that_fails_ends_all_with_one_message(
@@ -111,6 +112,26 @@ def test_one_that_fails_ends_all_with_one_message(
     assert code == 0, err
     assert "the run goes on after step" in err
     assert adapter_bytes(run) == adapter_bytes(together)
+
+
+@pytest.mark.parametrize("event", ["on_step_end", "on_log"])
+def test_a_callback_of_the_first_process_ends_all(event: str, base: Path, rejections: Path, tmp_path: Path) -> None:
+    words = [event, *train_words(base, rejections, tmp_path / "run")]
+    ended = Started(2, words, python=("-c", STOPPING)).wait(120)
+    assert [code for code, *_ in ended] == [0, 0], ended
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    checked = [check["step"] for check in report["guard"]["checks"]]
+    assert (report["steps"], checked) == (3, [3] if event == "on_step_end" else [])
+
+
+def test_ctrl_c_is_told_once(base: Path, rejections: Path, tmp_path: Path) -> None:
+    """All have it from the terminal."""
+    interrupted = FAILING.replace("self.args.processes.rank == int(victim) and ", "")
+    words = [0, 5, "interrupt", *train_words(base, rejections, tmp_path / "run")]
+    first, second = Started(2, words, python=("-c", interrupted)).wait(120)
+    assert (first[0], second) == (130, (130, "", "")), (first, second)
+    assert re.search(r"stopped: step \d of 8 is kept", first[2])
+    assert "error" not in first[2]
 
 
 def test_a_slow_process_is_not_a_dead_one(together: Path, base: Path, rejections: Path, tmp_path: Path) -> None:
@@ -276,6 +297,26 @@ def test_torchrun_joins_two_hosts(
     assert adapter_bytes(tmp_path / "run") == adapter_bytes(together)
 
 
+STOPPING = """
+import sys
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from buleyean_rl import train
+from buleyean_rl.training.config import load_config
+
+event, _, records, _, base, _, run, *_ = sys.argv[1:]
+
+class Stop(TrainerCallback):
+    pass
+
+def stop(self, args, state, control, **_):
+    control.should_training_stop |= state.global_step == 3
+
+setattr(Stop, event, stop)
+train(records, base, load_config(None, Path(run), {"max_steps": 8, "learning_rate": 1e-4}), callbacks=[Stop()])
+"""
 SLOW = f"""
 import socket, sys, time
 sys.path.insert(0, {str(HERE)!r})

@@ -17,10 +17,15 @@ from runs import SETTINGS, adapter_bytes, logged_steps, start
 
 from buleyean_rl.data.records import make_record, write_records
 from buleyean_rl.errors import ModelError, RecordError, TrainingError, UsageError
+from buleyean_rl.models.run_files import SETTINGS_FILE, SETTINGS_FORMAT
 from buleyean_rl.models.run_folder import run_base
+from buleyean_rl.system.files import write_json
 from buleyean_rl.system.locks import FileLock
 from buleyean_rl.training import guard as guarding
 from buleyean_rl.training import run as training
+from buleyean_rl.training.checkpoints import mark_unfinished, mark_whole
+from buleyean_rl.training.processes import Processes
+from buleyean_rl.training.run_state import open_run
 
 KILLED = """
 import os, signal, sys
@@ -329,3 +334,16 @@ def test_foreign_checkpoints_in_a_run_folder_stay(stopped: Path, base: Path, rej
 def test_a_folder_has_one_run_at_a_time(stopped: Path, base: Path, rejections: Path) -> None:
     with FileLock(stopped / ".lock"), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
         start(base, rejections, stopped, resume=True)
+
+
+def test_a_run_that_does_not_say_how_many_processes_began_it_had_one(tmp_path: Path) -> None:
+    """It is an earlier version's, whose steps have the records of one."""
+    settings = {"model": "m", "records_sha256": "r", "config": {}}
+    checkpoint = tmp_path / "checkpoint-1"
+    mark_unfinished(checkpoint)
+    (checkpoint / "optimizer.pt").write_text("state")
+    mark_whole(checkpoint, 1)
+    write_json(tmp_path / SETTINGS_FILE, {"format": SETTINGS_FORMAT} | settings | {"compute": {"threads": 1}})
+    two = Processes(0, ["a", "a"])
+    with open_run(tmp_path, settings, True, Console(quiet=True), two) as state:
+        assert state.begun_processes == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +95,9 @@ def train(
         from buleyean_rl.training.processes import join
         from buleyean_rl.training.run import train as run
 
-    with join() as processes:  # first of all: an error of any process is then told once
+    # joined before all else: an error of any process is then told once
+    telling = nullcontext() if dry_run else _telling_where_it_stands(Path(output))
+    with telling, join() as processes:
         run_config, console = load_config(file, Path(output), options), stderr_console()
         if dry_run:
             if processes.size > 1:
@@ -104,8 +106,7 @@ def train(
             console.print("\n".join(plan.lines()))
             print_json(plan.as_dict(), as_json)
             return
-        with _telling_where_it_stands(Path(output)):
-            report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
+        report = run(Path(records), model, run_config, resume=resume, skip_bad=skip_bad, console=console)
     if processes.is_first:
         print_json(asdict(report), as_json)
         print_next("chat", output)

@@ -93,7 +93,7 @@ def gguf_names(model: Any, architecture: str) -> tuple[dict[str, str], Callable[
     return names, lambda weights, name: processor.process(weights=weights, name=name).weights
 
 
-def use_one_gpu(arguments: Any) -> None:
+def use_current_gpu(arguments: Any) -> None:
     """Keep transformers' `TrainingArguments` from replicating a model over all GPUs, on the current one.
 
     transformers 5.24.
@@ -101,6 +101,15 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if arguments.device.type == "cuda":
         vars(arguments)["_setup_devices"] = torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def current_gpu_kept() -> Iterator[None]:
+    """Keep `TrainingArguments` from making the first GPU the current one, within. transformers 5.24."""
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+    yield
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
 
 
 @contextmanager

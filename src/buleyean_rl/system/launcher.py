@@ -109,8 +109,7 @@ def hidden() -> Iterator[None]:
 
 def first_host(hosts: str) -> str | None:
     """The first of a list as SLURM writes it: `node[07-09,12],login` is node07, node08, ...; None of an empty one."""
-    match = re.match(r"([^,\[]+)(?:\[([^],-]+)[^]]*\])?([^,\[]*)", hosts)
-    return None if match is None else "".join(part or "" for part in match.groups())
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", hosts).partition(",")[0] or None
 
 
 def _number(variables: dict[str, str], name: str) -> int | None:

@@ -9,6 +9,7 @@ without one are somebody else's, and stay.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from buleyean_rl.training.processes import ALONE, Processes
 CHECKPOINT_FORMAT = 1
 MARK = "checkpoint.json"
 MAX_SECONDS_BETWEEN = 300.0
-DECISIONS = ("should_training_stop", "should_epoch_stop", "should_save", "should_log")
+ENDS = ("should_training_stop", "should_epoch_stop")
+DECISIONS = (*ENDS, "should_save", "should_log")
 
 
 class Checkpoint(NamedTuple):
@@ -126,12 +128,16 @@ class WriteCheckpoints(TrainerCallback):
             control.should_save = True
         if is_last or control.should_save:  # the log is in the checkpoint: what it lacks is lost
             control.should_log = True
-        decided = self._processes.once(lambda: {name: getattr(control, name) for name in DECISIONS})
-        vars(control).update(decided)  # clocks differ
+        self._agree(control, DECISIONS)  # clocks differ
         self._announce(state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Let all end where a callback of the first process has seen enough."""
+        self._agree(control, ENDS)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Mark the checkpoint of an epoch."""
+        self._agree(control, DECISIONS)
         self._announce(state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -140,6 +146,10 @@ class WriteCheckpoints(TrainerCallback):
         if self._limit is not None:
             discard_checkpoints(self._folder, keep=self._limit)
         self._written = self._last_step = time.monotonic()
+
+    def _agree(self, control: Any, names: Sequence[str]) -> None:
+        """Decide in all processes as the first one does, which alone has a caller's callbacks."""
+        vars(control).update(self._processes.once(lambda: {name: getattr(control, name) for name in names}))
 
     def _announce(self, state: Any, control: Any) -> None:
         control.should_save &= self._processes.is_first

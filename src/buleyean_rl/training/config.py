@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from buleyean_rl.batching.micro_batch import micro_batch_tokens
 from buleyean_rl.errors import UsageError
-from buleyean_rl.models.private_interfaces import no_word_of_groups, use_one_gpu
+from buleyean_rl.models.private_interfaces import current_gpu_kept, no_word_of_groups, use_current_gpu
 from buleyean_rl.objectives.complement import Prior
 from buleyean_rl.objectives.losses import Objective, ObjectiveName
 from buleyean_rl.system.launcher import check_whole_model, hidden
@@ -162,10 +162,10 @@ class BuleyeanConfig(TrainingArguments):
         check_settings(values)
         self.set_loss()
         self.use_cpu |= not torch.cuda.is_available()  # Apple's GPU has no fp64, which the loss needs
-        with hidden(), no_word_of_groups():  # or transformers would join the others
+        with hidden(), no_word_of_groups(), current_gpu_kept():  # or transformers would join the others
             super().__post_init__()
         self.mixed_precision = "no"  # which transformers may have from a launcher: the model has its dtype
-        use_one_gpu(self)  # replicas would bypass the adapter switch
+        use_current_gpu(self)  # replicas would bypass the adapter switch
 
     @property
     def batch_records(self) -> int:

@@ -196,7 +196,8 @@ class Guard(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Check the model at the end of an interval and of the run."""
         step = state.global_step
-        last = step >= state.max_steps or control.should_training_stop
+        # a caller's callbacks are in the first process alone
+        last = step >= state.max_steps or self._processes.once(lambda: control.should_training_stop)
         if step % self._check_interval and not last:
             return
         self.stop_reason = self.find_violation(step, with_answers=last or step % self._answer_interval == 0)

@@ -84,15 +84,16 @@ class Heartbeat:
         """The process ends by itself."""
         self._noticed.set()
 
-    def tell(self, problem: str) -> Failure:
-        """Tell the others that this process failed, which prints why itself; returns what the run ends for.
+    def tell(self, problem: str, is_told: bool = True) -> Failure:
+        """Tell the others that this process failed; returns what the run ends for.
 
         Args:
             problem: in words.
+            is_told: whether this process prints why itself.
         """
         self.notice()
         host = self._hosts[self._rank]
-        self._own = Failure(self._rank, host, problem, host)
+        self._own = Failure(self._rank, host, problem, host if is_told else "")
         for _ in range(int(3 * BEAT_SECONDS / 0.05)):
             if self.failure is not None:
                 break

@@ -31,11 +31,13 @@ from torch.distributed.rendezvous import rendezvous
 from buleyean_rl.errors import BuleyeanError, ProcessError, UsageError
 from buleyean_rl.system import launcher
 from buleyean_rl.system.disk import full_disk
+from buleyean_rl.system.host import available_cores
 from buleyean_rl.training.heartbeat import BEAT_SECONDS, FAILURE, SILENT_BEATS, Heartbeat
 
 T = TypeVar("T")
 CONNECT_TIMEOUT = timedelta(minutes=10)  # for all processes to start
 NEVER = timedelta(days=365)  # of a collective: a slow process is not a dead one
+INTERRUPTED = 130  # the exit code of Ctrl-C
 SHORT_WAIT, LONG_WAIT = 50e-6, 5e-3  # seconds between two looks at a collective
 
 
@@ -267,8 +269,8 @@ def join() -> Iterator[Processes]:
         heartbeat.linger()
         raise
     except BaseException as error:
-        _exit_at_once(getattr(error, "exit_code", 1))
-        failure = heartbeat.tell(_in_words(error))
+        _exit_at_once(INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1))
+        failure = heartbeat.tell(_in_words(error), is_told=isinstance(error, Exception) or processes.is_first)
         heartbeat.linger()
         if failure.rank != place.rank and isinstance(error, Exception):
             raise ProcessError(str(failure), is_told=failure.told_on == processes.hosts[place.rank]) from error
@@ -346,8 +348,7 @@ def _store() -> Any:
 def _share_cores(processes: int) -> None:
     """Give each process of a host its part of the cores, unless somebody has."""
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cores() // processes)))
 
 
 def _exit_at_once(code: int) -> None:

@@ -27,6 +27,7 @@ from buleyean_rl.data.trie import Boundary
 from buleyean_rl.errors import TrainingError, UsageError
 from buleyean_rl.models.lora import lora_config, scale_adapter
 from buleyean_rl.models.model import Model, open_model
+from buleyean_rl.models.private_interfaces import use_current_gpu
 from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.system.disk import name_full_disk
 from buleyean_rl.system.progress import working
@@ -88,6 +89,7 @@ def train(
     with join() as processes:
         config = copy(config)  # the data decides some of it
         config.processes = processes
+        use_current_gpu(config)  # which a launcher's process has since it joined
         console = Console(quiet=True) if console is None or not processes.is_first else console
         return _open_and_train(
             Path(records_path), model_name, config, resume, skip_bad, callbacks if processes.is_first else (), console

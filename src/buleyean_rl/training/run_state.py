@@ -140,8 +140,7 @@ def open_run(
             yield RunState(Path(scratch), settings, checkpoint, told[1], processes)
         return
     with _hold_run(folder, settings, resume, console) as checkpoint:
-        compute = read_settings(folder).get("compute", {}) if checkpoint else {}
-        begun = compute.get("processes", processes.size)
+        begun = read_settings(folder).get("compute", {}).get("processes", 1) if checkpoint else processes.size
         processes.receive(checkpoint and checkpoint.path, folder)
         processes.once(lambda: [checkpoint and checkpoint.step, begun])
         if begun != processes.size:
