@@ -252,3 +252,10 @@ def test_a_file_that_is_there_stays_until_it_may_go(tmp_path: Path, capsys: pyte
     assert output.read_text() == "notes of mine\n"
     assert main([*words, "--overwrite"]) == 0
     assert "notes" not in output.read_text()
+
+
+def test_of_several_chosen_answers_each_is_counted(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"]})
+    assert import_records(str(source), tmp_path / "r.jsonl").chosen_discarded == 2
+    report = import_records(str(source), tmp_path / "r.jsonl", keep_accepted=True)
+    assert (report.chosen_discarded, report.accepted) == (0, 2)

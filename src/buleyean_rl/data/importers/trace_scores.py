@@ -14,6 +14,7 @@ from buleyean_rl.data.records.values import fail, parse_integer
 SCORE_KEYS = ("scores", "feedback", "feedback_stats", "score", "rating")
 # What Langfuse's page exports beside the scores, which stand there under their own names.
 _EXPORT_KEYS = frozenset({"tags", "traceTags", "comments", "toolCalls", "toolCallNames", "toolDefinitions"})
+MAX_RATINGS = 32  # of one name on one trace; a longer list of numbers is an embedding, or tokens
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _read_stats(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Any,
 
 
 def _is_list_of_ratings(value: Any) -> bool:
-    """Whether a value is a list of numbers, or of words that rate."""
-    if not isinstance(value, list) or not value:
+    """Whether a value is a short list of numbers, or of words that rate."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_RATINGS:
         return False
     return all(isinstance(item, int | float) for item in value) or all(map(is_rating_word, value))

@@ -71,8 +71,9 @@ def _from_rule(make: Callable[[str], Callable[[str, str], Any]]) -> Callable[[st
 
 def _judge_by(name: str, function: Callable[[str, str], Any]) -> Judge:
     """Somebody's function as a judge; its name has the hash of its source file, so that an edited one judges anew."""
+    inner: Any = inspect.unwrap(function)
     try:
-        source = Path(inspect.getfile(inspect.unwrap(function))).read_bytes()
+        source = Path(inspect.getfile(inner if inspect.isroutine(inner) else type(inner))).read_bytes()
     except (TypeError, OSError, ValueError):  # it is no function of a file
         return FunctionJudge(name, function)
     return FunctionJudge(f"{name} {hashlib.sha256(source).hexdigest()[:8]}", function)
