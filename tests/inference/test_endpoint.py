@@ -120,6 +120,8 @@ def test_a_dead_endpoint_is_an_error_and_costs_no_answer_that_came(server: Stand
         (400, b'{"error": {"innererror": {"code": "ResponsibleAIPolicyViolation"}}}', "content filter"),
         (403, b'{"error": {"message": "Your input was flagged"}}', "content filter"),
         (200, b'{"choices": [{"finish_reason": "content_filter", "message": {"content": "I"}}]}', "content filter"),
+        (200, b'{"choices": [{"message": {"content": null, "reasoning_content": "Hm"}}]}', "no text"),
+        (200, b'{"choices": [{"message": {"content": "", "tool_calls": [{"id": "1"}]}}]}', "no text"),
         (400, b"Bad Request", "refused"),
     ],
 )
