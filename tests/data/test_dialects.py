@@ -283,3 +283,8 @@ def test_an_embedding_beside_a_trace_is_no_rating() -> None:
     trace = {"input": "q", "output": "a", "timestamp": "t", "embedding": [0.1, 0.9] * 50}
     assert read_verdicts(trace, NO_CHOICES).rounds == 0
     assert read_verdicts(trace | {"quality": [0, 1]}, NO_CHOICES) == Verdicts(1, 2)
+
+
+def test_ratings_beside_their_own_statistics_count_once() -> None:
+    trace = {"feedback": [{"key": "user", "score": 0}], "feedback_stats": {"user": {"n": 1, "avg": 0.0}}}
+    assert read_verdicts(trace, NO_CHOICES) == Verdicts(1, 1)

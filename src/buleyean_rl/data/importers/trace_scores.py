@@ -69,11 +69,12 @@ def _iterate_scores(row: Row) -> Iterator[tuple[str, Any, int]]:
     Langfuse's interface has a list `scores`, its page a column of a list for each name; LangSmith `feedback_stats`
     with means and counts by name, or a list `feedback`; LibreChat one `feedback` with a rating.
     """
-    for key in ("scores", "feedback"):
-        yield from _read_scores(row.get(key), key)
+    single = [score for key in ("scores", "feedback") for score in _read_scores(row.get(key), key)]
+    yield from single
+    counted_names = {name for name, _, _ in single}  # their statistics are of the same ratings
     stats = row.get("feedback_stats")
     for name, entry in stats.items() if isinstance(stats, Mapping) else ():
-        if isinstance(entry, Mapping):
+        if isinstance(entry, Mapping) and str(name) not in counted_names:
             yield from _read_stats(str(name), entry)
     for key in ("score", "rating"):
         if row.get(key) is not None:
