@@ -190,6 +190,7 @@ def test_what_is_personal() -> None:
     ):
         assert redact_text(text, Counter())[0] == expected
     for text in (
+        "2024-05-17 10:30:59 INFO, 17.05.2024 10:30",
         "On 2024-05-17 at 10:30 it was 3.14159, 1 000 000 of 192.168.100.200.",
         "1 2 3 4 5 6 7 8 9 10 11 12, chapters 12-14",
         "a@b, @handle, the token is short, my password is secret",
