@@ -12,6 +12,7 @@ from buleyean_rl.data.importers.protocol import NO_CHOICES, Choices, Discards
 from buleyean_rl.data.importers.reasoning import strip_reasoning
 from buleyean_rl.data.importers.scores import is_rejection
 from buleyean_rl.data.importers.suggest import suggest_columns
+from buleyean_rl.data.importers.trace_scores import Verdicts, read_verdicts
 from buleyean_rl.data.records import RejectionRecord, make_record, parse_messages
 from buleyean_rl.errors import RecordError, UnsupportedContent
 from rows import convert
@@ -276,3 +277,14 @@ def test_an_unknown_row_is_told_the_columns_that_would_read_it() -> None:
         detect_format([row])
     with pytest.raises(RecordError, match=r"its completion is null \(its keys: prompt, completion, label\)"):
         convert({"prompt": "x", "completion": None, "label": False})
+
+
+def test_an_embedding_beside_a_trace_is_no_rating() -> None:
+    trace = {"input": "q", "output": "a", "timestamp": "t", "embedding": [0.1, 0.9] * 50}
+    assert read_verdicts(trace, NO_CHOICES).rounds == 0
+    assert read_verdicts(trace | {"quality": [0, 1]}, NO_CHOICES) == Verdicts(1, 2)
+
+
+def test_ratings_beside_their_own_statistics_count_once() -> None:
+    trace = {"feedback": [{"key": "user", "score": 0}], "feedback_stats": {"user": {"n": 1, "avg": 0.0}}}
+    assert read_verdicts(trace, NO_CHOICES) == Verdicts(1, 1)

@@ -104,6 +104,7 @@ def test_what_drew_the_answers_stays_where_it_is_the_same() -> None:
 def test_folding_ignores_order_keeps_totals_and_is_the_same_through_a_file(
     tmp_path_factory: pytest.TempPathFactory, records: list[RejectionRecord], random: object
 ) -> None:
+    records = [*records, make_record("p", ["rejected"])]  # without a rejection no file is written
     folded = fold_records(records)
     shuffled = list(records)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -190,4 +191,6 @@ def test_the_limit_counts_records_and_none_at_all_write_nothing(tmp_path: Path) 
     assert [r.prompt for r in read_records(tmp_path / "r.jsonl")] == ["p", "q"]
     with pytest.raises(RecordError, match="nothing was written"):
         write_folded(tmp_path / "none.jsonl", [])
+    with pytest.raises(RecordError, match="nothing was written"):  # the limit may be reached before a rejection
+        write_folded(tmp_path / "none.jsonl", [make_record("p", ["a"], [0], 1), *records], limit=1)
     assert os.listdir(tmp_path) == ["r.jsonl"]

@@ -190,6 +190,7 @@ def test_what_is_personal() -> None:
     ):
         assert redact_text(text, Counter())[0] == expected
     for text in (
+        "2024-05-17 10:30:59 INFO, 17.05.2024 10:30",
         "On 2024-05-17 at 10:30 it was 3.14159, 1 000 000 of 192.168.100.200.",
         "1 2 3 4 5 6 7 8 9 10 11 12, chapters 12-14",
         "a@b, @handle, the token is short, my password is secret",
@@ -252,3 +253,10 @@ def test_a_file_that_is_there_stays_until_it_may_go(tmp_path: Path, capsys: pyte
     assert output.read_text() == "notes of mine\n"
     assert main([*words, "--overwrite"]) == 0
     assert "notes" not in output.read_text()
+
+
+def test_of_several_chosen_answers_each_is_counted(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"]})
+    assert import_records(str(source), tmp_path / "r.jsonl").chosen_discarded == 2
+    report = import_records(str(source), tmp_path / "r.jsonl", keep_accepted=True)
+    assert (report.chosen_discarded, report.accepted) == (0, 2)

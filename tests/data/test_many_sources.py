@@ -121,3 +121,11 @@ def test_a_bad_file_is_named_and_may_be_skipped(
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="matches no file"):
         expand_sources([str(tmp_path / "*.jsonl")])
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jsonl").touch()
+    for name in ("b", "c"):
+        (tmp_path / "a" / name).symlink_to(tmp_path)
+    assert expand_sources([str(tmp_path)]) == [str(tmp_path / "a" / "x.jsonl")]

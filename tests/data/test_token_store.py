@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def test_boundaries_do_not_depend_on_their_batch(batch: int, monkeypatch: pytest
     assert build_boundaries(records, Encoder(TOKENIZER, 64)) == alone
 
 
-def test_other_processes_give_the_same_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_give_the_same_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes; their batches come in order, with what their encoders counted, and so does a refusal."""
     monkeypatch.setattr(token_store, "BATCH_RECORDS", 2)
     alone = tokenise(some_records(), "some", TOKENIZER, 64)
@@ -144,6 +145,9 @@ def test_other_processes_give_the_same_file(folder: Path, monkeypatch: pytest.Mo
     path.unlink()
     monkeypatch.setattr(token_batches, "LOCAL_BATCHES", 1)
     monkeypatch.setattr(token_batches, "available_cores", lambda: 2)
+    (tmp_path / "queue.py").write_text("raise SystemExit")  # somebody's file, of a name that Python has too
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
     together = tokenise(some_records(), "some", TOKENIZER, 64)
     assert (list(together), together.data) == (list(alone), alone.data)
     assert path.read_bytes() == content

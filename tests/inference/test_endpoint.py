@@ -120,6 +120,8 @@ def test_a_dead_endpoint_is_an_error_and_costs_no_answer_that_came(server: Stand
         (400, b'{"error": {"innererror": {"code": "ResponsibleAIPolicyViolation"}}}', "content filter"),
         (403, b'{"error": {"message": "Your input was flagged"}}', "content filter"),
         (200, b'{"choices": [{"finish_reason": "content_filter", "message": {"content": "I"}}]}', "content filter"),
+        (200, b'{"choices": [{"message": {"content": null, "reasoning_content": "Hm"}}]}', "no text"),
+        (200, b'{"choices": [{"message": {"content": "", "tool_calls": [{"id": "1"}]}}]}', "no text"),
         (400, b"Bad Request", "refused"),
     ],
 )
@@ -159,10 +161,11 @@ def test_a_refused_connection_is_an_error() -> None:
         EndpointEngine("http://127.0.0.1:9/v1", patience=Patience(retries=1, pause=0.001))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://"])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", "http://user:a/secret@x/v1"])
 def test_an_invalid_url_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="is no endpoint"):
+    with pytest.raises(UsageError, match="is no endpoint") as caught:
         EndpointEngine(url)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://user:secret@x/v1", "http://secret@x", "https://x/v1?key=secret"])
@@ -173,23 +176,31 @@ def test_a_secret_in_the_address_is_refused_and_not_repeated(url: str) -> None:
 
 
 def test_the_model_and_the_key(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("A_KEY", "secret\n")
-    server.answer = lambda _: "the secret is secret"
+    key = "sk-a-long-secret"
+    monkeypatch.setenv("A_KEY", f"{key}\n")
+    server.answer = lambda _: f"the {key} is {key}"
     with closing(EndpointEngine(server.url.removesuffix("/v1") + "#other", key_variable="A_KEY")) as engine:
         assert engine.complete_many(CONVERSATIONS[:1], Sampling(stop=("x",))) == ["the [key] is [key]"]
-        server.faults = [(401, b"wrong key secret")]
+        server.faults = [(401, b"wrong key sk-a-long-secret")]
         with pytest.raises(EngineError, match=r"its key is read from A_KEY\): wrong key \[key\]"):
             engine.complete_many(CONVERSATIONS[:1])
     assert server.requests[0]["model"] == "other"
     assert server.requests[0]["stop"] == ["x"]
     assert "top_p" not in server.requests[0]
-    assert server.keys == ["Bearer secret"] * 2
+    assert server.keys == [f"Bearer {key}"] * 2
     with closing(EndpointEngine(server.url)) as engine:
         engine.complete_many(CONVERSATIONS[:1])
     assert server.keys[-1] is None
     monkeypatch.setenv("A_KEY", "sécret")
     with pytest.raises(UsageError, match="A_KEY has characters that no key has"):
         EndpointEngine(server.url, key_variable="A_KEY")
+
+
+def test_a_short_key_is_a_word_and_stays_in_answers(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "ollama")
+    server.answer = lambda _: "ollama runs models"
+    with closing(EndpointEngine(server.url, key_variable="A_KEY")) as engine:
+        assert engine.complete_many(CONVERSATIONS[:1]) == ["ollama runs models"]
 
 
 def test_a_reply_of_many_values_is_not_parsed(server: StandIn) -> None:

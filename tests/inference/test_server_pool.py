@@ -88,6 +88,21 @@ def test_a_server_that_hangs_loses_its_prompts_to_one_that_is_free(
     three[0].released.set()
 
 
+def test_what_was_taken_from_a_late_server_goes_back_when_the_taker_dies(
+    three: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buleyean_rl.inference.endpoint.LATE_SECONDS", 0.1)
+    monkeypatch.setattr("buleyean_rl.inference.endpoint.POLL_SECONDS", 0.05)
+    late, quick, _ = three
+    late.delay = 1.0
+    quick.faults = [None, None, 401]
+    with closing(connect([late.url, quick.url], parallel=1)) as engine:
+        outcomes = dict(engine.answers(CONVERSATIONS[:3]))
+    assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+    assert [report.answers for report in engine.servers] == [1, 2]
+    assert engine.servers[1].given_up
+
+
 def test_a_server_that_comes_back_is_used_again(three: list[StandIn]) -> None:
     back, steady, _ = three
     back.faults = [503] * 6

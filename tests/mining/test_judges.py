@@ -123,6 +123,18 @@ def test_python_functions_by_path_and_by_entry_point(tmp_path: Path, monkeypatch
     assert verdict("brevity", "long answer", "p").rejected is False
 
 
+def test_an_edited_function_is_another_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "edited_judges.py").write_text("def all_bad(prompt, answer):\n    return True\n")
+    name = "python:edited_judges:all_bad"
+    before = find_judge(name).name
+    assert before.startswith(f"{name} ")
+    assert find_judge(name).name == before
+    (tmp_path / "edited_judges.py").write_text("def all_bad(prompt, answer):\n    return False\n")
+    assert find_judge(name).name != before
+    assert find_judge("python:operator:contains").name == "python:operator:contains"
+
+
 def test_names_of_no_judge_are_refused() -> None:
     for name, problem in (
         ("nonsense", "no judge 'nonsense': there are loops, length:MIN-MAX, refusal, regex:PATTERN"),

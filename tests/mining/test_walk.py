@@ -141,6 +141,11 @@ def test_a_walk_has_rounds_and_resumes(
         now = {(r.prompt, text) for r in read_records("w/round-2/records.jsonl") for text in r.rejected_responses}
         assert earlier <= now
 
+    with monkeypatch.context() as ended:
+        ended.setattr(walking, "reason_to_stop", lambda *_: "it did not improve")
+        assert main([*work, "--rounds", "9"]) == 0
+    assert read() == longer | {"stopped": "it did not improve"}
+
     assert main([*work[:-1], "2e-3"]) == 2
     assert "has a walk with another training" in capsys.readouterr().err
     prompts = Path(work[1]).read_text()

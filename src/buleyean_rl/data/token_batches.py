@@ -2,8 +2,8 @@
 
     records --256 at a time--> Encoder, build_boundaries --> TokenBatch, in the order of the records
 
-A process of ours is started with `python -m` and fed through pipes: it shares no threads with this one, and works in
-whatever program the package is used.
+A process of ours is started with `python -m` and fed through pipes: it shares no threads with this one, works in
+whatever program the package is used, and imports from where this one does: not from the folder somebody is in.
 """
 
 from __future__ import annotations
@@ -156,8 +156,9 @@ class _Process:
     """Another process that encodes batches, one at a time."""
 
     def __init__(self, encoding: Encoding) -> None:
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", __name__]
+        modules = os.pathsep.join(map(os.path.abspath, sys.path))
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": modules}
+        command = [sys.executable, "-P", "-m", __name__]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self._encoding: Encoding | None = encoding  # is sent from the thread that comes first
 

@@ -263,8 +263,11 @@ class _Queue:
         return [(*self._leave(task), task) for task in tasks if task in self.running]
 
     def give_back(self, *prompts: _Prompt) -> None:
-        """Prompts that another server may answer."""
-        self._returned.extend(prompts)
+        """Prompts that another server may answer: also one that was late with it, where no other is left."""
+        for prompt in prompts:
+            if not self._is_left(prompt):
+                prompt.tried.clear()
+            self._returned.append(prompt)
 
     def leftovers(self) -> Iterator[tuple[_Prompt, Unanswered]]:
         """Prompts that every server which is left came to nothing on."""
@@ -274,7 +277,7 @@ class _Queue:
         """Give back what a server came to nothing on; false where every other one did so too."""
         prompt.tried.add(server)
         prompt.outcome = outcome
-        if not any(other.is_alive and other not in prompt.tried for other in self._servers):
+        if not self._is_left(prompt):
             return False
         server.report.passed_on += 1
         self._returned.append(prompt)
@@ -285,6 +288,10 @@ class _Queue:
         for task in list(self.running):
             self._leave(task)
             task.cancel()
+
+    def _is_left(self, prompt: _Prompt) -> bool:
+        """Whether a server is left that has not tried a prompt."""
+        return any(server.is_alive and server not in prompt.tried for server in self._servers)
 
     def _next(self, server: EndpointServer) -> _Prompt | None:
         for prompt in self._returned:

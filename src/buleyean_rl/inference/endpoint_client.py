@@ -21,6 +21,7 @@ ENVELOPE_BYTES = 64 << 10  # of a reply beside its answer
 BYTES_PER_TOKEN = 16
 CONNECT_SECONDS = 10.0
 SHOWN_CHARACTERS = 200  # of what an endpoint says
+SECRET_CHARACTERS = 16  # a shorter key, such as `ollama` or EMPTY, is a word that an answer may have, and no secret
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def parse_address(url: str) -> Address:
         UsageError: it is none, or has a password or a query in it, which would be written into journals.
     """
     url, model = urldefrag(url.strip())
-    shown = re.sub(r"//[^/]*@", "//", url.partition("?")[0])
+    shown = re.sub(r"//.*@", "//", url.partition("?")[0])
     try:
         parts = urlsplit(url)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -213,6 +214,10 @@ class EndpointClient:
         for secret in self._secrets:
             text = text.replace(secret, "[key]")
         return text
+
+    def redact_answer(self, text: str) -> str:
+        """An answer without the key; a short one stays: the words of an answer are data."""
+        return self.redact(text) if all(len(secret) >= SECRET_CHARACTERS for secret in self._secrets) else text
 
     async def close(self) -> None:
         """Close the connections."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from buleyean_rl.data.records.values import replace_lone_surrogates
 from buleyean_rl.inference.endpoint_client import TransientError
-from buleyean_rl.inference.protocol import FILTERED, REFUSED, TOO_LONG, Answer, Unanswered
+from buleyean_rl.inference.protocol import FILTERED, NO_TEXT, REFUSED, TOO_LONG, Answer, Unanswered
 
 ENVELOPE_VALUES = 4096  # of a reply beside its answer
 TOKEN_VALUES = 64  # of a token with its log-probability: its bytes are numbers, and some servers add others
@@ -50,6 +50,10 @@ def read_answer(body: bytes, tokens_asked: int, *, logprobs: bool = False) -> An
             return Unanswered(FILTERED, "the endpoint's content filter stopped the answer")
         message = choice["message"]
         text = message["content"] if message["content"] is not None else message.get("refusal") or ""
+        if not text and any(message.get(key) for key in ("reasoning_content", "reasoning")):
+            return Unanswered(NO_TEXT, "the answer is reasoning alone: it may need more tokens")
+        if not text and message.get("tool_calls"):
+            return Unanswered(NO_TEXT, "the answer is a call of a tool")
         tokens = (reply.get("usage") or {}).get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise TransientError(f"its reply is no completion: {body[:80]!r}") from None

@@ -165,7 +165,7 @@ class EndpointServer:
         self._seconds += time.monotonic() - started
         self.report.answers += 1
         self.report.tokens += outcome.tokens or 0
-        return outcome._replace(text=self._client.redact(outcome.text))
+        return outcome._replace(text=self._client.redact_answer(outcome.text))
 
     async def load_adapter(self, name: str, path: str) -> None:
         """Have vLLM load a LoRA adapter; afterwards it is the model that is asked.

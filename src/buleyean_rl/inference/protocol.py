@@ -15,6 +15,7 @@ TOO_LONG = "longer than the context"
 FILTERED = "content filter"
 REFUSED = "refused"
 FAILED = "failed"
+NO_TEXT = "no text"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Unanswered(NamedTuple):
     """Why a conversation has no answer.
 
     Args:
-        cause: `TOO_LONG`, `FILTERED`, `REFUSED` or `FAILED`.
+        cause: `TOO_LONG`, `FILTERED`, `REFUSED`, `NO_TEXT` or `FAILED`.
         detail: what the engine says about it.
         is_permanent: the conversation is the cause: asked again, the engine would say the same.
     """

@@ -82,8 +82,8 @@ def walk(
         The contents of `walk.json`.
 
     Raises:
-        UsageError: the folder has something else, a walk with other settings, or one that another process is at; or
-            the model cannot be trained.
+        UsageError: no prompt to mine or to measure on; the folder has something else, a walk with other settings, or
+            one that another process is at; or the model cannot be trained.
     """
     console, settings = console or Console(quiet=True), settings or MineSettings()
     if is_endpoint(model) or is_run(model):
@@ -92,6 +92,8 @@ def walk(
     prompts = [prompt for prompt in prompts if prompt not in held_out_set]
     if not prompts:
         raise UsageError("every prompt is held out: there are none to mine")
+    if not held_out:
+        raise UsageError("no prompt is held out: there are none to measure on")
     current = _Walk(prompts, list(held_out), resolve(model), folder, judges, configure, settings, engines, console)
     with claim_folder(folder, _has_walk, "walk"), name_full_disk(folder):
         return _take_rounds(current, rounds, max_drift, console)
@@ -102,7 +104,7 @@ def _take_rounds(current: _Walk, rounds: int, max_drift: float, console: Console
     current.open()
     if not current.rounds:
         current.measure(0, 0, 0)
-    stop = None
+    stop = reason_to_stop(current.rounds, max_drift)  # a walk that has ended stays so
     while stop is None and len(current.rounds) <= rounds:
         number = len(current.rounds)
         console.print(f"[bold]round {number}[/]")

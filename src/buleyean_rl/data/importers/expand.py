@@ -44,18 +44,25 @@ def _expand_all(names: Sequence[str]) -> Iterator[str]:
                 raise RecordError("matches no file: check the pattern", path=name)
             yield from _expand_all(matches)
         elif os.path.isdir(name) and not is_saved_dataset(Path(name)):
-            yield from list(_find_data(Path(name))) or [name]  # a folder of bad answers
+            yield from list(_find_data(Path(name), set())) or [name]  # a folder of bad answers
         else:
             yield name
 
 
-def _find_data(folder: Path) -> Iterator[str]:
-    """The files of data in a folder, and what `save_to_disk` wrote there, however deep; nothing that is hidden."""
+def _find_data(folder: Path, visited: set[str]) -> Iterator[str]:
+    """The files of data in a folder, and what `save_to_disk` wrote there, however deep; nothing that is hidden.
+
+    A folder is visited once: links may lead in a circle.
+    """
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from [str(path)] if is_saved_dataset(path) else _find_data(path)
+            yield from [str(path)] if is_saved_dataset(path) else _find_data(path, visited)
         elif _is_data_file(path):
             yield str(path)
 

@@ -42,8 +42,8 @@ def _read_records(row: Row, discards: Discards, _choices: Choices) -> Iterator[R
     record = build_record(discards, prompt, answers)
     yield record
     if pair.get("chosen") is not None:
-        discards.chosen_discarded += 1
         chosen = _chosen_texts(pair)
+        discards.chosen_discarded += len(chosen)
         discards.same_as_chosen += isinstance(answers, list) and any(text in answers for text in chosen)
         yield from accepted_record(record.prompt, chosen)
 

@@ -14,6 +14,7 @@ from buleyean_rl.data.records.values import fail, parse_integer
 SCORE_KEYS = ("scores", "feedback", "feedback_stats", "score", "rating")
 # What Langfuse's page exports beside the scores, which stand there under their own names.
 _EXPORT_KEYS = frozenset({"tags", "traceTags", "comments", "toolCalls", "toolCallNames", "toolDefinitions"})
+MAX_RATINGS = 32  # of one name on one trace; a longer list of numbers is an embedding, or tokens
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ def _iterate_scores(row: Row) -> Iterator[tuple[str, Any, int]]:
     Langfuse's interface has a list `scores`, its page a column of a list for each name; LangSmith `feedback_stats`
     with means and counts by name, or a list `feedback`; LibreChat one `feedback` with a rating.
     """
-    for key in ("scores", "feedback"):
-        yield from _read_scores(row.get(key), key)
+    single = [score for key in ("scores", "feedback") for score in _read_scores(row.get(key), key)]
+    yield from single
+    counted_names = {name for name, _, _ in single}  # their statistics are of the same ratings
     stats = row.get("feedback_stats")
     for name, entry in stats.items() if isinstance(stats, Mapping) else ():
-        if isinstance(entry, Mapping):
+        if isinstance(entry, Mapping) and str(name) not in counted_names:
             yield from _read_stats(str(name), entry)
     for key in ("score", "rating"):
         if row.get(key) is not None:
@@ -124,7 +126,7 @@ def _read_stats(name: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Any,
 
 
 def _is_list_of_ratings(value: Any) -> bool:
-    """Whether a value is a list of numbers, or of words that rate."""
-    if not isinstance(value, list) or not value:
+    """Whether a value is a short list of numbers, or of words that rate."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_RATINGS:
         return False
     return all(isinstance(item, int | float) for item in value) or all(map(is_rating_word, value))

@@ -141,7 +141,7 @@ def write_folded(
 ) -> FoldReport:
     """Write one record per prompt, in the order of first appearance, in bounded memory.
 
-    The file appears whole or not at all, and not if there is no record.
+    The file appears whole or not at all, and not if nothing in it is rejected.
 
     Args:
         path: as for `write_records`.
@@ -150,7 +150,7 @@ def write_folded(
         is_kept: of each record as it comes, whether it is written; else it is only a round of what others reject.
 
     Raises:
-        RecordError: no record is left.
+        RecordError: no rejected answer is left.
         UsageError: as `write_records`.
     """
     report = FoldReport()
@@ -159,7 +159,7 @@ def write_folded(
     folder = None if is_stream(output) else Path(os.path.realpath(output)).parent  # where there is room for the records
     with open_output(output) as target:
         target.writelines(_fold_lines(records, report, limit, folder, is_kept))
-        if not report.records:
+        if not report.rejections:
             raise RecordError("no rejected answer was found, so nothing was written")
     return report
 

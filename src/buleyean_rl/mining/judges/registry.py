@@ -6,6 +6,7 @@ A new judge is a function (in `rules`, or anywhere) and its line in `KINDS`.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def find_judge(name: str, *, rubric: str | None = None, key_url: str | None = No
     """
     kind, colon, argument = name.partition(":")
     if kind not in KINDS:
-        return FunctionJudge(name, _load_entry_point(name))
+        return _judge_by(name, _load_entry_point(name))
     if colon and not KINDS[kind].argument:
         raise UsageError(f"the judge `{kind}` takes nothing after its name, not {argument!r}")
     if KINDS[kind].argument and not argument:
@@ -66,6 +67,16 @@ def find_judge(name: str, *, rubric: str | None = None, key_url: str | None = No
 def _from_rule(make: Callable[[str], Callable[[str, str], Any]]) -> Callable[[str, str, str | None, str | None], Judge]:
     """A judge that is a function made of the argument."""
     return lambda name, argument, *_: FunctionJudge(name, make(argument))
+
+
+def _judge_by(name: str, function: Callable[[str, str], Any]) -> Judge:
+    """Somebody's function as a judge; its name has the hash of its source file, so that an edited one judges anew."""
+    inner: Any = inspect.unwrap(function)
+    try:
+        source = Path(inspect.getfile(inner if inspect.isroutine(inner) else type(inner))).read_bytes()
+    except (TypeError, OSError, ValueError):  # it is no function of a file
+        return FunctionJudge(name, function)
+    return FunctionJudge(f"{name} {hashlib.sha256(source).hexdigest()[:8]}", function)
 
 
 def _make_words(name: str, path: str, *_: str | None) -> Judge:
@@ -144,6 +155,6 @@ KINDS = {
     "words": Kind("FILE", _make_words),
     "language": Kind("CODE", _from_rule(rules.language)),
     "llm": Kind("URL", _make_llm),
-    "python": Kind("MODULE:FUNCTION", _from_rule(_load_function)),
+    "python": Kind("MODULE:FUNCTION", lambda name, path, *_: _judge_by(name, _load_function(path))),
     "person": Kind("", lambda *_: PersonJudge()),
 }
