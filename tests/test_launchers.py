@@ -39,7 +39,7 @@ def test_accelerate_starts_it(base: Path, rejections: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="no Ray here: pip install 'buleyean-rl[ray]'")
+@pytest.mark.skipif(find_spec("ray") is None, reason="no Ray here: pip install '.[ray]' in the clone")
 def test_ray_starts_it(base: Path, rejections: Path, tmp_path: Path) -> None:
     words = [rejections, "--model", base, "-o", tmp_path / "run", "--workers", 2, "--max-steps", 2]
     check_run(tmp_path / "run", start(LAUNCHERS / "ray_train.py", *words))

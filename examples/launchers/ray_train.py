@@ -1,6 +1,6 @@
 """Train with Ray Train: Ray starts the processes, on one machine or a cluster, and `train` finds the others.
 
-    pip install 'buleyean-rl[ray]'
+    pip install '.[ray]'    # in the clone
     python ray_train.py records.jsonl --model smollm2-135m -o /shared/run --workers 2
 
 Give absolute paths that every machine can read; the first worker writes the run folder. Run again with --resume, it

@@ -14,6 +14,7 @@ from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.endpoint_client import EndpointClient, TransientError, parse_address
 from buleyean_rl.inference.endpoint_reply import error_message
 from buleyean_rl.system.wording import one_line
+from buleyean_rl.web.access import LOOPBACK_HOSTS
 
 MAX_REPLY = 64 << 10
 SECONDS = 3600.0  # a base model may have to be written first
@@ -45,7 +46,7 @@ def swap(url: str, key: str, run: str | None) -> dict[str, Any]:
 
 async def _post(url: str, key: str, request: dict[str, Any]) -> dict[str, Any]:
     # a proxy of the environment is not for this machine
-    client = EndpointClient(url, key, 1, is_own=urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"))
+    client = EndpointClient(url, key, 1, is_own=urlsplit(url).hostname in LOOPBACK_HOSTS)
     try:
         reply = await client.send("POST", "buleyean/swap", request, MAX_REPLY, SECONDS)
     except TransientError as problem:

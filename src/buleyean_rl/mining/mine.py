@@ -288,14 +288,14 @@ def _make_records(
 ) -> Iterator[RejectionRecord]:
     """A record for each prompt with an answer that is kept; the judges' verdicts are counted."""
     for index, group in groupby(draws, key=lambda draw: draw // settings.samples):
-        of_prompt = list(group)
-        votes = [[journal.verdicts_of(name)[draw] for name in verdicts] for draw in of_prompt]
+        prompt_draws = list(group)
+        votes = [[journal.verdicts_of(name)[draw] for name in verdicts] for draw in prompt_draws]
         for row in votes:
             for name, verdict in zip(verdicts, row, strict=True):
                 verdicts[name][verdict.outcome] += 1
         record = record_votes(
             prompts[index],
-            [journal.answers[draw] for draw in of_prompt],
+            [journal.answers[draw] for draw in prompt_draws],
             votes,
             tokenizer=journal.tokenizer,
             policy=policy,

@@ -18,6 +18,7 @@ from buleyean_rl.errors import UsageError
 
 TYPES = ("application/json", "application/octet-stream")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})  # as they stand in a request's head
+LOOPBACK_HOSTS = frozenset(name.strip("[]") for name in LOOPBACK)
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 Header = tuple[bytes, bytes]
 
@@ -33,7 +34,7 @@ def choose_token(host: str, variable: str, chosen: str = "") -> str | None:
     Raises:
         UsageError: it cannot be sent in a request.
     """
-    if host in ("127.0.0.1", "localhost", "::1") and not chosen:
+    if host in LOOPBACK_HOSTS and not chosen:
         return None
     token = chosen or os.environ.get(variable) or secrets.token_urlsafe(16)
     if not re.fullmatch(r"[!-~]+", token):  # clients send no other in a header
