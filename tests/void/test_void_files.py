@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ target.with_name("Modelfile").write_text("FROM ./model.gguf\\nTEMPLATE x\\n")
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(module, "EXPORT", ("-c", STANDIN))
+    monkeypatch.setattr(module, "EXPORT", [sys.executable, "-c", STANDIN])
     with void_in_process(tmp_path) as (app, void):
         run = void.store.runs.add("run-00001", "runs/run-1", 1, 1, 12)
         folder = tmp_path / "runs" / f"run-{run}"

@@ -57,7 +57,7 @@ while True:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     (tmp_path / "standin_run.py").write_text(STANDIN)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(module, "PROCESS", "standin_run")
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
     opened = Store(tmp_path / "void.db")

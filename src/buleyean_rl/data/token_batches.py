@@ -8,7 +8,6 @@ whatever program the package is used, and imports from where this one does: not 
 
 from __future__ import annotations
 
-import os
 import pickle  # between processes of one program: nothing that anybody else wrote
 import queue
 import signal
@@ -28,6 +27,7 @@ from buleyean_rl.data.encode import Encoder
 from buleyean_rl.data.records import RejectionRecord
 from buleyean_rl.data.trie import Boundary, Judgement, build_boundaries
 from buleyean_rl.system.host import available_cores
+from buleyean_rl.system.module_process import module_command, module_environment, take_stdout
 
 LOCAL_BATCHES = 64  # encoded here first: for fewer, starting other processes takes longer than it saves
 BATCH_COUNTS = ("read", "dropped", "truncated_responses")
@@ -156,10 +156,10 @@ class _Process:
     """Another process that encodes batches, one at a time."""
 
     def __init__(self, encoding: Encoding) -> None:
-        modules = os.pathsep.join(map(os.path.abspath, sys.path))
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "PYTHONPATH": modules}
-        command = [sys.executable, "-P", "-m", __name__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        environment = module_environment(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+        self._process = subprocess.Popen(
+            module_command(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
         self._encoding: Encoding | None = encoding  # is sent from the thread that comes first
 
     def encode(self, records: Sequence[RejectionRecord]) -> TokenBatch:
@@ -197,8 +197,7 @@ class _Process:
 def _serve() -> None:
     """Encode batches from stdin to stdout until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end closes the pipe
-    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no reply
+    requests, replies = sys.stdin.buffer, take_stdout("wb")
     with suppress(EOFError, BrokenPipeError):
         encode = _make_encode(pickle.load(requests))
         while True:

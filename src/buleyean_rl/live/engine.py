@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from typing import Any
 from buleyean_rl.errors import EngineError
 from buleyean_rl.inference.endpoint_client import EndpointClient
 from buleyean_rl.live.target import Target
+from buleyean_rl.system.module_process import module_command, module_environment
 
 LOAD_SECONDS = 600
 END_SECONDS = 5
@@ -63,8 +63,8 @@ class ServedEngine:
             EngineError: its process ended, or llama.cpp cannot run the file.
         """
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "buleyean_rl.live.engine_process"),
-            stdin=PIPE, stdout=PIPE, start_new_session=True,
+            *module_command("buleyean_rl.live.engine_process"),
+            stdin=PIPE, stdout=PIPE, start_new_session=True, env=module_environment(),
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None

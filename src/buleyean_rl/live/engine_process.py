@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from buleyean_rl.errors import BuleyeanError
+from buleyean_rl.system.module_process import take_stdout
 
 
 def main() -> None:
     """Open an engine, and let it answer until the front is gone."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
+    out = take_stdout()
     wanted = json.loads(sys.stdin.buffer.readline())
     try:
         from buleyean_rl.inference.llama_server import LlamaCppEngine

@@ -28,6 +28,7 @@ from buleyean_rl.models.source import Source, resolve
 from buleyean_rl.models.weights import load_tokenizer
 from buleyean_rl.system.cache import cache_key, evict_lru, make_cache_folder
 from buleyean_rl.system.disk import full_disk
+from buleyean_rl.system.module_process import take_stdout
 
 FOLDER = "served"  # in the cache
 MAX_CACHE_BYTES = 16 << 30
@@ -85,8 +86,7 @@ def _cached(source: Source, kind: str, make: Callable[[Path], object]) -> str:
 
 def main() -> None:
     """Answer the one wish on stdin."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
+    out = take_stdout()
     try:
         reply = asdict(prepare(Wish(**json.load(sys.stdin))))
     except BuleyeanError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from asyncio.subprocess import PIPE
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from buleyean_rl.errors import EngineError, UsageError
 from buleyean_rl.inference.gguf_file import check_gguf
+from buleyean_rl.system.module_process import module_command, module_environment
 
 ADAPTER_TYPE = "adapter"  # in `general.type`
 
@@ -91,8 +91,9 @@ def file_target(wish: Wish) -> Target:
 
 async def _prepare(wish: Wish) -> Target:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "buleyean_rl.live.prepare"), stdin=PIPE, stdout=PIPE, start_new_session=True
-    )
+        *module_command("buleyean_rl.live.prepare"),
+        stdin=PIPE, stdout=PIPE, start_new_session=True, env=module_environment(),
+    )  # fmt: skip
     try:
         said, _ = await process.communicate(json.dumps(asdict(wish)).encode())
     except BaseException:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import secrets
 import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -22,6 +21,7 @@ from buleyean_rl.errors import UsageError
 from buleyean_rl.gguf.k_quants import K_QUANTS
 from buleyean_rl.inference.llama_cpp_python import INSTALL_HINT, is_installed
 from buleyean_rl.system.files import atomic_path, remove_folder
+from buleyean_rl.system.module_process import module_command, module_environment
 from buleyean_rl.void.store import Row
 
 QUANTS = {"q8_0": 8.5, "q4_0": 4.5, "f16": 16.0, "q4_k_m": 4.9, "q5_k_m": 5.7, "q6_k": 6.6}  # bits a weight
@@ -31,7 +31,7 @@ LINK_SECONDS = 600.0
 POLL_SECONDS = 0.2
 WRITTEN_SHARE = 0.9  # of the progress: then the file is checked
 MODEL, MODELFILE = "model.gguf", "Modelfile"
-EXPORT = ("-m", "buleyean_rl", "export")  # what makes a GGUF
+EXPORT = module_command("buleyean_rl", "export")  # what makes a GGUF
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
@@ -124,7 +124,8 @@ class ModelFiles:
             path.parent.mkdir(parents=True)
             options = [str(folder), "-o", str(path), "--quant", kind, "--ollama", "--name", run["name"]]
             process = subprocess.Popen(
-                [sys.executable, *EXPORT, *options],
+                [*EXPORT, *options],
+                env=module_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

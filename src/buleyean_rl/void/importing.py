@@ -22,6 +22,7 @@ from pathlib import Path
 from buleyean_rl.data.records.values import replace_lone_surrogates
 from buleyean_rl.errors import BuleyeanError, RecordError
 from buleyean_rl.system.files import temporary_folder
+from buleyean_rl.system.module_process import module_command, module_environment
 from buleyean_rl.void.store import ImportedFile, Row
 
 MAX_SECONDS = 60
@@ -166,7 +167,11 @@ class Importer:
                 raise UnreadableFile(_SERVER_ENDS)
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps(task)], stdout=pipe, stderr=pipe, stdin=subprocess.DEVNULL
+                module_command(__name__, json.dumps(task)),
+                env=module_environment(),
+                stdout=pipe,
+                stderr=pipe,
+                stdin=subprocess.DEVNULL,
             )
         with self._process as process:
             try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 from buleyean_rl.data.records import write_records
 from buleyean_rl.models.run_files import is_finished
 from buleyean_rl.system.files import remove_folder
+from buleyean_rl.system.module_process import module_command, module_environment
 from buleyean_rl.void.store import Row, Store
 from buleyean_rl.void.store.runs import UNFINISHED
 from buleyean_rl.void.timing import RunClock, Timings, plan_steps
@@ -192,7 +192,8 @@ class Training:
             self._process = None
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", PROCESS],
+                module_command(PROCESS),
+                env=module_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # the log of each run, once it has one
