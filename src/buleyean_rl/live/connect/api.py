@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -66,27 +66,23 @@ class Api:
 
     async def download(self, path: str, target: Path) -> None:
         """Write what is at a path to a file. See `get`."""
-        pause = FIRST_PAUSE
-        for last in (*(False,) * (TRIES - 1), True):
-            try:
-                async with asyncio.timeout(DOWNLOAD_SECONDS), self._client.stream("GET", path, None) as reply:
-                    if reply.status == 200:
-                        _check_is_data(reply.headers, path)
-                        with target.open("wb") as file:
-                            async for piece in reply.pieces:
-                                file.write(piece)
-                        return
-                    said = b""
+
+        async def write() -> Reply:
+            async with asyncio.timeout(DOWNLOAD_SECONDS), self._client.stream("GET", path, None) as reply:
+                body = b""
+                if reply.status == 200:
+                    _check_is_data(reply.headers, path)
+                    with target.open("wb") as file:
+                        async for piece in reply.pieces:
+                            file.write(piece)
+                else:
                     async for piece in reply.pieces:
-                        said += piece
-                        if len(said) > ERROR_BYTES:
+                        body += piece
+                        if len(body) > ERROR_BYTES:
                             break
-                    pause = self._pause(Reply(reply.status, reply.headers, said), path, pause, last)
-            except (TransientError, TimeoutError) as problem:
-                if last:
-                    raise EngineError(f"{self.url}/{path}: {problem or 'timed out'}") from None
-            await asyncio.sleep(pause)
-            pause = min(MAX_PAUSE, 2 * pause)
+                return Reply(reply.status, reply.headers, body)
+
+        await self._retry(path, write)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -97,32 +93,36 @@ class Api:
         return EngineError(f"{self.url}/{path}: {what}: its version may be newer than this program knows")
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Reply:
+        return await self._retry(path, lambda: self._client.send(method, path, body, PAGE_BYTES, PAGE_SECONDS))
+
+    async def _retry(self, path: str, request: Callable[[], Awaitable[Reply]]) -> Reply:
+        """The reply to a request, sent again where that may help."""
         pause = FIRST_PAUSE
         for last in (*(False,) * (TRIES - 1), True):
             try:
-                reply = await self._client.send(method, path, body, PAGE_BYTES, PAGE_SECONDS)
+                reply = await request()
                 if reply.status == 200:
                     _check_is_data(reply.headers, path)
                     return reply
                 pause = self._pause(reply, path, pause, last)
-            except TransientError as problem:
+            except (TransientError, TimeoutError) as problem:
                 if last:
-                    raise EngineError(f"{self.url}/{path}: {problem}") from None
+                    raise EngineError(f"{self.url}/{path}: {str(problem) or 'timed out'}") from None
             await asyncio.sleep(pause)
             pause = min(MAX_PAUSE, 2 * pause)
         raise AssertionError("the last try returns or raises")
 
     def _pause(self, reply: Reply, path: str, pause: float, last: bool) -> float:
         """How long to wait before the next try; raises where there is none."""
-        said = self._client.show(error_message(reply.body))
+        shown = self._client.show(error_message(reply.body))
         if reply.status in (401, 403):
-            raise UsageError(f"{self.url}: the key in {self._variable} is not accepted for {path}: {said}")
+            raise UsageError(f"{self.url}: the key in {self._variable} is not accepted for {path}: {shown}")
         if reply.status in NO_SUCH:
             raise Missing(path)
         if (place := reply.headers.get("location")) and 300 <= reply.status < 400:
             raise EngineError(f"{self.url}/{path} is at {self._client.show(place)} now: name that address")
         if last or not is_retried(reply.status):
-            raise EngineError(f"{self.url}/{path}: status {reply.status}: {said}")
+            raise EngineError(f"{self.url}/{path}: status {reply.status}: {shown}")
         return min(MAX_PAUSE, max(pause, retry_after(reply.headers) or 0.0))
 
     def _decode(self, reply: Reply, path: str) -> Any:
