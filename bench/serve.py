@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from buleyean_rl.live.target import Target, Wish, find_target  # noqa: E402
+from buleyean_rl.live.target import Target, TargetQuery, find_target  # noqa: E402
 from served import Served, served  # noqa: E402
 
 PROMPT = "Give me two tips for sleeping better."
@@ -81,7 +81,7 @@ async def run(targets: list[Target], swaps: int, clients: int) -> None:
 
 async def main(names: list[str], swaps: int = 20, clients: int = 8) -> None:
     """Find the runs' files, and measure."""
-    await run([await find_target(Wish(name)) for name in names], swaps, clients)
+    await run([await find_target(TargetQuery(name)) for name in names], swaps, clients)
 
 
 if __name__ == "__main__":

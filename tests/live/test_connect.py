@@ -18,7 +18,7 @@ from buleyean_rl.cli import main
 from buleyean_rl.data.records import read_records
 from buleyean_rl.errors import EngineError, NothingRejected, UsageError
 from buleyean_rl.live.connect import api
-from buleyean_rl.live.connect.sync import Visit, Wanted, sync
+from buleyean_rl.live.connect.sync import ImportSettings, Visit, sync
 
 Row = dict[str, Any]
 Answer = tuple[int, Any]
@@ -129,8 +129,8 @@ class OpenWebUI:
         return chat
 
 
-def visit(name: str, folder: Path, **wanted: Any) -> Visit:
-    return sync(name, folder, Wanted(**wanted))
+def visit(name: str, folder: Path, **settings: Any) -> Visit:
+    return sync(name, folder, ImportSettings(**settings))
 
 
 def prompts(folder: Path) -> list[Any]:

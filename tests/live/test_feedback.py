@@ -17,8 +17,8 @@ import pytest
 from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.data.records import read_records
 from buleyean_rl.errors import RecordError, UsageError
-from buleyean_rl.live import remembered as store
-from buleyean_rl.live.remembered import Remembered, UnknownCompletion
+from buleyean_rl.live import completions as store
+from buleyean_rl.live.completions import CompletionStore, UnknownCompletion
 from buleyean_rl.live.target import Target
 from buleyean_rl.live.transcript import Completion, Transcript
 from served import served
@@ -49,7 +49,7 @@ def test_a_rejected_completion_is_a_record_with_the_tokens_that_were_drawn(
     target = replace(targets["first"], tokenizer=tokenizer_hash(tokenizer))
 
     async def run() -> None:
-        async with served(target, remembered=remembered) as server:
+        async with served(target, completions=completions) as server:
             whole = (await server.ask("Give me two tips.")).json()
             assert not {"__verbose"} & whole.keys()
             text, _, events = await server.hear("Give me two tips.")
@@ -62,7 +62,7 @@ def test_a_rejected_completion_is_a_record_with_the_tokens_that_were_drawn(
                 refused = await server.client.post("/buleyean/feedback", json=body)
                 assert (refused.status_code in (400, 404), bool(refused.json()["error"]["message"])) == (True, True)
 
-    with closing(Remembered(tmp_path)) as remembered:
+    with closing(CompletionStore(tmp_path)) as completions:
         asyncio.run(run())
     whole, part = records(tmp_path)
     assert (whole.prompt, whole.rejection_counts, whole.rounds) == ("Give me two tips.", (1,), (1,))
@@ -79,7 +79,7 @@ def test_a_stream_with_tools_is_answered_and_not_remembered(targets: dict[str, T
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 
     async def run() -> None:
-        async with served(targets["tiny"], remembered=remembered) as server:
+        async with served(targets["tiny"], completions=completions) as server:
             body = {"messages": ASKED, "max_tokens": 4, "stream": True, "tools": tools, "tool_choice": "none"}
             reply = await server.client.post("/v1/chat/completions", json=body)
             assert (reply.status_code, "data: " in reply.text) == (200, True), reply.text
@@ -87,7 +87,7 @@ def test_a_stream_with_tools_is_answered_and_not_remembered(targets: dict[str, T
             refused = await server.client.post("/buleyean/feedback", json={"completion_id": identity})
             assert refused.status_code == 404
 
-    with closing(Remembered(tmp_path)) as remembered:
+    with closing(CompletionStore(tmp_path)) as completions:
         asyncio.run(run())
 
 
@@ -95,26 +95,26 @@ def test_feedback_that_cannot_be_written_is_told_and_leaves_the_records_whole(
     targets: dict[str, Target], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def judge(identity: str) -> int:
-        async with served(targets["tiny"], remembered=remembered) as server:
+        async with served(targets["tiny"], completions=completions) as server:
             return (await server.client.post("/buleyean/feedback", json={"completion_id": identity})).status_code
 
     def truncate(path: Path, end: int) -> None:
         cut.append((path.name, end))
 
     cut: list[tuple[str, int]] = []
-    with closing(Remembered(tmp_path)) as remembered:
+    with closing(CompletionStore(tmp_path)) as completions:
         for number in range(2):
-            remembered.add(completion(number), TARGET, is_base=False)
-        remembered.judge("chatcmpl-0", WRONG)
+            completions.add(completion(number), TARGET, is_base=False)
+        completions.judge("chatcmpl-0", WRONG)
         before = (tmp_path / store.RECORDS).read_bytes()
         with monkeypatch.context() as full:
             full.setattr(store.Path, "open", lambda *_: FullDisk())
             full.setattr(store.os, "truncate", truncate)
             with pytest.raises(OSError, match="No space left"):
-                remembered.judge("chatcmpl-1", WRONG)
+                completions.judge("chatcmpl-1", WRONG)
         assert cut == [(store.RECORDS, len(before))]
-        assert remembered.judge("chatcmpl-1", WRONG) == 2  # its first verdict was taken back
-        remembered._db.execute("DROP TABLE completions")
+        assert completions.judge("chatcmpl-1", WRONG) == 2  # its first verdict was taken back
+        completions._db.execute("DROP TABLE completions")
         assert asyncio.run(judge("chatcmpl-1")) == 500
 
 
@@ -128,41 +128,41 @@ def test_who_remembers_nothing_says_so(targets: dict[str, Target]) -> None:
 
 
 def test_the_last_word_on_a_completion_counts(tmp_path: Path) -> None:
-    with closing(Remembered(tmp_path)) as remembered:
+    with closing(CompletionStore(tmp_path)) as completions:
         for number in range(2):
-            remembered.add(completion(number), TARGET, is_base=False)
-            assert remembered.judge(f"chatcmpl-{number}", WRONG) == number + 1
-        remembered.judge("chatcmpl-0", WRONG | {"rejected": False})
+            completions.add(completion(number), TARGET, is_base=False)
+            assert completions.judge(f"chatcmpl-{number}", WRONG) == number + 1
+        completions.judge("chatcmpl-0", WRONG | {"rejected": False})
         with pytest.raises(RecordError, match="spans"):
-            remembered.judge("chatcmpl-1", {"rejected": False, "spans": [[0, 1]], "reason": ""})
+            completions.judge("chatcmpl-1", {"rejected": False, "spans": [[0, 1]], "reason": ""})
     assert [record.rejection_counts for record in records(tmp_path)] == [(0,), (1,)]
     (tmp_path / store.RECORDS).unlink()
-    with closing(Remembered(tmp_path)):
+    with closing(CompletionStore(tmp_path)):
         assert len(records(tmp_path)) == 2  # made anew from what was said
 
 
 def test_what_was_not_judged_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_COMPLETIONS", 3)
-    with closing(Remembered(tmp_path)) as remembered:
+    with closing(CompletionStore(tmp_path)) as completions:
         for number in range(5):
-            remembered.add(completion(number), TARGET, is_base=True)
-        remembered.judge("chatcmpl-0", WRONG)
-        remembered._sweep()
+            completions.add(completion(number), TARGET, is_base=True)
+        completions.judge("chatcmpl-0", WRONG)
+        completions._sweep()
         for number in (1,):
             with pytest.raises(UnknownCompletion):
-                remembered.judge(f"chatcmpl-{number}", WRONG)
+                completions.judge(f"chatcmpl-{number}", WRONG)
         now = time.time()
         monkeypatch.setattr(store.time, "time", lambda: now + store.KEEP_SECONDS + 1)
-        remembered._sweep()
+        completions._sweep()
         with pytest.raises(UnknownCompletion):
-            remembered.judge("chatcmpl-4", WRONG)
-        assert remembered.judge("chatcmpl-0", WRONG) == 1
+            completions.judge("chatcmpl-4", WRONG)
+        assert completions.judge("chatcmpl-0", WRONG) == 1
 
 
 def test_another_programs_file_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / store.DATABASE).write_bytes(b"theirs" * 300)
     with pytest.raises(UsageError, match="name another folder"):
-        Remembered(tmp_path)
+        CompletionStore(tmp_path)
     assert (tmp_path / store.DATABASE).read_bytes() == b"theirs" * 300
 
 
@@ -176,12 +176,12 @@ def test_another_programs_file_stays_as_it_is(tmp_path: Path) -> None:
 )
 def test_only_plain_conversations_are_remembered(body: dict[str, Any]) -> None:
     transcript = Transcript(body)
-    transcript.hear({"id": "x", "choices": [{"index": 0, "message": {"content": "Yes."}, "finish_reason": "stop"}]})
+    transcript.read({"id": "x", "choices": [{"index": 0, "message": {"content": "Yes."}, "finish_reason": "stop"}]})
     assert transcript.completion() is None
 
 
 def test_an_answer_of_several_choices_or_calls_of_tools_is_not_remembered() -> None:
     for choice in ({"index": 1, "message": {"content": "No."}}, {"index": 0, "message": {"tool_calls": []}}):
         transcript = Transcript({"messages": ASKED})
-        transcript.hear({"id": "x", "choices": [{"index": 0, "message": {"content": "Yes."}}, choice]})
+        transcript.read({"id": "x", "choices": [{"index": 0, "message": {"content": "Yes."}}, choice]})
         assert transcript.completion() is None

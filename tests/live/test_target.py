@@ -12,7 +12,7 @@ from buleyean_rl.inference.gguf_context import gguf_slots
 from buleyean_rl.inference.gguf_file import check_gguf
 from buleyean_rl.live import prepare as preparing
 from buleyean_rl.live.keys import find_key
-from buleyean_rl.live.target import Target, Wish, find_target
+from buleyean_rl.live.target import Target, TargetQuery, find_target
 from tiny import tiny_run
 
 Targets = dict[str, Target]
@@ -23,36 +23,36 @@ def test_a_run_is_its_base_and_its_adapter_made_once(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gguf = targets["tiny"].gguf
-    target = preparing.prepare(Wish(str(tiny_run(tmp_path / "my-run", Path(gguf))), tokenizer=True))
+    target = preparing.prepare(TargetQuery(str(tiny_run(tmp_path / "my-run", Path(gguf))), tokenizer=True))
     assert (target.name, target.base, target.gguf) == ("my-run", "tiny", gguf)
     assert target.adapter is not None
     assert check_gguf(target.adapter, model=False).metadata["general.type"] == "adapter"
     made = Path(target.adapter).stat().st_mtime_ns
     monkeypatch.setattr(preparing, "write_adapter", lambda *_: pytest.fail("made twice"))
-    assert preparing.prepare(Wish(str(tmp_path / "my-run"), tokenizer=True)) == target
+    assert preparing.prepare(TargetQuery(str(tmp_path / "my-run"), tokenizer=True)) == target
     assert Path(target.adapter).stat().st_mtime_ns >= made
-    folder = preparing.prepare(Wish(str(base)))
+    folder = preparing.prepare(TargetQuery(str(base)))
     assert (folder.name, folder.adapter, folder.tokenizer) == ("base", None, None)
     check_gguf(folder.gguf)
     with pytest.raises(UsageError, match="has its adapter already"):
-        preparing.prepare(Wish(str(tmp_path / "my-run"), lora="a.gguf"))
+        preparing.prepare(TargetQuery(str(tmp_path / "my-run"), lora="a.gguf"))
 
 
 def test_a_file_is_what_its_header_says(targets: Targets) -> None:
     gguf, adapter = targets["first"].gguf, targets["first"].adapter
     assert adapter is not None
-    assert asyncio.run(find_target(Wish(gguf))) == Target("tiny", "tiny", gguf)
-    assert asyncio.run(find_target(Wish(gguf, lora=adapter))) == Target("first", "tiny", gguf, adapter)
-    assert asyncio.run(find_target(Wish(adapter, base=gguf))) == Target("first", "tiny", gguf, adapter)
+    assert asyncio.run(find_target(TargetQuery(gguf))) == Target("tiny", "tiny", gguf)
+    assert asyncio.run(find_target(TargetQuery(gguf, lora=adapter))) == Target("first", "tiny", gguf, adapter)
+    assert asyncio.run(find_target(TargetQuery(adapter, base=gguf))) == Target("first", "tiny", gguf, adapter)
     with pytest.raises(UsageError, match="--lora"):
-        asyncio.run(find_target(Wish(adapter)))
+        asyncio.run(find_target(TargetQuery(adapter)))
     with pytest.raises(EngineError, match="no such file"):
-        asyncio.run(find_target(Wish("none.gguf")))
+        asyncio.run(find_target(TargetQuery("none.gguf")))
 
 
 def test_a_process_that_makes_files_says_what_is_wrong() -> None:
     with pytest.raises(EngineError, match="unknown model 'nonsense'"):
-        asyncio.run(find_target(Wish("nonsense")))
+        asyncio.run(find_target(TargetQuery("nonsense")))
 
 
 def test_slots_fit_into_memory(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:

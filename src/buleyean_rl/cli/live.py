@@ -116,10 +116,10 @@ def connect(
         from pathlib import Path
 
         from buleyean_rl.data.importers import Choices
-        from buleyean_rl.live.connect.sync import Wanted, sync
+        from buleyean_rl.live.connect.sync import ImportSettings, sync
 
-    wanted = Wanted(Choices(score=score, below=below), redact)
-    visit = sync(source, Path(output), wanted, Path(key_file) if key_file else None)
+    settings = ImportSettings(Choices(score=score, below=below), redact)
+    visit = sync(source, Path(output), settings, Path(key_file) if key_file else None)
     lines = visit.report.lines() if visit.report else [visit.remark or f"nothing is new at {source}"]
     records = None if visit.records is None else str(visit.records)
     print_report(lines, {"is_new": visit.is_new, "records": records} if as_json else None)

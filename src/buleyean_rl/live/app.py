@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from buleyean_rl.errors import BuleyeanError, RecordError, UsageError
+from buleyean_rl.live.completions import CompletionStore, UnknownCompletion
 from buleyean_rl.live.proxy import Relay, refusal, refuse
-from buleyean_rl.live.remembered import Remembered, UnknownCompletion
 from buleyean_rl.live.serving import Busy, Serving
-from buleyean_rl.live.target import Wish, find_target
+from buleyean_rl.live.target import TargetQuery, find_target
 from buleyean_rl.live.transcript import Transcript
 from buleyean_rl.system.wording import one_line
 from buleyean_rl.web.access import AccessControl
@@ -32,7 +32,7 @@ NOT_FORWARDED = ("lora", "id_slot", "verbose")  # fields that are not a client's
 
 
 def make_app(
-    serving: Serving, *, token: str | None, hosts: frozenset[str] | None, remembered: Remembered | None = None
+    serving: Serving, *, token: str | None, hosts: frozenset[str] | None, completions: CompletionStore | None = None
 ) -> Any:
     """The application, guarded.
 
@@ -40,7 +40,7 @@ def make_app(
         serving: who answers.
         token: must be shown; None for nobody but this machine.
         hosts: names under which the server may be asked for; None for any.
-        remembered: keeps completions for feedback; None for no feedback.
+        completions: keeps completions for feedback; None for no feedback.
     """
     app = Starlette(
         routes=[
@@ -59,7 +59,7 @@ def make_app(
         | dict.fromkeys((BuleyeanError, ClientDisconnect, OSError, sqlite3.Error), _say),
     )
     app.router.redirect_slashes = False
-    app.state.serving, app.state.remembered = serving, remembered
+    app.state.serving, app.state.completions = serving, completions
     return AccessControl(app, token=token, hosts=hosts, guards=_is_guarded, explain=refusal, on_shutdown=lambda: None)
 
 
@@ -91,8 +91,8 @@ async def _complete(request: Request) -> Response | Relay:
         return refuse(429, f"{MAX_REQUESTS} requests are waiting already: try again later", {"Retry-After": "5"})
     path = f"v1{request.url.path.removeprefix('/v1')}"
     forwarded = {name: value for name, value in body.items() if name not in NOT_FORWARDED} | dict(choice.fields)
-    remembered: Remembered | None = request.app.state.remembered
-    if remembered is None or not path.endswith("chat/completions") or any(map(body.get, WITH_TOOLS)):
+    completions: CompletionStore | None = request.app.state.completions
+    if completions is None or not path.endswith("chat/completions") or any(map(body.get, WITH_TOOLS)):
         return Relay(choice, path, forwarded)
     transcript = Transcript(body)
 
@@ -100,16 +100,16 @@ async def _complete(request: Request) -> Response | Relay:
         if (completion := transcript.completion()) is not None:
             target, is_base = choice.engine.target, choice.model == serving.base_name
             try:
-                await run_in_threadpool(remembered.add, completion, target, is_base=is_base)
+                await run_in_threadpool(completions.add, completion, target, is_base=is_base)
             except (OSError, sqlite3.Error) as error:  # the client has its reply
                 print(f"{completion.id} is not remembered: {error}", file=sys.stderr)
 
-    return Relay(choice, path, forwarded | transcript.fields, transcript.hear, remember)
+    return Relay(choice, path, forwarded | transcript.fields, transcript.read, remember)
 
 
 async def _feedback(request: Request) -> Response:
-    remembered, body = request.app.state.remembered, await _read(request)
-    if remembered is None:
+    completions, body = request.app.state.completions, await _read(request)
+    if completions is None:
         return refuse(404, "completions are not remembered: start the server with --remember FOLDER")
     identity, reason = body.get("completion_id"), body.get("reason", "")
     spans = body.get("spans", [])
@@ -119,7 +119,7 @@ async def _feedback(request: Request) -> Response:
     if not isinstance(reason, str) or len(reason) > MAX_REASON:
         return refuse(400, f"reason must be a text of at most {MAX_REASON:,} characters")
     verdict = {"rejected": rejected, "spans": spans, "reason": one_line(reason)}
-    return JSONResponse({"judged": await run_in_threadpool(remembered.judge, identity, verdict)})
+    return JSONResponse({"judged": await run_in_threadpool(completions.judge, identity, verdict)})
 
 
 async def _state(request: Request) -> Response:
@@ -133,8 +133,8 @@ async def _swap(request: Request) -> Response:
             await serving.roll_back()
             measured = None
         case {"run": str(name)} if name:
-            wish = Wish(name, base=serving.base.gguf, tokenizer=serving.target.tokenizer is not None)
-            measured = await serving.swap(await find_target(wish))
+            query = TargetQuery(name, base=serving.base.gguf, tokenizer=serving.target.tokenizer is not None)
+            measured = await serving.swap(await find_target(query))
         case _:
             return refuse(400, 'say what to swap in: {"run": PATH}, or {"rollback": true}')
     return JSONResponse(_describe(serving) | {"gate": measured})

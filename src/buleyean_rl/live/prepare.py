@@ -1,6 +1,6 @@
 """The process that makes the files of a target: it loads what the front must not wait for.
 
-stdin: a wish, as JSON; stdout: its target, or {"error"}.
+stdin: a query, as JSON; stdout: its target, or {"error"}.
 
     run     its base as GGUF, its adapter as GGUF, proven against the trained model
     model   the model as GGUF
@@ -21,7 +21,7 @@ from buleyean_rl.data.encode import tokenizer_hash
 from buleyean_rl.errors import BuleyeanError, ModelError, UsageError
 from buleyean_rl.gguf import write_adapter
 from buleyean_rl.gguf.export import export
-from buleyean_rl.live.target import Target, Wish, file_target
+from buleyean_rl.live.target import Target, TargetQuery, file_target
 from buleyean_rl.models.run_files import is_run
 from buleyean_rl.models.run_folder import find_model
 from buleyean_rl.models.source import Source, resolve
@@ -36,14 +36,14 @@ QUANT = "q8_0"  # of a base that is no GGUF
 FORMAT = 1  # of the files: another when they are made otherwise
 
 
-def prepare(wish: Wish) -> Target:
-    """The target of a wish.
+def prepare(query: TargetQuery) -> Target:
+    """The target of a query.
 
     Raises:
         BuleyeanError: there is no such model, or it cannot be written as GGUF.
     """
-    target = _find(wish)
-    if not wish.tokenizer:
+    target = _find(query)
+    if not query.tokenizer:
         return target
     try:
         return replace(target, tokenizer=tokenizer_hash(load_tokenizer(target.gguf)))
@@ -51,14 +51,14 @@ def prepare(wish: Wish) -> Target:
         return target
 
 
-def _find(wish: Wish) -> Target:
-    name = os.path.expanduser(wish.name)
+def _find(query: TargetQuery) -> Target:
+    name = os.path.expanduser(query.name)
     if Path(name).suffix == ".gguf" or os.path.isfile(name):
-        return file_target(replace(wish, name=name))
+        return file_target(replace(query, name=name))
     if not is_run(name):
-        whole = file_target(Wish(_base_file(resolve(name)), wish.lora))
-        return replace(whole, base=Path(name).name, name=whole.name if wish.lora else Path(name).name)
-    if wish.lora is not None:
+        whole = file_target(TargetQuery(_base_file(resolve(name)), query.lora))
+        return replace(whole, base=Path(name).name, name=whole.name if query.lora else Path(name).name)
+    if query.lora is not None:
         raise UsageError(f"--lora goes with a GGUF file, and {name} is a run, which has its adapter already")
     run = find_model(name)
     assert run.base is not None
@@ -85,10 +85,10 @@ def _cached(source: Source, kind: str, make: Callable[[Path], object]) -> str:
 
 
 def main() -> None:
-    """Answer the one wish on stdin."""
+    """Answer the one query on stdin."""
     out = take_stdout()
     try:
-        reply = asdict(prepare(Wish(**json.load(sys.stdin))))
+        reply = asdict(prepare(TargetQuery(**json.load(sys.stdin))))
     except BuleyeanError as error:
         reply = {"error": str(error), "usage": isinstance(error, UsageError)}
     except OSError as error:

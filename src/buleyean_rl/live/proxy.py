@@ -23,7 +23,7 @@ from buleyean_rl.live.serving import Choice
 RUN_HEADER = "X-Buleyean-Run"
 STREAM_TYPE = "text/event-stream"
 Event = dict[str, Any]
-Hear = Callable[[Event], Event]
+OnEvent = Callable[[Event], Event]
 AtEnd = Callable[[], Awaitable[None]]
 
 
@@ -49,14 +49,14 @@ class Relay:
         choice: who answers.
         path: within the engine.
         body: of the request to the engine.
-        hear: sees each part of the reply as the engine sent it, and returns what the client gets.
+        on_event: sees each part of the reply as the engine sent it, and returns what the client gets.
         at_end: called once the reply has ended, or the client has hung up.
     """
 
     def __init__(
-        self, choice: Choice, path: str, body: Event, hear: Hear = _pass_on, at_end: AtEnd | None = None
+        self, choice: Choice, path: str, body: Event, on_event: OnEvent = _pass_on, at_end: AtEnd | None = None
     ) -> None:
-        self._choice, self._path, self._body, self._hear, self._at_end = choice, path, body, hear, at_end
+        self._choice, self._path, self._body, self._on_event, self._at_end = choice, path, body, on_event, at_end
         self._headers = {RUN_HEADER: quote(choice.run, safe=" +()[]:,")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +115,7 @@ class Relay:
         return _encode(self._shown(json.loads(value)))
 
     def _shown(self, event: Event) -> Event:
-        event = self._hear(event)
+        event = self._on_event(event)
         return event | {"model": self._choice.model} if "model" in event else event
 
 

@@ -17,12 +17,12 @@ from rich.markup import escape
 from buleyean_rl.inference.gguf_context import gguf_slots
 from buleyean_rl.inference.gguf_file import check_gguf
 from buleyean_rl.live.app import make_app
+from buleyean_rl.live.completions import DATABASE, CompletionStore
 from buleyean_rl.live.engine import ServedEngine, Size
 from buleyean_rl.live.gate import check
 from buleyean_rl.live.keys import SERVE_VARIABLE, find_key
-from buleyean_rl.live.remembered import DATABASE, Remembered
 from buleyean_rl.live.serving import Serving
-from buleyean_rl.live.target import Target, Wish, find_target
+from buleyean_rl.live.target import Target, TargetQuery, find_target
 from buleyean_rl.system.outputs import claim_folder
 from buleyean_rl.system.wording import counted
 from buleyean_rl.web.access import LOOPBACK, choose_token
@@ -74,15 +74,15 @@ def serve(name: str, lora: str | None, settings: Settings, console: Console) -> 
     token = choose_token(settings.host, SERVE_VARIABLE, key)
     with ExitStack() as opened:
         listener = opened.enter_context(closing(listen(settings.host, settings.port)))
-        remembered = None if settings.remember is None else _open_folder(settings.remember, opened)
-        asyncio.run(_serve(name, lora, settings, console, token, listener, remembered))
+        completions = None if settings.remember is None else _open_folder(settings.remember, opened)
+        asyncio.run(_serve(name, lora, settings, console, token, listener, completions))
 
 
-def _open_folder(folder: Path, opened: ExitStack) -> Remembered:
+def _open_folder(folder: Path, opened: ExitStack) -> CompletionStore:
     """The folder of completions, this process's alone until `opened` closes."""
     opened.enter_context(claim_folder(folder, lambda path: (path / DATABASE).exists(), "store of completions"))
     folder.chmod(0o700)
-    return opened.enter_context(closing(Remembered(folder)))
+    return opened.enter_context(closing(CompletionStore(folder)))
 
 
 class _Front(Server):
@@ -100,9 +100,9 @@ async def _serve(
     console: Console,
     token: str | None,
     listener: socket.socket,
-    remembered: Remembered | None,
+    completions: CompletionStore | None,
 ) -> None:
-    target = await find_target(Wish(os.path.expanduser(name), lora, tokenizer=remembered is not None))
+    target = await find_target(TargetQuery(os.path.expanduser(name), lora, tokenizer=completions is not None))
     size = await asyncio.to_thread(find_size, target, settings)
 
     async def start(wanted: Target) -> ServedEngine:
@@ -110,7 +110,7 @@ async def _serve(
 
     serving = Serving(settings.name or target.base, await start(target), start, check)
     loop, signals = asyncio.get_running_loop(), list[int]()
-    app = make_app(serving, token=token, hosts=LOOPBACK if token is None else None, remembered=remembered)
+    app = make_app(serving, token=token, hosts=LOOPBACK if token is None else None, completions=completions)
 
     def let_go() -> None:
         loop.call_soon_threadsafe(loop.call_later, GRACE_SECONDS, serving.kill)

@@ -192,18 +192,18 @@ class Serving:
             try:
                 if restarts > MAX_RESTARTS:
                     raise UsageError(f"{engine.target.name}: its engine ended {restarts} times in a row: see above")
-                again = await self._start(engine.target)
+                restarted = await self._start(engine.target)
             except BuleyeanError as error:
                 if not self.failed.done():
                     self.failed.set_result(error)
                 return
             if engine not in (self._base, self._trained):  # a swap was faster
-                await again.stop()
+                await restarted.stop()
                 return
-            self._base = again if self._base is engine else self._base
-            self._trained = again if self._trained is engine else self._trained
+            self._base = restarted if self._base is engine else self._base
+            self._trained = restarted if self._trained is engine else self._trained
             _keep(self._draining, _drain(engine))
-            engine = again
+            engine = restarted
 
 
 async def _drain(engine: ServedEngine) -> None:

@@ -36,7 +36,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Wish:
+class TargetQuery:
     """What a user names.
 
     Args:
@@ -52,57 +52,57 @@ class Wish:
     tokenizer: bool = False
 
 
-async def find_target(wish: Wish) -> Target:
+async def find_target(query: TargetQuery) -> Target:
     """The files of what a user names; those that are not there yet are made, in a process of their own.
 
     Raises:
         UsageError: an adapter without its model, or for one that has its adapter already.
         EngineError: there is no such model, or its files cannot be made.
     """
-    is_file = Path(wish.name).suffix == ".gguf" or os.path.isfile(wish.name)  # False for what can be no path
-    if is_file and not wish.tokenizer:
-        return await asyncio.to_thread(file_target, wish)
-    return await _prepare(wish)
+    is_file = Path(query.name).suffix == ".gguf" or os.path.isfile(query.name)  # False for what can be no path
+    if is_file and not query.tokenizer:
+        return await asyncio.to_thread(file_target, query)
+    return await _prepare(query)
 
 
-def file_target(wish: Wish) -> Target:
+def file_target(query: TargetQuery) -> Target:
     """A GGUF file as a target.
 
     Raises:
         UsageError: it is an adapter, and there is no model that it goes with; or it goes with two.
         EngineError: it is damaged, or no GGUF.
     """
-    path = Path(wish.name).absolute()
+    path = Path(query.name).absolute()
     header = check_gguf(path, model=False)
     if header.metadata.get("general.type") != ADAPTER_TYPE:
         check_gguf(path)
-        lora = None if wish.lora is None else Path(wish.lora).absolute()
+        lora = None if query.lora is None else Path(query.lora).absolute()
         if lora is not None:
             check_gguf(lora, model=False)
         return Target(
             path.stem if lora is None else lora.stem, path.stem, str(path), None if lora is None else str(lora)
         )
-    if wish.base is None:
+    if query.base is None:
         raise UsageError(f"{path} is an adapter: name the model, and this with --lora")
-    if wish.lora is not None:
+    if query.lora is not None:
         raise UsageError(f"{path} is an adapter, and --lora names another: leave one out")
-    return Target(path.stem, Path(wish.base).stem, wish.base, str(path))
+    return Target(path.stem, Path(query.base).stem, query.base, str(path))
 
 
-async def _prepare(wish: Wish) -> Target:
+async def _prepare(query: TargetQuery) -> Target:
     process = await asyncio.create_subprocess_exec(
         *module_command("buleyean_rl.live.prepare"),
         stdin=PIPE, stdout=PIPE, start_new_session=True, env=module_environment(),
     )  # fmt: skip
     try:
-        said, _ = await process.communicate(json.dumps(asdict(wish)).encode())
+        output, _ = await process.communicate(json.dumps(asdict(query)).encode())
     except BaseException:
         process.kill()
         raise
     try:
-        reply = json.loads(said)
+        reply = json.loads(output)
     except ValueError:
-        raise EngineError(f"{wish.name}: its files could not be made: the process ended: see above") from None
+        raise EngineError(f"{query.name}: its files could not be made: the process ended: see above") from None
     if "error" in reply:
         raise (UsageError if reply["usage"] else EngineError)(reply["error"])
     return Target(**reply)

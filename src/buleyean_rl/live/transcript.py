@@ -55,7 +55,7 @@ class Transcript:
             return {"verbose": True, "return_tokens": True}
         return {} if self.body.get("logprobs") else {"logprobs": True, "top_logprobs": 1}
 
-    def hear(self, event: Event) -> Event:
+    def read(self, event: Event) -> Event:
         """Take in a part of the reply; returns it as the client asked for it."""
         self._id = event.get("id", self._id)
         verbose = event.pop("__verbose", None)

@@ -38,7 +38,7 @@ SERVICES: dict[str, tuple[Callable[[str, str], Source], str]] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImportSettings:
     """How rows are read. See `data.importers.import_records`.
 
     Args:
@@ -92,13 +92,13 @@ def open_source(name: str, key_file: Path | None = None) -> Source:
     return service(url, find_key(variable, key_file))
 
 
-def sync(name: str, folder: Path, wanted: Wanted, key_file: Path | None = None) -> Visit:
+def sync(name: str, folder: Path, settings: ImportSettings, key_file: Path | None = None) -> Visit:
     """Visit a source, and bring a folder up to date.
 
     Args:
         name: see `open_source`.
         folder: the source's own; made if it is not there.
-        wanted: how rows are read.
+        settings: how rows are read.
         key_file: see `open_source`.
 
     Raises:
@@ -118,11 +118,11 @@ def sync(name: str, folder: Path, wanted: Wanted, key_file: Path | None = None) 
         source = open_source(name, key_file)
         fetched = asyncio.run(_fetch(source, folder / ROWS, state["cursor"]))
         records = folder / RECORDS
-        reading = asdict(wanted)
+        reading = asdict(settings)
         is_read_so = state.get("reading", reading) == reading  # otherwise the same rows are other records
         if fetched.cursor is None and (is_read_so or not fetched.path.exists()):
             return Visit(False, records if records.exists() else None)
-        visit = _import(source.format, fetched.path, records, name, wanted)
+        visit = _import(source.format, fetched.path, records, name, settings)
         write_json(folder / CURSOR, state | {"cursor": fetched.cursor or state["cursor"], "reading": reading})
         return visit
 
@@ -150,7 +150,7 @@ async def _fetch(source: Source, rows: Path, cursor: dict[str, Any]) -> Fetched:
         await source.close()
 
 
-def _import(format: str, rows: Path, records: Path, name: str, wanted: Wanted) -> Visit:
+def _import(format: str, rows: Path, records: Path, name: str, settings: ImportSettings) -> Visit:
     if rows.is_file() and not rows.stat().st_size:
         return Visit(True, None, remark=f"{name} has no rated answer yet")
     try:
@@ -159,9 +159,9 @@ def _import(format: str, rows: Path, records: Path, name: str, wanted: Wanted) -
             records,
             format=format,
             skip_bad=True,
-            choices=wanted.choices,
-            redact=wanted.redact,
-            keep_accepted=wanted.keep_accepted,
+            choices=settings.choices,
+            redact=settings.redact,
+            keep_accepted=settings.keep_accepted,
         )
     except NothingRejected as error:
         if error.skipped and records.exists():  # another schema: what was read before stays

@@ -41,7 +41,7 @@ class UnknownCompletion(UsageError):
     """No completion of that name is remembered."""
 
 
-class Remembered:
+class CompletionStore:
     """The folder of completions; for any number of threads.
 
     Args:
